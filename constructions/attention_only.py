@@ -1,0 +1,50 @@
+"""One hop without an MLP: a head a relation (Theorem 4.1, second half).
+
+H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Head r scores the subject β(⟨ρ_r, ρ_query⟩ −
+(⌈log₂R⌉ − 1)), which is positive for the queried relation alone, and the relation token 0, whose
+value is zero: a head not asked for rests there. The value is block r, written into block 0, which
+a relation token has empty. Margin 2.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank
+from geomem.facts import Facts
+from geomem.layout import RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def attention_only(facts: Facts) -> Construction:
+  R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
+  layout = Layout.of(
+    Slot('blocks', ((RELATION, R),), code),
+    Slot('relation', (), rho, RELATION),
+    Slot('is_subject'),
+    Slot('is_relation'),
+  )
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=facts.attributes,
+    length=2,
+    dim=layout.dim,
+    blocks=(BlockConfig(heads=R, head_dim=code.width),),
+  )
+  params = blank(config)
+  encode = parts.encoder(layout, 'blocks', code, one='is_subject')
+  readout = Readout(layout['blocks', 0], code)
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['relation']] = rho.words()
+  params['embed']['relations'][:, layout['is_relation']] = 1
+  attention, beta = params['blocks_0']['attention'], parts.SHARPNESS
+  attention['query'][:, layout['relation'], 0] = beta * rho.words()
+  attention['query'][:, layout['is_relation'], 0] = -beta * (rho.width - 1)
+  attention['key'][:, layout['is_subject'], 0] = 1
+  for r in range(R):
+    parts.move(attention, r, parts.copy(layout['blocks', r], layout['blocks', 0]))
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'attention_only', config, params, layout, facts, margin=2, readout=readout, encode=encode
+  )

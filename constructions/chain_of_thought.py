@@ -1,0 +1,132 @@
+"""k hops by thinking step by step: one layer for any k (Theorem 4.4).
+
+After the prompt s r₁ … r_k the model emits s₁ … s_k. At position k+i one head brings the current
+subject (position 0 at first, afterwards the token itself), the other r_{i+1}, which closes every
+block but its own; the MLP is the selector of one hop, F = R·m. Margin 4 at each step.
+
+`chain_of_thought`: d = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1. A position knows its own code and those of
+the two positions to look at.
+
+`chain_of_thought_compact`, ours: d = R·m + ⌈log₂R⌉ + 2·max(1, ⌈log₂k⌉) + 2. After the first step
+the current subject is in place already, so there is no second set of blocks to copy it into: the
+head then rests on the relations, whose blocks are empty. Closing a block takes only the sign code
+of the relation, (⟨ρ_r, ρ_query⟩ − ⌈log₂R⌉)/2, which is 0 for the queried relation and at most −1
+for all others.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank, check_closed
+from geomem.facts import Facts
+from geomem.layout import POSITION, RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def chain_of_thought(facts: Facts, hops: int) -> Construction:
+  check_closed(facts, hops)
+  R, code, length = facts.relations, codes.Sign(facts.attributes), 2 * hops + 1
+  m, pi = code.width, codes.Sign(2 * hops + 1)
+  layout = Layout.of(
+    Slot('subject', ((RELATION, R),), code),
+    Slot('blocks', ((RELATION, R),), code),
+    Slot('relation', (), codes.OneHot(R), RELATION),
+    Slot('position', (), pi, POSITION),
+    Slot('subject_at', (), pi, POSITION),
+    Slot('relation_at', (), pi, POSITION),
+    Slot('one'),
+  )
+  params, config = _embedded(facts, layout, length, pi.width)
+  encode = parts.encoder(layout, 'subject', code)
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  positions, step = params['embed']['positions'], np.arange(hops)
+  positions[:, layout['position']] = pi.words()
+  positions[:, layout['one']] = 1
+  positions[hops + step, layout['subject_at']] = pi.words()[np.where(step > 0, hops + step, 0)]
+  positions[hops + step, layout['relation_at']] = pi.words()[step + 1]
+  attention, blocks = params['blocks_0']['attention'], layout['blocks']
+  for head, target in enumerate(('subject_at', 'relation_at')):
+    attention['query'][head, layout[target]] = parts.SHARPNESS * np.eye(pi.width)
+    attention['key'][head, layout['position']] = np.eye(pi.width)
+  parts.move(attention, 0, parts.copy(layout['subject'], blocks))
+  own_back = np.repeat(np.eye(R), m, axis=1)  # −1 on all blocks, +1 again on the relation's own
+  parts.move(
+    attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back)
+  )
+  return _select('chain_of_thought', params, config, layout, facts, hops, signal=4)
+
+
+def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
+  check_closed(facts, hops)
+  R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
+  at = codes.Sign(max(2, hops))  # relations are told apart by where they stand among the hops
+  layout = Layout.of(
+    Slot('blocks', ((RELATION, R),), code),
+    Slot('relation', (), rho, RELATION),
+    Slot('is_relation'),
+    Slot('hop', (), at, 'hop'),
+    Slot('hop_wanted', (), at, 'hop'),
+    Slot('thinking'),  # −1 where the prompt ends, +1 afterwards
+  )
+  params, config = _embedded(facts, layout, 2 * hops + 1, at.width)
+  encode = parts.encoder(layout, 'blocks', code)
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['relation']] = rho.words()
+  params['embed']['relations'][:, layout['is_relation']] = 1
+  positions, step = params['embed']['positions'], np.arange(hops)
+  positions[1 + step, layout['hop']] = at.words()[step]
+  positions[hops + step, layout['hop_wanted']] = at.words()[step]
+  positions[hops + step, layout['thinking']] = np.where(step > 0, 1, -1)[:, None]
+  attention, blocks = params['blocks_0']['attention'], layout['blocks']
+  attention['query'][0, layout['thinking'], 0] = parts.SHARPNESS
+  attention['key'][0, layout['is_relation'], 0] = 1
+  parts.move(attention, 0, parts.copy(blocks, blocks))
+  attention['query'][1, layout['hop_wanted']] = parts.SHARPNESS * np.eye(at.width)
+  attention['key'][1, layout['hop']] = np.eye(at.width)
+  closing = np.repeat(rho.words().T / 2, code.width, axis=1)
+  parts.move(
+    attention, 1, (layout['relation'], blocks, closing), (layout['is_relation'], blocks, -rho.width / 2)
+  )
+  signal = rho.width + 3  # block 0 held ±1, less at most ⌈log₂R⌉
+  return _select('chain_of_thought_compact', params, config, layout, facts, hops, signal)
+
+
+def _embedded(facts: Facts, layout: Layout, length: int, key_dim: int) -> tuple[dict, Config]:
+  """Blank parameters: one block, a head for the subject, a head for the relation, the selector."""
+  width = layout['blocks'].stop - layout['blocks'].start
+  head_dim = max(width, layout['relation'].stop - layout['relation'].start + 1)
+  config = Config(
+    subjects=facts.subjects,
+    relations=facts.relations,
+    answers=facts.attributes,
+    length=length,
+    dim=layout.dim,
+    blocks=(BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim, hidden=(width,)),),
+  )
+  return blank(config), config
+
+
+def _select(name, params, config, layout, facts, hops, signal) -> Construction:
+  """The selector: bits of the one open block, written over block 0 as ±signal."""
+  R, code = facts.relations, codes.Sign(facts.attributes)
+  hidden = Layout.of(Slot('selected', ((RELATION, R),), codes.Bits(facts.attributes)))
+  mlp, answer = params['blocks_0']['mlp'], layout['blocks', 0]
+  mlp['in'][layout['blocks']] = np.eye(hidden.dim)
+  mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(R, code.width)
+  mlp['out_bias'][answer] = -signal
+  readout = Readout(answer, code)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    name,
+    config,
+    params,
+    layout,
+    facts,
+    hops,
+    hidden=((hidden,),),
+    margin=4,
+    readout=readout,
+    chain_of_thought=True,
+  )

@@ -1,0 +1,107 @@
+"""k hops, facts in the MLP, j hops a layer: subject detectors, then AND-units (ours).
+
+depth ⌈k/j⌉, d = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR). First hidden layer:
+detectors ReLU(⟨c_s, state⟩ − (m−1)), one a subject, beside a copy of the j fetched one-hots.
+Second: AND-units ReLU(Σ_s b_i(answer of s on path w)·detector_s + Σ_h fetched_h(w_h) − j), one for
+bit i of every path w, beside the old bits and the one-hots, to be taken away again. Margin 2.
+
+j = 1 is width N + R where a unit a fact takes N·R; j = k is depth 1 with all answers in the MLP. A
+last layer with fewer hops left is built for just those.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem import facts as fact
+from geomem.construction import Construction, Readout, blank, check_closed
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
+  check_closed(facts, hops)
+  if not 1 <= hops_per_layer <= hops:
+    raise InputError(f'hops_per_layer is {hops_per_layer}; it must be 1 … {hops}, the hops')
+  N, R, length = facts.subjects, facts.relations, hops + 1
+  c, one_hot = codes.Sign(N), codes.OneHot(R)
+  layout = Layout.of(
+    Slot('subject', (), c, SUBJECT),
+    Slot('state', (), c, SUBJECT),
+    Slot('relation', (), one_hot, RELATION),
+    Slot('fetched', (('hop', hops_per_layer),), one_hot, RELATION),
+    Slot('position', (), codes.Sign(length), POSITION),
+    Slot('one'),
+  )
+  starts = range(0, hops, hops_per_layer)
+  spans = [min(hops_per_layer, hops - start) for start in starts]
+  hidden = tuple(_hidden(N, R, span) for span in spans)
+  blocks = tuple(
+    BlockConfig(
+      heads=span + (start == 0),
+      key_dim=codes.log2_ceil(length),
+      head_dim=max(c.width, R) if start == 0 else R,
+      hidden=tuple(units.dim for units in layers),
+    )
+    for start, span, layers in zip(starts, spans, hidden, strict=True)
+  )
+  config = Config(
+    subjects=N, relations=R, answers=N, length=length, dim=layout.dim, blocks=blocks
+  )
+  params = blank(config)
+  params['embed']['subjects'][:, layout['subject']] = c.words()
+  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  params['embed']['positions'][:, layout['position']] = codes.Sign(length).words()
+  params['embed']['positions'][:, layout['one']] = 1
+  for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
+    block = params[f'blocks_{i}']
+    for h in range(span):
+      parts.look_at(block['attention'], h, layout, start + h + 1, length)
+      parts.move(
+        block['attention'], h, parts.copy(layout['relation'], layout['fetched', h])
+      )
+    if start == 0:
+      parts.look_at(block['attention'], span, layout, 0, length)
+      parts.move(block['attention'], span, parts.copy(layout['subject'], layout['state']))
+    _fill_mlp(block['mlp'], facts, layout, hidden[i], span)
+  readout = Readout(layout['state'], c)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'factored', config, params, layout, facts, hops, hidden=hidden, margin=2, readout=readout
+  )
+
+
+def _hidden(N: int, R: int, span: int) -> tuple[Layout, Layout]:
+  """The units of both hidden layers when `span` hops are taken at once."""
+  bits, relations = codes.Bits(N), Slot('relations', (('hop', span),), codes.OneHot(R), RELATION)
+  return (
+    Layout.of(Slot('detector', (), codes.OneHot(N), SUBJECT), relations),
+    Layout.of(Slot('path', ((BRANCH, R**span),), bits), Slot('old', (), bits, SUBJECT), relations),
+  )
+
+
+def _fill_mlp(mlp: dict, facts: Facts, layout: Layout, hidden, span: int):
+  first, second = hidden
+  R, c = facts.relations, codes.Sign(facts.subjects)
+  m, bits = c.width, codes.Bits(facts.subjects).words()
+  fetched = slice(layout['fetched'].start, layout['fetched'].start + span * R)
+  mlp['in'][layout['state'], first['detector']] = c.words().T
+  mlp['in_bias'][first['detector']] = -(m - 1)
+  mlp['in'][fetched, first['relations']] = np.eye(span * R)
+  # Row s, path w: the bits of the answer. With its j flags an AND-unit reaches j + 1, else at most j.
+  answers_NxW = fact.tree(facts.answers_RxN, span).T
+  mlp['middle'][first['detector'], second['path']] = bits[answers_NxW].reshape(len(bits), -1)
+  paths = fact.every_path(R, span)
+  for h in range(span):
+    flags_RxW = (paths[:, h] == np.arange(R)[:, None]).astype(np.float32)
+    relation = slice(first['relations', h].start, first['relations', h].stop)
+    mlp['middle'][relation, second['path']] = np.repeat(flags_RxW, m, axis=1)
+  mlp['middle_bias'][second['path']] = -span
+  mlp['middle'][first['detector'], second['old']] = bits
+  mlp['middle'][first['relations'], second['relations']] = np.eye(span * R)
+  # state ← state + 2·(new bits) − 2·(old bits), which are signs again; the fetched flags go.
+  mlp['out'][second['path'], layout['state']] = 2 * parts.sum_of_blocks(R**span, m)
+  mlp['out'][second['old'], layout['state']] = -2 * np.eye(m)
+  mlp['out'][second['relations'], fetched] = -np.eye(span * R)

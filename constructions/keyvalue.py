@@ -1,0 +1,85 @@
+"""k hops, facts in the MLP: one hidden unit a fact, one layer a hop (Theorem 4.3, first half).
+
+depth k, F = N·R a layer, d = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1. Layer l fetches r_l. Hidden unit
+(s, r) = ReLU(⟨c_s, state⟩ + ⟨ρ_r, fetched⟩ − (m + ⌈log₂R⌉) + 1) is 1 on a match and 0 otherwise;
+it replaces the state c_s by c_{g_r(s)} and clears the fetched relation. Margin 2.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank, check_closed
+from geomem.facts import Facts
+from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def keyvalue(facts: Facts, hops: int) -> Construction:
+  check_closed(facts, hops)
+  N, R, length = facts.subjects, facts.relations, hops + 1
+  c, rho = codes.Sign(N), codes.Sign(R)
+  layout = Layout.of(
+    Slot('subject', (), c, SUBJECT),
+    Slot('state', (), c, SUBJECT),
+    Slot('relation', (), rho, RELATION),
+    Slot('fetched', (), rho, RELATION),
+    Slot('position', (), codes.Sign(length), POSITION),
+    Slot('one'),
+  )
+  hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
+  fetch_relation = parts.copy(layout['relation'], layout['fetched'])
+  fetch_subject = parts.copy(layout['subject'], layout['state'])
+  shape = dict(key_dim=codes.log2_ceil(length), hidden=(hidden.dim,))
+  first = BlockConfig(heads=2, head_dim=max(c.width, rho.width), **shape)
+  later = BlockConfig(heads=1, head_dim=max(1, rho.width), **shape)
+  config = Config(
+    subjects=N,
+    relations=R,
+    answers=N,
+    length=length,
+    dim=layout.dim,
+    blocks=(first,) + (later,) * (hops - 1),
+  )
+  params = blank(config)
+  params['embed']['subjects'][:, layout['subject']] = c.words()
+  params['embed']['relations'][:, layout['relation']] = rho.words()
+  params['embed']['positions'][:, layout['position']] = codes.Sign(length).words()
+  params['embed']['positions'][:, layout['one']] = 1
+  memory = _memory(facts, layout, c, rho)
+  for hop in range(hops):
+    block = params[f'blocks_{hop}']
+    parts.look_at(block['attention'], 0, layout, hop + 1, length)
+    parts.move(block['attention'], 0, fetch_relation)
+    if hop == 0:
+      parts.look_at(block['attention'], 1, layout, 0, length)
+      parts.move(block['attention'], 1, fetch_subject)
+    block['mlp'].update(memory)
+  readout = Readout(layout['state'], c)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'keyvalue',
+    config,
+    params,
+    layout,
+    facts,
+    hops,
+    hidden=((hidden,),) * hops,
+    margin=2,
+    readout=readout,
+  )
+
+
+def _memory(facts: Facts, layout: Layout, c: codes.Sign, rho: codes.Sign) -> dict:
+  """Keys (c_s, ρ_r), values (c_{g_r(s)} − c_s, −ρ_r), one unit a fact; the same in every layer."""
+  N, R = facts.subjects, facts.relations
+  c_words, rho_words = c.words(), rho.words()
+  subject_F, relation_F = np.divmod(np.arange(N * R), R)
+  keys = np.zeros((layout.dim, N * R), np.float32)
+  keys[layout['state']] = c_words[subject_F].T
+  keys[layout['fetched']] = rho_words[relation_F].T
+  values = np.zeros((N * R, layout.dim), np.float32)
+  values[:, layout['state']] = c_words[facts.answers_RxN[relation_F, subject_F]] - c_words[subject_F]
+  values[:, layout['fetched']] = -rho_words[relation_F]
+  threshold = np.full(N * R, 1 - (c.width + rho.width), np.float32)
+  return {'in': keys, 'in_bias': threshold, 'out': values, 'out_bias': np.zeros(layout.dim, np.float32)}

@@ -1,0 +1,60 @@
+"""The paper's selector, literally (Theorem 4.1): relations in coordinates of their own, a 3-layer MLP.
+
+d = R·m + R, F = (R·m, m). The embedding of s stacks the codes of its R answers, that of r is a
+one-hot beside them. The first hidden layer is an AND of every bit with its relation's flag,
+ReLU(c + 2·1_r − 2); the second adds the blocks up; the last layer turns bits into signs over
+block 0. Margin 6. The additive selector needs neither the flags nor the middle layer.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank
+from geomem.facts import Facts
+from geomem.layout import RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def literal(facts: Facts) -> Construction:
+  R, code, bits = facts.relations, codes.Sign(facts.attributes), codes.Bits(facts.attributes)
+  m = code.width
+  layout = Layout.of(
+    Slot('blocks', ((RELATION, R),), code), Slot('relation', (), codes.OneHot(R), RELATION)
+  )
+  gated = Layout.of(Slot('gated', ((RELATION, R),), bits))
+  selected = Layout.of(Slot('selected', (), bits))
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=facts.attributes,
+    length=2,
+    dim=layout.dim,
+    blocks=(BlockConfig(head_dim=R * m, hidden=(gated.dim, selected.dim)),),
+  )
+  params = blank(config)
+  encode = parts.encoder(layout, 'blocks', code)
+  readout = Readout(layout['blocks', 0], code)
+  attention, mlp = params['blocks_0']['attention'], params['blocks_0']['mlp']
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
+  parts.move(attention, 0, parts.copy(layout['blocks'], layout['blocks'], times=2))
+  mlp['in'][layout['blocks']] = np.eye(R * m)
+  mlp['in'][layout['relation']] = 2 * np.repeat(np.eye(R), m, axis=1)
+  mlp['in_bias'][:] = -2
+  mlp['middle'][:] = parts.sum_of_blocks(R, m)
+  mlp['out'][:, layout['blocks', 0]] = 8 * np.eye(m)
+  mlp['out_bias'][layout['blocks', 0]] = -4
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'selector_literal',
+    config,
+    params,
+    layout,
+    facts,
+    hidden=((gated, selected),),
+    margin=6,
+    readout=readout,
+    encode=encode,
+  )

@@ -1,0 +1,69 @@
+"""Fragments that several constructions are made of."""
+
+import numpy as np
+
+from geomem import codes
+from geomem.errors import InputError
+from geomem.layout import Layout
+
+SHARPNESS = 128  # β: a score gap of β makes every other softmax weight exactly 0 in float32
+
+
+def all_but_own(count: int, width: int) -> np.ndarray:
+  """Row r is 1 on every block of `width` but the r-th."""
+  return 1 - np.repeat(np.eye(count, dtype=np.float32), width, axis=1)
+
+
+def sum_of_blocks(count: int, width: int) -> np.ndarray:
+  """Adds up `count` blocks of `width`."""
+  return np.tile(np.eye(width, dtype=np.float32), (count, 1))
+
+
+def rectified(code: codes.Code) -> codes.Code:
+  """What a codeword becomes under ReLU: a sign code its bits, a code without negatives itself."""
+  return codes.Bits(code.count) if isinstance(code, codes.Sign) else code
+
+
+def encoder(layout: Layout, slot: str, code: codes.Code, one: str | None = None):
+  """The superposition: entry w of `slot` holds the code of answer w; `one` is set to 1."""
+  words = code.words()
+
+  def encode(answers_WxN: np.ndarray) -> np.ndarray:
+    embeddings_NxD = np.zeros((answers_WxN.shape[1], layout.dim), np.float32)
+    for w, answers_N in enumerate(answers_WxN):
+      embeddings_NxD[:, layout[slot, w]] = words[answers_N]
+    if one:
+      embeddings_NxD[:, layout[one]] = 1
+    return embeddings_NxD
+
+  return encode
+
+
+def move(attention: dict, head: int, *moves):
+  """Head values: each (source, target, matrix) carries matrixᵀ · x[source] into the target slice."""
+  channel = 0
+  for source, target, matrix in moves:
+    width = source.stop - source.start
+    channels = slice(channel, channel + width)
+    attention['value'][head, source, channels] = np.eye(width)
+    attention['output'][head, channels, target] = matrix
+    channel += width
+
+
+def copy(source: slice, target: slice, times: float = 1):
+  return source, target, times * np.eye(source.stop - source.start)
+
+
+def look_at(attention: dict, head: int, layout: Layout, position: int, length: int):
+  """The head looks at one absolute position: query β π_position from the constant, key π_p."""
+  code = codes.Sign(length)
+  attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
+  attention['key'][head, layout['position'], : code.width] = np.eye(code.width)
+
+
+def check_integers(largest: float, what: str):
+  """Sums of integers are exact in float32 up to 2²⁴; refuse a size that would pass it."""
+  if largest > 2**24:
+    raise InputError(
+      f'{what}: sums reach {largest:.0f}, more than float32 adds exactly (2²⁴); use fewer bits'
+    )

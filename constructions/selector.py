@@ -1,0 +1,122 @@
+"""One hop: the subject's embedding is a superposition, and the MLP selects (Theorem 4.1).
+
+d = R·m and F = R·m exactly, one head, one hidden layer. Block r of e_s holds the code of g_r(s);
+that is all the memory there is. The relation's embedding is negative on every block but r, so
+
+  x = e_s + 2 e_r       has the answer's code in block r, and nothing positive elsewhere,
+  hidden = ReLU(x)      keeps what is positive in block r: the gate *is* the sum,
+  out                   adds the blocks up and writes the answer's code over block 0.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank
+from geomem.facts import Facts
+from geomem.layout import RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def selector(facts: Facts) -> Construction:
+  """Sign code, m = ⌈log₂ N⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit a coordinate, margin 4.
+
+  What block 0 held before shifts a logit difference by at most 4h against a signal of 8h, where
+  h ≥ 1 is the Hamming distance of two codewords.
+  """
+  code = codes.Sign(facts.attributes)
+  built = _selector('selector', facts, code, gain=8, bias=True, margin=4)
+  built.params['blocks_0']['mlp']['out_bias'][built.readout.at] = -4
+  return built
+
+
+def constant_weight(facts: Facts) -> Construction:
+  """Words of 0 and 1 of constant weight, m the least with C(m, ⌊m/2⌋) ≥ N: no biases; margin 3.
+
+  Two words swap h ≥ 1 ones: a signal of 4h, less at most h for what block 0 held before.
+  """
+  code = codes.ConstantWeight(facts.attributes)
+  return _selector('selector_constant_weight', facts, code, gain=4, bias=False, margin=3)
+
+
+def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
+  R, m = facts.relations, code.width
+  layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
+  hidden = Layout.of(Slot('selected', ((RELATION, R),), parts.rectified(code)))
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=facts.attributes,
+    length=2,
+    dim=layout.dim,
+    blocks=(BlockConfig(head_dim=layout.dim, hidden=(hidden.dim,)),),
+    bias=bias,
+  )
+  params = blank(config)
+  encode = parts.encoder(layout, 'blocks', code)
+  readout = Readout(layout['blocks', 0], code)
+  block = params['blocks_0']
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
+  parts.move(block['attention'], 0, parts.copy(layout['blocks'], layout['blocks'], times=2))
+  block['mlp']['in'][:] = np.eye(R * m)
+  block['mlp']['out'][:, layout['blocks', 0]] = gain * parts.sum_of_blocks(R, m)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    name,
+    config,
+    params,
+    layout,
+    facts,
+    hidden=((hidden,),),
+    margin=margin,
+    readout=readout,
+    encode=encode,
+  )
+
+
+def multilevel(facts: Facts, bits: int = 4) -> Construction:
+  """b bits a coordinate: d = (R+1)·⌈log₂N / b⌉ + 1, F = R·⌈log₂N / b⌉, margin 1.
+
+  Dimensions are traded for precision; what is conserved is bits, R·log₂N a subject. The answer
+  has a slot of its own, so that nothing is added to its levels, next to a constant that brings
+  −|v_a|² into the logits 2⟨v_a, x⟩ − |v_a|².
+  """
+  code = codes.MultiLevel(facts.attributes, bits)
+  R, m = facts.relations, code.width
+  parts.check_integers(2 * m * code.top**2, f'multi-level code with {bits} bits a coordinate')
+  layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
+  hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
+  memory = slice(0, layout['one'].stop)
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=facts.attributes,
+    length=2,
+    dim=layout.dim,
+    blocks=(BlockConfig(head_dim=memory.stop, hidden=(hidden.dim,)),),
+    bias=False,
+    # An accelerator's default products round their operands to as few as 8 significant bits.
+    precision='highest' if m * code.top**2 > 2**8 else None,
+  )
+  params = blank(config)
+  encode = parts.encoder(layout, 'blocks', code, one='one')
+  readout = Readout(slice(layout['one'].start, layout['answer'].stop), code)
+  block = params['blocks_0']
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
+  parts.move(block['attention'], 0, parts.copy(memory, memory, times=2))
+  block['mlp']['in'][layout['blocks']] = np.eye(R * m)
+  block['mlp']['out'][:, layout['answer']] = parts.sum_of_blocks(R, m)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'selector_multilevel',
+    config,
+    params,
+    layout,
+    facts,
+    hidden=((hidden,),),
+    margin=1,
+    readout=readout,
+    encode=encode,
+  )

@@ -1,0 +1,1 @@
+"""Geometric factual recall: facts, the transformer, checks, bounds. Imports nothing from the other packages."""

@@ -1,0 +1,166 @@
+"""Codes: how an attribute (or relation, or position) is written into a few coordinates.
+
+A code is a frozen description; `words()` is its codebook, one row a symbol, made without a Python
+loop over symbols. A code that answers can be read from also has `rows()`, its unembedding, and
+`margin_bound`, a proof from the slot's contents alone that the right answer wins over all others.
+"""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from geomem.errors import InputError
+
+
+def log2_ceil(count: int) -> int:
+  """⌈log₂ count⌉; 0 for a single symbol."""
+  return (count - 1).bit_length()
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+  """`count` symbols in `width` coordinates."""
+
+  count: int
+
+  @property
+  def width(self) -> int:
+    raise NotImplementedError
+
+  def words(self) -> np.ndarray:
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Bits(Code):
+  """The index in binary, entries 0 and 1, width ⌈log₂ count⌉."""
+
+  @property
+  def width(self) -> int:
+    return log2_ceil(self.count)
+
+  def words(self) -> np.ndarray:
+    index = np.arange(self.count, dtype=np.int32)[:, None]
+    return ((index >> np.arange(self.width)) & 1).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sign(Bits):
+  """The index in binary, entries ±1: equal norms, so ⟨c_a, λ c_b⟩ is largest at a = b."""
+
+  def words(self) -> np.ndarray:
+    return 2 * super().words() - 1
+
+  def rows(self) -> np.ndarray:
+    return self.words()
+
+  @staticmethod
+  def margin_bound(u_BxM, x_BxM):
+    """⟨c_a − c_b, x⟩ = 2 Σ over the h ≥ 1 differing i of c_a,i x_i ≥ 2 min_i c_a,i x_i, if that is ≥ 0."""
+    return 2 * jnp.min(u_BxM * x_BxM, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneHot(Code):
+  """One coordinate a symbol."""
+
+  @property
+  def width(self) -> int:
+    return self.count
+
+  def words(self) -> np.ndarray:
+    return np.eye(self.count, dtype=np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConstantWeight(Code):
+  """Entries 0 and 1, exactly ⌊m/2⌋ ones, m the smallest with C(m, ⌊m/2⌋) ≥ count: needs no bias."""
+
+  @property
+  def width(self) -> int:
+    m = 1
+    while math.comb(m, m // 2) < self.count:
+      m += 1
+    return m
+
+  @property
+  def weight(self) -> int:
+    return self.width // 2
+
+  def words(self) -> np.ndarray:
+    """Unrank every index at once in the combinatorial number system, highest coordinate first."""
+    m, ones = self.width, self.weight
+    choose = np.array([[math.comb(i, j) for j in range(ones + 1)] for i in range(m)], np.int64)
+    rank = np.arange(self.count, dtype=np.int64)
+    left = np.full(self.count, ones)
+    words = np.zeros((self.count, m), np.float32)
+    for i in reversed(range(m)):
+      below = choose[i, left]  # the words that leave coordinate i at 0
+      take = (rank >= below) & (left > 0)
+      words[take, i] = 1
+      rank -= np.where(take, below, 0)
+      left -= take
+    return words
+
+  def rows(self) -> np.ndarray:
+    return self.words()
+
+  @staticmethod
+  def margin_bound(u_BxM, x_BxM):
+    """a and b swap h ≥ 1 ones: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
+    least_one = jnp.min(jnp.where(u_BxM > 0.5, x_BxM, jnp.inf), axis=-1)
+    largest_zero = jnp.max(jnp.where(u_BxM > 0.5, -jnp.inf, x_BxM), axis=-1)
+    return least_one - largest_zero
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiLevel(Code):
+  """The index in base 2^bits, one digit a coordinate: fewer coordinates, the same number of bits.
+
+  Not of equal norm, so it is read by 2⟨v_a, x⟩ − |v_a|²; the first coordinate of its unembedding
+  meets a constant 1 and carries −|v_a|².
+  """
+
+  bits: int
+
+  def __post_init__(self):
+    if self.bits < 1:
+      raise InputError(f'multi-level code: bits a coordinate is {self.bits}; it must be at least 1')
+
+  @property
+  def width(self) -> int:
+    return -(-log2_ceil(self.count) // self.bits)
+
+  @property
+  def top(self) -> int:
+    return 2**self.bits - 1
+
+  def words(self) -> np.ndarray:
+    index = np.arange(self.count, dtype=np.int64)[:, None]
+    return ((index >> (self.bits * np.arange(self.width))) & self.top).astype(np.float32)
+
+  def rows(self) -> np.ndarray:
+    words = self.words()
+    return np.concatenate([-np.sum(words**2, axis=1, keepdims=True), 2 * words], axis=1)
+
+  @staticmethod
+  def margin_bound(u_BxM, x_BxM):
+    """|x − v_b|² − |x − v_a|² ≥ Σ over differing i of δ_i² − 2|e_i||δ_i| ≥ 1 − 2 max|e|, e = x − v_a.
+
+    A constant other than 1 would weigh |v|² wrongly; it certifies nothing.
+    """
+    error = jnp.max(jnp.abs(x_BxM[..., 1:] - u_BxM[..., 1:] / 2), axis=-1)
+    return jnp.where(x_BxM[..., 0] == 1, 1 - 2 * error, -jnp.inf)
+
+
+KINDS = {kind.__name__: kind for kind in (Bits, Sign, OneHot, ConstantWeight, MultiLevel)}
+
+
+def to_json(code: Code | None):
+  return code and {'kind': type(code).__name__, **dataclasses.asdict(code)}
+
+
+def from_json(fields) -> Code | None:
+  return fields and KINDS[fields['kind']](**{k: v for k, v in fields.items() if k != 'kind'})

@@ -1,0 +1,5 @@
+"""The one exception that means: the caller's input is at fault, and this line says how."""
+
+
+class InputError(ValueError):
+  """Bad input; the message is one line: what was given, what is allowed, what to do."""

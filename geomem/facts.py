@@ -1,0 +1,254 @@
+"""Facts: R maps from subjects to attributes, their composition, and the token sequences that ask for them.
+
+Shapes: N subjects, R relations, K hops, B queries, A attributes.
+Tokens: t < N is subject t, N + r is relation r.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Facts:
+  """`answers_RxN[r, s]` is the attribute g_r(s), in [0, attributes). Names are optional.
+
+  Facts are *closed* when attributes are subjects, number for number: only then can hops be chained.
+  """
+
+  answers_RxN: np.ndarray
+  attributes: int
+  closed: bool = True
+  subject_names: tuple[str, ...] | None = None
+  relation_names: tuple[str, ...] | None = None
+  attribute_names: tuple[str, ...] | None = None
+
+  def __post_init__(self):
+    answers = self.answers_RxN
+    if answers.ndim != 2 or answers.shape[0] < 1 or answers.shape[1] < 2:
+      raise InputError(f'facts: answers have shape {answers.shape}; need R ≥ 1 rows of N ≥ 2 answers')
+    if self.attributes < 2:
+      raise InputError(f'facts: {self.attributes} attribute(s); at least 2 are needed to tell one from another')
+    if answers.min() < 0 or answers.max() >= self.attributes:
+      raise InputError(f'facts: an answer lies outside 0 … {self.attributes - 1}')
+    if self.closed and self.attributes != answers.shape[1]:
+      raise InputError(f'facts: {self.attributes} attributes cannot be the {answers.shape[1]} subjects')
+
+  @property
+  def subjects(self) -> int:
+    return self.answers_RxN.shape[1]
+
+  @property
+  def relations(self) -> int:
+    return self.answers_RxN.shape[0]
+
+  def subject_name(self, s: int) -> str:
+    return self.subject_names[s] if self.subject_names else f's{s}'
+
+  def relation_name(self, r: int) -> str:
+    return self.relation_names[r] if self.relation_names else f'r{r}'
+
+  def attribute_name(self, a: int) -> str:
+    if self.attribute_names:
+      return self.attribute_names[a]
+    return self.subject_name(a) if self.closed else f'a{a}'
+
+
+def check_sizes(subjects: int, relations: int, hops: int = 1):
+  """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
+  if subjects < 2:
+    raise InputError(f'subjects is {subjects}; it must be at least 2')
+  if relations < 1:
+    raise InputError(f'relations is {relations}; it must be at least 1')
+  if hops < 1:
+    raise InputError(f'hops is {hops}; it must be at least 1')
+  if subjects * relations > 2**31:
+    raise InputError(f'{subjects} subjects × {relations} relations are more than 2³¹ facts')
+  if hops * math.log2(max(relations, 2)) > 62 or subjects * relations**hops >= 2**62:
+    raise InputError(f'{relations} relations over {hops} hops make more than 2⁶² queries')
+
+
+def bijections(key, subjects: int, relations: int) -> Facts:
+  """R independent uniform permutations of the subjects."""
+  check_sizes(subjects, relations)
+  permute = jax.jit(lambda k: jax.random.permutation(k, subjects))
+  answers = [np.asarray(permute(k), np.int32) for k in jax.random.split(key, relations)]
+  return Facts(np.stack(answers), subjects)
+
+
+def maps(key, subjects: int, relations: int, attributes: int | None = None) -> Facts:
+  """R independent uniform maps into the subjects, or into `attributes` symbols of their own."""
+  check_sizes(subjects, relations)
+  size = attributes or subjects
+  answers = jax.random.randint(key, (relations, subjects), 0, size, jnp.int32)
+  return Facts(np.asarray(answers), size, closed=attributes is None)
+
+
+def disjoint(key, subjects: int, relations: int, attributes_each: int) -> Facts:
+  """Relation r answers in a set of its own, r·D … (r+1)·D − 1, by a random map onto it."""
+  check_sizes(subjects, relations)
+  if not 1 <= attributes_each <= subjects:
+    raise InputError(f'{attributes_each} answers a relation; need 1 … {subjects}, the subjects')
+  shuffle = jax.jit(lambda k: jax.random.permutation(k, subjects))
+  inner = [np.asarray(shuffle(k), np.int32) for k in jax.random.split(key, relations)]
+  offset = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
+  return Facts(np.stack(inner) % attributes_each + offset, relations * attributes_each, closed=False)
+
+
+def every_content(choices) -> np.ndarray:
+  """All ways to pick one answer from each of the W arrays `choices`: W × (their number)."""
+  picks = np.meshgrid(*choices, indexing='ij', copy=False)
+  return np.stack([pick.ravel() for pick in picks]).astype(np.int32)
+
+
+# --- a user's own facts ---------------------------------------------------------------------------
+
+COLUMNS = ('subject', 'relation', 'attribute')
+
+
+def read_table(path: str | os.PathLike) -> Facts:
+  """Facts from a CSV or TSV file with the columns subject, relation, attribute (a header is optional).
+
+  Symbols are numbered in order of appearance. If every attribute is also a subject, the facts are
+  closed and can be chained.
+  """
+  rows = _rows(path)
+  subjects, relations, attributes = (
+    {name: i for i, name in enumerate(dict.fromkeys(column))} for column in zip(*rows, strict=True)
+  )
+  closed = attributes.keys() <= subjects.keys()
+  if closed:
+    attributes = subjects
+  answers = np.full((len(relations), len(subjects)), -1, np.int32)
+  for subject, relation, attribute in rows:
+    at = relations[relation], subjects[subject]
+    if answers[at] >= 0:
+      raise InputError(f'{path}: {subject!r} has more than one row for relation {relation!r}; give one')
+    answers[at] = attributes[attribute]
+  for r, s in np.argwhere(answers < 0)[:1]:
+    raise InputError(
+      f'{path}: no row for subject {list(subjects)[s]!r} and relation {list(relations)[r]!r}; '
+      'every subject needs one row for every relation'
+    )
+  names = (tuple(subjects), tuple(relations), tuple(attributes))
+  return Facts(answers, len(attributes), closed, *names)
+
+
+def _rows(path) -> list[tuple[str, str, str]]:
+  """The file's non-empty rows, each three non-empty names, the header dropped."""
+  delimiter = '\t' if str(path).endswith('.tsv') else ','
+  rows = []
+  try:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      reader = csv.reader(file, delimiter=delimiter, strict=True)
+      for row in reader:
+        row = tuple(cell.strip() for cell in row)
+        if not any(row) or (not rows and tuple(c.lower() for c in row) == COLUMNS):
+          continue
+        if len(row) != 3 or not all(row):
+          raise InputError(
+            f'{path}, line {reader.line_num}: {delimiter.join(row)!r} is not three names '
+            f'(subject, relation, attribute) separated by {"tabs" if delimiter != "," else "commas"}'
+          )
+        rows.append(row)
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read: {error.strerror}') from error
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise InputError(f'{path}: not a text table in UTF-8: {error}') from error
+  if not rows:
+    raise InputError(f'{path}: no rows; expected lines of subject, relation, attribute')
+  return rows
+
+
+# --- queries and their tokens ---------------------------------------------------------------------
+
+
+def compose(answers_RxN, subjects_B, paths_BxK):
+  """Every subject on the way: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
+
+  def hop(s_B, r_B):
+    s_B = answers_RxN[r_B, s_B]
+    return s_B, s_B
+
+  return jnp.moveaxis(jax.lax.scan(hop, subjects_B, jnp.moveaxis(paths_BxK, -1, 0))[1], 0, -1)
+
+
+def tree(answers_RxN: np.ndarray, hops: int) -> np.ndarray:
+  """The answers to all R^k paths (in the order of `every_path`) for every subject, R^k × N."""
+  r, n = answers_RxN.shape
+  tree_WxN = np.arange(n, dtype=np.int32)[None]
+  for _ in range(hops):
+    tree_WxN = answers_RxN[:, tree_WxN].swapaxes(0, 1).reshape(-1, n)
+  return tree_WxN
+
+
+def look_up(tree_WxN, subjects_B, paths_BxK):
+  """The last step of `compose`, Bx1, where all answers of a subject are given outright, as `tree` does."""
+  relations = round(tree_WxN.shape[0] ** (1 / paths_BxK.shape[-1]))
+  powers = (relations ** np.arange(paths_BxK.shape[-1] - 1, -1, -1)).astype(np.int32)
+  return tree_WxN[paths_BxK @ powers, subjects_B][..., None]
+
+
+def prompts(subjects: int, subjects_B, paths_BxK):
+  """Tokens s r₁ … r_k."""
+  return jnp.concatenate([subjects_B[..., None], subjects + paths_BxK], axis=-1)
+
+
+def chains(answers_RxN, subjects_B, paths_BxK):
+  """Tokens s r₁ … r_k s₁ … s_k: the prompt, and the chain of thought that ends in the answer."""
+  tokens = prompts(answers_RxN.shape[1], subjects_B, paths_BxK)
+  return jnp.concatenate([tokens, compose(answers_RxN, subjects_B, paths_BxK)], axis=-1)
+
+
+def paths(relations: int, hops: int, index) -> np.ndarray:
+  """The index-th paths of relations in base R, first hop most significant, as an array of ...xK."""
+  powers = relations ** np.arange(hops - 1, -1, -1, dtype=np.int64)
+  return (np.asarray(index, np.int64)[..., None] // powers % relations).astype(np.int32)
+
+
+def every_path(relations: int, hops: int) -> np.ndarray:
+  return paths(relations, hops, np.arange(relations**hops))
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """The queries subjects_S × paths_PxK. Blocks are all of one size; `valid_SxP` marks real queries."""
+
+  subjects_S: np.ndarray
+  paths_PxK: np.ndarray
+  valid_SxP: np.ndarray
+
+
+def blocks(subjects: int, relations: int, hops: int, size: int):
+  """All N·R^k queries as equal blocks of at most about `size`, made one at a time."""
+  total = relations**hops
+  p = min(total, size)
+  s = max(1, min(subjects, size // p))
+  for first_path in range(0, total, p):
+    path = first_path + np.arange(p)
+    path_block = paths(relations, hops, np.minimum(path, total - 1))
+    for first in range(0, subjects, s):
+      subject = first + np.arange(s)
+      valid = (subject < subjects)[:, None] & (path < total)[None]
+      yield Block(np.minimum(subject, subjects - 1).astype(np.int32), path_block, valid)
+
+
+def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
+  total = relations**hops
+  p = min(total, size)
+  s = max(1, min(subjects, size // p))
+  return -(-total // p) * -(-subjects // s)
+
+
+def sample(key, subjects: int, relations: int, hops: int, count: int):
+  """`count` independent uniform queries: subjects_B and paths_BxK."""
+  key_s, key_r = jax.random.split(key)
+  subjects_B = jax.random.randint(key_s, (count,), 0, subjects, jnp.int32)
+  return subjects_B, jax.random.randint(key_r, (count, hops), 0, relations, jnp.int32)

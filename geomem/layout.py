@@ -1,0 +1,92 @@
+"""Named coordinates: a space (the residual stream, a hidden layer) as a row of named slots.
+
+Constructions are written in these names (`w[layout['state'], layout['answer']] = ...`), and a
+trace is read back in them.
+"""
+
+import dataclasses
+import math
+
+from geomem import codes
+
+SUBJECT, RELATION, POSITION, ATTRIBUTE = 'subject', 'relation', 'position', 'attribute'
+BRANCH = 'branch'  # a path of relations, as an index in base R, first hop most significant
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+  """`name`, an array over `axes` ((label kind, size), ...) of words of `code` for symbols of kind `of`.
+
+  Without a code each entry is one number.
+  """
+
+  name: str
+  axes: tuple[tuple[str, int], ...] = ()
+  code: codes.Code | None = None
+  of: str = ATTRIBUTE
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(size for _, size in self.axes)
+
+  @property
+  def width(self) -> int:
+    return self.code.width if self.code else 1
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape) * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Slots side by side. `layout['name']` is the whole slot's slice, `layout['name', i]` one entry's."""
+
+  slots: tuple[Slot, ...]
+
+  @classmethod
+  def of(cls, *slots: Slot) -> 'Layout':
+    names = [slot.name for slot in slots]
+    if len(set(names)) < len(names):
+      raise ValueError(f'two slots share a name: {names}')
+    return cls(slots)
+
+  @property
+  def dim(self) -> int:
+    return sum(slot.size for slot in self.slots)
+
+  def slot(self, name: str) -> Slot:
+    return next(slot for slot in self.slots if slot.name == name)
+
+  def __getitem__(self, key) -> slice:
+    name, *index = key if isinstance(key, tuple) else (key,)
+    start = 0
+    for slot in self.slots:
+      if slot.name == name:
+        break
+      start += slot.size
+    else:
+      raise KeyError(f'no slot {name!r} among {[s.name for s in self.slots]}')
+    if not index:
+      return slice(start, start + slot.size)
+    flat = 0
+    for i, size in zip(index, slot.shape, strict=True):
+      if not 0 <= i < size:
+        raise IndexError(f'{name}{index} is outside {slot.shape}')
+      flat = flat * size + i
+    return slice(start + flat * slot.width, start + (flat + 1) * slot.width)
+
+  def to_json(self) -> list[dict]:
+    return [
+      {'name': s.name, 'axes': [list(a) for a in s.axes], 'code': codes.to_json(s.code), 'of': s.of}
+      for s in self.slots
+    ]
+
+  @classmethod
+  def from_json(cls, slots: list[dict]) -> 'Layout':
+    return cls.of(
+      *(
+        Slot(s['name'], tuple((k, n) for k, n in s['axes']), codes.from_json(s['code']), s['of'])
+        for s in slots
+      )
+    )

@@ -1,0 +1,335 @@
+"""The decoder: one linen transformer, for weights that are written down and weights that are learned.
+
+x ← x + Attn(norm x); x ← x + MLP(norm x); logits are u_a · x. Attention scores are q · k without
+1/√width, which sits in the query's initializer instead, so a construction's scores mean what they
+say. Every product accumulates in float32, whatever the dtype.
+
+Shapes: B batch, L length, D residual width, H heads, N subjects, R relations, A answers,
+C paths of relations, K relations in a path.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem.errors import InputError
+
+NORMS = ('none', 'rms', 'layer')
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """One block: heads of their own width, and an MLP of zero, one or two hidden layers."""
+
+  heads: int = 1
+  key_dim: int = 1
+  head_dim: int = 1
+  hidden: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    if min(self.heads, self.key_dim, self.head_dim, *self.hidden, 1) < 1:
+      raise InputError(f'every width of a block must be at least 1, got {self}')
+    if len(self.hidden) > 2:
+      raise InputError(f'the MLP has {len(self.hidden)} hidden layers; it may have 0, 1 or 2')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that shapes the parameters and the forward pass."""
+
+  subjects: int
+  relations: int
+  answers: int
+  length: int
+  dim: int
+  blocks: tuple[BlockConfig, ...]
+  norm: str = 'none'
+  norm_eps: float = 1e-6
+  bias: bool = True
+  tied: bool = False
+  dtype: str = 'float32'
+  precision: str | None = None  # 'highest' where weights need more bits than an accelerator's default
+
+  def __post_init__(self):
+    if min(self.subjects, self.relations, self.answers, self.length, self.dim) < 1:
+      raise InputError(f'every size of a model must be at least 1, got {self}')
+    if self.norm not in NORMS:
+      raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
+    if self.dtype not in DTYPES:
+      raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
+    if self.tied and self.answers > self.subjects:
+      raise InputError(f'a tied unembedding has {self.subjects} rows, fewer than {self.answers} answers')
+
+  @property
+  def depth(self) -> int:
+    return len(self.blocks)
+
+  @property
+  def vocabulary(self) -> int:
+    return self.subjects + self.relations
+
+  def replace(self, **changes) -> 'Config':
+    return dataclasses.replace(self, **changes)
+
+  def to_json(self) -> dict:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, fields: dict) -> 'Config':
+    blocks = tuple(BlockConfig(**{**b, 'hidden': tuple(b['hidden'])}) for b in fields['blocks'])
+    return cls(**{**fields, 'blocks': blocks})
+
+
+def _normal(scale: float):
+  return nn.initializers.normal(scale)
+
+
+class _Part(nn.Module):
+  """What every part shares: its config, its parameters in the computation dtype, its products."""
+
+  config: Config
+
+  @property
+  def dtype(self):
+    return jnp.dtype(self.config.dtype)
+
+  def weight(self, name, init, shape):
+    return self.param(name, init, shape).astype(self.dtype)
+
+  def einsum(self, spec, *operands):
+    return jnp.einsum(
+      spec, *operands, precision=self.config.precision, preferred_element_type=jnp.float32
+    )
+
+
+class Norm(_Part):
+  """Nothing, RMSNorm or LayerNorm, computed in float32."""
+
+  def setup(self):
+    shape = (self.config.dim,)
+    if self.config.norm != 'none':
+      self.scale = self.param('scale', nn.initializers.ones, shape)
+    if self.config.norm == 'layer':
+      self.shift = self.param('shift', nn.initializers.zeros, shape)
+
+  def __call__(self, x):
+    if self.config.norm == 'none':
+      return x
+    y = x.astype(jnp.float32)
+    if self.config.norm == 'layer':
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
+    y = y * jnp.broadcast_to(self.scale, y.shape)
+    if self.config.norm == 'layer':
+      y = y + jnp.broadcast_to(self.shift, y.shape)
+    return y.astype(self.dtype)
+
+
+class Embed(_Part):
+  """Token and position embeddings: a row a subject, a relation, a position."""
+
+  def setup(self):
+    c, init = self.config, _normal(self.config.dim**-0.5)
+    # Kept as stored and converted after the look-up: a table can be far larger than what is read of it.
+    self.subjects = self.param('subjects', init, (c.subjects, c.dim))
+    self.relations = self.param('relations', init, (c.relations, c.dim))
+    self.positions = self.param('positions', init, (c.length, c.dim))
+
+  def __call__(self, tokens_BxL):
+    n = self.config.subjects
+    subject = self.subject(jnp.minimum(tokens_BxL, n - 1))
+    relation = self.relation(jnp.maximum(tokens_BxL - n, 0))
+    x_BxLxD = jnp.where((tokens_BxL < n)[..., None], subject, relation)
+    return x_BxLxD + self.position(slice(tokens_BxL.shape[-1]))[None]
+
+  def subject(self, s):
+    return self.subjects[s].astype(self.dtype)
+
+  def relation(self, r):
+    return self.relations[r].astype(self.dtype)
+
+  def position(self, p):
+    return self.positions[p].astype(self.dtype)
+
+
+class Attention(_Part):
+  """Causal heads of their own width. `read` is the general form, `read_shared` the one for grids."""
+
+  block: BlockConfig
+
+  def setup(self):
+    d, b = self.config.dim, self.block
+    self.query = self.weight('query', _normal((d * b.key_dim) ** -0.5), (b.heads, d, b.key_dim))
+    self.key = self.weight('key', _normal(d**-0.5), (b.heads, d, b.key_dim))
+    self.value = self.weight('value', _normal(d**-0.5), (b.heads, d, b.head_dim))
+    self.output = self.weight(
+      'output', _normal((b.heads * b.head_dim) ** -0.5), (b.heads, b.head_dim, d)
+    )
+
+  def __call__(self, x_BxLxD, last: int):
+    """What the `last` positions read from themselves and all before them."""
+    length = x_BxLxD.shape[-2]
+    q = self.einsum('bld,hdk->bhlk', x_BxLxD[:, length - last :], self.query).astype(self.dtype)
+    k = self.einsum('bld,hdk->bhlk', x_BxLxD, self.key).astype(self.dtype)
+    v = self.einsum('bld,hdk->bhlk', x_BxLxD, self.value).astype(self.dtype)
+    scores = self.einsum('bhqk,bhlk->bhql', q, k)
+    seen = jnp.arange(length)[None] <= jnp.arange(length - last, length)[:, None]
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(self.dtype)
+    self.sow('trace', 'attention', weights)
+    heads = self.einsum('bhql,bhlk->bhqk', weights, v).astype(self.dtype)
+    return self.einsum('bhqk,hkd->bqd', heads, self.output).astype(self.dtype)
+
+  def read_grid(self, x_BxD, x_CxKxD):
+    """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
+
+    `output` is applied to the values before they are weighted, so that a query costs H·D
+    multiplications instead of H·head_dim·D.
+    """
+    q = self.einsum('cd,hdk->chk', x_CxKxD[:, -1], self.query).astype(self.dtype)
+    k_B = self.einsum('bd,hdk->bhk', x_BxD, self.key).astype(self.dtype)
+    k_C = self.einsum('cld,hdk->clhk', x_CxKxD, self.key).astype(self.dtype)
+    scores_B = self.einsum('chk,bhk->bch', q, k_B)[..., None]
+    scores_C = self.einsum('chk,clhk->chl', q, k_C)
+    scores = jnp.concatenate(
+      [scores_B, jnp.broadcast_to(scores_C, scores_B.shape[:1] + scores_C.shape)], axis=-1
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+    value = self.einsum('hdk,hke->hde', self.value, self.output).astype(self.dtype)
+    v_B = self.einsum('bd,hde->bhe', x_BxD, value).astype(self.dtype)
+    v_C = self.einsum('cld,hde->chle', x_CxKxD, value).astype(self.dtype)
+    # Sums over heads and positions are a few terms: spelled out they fuse, as a product they would not.
+    out = self.einsum('bch,bhd->bcd', weights[..., 0], v_B)
+    out = out + self.einsum('bchl,chld->bcd', weights[..., 1:], v_C)
+    return out.astype(self.dtype)
+
+
+class MLP(_Part):
+  """ReLU MLP of one or two hidden layers."""
+
+  block: BlockConfig
+
+  def setup(self):
+    widths = (self.config.dim, *self.block.hidden, self.config.dim)
+    names = ('in', 'middle', 'out') if len(widths) == 4 else ('in', 'out')
+    self.layers = tuple(
+      (
+        self.weight(name, _normal(math.sqrt((2 if name != 'in' else 1) / a)), (a, b)),
+        self.weight(f'{name}_bias', nn.initializers.zeros, (b,)) if self.config.bias else None,
+      )
+      for name, a, b in zip(names, widths[:-1], widths[1:], strict=True)
+    )
+
+  def __call__(self, x):
+    for i, (w, bias) in enumerate(self.layers):
+      x = self.einsum('...i,ij->...j', x, w)
+      if bias is not None:
+        x = x + jnp.broadcast_to(bias.astype(jnp.float32), x.shape)
+      if i + 1 < len(self.layers):
+        x = nn.relu(x)
+      x = x.astype(self.dtype)
+      if i + 1 < len(self.layers):
+        self.sow('trace', 'hidden', x)
+    return x
+
+
+class Block(_Part):
+  """Pre-norm residual block."""
+
+  block: BlockConfig
+
+  def setup(self):
+    self.norm_attention = Norm(self.config)
+    self.attention = Attention(self.config, self.block)
+    if self.block.hidden:
+      self.norm_mlp, self.mlp = Norm(self.config), MLP(self.config, self.block)
+
+  def add_mlp(self, x):
+    self.sow('trace', 'residual', x)
+    if self.block.hidden:
+      x = x + self.mlp(self.norm_mlp(x))
+      self.sow('trace', 'residual', x)
+    return x
+
+  def __call__(self, x_BxLxD, last: int):
+    read = self.attention(self.norm_attention(x_BxLxD), last)
+    return self.add_mlp(x_BxLxD[:, x_BxLxD.shape[1] - last :] + read)
+
+  def grid(self, x_BxD, x_CxKxD):
+    read = self.attention.read_grid(self.norm_attention(x_BxD), self.norm_attention(x_CxKxD))
+    return self.add_mlp(x_CxKxD[None, :, -1] + read)
+
+
+class Transformer(_Part):
+  """Token ids to logits. Apply with `Transformer(config).apply({'params': params}, tokens)`."""
+
+  def setup(self):
+    self.embed = Embed(self.config)
+    self.blocks = tuple(Block(self.config, block) for block in self.config.blocks)
+    self.norm_final = Norm(self.config)
+    if not self.config.tied:
+      self.unembed = Unembed(self.config)
+
+  def residual(self, tokens_BxL, last: int | None = None):
+    """The final residual at the last positions (default: all), as the unembedding sees it."""
+    length = tokens_BxL.shape[-1]
+    last = last or length
+    x = self.embed(tokens_BxL)
+    self.sow('trace', 'residual', x)
+    for i, block in enumerate(self.blocks):
+      x = block(x, last if i + 1 == len(self.blocks) else length)
+    return self.norm_final(x[:, x.shape[1] - last :])
+
+  def grid(self, subjects_B, paths_CxK):
+    """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
+
+    One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
+    """
+    n, (c, k) = self.config.subjects, paths_CxK.shape
+    if len(self.blocks) != 1:
+      subjects = jnp.repeat(subjects_B, c)[:, None]
+      paths = jnp.tile(paths_CxK, (subjects_B.shape[0], 1))
+      x = self.residual(jnp.concatenate([subjects, n + paths], axis=1), last=1)
+      return x.reshape(subjects_B.shape[0], c, self.config.dim)
+    x_BxD = self.embed.subject(subjects_B) + self.embed.position(slice(0, 1))
+    x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
+    return self.norm_final(self.blocks[0].grid(x_BxD, x_CxKxD))
+
+  def unembedding(self):
+    """One row an answer, AxD."""
+    if self.config.tied:
+      return self.embed.subject(slice(self.config.answers))
+    return self.unembed.answers
+
+  def __call__(self, tokens_BxL, last: int | None = None):
+    x = self.residual(tokens_BxL, last)
+    return self.einsum('bld,ad->bla', x, self.unembedding())
+
+
+class Unembed(_Part):
+
+  def setup(self):
+    c = self.config
+    self.answers = self.weight('answers', _normal(c.dim**-0.5), (c.answers, c.dim))
+
+
+def init(config: Config, key) -> dict:
+  """Random parameters, a plain nested dict."""
+  tokens = jnp.zeros((1, config.length), jnp.int32)
+  return Transformer(config).init(key, tokens)['params']
+
+
+def zeros(config: Config) -> dict:
+  """Parameters of the same shape, all zero (norm scales one), as NumPy arrays to be written into."""
+  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
+  fill = lambda path, a: (np.ones if path[-1].key == 'scale' else np.zeros)(a.shape, np.float32)
+  return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def apply(config: Config, params, *args, method=None, **kwargs):
+  """The model as a function of its parameters; `method` names another than logits."""
+  return Transformer(config).apply({'params': params}, *args, method=method, **kwargs)
