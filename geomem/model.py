@@ -89,6 +89,19 @@ def _normal(scale: float):
   return nn.initializers.normal(scale)
 
 
+def product(spec, a, b, precision=None):
+  """An einsum of two arrays of one dtype that accumulates, and answers, in float32."""
+
+  def native(a, b):
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+  if a.dtype == jnp.float32:
+    return native(a, b)
+  # XLA's CPU backend lacks some bfloat16 products; in float32 their terms are the same, exactly.
+  widened = lambda a, b: native(a.astype(jnp.float32), b.astype(jnp.float32))
+  return jax.lax.platform_dependent(a, b, cpu=widened, default=native)
+
+
 class _Part(nn.Module):
   """What every part shares: its config, its parameters in the computation dtype, its products."""
 
@@ -101,10 +114,8 @@ class _Part(nn.Module):
   def weight(self, name, init, shape):
     return self.param(name, init, shape).astype(self.dtype)
 
-  def einsum(self, spec, *operands):
-    return jnp.einsum(
-      spec, *operands, precision=self.config.precision, preferred_element_type=jnp.float32
-    )
+  def einsum(self, spec, a, b):
+    return product(spec, a, b, self.config.precision)
 
 
 class Norm(_Part):
@@ -158,7 +169,7 @@ class Embed(_Part):
 
 
 class Attention(_Part):
-  """Causal heads of their own width. `read` is the general form, `read_shared` the one for grids."""
+  """Causal heads of their own width: in general, and for all pairs of a subject and a path."""
 
   block: BlockConfig
 
@@ -187,7 +198,7 @@ class Attention(_Part):
   def read_grid(self, x_BxD, x_CxKxD):
     """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
 
-    `output` is applied to the values before they are weighted, so that a query costs H·D
+    So is what each head would write if it looked there alone: a query only weighs these, for H·D
     multiplications instead of H·head_dim·D.
     """
     q = self.einsum('cd,hdk->chk', x_CxKxD[:, -1], self.query).astype(self.dtype)
@@ -199,10 +210,10 @@ class Attention(_Part):
       [scores_B, jnp.broadcast_to(scores_C, scores_B.shape[:1] + scores_C.shape)], axis=-1
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-    value = self.einsum('hdk,hke->hde', self.value, self.output).astype(self.dtype)
-    v_B = self.einsum('bd,hde->bhe', x_BxD, value).astype(self.dtype)
-    v_C = self.einsum('cld,hde->chle', x_CxKxD, value).astype(self.dtype)
-    # Sums over heads and positions are a few terms: spelled out they fuse, as a product they would not.
+    v_B = self.einsum('bd,hdk->bhk', x_BxD, self.value).astype(self.dtype)
+    v_B = self.einsum('bhk,hkd->bhd', v_B, self.output).astype(self.dtype)
+    v_C = self.einsum('cld,hdk->chlk', x_CxKxD, self.value).astype(self.dtype)
+    v_C = self.einsum('chlk,hkd->chld', v_C, self.output).astype(self.dtype)
     out = self.einsum('bch,bhd->bcd', weights[..., 0], v_B)
     out = out + self.einsum('bchl,chld->bcd', weights[..., 1:], v_C)
     return out.astype(self.dtype)

@@ -51,9 +51,7 @@ def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER
   """logit(answer) − largest other logit, for every row, over blocks of answers."""
   kind = jnp.dtype(config.dtype)
   rows_AxD = params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
-  dot = functools.partial(
-    jnp.einsum, precision=config.precision, preferred_element_type=jnp.float32
-  )
+  dot = functools.partial(model.product, precision=config.precision)
   own_B = dot('bd,bd->b', x_BxD, rows_AxD[targets_B].astype(kind))
   size = min(answer_block, config.answers)
 

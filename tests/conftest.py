@@ -9,3 +9,5 @@ import jax
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Hundreds of small programs: compiling them is most of the work, so compile them in haste.
+jax.config.update('jax_disable_most_optimizations', True)

@@ -1,0 +1,31 @@
+# make test: the tests. make demo: build and verify every construction, print the table.
+# Both set up .venv by themselves, and repeat in seconds when nothing changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
+TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
+
+.PHONY: test demo clean
+
+test: .venv/tests-passed
+	@echo 'All tests passed; nothing has changed since.'
+
+demo: runs/demo/results.json
+	@cat runs/demo/table.txt
+
+.venv/installed: setup.cfg pyproject.toml requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/tests-passed: .venv/installed $(SOURCES) $(TESTS) README.md
+	$(BIN)/python -m pytest
+	@touch $@
+
+runs/demo/results.json: .venv/installed $(SOURCES)
+	@mkdir -p runs/demo
+	$(BIN)/python -m experiments.construct --construction=all --subjects=32 --relations=4 --hops=2 --workdir=runs/demo >runs/demo/table.txt
+
+clean:
+	rm -rf .venv runs build *.egg-info

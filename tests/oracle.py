@@ -1,0 +1,70 @@
+"""The model once more, in plain float64 NumPy, one sequence at a time and with loops: slow and obvious."""
+
+import math
+
+import numpy as np
+
+
+def softmax(x):
+  e = np.exp(x - x.max())
+  return e / e.sum()
+
+
+def normalize(config, part, x):
+  if config.norm == 'none':
+    return x
+  if config.norm == 'layer':
+    x = x - x.mean()
+  x = x / math.sqrt((x * x).mean() + config.norm_eps) * part['scale']
+  return x + part['shift'] if config.norm == 'layer' else x
+
+
+def mlp(part, x):
+  names = [name for name in ('in', 'middle', 'out') if name in part]
+  for name in names:
+    x = x @ part[name] + part.get(f'{name}_bias', 0)
+    if name != 'out':
+      x = np.maximum(x, 0)
+  return x
+
+
+def logits(config, params, tokens):
+  """Logits at every position of one sequence, LxA."""
+  params = to_float64(params)
+  embed, n = params['embed'], config.subjects
+  xs = [
+    (embed['subjects'][t] if t < n else embed['relations'][t - n]) + embed['positions'][p]
+    for p, t in enumerate(tokens)
+  ]
+  for i, block in enumerate(config.blocks):
+    part = params[f'blocks_{i}']
+    attention = part['attention']
+    normed = [normalize(config, part.get('norm_attention'), x) for x in xs]
+    out = []
+    for p in range(len(xs)):
+      x = xs[p]
+      for h in range(block.heads):
+        q = normed[p] @ attention['query'][h]
+        keys = [normed[j] @ attention['key'][h] for j in range(p + 1)]
+        weights = softmax(np.array([q @ key for key in keys]))
+        value = sum(w * (normed[j] @ attention['value'][h]) for j, w in enumerate(weights))
+        x = x + value @ attention['output'][h]
+      if block.hidden:
+        x = x + mlp(part['mlp'], normalize(config, part.get('norm_mlp'), x))
+      out.append(x)
+    xs = out
+  rows = embed['subjects'][: config.answers] if config.tied else params['unembed']['answers']
+  return np.stack([rows @ normalize(config, params.get('norm_final'), x) for x in xs])
+
+
+def to_float64(tree):
+  return {k: to_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()}
+
+
+def answers(facts, subject, path):
+  """Every step of the chain, by following the table."""
+  steps = []
+  for r in path:
+    subject = int(facts.answers_RxN[r, subject])
+    steps.append(subject)
+  return steps

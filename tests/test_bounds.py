@@ -1,0 +1,281 @@
+"""Bounds against exhaustion, and exhaustion against a plain-Python oracle."""
+
+import functools
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+
+from geomem import bounds
+from geomem.errors import InputError
+
+SLACK = 1e-9
+GRID = [
+  (n, r, k)
+  for r, largest in ((1, 7), (2, 5), (3, 4))
+  for n in range(1, largest + 1)
+  for k in (1, 2, 3)
+]
+
+
+def oracle_tables(subjects, relations, hops, roots):
+  tables = set()
+  for maps in itertools.product(itertools.permutations(range(subjects)), repeat=relations):
+    table = []
+    for s in range(roots):
+      for word in itertools.product(maps, repeat=hops):
+        at = s
+        for g in word:
+          at = g[at]
+        table.append(at)
+    tables.add(tuple(table))
+  return len(tables)
+
+
+@pytest.mark.parametrize(
+  'subjects, relations, hops',
+  [
+    (1, 1, 1), (2, 1, 2), (4, 1, 2), (4, 1, 3), (5, 1, 2), (3, 2, 1), (3, 2, 2), (3, 2, 3),
+    (4, 2, 2), (3, 3, 2), (3, 3, 4), (4, 2, 4),
+  ],
+)
+def test_exhaustion_agrees_with_the_oracle(subjects, relations, hops):
+  for roots in range(subjects + 1):
+    count = oracle_tables(subjects, relations, hops, roots)
+    assert bounds.exact_bits(subjects, relations, hops, roots) == math.log2(count)
+
+
+@pytest.mark.parametrize(
+  'subjects, roots, bits',
+  [
+    (4, 1, 7.209), (4, 2, 8.833), (5, 1, 8.731), (5, 2, 13.074), (6, 1, 9.870), (6, 2, 16.900),
+    (6, 6, 18.881),
+  ],
+)
+def test_measured_values_of_the_theory(subjects, roots, bits):
+  assert round(bounds.exact_bits(subjects, 2, 2, roots), 3) == bits
+  if roots <= bounds.max_roots(subjects, 2, 2):
+    assert bounds.sharp_local_bits(subjects, 2, 2, roots) <= bits
+
+
+@pytest.mark.parametrize('base', [1, 2, 3, 4, 7, 10])
+def test_packing_loses_nothing(base):
+  flips_BxQ = np.eye(130, dtype=int) if base > 1 else np.zeros((130, 130), int)
+  for rows_BxQ in (flips_BxQ, base - 1 - flips_BxQ):
+    packed_BxW = bounds._packed(rows_BxQ, base)
+    assert len(bounds._distinct(packed_BxW)) == (130 if base > 1 else 1)
+
+
+def test_formula_value_of_the_theory():
+  assert round(bounds.local_bits(6, 2, 2, 2), 2) == 9.17
+
+
+@pytest.mark.parametrize('subjects, relations, hops', GRID)
+def test_no_bound_exceeds_the_exact_count(subjects, relations, hops):
+  sizes = subjects, relations, hops
+  assert bounds.global_bits(*sizes) <= bounds.sharp_global_bits(*sizes)
+  exact_bits = [bounds.exact_bits(*sizes, roots) for roots in range(subjects + 1)]
+  assert bounds.sharp_global_bits(*sizes) <= exact_bits[subjects] + SLACK
+  for roots, exact in enumerate(exact_bits):
+    if roots <= bounds.max_roots(*sizes):
+      assert bounds.local_bits(*sizes, roots) <= bounds.sharp_local_bits(*sizes, roots) + SLACK
+    if roots <= subjects // hops:
+      assert bounds.sharp_local_bits(*sizes, roots) <= exact + SLACK
+  for subject_bits in (0, 0.7, 2.5, 6):
+    exact = max(bits - roots * subject_bits for roots, bits in enumerate(exact_bits))
+    assert bounds.internal_bits(*sizes, subject_bits) <= exact + SLACK
+
+
+@pytest.mark.parametrize(
+  'subjects, relations, hops, roots',
+  [
+    (6, 2, 2, 1), (6, 2, 2, 2), (6, 2, 2, 3), (6, 2, 3, 2), (5, 3, 2, 1),
+  ],
+)
+def test_sharp_local_bound_at_larger_sizes(subjects, relations, hops, roots):
+  bound = bounds.sharp_local_bits(subjects, relations, hops, roots)
+  assert 0 < bound <= bounds.exact_bits(subjects, relations, hops, roots)
+
+
+def test_every_tree_count_holds_on_its_own():
+  for (subjects, relations, hops), roots in itertools.product(GRID + [(6, 2, 2)], (1, 2, 3)):
+    if roots > subjects:
+      continue
+    exact = None
+    for branching, inner, leaves in bounds._trees(subjects, relations, hops):
+      if roots * (inner + leaves) <= subjects:
+        exact = exact or bounds.exact_bits(subjects, relations, hops, roots) + SLACK
+        assert bounds._mean_bits(subjects, relations, branching, inner, leaves, roots) <= exact
+      if roots * (inner + 2 * leaves) <= subjects:
+        assert bounds._free_bits(subjects, relations, leaves, roots) <= exact
+
+
+def test_disjoint_trees_counted_as_in_the_proof():
+  subjects, roots = 5, 1
+  good, tables = 0, set()
+  for g, h in itertools.product(itertools.permutations(range(subjects)), repeat=2):
+    if len({0, g[0], h[0]}) == 3:
+      good += 1
+      tables.add((g[g[0]], h[g[0]], g[h[0]], h[h[0]]))
+  fiber = math.factorial(subjects - 2) ** 2
+  assert good == (4 * 3) * math.factorial(4) ** 2
+  assert math.isclose(bounds._mean_bits(subjects, 2, 2, 1, 2, roots), math.log2(good / fiber))
+  assert good / fiber <= len(tables)
+
+
+def test_two_fifths_of_all_tuples_act_as_the_global_proof_needs():
+  derangements = [1, 0]
+  for n in range(2, 120):
+    derangements.append((n - 1) * (derangements[-1] + derangements[-2]))
+    if n > 2:
+      intransitive = sum(1 / math.comb(n, j) for j in range(1, n // 2 + 1))
+      assert 1 - intransitive - (derangements[n] / math.factorial(n)) ** 2 >= 0.4
+
+
+@pytest.mark.parametrize('hops', [2, 3, 4])
+def test_at_most_n_such_tuples_share_a_table(hops):
+  subjects = 4
+  fibers = {}
+  for maps in itertools.product(itertools.permutations(range(subjects)), repeat=2):
+    reached = {0}
+    for _ in range(subjects):
+      reached |= {g[s] for g in maps for s in reached}
+    if len(reached) == subjects and any(g[s] == s for g in maps for s in range(subjects)):
+      table = [tuple(range(subjects))]
+      for _ in range(hops):
+        table = [tuple(g[s] for s in at) for at in table for g in maps]
+      fibers[tuple(table)] = fibers.get(tuple(table), 0) + 1
+  assert 1 <= max(fibers.values()) <= subjects
+
+
+@pytest.mark.parametrize(
+  'subjects, relations, hops',
+  [
+    (1, 1, 1), (6, 2, 2), (37, 1, 3), (37, 1, 1), (64, 2, 1), (60, 2, 3), (100, 3, 2),
+    (200, 4, 3), (50, 9, 3), (2, 3, 5),
+  ],
+)
+def test_optimum_over_roots_is_the_brute_force_one(subjects, relations, hops):
+  sizes = subjects, relations, hops
+  for subject_bits in (0, 1.5, 4, 9.25, 20, 60, 150, 500):
+    brute = max(
+      bounds.sharp_local_bits(*sizes, m) - m * subject_bits for m in range(subjects // hops + 1)
+    )
+    brute = max(brute, 0, bounds.sharp_global_bits(*sizes) - subjects * subject_bits)
+    assert math.isclose(
+      bounds.internal_bits(*sizes, subject_bits), brute, rel_tol=1e-12, abs_tol=1e-9
+    )
+
+
+@pytest.mark.parametrize('relations, hops', [(1, 1), (1, 4), (2, 1), (2, 3), (5, 2), (9, 3)])
+def test_counts_are_concave_in_the_roots(relations, hops):
+  subjects = 500
+  for branching, inner, leaves in bounds._trees(subjects, relations, hops):
+    mean = functools.partial(bounds._mean_bits, subjects, relations, branching, inner, leaves)
+    free = functools.partial(bounds._free_bits, subjects, relations, leaves)
+    for bits, limit in (
+      (mean, subjects // (inner + leaves)),
+      (free, subjects // (inner + 2 * leaves)),
+    ):
+      assert np.all(np.diff([bits(m) for m in range(limit + 1)], 2) <= SLACK)
+
+
+@pytest.mark.parametrize(
+  'subjects, relations, hops', [(90, 1, 3), (90, 2, 2), (300, 3, 3), (1000, 7, 2)]
+)
+def test_sharp_local_bound_is_never_below_the_plain_one(subjects, relations, hops):
+  for roots in range(1, bounds.max_roots(subjects, relations, hops) + 1):
+    gain = bounds.sharp_local_bits(subjects, relations, hops, roots) - bounds.local_bits(
+      subjects, relations, hops, roots
+    )
+    assert gain > 0 if relations > 1 else gain > -SLACK
+
+
+@pytest.mark.parametrize('options', [{}, {'tied': True}, {'chain_of_thought': True}])
+def test_more_embedding_bits_never_need_more_internal_bits(options):
+  curve = [bounds.internal_bits(300, 3, 2, b, **options) for b in np.linspace(0, 200, 121)]
+  assert np.all(np.diff(curve) <= SLACK)
+  assert curve[0] > 0 and curve[-1] == 0
+
+
+def test_local_bound_is_dropped_where_it_does_not_apply():
+  subject_bits = 40.0
+  assert bounds.internal_bits(10_000, 8, 2, subject_bits) > 10_000 * 40
+  remainder = bounds.sharp_global_bits(10_000, 8, 2) - 10_000 * subject_bits
+  for option in ('tied', 'chain_of_thought'):
+    assert bounds.internal_bits(10_000, 8, 2, subject_bits, **{option: True}) == max(0, remainder)
+
+
+def test_one_hop_is_the_number_of_tuples():
+  for n, r in ((1, 1), (4, 2), (5, 1), (1000, 7)):
+    whole = r * bounds.log2_factorial(n)
+    assert bounds.max_roots(n, r, 1) == n
+    for value in (
+      bounds.global_bits(n, r, 1),
+      bounds.sharp_global_bits(n, r, 1),
+      bounds.local_bits(n, r, 1, n),
+      bounds.sharp_local_bits(n, r, 1, n),
+      bounds.internal_bits(n, r, 1, 0),
+    ):
+      assert math.isclose(value, whole, abs_tol=SLACK)
+
+
+def test_one_relation():
+  assert bounds.tree_vertices(1, 4) == 4 and bounds.tree_vertices(3, 3) == 13
+  assert bounds.global_bits(9, 1, 2) == 0
+  assert bounds.sharp_global_bits(2, 1, 2) == 0 == bounds.exact_bits(2, 1, 2, 2)
+  assert math.isclose(bounds.sharp_global_bits(7, 1, 2), math.log2(math.factorial(6)))
+  assert math.isclose(bounds.sharp_global_bits(6, 1, 2), math.log2(math.factorial(6) / 5))
+  assert math.isclose(bounds.local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
+  assert math.isclose(bounds.sharp_local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
+
+
+def test_more_branches_than_subjects_is_no_obstacle():
+  assert bounds.max_roots(1000, 32, 3) == 0
+  assert bounds.sharp_local_bits(1000, 32, 3, 1) > 0.8 * 32 * bounds.log2_factorial(1000)
+
+
+def test_log2_factorial():
+  for n in (0, 1, 2, 20, 170):
+    assert math.isclose(
+      bounds.log2_factorial(n), math.log2(math.factorial(n)), rel_tol=1e-14, abs_tol=1e-14
+    )
+  n = 10**9
+  stirling = n * math.log2(n / math.e) + 0.5 * math.log2(2 * math.pi * n)
+  assert math.isclose(bounds.log2_factorial(n), stirling, rel_tol=1e-12)
+
+
+def test_a_million_subjects_take_milliseconds():
+  start = time.perf_counter()
+  curve = [bounds.internal_bits(10**6, 4, 3, b) for b in np.linspace(0, 1500, 50)]
+  assert (time.perf_counter() - start) / len(curve) < 0.02
+  whole = 4 * bounds.log2_factorial(10**6)
+  assert 0.99999 * whole < curve[0] < whole and curve[20] > 0.2 * whole and curve[-1] == 0
+
+
+@pytest.mark.parametrize(
+  'call',
+  [
+    lambda: bounds.tree_vertices(0, 2),
+    lambda: bounds.tree_vertices(2, 0),
+    lambda: bounds.max_roots(0, 2, 2),
+    lambda: bounds.global_bits(5, 2.0, 2),
+    lambda: bounds.sharp_global_bits(5, True, 2),
+    lambda: bounds.local_bits(6, 2, 2, 3),
+    lambda: bounds.local_bits(6, 2, 2, -1),
+    lambda: bounds.local_bits(6, 2, 2, 1.0),
+    lambda: bounds.sharp_local_bits(6, 2, 2, 4),
+    lambda: bounds.internal_bits(6, 2, 2, -1),
+    lambda: bounds.internal_bits(6, 2, 2, math.nan),
+    lambda: bounds.internal_bits(6, 2, 2, math.inf, tied=True),
+    lambda: bounds.exact_bits(6, 2, 2, 7),
+    lambda: bounds.exact_bits(6, 3, 2, 1),
+    lambda: bounds.exact_bits(10**6, 2, 2, 1),
+  ],
+)
+def test_bad_input_is_refused_in_one_line(call):
+  with pytest.raises(InputError) as error:
+    call()
+  assert '\n' not in str(error.value)
