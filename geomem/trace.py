@@ -66,31 +66,32 @@ class Trace:
 
 def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
   """One forward pass with everything it sows."""
-  c = construction
-  network = model.Transformer(c.config.replace(dtype=dtype))
-  tokens_L = np.asarray(tokens_L, np.int32)
-  logits, sown = network.apply({'params': c.params}, jnp.asarray(tokens_L)[None], mutable=['trace'])
+  c, tokens_L = construction, np.asarray(tokens_L, np.int32)
+  logits, sown = _sow(c.config.replace(dtype=dtype), c.params, tokens_L)
   sown = jax.tree.map(lambda a: np.asarray(a[0], np.float32), sown['trace'])
   blocks = []
   for i in range(c.config.depth):
     parts = sown[f'blocks_{i}']
-    residual = parts['residual']
+    (weights_HxLxL,), residual = parts['attention']['attention'], parts['residual']
     hidden = parts.get('mlp', {}).get('hidden', ())
-    blocks.append(BlockTrace(parts['attention']['attention'][0], residual[0], hidden, residual[-1]))
-  logits_LxA = np.asarray(logits[0], np.float32)
-  return Trace(c, dtype, tokens_L, sown['residual'][0], tuple(blocks), logits_LxA)
+    blocks.append(BlockTrace(weights_HxLxL, residual[0], hidden, residual[-1]))
+  return Trace(c, dtype, tokens_L, sown['residual'][0], tuple(blocks), np.asarray(logits[0]))
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _sow(config: model.Config, params, tokens_L):
+  return model.Transformer(config).apply({'params': params}, tokens_L[None], mutable=['trace'])
 
 
 def brought(trace: Trace, block: int, position: int) -> np.ndarray:
   """What the block's heads bring to `position` from each token, LxD; attention adds their sum."""
-  c = trace.construction
-  params = c.params[f'blocks_{block}']
+  config, params = trace.construction.config, trace.construction.params[f'blocks_{block}']
   scale = {'params': params.get('norm_attention', {})}
-  x_LxD = np.asarray(model.Norm(c.config).apply(scale, jnp.asarray(trace.before(block))))
+  x_LxD = np.asarray(model.Norm(config).apply(scale, jnp.asarray(trace.before(block))))
   weights_HxL = trace.blocks[block].attention_HxLxL[:, position]
-  heads_HxLxK = np.einsum('ld,hdk->hlk', x_LxD, params['attention']['value'])
-  heads_HxLxK *= weights_HxL[..., None]
-  return np.einsum('hlk,hkd->ld', heads_HxLxK, params['attention']['output'])
+  heads_HxLxK = np.einsum('ld,hdk->hlk', x_LxD, params['attention']['value'], optimize=True)
+  heads_HxLxK = heads_HxLxK * weights_HxL[..., None]
+  return np.einsum('hlk,hkd->ld', heads_HxLxK, params['attention']['output'], optimize=True)
 
 
 def laid(trace: Trace, block: int, position: int) -> np.ndarray:
@@ -158,12 +159,9 @@ def _nearest(values_ExM, code: codes.Code) -> np.ndarray:
 
 
 def symbol_name(facts: Facts, of: str, index: int) -> str:
-  names = {
-    SUBJECT: facts.subject_name,
-    RELATION: facts.relation_name,
-    ATTRIBUTE: facts.attribute_name,
-  }
-  return names[of](index) if of in names else f'{of} {index + 1 if of == "hop" else index}'
+  if of in (SUBJECT, RELATION, ATTRIBUTE):
+    return getattr(facts, f'{of}_name')(index)
+  return f'{of} {index + 1 if of == "hop" else index}'
 
 
 def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
@@ -239,7 +237,7 @@ def lines(trace: Trace) -> list[str]:
   """The trace for a terminal: what tokens hold, then block by block what each answer position does."""
   c = trace.construction
   zero_D = np.zeros(c.config.dim, np.float32)
-  out = [f'{c.name}, {trace.dtype}: {" ".join(map(trace.token, range(len(trace.tokens_L))))}']
+  out = [f'{c.name} in {trace.dtype}']
   for p in range(len(trace.tokens_L)):
     out += _row(f'token {p}: {trace.token(p)}', _held(trace, trace.embedded_LxD[p], zero_D))
   for p in trace.positions:
@@ -271,18 +269,23 @@ def _block_lines(trace: Trace, i: int, p: int) -> list[str]:
 
 def _held(trace: Trace, values_D, before_D, laid_D=None) -> list[str]:
   """What is new, in words."""
-  facts, open_, closed = trace.construction.facts, [], []
+  facts, held, closed = trace.construction.facts, [], []
   for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, laid_D):
     closed += [entry_label(facts, slot, e) for e in np.flatnonzero(closed_E)]
-    for e in np.flatnonzero(new_E):
-      held = describe(facts, slot, values, decoded, e)
-      open_.append(f'{entry_label(facts, slot, e)} = {held}')
+    new = np.flatnonzero(new_E)
+    if decoded is None and len(values) > 1 and len(new):
+      held.append(f'{slot.name} = {len(values):,} numbers of norm {np.linalg.norm(values):.3g}')
+      continue
+    for e in new[:SHOWN]:
+      words = describe(facts, slot, values, decoded, e)
+      held.append(f'{entry_label(facts, slot, e)} = {words}')
+    held += _more(len(new))
   shut = [f'closed: {closed[0]}', *closed[1:SHOWN], *_more(len(closed))] if closed else []
-  return [*open_[:SHOWN], *_more(len(open_)), *shut] or ['nothing new']
+  return [*held, *shut] or ['nothing new']
 
 
 def _times(factor: float) -> str:
-  return '' if factor == 1 else f' ×{factor:.3g}'
+  return f' ×{factor:.3g}'.removesuffix(' ×1')
 
 
 def _more(count: int) -> list[str]:
@@ -292,11 +295,5 @@ def _more(count: int) -> list[str]:
 def _row(label: str, items: list[str]) -> list[str]:
   """Items side by side, none broken across lines."""
   text = '; '.join(item.replace(' ', '\xa0') for item in items)
-  rows = textwrap.wrap(
-    text,
-    COLUMNS,
-    initial_indent=f'{label:<19} ',
-    subsequent_indent=' ' * 20,
-    break_on_hyphens=False,
-  )
-  return [row.replace('\xa0', ' ') for row in rows]
+  wrap = textwrap.TextWrapper(COLUMNS, f'{label:<19} ', ' ' * 20, break_on_hyphens=False).wrap
+  return [row.replace('\xa0', ' ') for row in wrap(text)]

@@ -1,0 +1,160 @@
+"""The baseline that the paper argues against: associative memories (Nichani et al., 2025).
+
+Subjects, relations and answers have fixed random embeddings of unit norm, which say nothing about
+the facts: those are in the weights, as pairs of an input and an output embedding. Not exact.
+
+`attention`: head r holds g_r in its D×D matrix, R·D² numbers, by default D² = 5·N·ln N.
+`mlp`: F random ReLU features of the pair (s, r), solved towards the answers, F·d = 6·N·R·ln N.
+
+Both are solved in closed form. Trained by gradient descent they are smaller: Nichani et al. fit
+d² = 1.3·N·ln N and, for N facts in all, F·d = 0.35·N·ln N.
+"""
+
+import math
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, blank
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.layout import RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+RIDGE_DUAL = 1e-3  # of the mean eigenvalue: nothing is lost, and nothing too large for bfloat16
+RIDGE_FEATURES = 1e-4
+WIDTH_PER_DIM = 8
+GAIN = 128  # the answer as the MLP writes it, over the unit norms that it is written upon
+BLOCK = 4096  # facts whose features are in memory at a time
+
+
+def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
+  """W_r = Σ_s ẽ_s ũ_{g_r(s)}ᵀ in head r, outer products of dual vectors: least squares on the logits.
+
+  d = D + ⌈log₂R⌉ + 2. A head not asked for rests on the relation token, whose embedding slot is
+  empty. On random bijections accuracy .99 takes D² = 3.6 to 4.0·N·ln N for N = 64 … 1024 and any R;
+  the Hebbian sum Σ e_s u_{g_r(s)}ᵀ takes 5.4 to 9. On average the default has .997
+  or more, N = 2 … 1024.
+  """
+  R, A, rho = facts.relations, facts.attributes, codes.Sign(facts.relations)
+  flags = Layout.of(Slot('relation', (), rho, RELATION), Slot('is_subject'), Slot('is_relation'))
+  if dim is None:
+    dim = flags.dim + _attention_size(facts)
+  _check_dim('associative_attention', dim, flags.dim)
+  D = dim - flags.dim
+  layout = Layout.of(Slot('embedding', (('direction', D),)), *flags.slots)
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=A,
+    length=2,
+    dim=dim,
+    blocks=(BlockConfig(heads=R, head_dim=D),),
+    bias=False,
+  )
+  params, rng, own = blank(config), np.random.default_rng(seed), layout['embedding']
+  e_NxD, u_AxD = _unit_vectors(rng, facts.subjects, D), _unit_vectors(rng, A, D)
+  params['embed']['subjects'][:, own] = e_NxD
+  params['embed']['subjects'][:, layout['is_subject']] = 1
+  params['embed']['relations'][:, layout['relation']] = rho.words()
+  params['embed']['relations'][:, layout['is_relation']] = 1
+  heads, beta = params['blocks_0']['attention'], parts.SHARPNESS
+  heads['query'][:, layout['relation'], 0] = beta * rho.words()
+  heads['query'][:, layout['is_relation'], 0] = -beta * (rho.width - 1)
+  heads['key'][:, layout['is_subject'], 0] = 1
+  keys_NxD, values_AxD = _dual(e_NxD), _dual(u_AxD)
+  for r, answers_N in enumerate(facts.answers_RxN):
+    parts.move(heads, r, (own, own, keys_NxD.T @ values_AxD[answers_N]))
+  params['unembed']['answers'][:, own] = u_AxD
+  return Construction('associative_attention', config, params, layout, facts)
+
+
+def _attention_size(facts: Facts) -> int:
+  """D² = 5·N·ln A, or what a relation with few answers takes: D = 5·N·ln A / their number, at most N."""
+  need = 5 * facts.subjects * math.log(facts.attributes)
+  fewest = min(len(np.unique(answers_N)) for answers_N in facts.answers_RxN)
+  return math.ceil(max(math.sqrt(need), min(facts.subjects, need / fewest)))
+
+
+def mlp(
+  facts: Facts, dim: int | None = None, width: int | None = None, seed: int = 0
+) -> Construction:
+  """x = (e_r − e_s) / 2 after attention; MLP: x + V ReLU(Wᵀx), W random, V a ridge regression.
+
+  The whole residual is one space of random vectors. With F = 8d, on random bijections, accuracy .99
+  takes F·d = 2.4 to 5.0·N·R·ln N for N = 64 … 1024, R = 1 … 8, growing with both. The default has
+  .996 or more there and below, and .96 at N = 256, R = 32.
+  """
+  dim, width = _mlp_sizes(facts, dim, width)
+  layout = Layout.of(Slot('embedding', (('direction', dim),)))
+  hidden = Layout.of(Slot('features', (('feature', width),)))
+  config = Config(
+    subjects=facts.subjects,
+    relations=facts.relations,
+    answers=facts.attributes,
+    length=2,
+    dim=dim,
+    blocks=(BlockConfig(head_dim=dim, hidden=(width,)),),
+    bias=False,
+  )
+  params, rng, own = blank(config), np.random.default_rng(seed), layout['embedding']
+  e_NxD, e_RxD, u_AxD = (
+    _unit_vectors(rng, count, dim) for count in (facts.subjects, facts.relations, facts.attributes)
+  )
+  params['embed']['subjects'][:] = e_NxD
+  params['embed']['relations'][:] = e_RxD
+  # Both tokens are averaged; less that mean the relation is (e_r − e_s) / 2, both of equal weight.
+  parts.move(params['blocks_0']['attention'], 0, parts.copy(own, own, times=-1))
+  w_DxF = math.sqrt(2) * rng.standard_normal((dim, width), np.float32)
+  params['blocks_0']['mlp']['in'][:] = w_DxF
+  params['blocks_0']['mlp']['out'][:] = _solve(facts, e_NxD, e_RxD, u_AxD, w_DxF)
+  params['unembed']['answers'][:] = u_AxD
+  return Construction('associative_mlp', config, params, layout, facts, hidden=((hidden,),))
+
+
+def _mlp_sizes(facts: Facts, dim: int | None, width: int | None) -> tuple[int, int]:
+  """d and F with F·min(d, A) ≥ 6·N·R·ln A; where neither is given F ≈ 8d."""
+  A = facts.attributes
+  need = 6 * facts.subjects * facts.relations * math.log(A)
+  if width is not None and width < 1:
+    raise InputError(f'associative_mlp: width is {width}; it must be at least 1')
+  if dim is None:
+    dim = max(4, math.ceil(need / width if width else math.sqrt(need / WIDTH_PER_DIM)))
+  _check_dim('associative_mlp', dim, 0)
+  return dim, width or max(32, math.ceil(need / min(dim, A)))
+
+
+def _check_dim(name: str, dim: int, flags: int):
+  if dim < flags + 2:
+    raise InputError(
+      f'{name}: dim is {dim}; it must be at least {flags + 2}, for random vectors in 2 dimensions or more'
+    )
+
+
+def _unit_vectors(rng, count: int, dim: int) -> np.ndarray:
+  rows = rng.standard_normal((count, dim), np.float32)
+  return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _dual(rows_NxD: np.ndarray) -> np.ndarray:
+  """x̃ = (Σ x xᵀ + λ)⁻¹ x: ⟨x̃_i, x_j⟩ is as near to [i = j] as D dimensions allow."""
+  x = rows_NxD.astype(np.float64)
+  ridge = RIDGE_DUAL * x.shape[0] / x.shape[1] * np.eye(x.shape[1])
+  return np.linalg.solve(x.T @ x + ridge, x.T).T
+
+
+def _solve(facts: Facts, e_NxD, e_RxD, u_AxD, w_DxF) -> np.ndarray:
+  """V = gain · (ΦᵀΦ + λ)⁻¹ Φᵀ U over the N·R facts; the gain undoes the shrinkage, about F / N·R."""
+  (dim, width), facts_count = w_DxF.shape, facts.answers_RxN.size
+  e_NxD, e_RxD, u_AxD, w_DxF = (a.astype(np.float64) for a in (e_NxD, e_RxD, u_AxD, w_DxF))
+  gram, target = np.zeros((width, width)), np.zeros((width, dim))
+  for start in range(0, facts_count, BLOCK):
+    fact = np.arange(start, min(start + BLOCK, facts_count))
+    relation, subject = np.divmod(fact, facts.subjects)
+    features = np.maximum((e_RxD[relation] - e_NxD[subject]) / 2 @ w_DxF, 0)
+    gram += features.T @ features
+    target += features.T @ u_AxD[facts.answers_RxN[relation, subject]]
+  ridge = RIDGE_FEATURES * np.trace(gram) / width + np.finfo(np.float32).tiny
+  gain = GAIN * max(1, facts_count / width)
+  return gain * np.linalg.solve(gram + ridge * np.eye(width), target)

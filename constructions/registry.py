@@ -1,0 +1,175 @@
+"""Every construction by name, with the theorem it proves and one line on how."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+from constructions import (
+  associative,
+  attention_only,
+  chain_of_thought,
+  disjoint,
+  factored,
+  keyvalue,
+  literal,
+  normed,
+  precomputed,
+  selector,
+  superposition,
+)
+from geomem.construction import Construction
+from geomem.errors import InputError
+from geomem.facts import Facts
+
+ONE_HOP, TWO, COT = 'Theorem 4.1', 'Theorem 4.3', 'Theorem 4.4'
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """`size`: d and F as formulas. `exact`: right on every query, by a promised margin.
+
+  Parameters of `builder` beyond the facts and the hops are the construction's own options.
+  """
+
+  theorem: str
+  summary: str
+  size: str
+  builder: Callable[..., Construction]
+  exact: bool = True
+  own_answers: bool = False  # wants facts whose relations answer in sets of their own
+
+  @property
+  def multi_hop(self) -> bool:
+    return 'hops' in inspect.signature(self.builder).parameters
+
+  @property
+  def options(self) -> tuple[str, ...]:
+    return tuple(p for p in inspect.signature(self.builder).parameters if p not in ('facts', 'hops'))
+
+
+REGISTRY: dict[str, Entry] = {
+  'selector': Entry(
+    ONE_HOP,
+    'superposed sign codes, the gate is the sum, one hidden layer',
+    'd = R·m, F = R·m',
+    selector.selector,
+  ),
+  'selector_constant_weight': Entry(
+    ONE_HOP,
+    'the same with 0/1 words of constant weight and no biases',
+    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ N',
+    selector.constant_weight,
+  ),
+  'selector_multilevel': Entry(
+    ONE_HOP,
+    'the same with several bits a coordinate: fewer dimensions, as many bits',
+    'd = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉',
+    selector.multilevel,
+  ),
+  'selector_normed': Entry(
+    ONE_HOP,
+    'the same inside the trained architecture, every RMSNorm switched on',
+    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ N',
+    normed.normed,
+  ),
+  'selector_literal': Entry(
+    ONE_HOP,
+    "the paper's: relation flags beside the blocks, a 3-layer MLP",
+    'd = R·m + R, F = (R·m, m)',
+    literal.literal,
+  ),
+  'superposition': Entry(
+    ONE_HOP,
+    'the literal linear superposition of random directions; not exact, ask for its accuracy at --dim',
+    'd = --dim, F = 2R·m',
+    superposition.superposition,
+    exact=False,
+  ),
+  'attention_only': Entry(
+    f'{ONE_HOP} (second half)',
+    'no MLP: a head a relation',
+    'd = R·m + ⌈log₂R⌉ + 2, F = 0, H = R',
+    attention_only.attention_only,
+  ),
+  'disjoint': Entry(
+    'Theorem F.1',
+    'relations with answers of their own: no MLP, no gate',
+    'd = R·⌈log₂D⌉ + ⌈log₂R⌉, F = 0',
+    disjoint.disjoint,
+    own_answers=True,
+  ),
+  'keyvalue': Entry(
+    f'{TWO} (first half)',
+    'facts in the MLP, a hidden unit a fact, a layer a hop',
+    'd = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1, F = N·R, depth k',
+    keyvalue.keyvalue,
+  ),
+  'factored': Entry(
+    f'{TWO}, sharper',
+    'subject detectors, then AND-units: width N + R, j hops a layer',
+    'd = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR), depth ⌈k/j⌉',
+    factored.factored,
+  ),
+  'precomputed': Entry(
+    f'{TWO} (second half)',
+    'all R^k answers in the embedding, a level of the tree a layer',
+    'd = m·(R^k + … + 1) + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m, depth k',
+    precomputed.precomputed,
+  ),
+  'precomputed_depth1': Entry(
+    f'{TWO}, sharper',
+    'all R^k answers in the embedding, the one branch that no head closes: depth 1',
+    'd = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m, depth 1',
+    precomputed.precomputed_depth1,
+  ),
+  'chain_of_thought': Entry(
+    COT,
+    'one layer for any number of hops, a step a token',
+    'd = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1, F = R·m, depth 1',
+    chain_of_thought.chain_of_thought,
+  ),
+  'chain_of_thought_compact': Entry(
+    f'{COT}, sharper',
+    'the same in half the width: the current subject is in place already',
+    'd = R·m + ⌈log₂R⌉ + 2·max(1, ⌈log₂k⌉) + 2, F = R·m, depth 1',
+    chain_of_thought.chain_of_thought_compact,
+  ),
+  'associative_attention': Entry(
+    'Nichani et al. (2025)',
+    'the baseline: fixed random embeddings, facts in attention matrices, a head a relation',
+    'd = --dim, H = R',
+    associative.attention,
+    exact=False,
+  ),
+  'associative_mlp': Entry(
+    'Nichani et al. (2025)',
+    'the baseline: fixed random embeddings, facts in an MLP',
+    'd = --dim, F = --width',
+    associative.mlp,
+    exact=False,
+  ),
+}
+
+
+def entry(name: str) -> Entry:
+  if name not in REGISTRY:
+    raise InputError(f'no construction {name!r}; there are {", ".join(REGISTRY)}')
+  return REGISTRY[name]
+
+
+def build(name: str, facts: Facts, hops: int = 1, **options) -> Construction:
+  """The construction `name` for these facts. Options that it does not know are refused."""
+  known = entry(name)
+  for option in options:
+    if option not in known.options:
+      allowed = f'it takes {", ".join(known.options)}' if known.options else 'its sizes follow from the facts'
+      raise InputError(f'{name} has no option {option!r}; {allowed}')
+  if known.multi_hop:
+    return known.builder(facts, hops, **options)
+  if hops != 1:
+    raise InputError(f'{name} answers one hop, not {hops}; multi-hop constructions are {", ".join(multi_hop())}')
+  return known.builder(facts, **options)
+
+
+def multi_hop() -> list[str]:
+  return [name for name, known in REGISTRY.items() if known.multi_hop]

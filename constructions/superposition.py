@@ -1,0 +1,119 @@
+"""The literal linear superposition: random directions in place of blocks (Theorem 4.1, in few dimensions).
+
+e_s = Σ_r A_r c_{g_r(s)}, where the R·m columns of (A_1 … A_R) are random unit vectors, more or
+fewer than there are dimensions for them. Hidden units come in gated pairs, F = 2R·m,
+
+  ReLU(±⟨A_ri, x⟩ + G·1_r − G)   with G ≥ any |⟨A_ri, x⟩|,
+
+whose difference is ⟨A_ri, x⟩ where relation r is asked for and 0 where it is not, so the logits are
+the matched filter ⟨A_r c_a, e_s⟩, in d = D + R + m with D dimensions of memory. Bit i is read right
+while the noise of the R·m − 1 other directions, of variance (R·m − 1) / D, stays below 1. Not exact:
+at N = 1024, R = 8, D = 2, 4, 6, 8, 10, 12 times R·m answers .44, .80, .93, .98, .994, .997 of the
+queries.
+"""
+
+import math
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes
+from geomem.construction import Construction, Readout, blank
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.layout import RELATION, Layout, Slot
+from geomem.model import BlockConfig, Config
+
+
+def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
+  """Total residual width `dim`; by default D = ⌈2·R·m·ln(4·N·R·m)⌉.
+
+  A union bound over Gaussian noise then has all N·R·m bits right with probability 7/8. Measured on
+  random bijections, N = 2 … 1024, R = 1 … 8: mean accuracy .993 or more, every table all right
+  from N = 16 on.
+  """
+  R, code = facts.relations, codes.Sign(facts.attributes)
+  layout, hidden = _layouts(facts, code, dim)
+  memory = layout['memory']
+  config = Config(
+    subjects=facts.subjects,
+    relations=R,
+    answers=facts.attributes,
+    length=2,
+    dim=layout.dim,
+    blocks=(BlockConfig(head_dim=memory.stop - memory.start, hidden=(hidden.dim,)),),
+  )
+  params = blank(config)
+  directions_DxRM = _random_directions(memory.stop - memory.start, R * code.width, seed)
+  encode = _encoder(layout, code, directions_DxRM)
+  readout = Readout(layout['answer'], code)
+  params['embed']['subjects'] = encode(facts.answers_RxN)
+  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
+  parts.move(params['blocks_0']['attention'], 0, parts.copy(memory, memory, times=2))
+  _filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
+  params['unembed']['answers'] = readout.rows(layout.dim)
+  return Construction(
+    'superposition',
+    config,
+    params,
+    layout,
+    facts,
+    hidden=((hidden,),),
+    readout=readout,
+    encode=encode,
+  )
+
+
+def _layouts(facts: Facts, code: codes.Sign, dim: int | None) -> tuple[Layout, Layout]:
+  """The residual stream, where the memory has what the relation and the answer leave, and the pairs."""
+  R, m = facts.relations, code.width
+  memory = math.ceil(2 * R * m * math.log(4 * facts.subjects * R * m))
+  if dim is not None:
+    memory = dim - R - m
+  if memory < 1:
+    raise InputError(
+      f'superposition: dim is {dim}; it must be at least {R + m + 1}: {R} for the relation, '
+      f'{m} for the answer, and the rest for the memory'
+    )
+  filtered = (RELATION, R), ('bit', m)
+  return (
+    Layout.of(
+      Slot('memory', (('direction', memory),)),
+      Slot('relation', (), codes.OneHot(R), RELATION),
+      Slot('answer', (), code),
+    ),
+    Layout.of(Slot('positive', filtered), Slot('negative', filtered)),
+  )
+
+
+def _random_directions(dim: int, count: int, seed: int) -> np.ndarray:
+  """Unit columns, near-orthogonal: inner products are about ±1/√dim."""
+  columns = np.random.default_rng(seed).standard_normal((dim, count), np.float32)
+  return columns / np.linalg.norm(columns, axis=0)
+
+
+def _encoder(layout: Layout, code: codes.Sign, directions_DxRM: np.ndarray):
+  """The superposition Σ_r A_r c_{answer r} in the memory."""
+  words = code.words()
+
+  def encode(answers_RxN: np.ndarray) -> np.ndarray:
+    embeddings_NxD = np.zeros((answers_RxN.shape[1], layout.dim), np.float32)
+    for answers_N, own_DxM in zip(
+      answers_RxN, np.split(directions_DxRM, len(answers_RxN), axis=1), strict=True
+    ):
+      embeddings_NxD[:, layout['memory']] += words[answers_N] @ own_DxM.T
+    return embeddings_NxD
+
+  return encode
+
+
+def _filter(mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM):
+  """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
+  bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
+  gate = 2.0 ** math.ceil(math.log2(1.01 * bound))  # exact in bfloat16, with room for its rounding
+  for half, sign in (('positive', 1), ('negative', -1)):
+    mlp['in'][layout['memory'], hidden[half]] = sign * directions_DxRM
+    mlp['in'][layout['relation'], hidden[half]] = gate * np.repeat(np.eye(relations), m, axis=1)
+    mlp['out'][hidden[half], layout['answer']] = sign * parts.sum_of_blocks(relations, m)
+  mlp['in_bias'][:] = -gate

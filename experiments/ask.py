@@ -1,0 +1,287 @@
+"""Ask a saved model, and see how it finds the answer.
+
+  python -m experiments.ask --workdir=runs/demo --construction=selector "s3 r1"
+  python -m experiments.ask --workdir=runs/demo --construction=selector --trace "s3 r1"
+  python -m experiments.ask --workdir=runs/demo --figure=selector.svg "Marie Curie | born in"
+
+A query is a subject and one relation a hop, by name; names that contain spaces are separated by |
+or commas. Without a query in the arguments, queries are read from standard input, one a line.
+Models are looked for where experiments.construct has saved them: WORKDIR/CONSTRUCTION, by default
+in runs/construct. The answers go to WORKDIR/ask/results.json.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, trace_figure
+from geomem import checkpoint, model, trace
+from geomem.construction import Construction, check_representable
+from geomem.errors import InputError
+from geomem.facts import Facts
+
+FLAGS = flags.FLAGS
+cli.define('workdir', 'dtype', 'construction')
+flags.DEFINE_bool(
+  'trace',
+  False,
+  'Print what every token holds, what every head attends to, which hidden units fire, and what each '
+  'slot decodes to at each layer.',
+)
+flags.DEFINE_string(
+  'figure', None, 'Draw the same to this .png, .pdf or .svg file, its numbers beside it as .json.'
+)
+
+DEFAULT_WORKDIR = 'runs/construct'
+PICTURES = ('.png', '.pdf', '.svg')
+COLUMNS = ('query', 'answer', 'truth', 'correct', 'margin', 'runner_up')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answer:
+  """`steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are
+  those of the least sure step; `tokens_L` is all that was read.
+  """
+
+  steps: tuple[int, ...]
+  margin: float
+  runner_up: int
+  tokens_L: np.ndarray
+
+
+def answer(construction: Construction, subject: int, path, dtype: str = 'float32') -> Answer:
+  """What the model says; with chain of thought it reads its own words, one more a step."""
+  c = construction
+  config = c.config.replace(dtype=dtype)
+  tokens = [subject, *(c.facts.subjects + r for r in path)]
+  steps, seconds = [], []
+  for _ in range(c.hops if c.chain_of_thought else 1):
+    tokens += steps[-1:]
+    logits_A = np.array(_logits(config, c.params, np.array(tokens, np.int32)), np.float32)
+    steps.append(int(np.argmax(logits_A)))
+    best, logits_A[steps[-1]] = logits_A[steps[-1]], -np.inf
+    seconds.append((float(best - logits_A.max()), int(np.argmax(logits_A))))
+  margin, runner_up = min(reversed(seconds), key=lambda pair: pair[0])
+  return Answer(tuple(steps), margin, runner_up, np.array(tokens, np.int32))
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _logits(config: model.Config, params, tokens_L):
+  """At the last position."""
+  return model.apply(config, params, tokens_L[None], last=1)[0, -1]
+
+
+def ask(construction: Construction, text: str, dtype: str = 'float32') -> dict:
+  """The record of one question."""
+  return _ask(construction, text, dtype)[0]
+
+
+def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
+  subject, path = parse_query(c.facts, text, c.hops)
+  if c.margin is not None and c.config.norm == 'none':
+    check_representable(c.params, dtype)
+  got = answer(c, subject, path, dtype)
+  names = [c.facts.subject_name(subject), *map(c.facts.relation_name, path)]
+  truth = subject
+  for r in path:
+    truth = int(c.facts.answers_RxN[r, truth])
+  record = {
+    'construction': c.name,
+    'query': (' | ' if any(' ' in name for name in names) else ' ').join(names),
+    'answer': c.facts.attribute_name(got.steps[-1]),
+    'truth': c.facts.attribute_name(truth),
+    'correct': got.steps[-1] == truth,
+    'margin': got.margin,
+    'runner_up': c.facts.attribute_name(got.runner_up),
+    'dtype': dtype,
+  }
+  return record, got
+
+
+def sentence(facts: Facts, record: dict, got: Answer) -> str:
+  """`s3 r1 → s5   (correct, margin 4.0, runner-up s2)`."""
+  chain = ' → '.join(map(facts.attribute_name, got.steps))
+  verdict = 'correct' if record['correct'] else f'wrong, it is {record["truth"]}'
+  aside = f'{verdict}, margin {record["margin"]:.4}, runner-up {record["runner_up"]}'
+  return f'{record["query"]} → {chain}   ({aside})'
+
+
+def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...]]:
+  """The numbers of the subject and the relations that `text` names.
+
+  Names are separated by | or commas, or by spaces where that leaves one reading.
+  """
+  subjects, relations, longest = _numbers(facts)
+  text = _plain(text)
+  if not text:
+    raise InputError(f'empty query; {_wanted(facts, hops)}')
+  for separator in [s for s in '|,' if s in text] + [' ']:
+    fields = [field.strip() for field in text.split(separator)]
+    join = {'|': ' | ', ',': ', '}.get(separator, ' ').join
+    readings = _readings(fields, join, [subjects] + [relations] * hops, longest)
+    if len(readings) > 1:
+      raise InputError(f'{text!r} can be read in more than one way; separate the names by |')
+    if readings:
+      return readings[0][0], readings[0][1:]
+  raise _complaint(facts, text, hops)
+
+
+def _plain(name: str) -> str:
+  """One spelling for what looks the same."""
+  return ' '.join(unicodedata.normalize('NFC', name).split())
+
+
+@functools.lru_cache(maxsize=2)
+def _numbers(facts: Facts) -> tuple[dict[str, int], dict[str, int], int]:
+  """Subjects and relations by name, and the most words that a name has."""
+  subjects = {_plain(facts.subject_name(s)): s for s in range(facts.subjects)}
+  relations = {_plain(facts.relation_name(r)): r for r in range(facts.relations)}
+  longest = max(name.count(' ') + 1 for table in (subjects, relations) for name in table)
+  return subjects, relations, longest
+
+
+def _readings(fields, join, tables, longest: int) -> list[tuple[int, ...]]:
+  """At most two ways to read all fields as one name from each table, in this order."""
+  found = {0: [()]}
+  for table in tables:
+    longer = {}
+    for start, readings in found.items():
+      for stop in range(start + 1, min(start + longest, len(fields)) + 1):
+        number = table.get(join(fields[start:stop]))
+        if number is not None:
+          longer.setdefault(stop, []).extend((*reading, number) for reading in readings)
+    found = {stop: readings[:2] for stop, readings in longer.items()}
+  return found.get(len(fields), [])
+
+
+def _complaint(facts: Facts, text: str, hops: int) -> InputError:
+  """What is wrong with a query that has no reading: the first unknown name, or the number of hops."""
+  subjects, relations, longest = _numbers(facts)
+  separator = next((s for s in '|,' if s in text), ' ')
+  fields, known, at = [field.strip() for field in text.split(separator)], 0, 0
+  while at < len(fields):
+    table = relations if known else subjects
+    stops = range(min(at + longest, len(fields)), at, -1)
+    stop = next((j for j in stops if separator.join(fields[at:j]) in table), None)
+    if stop is None:
+      break
+    known, at = known + 1, stop
+  if at == len(fields):
+    return InputError(f'{text!r} has {known - 1} relation(s); {_wanted(facts, hops)}')
+  # With spaces between names and inside them, what is too many words is taken to be one name.
+  spare = len(fields) - at - (hops + 1 - known) if separator == ' ' else 0
+  given = separator.join(fields[at : at + 1 + max(0, min(spare, longest - 1))])
+  kind = 'relation' if known else 'subject'
+  return InputError(f'unknown {kind} {given!r}; {_suggestion(facts, kind, given)}')
+
+
+def _suggestion(facts: Facts, kind: str, given: str) -> str:
+  subjects, relations, _ = _numbers(facts)
+  names = list(subjects if kind == 'subject' else relations)
+  some = ', '.join(names) if len(names) <= 5 else f'{names[0]}, {names[1]} … {names[-1]}'
+  if not getattr(facts, f'{kind}_names'):
+    return f'the {kind}s are {some}'
+  if len(names) > 20_000:  # difflib takes its time
+    names = [name for name in names if name[:1].casefold() == given[:1].casefold()]
+  close = get_close_matches(given, names, 3)
+  return f'did you mean {" or ".join(map(repr, close))}?' if close else f'the {kind}s are {some}'
+
+
+def _wanted(facts: Facts, hops: int) -> str:
+  names = [facts.subject_name(0)] + [facts.relation_name(0)] * hops
+  example = (' | ' if any(' ' in name for name in names) else ' ').join(names)
+  return f'the model answers a subject and {hops} relation(s), like "{example}"'
+
+
+def find_model(folder: Path, name: str | None) -> Path:
+  """The model called `name`, or the only one in the folder."""
+  if not folder.is_dir():
+    raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
+  models = sorted(path.name for path in folder.iterdir() if checkpoint.is_model(path))
+  if name is None and len(models) == 1:
+    return folder / models[0]
+  if not models:
+    raise InputError(f'--workdir={folder} holds no model; experiments.construct saves models')
+  if name is None:
+    raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(models)}')
+  if name not in models and not (folder / name).exists():
+    raise InputError(f'--construction={name}: not in {folder}, which holds {", ".join(models)}')
+  return folder / name
+
+
+def queries(arguments: list[str]) -> Iterator[str]:
+  """Those given, else the lines of standard input that are not empty."""
+  if not arguments and sys.stdin.isatty():
+    print('one query a line, end with Ctrl-D', file=sys.stderr)
+  yield from arguments or filter(str.strip, sys.stdin)
+
+
+def numbers(seen: trace.Trace) -> dict:
+  """All that a figure shows, to be kept beside it."""
+  return {
+    'construction': seen.construction.name,
+    'dtype': seen.dtype,
+    'tokens': [seen.token(p) for p in range(len(seen.tokens_L))],
+    'embedded': seen.embedded_LxD.tolist(),
+    'blocks': [
+      {
+        'attention': block.attention_HxLxL.tolist(),
+        'after_attention': block.read_LxD.tolist(),
+        'hidden': [hidden_LxF.tolist() for hidden_LxF in block.hidden],
+        'after_mlp': block.written_LxD.tolist(),
+      }
+      for block in seen.blocks
+    ],
+    'logits': {p: dict(seen.top(p)) for p in seen.positions},
+  }
+
+
+def show(seen: trace.Trace, in_words: bool, figure: Path | None):
+  if in_words:
+    print('\n'.join(['', *trace.lines(seen), '']), flush=True)
+  if figure:
+    trace_figure.draw(seen, figure)
+    cli.write_text(figure.with_suffix('.json'), json.dumps(numbers(seen)) + '\n')
+
+
+def main(argv):
+  names, figure = FLAGS.construction or [None], FLAGS.figure and Path(FLAGS.figure)
+  if len(names) > 1 or names == ['all']:
+    raise InputError('--construction: one model can be asked at a time; name one')
+  if figure and figure.suffix.lower() not in PICTURES:
+    raise InputError(f'--figure={figure}: cannot draw such a file; use {", ".join(PICTURES)}')
+  if figure and len(argv) != 2:
+    raise InputError(f'--figure draws one query, given as an argument; there are {len(argv) - 1}')
+  path = find_model(Path(FLAGS.workdir or DEFAULT_WORKDIR), names[0])
+  folder = cli.workdir(DEFAULT_WORKDIR) / 'ask'
+  folder.mkdir(exist_ok=True)
+  c, records = checkpoint.load(path), []
+  for text in queries(argv[1:]):
+    try:
+      record, got = _ask(c, text, FLAGS.dtype)
+    except InputError as error:
+      if argv[1:] or not sys.stdin.isatty():
+        raise
+      print(f'error: {error}', file=sys.stderr)
+      continue
+    records.append(record)
+    print(sentence(c.facts, record, got), flush=True)
+    if FLAGS.trace or figure:
+      show(trace.run(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
+  if not records:
+    raise InputError(f'no query; {_wanted(c.facts, c.hops)}')
+  cli.write_results(folder, records)
+  print(cli.table(COLUMNS, records))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,170 @@
+"""What every binary shares: flags of the same name, errors in one line, records, tables, progress."""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import app, flags
+
+from geomem import model
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # so that --help lists a shared flag under the binary that asked for it
+
+_SHARED = {
+  'subjects': lambda: flags.DEFINE_integer('subjects', None, 'N, the number of subjects.'),
+  'relations': lambda: flags.DEFINE_integer('relations', None, 'R, the number of relations.'),
+  'hops': lambda: flags.DEFINE_integer('hops', None, 'k, the relations in a query.'),
+  'dim': lambda: flags.DEFINE_integer(
+    'dim', None, 'd, the residual width, for constructions that leave it open.'
+  ),
+  'width': lambda: flags.DEFINE_integer(
+    'width', None, 'F, the hidden width of the MLP, for constructions that leave it open.'
+  ),
+  'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.'),
+  'dtype': lambda: flags.DEFINE_enum(
+    'dtype', 'float32', model.DTYPES, 'Computation dtype of the model.'
+  ),
+  'workdir': lambda: flags.DEFINE_string(
+    'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
+  ),
+  'construction': lambda: flags.DEFINE_multi_string(
+    'construction', None, 'Name of a construction (repeatable), or `all`.'
+  ),
+}
+
+
+def define(*names: str):
+  """Define shared flags for the calling binary; a flag that exists already is only listed."""
+  for name in names:
+    if name not in FLAGS:
+      _SHARED[name]()
+    flags.declare_key_flag(name)
+
+
+def run(main: Callable[[Sequence[str]], None]):
+  """Run a binary: bad input ends in one line and exit status 2, without a traceback."""
+
+  def parse(argv):
+    try:
+      return FLAGS(argv)
+    except flags.Error as error:
+      fail(error)
+
+  def guarded(argv):
+    try:
+      main(argv)
+    except InputError as error:
+      fail(error)
+    except OSError as error:
+      fail(f'{error.filename or "disk"}: {error.strerror or error}')
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      sys.exit(130)
+
+  app.run(guarded, flags_parser=parse)
+
+
+def fail(error):
+  """Say what is wrong in one line and leave with status 2."""
+  print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+  sys.exit(2)
+
+
+def no_arguments(argv: Sequence[str]):
+  if len(argv) > 1:
+    raise InputError(f'unexpected argument {argv[1]!r}; every option is a --flag, see --help')
+
+
+def workdir(default: str) -> Path:
+  """The folder to write to, made and tried before any work is done."""
+  path = Path(FLAGS.workdir or default)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as error:
+    raise InputError(f'--workdir={path}: cannot be written to: {error.strerror}') from error
+  return path
+
+
+def write_text(path: Path, text: str):
+  """Write a whole file or none of it."""
+  aside = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    aside.write_text(text, encoding='utf-8')
+    aside.replace(path)
+  finally:
+    aside.unlink(missing_ok=True)
+
+
+def write_results(folder: Path, records: Sequence[dict]):
+  """`results.json`: a flat list of records."""
+  write_text(folder / 'results.json', json.dumps(records, indent=1) + '\n')
+
+
+def read_results(folder: Path) -> list[dict]:
+  path = Path(folder) / 'results.json'
+  try:
+    records = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError as error:
+    raise InputError(f'{path}: no results there') from error
+  except (OSError, ValueError) as error:
+    raise InputError(f'{path}: not readable as results: {error}') from error
+  if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+    raise InputError(f'{path}: not a list of records')
+  return records
+
+
+def table(columns: Sequence[str], records: Sequence[dict]) -> str:
+  """Records as aligned text, numbers to the right."""
+  rows = [[_cell(record.get(column)) for column in columns] for record in records]
+  heads = [column.replace('_', ' ') for column in columns]
+  widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+  numeric = [
+    all(isinstance(r.get(c), int | float | None) for r in records) and bool(records) for c in columns
+  ]
+
+  def line(cells):
+    cells = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True))
+    return '  '.join(cells).rstrip()
+
+  return '\n'.join([line(heads), line(['─' * w for w in widths]), *map(line, rows)])
+
+
+def _cell(value) -> str:
+  if value is None:
+    return '–'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, int):
+    return f'{value:,}'
+  if isinstance(value, float):
+    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+  return str(value)
+
+
+class Progress:
+  """A line on a terminal that says what is running, how far it is and how long it will take."""
+
+  def __init__(self, label: str):
+    self.label, self.start, self.shown = label, time.monotonic(), 0.0
+    self.on = sys.stderr.isatty()
+
+  def __call__(self, done: int, total: int):
+    now = time.monotonic()
+    if not self.on or (now - self.shown < 0.1 and done < total):
+      return
+    self.shown = now
+    left = (now - self.start) / done * (total - done)
+    text = f'{self.label}: {done:,}/{total:,} blocks, {left:.0f} s left'
+    print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
+
+  def clear(self):
+    if self.on:
+      print('\r\x1b[K', end='', file=sys.stderr, flush=True)
