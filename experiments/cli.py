@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from geomem import model
 from geomem.errors import InputError
@@ -57,6 +57,8 @@ def run(main: Callable[[Sequence[str]], None]):
       fail(error)
 
   def guarded(argv):
+    if not FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
     try:
       main(argv)
     except InputError as error:

@@ -27,8 +27,8 @@ TRIPLES = [
 ]  # fmt: skip
 # N·R^k ≥ 10⁶, where it costs each construction least.
 LARGE = {
-  'keyvalue': (16, 16, 4), 'factored': (16, 16, 4), 'chain_of_thought': (16, 16, 4),
-  'chain_of_thought_compact': (16, 16, 4), 'precomputed': (65_536, 4, 2),
+  'keyvalue': (4, 64, 3), 'factored': (4, 64, 3), 'chain_of_thought': (4, 64, 3),
+  'chain_of_thought_compact': (4, 64, 3), 'precomputed': (65_536, 4, 2),
   'precomputed_depth1': (65_536, 4, 2),
 }  # fmt: skip
 CASES = [(name, n, r, 1) for name in ONE_HOP for n, r in PAIRS]
