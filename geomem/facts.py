@@ -78,17 +78,16 @@ def check_sizes(subjects: int, relations: int, hops: int = 1):
 def bijections(key, subjects: int, relations: int) -> Facts:
   """R independent uniform permutations of the subjects."""
   check_sizes(subjects, relations)
-  permute = jax.jit(lambda k: jax.random.permutation(k, subjects))
-  answers = [np.asarray(permute(k), np.int32) for k in jax.random.split(key, relations)]
-  return Facts(np.stack(answers), subjects)
+  return Facts(_permutations(key, subjects, relations), subjects)
 
 
 def maps(key, subjects: int, relations: int, attributes: int | None = None) -> Facts:
   """R independent uniform maps into the subjects, or into `attributes` symbols of their own."""
   check_sizes(subjects, relations)
   size = attributes or subjects
-  answers = jax.random.randint(key, (relations, subjects), 0, size, jnp.int32)
-  return Facts(np.asarray(answers), size, closed=attributes is None)
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  answers_RxN = rng.integers(0, size, (relations, subjects), np.int32)
+  return Facts(answers_RxN, size, closed=attributes is None)
 
 
 def disjoint(key, subjects: int, relations: int, attributes_each: int) -> Facts:
@@ -96,10 +95,15 @@ def disjoint(key, subjects: int, relations: int, attributes_each: int) -> Facts:
   check_sizes(subjects, relations)
   if not 1 <= attributes_each <= subjects:
     raise InputError(f'{attributes_each} answers a relation; need 1 … {subjects}, the subjects')
-  shuffle = jax.jit(lambda k: jax.random.permutation(k, subjects))
-  inner = [np.asarray(shuffle(k), np.int32) for k in jax.random.split(key, relations)]
-  offset = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
-  return Facts(np.stack(inner) % attributes_each + offset, relations * attributes_each, closed=False)
+  inner_RxN = _permutations(key, subjects, relations) % attributes_each
+  offset_Rx1 = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
+  return Facts(inner_RxN + offset_Rx1, relations * attributes_each, closed=False)
+
+
+def _permutations(key, subjects: int, relations: int) -> np.ndarray:
+  """From NumPy's generator, seeded by the key: a tenth of a second for 10⁶ subjects, and no compilation."""
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  return np.stack([rng.permutation(subjects) for _ in range(relations)]).astype(np.int32)
 
 
 def every_content(choices) -> np.ndarray:
