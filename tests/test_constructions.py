@@ -27,9 +27,9 @@ TRIPLES = [
 ]  # fmt: skip
 # N·R^k ≥ 10⁶, where it costs each construction least.
 LARGE = {
-  'keyvalue': (4, 64, 3), 'factored': (4, 64, 3), 'chain_of_thought': (4, 64, 3),
-  'chain_of_thought_compact': (4, 64, 3), 'precomputed': (65_536, 4, 2),
-  'precomputed_depth1': (65_536, 4, 2),
+  'keyvalue': (4, 64, 3), 'factored': (32, 8, 5), 'chain_of_thought': (262_144, 2, 2),
+  'chain_of_thought_compact': (262_144, 2, 2), 'precomputed': (262_144, 2, 2),
+  'precomputed_depth1': (262_144, 2, 2),
 }  # fmt: skip
 CASES = [(name, n, r, 1) for name in ONE_HOP for n, r in PAIRS]
 CASES += [(name, *triple) for name in MULTI_HOP for triple in [*TRIPLES, LARGE[name]]]
