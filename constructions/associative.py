@@ -26,6 +26,7 @@ RIDGE_DUAL = 1e-3  # of the mean eigenvalue: nothing is lost, and nothing too la
 RIDGE_FEATURES = 1e-4
 WIDTH_PER_DIM = 8
 GAIN = 128  # the answer as the MLP writes it, over the unit norms that it is written upon
+MAX_WIDTH = 2**15  # its normal equations take 8·F² bytes
 BLOCK = 4096  # facts whose features are in memory at a time
 
 
@@ -122,7 +123,10 @@ def _mlp_sizes(facts: Facts, dim: int | None, width: int | None) -> tuple[int, i
   if dim is None:
     dim = max(4, math.ceil(need / width if width else math.sqrt(need / WIDTH_PER_DIM)))
   _check_dim('associative_mlp', dim, 0)
-  return dim, width or max(32, math.ceil(need / min(dim, A)))
+  width = width or max(32, math.ceil(need / min(dim, A)))
+  if width > MAX_WIDTH:
+    raise InputError(f'associative_mlp: width is {width}; the solver takes {MAX_WIDTH} at most')
+  return dim, width
 
 
 def _check_dim(name: str, dim: int, flags: int):

@@ -2,12 +2,13 @@
 
   python -m experiments.ask --workdir=runs/demo --construction=selector "s3 r1"
   python -m experiments.ask --workdir=runs/demo --construction=selector --trace "s3 r1"
-  python -m experiments.ask --workdir=runs/demo --figure=selector.svg "Marie Curie | born in"
+  python -m experiments.ask --workdir=runs/demo --construction=selector --figure=s3.svg "s3 r1"
 
 A query is a subject and one relation a hop, by name; names that contain spaces are separated by |
-or commas. Without a query in the arguments, queries are read from standard input, one a line.
-Models are looked for where experiments.construct has saved them: WORKDIR/CONSTRUCTION, by default
-in runs/construct. The answers go to WORKDIR/ask/results.json.
+or commas, as in "Marie Curie | born in". Without a query in the arguments, queries are read from
+standard input, one a line. Models are looked for where experiments.construct has saved them:
+WORKDIR/CONSTRUCTION, by default in runs/construct. The answers go to WORKDIR/ask/results.json.
+Bad input ends in one line and exit status 2.
 """
 
 import dataclasses
@@ -30,7 +31,11 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 
 FLAGS = flags.FLAGS
-cli.define('workdir', 'dtype', 'construction')
+cli.define(
+  'dtype',
+  construction='Which model to ask; can be left out where the workdir holds only one.',
+  workdir='Folder of the models; answers go to its ask/results.json (default: runs/construct).',
+)
 flags.DEFINE_bool(
   'trace',
   False,
@@ -38,7 +43,9 @@ flags.DEFINE_bool(
   'slot decodes to at each layer.',
 )
 flags.DEFINE_string(
-  'figure', None, 'Draw the same to this .png, .pdf or .svg file, its numbers beside it as .json.'
+  'figure',
+  None,
+  'Draw what --trace prints to this .png, .pdf or .svg file, its numbers beside it as .json.',
 )
 
 DEFAULT_WORKDIR = 'runs/construct'
@@ -87,8 +94,7 @@ def ask(construction: Construction, text: str, dtype: str = 'float32') -> dict:
 
 def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
   subject, path = parse_query(c.facts, text, c.hops)
-  if c.margin is not None and c.config.norm == 'none':
-    check_representable(c.params, dtype)
+  check_representable(c, dtype)
   got = answer(c, subject, path, dtype)
   names = [c.facts.subject_name(subject), *map(c.facts.relation_name, path)]
   truth = subject
@@ -222,7 +228,10 @@ def queries(arguments: list[str]) -> Iterator[str]:
   """Those given, else the lines of standard input that are not empty."""
   if not arguments and sys.stdin.isatty():
     print('one query a line, end with Ctrl-D', file=sys.stderr)
-  yield from arguments or filter(str.strip, sys.stdin)
+  try:
+    yield from arguments or filter(str.strip, sys.stdin)
+  except UnicodeDecodeError as error:
+    raise InputError(f'standard input is not text in UTF-8: {error}') from error
 
 
 def numbers(seen: trace.Trace) -> dict:
@@ -259,11 +268,12 @@ def main(argv):
     raise InputError('--construction: one model can be asked at a time; name one')
   if figure and figure.suffix.lower() not in PICTURES:
     raise InputError(f'--figure={figure}: cannot draw such a file; use {", ".join(PICTURES)}')
+  if figure and not figure.parent.is_dir():
+    raise InputError(f'--figure={figure}: there is no folder {figure.parent}; name one that exists')
   if figure and len(argv) != 2:
     raise InputError(f'--figure draws one query, given as an argument; there are {len(argv) - 1}')
   path = find_model(Path(FLAGS.workdir or DEFAULT_WORKDIR), names[0])
   folder = cli.workdir(DEFAULT_WORKDIR) / 'ask'
-  folder.mkdir(exist_ok=True)
   c, records = checkpoint.load(path), []
   for text in queries(argv[1:]):
     try:

@@ -1,13 +1,17 @@
 """What every binary shares: flags of the same name, errors in one line, records, tables, progress."""
 
 import json
+import math
 import os
+import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 
 from geomem import model
@@ -16,22 +20,31 @@ from geomem.errors import InputError
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help lists a shared flag under the binary that asked for it
 
+SCALES = ('smoke', 'laptop', 'accelerator')
+
 _SHARED = {
   'subjects': lambda: flags.DEFINE_integer('subjects', None, 'N, the number of subjects.'),
   'relations': lambda: flags.DEFINE_integer('relations', None, 'R, the number of relations.'),
   'hops': lambda: flags.DEFINE_integer('hops', None, 'k, the relations in a query.'),
-  'dim': lambda: flags.DEFINE_integer(
-    'dim', None, 'd, the residual width, for constructions that leave it open.'
-  ),
+  'dim': lambda: flags.DEFINE_integer('dim', None, 'd, the residual width.', lower_bound=1),
   'width': lambda: flags.DEFINE_integer(
-    'width', None, 'F, the hidden width of the MLP, for constructions that leave it open.'
+    'width', None, 'F, the hidden width of the MLP.', lower_bound=1
   ),
-  'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.'),
+  'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.', lower_bound=0),
   'dtype': lambda: flags.DEFINE_enum(
     'dtype', 'float32', model.DTYPES, 'Computation dtype of the model.'
   ),
   'workdir': lambda: flags.DEFINE_string(
     'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
+  ),
+  'scale': lambda: flags.DEFINE_enum(
+    'scale',
+    'laptop',
+    SCALES,
+    'Preset: smoke takes seconds and shows nothing, laptop suits two cores.',
+  ),
+  'redraw': lambda: flags.DEFINE_bool(
+    'redraw', False, 'Draw the figure again from the results.json in the workdir, and stop.'
   ),
   'construction': lambda: flags.DEFINE_multi_string(
     'construction', None, 'Name of a construction (repeatable), or `all`.'
@@ -39,11 +52,15 @@ _SHARED = {
 }
 
 
-def define(*names: str):
-  """Define shared flags for the calling binary; a flag that exists already is only listed."""
-  for name in names:
+def define(*names: str, **helps: str):
+  """Define shared flags for the calling binary; a flag that exists already is only listed.
+
+  `helps`: flags that mean something more special here, in the binary's own words.
+  """
+  for name in (*names, *helps):
     if name not in FLAGS:
       _SHARED[name]()
+    FLAGS[name].help = helps.get(name, FLAGS[name].help)
     flags.declare_key_flag(name)
 
 
@@ -54,17 +71,24 @@ def run(main: Callable[[Sequence[str]], None]):
     try:
       return FLAGS(argv)
     except flags.Error as error:
-      fail(error)
+      reason = str(error).replace('invalid literal for int() with base 10:', 'not an integer:')
+      fail(f'{reason}; see --help')
+    except SystemExit:  # --help
+      sys.exit(0)
 
   def guarded(argv):
     if not FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # Orbax reports every step of every save
+      logging.set_verbosity(
+        logging.FATAL
+      )  # Orbax reports every step; errors reach us as exceptions
     try:
       main(argv)
     except InputError as error:
       fail(error)
     except OSError as error:
       fail(f'{error.filename or "disk"}: {error.strerror or error}')
+    except MemoryError as error:
+      fail(f'out of memory: {error}; choose smaller sizes')
     except KeyboardInterrupt:
       print('interrupted', file=sys.stderr)
       sys.exit(130)
@@ -84,20 +108,22 @@ def no_arguments(argv: Sequence[str]):
 
 
 def workdir(default: str) -> Path:
-  """The folder to write to, made and tried before any work is done."""
+  """The folder to write to, tried before any work is done, and made once there is something to write."""
   path = Path(FLAGS.workdir or default)
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path):
+    with tempfile.TemporaryFile(dir=next(p for p in (path, *path.parents) if p.exists())):
       pass
   except OSError as error:
-    raise InputError(f'--workdir={path}: cannot be written to: {error.strerror}') from error
+    raise InputError(
+      f'--workdir={path}: cannot be written to: {error.strerror}; name a folder that can'
+    ) from error
   return path
 
 
 def write_text(path: Path, text: str):
   """Write a whole file or none of it."""
   aside = path.with_name(f'.{path.name}.{os.getpid()}')
+  path.parent.mkdir(parents=True, exist_ok=True)
   try:
     aside.write_text(text, encoding='utf-8')
     aside.replace(path)
@@ -105,9 +131,11 @@ def write_text(path: Path, text: str):
     aside.unlink(missing_ok=True)
 
 
-def write_results(folder: Path, records: Sequence[dict]):
-  """`results.json`: a flat list of records."""
-  write_text(folder / 'results.json', json.dumps(records, indent=1) + '\n')
+def write_results(folder: Path, records: Sequence[dict], name: str = 'results.json'):
+  """A flat list of records; what is no number in JSON (∞, not a number) becomes null."""
+  finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
+  records = [{key: finite(value) for key, value in record.items()} for record in records]
+  write_text(Path(folder) / name, json.dumps(records, indent=1, allow_nan=False) + '\n')
 
 
 def read_results(folder: Path) -> list[dict]:
@@ -123,17 +151,32 @@ def read_results(folder: Path) -> list[dict]:
   return records
 
 
+def device() -> str:
+  """What computes here, in words."""
+  devices = jax.devices()
+  text = f'{len(devices)} × {devices[0].device_kind}'
+  return f'{text}, {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
+
+
+def versions() -> dict[str, str]:
+  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
 def table(columns: Sequence[str], records: Sequence[dict]) -> str:
   """Records as aligned text, numbers to the right."""
   rows = [[_cell(record.get(column)) for column in columns] for record in records]
   heads = [column.replace('_', ' ') for column in columns]
   widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
   numeric = [
-    all(isinstance(r.get(c), int | float | None) for r in records) and bool(records) for c in columns
+    all(isinstance(r.get(c), int | float | None) for r in records) and bool(records)
+    for c in columns
   ]
 
   def line(cells):
-    cells = (c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True))
+    cells = (
+      c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
+    )
     return '  '.join(cells).rstrip()
 
   return '\n'.join([line(heads), line(['─' * w for w in widths]), *map(line, rows)])
@@ -147,6 +190,8 @@ def _cell(value) -> str:
   if isinstance(value, int):
     return f'{value:,}'
   if isinstance(value, float):
+    if math.isinf(value):
+      return '∞' if value > 0 else '−∞'
     return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
   return str(value)
 

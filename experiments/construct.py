@@ -6,47 +6,53 @@
 
 With --construction=all every construction is built that can be for these facts; those of one hop
 answer one hop, the others --hops. `--list` shows their names. Each model is saved to
-WORKDIR/CONSTRUCTION, where experiments.ask finds it.
+WORKDIR/CONSTRUCTION, where experiments.ask finds it. Bad input ends in one line and exit status 2.
 """
 
-import time
 from collections.abc import Callable
 
-import jax
 from absl import flags
 
 from constructions import registry
-from experiments import cli
+from experiments import building, cli
 from geomem import checkpoint, verify
 from geomem import facts as fact
-from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.ledger import ledger
 
 FLAGS = flags.FLAGS
-cli.define('construction', 'subjects', 'relations', 'hops', 'dim', 'width')
-cli.define('seed', 'dtype', 'workdir')
+cli.define(
+  'seed',
+  'dtype',
+  construction='What to build: a name (--list shows them; repeatable), or `all`, the default.',
+  subjects='N, the number of subjects (default: 32).',
+  relations='R, the number of relations (default: 4).',
+  hops='k, the relations in a query (default: 1).',
+  dim='d, the residual width of constructions that leave it open (default: theirs).',
+  width='F, the hidden width of associative_mlp (default: what its facts take).',
+  workdir='Folder for the models and results.json; made if needed (default: runs/construct).',
+)
 flags.DEFINE_enum(
   'check',
   'auto',
   (*verify.CHECKS, 'auto'),
-  'How to verify: every logit of every query; a bound on the margin of every query from its answer '
-  'slot alone; every possible content of an embedding, for all fact tables at once; or exhaustive '
-  'where that is at most 2³¹ logits and certificate beyond.',
+  'How to verify. exhaustive: every logit of every query; certificate: a bound on the margin of '
+  'every query from its answer slot alone; universal: every possible content of an embedding, for '
+  'all fact tables at once; auto: exhaustive up to 2³¹ logits, certificate beyond.',
 )
 flags.DEFINE_enum('facts', 'bijections', ('bijections', 'maps'), 'Kind of random facts.')
 flags.DEFINE_string(
   'table', None, 'CSV or TSV file of subject, relation, attribute: your own facts instead.'
 )
-flags.DEFINE_integer('bits', None, 'b, the bits a coordinate of selector_multilevel (default 4).')
 flags.DEFINE_integer(
-  'hops_per_layer', None, 'j, the hops that a layer of factored takes (default 1).'
+  'bits', None, 'b, the bits a coordinate of selector_multilevel (default: 4).', lower_bound=1
+)
+flags.DEFINE_integer(
+  'hops_per_layer', None, 'j, the hops a layer of factored takes (default: 1).', lower_bound=1
 )
 flags.DEFINE_bool('save', True, 'Save the models.')
 flags.DEFINE_bool('list', False, 'List the constructions, one line each, and stop.')
 
-AUTO_LOGITS = 2**31
 OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'seed')
 COLUMNS = (
   'construction', 'subjects', 'relations', 'hops', 'dim', 'width', 'heads', 'depth', 'check',
@@ -54,71 +60,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def random_facts(kind: str, subjects: int, relations: int, seed: int, own_answers: bool) -> Facts:
-  """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
-  key = jax.random.key(seed)
-  if own_answers:
-    return fact.disjoint(key, subjects, relations, subjects)
-  return {'bijections': fact.bijections, 'maps': fact.maps}[kind](key, subjects, relations)
-
-
-def choose_check(construction: Construction, check: str) -> str:
-  if check != 'auto':
-    return check
-  logits = construction.queries * construction.facts.attributes
-  return 'exhaustive' if construction.readout is None or logits <= AUTO_LOGITS else 'certificate'
-
-
-def build_and_check(
-  name: str, facts: Facts, hops: int, *, dtype: str, check: str, progress=None, **options
-) -> tuple[Construction, dict]:
-  """One construction, built and verified, and its record."""
-  start = time.perf_counter()
-  built = registry.build(name, facts, hops, **options)
-  if registry.entry(name).exact and name != 'selector_normed':
-    check_representable(built.params, dtype)
-  built_at = time.perf_counter()
-  check = choose_check(built, check)
-  report = getattr(verify, check)(built, dtype, progress=progress)
-  checked_at = time.perf_counter()
-  book = ledger(
-    built.config, built.params, facts, hops, chain_of_thought=built.chain_of_thought
-  )
-  return built, {
-    'construction': name,
-    'subjects': facts.subjects,
-    'relations': facts.relations,
-    'hops': hops,
-    'dim': built.config.dim,
-    'width': max((max(hidden, default=0) for hidden in book.hidden), default=0),
-    'heads': max(book.heads),
-    'depth': book.depth,
-    'dtype': dtype,
-    'check': check,
-    'queries': report.queries,
-    'accuracy': report.accuracy,
-    'min_margin': report.min_margin,
-    'promised_margin': built.margin,
-    'parameters': book.total_parameters,
-    'subject_bits': book.subject_bits,
-    'internal_bits': book.internal_bits,
-    'build_seconds': built_at - start,
-    'check_seconds': checked_at - built_at,
-  }
-
-
-def failed(record: dict) -> bool:
-  """Whether an exact construction broke its promise."""
-  promised = record['promised_margin']
-  return promised is not None and (record['accuracy'] < 1 or record['min_margin'] < promised)
-
-
 def _names() -> tuple[list[str], bool]:
   """The constructions asked for, and whether that was all of them."""
   names = FLAGS.construction or ['all']
   if 'all' in names:
     if len(names) > 1:
-      raise InputError(f'--construction=all already has {names[1 if names[0] == "all" else 0]}; give one or the other')
+      raise InputError(
+        f'--construction=all already has {names[1 if names[0] == "all" else 0]}; give one or the other'
+      )
     return list(registry.REGISTRY), True
   return [name for name in dict.fromkeys(names) if registry.entry(name)], False
 
@@ -134,7 +83,7 @@ def _source() -> Callable[[bool], Facts]:
   subjects = 32 if FLAGS.subjects is None else FLAGS.subjects
   relations = 4 if FLAGS.relations is None else FLAGS.relations
   fact.check_sizes(subjects, relations, _hops())
-  return lambda own: random_facts(FLAGS.facts, subjects, relations, FLAGS.seed, own)
+  return lambda own: building.random_facts(FLAGS.facts, subjects, relations, FLAGS.seed, own)
 
 
 def _hops() -> int:
@@ -148,9 +97,9 @@ def _options(names: list[str], every: bool) -> dict:
     deaf = [name for name in names if option not in registry.entry(name).options]
     if deaf == names or (deaf and not every):
       takers = [name for name, known in registry.REGISTRY.items() if option in known.options]
-      raise InputError(f'--{option} means nothing to {deaf[0]}, whose size follows from the facts; it is for {", ".join(takers)}')
-    if given[option] < 1:
-      raise InputError(f'--{option} is {given[option]}; it must be at least 1')
+      raise InputError(
+        f'--{option} means nothing to {deaf[0]}, whose size follows from the facts; it is for {", ".join(takers)}'
+      )
   return given
 
 
@@ -166,13 +115,15 @@ def main(argv):
   names, every = _names()
   options, source = _options(names, every), _source()
   folder = cli.workdir('runs/construct')
-  records, skipped = [], []
+  for name in names if FLAGS.save else ():
+    checkpoint.check_free(folder / name)
+  records, skipped, waiting = [], [], []
   for name in names:
     known, progress = registry.entry(name), cli.Progress(name)
     own = {option: value for option, value in options.items() if option in known.options}
     hops = _hops() if known.multi_hop or not every else 1
     try:
-      built, record = build_and_check(
+      built, record = building.build_and_check(
         name, source(known.own_answers), hops, dtype=FLAGS.dtype, check=FLAGS.check,
         progress=progress, **own,
       )  # fmt: skip
@@ -183,9 +134,12 @@ def main(argv):
       continue
     finally:
       progress.clear()
-    if FLAGS.save:
-      checkpoint.save(folder / name, built)
     records.append(record)
+    waiting += [built] * FLAGS.save
+    # Of those named, all are written or none; with all a refusal is no reason to keep any waiting.
+    while waiting and (every or name == names[-1]):
+      model = waiting.pop(0)
+      checkpoint.save(folder / model.name, model)
   if not records:
     raise skipped[0]
   cli.write_results(folder, records)
@@ -193,7 +147,7 @@ def main(argv):
   for error in skipped:
     print(f'skipped: {error}')
   print(f'records: {folder / "results.json"}' + (f'; models: {folder}/NAME' if FLAGS.save else ''))
-  broken = [record['construction'] for record in records if failed(record)]
+  broken = [record['construction'] for record in records if building.failed(record)]
   if broken:
     raise SystemExit(f'FAILED: {", ".join(broken)} did not keep the promised accuracy and margin')
 

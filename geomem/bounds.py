@@ -122,7 +122,7 @@ def internal_bits(
     free = functools.partial(_free_bits, subjects, relations, leaves)
     best = max(best, _concave_max(mean, subject_bits, subjects // (inner + leaves)))
     best = max(best, _concave_max(free, subject_bits, subjects // (inner + 2 * leaves)))
-  return best
+  return best if best > 1e-9 * subjects * subject_bits else 0.0  # the rest of a cancellation
 
 
 def exact_bits(subjects: int, relations: int, hops: int, roots: int) -> float:

@@ -126,8 +126,8 @@ class MultiLevel(Code):
   bits: int
 
   def __post_init__(self):
-    if self.bits < 1:
-      raise InputError(f'multi-level code: bits a coordinate is {self.bits}; it must be at least 1')
+    if not 1 <= self.bits <= 24:
+      raise InputError(f'multi-level code: bits a coordinate is {self.bits}; it must be 1 … 24')
 
   @property
   def width(self) -> int:

@@ -41,6 +41,56 @@ class Readout:
     u_BxM = unembedding_AxD[:, self.at][answers_B].astype(jnp.float32)
     return self.code.margin_bound(u_BxM, x_BxD[..., self.at].astype(jnp.float32))
 
+  def to_json(self) -> dict:
+    return {'at': [self.at.start, self.at.stop], 'code': codes.to_json(self.code)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnReadout:
+  """Every relation has answers of its own: the j-th of r is c_j in block r and ρ_r in the relation slot."""
+
+  layout: Layout
+  relation_A: np.ndarray
+  index_A: np.ndarray
+
+  def rows(self, dim: int) -> np.ndarray:
+    """The unembedding that the bound below speaks about, AxD."""
+    code, rho = (self.layout.slot(name).code for name in ('blocks', 'relation'))
+    rows_AxD = np.zeros((len(self.relation_A), dim), np.float32)
+    rows_AxD[:, self.layout['relation']] = rho.words()[self.relation_A]
+    for r in range(rho.count):
+      own = self.relation_A == r
+      rows_AxD[own, self.layout['blocks', r]] = code.words()[self.index_A[own]]
+    return rows_AxD
+
+  def matches(self, unembedding_AxD) -> bool:
+    return np.array_equal(unembedding_AxD, self.rows(self.layout.dim))
+
+  def bound(self, unembedding_AxD, x_BxD, answers_B):
+    """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more,
+    the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
+    blocks = self.layout.slot('blocks')
+    u_BxD, x_BxD = unembedding_AxD[answers_B].astype(jnp.float32), x_BxD.astype(jnp.float32)
+    shape = (*x_BxD.shape[:-1], *blocks.shape, blocks.width)
+    u_BxRxM = u_BxD[..., self.layout['blocks']].reshape(shape)
+    x_BxRxM = x_BxD[..., self.layout['blocks']].reshape(shape)
+    agree = u_BxRxM * x_BxRxM
+    own = jax.nn.one_hot(jnp.asarray(self.relation_A)[answers_B], blocks.shape[0], dtype=bool)
+    within = 2 * jnp.min(agree, axis=(-1, -2), where=own[..., None], initial=jnp.inf)
+    best_other = jnp.max(jnp.sum(jnp.abs(x_BxRxM), axis=-1), axis=-1, where=~own, initial=-jnp.inf)
+    rho = (u_BxD * x_BxD)[..., self.layout['relation']]
+    across = 2 * jnp.min(rho, axis=-1, initial=jnp.inf) + jnp.sum(agree, axis=(-1, -2)) - best_other
+    return jnp.minimum(within, across)
+
+  def to_json(self) -> str:
+    return 'own'  # the rest follows from the layout and the facts
+
+
+def readout_from_json(fields, layout: Layout, facts: Facts) -> Readout | OwnReadout:
+  if fields == 'own':
+    return OwnReadout(layout, *facts.own_sets())
+  return Readout(slice(*fields['at']), codes.from_json(fields['code']))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Construction:
@@ -60,7 +110,7 @@ class Construction:
   hops: int = 1
   hidden: tuple[tuple[Layout, ...], ...] = ()
   margin: float | None = None
-  readout: Readout | None = None
+  readout: Readout | OwnReadout | None = None
   encode: Callable[[np.ndarray], np.ndarray] | None = None
   choices: tuple[np.ndarray, ...] | None = None
   chain_of_thought: bool = False
@@ -97,13 +147,20 @@ def check_closed(facts: Facts, hops: int):
     raise InputError('these facts cannot be chained: some attributes are not subjects')
 
 
-def check_representable(params, dtype: str):
-  """Refuse a dtype in which some weight is not exact: the construction would quietly be another."""
+def check_representable(construction: Construction, dtype: str):
+  """Refuse a dtype in which some weight is not exact: the construction would quietly be another.
+
+  Without a promised margin there is nothing to break, and scales that undo a norm are never exact.
+  """
+  if construction.margin is None or construction.config.norm != 'none':
+    return
   kind = jnp.dtype(dtype)
-  for path, weight in jax.tree_util.tree_leaves_with_path(params):
+  for path, weight in jax.tree_util.tree_leaves_with_path(construction.params):
     for start in range(0, len(weight), 2**16):  # in pieces: a table can fill half the memory
       piece = np.asarray(weight[start : start + 2**16])
       off = piece != piece.astype(kind).astype(piece.dtype)
       if off.any():
         name = '/'.join(str(key.key) for key in path)
-        raise InputError(f'{dtype} cannot hold {name} = {piece[off][0]:g} exactly; use float32 or smaller sizes')
+        raise InputError(
+          f'{dtype} cannot hold {name} = {piece[off][0]:g} exactly; use float32 or smaller sizes'
+        )

@@ -33,13 +33,19 @@ class Facts:
   def __post_init__(self):
     answers = self.answers_RxN
     if answers.ndim != 2 or answers.shape[0] < 1 or answers.shape[1] < 2:
-      raise InputError(f'facts: answers have shape {answers.shape}; need R ≥ 1 rows of N ≥ 2 answers')
+      raise InputError(
+        f'facts: answers have shape {answers.shape}; need R ≥ 1 rows of N ≥ 2 answers'
+      )
     if self.attributes < 2:
-      raise InputError(f'facts: {self.attributes} attribute(s); at least 2 are needed to tell one from another')
+      raise InputError(
+        f'facts: {self.attributes} attribute(s); at least 2 are needed to tell one from another'
+      )
     if answers.min() < 0 or answers.max() >= self.attributes:
       raise InputError(f'facts: an answer lies outside 0 … {self.attributes - 1}')
     if self.closed and self.attributes != answers.shape[1]:
-      raise InputError(f'facts: {self.attributes} attributes cannot be the {answers.shape[1]} subjects')
+      raise InputError(
+        f'facts: {self.attributes} attributes cannot be the {answers.shape[1]} subjects'
+      )
 
   @property
   def subjects(self) -> int:
@@ -60,6 +66,23 @@ class Facts:
       return self.attribute_names[a]
     return self.subject_name(a) if self.closed else f'a{a}'
 
+  def own_sets(self) -> tuple[np.ndarray, np.ndarray]:
+    """For every attribute the one relation that it answers, and its number among that one's answers."""
+    relation_A, index_A = np.full((2, self.attributes), -1)
+    for r, answers_N in enumerate(self.answers_RxN):
+      own = np.unique(answers_N)
+      for a in own[relation_A[own] >= 0][:1]:
+        raise InputError(
+          f'disjoint: {self.attribute_name(a)!r} is an answer of {self.relation_name(relation_A[a])!r} '
+          f'and of {self.relation_name(r)!r}; every relation needs answers of its own'
+        )
+      relation_A[own], index_A[own] = r, np.arange(len(own))
+    for a in np.flatnonzero(relation_A < 0)[:1]:
+      raise InputError(
+        f"disjoint: {self.attribute_name(a)!r} is nobody's answer, so it has no relation"
+      )
+    return relation_A, index_A
+
 
 def check_sizes(subjects: int, relations: int, hops: int = 1):
   """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
@@ -69,8 +92,8 @@ def check_sizes(subjects: int, relations: int, hops: int = 1):
     raise InputError(f'relations is {relations}; it must be at least 1')
   if hops < 1:
     raise InputError(f'hops is {hops}; it must be at least 1')
-  if subjects * relations > 2**31:
-    raise InputError(f'{subjects} subjects × {relations} relations are more than 2³¹ facts')
+  if subjects * relations > 2**28:
+    raise InputError(f'{subjects} subjects × {relations} relations are more than 2²⁸ facts')
   if hops * math.log2(max(relations, 2)) > 62 or subjects * relations**hops >= 2**62:
     raise InputError(f'{relations} relations over {hops} hops make more than 2⁶² queries')
 
@@ -84,7 +107,9 @@ def bijections(key, subjects: int, relations: int) -> Facts:
 def maps(key, subjects: int, relations: int, attributes: int | None = None) -> Facts:
   """R independent uniform maps into the subjects, or into `attributes` symbols of their own."""
   check_sizes(subjects, relations)
-  size = attributes or subjects
+  size = subjects if attributes is None else attributes
+  if size < 2:
+    raise InputError(f'attributes is {size}; it must be at least 2')
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   answers_RxN = rng.integers(0, size, (relations, subjects), np.int32)
   return Facts(answers_RxN, size, closed=attributes is None)
@@ -127,22 +152,35 @@ def read_table(path: str | os.PathLike) -> Facts:
   subjects, relations, attributes = (
     {name: i for i, name in enumerate(dict.fromkeys(column))} for column in zip(*rows, strict=True)
   )
+  if min(len(subjects), len(attributes)) < 2:
+    raise InputError(
+      f'{path}: {len(subjects)} subject(s) and {len(attributes)} attribute(s); '
+      'at least 2 of each are needed to tell one from another'
+    )
   closed = attributes.keys() <= subjects.keys()
   if closed:
     attributes = subjects
-  answers = np.full((len(relations), len(subjects)), -1, np.int32)
+  given = {}
   for subject, relation, attribute in rows:
     at = relations[relation], subjects[subject]
-    if answers[at] >= 0:
-      raise InputError(f'{path}: {subject!r} has more than one row for relation {relation!r}; give one')
-    answers[at] = attributes[attribute]
-  for r, s in np.argwhere(answers < 0)[:1]:
+    if at in given:
+      raise InputError(
+        f'{path}: {subject!r} has more than one row for relation {relation!r}; give one'
+      )
+    given[at] = attributes[attribute]
+  shape = len(relations), len(subjects)
+  if len(given) < math.prod(
+    shape
+  ):  # found before the table is made: it can be the square of the file
+    r, s = next(at for at in np.ndindex(shape) if at not in given)
     raise InputError(
       f'{path}: no row for subject {list(subjects)[s]!r} and relation {list(relations)[r]!r}; '
       'every subject needs one row for every relation'
     )
-  names = (tuple(subjects), tuple(relations), tuple(attributes))
-  return Facts(answers, len(attributes), closed, *names)
+  answers = np.zeros(shape, np.int32)
+  for at, attribute in given.items():
+    answers[at] = attribute
+  return Facts(answers, len(attributes), closed, *map(tuple, (subjects, relations, attributes)))
 
 
 def _rows(path) -> list[tuple[str, str, str]]:
@@ -151,9 +189,11 @@ def _rows(path) -> list[tuple[str, str, str]]:
   rows = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
-      reader = csv.reader(file, delimiter=delimiter, strict=True)
+      reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
       for row in reader:
         row = tuple(cell.strip() for cell in row)
+        if any('\0' in cell for cell in row):
+          raise csv.Error('a NUL character, which no name has')
         if not any(row) or (not rows and tuple(c.lower() for c in row) == COLUMNS):
           continue
         if len(row) != 3 or not all(row):
@@ -164,8 +204,10 @@ def _rows(path) -> list[tuple[str, str, str]]:
         rows.append(row)
   except OSError as error:
     raise InputError(f'{path}: cannot be read: {error.strerror}') from error
-  except (UnicodeDecodeError, csv.Error) as error:
+  except UnicodeDecodeError as error:
     raise InputError(f'{path}: not a text table in UTF-8: {error}') from error
+  except csv.Error as error:
+    raise InputError(f'{path}, line {reader.line_num}: not a text table: {error}') from error
   if not rows:
     raise InputError(f'{path}: no rows; expected lines of subject, relation, attribute')
   return rows
@@ -176,6 +218,7 @@ def _rows(path) -> list[tuple[str, str, str]]:
 
 def compose(answers_RxN, subjects_B, paths_BxK):
   """Every subject on the way: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
+  answers_RxN = jnp.asarray(answers_RxN)
 
   def hop(s_B, r_B):
     s_B = answers_RxN[r_B, s_B]
@@ -186,7 +229,7 @@ def compose(answers_RxN, subjects_B, paths_BxK):
 
 def tree(answers_RxN: np.ndarray, hops: int) -> np.ndarray:
   """The answers to all R^k paths (in the order of `every_path`) for every subject, R^k × N."""
-  r, n = answers_RxN.shape
+  n = answers_RxN.shape[1]
   tree_WxN = np.arange(n, dtype=np.int32)[None]
   for _ in range(hops):
     tree_WxN = answers_RxN[:, tree_WxN].swapaxes(0, 1).reshape(-1, n)

@@ -10,6 +10,7 @@ import math
 from geomem import codes
 
 SUBJECT, RELATION, POSITION, ATTRIBUTE = 'subject', 'relation', 'position', 'attribute'
+OWN_ANSWER = 'own answer'  # an attribute, numbered among the answers of the entry's relation
 BRANCH = 'branch'  # a path of relations, as an index in base R, first hop most significant
 
 

@@ -67,7 +67,7 @@ def entropy(values) -> float:
   for _ in range(MAX_VALUES):
     if not rest.size:
       return bits
-    same = rest == rest[0]
+    same = (rest == rest[0]) | ((rest != rest) & (rest[0] != rest[0]))  # all NaN count as one value
     share = np.count_nonzero(same) / size
     bits -= share * math.log2(share)
     rest = rest[~same]

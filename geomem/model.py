@@ -164,7 +164,9 @@ class Embed(_Part):
   def relation(self, r):
     return self.relations[r].astype(self.dtype)
 
-  def position(self, p):
+  def position(self, p: slice):
+    if p.stop > self.config.length:  # fewer rows than asked for could be broadcast
+      raise InputError(f'{p.stop} tokens, but the model has {self.config.length} positions')
     return self.positions[p].astype(self.dtype)
 
 

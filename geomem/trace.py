@@ -17,7 +17,7 @@ from geomem import codes, model
 from geomem import facts as fact
 from geomem.construction import Construction
 from geomem.facts import Facts
-from geomem.layout import ATTRIBUTE, BRANCH, RELATION, SUBJECT, Slot
+from geomem.layout import ATTRIBUTE, BRANCH, OWN_ANSWER, RELATION, SUBJECT, Slot
 
 COLUMNS, SHOWN, TOP = 100, 8, 5
 
@@ -182,9 +182,10 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   if decoded is None:
     return f'{values_ExM[entry, 0]:.4g}'
   kind, symbol = decoded.kind_E[entry], int(decoded.symbol_E[entry])
-  if slot.of == ATTRIBUTE and slot.code.count < facts.attributes:
-    symbol = int(np.unique(facts.answers_RxN[entry])[symbol])  # numbered within its own relation
   name = symbol_name(facts, slot.of, symbol)
+  if slot.of == OWN_ANSWER:  # a set that is smaller than the largest leaves words without a meaning
+    own = np.unique(facts.answers_RxN[entry])
+    name = facts.attribute_name(own[symbol]) if symbol < len(own) else name
   if kind == 'empty' and symbol == 0 and _has_levels(slot.code):
     return f'{name} or empty'  # zero is a word too where words have levels
   if kind in ('empty', 'closed'):

@@ -30,7 +30,8 @@ ANSWER_BLOCK = 2048
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """`min_margin` is the least of logit(answer) − largest other logit, or a lower bound of it."""
+  """`min_margin` is the least of logit(answer) − largest other logit; a certificate's bounds it from
+  below where it is positive."""
 
   check: str
   dtype: str
@@ -124,6 +125,13 @@ def _check(
 
 def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
   """Every query against every answer, for any parameters, constructed or trained."""
+  fact.check_sizes(facts.subjects, facts.relations, hops)
+  sizes = (facts.subjects, facts.relations)
+  if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
+    raise InputError(
+      f'facts of {facts.subjects} subjects, {facts.relations} relations, {facts.attributes} answers do not '
+      f'fit a model of {config.subjects}, {config.relations}, {config.answers}; give it its own'
+    )
   return _check(
     'exhaustive', config, params, facts.answers_RxN, hops, margins, **{**_DEFAULTS, **options}
   )
@@ -148,7 +156,9 @@ def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
   """
   if c.readout is None:
     raise InputError(f'{c.name} has no certificate; use --check=exhaustive')
-  if c.config.tied or not c.readout.matches(c.params['unembed']['answers']):
+  # As the model sees it: a dtype that rounds the unembedding makes it another.
+  rows_AxD = np.asarray(c.params['unembed']['answers']).astype(jnp.dtype(dtype), copy=False)
+  if c.config.tied or not c.readout.matches(rows_AxD):
     return Report('certificate', dtype, c.queries, 0, -np.inf)
   return _check(
     'certificate',

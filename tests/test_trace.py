@@ -235,6 +235,15 @@ def test_disjoint_answers_are_named_as_attributes():
     assert f'blocks[r{r}] = a{c.facts.answers_RxN[r, 2]}' in text
 
 
+def test_a_word_beyond_a_relations_own_answers_has_no_name():
+  facts = fact.Facts(np.array([[0, 3, 3], [4, 1, 2]]), 5, False)
+  slot = registry.build('disjoint', facts).layout.slot('blocks')
+  values = slot.code.words()[[2, 2]]
+  decoded = trace.decode(values, slot.code)
+  told = [trace.describe(facts, slot, values, decoded, r) for r in range(2)]
+  assert told == ['own answer 2', 'a4']
+
+
 @pytest.mark.parametrize('name', EXACT)
 def test_lines_fit_a_terminal(name):
   seen, steps = ask(build(name), 3, (2, 1)[: 1 + registry.entry(name).multi_hop])

@@ -1,0 +1,161 @@
+"""The figure of the theory: bits inside the network against bits in a subject's embedding.
+
+  python -m experiments.bounds --subjects=64 --relations=4 --hops=2
+  python -m experiments.bounds --subjects=3 --relations=2 --hops=2
+  python -m experiments.bounds --redraw
+
+Below the curves no model can answer all k-hop questions about all bijections: the paper's two lower
+bounds, ours, which are sharper, and where all tables can be counted (up to N = 4 or so) the count
+itself. Each construction is a point, built and verified here. With chain of thought only the global
+bounds hold, so those points are hollow.
+"""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from absl import flags
+
+from constructions import registry
+from experiments import building, cli, figures
+from geomem import bounds
+from geomem import facts as fact
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+cli.define(
+  'seed',
+  'redraw',
+  subjects='N, the number of subjects (default: 64).',
+  relations='R, the number of relations (default: 4).',
+  hops='k, the relations in a query (default: 2).',
+  workdir='Folder for results.json, bounds.png and bounds.pdf (default: runs/bounds).',
+)
+
+COLUMNS = (
+  'construction', 'depth', 'dim', 'width', 'accuracy', 'subject_bits', 'internal_bits', 'bound_bits',
+  'times_bound',
+)  # fmt: skip
+SIZES = {'subjects': 64, 'relations': 4, 'hops': 2}
+STYLES = {
+  'global': ('global, the paper', figures.BLUE, '--'),
+  'sharp_global': ('global, ours', figures.BLUE, '-'),
+  'local': ('local, the paper', figures.ORANGE, '--'),
+  'sharp_local': ('local, ours', figures.ORANGE, '-'),
+  'exact': ('exact count', figures.BLACK, ':'),
+}
+GRID = 300  # points of a curve, and at most as many numbers of roots behind a local bound
+
+
+def points(subjects: int, relations: int, hops: int, seed: int, progress=None) -> list[dict]:
+  """A record for every construction that answers k-hop questions about bijections of the subjects."""
+  names = [
+    name
+    for name, known in registry.REGISTRY.items()
+    if not known.own_answers and (known.multi_hop or hops == 1)
+  ]
+  facts, records = building.random_facts('bijections', subjects, relations, seed), []
+  for i, name in enumerate(names):
+    try:
+      _, record = building.build_and_check(name, facts, hops)
+    except InputError:  # R^k branches or N·R units can be too many at these sizes
+      continue
+    finally:
+      if progress:
+        progress(i + 1, len(names))
+    records.append({'kind': 'construction', **record})
+  return records
+
+
+def curves(subjects: int, relations: int, hops: int, reach: float) -> list[dict]:
+  """The bounds on B_int as records, for B_emb from 1 to `reach` bits."""
+  sizes = subjects, relations, hops
+  lines = {  # bound → [(M, bits)]: B_int ≥ bits − M·B_emb
+    'global': [(subjects, bounds.global_bits(*sizes))],
+    'sharp_global': [(subjects, bounds.sharp_global_bits(*sizes))],
+    'local': _local(bounds.local_bits, sizes, bounds.max_roots(*sizes)),
+    'sharp_local': _local(bounds.sharp_local_bits, sizes, subjects // hops),
+  }
+  try:
+    lines['exact'] = _local(bounds.exact_bits, sizes, subjects)
+  except InputError:
+    pass  # too many tables to count
+  price_P = np.geomspace(1, reach, GRID)
+  return [
+    {'kind': 'bound', 'bound': name, 'subject_bits': price, 'internal_bits': bits}
+    for name, roots in lines.items()
+    for price, bits in zip(price_P.tolist(), _envelope(roots, price_P).tolist(), strict=True)
+  ]
+
+
+def _local(bound, sizes, limit: int) -> list[tuple[int, float]]:
+  roots = np.unique(np.geomspace(1, max(1, limit), GRID).round().astype(int))
+  return [(m, bound(*sizes, m)) for m in roots.tolist() if m <= limit]
+
+
+def _envelope(lines: list[tuple[int, float]], price_P) -> np.ndarray:
+  best_P = np.zeros_like(price_P)
+  for roots, bits in lines:
+    best_P = np.maximum(best_P, bits - roots * price_P)
+  return best_P
+
+
+@matplotlib.rc_context(figures.STYLE)
+def draw(records: list[dict], folder: Path) -> list[Path]:
+  """The figure from the records alone."""
+  built = [record for record in records if record['kind'] == 'construction']
+  if not built:
+    raise InputError(f'{folder}: no constructions among the results; run experiments.bounds first')
+  figure, ax = figures.new(width=6.4, height=3.9)
+  best, lowest = {}, min(point['internal_bits'] for point in built)
+  for name, (label, color, dashes) in STYLES.items():
+    curve = [(c['subject_bits'], c['internal_bits']) for c in records if c.get('bound') == name]
+    if not any(bits for _, bits in curve):
+      continue
+    lowest = min(lowest, curve[0][1])
+    ax.plot(*zip(*curve, strict=True), dashes, color=color, label=label)
+    for price, bits in curve:
+      best[price] = max(bits, best.get(price, 0))
+  ax.fill_between(list(best), list(best.values()), color=figures.GREY, alpha=0.15, linewidth=0)
+  for i, point in enumerate(built):
+    color, marker = figures.cycle(i)
+    face = 'white' if point['chain_of_thought'] else color
+    name = point['construction'] + ('' if point['exact'] else f' ({point["accuracy"]:.1%} right)')
+    name += ' (global bounds)' if point['chain_of_thought'] else ''
+    at = point['subject_bits'], point['internal_bits']
+    ax.plot(*at, marker, color=color, markerfacecolor=face, linestyle='', label=name)
+  ax.set(xscale='log', yscale='log')
+  ax.set_ylim(bottom=lowest / 4)
+  ax.set_xlabel('bits in one subject embedding, $B_{emb}$')
+  ax.set_ylabel('bits in the rest of the network, $B_{int}$')
+  sizes = ', '.join(f'{a} = {built[0][name]}' for a, name in zip('NRk', SIZES, strict=True))
+  ax.set_title(f'{sizes}: no model lies in the shaded region')
+  figures.legend_beside(ax)
+  return figures.save(figure, folder / 'bounds')
+
+
+def main(argv):
+  cli.no_arguments(argv)
+  folder = cli.workdir('runs/bounds')
+  if FLAGS.redraw:
+    for name in (*SIZES, 'seed'):
+      if FLAGS[name].present:
+        raise InputError(f'--{name} and --redraw contradict each other: the saved results decide')
+    records = cli.read_results(folder)
+  else:
+    sizes = tuple(
+      default if FLAGS[name].value is None else FLAGS[name].value for name, default in SIZES.items()
+    )
+    fact.check_sizes(*sizes)
+    progress = cli.Progress('constructions')
+    records = points(*sizes, FLAGS.seed, progress)
+    progress.clear()
+    records += curves(*sizes, 4 * max(r['subject_bits'] for r in records))
+    cli.write_results(folder, records)
+  paths = draw(records, folder)
+  print(cli.table(COLUMNS, [r for r in records if r['kind'] == 'construction']))
+  print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

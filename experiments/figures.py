@@ -1,0 +1,42 @@
+"""How figures look: colours that the colour-blind can tell apart and print keeps, one size of type."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+# Okabe and Ito.
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
+  '#000000', '#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7',
+)  # fmt: skip
+GREY = '#6B6B6B'
+MARKERS = 'osD^v<>P*Xph'
+STYLE = {  # draw under @matplotlib.rc_context(figures.STYLE)
+  'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
+  'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
+  'grid.linewidth': 0.5, 'lines.linewidth': 1.4, 'lines.markersize': 6, 'legend.frameon': False,
+  'svg.hashsalt': 'geomem',
+}  # fmt: skip
+
+
+def new(width: float = 4.8, height: float = 3.2, rows: int = 1, columns: int = 1, **options):
+  """A figure and its axes, without pyplot's global state."""
+  figure = Figure(figsize=(width, height), dpi=200, layout='constrained')
+  return figure, figure.subplots(rows, columns, **options)
+
+
+def cycle(i: int) -> tuple[str, str]:
+  """Colour and marker of the i-th series; no two of the first 77 are the same."""
+  colors = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)
+  return colors[i % len(colors)], MARKERS[i % len(MARKERS)]
+
+
+def legend_beside(ax):
+  ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+  """STEM.png and STEM.pdf, the same bytes every time."""
+  paths = [Path(f'{stem}.png'), Path(f'{stem}.pdf')]
+  for path in paths:
+    figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
+  return paths

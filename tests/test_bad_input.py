@@ -1,0 +1,276 @@
+"""Whatever is wrong with the input: one line that says what was given and what is allowed, status 2.
+
+Nothing is written: no case here changes a single file in the folder that all of them are run in.
+"""
+
+import contextlib
+import io
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from constructions import registry
+from experiments import ask, cli, construct
+from geomem import checkpoint, construction
+from geomem import facts as fact
+
+ROOT = Path(__file__).parents[1]
+BINARIES = {'construct': construct, 'ask': ask}
+TABLES = {
+  'ok.csv': 'a,to,b\nb,to,a\n',
+  'own.csv': 'a,to,x\nb,to,y\n',
+  'shared.csv': 'a,to,x\nb,to,y\na,from,y\nb,from,z\n',
+  'malformed.csv': 'a,to,b\na;to;b\n',
+  'quoted.csv': 'a,to,"b\nb,to,a\n',
+  'duplicate.csv': 'a,to,b\nb,to,a\na,to,a\n',
+  'hole.csv': 'a,to,b\nb,to,a\na,from,b\n',
+  'nameless.csv': 'a,to,b\nb,,a\n',
+  'lone.csv': 'a,to,b\n',
+  'empty.csv': '',
+  'header.csv': 'subject,relation,attribute\n',
+}
+
+
+def run(binary: str, *arguments: str, stdin: bytes = b'') -> tuple[int, str, str]:
+  """The binary, as `python -m experiments.BINARY` runs it: its status, and what it writes to both."""
+  out, err = io.StringIO(), io.StringIO()
+  with (
+    flagsaver.flagsaver(),
+    pytest.MonkeyPatch.context() as patch,
+    contextlib.ExitStack() as stack,
+  ):
+    flags.FLAGS.unparse_flags()
+    patch.setattr(sys, 'argv', [binary, *arguments])
+    patch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(stdin), 'utf-8'))
+    stack.enter_context(contextlib.redirect_stdout(out))
+    stack.enter_context(contextlib.redirect_stderr(err))
+    with pytest.raises(SystemExit) as leaving:
+      cli.run(BINARIES[binary].main)
+  return leaving.value.code or 0, out.getvalue(), err.getvalue()
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+  paths = sorted(folder.rglob('*'))
+  return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in paths}
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """Tables and models, good and bad."""
+  place = tmp_path_factory.mktemp('place')
+  for name, text in TABLES.items():
+    (place / name).write_text(text)
+  (place / 'binary.csv').write_bytes(bytes(range(256)))
+  plain = fact.bijections(jax.random.key(0), 8, 3)
+  checkpoint.save(place / 'models' / 'selector', registry.build('selector', plain))
+  checkpoint.save(place / 'models' / 'keyvalue', registry.build('keyvalue', plain, 2))
+  multilevel = fact.bijections(jax.random.key(0), 1000, 1)
+  checkpoint.save(
+    place / 'fine' / 'model', registry.build('selector_multilevel', multilevel, bits=10)
+  )
+  names = ('a', 'a b'), ('b c', 'c'), ('a', 'a b')
+  checkpoint.save(
+    place / 'named' / 'model',
+    registry.build('selector', fact.Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)),
+  )
+  for damage in ('cut', 'bare', 'later'):
+    checkpoint.save(place / damage / 'model', registry.build('selector', plain))
+  data = next((place / 'cut').rglob('ocdbt.process_0/d/*'))
+  data.write_bytes(data.read_bytes()[:-7])
+  next((place / 'bare').rglob('_METADATA')).unlink()
+  config = place / 'later' / 'model' / 'config.json'
+  config.write_text(config.read_text().replace('"version": 1', '"version": 9'))
+  (place / 'none').mkdir()
+  (place / 'foreign' / 'selector').mkdir(parents=True)
+  (place / 'foreign' / 'selector' / 'thesis.tex').touch()
+  return place
+
+
+CONSTRUCT = [
+  # sizes
+  ('--subjects=1', 'subjects is 1; it must be at least 2'),
+  ('--subjects=0', 'subjects is 0; it must be at least 2'),
+  ('--subjects=-3', 'subjects is -3; it must be at least 2'),
+  ('--subjects=99999999999999999999', '99999999999999999999 subjects × 4 relations are more than 2²⁸'),
+  ('--subjects=200000000', '200000000 subjects × 4 relations are more than 2²⁸ facts'),
+  ('--relations=0', 'relations is 0; it must be at least 1'),
+  ('--hops=0', 'hops is 0; it must be at least 1'),
+  ('--hops=-1', 'hops is -1; it must be at least 1'),
+  ('--hops=99', '4 relations over 99 hops make more than 2⁶² queries'),
+  ('--hops=3 --construction=selector', 'selector answers one hop, not 3; multi-hop constructions are keyvalue'),
+  ('--construction=precomputed --construction=selector --hops=2 --subjects=3', 'selector answers one hop'),
+  ('--subjects=2 --relations=64 --hops=5 --construction=precomputed_depth1', '(limit 2,147,483,648)'),
+  # numbers and names of flags
+  ('--subjects=many', "--subjects=many: not an integer: 'many'"),
+  ('--relations=2.5', "--relations=2.5: not an integer: '2.5'"),
+  ('--hops=', "--hops=: not an integer: ''"),
+  ('--seed=-1', '--seed=-1: -1 is not a non-negative integer'),
+  ('--subject=5', "Unknown command line flag 'subject'. Did you mean: subjects"),
+  ('--table', 'Missing value for flag --table'),
+  ('--dtype=float64', '--dtype=float64: value should be one of <float32|bfloat16>'),
+  ('--check=eyesight', 'value should be one of <exhaustive|certificate|universal|auto>'),
+  ('--facts=alternative', 'value should be one of <bijections|maps>'),
+  ('selector', "unexpected argument 'selector'; every option is a --flag, see --help"),
+  # constructions and their options
+  ('--construction=selektor', "no construction 'selektor'; there are selector, selector_constant"),
+  ('--construction=', "no construction ''; there are selector"),
+  ('--construction=all --construction=disjoint', '--construction=all already has disjoint; give one'),
+  ('--dim=9 --construction=superposition', 'dim is 9; it must be at least 10: 4 for the relation, 5 for'),
+  ('--dim=5 --construction=associative_attention', 'dim is 5; it must be at least 6'),
+  ('--dim=8 --construction=selector', '--dim means nothing to selector, whose size follows from the facts'),
+  ('--dim=0 --construction=associative_mlp', '--dim=0: 0 is not a positive integer'),
+  ('--width=0 --construction=associative_mlp', '--width=0: 0 is not a positive integer'),
+  ('--width=99999 --construction=associative_mlp', 'width is 99999; the solver takes 32768 at most'),
+  ('--width=8 --construction=keyvalue', '--width means nothing to keyvalue'),
+  ('--bits=0 --construction=selector_multilevel', '--bits=0: 0 is not a positive integer'),
+  ('--bits=100 --construction=selector_multilevel', 'bits a coordinate is 100; it must be 1 … 24'),
+  ('--bits=20 --construction=selector_multilevel', 'more than float32 adds exactly (2²⁴); use fewer bits'),
+  ('--hops_per_layer=0 --construction=factored', '--hops_per_layer=0: 0 is not a positive integer'),
+  ('--hops_per_layer=3 --hops=2 --construction=factored', 'hops_per_layer is 3; it must be 1 … 2, the hops'),
+  (
+    '--dtype=bfloat16 --bits=10 --subjects=1000 --construction=selector_multilevel',
+    'bfloat16 cannot hold embed/relations = -511.5 exactly; use float32 or smaller sizes',
+  ),
+  # checks
+  ('--check=universal --construction=keyvalue', 'keyvalue has no universal check'),
+  ('--check=universal --subjects=99 --construction=selector', '99^4 contents are more than 4,194,304'),
+  ('--check=certificate --construction=associative_mlp', 'no certificate; use --check=exhaustive'),
+  # tables
+  ('--table=ok.csv --subjects=5', '--subjects and --table contradict each other: the table decides'),
+  ('--table=ok.csv --facts=maps', '--facts and --table contradict each other'),
+  ('--table=nowhere.csv', 'nowhere.csv: cannot be read: No such file or directory'),
+  ('--table=none', 'none: cannot be read: Is a directory'),
+  ('--table=malformed.csv', "malformed.csv, line 2: 'a;to;b' is not three names (subject, relation, attribute)"),
+  ('--table=nameless.csv', "nameless.csv, line 2: 'b,,a' is not three names"),
+  ('--table=quoted.csv', 'quoted.csv, line 2: not a text table: unexpected end of data'),
+  ('--table=duplicate.csv', "duplicate.csv: 'a' has more than one row for relation 'to'; give one"),
+  ('--table=hole.csv', "no row for subject 'b' and relation 'from'; every subject needs one row"),
+  ('--table=lone.csv', '1 subject(s) and 1 attribute(s); at least 2 of each are needed'),
+  ('--table=empty.csv', 'empty.csv: no rows; expected lines of subject, relation, attribute'),
+  ('--table=header.csv', 'header.csv: no rows; expected'),
+  ('--table=binary.csv', 'binary.csv: not a text table in UTF-8'),
+  ('--table=own.csv --hops=2 --construction=keyvalue', 'cannot be chained: some attributes are not subjects'),
+  (
+    '--table=shared.csv --construction=disjoint',
+    "'y' is an answer of 'to' and of 'from'; every relation needs answers of its own",
+  ),
+  # places
+  ('--workdir=ok.csv', '--workdir=ok.csv: cannot be written to: Not a directory'),
+  ('--workdir=ok.csv/runs', '--workdir=ok.csv/runs: cannot be written to: Not a directory'),
+  ('--workdir=foreign', 'foreign/selector exists and is not a geomem model; choose another --workdir'),
+]  # fmt: skip
+
+MODELS = '--workdir=models --construction=selector'
+ASK = [
+  # models
+  ('"s0 r0"', '--workdir=runs/construct: no such folder; experiments.construct saves models'),
+  ('--workdir=nowhere "s0 r0"', '--workdir=nowhere: no such folder'),
+  ('--workdir=none "s0 r0"', '--workdir=none holds no model'),
+  ('--workdir=foreign "s0 r0"', '--workdir=foreign holds no model'),
+  ('--workdir=ok.csv "s0 r0"', '--workdir=ok.csv: no such folder'),
+  ('--workdir=foreign --construction=selector "s0 r0"', '--workdir=foreign holds no model'),
+  ('--workdir=models "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
+  ('--workdir=models --construction=disjoint "s0 r0"', 'not in models, which holds keyvalue, selector'),
+  ('--workdir=models --construction=all "s0 r0"', 'one model can be asked at a time; name one'),
+  (f'{MODELS} --construction=keyvalue "s0 r0"', 'one model can be asked at a time'),
+  ('--workdir=cut "s0 r0"', 'damaged model: arrays/0/default/ocdbt.process_0/d/'),
+  ('--workdir=bare "s0 r0"', '_METADATA is missing, or not what was saved'),
+  ('--workdir=later "s0 r0"', 'version 9 of the format; this code reads 1'),
+  ('--workdir=fine --dtype=bfloat16 "s0 r0"', 'bfloat16 cannot hold embed/'),
+  (f'{MODELS} --dtype=int8 "s0 r0"', 'value should be one of <float32|bfloat16>'),
+  # queries
+  (f'{MODELS}', 'no query; the model answers a subject and 1 relation(s), like "s0 r0"'),
+  (f'{MODELS} ""', 'empty query; the model answers a subject and 1 relation(s)'),
+  (f'{MODELS} "s8 r0"', "unknown subject 's8'; the subjects are s0, s1 … s7"),
+  (f'{MODELS} "s0 r3"', "unknown relation 'r3'; the relations are r0, r1, r2"),
+  (f'{MODELS} "s0 r0 r1"', "'s0 r0 r1' has 2 relation(s); the model answers a subject and 1"),
+  (f'{MODELS} s0 r0', "'s0' has 0 relation(s); the model answers a subject and 1"),
+  ('--workdir=models --construction=keyvalue "s0 r0"', 'answers a subject and 2 relation(s)'),
+  ('--workdir=named "a b c"', "'a b c' can be read in more than one way; separate the names by |"),
+  # figures
+  (f'{MODELS} --figure=a.gif "s0 r0"', '--figure=a.gif: cannot draw such a file; use .png, .pdf, .svg'),
+  (f'{MODELS} --figure=a.png', '--figure draws one query, given as an argument; there are 0'),
+  (f'{MODELS} --figure=a.png "s0 r0" "s1 r1"', 'draws one query, given as an argument; there are 2'),
+  (f'{MODELS} --figure=nowhere/a.png "s0 r0"', 'there is no folder nowhere; name one that exists'),
+]  # fmt: skip
+CASES = [('construct', *case) for case in CONSTRUCT] + [('ask', *case) for case in ASK]
+
+
+@pytest.mark.parametrize(('binary', 'arguments', 'told'), CASES)
+def test_one_line_and_status_2(binary, arguments, told, place, monkeypatch):
+  monkeypatch.chdir(place)
+  before = contents(place)
+  status, _, err = run(binary, *shlex.split(arguments))
+  assert status == 2
+  assert err.startswith('error: ') and err.endswith('\n') and err.count('\n') == 1
+  assert told in err
+  assert contents(place) == before
+
+
+def test_queries_that_are_not_text(place, monkeypatch):
+  monkeypatch.chdir(place)
+  status, _, err = run('ask', *shlex.split(MODELS), stdin=b's0 r\xff\n')
+  assert status == 2 and err.startswith('error: standard input is not text in UTF-8')
+
+
+def test_memory_that_is_not_there(place, monkeypatch):
+  def exhaust(*_, **__):
+    raise MemoryError('Unable to allocate 8. TiB')
+
+  monkeypatch.chdir(place)
+  monkeypatch.setattr(registry, 'build', exhaust)
+  status, _, err = run('construct', '--construction=selector')
+  assert (status, err) == (
+    2,
+    'error: out of memory: Unable to allocate 8. TiB; choose smaller sizes\n',
+  )
+
+
+def test_all_skips_what_cannot_be_built(tmp_path, monkeypatch):
+  monkeypatch.setattr(construction, 'MAX_PARAMETERS', 900)
+  some = {name: registry.entry(name) for name in ('selector', 'precomputed')}
+  monkeypatch.setattr(registry, 'REGISTRY', some)
+  workdir = tmp_path / 'new' / 'runs'
+  sizes = '--subjects=4', '--relations=2', '--hops=3', '--construction=all'
+  status, out, err = run('construct', *sizes, f'--workdir={workdir}')
+  assert (status, err) == (0, '')
+  assert 'skipped: this construction would have' in out and '(limit 900)' in out
+  assert sorted(path.name for path in workdir.iterdir()) == ['results.json', 'selector']
+
+
+@pytest.mark.parametrize(
+  ('command', 'status', 'told'),
+  [
+    ('construct --subjects=1', 2, 'error: subjects is 1; it must be at least 2\n'),
+    ('construct --frobnicate', 2, "error: Unknown command line flag 'frobnicate'; see --help\n"),
+    ('ask --workdir=cut "s0 r0"', 2, 'is missing, or not what was saved\n'),
+    ('construct --help', 0, '--list shows them; repeatable'),
+    ('ask --help', 0, 'can be left out where the workdir holds only one'),
+  ],
+)
+def test_in_a_process_of_its_own(command, status, told, place):
+  binary, *arguments = shlex.split(command)
+  done = subprocess.run(
+    [sys.executable, '-m', f'experiments.{binary}', *arguments],
+    cwd=place,
+    env={'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'},
+    check=False,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == status
+  if status:
+    assert done.stderr.endswith(told) and done.stderr.startswith('error: ')
+    assert done.stderr.count('\n') == 1
+  else:
+    assert told in ' '.join(done.stdout.split()) and not done.stderr
+    shared = ('construction', 'dtype', 'workdir')
+    shared += ('subjects', 'relations', 'hops', 'dim', 'width', 'seed') * (binary == 'construct')
+    assert all(f'  --{name}: ' in done.stdout for name in shared)

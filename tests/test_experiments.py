@@ -1,0 +1,84 @@
+"""The binaries that compute records and draw: bounds, benchmark, and the README's table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from constructions import registry
+from experiments import benchmark, bounds, building, cli, readme
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def records():
+  points = bounds.points(3, 2, 2, seed=0)
+  return points + bounds.curves(3, 2, 2, reach=4 * max(p['subject_bits'] for p in points))
+
+
+def curve(records, name):
+  return np.array([r['internal_bits'] for r in records if r.get('bound') == name])
+
+
+def test_every_construction_is_a_verified_point(records):
+  points = {r['construction']: r for r in records if r['kind'] == 'construction'}
+  assert set(points) == set(registry.multi_hop())
+  assert all(p['accuracy'] == 1 and not building.failed(p) for p in points.values())
+
+
+def test_curves_are_in_order_and_below_every_point(records):
+  exact = curve(records, 'exact')
+  for name in ('global', 'local'):
+    assert np.all(curve(records, name) <= curve(records, f'sharp_{name}') + 1e-9)
+    assert np.all(curve(records, f'sharp_{name}') <= exact + 1e-9)
+  assert exact[0] > curve(records, 'sharp_local')[0] > curve(records, 'local')[0] > 0
+  price = [r['subject_bits'] for r in records if r.get('bound') == 'exact']
+  for point in (r for r in records if r['kind'] == 'construction'):
+    assert point['internal_bits'] > np.interp(point['subject_bits'], price, exact)
+
+
+def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
+  cli.write_results(tmp_path, records)
+  first = [path.read_bytes() for path in bounds.draw(records, tmp_path)]
+  again = [path.read_bytes() for path in bounds.draw(cli.read_results(tmp_path), tmp_path)]
+  assert first == again and all(len(drawn) > 5000 for drawn in first)
+
+
+def test_what_is_no_number_is_null(tmp_path):
+  cli.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
+  assert cli.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]
+
+
+def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):
+  order = []
+  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: float(len(order)))
+  got = benchmark.side_by_side(
+    lambda: order.append('ours'), lambda: order.extend(['theirs'] * 3), 3
+  )
+  assert [name for i, name in enumerate(order) if i == 0 or name != order[i - 1]] == [
+    'ours',
+    'theirs',
+  ] * 4
+  assert (got['ours_seconds'], got['theirs_seconds'], got['ratio']) == (1, 3, 3)
+
+
+def test_exhaustive_benchmark_counts_every_logit():
+  record = benchmark.exhaustive(50, 2, rounds=1)
+  assert record['logits'] == 50 * 2 * 50
+  assert record['ratio'] == pytest.approx(record['theirs_seconds'] / record['ours_seconds'])
+
+
+def test_certificate_benchmark_runs_the_command():
+  record = benchmark.certificate(100, 2)
+  assert (record['queries'], record['accuracy'], record['min_margin']) == (200, 1, 4)
+  assert 0.05 < record['peak_gigabytes'] < 4
+
+
+def test_the_table_in_the_readme_is_what_was_measured():
+  records = json.loads((ROOT / readme.RECORDS).read_text())
+  text = (ROOT / readme.README).read_text()
+  assert readme.splice(text, records) == text
+  assert [record['construction'] for record in records] == list(registry.REGISTRY)
+  assert not any(building.failed(record) for record in records)
