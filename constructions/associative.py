@@ -16,11 +16,11 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, blank
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 RIDGE_DUAL = 1e-3  # of the mean eigenvalue: nothing is lost, and nothing too large for bfloat16
 RIDGE_FEATURES = 1e-4

@@ -6,14 +6,12 @@ value is zero: a head not asked for rests there. The value is block r, written i
 a relation token has empty. Margin 2.
 """
 
-import numpy as np
-
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def attention_only(facts: Facts) -> Construction:

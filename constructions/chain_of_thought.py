@@ -18,10 +18,10 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank, check_closed
 from geomem.facts import Facts
 from geomem.layout import POSITION, RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def chain_of_thought(facts: Facts, hops: int) -> Construction:
@@ -52,9 +52,7 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
     attention['key'][head, layout['position']] = np.eye(pi.width)
   parts.move(attention, 0, parts.copy(layout['subject'], blocks))
   own_back = np.repeat(np.eye(R), m, axis=1)  # −1 on all blocks, +1 again on the relation's own
-  parts.move(
-    attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back)
-  )
+  parts.move(attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back))
   return _select('chain_of_thought', params, config, layout, facts, hops, signal=4)
 
 
@@ -87,7 +85,10 @@ def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
   attention['key'][1, layout['hop']] = np.eye(at.width)
   closing = np.repeat(rho.words().T / 2, code.width, axis=1)
   parts.move(
-    attention, 1, (layout['relation'], blocks, closing), (layout['is_relation'], blocks, -rho.width / 2)
+    attention,
+    1,
+    (layout['relation'], blocks, closing),
+    (layout['is_relation'], blocks, -rho.width / 2),
   )
   signal = rho.width + 3  # block 0 held ±1, less at most ⌈log₂R⌉
   return _select('chain_of_thought_compact', params, config, layout, facts, hops, signal)

@@ -10,10 +10,10 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, OwnReadout, blank
 from geomem.facts import Facts
 from geomem.layout import OWN_ANSWER, RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def disjoint(facts: Facts) -> Construction:

@@ -14,11 +14,11 @@ import numpy as np
 from constructions import parts
 from geomem import codes
 from geomem import facts as fact
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank, check_closed
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
@@ -47,9 +47,7 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
     )
     for start, span, layers in zip(starts, spans, hidden, strict=True)
   )
-  config = Config(
-    subjects=N, relations=R, answers=N, length=length, dim=layout.dim, blocks=blocks
-  )
+  config = Config(subjects=N, relations=R, answers=N, length=length, dim=layout.dim, blocks=blocks)
   params = blank(config)
   params['embed']['subjects'][:, layout['subject']] = c.words()
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
@@ -59,9 +57,7 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
     block = params[f'blocks_{i}']
     for h in range(span):
       parts.look_at(block['attention'], h, layout, start + h + 1, length)
-      parts.move(
-        block['attention'], h, parts.copy(layout['relation'], layout['fetched', h])
-      )
+      parts.move(block['attention'], h, parts.copy(layout['relation'], layout['fetched', h]))
     if start == 0:
       parts.look_at(block['attention'], span, layout, 0, length)
       parts.move(block['attention'], span, parts.copy(layout['subject'], layout['state']))

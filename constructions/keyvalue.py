@@ -9,10 +9,10 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank, check_closed
 from geomem.facts import Facts
 from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def keyvalue(facts: Facts, hops: int) -> Construction:
@@ -30,7 +30,7 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
   hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
   fetch_relation = parts.copy(layout['relation'], layout['fetched'])
   fetch_subject = parts.copy(layout['subject'], layout['state'])
-  shape = dict(key_dim=codes.log2_ceil(length), hidden=(hidden.dim,))
+  shape = {'key_dim': codes.log2_ceil(length), 'hidden': (hidden.dim,)}
   first = BlockConfig(heads=2, head_dim=max(c.width, rho.width), **shape)
   later = BlockConfig(heads=1, head_dim=max(1, rho.width), **shape)
   config = Config(
@@ -79,7 +79,14 @@ def _memory(facts: Facts, layout: Layout, c: codes.Sign, rho: codes.Sign) -> dic
   keys[layout['state']] = c_words[subject_F].T
   keys[layout['fetched']] = rho_words[relation_F].T
   values = np.zeros((N * R, layout.dim), np.float32)
-  values[:, layout['state']] = c_words[facts.answers_RxN[relation_F, subject_F]] - c_words[subject_F]
+  values[:, layout['state']] = (
+    c_words[facts.answers_RxN[relation_F, subject_F]] - c_words[subject_F]
+  )
   values[:, layout['fetched']] = -rho_words[relation_F]
   threshold = np.full(N * R, 1 - (c.width + rho.width), np.float32)
-  return {'in': keys, 'in_bias': threshold, 'out': values, 'out_bias': np.zeros(layout.dim, np.float32)}
+  return {
+    'in': keys,
+    'in_bias': threshold,
+    'out': values,
+    'out_bias': np.zeros(layout.dim, np.float32),
+  }

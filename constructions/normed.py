@@ -13,10 +13,10 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 GAIN = 4  # what the MLP writes over block 0, where what was there before differs by at most 1
 ROUNDING = 2**-5  # the scales are not dyadic: what bfloat16 may take from the margin

@@ -14,10 +14,10 @@ import numpy as np
 from constructions import parts
 from geomem import codes
 from geomem import facts as fact
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank, check_closed
 from geomem.facts import Facts
 from geomem.layout import BRANCH, POSITION, RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def precomputed(facts: Facts, hops: int) -> Construction:
@@ -31,7 +31,7 @@ def precomputed(facts: Facts, hops: int) -> Construction:
     Layout.of(Slot('selected', ((BRANCH, R ** (hops - j)),), codes.Bits(facts.attributes)))
     for j in range(hops)
   ]
-  shape = dict(key_dim=codes.log2_ceil(length))
+  shape = {'key_dim': codes.log2_ceil(length)}
   blocks = tuple(
     BlockConfig(heads=1 + (j == 0), head_dim=h.dim if j == 0 else R, hidden=(h.dim,), **shape)
     for j, h in enumerate(hidden)
@@ -48,7 +48,9 @@ def precomputed(facts: Facts, hops: int) -> Construction:
     block['mlp']['out'][:, layout[f'level{j + 1}']] = 2 * parts.sum_of_blocks(R, rest * m)
     block['mlp']['out_bias'][layout[f'level{j + 1}']] = -1
   hidden = tuple((h,) for h in hidden)
-  return _finish('precomputed', config, params, layout, facts, hops, hidden, 'level0', f'level{hops}')
+  return _finish(
+    'precomputed', config, params, layout, facts, hops, hidden, 'level0', f'level{hops}'
+  )
 
 
 def precomputed_depth1(facts: Facts, hops: int) -> Construction:

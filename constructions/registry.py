@@ -44,7 +44,9 @@ class Entry:
 
   @property
   def options(self) -> tuple[str, ...]:
-    return tuple(p for p in inspect.signature(self.builder).parameters if p not in ('facts', 'hops'))
+    return tuple(
+      p for p in inspect.signature(self.builder).parameters if p not in ('facts', 'hops')
+    )
 
 
 REGISTRY: dict[str, Entry] = {
@@ -162,12 +164,18 @@ def build(name: str, facts: Facts, hops: int = 1, **options) -> Construction:
   known = entry(name)
   for option in options:
     if option not in known.options:
-      allowed = f'it takes {", ".join(known.options)}' if known.options else 'its sizes follow from the facts'
+      allowed = (
+        f'it takes {", ".join(known.options)}'
+        if known.options
+        else 'its sizes follow from the facts'
+      )
       raise InputError(f'{name} has no option {option!r}; {allowed}')
   if known.multi_hop:
     return known.builder(facts, hops, **options)
   if hops != 1:
-    raise InputError(f'{name} answers one hop, not {hops}; multi-hop constructions are {", ".join(multi_hop())}')
+    raise InputError(
+      f'{name} answers one hop, not {hops}; multi-hop constructions are {", ".join(multi_hop())}'
+    )
   return known.builder(facts, **options)
 
 

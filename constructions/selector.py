@@ -12,10 +12,10 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def selector(facts: Facts) -> Construction:

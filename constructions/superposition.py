@@ -18,11 +18,11 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
+from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
-from geomem.model import BlockConfig, Config
 
 
 def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:

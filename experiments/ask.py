@@ -26,6 +26,7 @@ from absl import flags
 
 from experiments import cli, trace_figure
 from geomem import checkpoint, model, trace
+from geomem.config import Config
 from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
@@ -82,7 +83,7 @@ def answer(construction: Construction, subject: int, path, dtype: str = 'float32
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _logits(config: model.Config, params, tokens_L):
+def _logits(config: Config, params, tokens_L):
   """At the last position."""
   return model.apply(config, params, tokens_L[None], last=1)[0, -1]
 

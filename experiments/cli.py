@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
-from geomem import model
+from geomem.config import DTYPES
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -31,9 +31,7 @@ _SHARED = {
     'width', None, 'F, the hidden width of the MLP.', lower_bound=1
   ),
   'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.', lower_bound=0),
-  'dtype': lambda: flags.DEFINE_enum(
-    'dtype', 'float32', model.DTYPES, 'Computation dtype of the model.'
-  ),
+  'dtype': lambda: flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Computation dtype of the model.'),
   'workdir': lambda: flags.DEFINE_string(
     'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
   ),

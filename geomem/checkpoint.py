@@ -17,11 +17,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from geomem.config import Config
 from geomem.construction import Construction, readout_from_json
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import Layout
-from geomem.model import Config
 
 FORMAT, VERSION = 'geomem model', 1
 NAMES = ('subject_names', 'relation_names', 'attribute_names')

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem import codes, model
+from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import Layout
-from geomem.model import Config
 
 MAX_PARAMETERS = 2**31
 

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from geomem import bounds
+from geomem.config import Config
 from geomem.facts import Facts
-from geomem.model import Config
 
 ROLES = ('subjects', 'relations_and_positions', 'attention', 'mlp', 'norm', 'unembedding')
 # Bits a parameter that trained language models were seen to store, as reference lines.
@@ -67,7 +67,7 @@ def entropy(values) -> float:
   for _ in range(MAX_VALUES):
     if not rest.size:
       return bits
-    same = (rest == rest[0]) | ((rest != rest) & (rest[0] != rest[0]))  # all NaN count as one value
+    same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
     share = np.count_nonzero(same) / size
     bits -= share * math.log2(share)
     rest = rest[~same]

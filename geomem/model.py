@@ -8,85 +8,38 @@ Shapes: B batch, L length, D residual width, H heads, N subjects, R relations, A
 C paths of relations, K relations in a path.
 """
 
-import dataclasses
-import math
+import functools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 
-NORMS = ('none', 'rms', 'layer')
-DTYPES = ('float32', 'bfloat16')
 
+def fresh(name: str, shape, normal):
+  """A parameter before training; `normal(shape)` draws from any generator, JAX's or NumPy's.
 
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-  """One block: heads of their own width, and an MLP of zero, one or two hidden layers."""
-
-  heads: int = 1
-  key_dim: int = 1
-  head_dim: int = 1
-  hidden: tuple[int, ...] = ()
-
-  def __post_init__(self):
-    if min(self.heads, self.key_dim, self.head_dim, *self.hidden, 1) < 1:
-      raise InputError(f'every width of a block must be at least 1, got {self}')
-    if len(self.hidden) > 2:
-      raise InputError(f'the MLP has {len(self.hidden)} hidden layers; it may have 0, 1 or 2')
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """Everything that shapes the parameters and the forward pass."""
-
-  subjects: int
-  relations: int
-  answers: int
-  length: int
-  dim: int
-  blocks: tuple[BlockConfig, ...]
-  norm: str = 'none'
-  norm_eps: float = 1e-6
-  bias: bool = True
-  tied: bool = False
-  dtype: str = 'float32'
-  precision: str | None = None  # 'highest' where weights need more bits than an accelerator's default
-
-  def __post_init__(self):
-    if min(self.subjects, self.relations, self.answers, self.length, self.dim) < 1:
-      raise InputError(f'every size of a model must be at least 1, got {self}')
-    if self.norm not in NORMS:
-      raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
-    if self.dtype not in DTYPES:
-      raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
-    if self.tied and self.answers > self.subjects:
-      raise InputError(f'a tied unembedding has {self.subjects} rows, fewer than {self.answers} answers')
-
-  @property
-  def depth(self) -> int:
-    return len(self.blocks)
-
-  @property
-  def vocabulary(self) -> int:
-    return self.subjects + self.relations
-
-  def replace(self, **changes) -> 'Config':
-    return dataclasses.replace(self, **changes)
-
-  def to_json(self) -> dict:
-    return dataclasses.asdict(self)
-
-  @classmethod
-  def from_json(cls, fields: dict) -> 'Config':
-    blocks = tuple(BlockConfig(**{**b, 'hidden': tuple(b['hidden'])}) for b in fields['blocks'])
-    return cls(**{**fields, 'blocks': blocks})
-
-
-def _normal(scale: float):
-  return nn.initializers.normal(scale)
+  Biases and shifts are 0, scales of norms 1, all else Gaussian: with a ReLU before it of variance
+  2/fan-in, else 1/fan-in, and the query takes the 1/√width that scores do not have.
+  """
+  if name.endswith(('bias', 'shift')):
+    return 0 * normal(shape)
+  if name == 'scale':
+    return 0 * normal(shape) + 1
+  fan_in = {
+    'query': shape[-2] * shape[-1],
+    'output': shape[0] * shape[1],
+    'middle': shape[0] / 2,
+    'out': shape[0] / 2,
+    'subjects': shape[-1],
+    'relations': shape[-1],
+    'positions': shape[-1],
+    'answers': shape[-1],
+  }.get(name, shape[-2])
+  return normal(shape) * fan_in**-0.5
 
 
 def product(spec, a, b, precision=None):
@@ -111,8 +64,13 @@ class _Part(nn.Module):
   def dtype(self):
     return jnp.dtype(self.config.dtype)
 
-  def weight(self, name, init, shape):
-    return self.param(name, init, shape).astype(self.dtype)
+  def stored(self, name, shape):
+    return self.param(
+      name, lambda key: fresh(name, shape, functools.partial(jax.random.normal, key))
+    )
+
+  def weight(self, name, shape):
+    return self.stored(name, shape).astype(self.dtype)
 
   def einsum(self, spec, a, b):
     return product(spec, a, b, self.config.precision)
@@ -124,9 +82,9 @@ class Norm(_Part):
   def setup(self):
     shape = (self.config.dim,)
     if self.config.norm != 'none':
-      self.scale = self.param('scale', nn.initializers.ones, shape)
+      self.scale = self.stored('scale', shape)
     if self.config.norm == 'layer':
-      self.shift = self.param('shift', nn.initializers.zeros, shape)
+      self.shift = self.stored('shift', shape)
 
   def __call__(self, x):
     if self.config.norm == 'none':
@@ -145,11 +103,11 @@ class Embed(_Part):
   """Token and position embeddings: a row a subject, a relation, a position."""
 
   def setup(self):
-    c, init = self.config, _normal(self.config.dim**-0.5)
+    c = self.config
     # Kept as stored and converted after the look-up: a table can be far larger than what is read of it.
-    self.subjects = self.param('subjects', init, (c.subjects, c.dim))
-    self.relations = self.param('relations', init, (c.relations, c.dim))
-    self.positions = self.param('positions', init, (c.length, c.dim))
+    self.subjects = self.stored('subjects', (c.subjects, c.dim))
+    self.relations = self.stored('relations', (c.relations, c.dim))
+    self.positions = self.stored('positions', (c.length, c.dim))
 
   def __call__(self, tokens_BxL):
     n = self.config.subjects
@@ -177,12 +135,10 @@ class Attention(_Part):
 
   def setup(self):
     d, b = self.config.dim, self.block
-    self.query = self.weight('query', _normal((d * b.key_dim) ** -0.5), (b.heads, d, b.key_dim))
-    self.key = self.weight('key', _normal(d**-0.5), (b.heads, d, b.key_dim))
-    self.value = self.weight('value', _normal(d**-0.5), (b.heads, d, b.head_dim))
-    self.output = self.weight(
-      'output', _normal((b.heads * b.head_dim) ** -0.5), (b.heads, b.head_dim, d)
-    )
+    self.query = self.weight('query', (b.heads, d, b.key_dim))
+    self.key = self.weight('key', (b.heads, d, b.key_dim))
+    self.value = self.weight('value', (b.heads, d, b.head_dim))
+    self.output = self.weight('output', (b.heads, b.head_dim, d))
 
   def __call__(self, x_BxLxD, last: int):
     """What the `last` positions read from themselves and all before them."""
@@ -192,7 +148,9 @@ class Attention(_Part):
     v = self.einsum('bld,hdk->bhlk', x_BxLxD, self.value).astype(self.dtype)
     scores = self.einsum('bhqk,bhlk->bhql', q, k)
     seen = jnp.arange(length)[None] <= jnp.arange(length - last, length)[:, None]
-    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(self.dtype)
+    weights = jax.nn.softmax(jnp.where(seen[None, None], scores, -jnp.inf), axis=-1).astype(
+      self.dtype
+    )
     self.sow('trace', 'attention', weights)
     heads = self.einsum('bhql,bhlk->bhqk', weights, v).astype(self.dtype)
     return self.einsum('bhqk,hkd->bqd', heads, self.output).astype(self.dtype)
@@ -231,8 +189,8 @@ class MLP(_Part):
     names = ('in', 'middle', 'out') if len(widths) == 4 else ('in', 'out')
     self.layers = tuple(
       (
-        self.weight(name, _normal(math.sqrt((2 if name != 'in' else 1) / a)), (a, b)),
-        self.weight(f'{name}_bias', nn.initializers.zeros, (b,)) if self.config.bias else None,
+        self.weight(name, (a, b)),
+        self.weight(f'{name}_bias', (b,)) if self.config.bias else None,
       )
       for name, a, b in zip(names, widths[:-1], widths[1:], strict=True)
     )
@@ -324,10 +282,9 @@ class Transformer(_Part):
 
 
 class Unembed(_Part):
-
   def setup(self):
     c = self.config
-    self.answers = self.weight('answers', _normal(c.dim**-0.5), (c.answers, c.dim))
+    self.answers = self.weight('answers', (c.answers, c.dim))
 
 
 def init(config: Config, key) -> dict:
@@ -336,11 +293,30 @@ def init(config: Config, key) -> dict:
   return Transformer(config).init(key, tokens)['params']
 
 
+def draw(config: Config, seed: int) -> dict:
+  """As `init`, from NumPy's generator: no compilation, the same numbers on every device."""
+  rng = np.random.default_rng(seed)
+  normal = functools.partial(rng.standard_normal, dtype=np.float32)
+  return _fill(config, lambda name, shape: np.asarray(fresh(name, shape, normal), np.float32))
+
+
 def zeros(config: Config) -> dict:
   """Parameters of the same shape, all zero (norm scales one), as NumPy arrays to be written into."""
-  shapes = jax.eval_shape(lambda: init(config, jax.random.key(0)))
-  fill = lambda path, a: (np.ones if path[-1].key == 'scale' else np.zeros)(a.shape, np.float32)
-  return jax.tree_util.tree_map_with_path(fill, shapes)
+  return _fill(
+    config, lambda name, shape: (np.ones if name == 'scale' else np.zeros)(shape, np.float32)
+  )
+
+
+def _fill(config: Config, make) -> dict:
+  return jax.tree_util.tree_map_with_path(
+    lambda path, a: make(path[-1].key, a.shape), shapes(config)
+  )
+
+
+@functools.lru_cache(maxsize=1024)
+def shapes(config: Config) -> dict:
+  """Parameters without their values."""
+  return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
 def apply(config: Config, params, *args, method=None, **kwargs):

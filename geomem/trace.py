@@ -15,6 +15,7 @@ import numpy as np
 
 from geomem import codes, model
 from geomem import facts as fact
+from geomem.config import Config
 from geomem.construction import Construction
 from geomem.facts import Facts
 from geomem.layout import ATTRIBUTE, BRANCH, OWN_ANSWER, RELATION, SUBJECT, Slot
@@ -79,7 +80,7 @@ def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def _sow(config: model.Config, params, tokens_L):
+def _sow(config: Config, params, tokens_L):
   return model.Transformer(config).apply({'params': params}, tokens_L[None], mutable=['trace'])
 
 

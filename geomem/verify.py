@@ -19,9 +19,9 @@ import numpy as np
 
 from geomem import facts as fact
 from geomem import model
+from geomem.config import Config
 from geomem.construction import Construction
 from geomem.errors import InputError
-from geomem.model import Config
 
 CHECKS = ('exhaustive', 'certificate', 'universal')
 MAX_CONTENTS = 2**22
@@ -51,7 +51,9 @@ class Report:
 def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER_BLOCK):
   """logit(answer) − largest other logit, for every row, over blocks of answers."""
   kind = jnp.dtype(config.dtype)
-  rows_AxD = params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
+  rows_AxD = (
+    params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
+  )
   dot = functools.partial(model.product, precision=config.precision)
   own_B = dot('bd,bd->b', x_BxD, rows_AxD[targets_B].astype(kind))
   size = min(answer_block, config.answers)
@@ -143,9 +145,7 @@ _DEFAULTS = {'block_size': 4096, 'progress': None}
 def exhaustive(c: Construction, dtype: str = 'float32', **options) -> Report:
   """Every query against every answer."""
   config = c.config.replace(dtype=dtype)
-  return accuracy(
-    config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options
-  )
+  return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
 
 
 def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:

@@ -5,12 +5,12 @@ import math
 
 import jax
 import numpy as np
+import oracle
 import pytest
 
 from constructions import registry
 from geomem import codes, verify
 from geomem import facts as fact
-import oracle
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
 ONE_HOP = [name for name in EXACT if not registry.REGISTRY[name].multi_hop]

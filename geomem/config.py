@@ -1,0 +1,75 @@
+"""The sizes and switches of a model."""
+
+import dataclasses
+
+from geomem.errors import InputError
+
+NORMS = ('none', 'rms', 'layer')
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """One block: heads of their own width, and an MLP of zero, one or two hidden layers."""
+
+  heads: int = 1
+  key_dim: int = 1
+  head_dim: int = 1
+  hidden: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    if min(self.heads, self.key_dim, self.head_dim, *self.hidden, 1) < 1:
+      raise InputError(f'every width of a block must be at least 1, got {self}')
+    if len(self.hidden) > 2:
+      raise InputError(f'the MLP has {len(self.hidden)} hidden layers; it may have 0, 1 or 2')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that shapes the parameters and the forward pass."""
+
+  subjects: int
+  relations: int
+  answers: int
+  length: int
+  dim: int
+  blocks: tuple[BlockConfig, ...]
+  norm: str = 'none'
+  norm_eps: float = 1e-6
+  bias: bool = True
+  tied: bool = False
+  dtype: str = 'float32'
+  precision: str | None = (
+    None  # 'highest' where weights need more bits than an accelerator's default
+  )
+
+  def __post_init__(self):
+    if min(self.subjects, self.relations, self.answers, self.length, self.dim) < 1:
+      raise InputError(f'every size of a model must be at least 1, got {self}')
+    if self.norm not in NORMS:
+      raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
+    if self.dtype not in DTYPES:
+      raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
+    if self.tied and self.answers > self.subjects:
+      raise InputError(
+        f'a tied unembedding has {self.subjects} rows, fewer than {self.answers} answers'
+      )
+
+  @property
+  def depth(self) -> int:
+    return len(self.blocks)
+
+  @property
+  def vocabulary(self) -> int:
+    return self.subjects + self.relations
+
+  def replace(self, **changes) -> 'Config':
+    return dataclasses.replace(self, **changes)
+
+  def to_json(self) -> dict:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, fields: dict) -> 'Config':
+    blocks = tuple(BlockConfig(**{**b, 'hidden': tuple(b['hidden'])}) for b in fields['blocks'])
+    return cls(**{**fields, 'blocks': blocks})
