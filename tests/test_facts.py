@@ -1,0 +1,315 @@
+"""Facts: what is drawn, how hops compose, how queries are counted off, and what a file may say."""
+
+import csv
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from geomem import facts as fact
+from geomem.errors import InputError
+
+quick = settings(
+  deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+sizes = st.integers(2, 40), st.integers(1, 6), st.integers(1, 4)
+
+
+def key(seed=0):
+  return jax.random.key(seed)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('n,r', [(2, 1), (7, 3), (1000, 4)])
+def test_bijections_are_permutations(n, r):
+  facts = fact.bijections(key(), n, r)
+  assert (facts.subjects, facts.relations, facts.attributes, facts.closed) == (n, r, n, True)
+  np.testing.assert_array_equal(np.sort(facts.answers_RxN, axis=1), np.tile(np.arange(n), (r, 1)))
+  assert facts.answers_RxN.dtype == np.int32
+
+
+def test_permutations_are_uniform():
+  drawn = fact.bijections(key(), 3, 1), *(fact.bijections(key(s), 3, 1) for s in range(1, 600))
+  counts = np.unique([f.answers_RxN[0] for f in drawn], axis=0, return_counts=True)[1]
+  assert len(counts) == 6 and 60 < counts.min() and counts.max() < 140
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda k: fact.bijections(k, 50, 2),
+    lambda k: fact.maps(k, 50, 2),
+    lambda k: fact.maps(k, 50, 2, 9),
+    lambda k: fact.disjoint(k, 50, 2, 5),
+  ],
+)
+def test_the_key_decides(make):
+  one, same, other = make(key(3)), make(key(3)), make(key(4))
+  np.testing.assert_array_equal(one.answers_RxN, same.answers_RxN)
+  for r in range(2):
+    assert np.any(one.answers_RxN[r] != other.answers_RxN[r])
+  assert np.any(one.answers_RxN[0] != one.answers_RxN[1] - 5 * (one.attributes == 10))
+
+
+@pytest.mark.parametrize('attributes', [None, 2, 7, 300])
+def test_maps_reach_all_attributes(attributes):
+  facts = fact.maps(key(), 5000 if attributes else 40, 2, attributes)
+  assert facts.closed == (attributes is None)
+  assert facts.attributes == (attributes or 40)
+  if attributes:
+    assert all(len(np.unique(row)) == attributes for row in facts.answers_RxN)
+  else:
+    assert len(np.unique(facts.answers_RxN[0])) < 40  # a map, not a bijection
+
+
+@pytest.mark.parametrize('n,r,each', [(2, 1, 2), (7, 3, 7), (10, 4, 3), (6, 2, 1)])
+def test_disjoint_relations_have_sets_of_their_own(n, r, each):
+  facts = fact.disjoint(key(), n, r, each)
+  assert facts.attributes == r * each and not facts.closed
+  for i, row in enumerate(facts.answers_RxN):
+    assert set(row.tolist()) == set(range(i * each, (i + 1) * each))
+    counts = np.bincount(row - i * each)
+    assert counts.max() - counts.min() <= 1
+  relation_A, index_A = facts.own_sets()
+  np.testing.assert_array_equal(relation_A, np.repeat(np.arange(r), each))
+  np.testing.assert_array_equal(index_A, np.tile(np.arange(each), r))
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda: fact.bijections(key(), 1, 2),
+    lambda: fact.bijections(key(), 2, 0),
+    lambda: fact.bijections(key(), 2**20, 2**12),
+    lambda: fact.maps(key(), 9, 2, 0),
+    lambda: fact.maps(key(), 9, 2, 1),
+    lambda: fact.maps(key(), 9, 2, -4),
+    lambda: fact.disjoint(key(), 9, 2, 0),
+    lambda: fact.disjoint(key(), 9, 2, 10),
+    lambda: fact.disjoint(key(), 9, 1, 1),
+    lambda: fact.check_sizes(10, 2, 0),
+    lambda: fact.check_sizes(10, 2, 10**9),
+    lambda: fact.check_sizes(2**20, 2**6, 8),
+    lambda: fact.Facts(np.array([0, 1]), 2),
+    lambda: fact.Facts(np.array([[0, 2]]), 2),
+    lambda: fact.Facts(np.array([[0, -1]]), 2),
+    lambda: fact.Facts(np.array([[0, 1]]), 3),
+    lambda: fact.maps(key(), 9, 2).own_sets(),
+    lambda: fact.Facts(np.array([[0, 1]]), 3, closed=False).own_sets(),
+  ],
+)
+def test_impossible_facts_are_refused(make):
+  with pytest.raises(InputError) as error:
+    make()
+  assert '\n' not in str(error.value)
+
+
+# --- hops and tokens ------------------------------------------------------------------------------
+
+
+def test_hops_against_a_plain_loop():
+  n, r = 9, 3
+  answers = fact.maps(key(), n, r).answers_RxN
+  for hops in (1, 2, 3):
+    paths = fact.every_path(r, hops)
+    assert [tuple(path) for path in paths] == list(itertools.product(range(r), repeat=hops))
+    s, p = (i.ravel() for i in np.meshgrid(np.arange(n), np.arange(r**hops), indexing='ij'))
+    steps = np.asarray(fact.compose(answers, s, paths[p]))
+    for subject, path, got in zip(s, paths[p], steps, strict=True):
+      for relation, step in zip(path, got, strict=True):
+        subject = answers[relation][subject]
+        assert step == subject
+    tree = fact.tree(answers, hops)
+    np.testing.assert_array_equal(tree[p, s], steps[:, -1])
+    np.testing.assert_array_equal(fact.look_up(tree, s, paths[p]), steps[:, -1:])
+
+
+def test_tokens_by_hand():
+  """0 → 1 → 2 → 0 along relation 0; relation 1 swaps 0 and 1. Relations are the tokens 3 and 4."""
+  answers = np.array([[1, 2, 0], [1, 0, 2]], np.int32)
+  subjects, paths = np.array([0, 2], np.int32), np.array([[0, 1], [1, 0]], np.int32)
+  assert fact.prompts(3, subjects, paths).tolist() == [[0, 3, 4], [2, 4, 3]]
+  assert fact.chains(answers, subjects, paths).tolist() == [[0, 3, 4, 1, 0], [2, 4, 3, 2, 0]]
+  facts = fact.Facts(answers, 3)
+  assert (facts.subject_name(2), facts.relation_name(1), facts.attribute_name(0)) == (
+    's2',
+    'r1',
+    's0',
+  )
+
+
+def test_every_content_is_every_choice():
+  choices = np.array([4, 5]), np.array([7]), np.arange(3)
+  assert {tuple(c) for c in fact.every_content(choices).T} == set(itertools.product(*choices))
+  assert fact.every_content(choices).shape == (3, 6)
+
+
+# --- queries, block by block ----------------------------------------------------------------------
+
+
+@quick
+@given(*sizes, st.integers(1, 5000))
+def test_blocks_cover_every_query_once(n, r, k, size):
+  seen = np.zeros((n, r**k), int)
+  index = {path: i for i, path in enumerate(itertools.product(range(r), repeat=k))}
+  blocks = list(fact.blocks(n, r, k, size))
+  assert len(blocks) == fact.count_blocks(n, r, k, size)
+  assert len({block.valid_SxP.shape for block in blocks}) == 1
+  for block in blocks:
+    s, p = np.nonzero(block.valid_SxP)
+    path_P = np.array([index[tuple(path)] for path in block.paths_PxK.tolist()])
+    np.add.at(seen, (block.subjects_S[s], path_P[p]), 1)
+    assert block.subjects_S.max() < n and block.valid_SxP.size <= size
+    assert block.subjects_S.dtype == block.paths_PxK.dtype == np.int32
+  assert np.all(seen == 1)
+  assert len(blocks) <= 4 * -(-n * r**k // size) + 2 or r**k > size // 2  # few are half empty
+
+
+def test_a_quarter_of_a_trillion_queries_are_made_lazily():
+  n, r, k, size = 10**6, 8, 6, 4096
+  first, second = itertools.islice(fact.blocks(n, r, k, size), 2)
+  assert first.valid_SxP.all() and first.valid_SxP.shape == (1, size)
+  assert first.subjects_S.tolist() == [0] and second.subjects_S.tolist() == [1]
+  np.testing.assert_array_equal(first.paths_PxK, list(itertools.product(range(8), repeat=6))[:size])
+  assert fact.count_blocks(n, r, k, size) * size == n * r**k
+  assert fact.paths(8, 20, 8**20 - 1).tolist() == [7] * 20
+
+
+def test_sample_is_uniform_and_the_key_decides():
+  n, r, k, count = 5, 3, 2, 6000
+  subjects, paths = (np.asarray(a) for a in fact.sample(key(0), n, r, k, count))
+  assert subjects.shape == (count,) and paths.shape == (count, k)
+  query = subjects * r**k + paths @ np.array([r, 1])
+  counts = np.bincount(query, minlength=n * r**k)
+  assert len(counts) == n * r**k and abs(counts - count / len(counts)).max() < 65
+  same, other = (fact.sample(key(seed), n, r, k, count) for seed in (0, 1))
+  np.testing.assert_array_equal(paths, same[1])
+  assert np.any(subjects != other[0]) and np.any(paths != other[1])
+
+
+# --- a user's own facts ---------------------------------------------------------------------------
+
+CYCLE = 'a,next,b\nb,next,c\nc,next,a\n'
+
+
+@pytest.fixture
+def table(tmp_path):
+  def write(content, name='facts.csv'):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+  return write
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    CYCLE,
+    '\ufeff' + CYCLE,
+    'Subject, RELATION ,attribute\n' + CYCLE,
+    '\n\nsubject,relation,attribute\n' + CYCLE.replace('\n', '\n\n') + ',,\n',
+    CYCLE.replace('\n', '\r\n'),
+    CYCLE.replace(',', '  ,'),
+    CYCLE.replace(',', ',  ').replace('b', '"b"'),
+    CYCLE.rstrip('\n'),
+  ],
+)
+def test_table_in_many_guises(table, content):
+  for name, text in (('f.csv', content), ('f.tsv', content.replace(',', '\t'))):
+    facts = fact.read_table(table(text, name))
+    assert facts.closed and facts.attributes == 3
+    assert facts.subject_names == facts.attribute_names == ('a', 'b', 'c')
+    assert facts.relation_names == ('next',) and facts.answers_RxN.tolist() == [[1, 2, 0]]
+
+
+def test_open_table_in_order_of_appearance(table):
+  text = (
+    'Überlingen,Staat,"Reich, Deutsches"\n日本,大陸,アジア\n'
+    'Überlingen,大陸,Euro  pa\n日本,Staat,"a ""b"""'
+  )
+  facts = fact.read_table(table(text))
+  assert facts.subject_names == ('Überlingen', '日本') and facts.relation_names == ('Staat', '大陸')
+  assert facts.attribute_names == ('Reich, Deutsches', 'アジア', 'Euro  pa', 'a "b"')
+  assert not facts.closed and facts.answers_RxN.tolist() == [[0, 3], [2, 1]]
+  assert facts.attribute_name(1) == 'アジア' and facts.subject_name(1) == '日本'
+
+
+names = st.text(
+  st.characters(exclude_categories=['Cs'], exclude_characters='\0'), min_size=1, max_size=6
+)
+
+
+@quick
+@given(st.lists(names.map(str.strip).filter(bool), min_size=2, max_size=5, unique=True), st.data())
+def test_any_names_survive(tmp_path_factory, symbols, data):
+  answers = [data.draw(st.sampled_from(symbols)) for _ in symbols]
+  if len(set(answers)) < 2:
+    answers[:2] = symbols[:2]
+  path = tmp_path_factory.mktemp('names') / 'f.csv'
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    csv.writer(file, quoting=csv.QUOTE_ALL).writerows((s, 'r', a) for s, a in zip(symbols, answers))
+  facts = fact.read_table(path)
+  assert facts.closed and facts.subject_names == tuple(symbols)
+  assert [symbols[a] for a in facts.answers_RxN[0]] == answers
+
+
+@pytest.mark.parametrize(
+  'content,says',
+  [
+    ('', ['no rows']),
+    ('subject,relation,attribute\n\n', ['no rows']),
+    (CYCLE + 'd,next\n', ['line 4', 'd,next']),
+    (CYCLE + '\nd,next,a,b\n', ['line 5', 'd,next,a,b']),
+    ('a,next, \n', ['line 1']),
+    (CYCLE.replace(',', '\t'), ['line 1', 'commas']),
+    (CYCLE + 'a,next,b\n', ["'a'", "'next'", 'more than one']),
+    (CYCLE + 'a,next,c\n', ["'a'", "'next'", 'more than one']),
+    (CYCLE + 'a,before,c\n', ["'b'", "'before'", 'no row']),
+    ('a,r,x\n', ['1 subject', '1 attribute']),
+    ('a,r,x\na,q,y\n', ['1 subject']),
+    ('a,r,x\nb,r,x\n', ['1 attribute']),
+    (CYCLE + '"d,next,a\n', ['line 4']),
+    (CYCLE + '"d"e,next,a\n', ['line 4']),
+    (CYCLE + f'{"d" * 200_000},next,a\n', ['line 4', 'limit']),
+    (CYCLE + 'd\0,next,a\n', ['line 4', 'NUL']),
+    (bytes(5000), ['line 1', 'NUL']),
+    (bytes(range(256)), ['UTF-8']),
+    (CYCLE.encode('utf-16'), ['UTF-8']),
+    (''.join(f's{i},r{i},a{i}\n' for i in range(30_000)), ["'s1'", "'r0'", 'no row']),
+  ],
+  ids=range(20),
+)
+def test_malformed_table_is_refused(table, content, says):
+  path = table(content)
+  with pytest.raises(InputError) as error:
+    fact.read_table(path)
+  for part in [str(path), *says]:
+    assert part in str(error.value)
+  assert '\n' not in str(error.value) and '\0' not in str(error.value)
+  assert len(str(error.value)) < 400
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+  with pytest.raises(InputError, match='cannot be read: Is a directory'):
+    fact.read_table(tmp_path)
+  with pytest.raises(InputError, match='nowhere.csv: cannot be read: No such file'):
+    fact.read_table(tmp_path / 'nowhere.csv')
+
+
+@quick
+@given(st.one_of(st.binary(max_size=60), st.text('ab,"\n\t\r\0ä ', max_size=40).map(str.encode)))
+def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
+  path = tmp_path_factory.mktemp('bytes') / 'f.csv'
+  path.write_bytes(content)
+  try:
+    facts = fact.read_table(path)
+  except InputError as error:
+    assert str(error).startswith(str(path))
+  else:
+    assert min(facts.answers_RxN.shape) >= 1

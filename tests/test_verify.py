@@ -1,0 +1,328 @@
+"""The checks against planted faults: what NumPy says is wrong, no check calls right."""
+
+import functools
+import itertools
+
+import jax
+import numpy as np
+import oracle
+import pytest
+
+from constructions import registry
+from geomem import facts as fact
+from geomem import model, verify
+from geomem.config import BlockConfig, Config
+from geomem.errors import InputError
+
+SIZES = {
+  'selector': (5, 2, 1),
+  'selector_literal': (5, 2, 1),
+  'attention_only': (5, 3, 1),
+  'disjoint': (5, 2, 1),
+  'precomputed': (3, 2, 2),
+  'chain_of_thought': (5, 2, 2),
+}
+CHECKS = {
+  (name, check)
+  for name, check in itertools.product(SIZES, verify.CHECKS)
+  if check != 'universal' or name != 'chain_of_thought'
+}
+
+
+@functools.cache
+def build(name, sizes=None, seed=0):
+  n, r, k = sizes or SIZES[name]
+  key, own = jax.random.key(seed), registry.entry(name).own_answers
+  facts = fact.disjoint(key, n, r, n) if own else fact.bijections(key, n, r)
+  return registry.build(name, facts, k)
+
+
+def queries(facts, hops):
+  return itertools.product(
+    range(facts.subjects), itertools.product(range(facts.relations), repeat=hops)
+  )
+
+
+def oracle_margins(config, params, facts, hops, chain_of_thought=False):
+  """Query by query, the least logit(answer) − largest other logit at any step."""
+  margins = []
+  for s, path in queries(facts, hops):
+    steps = oracle.answers(facts, s, path)
+    thoughts, due = (steps[:-1], steps) if chain_of_thought else ([], steps[-1:])
+    prompt = [s, *(facts.subjects + r for r in path), *thoughts]
+    rows = oracle.logits(config, params, prompt)[-len(due) :]
+    margins.append(
+      np.min([row[a] - np.delete(row, a).max() for row, a in zip(rows, due, strict=True)])
+    )
+  margins = np.array(margins)
+  return np.where(
+    np.abs(margins) < 1e-12, 0, margins
+  )  # float64 tells apart what float32 adds up alike
+
+
+def margins_of(c):
+  return oracle_margins(c.config, c.params, c.facts, c.hops, c.chain_of_thought)
+
+
+def changed(c, path, change):
+  """One weight of one array changed: its first that is not 0, if it has one."""
+  (*parents, leaf), params = path, jax.tree.map(np.copy, c.params)
+  weights = functools.reduce(dict.__getitem__, parents, params)[leaf]
+  at = next(iter(np.argwhere(weights)), np.zeros(weights.ndim, int))
+  weights[tuple(at)] = change(weights[tuple(at)])
+  return c.replace(params=params)
+
+
+def names_of(c):
+  return [
+    tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(c.params)
+  ]
+
+
+@functools.cache
+def faults(name):
+  """In every array a sign flipped (a zero made large) and a weight lost, if an answer breaks."""
+  c, found = build(name), []
+  for path in names_of(c):
+    for change in (lambda w: -w if w else 100.0, lambda w: np.nan):
+      broken = changed(c, path, change)
+      margins = margins_of(broken)
+      if not np.all(margins > 0):
+        found.append((path, broken, margins))
+  return found
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_a_fault_in_any_array_breaks_an_answer(name):
+  """But in queries and keys where each is all zero, which only lost weights spoil."""
+  c = build(name)
+  found = [path for path, _, _ in faults(name)]
+  for path in names_of(c):
+    uniform = path[-1] in ('query', 'key') and not np.any(c.params[path[0]][path[1]][path[2]])
+    assert found.count(path) == (1 if uniform else 2), path
+
+
+@pytest.mark.parametrize('name,check', sorted(CHECKS))
+def test_every_fault_is_caught(name, check):
+  whole = build(name)
+  assert getattr(verify, check)(whole).holds(whole.margin)
+  for path, broken, margins in faults(name):
+    report, right = getattr(verify, check)(broken), np.sum(margins > 0)
+    assert report.correct < report.queries and report.accuracy < 1, path
+    assert report.min_margin <= 0 and not report.holds(whole.margin)
+    if check == 'exhaustive':
+      assert report.correct == right
+      if np.isfinite(margins).all():
+        assert report.min_margin == pytest.approx(margins.min(), rel=1e-5, abs=1e-5)
+    elif check == 'certificate':
+      assert report.correct <= right
+      assert report.correct == 0 or path[0] != 'unembed'
+
+
+@pytest.mark.parametrize('name,check', [('attention_only', check) for check in verify.CHECKS] + [
+  ('chain_of_thought', 'exhaustive'), ('chain_of_thought', 'certificate'),
+])  # fmt: skip
+def test_every_fault_is_caught_in_bfloat16(name, check):
+  assert getattr(verify, check)(build(name), 'bfloat16').holds(build(name).margin)
+  for path, broken, _ in faults(name):
+    report = getattr(verify, check)(broken, 'bfloat16')
+    assert report.dtype == 'bfloat16' and report.correct < report.queries, path
+
+
+@pytest.mark.parametrize('check', verify.CHECKS)
+def test_a_weight_too_small_breaks_the_promise_only(check):
+  weaker = changed(build('selector'), ('blocks_0', 'mlp', 'out'), lambda w: w / 2)
+  report = getattr(verify, check)(weaker)
+  assert report.accuracy == 1 and report.min_margin == 2
+  assert report.holds(2) and not report.holds(weaker.margin)
+
+
+def swapped(facts):
+  """The same facts, but g_0 has two of its answers exchanged."""
+  answers = facts.answers_RxN.copy()
+  answers[0, [0, 1]] = answers[0, [1, 0]]
+  return fact.Facts(answers, facts.attributes, facts.closed)
+
+
+@pytest.mark.parametrize('name,sizes', [
+  ('selector', None), ('disjoint', None), ('attention_only', None), ('precomputed', None),
+  ('keyvalue', (7, 3, 2)), ('chain_of_thought', (7, 3, 3)),
+])  # fmt: skip
+def test_a_swapped_fact_spoils_just_its_own_queries(name, sizes):
+  c = build(name, sizes)
+  other = swapped(c.facts)
+  mistaken = c.replace(facts=other)
+  spoilt = []
+  for s, path in queries(c.facts, c.hops):
+    said, want = (oracle.answers(facts, s, path) for facts in (c.facts, other))
+    if said != want if c.chain_of_thought else said[-1] != want[-1]:
+      spoilt.append(s)
+  wrong = len(spoilt)
+  assert wrong == np.sum(margins_of(mistaken) <= 0) and (wrong == 2 or c.hops > 1)
+  for check in (verify.exhaustive, verify.certificate):
+    report = check(mistaken)
+    assert report.correct == c.queries - wrong and report.min_margin < 0
+  if c.encode:
+    report = verify.universal(mistaken)
+    assert report.correct == report.queries - len(set(spoilt)) * c.facts.relations**c.hops
+    assert report.min_margin == -np.inf
+
+
+# --- margins, for any parameters ------------------------------------------------------------------
+
+
+def random_model(n, r, length, answers, norm='rms', tied=False):
+  block = BlockConfig(2, 3, 4, (6,))
+  config = Config(n, r, answers, length, 8, (block,) * (length - 1), norm, tied=tied)
+  rng = np.random.default_rng(answers)
+  return config, jax.tree.map(lambda a: rng.normal(size=a.shape).astype('f'), model.zeros(config))
+
+
+@pytest.mark.parametrize('n,r,k,answers,tied,blocks', [
+  (11, 2, 2, 11, False, (1, 4, 11)), (7, 2, 1, 7, True, (3,)),
+  (30, 2, 1, 2 * verify.ANSWER_BLOCK + 300, False, (verify.ANSWER_BLOCK,)),
+])  # fmt: skip
+def test_margins_are_those_of_numpy(n, r, k, answers, tied, blocks):
+  """Every query's, for random weights and facts of which the model is right about two in three."""
+  config, params = random_model(n, r, k + 1, answers, tied=tied)
+  table = np.random.default_rng(0).integers(0, answers, (r, n)).astype(np.int32)
+  if k == 1:
+    for i, (s, (q,)) in enumerate(itertools.product(range(n), itertools.product(range(r)))):
+      top = oracle.logits(config, params, [s, n + q])[-1].argmax()
+      table[q, s] = top if i % 3 else table[q, s]
+  facts = fact.Facts(table, answers, closed=answers == n)
+  want = oracle_margins(config, params, facts, k)
+  near = {'rtol': 1e-4, 'atol': 1e-4}
+
+  grid = np.arange(n, dtype=np.int32), fact.every_path(r, k), False, fact.compose
+  residuals = jax.jit(verify.residuals, static_argnums=(0, 5, 6))
+  x, targets = residuals(config, params, facts.answers_RxN, *grid)
+  for size in blocks:
+    margins = jax.jit(verify.margins, static_argnums=(0, 4))
+    got = margins(config, params, x.reshape(-1, config.dim), targets.ravel(), size)
+    np.testing.assert_allclose(got, want, **near)
+  report = verify.accuracy(config, params, facts, k, block_size=32)
+  assert report.correct == np.sum(want > 0) and (k > 1 or 0.6 < report.accuracy < 0.8)
+  np.testing.assert_allclose(report.min_margin, want.min(), **near)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_a_tie_is_wrong(dtype):
+  c = build('selector')
+  params = jax.tree.map(np.copy, c.params)
+  params['unembed']['answers'][3] = params['unembed']['answers'][1]
+  report = verify.exhaustive(c.replace(params=params), dtype)
+  assert report.correct == np.sum(~np.isin(c.facts.answers_RxN, [1, 3])) == 6
+  assert report.min_margin == 0
+
+
+@pytest.mark.parametrize('check', [verify.exhaustive, verify.certificate])
+@pytest.mark.parametrize('name', ['precomputed', 'chain_of_thought'])
+def test_block_size_changes_nothing(name, check):
+  c = build(name)
+  mistaken, reports = c.replace(facts=swapped(c.facts)), set()
+  for size in (2, 7, 1000):
+    seen = []
+    note = lambda *at, seen=seen: seen.append(at)
+    reports.add(check(mistaken, block_size=size, progress=note))
+    total = fact.count_blocks(c.facts.subjects, c.facts.relations, c.hops, size)
+    assert seen == [(i + 1, total) for i in range(total)]
+  (report,) = reports
+  assert 0 < report.correct < report.queries
+
+
+# --- certificates ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name,sizes,dtype', [
+  ('selector', (6, 3, 1), 'float32'), ('selector', (6, 3, 1), 'bfloat16'),
+  ('selector_constant_weight', (9, 2, 1), 'float32'),
+  ('selector_multilevel', (40, 2, 1), 'float32'),
+  ('selector_normed', (9, 2, 1), 'float32'), ('attention_only', (6, 3, 1), 'float32'),
+  ('disjoint', (6, 3, 1), 'float32'), ('keyvalue', (5, 2, 2), 'float32'),
+  ('precomputed_depth1', (5, 2, 2), 'bfloat16'), ('chain_of_thought_compact', (6, 2, 2), 'float32'),
+])  # fmt: skip
+def test_a_certificate_never_says_too_much(name, sizes, dtype):
+  """Under noise on all other weights: what it proves is right, by the margin that it says."""
+  c = build(name, sizes)
+  config, subjects = c.config.replace(dtype=dtype), np.arange(sizes[0], dtype=np.int32)
+
+  @jax.jit
+  def both(params):
+    grid = c.facts.answers_RxN, subjects, fact.every_path(sizes[1], c.hops)
+    x, targets = verify.residuals(config, params, *grid, c.chain_of_thought, fact.compose)
+    x, targets = x.reshape(-1, config.dim), targets.ravel()
+    bounds = c.readout.bound(params['unembed']['answers'], x, targets)
+    return verify.margins(config, params, x, targets), bounds
+
+  rng, proven, wrong = np.random.default_rng(0), 0, 0
+  for scale in (0.01, 0.03, 0.1, 0.2, 0.4):
+    noise = jax.tree.map(lambda a: rng.normal(size=a.shape).astype('f'), c.params)
+    params = jax.tree.map(lambda a, e, scale=scale: a + scale * e, c.params, noise)
+    if (
+      name == 'selector_multilevel'
+    ):  # its constant must be 1 to the last bit: noise in the memory alone
+      memory, levels = np.copy(c.params['embed']['subjects']), c.layout['blocks']
+      memory[:, levels] = params['embed']['subjects'][:, levels]
+      params = {**c.params, 'embed': {**c.params['embed'], 'subjects': memory}}
+    margins, bounds = map(np.asarray, both({**params, 'unembed': c.params['unembed']}))
+    assert np.all((bounds <= margins + 1e-4) | (bounds <= 0))
+    assert np.all(margins[bounds > 0] > 0)
+    proven, wrong = proven + np.sum(bounds > 0), wrong + np.sum(margins <= 0)
+  assert proven > 10 and wrong > 10
+
+
+def test_a_certificate_is_about_the_unembedding_that_the_dtype_leaves():
+  """bfloat16 rounds |v|², and then answers one query in three wrong."""
+  c = build('selector_multilevel', (300, 2, 1))
+  assert verify.certificate(c).holds(c.margin)
+  assert verify.exhaustive(c, 'bfloat16').accuracy < 1
+  report = verify.certificate(c, 'bfloat16')
+  assert report.correct == 0 and report.min_margin == -np.inf
+
+
+def test_a_tied_model_is_not_certified():
+  c = build('selector')
+  report = verify.certificate(c.replace(config=c.config.replace(tied=True)))
+  assert report.correct == 0 and report.min_margin == -np.inf
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'name', ['keyvalue', 'factored', 'chain_of_thought', 'chain_of_thought_compact']
+)
+def test_universal_is_refused_where_no_embedding_holds_all_answers(name):
+  with pytest.raises(InputError, match='no universal check'):
+    verify.universal(build(name, (4, 2, 1)))
+
+
+def test_universal_is_refused_for_too_many_contents():
+  verify.universal_contents(build('selector', (4, 11, 1)))  # 2²², just as many as are allowed
+  for name, sizes in (
+    ('selector', (4, 12, 1)),
+    ('precomputed', (64, 2, 2)),
+    ('disjoint', (9, 7, 1)),
+  ):
+    with pytest.raises(InputError, match='contents are more than 4,194,304'):
+      verify.universal(build(name, sizes))
+
+
+def test_certificate_is_refused_without_a_readout():
+  with pytest.raises(InputError, match='no certificate'):
+    verify.certificate(build('selector').replace(readout=None))
+
+
+@pytest.mark.parametrize('make,hops,says', [
+  (lambda key: fact.bijections(key, 6, 2), 1, 'do not fit'),
+  (lambda key: fact.bijections(key, 4, 2), 1, 'do not fit'),
+  (lambda key: fact.bijections(key, 5, 1), 1, 'do not fit'),
+  (lambda key: fact.maps(key, 5, 2, 9), 1, 'do not fit'),
+  (lambda key: fact.bijections(key, 5, 2), 0, 'hops is 0'),
+  (lambda key: fact.bijections(key, 5, 2), 2, 'the model has 2 positions'),
+])  # fmt: skip
+def test_facts_of_another_size_are_refused(make, hops, says):
+  c = build('selector')
+  with pytest.raises(InputError, match=says):
+    verify.accuracy(c.config, c.params, make(jax.random.key(0)), hops)
