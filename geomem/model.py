@@ -56,9 +56,14 @@ def product(spec, a, b, precision=None):
 
 
 class _Part(nn.Module):
-  """What every part shares: its config, its parameters in the computation dtype, its products."""
+  """What every part shares: its config, its parameters in the computation dtype, its products.
+
+  `used`: how many of a padded model's coordinates mean something (traced; default all). The others
+  are zero, and stay so, through everything but a norm's average.
+  """
 
   config: Config
+  used: jax.Array | None = None
 
   @property
   def dtype(self):
@@ -91,12 +96,19 @@ class Norm(_Part):
       return x
     y = x.astype(jnp.float32)
     if self.config.norm == 'layer':
-      y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_eps)
+      y = y - self._mean(y)
+      if self.used is not None:
+        y = jnp.where(jnp.arange(y.shape[-1]) < self.used, y, jnp.zeros_like(y))
+    y = y * jax.lax.rsqrt(self._mean(y * y) + self.config.norm_eps)
     y = y * jnp.broadcast_to(self.scale, y.shape)
     if self.config.norm == 'layer':
       y = y + jnp.broadcast_to(self.shift, y.shape)
     return y.astype(self.dtype)
+
+  def _mean(self, y):
+    if self.used is None:
+      return jnp.mean(y, axis=-1, keepdims=True)
+    return jnp.sum(y, axis=-1, keepdims=True) / self.used.astype(jnp.float32)
 
 
 class Embed(_Part):
@@ -131,7 +143,7 @@ class Embed(_Part):
 class Attention(_Part):
   """Causal heads of their own width: in general, and for all pairs of a subject and a path."""
 
-  block: BlockConfig
+  block: BlockConfig | None = None
 
   def setup(self):
     d, b = self.config.dim, self.block
@@ -182,7 +194,7 @@ class Attention(_Part):
 class MLP(_Part):
   """ReLU MLP of one or two hidden layers."""
 
-  block: BlockConfig
+  block: BlockConfig | None = None
 
   def setup(self):
     widths = (self.config.dim, *self.block.hidden, self.config.dim)
@@ -211,13 +223,16 @@ class MLP(_Part):
 class Block(_Part):
   """Pre-norm residual block."""
 
-  block: BlockConfig
+  block: BlockConfig | None = None
 
   def setup(self):
-    self.norm_attention = Norm(self.config)
-    self.attention = Attention(self.config, self.block)
+    self.norm_attention = Norm(self.config, self.used)
+    self.attention = Attention(self.config, self.used, self.block)
     if self.block.hidden:
-      self.norm_mlp, self.mlp = Norm(self.config), MLP(self.config, self.block)
+      self.norm_mlp, self.mlp = (
+        Norm(self.config, self.used),
+        MLP(self.config, self.used, self.block),
+      )
 
   def add_mlp(self, x):
     self.sow('trace', 'residual', x)
@@ -240,8 +255,8 @@ class Transformer(_Part):
 
   def setup(self):
     self.embed = Embed(self.config)
-    self.blocks = tuple(Block(self.config, block) for block in self.config.blocks)
-    self.norm_final = Norm(self.config)
+    self.blocks = tuple(Block(self.config, self.used, block) for block in self.config.blocks)
+    self.norm_final = Norm(self.config, self.used)
     if not self.config.tied:
       self.unembed = Unembed(self.config)
 
@@ -259,13 +274,16 @@ class Transformer(_Part):
     """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
 
     One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
+    `subjects_B` None: all of them, without a look-up.
     """
     n, (c, k) = self.config.subjects, paths_CxK.shape
     if len(self.blocks) != 1:
+      subjects_B = jnp.arange(n, dtype=jnp.int32) if subjects_B is None else subjects_B
       subjects = jnp.repeat(subjects_B, c)[:, None]
       paths = jnp.tile(paths_CxK, (subjects_B.shape[0], 1))
       x = self.residual(jnp.concatenate([subjects, n + paths], axis=1), last=1)
       return x.reshape(subjects_B.shape[0], c, self.config.dim)
+    subjects_B = slice(n) if subjects_B is None else subjects_B
     x_BxD = self.embed.subject(subjects_B) + self.embed.position(slice(0, 1))
     x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
     return self.norm_final(self.blocks[0].grid(x_BxD, x_CxKxD))
@@ -319,6 +337,6 @@ def shapes(config: Config) -> dict:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
-def apply(config: Config, params, *args, method=None, **kwargs):
+def apply(config: Config, params, *args, method=None, used=None, **kwargs):
   """The model as a function of its parameters; `method` names another than logits."""
-  return Transformer(config).apply({'params': params}, *args, method=method, **kwargs)
+  return Transformer(config, used).apply({'params': params}, *args, method=method, **kwargs)

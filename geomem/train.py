@@ -1,0 +1,220 @@
+"""Training one model: its loss, its step, a stretch of steps that ends early when it may.
+
+Everything that differs between the models of a sweep is data (`Job`), so that one compiled program
+trains them all: facts, sizes (a model may be padded to larger arrays, where zeros stay zero),
+learning rate, weight decay. What they share is a `Recipe`, which shapes the program.
+
+Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A answers, D width.
+"""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.flatten_util import ravel_pytree
+
+from geomem import facts as fact
+from geomem import head, model
+from geomem.config import Config
+from geomem.errors import InputError
+
+LOSSES = ('answer', 'chain', 'every')
+RUNNING, SOLVED, DIVERGED, RESTING = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How to train; the same for all models of a sweep.
+
+  `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
+  `batch`: subjects in a step, each with all its paths; None: all of them.
+  `target`: stop at this accuracy over all queries, looked at every `check` steps (None: never).
+  `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
+  """
+
+  steps: int = 2000
+  warmup: int = 100
+  hops: int = 1
+  chain_of_thought: bool = False
+  loss: str = 'answer'
+  batch: int | None = None
+  target: float | None = 0.99
+  check: int = 50
+  frozen: tuple[str, ...] = ()
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  block: int = head.BLOCK
+
+  def __post_init__(self):
+    for name, least in (
+      ('steps', 1),
+      ('warmup', 0),
+      ('hops', 1),
+      ('batch', 1),
+      ('check', 1),
+      ('block', 1),
+    ):
+      value = getattr(self, name)
+      if value is not None and value < least:
+        raise InputError(f'{name} is {value}; it must be at least {least}')
+    if self.loss not in LOSSES:
+      raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
+    if self.loss == 'chain' and not self.chain_of_thought:
+      raise InputError("loss='chain' needs chain_of_thought=True: there is no chain otherwise")
+    if self.target is not None and not 0 < self.target <= 1:
+      raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
+
+  def length(self) -> int:
+    """Tokens that a model reads."""
+    return 2 * self.hops if self.chain_of_thought else self.hops + 1
+
+
+@flax.struct.dataclass
+class Job:
+  """What is a model's own. The sizes say how much of its padded arrays is in use."""
+
+  answers_RxN: jax.Array
+  subjects: jax.Array
+  relations: jax.Array
+  attributes: jax.Array
+  dim: jax.Array
+  learning_rate: jax.Array
+  weight_decay: jax.Array
+  seed: jax.Array
+
+
+@flax.struct.dataclass
+class State:
+  """Where a model's training stands: the loss of its last batch, its accuracy when last looked at."""
+
+  params: dict
+  moments: optax.ScaleByAdamState
+  step: jax.Array
+  loss: jax.Array
+  accuracy: jax.Array
+  status: jax.Array
+
+
+def start(recipe: Recipe, params) -> State:
+  """Before the first step."""
+  flat, _ = ravel_pytree(split(recipe, params)[0])
+  zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+  return State(params, _adam(recipe).init(flat), none, zero, zero, none)
+
+
+def split(recipe: Recipe, params) -> tuple[dict, dict]:
+  """Parameters by path: those that are trained, and the frozen ones."""
+  flat = flatten_dict(params, sep='/')
+  frozen = {name for name in flat if any((name + '/').startswith(f + '/') for f in recipe.frozen)}
+  return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
+
+
+def merge(trained: dict, frozen: dict) -> dict:
+  return unflatten_dict({**trained, **frozen}, sep='/')
+
+
+def _adam(recipe: Recipe):
+  return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
+
+
+def schedule(recipe: Recipe, step):
+  """Linear warm-up, then a cosine to zero; the peak is 1."""
+  rising = (step + 1) / (recipe.warmup + 1)
+  done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+  return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+
+
+def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B):
+  """Final residuals, the answers due there, and what each counts for: as the head wants them."""
+  paths_CxK = jnp.asarray(fact.every_path(config.relations, recipe.hops))
+  weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
+  every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
+  c, b = len(paths_CxK), len(every_B)
+  pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
+  if recipe.loss == 'answer' and not recipe.chain_of_thought:
+    x_BxCxD = model.apply(config, params, subjects_B, paths_CxK, method='grid', used=job.dim)
+    targets_BxC = fact.compose(job.answers_RxN, *pairs)[:, -1]
+    return x_BxCxD.reshape(-1, config.dim), targets_BxC, weights_BxC.reshape(-1)
+  whole = fact.chains(job.answers_RxN, *pairs)
+  if not recipe.chain_of_thought:
+    whole = whole[:, [*range(recipe.hops + 1), -1]]
+  last = {'answer': 1, 'chain': recipe.hops, 'every': whole.shape[1] - 1}[recipe.loss]
+  x_QxLxD = model.apply(config, params, whole[:, :-1], last=last, method='residual', used=job.dim)
+  weights = jnp.repeat(weights_BxC.reshape(-1), last)
+  return x_QxLxD.reshape(-1, config.dim), whole[:, -last:].reshape(-1), weights
+
+
+def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B):
+  """Mean cross-entropy over the rows that count, and the share of them that is right."""
+  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B)
+  answer_A = jnp.arange(config.answers)
+  in_use_A = answer_A < job.attributes
+  if recipe.loss == 'every':  # relations are tokens too, and can come next
+    relation_A = answer_A - config.subjects
+    in_use_A |= (relation_A >= 0) & (relation_A < job.relations)
+  unembedding_AxD = model.apply(config, params, method='unembedding')
+  total, right = head.cross_entropy(
+    x_BxD, unembedding_AxD, targets_B, weights_B, in_use_A, recipe.block, config.precision
+  )
+  count = jnp.sum(weights_B, dtype=jnp.float32)
+  return total / count, right / count
+
+
+def step(config: Config, recipe: Recipe, job: Job, state: State) -> State:
+  """One step of AdamW on a batch of subjects with all their paths.
+
+  The optimizer sees one long vector: a small model has more arrays than it has work.
+  """
+  subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
+  if recipe.batch:
+    key = jax.random.fold_in(jax.random.key(job.seed), state.step)
+    subjects_B = jax.random.randint(key, (recipe.batch,), 0, job.subjects)
+    valid_B = jnp.ones(recipe.batch, bool)
+  trained, frozen = split(recipe, state.params)
+  objective = lambda trained: loss(config, recipe, merge(trained, frozen), job, subjects_B, valid_B)
+  (value, _), slopes = jax.value_and_grad(objective, has_aux=True)(trained)
+  weights, restore = ravel_pytree(trained)
+  updates, moments = _adam(recipe).update(ravel_pytree(slopes)[0], state.moments)
+  rate = job.learning_rate * schedule(recipe, state.step)
+  weights = weights - rate * (updates + job.weight_decay * weights)
+  status = jnp.where(jnp.isfinite(value), RUNNING, DIVERGED)
+  params = merge(restore(weights), frozen)
+  return State(params, moments, state.step + 1, value, state.accuracy, status)
+
+
+def accuracy(config: Config, recipe: Recipe, job: Job, params, size: int = 1024):
+  """Over all queries, blocks of subjects one after another."""
+  size = min(size, config.subjects)
+
+  def block(right, first):
+    subject_B = first + jnp.arange(size)
+    inside_B = subject_B < job.subjects
+    _, share = loss(
+      config, recipe, params, job, jnp.minimum(subject_B, config.subjects - 1), inside_B
+    )
+    return right + jnp.where(inside_B.any(), share * jnp.sum(inside_B), 0), None
+
+  right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
+  return right / job.subjects
+
+
+def stretch(config: Config, recipe: Recipe, steps: int, job: Job, state: State) -> State:
+  """Up to `steps` more, looking at all queries after every `recipe.check`; a model that is done rests."""
+  until = jnp.minimum(state.step + steps, recipe.steps)
+
+  def on(state):
+    return (state.step < until) & (state.status == RUNNING)
+
+  def look(state):
+    pause = jnp.minimum(state.step + recipe.check, until)
+    inner = lambda state: on(state) & (state.step < pause)
+    state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state), state)
+    right = accuracy(config, recipe, job, state.params)
+    solved = (right >= (recipe.target or 2.0)) & (state.status == RUNNING)
+    return state.replace(accuracy=right, status=jnp.where(solved, SOLVED, state.status))
+
+  return jax.lax.while_loop(on, look, state)
