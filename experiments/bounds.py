@@ -134,10 +134,11 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
     ax.plot(*at, marker, color=color, markerfacecolor=face, linestyle='', label=name)
   ax.set(xscale='log', yscale='log')
   ax.set_ylim(bottom=lowest / 4)
+  ax.set_xlim(left=1)
   ax.set_xlabel('bits in one subject embedding, $B_{emb}$')
   ax.set_ylabel('bits in the rest of the network, $B_{int}$')
   sizes = ', '.join(f'{a} = {built[0][name]}' for a, name in zip('NRk', SIZES, strict=True))
-  ax.set_title(f'{sizes}: no model lies in the shaded region')
+  ax.set_title(f'{sizes}: without chain of thought, no model lies in the shaded region')
   figures.legend_beside(ax)
   return figures.save(figure, folder / 'bounds')
 

@@ -73,7 +73,7 @@ def build_and_check(
     'subject_bits': book.subject_bits,
     'internal_bits': book.internal_bits,
     'bound_bits': book.bound_bits,
-    'times_bound': book.times_bound,
+    'times_bound': book.times_bound if book.bound_bits else None,  # 0 bounds nothing
     'build_seconds': built_at - start,
     'check_seconds': checked_at - built_at,
   }

@@ -83,10 +83,15 @@ def run(main: Callable[[Sequence[str]], None]):
       main(argv)
     except InputError as error:
       fail(error)
+    except BrokenPipeError:  # the reader, a `head` say, has seen enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(141)
     except OSError as error:
       fail(f'{error.filename or "disk"}: {error.strerror or error}')
-    except MemoryError as error:
-      fail(f'out of memory: {error}; choose smaller sizes')
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        fail(f'out of memory: {error}; choose smaller sizes')
+      raise
     except KeyboardInterrupt:
       print('interrupted', file=sys.stderr)
       sys.exit(130)

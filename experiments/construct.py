@@ -117,7 +117,7 @@ def main(argv):
   folder = cli.workdir('runs/construct')
   for name in names if FLAGS.save else ():
     checkpoint.check_free(folder / name)
-  records, skipped, waiting = [], [], []
+  records, skipped, waiting = [], {}, []
   for name in names:
     known, progress = registry.entry(name), cli.Progress(name)
     own = {option: value for option, value in options.items() if option in known.options}
@@ -130,7 +130,7 @@ def main(argv):
     except InputError as error:
       if not every:
         raise
-      skipped.append(error)
+      skipped.setdefault(str(error), []).append(name)
       continue
     finally:
       progress.clear()
@@ -141,12 +141,13 @@ def main(argv):
       model = waiting.pop(0)
       checkpoint.save(folder / model.name, model)
   if not records:
-    raise skipped[0]
+    raise InputError(next(iter(skipped)))
   cli.write_results(folder, records)
   print(cli.table(COLUMNS, records))
-  for error in skipped:
-    print(f'skipped: {error}')
-  print(f'records: {folder / "results.json"}' + (f'; models: {folder}/NAME' if FLAGS.save else ''))
+  for reason, without in skipped.items():
+    print(f'skipped {", ".join(without)}: {reason}')
+  models = f'; models: {folder}/CONSTRUCTION, ask them with experiments.ask' if FLAGS.save else ''
+  print(f'records: {folder / "results.json"}{models}')
   broken = [record['construction'] for record in records if building.failed(record)]
   if broken:
     raise SystemExit(f'FAILED: {", ".join(broken)} did not keep the promised accuracy and margin')

@@ -2,7 +2,8 @@
 
   python -m experiments.readme --workdir=runs/demo
 
-The records are kept as docs/results/construct.json, so that the table can be held against them.
+Run it from the root of the repository: it writes README.md, and keeps the records, without their
+timings, as docs/results/construct.json, so that the table can be held against them.
 """
 
 import inspect
@@ -15,7 +16,7 @@ from experiments import cli
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
-cli.define('workdir')
+cli.define(workdir='Where `make demo` has written its results.json (default: runs/demo).')
 
 README, RECORDS = Path('README.md'), Path('docs/results/construct.json')
 BEGIN = '<!-- table: written by python -m experiments.readme -->\n'
@@ -52,7 +53,10 @@ def splice(text: str, records: list[dict]) -> str:
 
 def main(argv):
   cli.no_arguments(argv)
-  records = cli.read_results(Path(FLAGS.workdir or 'runs/demo'))
+  records = [
+    {name: value for name, value in record.items() if not name.endswith('_seconds')}
+    for record in cli.read_results(Path(FLAGS.workdir or 'runs/demo'))
+  ]
   if not README.exists():
     raise InputError('no README.md here; run this from the root of the repository')
   cli.write_text(README, splice(README.read_text(encoding='utf-8'), records))

@@ -1,6 +1,6 @@
 """How many bits a model must hold to answer k-hop questions: lower bounds and exact counts.
 
-Letters as in theory.md: N subjects, R relations, k hops, M root subjects whose questions are
+Statements and letters as in docs/theory.md: N subjects, R relations, k hops, M root subjects whose questions are
 looked at. A tree of depth k-1 hangs below each root; over the M trees L counts the leaves and
 E the inner vertices. B_int: bits of everything but the subjects' input embeddings;
 B_emb: bits of one of those. An answer table is a function of the bits that are read to answer

@@ -129,10 +129,10 @@ class Embed(_Part):
     return x_BxLxD + self.position(slice(tokens_BxL.shape[-1]))[None]
 
   def subject(self, s):
-    return self.subjects[s].astype(self.dtype)
+    return jnp.asarray(self.subjects)[s].astype(self.dtype)  # NumPy's cannot be indexed by a tracer
 
   def relation(self, r):
-    return self.relations[r].astype(self.dtype)
+    return jnp.asarray(self.relations)[r].astype(self.dtype)
 
   def position(self, p: slice):
     if p.stop > self.config.length:  # fewer rows than asked for could be broadcast
@@ -262,6 +262,7 @@ class Transformer(_Part):
 
   def residual(self, tokens_BxL, last: int | None = None):
     """The final residual at the last positions (default: all), as the unembedding sees it."""
+    tokens_BxL = jnp.asarray(tokens_BxL)
     length = tokens_BxL.shape[-1]
     last = last or length
     x = self.embed(tokens_BxL)

@@ -113,7 +113,7 @@ def _check(
   target=fact.compose,
 ) -> Report:
   """Run `score` over all N·R^k queries, block by block."""
-  sizes = (config.subjects, config.relations, hops, block_size)
+  sizes = (config.subjects, config.relations, hops, min(block_size, _affordable(config)))
   params, answers = jax.device_put((params, answers))
   right, least, total = 0, np.inf, fact.count_blocks(*sizes)
   for i, block in enumerate(fact.blocks(*sizes)):
@@ -123,6 +123,12 @@ def _check(
     if progress:
       progress(i + 1, total)
   return Report(check, config.dtype, config.subjects * config.relations**hops, right, least)
+
+
+def _affordable(config: Config) -> int:
+  """Queries in a block whose widest array stays within half a gigabyte."""
+  widest = max(config.dim, *(max(b.hidden, default=1) for b in config.blocks))
+  return max(1, 2**27 // (widest * config.length))
 
 
 def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:

@@ -156,7 +156,7 @@ CONSTRUCT = [
   ('--table=empty.csv', 'empty.csv: no rows; expected lines of subject, relation, attribute'),
   ('--table=header.csv', 'header.csv: no rows; expected'),
   ('--table=binary.csv', 'binary.csv: not a text table in UTF-8'),
-  ('--table=own.csv --hops=2 --construction=keyvalue', 'cannot be chained: some attributes are not subjects'),
+  ('--table=own.csv --hops=2 --construction=keyvalue', "cannot be chained: 'x' is not a subject"),
   (
     '--table=shared.csv --construction=disjoint',
     "'y' is an answer of 'to' and of 'from'; every relation needs answers of its own",
@@ -241,7 +241,7 @@ def test_all_skips_what_cannot_be_built(tmp_path, monkeypatch):
   sizes = '--subjects=4', '--relations=2', '--hops=3', '--construction=all'
   status, out, err = run('construct', *sizes, f'--workdir={workdir}')
   assert (status, err) == (0, '')
-  assert 'skipped: this construction would have' in out and '(limit 900)' in out
+  assert 'skipped precomputed: this construction would have' in out and '(limit 900)' in out
   assert sorted(path.name for path in workdir.iterdir()) == ['results.json', 'selector']
 
 

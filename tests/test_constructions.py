@@ -27,7 +27,7 @@ TRIPLES = [
 ]  # fmt: skip
 # N·R^k ≥ 10⁶, where it costs each construction least.
 LARGE = {
-  'keyvalue': (4, 64, 3), 'factored': (32, 8, 5), 'chain_of_thought': (262_144, 2, 2),
+  'keyvalue': (2, 80, 3), 'factored': (16, 16, 4), 'chain_of_thought': (262_144, 2, 2),
   'chain_of_thought_compact': (262_144, 2, 2), 'precomputed': (262_144, 2, 2),
   'precomputed_depth1': (262_144, 2, 2),
 }  # fmt: skip
@@ -55,7 +55,7 @@ def words_of_constant_weight(n):
 
 
 def expected_size(name, n, r, k):
-  """d and the hidden widths of each layer, written out from theory.md."""
+  """d and the hidden widths of each layer, written out a second time."""
   m, w, b = max(1, lg(n)), words_of_constant_weight(n), 4
   levels = math.ceil(lg(n) / b)
   p, pc, lr = lg(k + 1), lg(2 * k + 1), lg(r)
@@ -68,7 +68,7 @@ def expected_size(name, n, r, k):
     'attention_only': (r * m + lr + 2, [()]),
     'disjoint': (r * lg(n) + lr, [()]),
     'keyvalue': (2 * m + 2 * lr + p + 1, [(n * r,)] * k),
-    # One AND-unit fewer than theory.md, whose constant unit nothing needs.
+    # One AND-unit fewer than the obvious count, whose constant unit nothing needs.
     'factored': (2 * m + 2 * r + p + 1, [(n + r, r * m + m + r)] * k),
     'precomputed': (
       m * sum(r**j for j in range(k + 1)) + r + p + 1,

@@ -1,6 +1,10 @@
 """The binaries that compute records and draw: bounds, benchmark, and the README's table."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +86,25 @@ def test_the_table_in_the_readme_is_what_was_measured():
   assert readme.splice(text, records) == text
   assert [record['construction'] for record in records] == list(registry.REGISTRY)
   assert not any(building.failed(record) for record in records)
+
+
+def test_the_lines_of_the_readme_run(tmp_path):
+  """In a folder of their own, as a new user would; the environment is already active here."""
+  text = (ROOT / 'README.md').read_text()
+  shell = [
+    line for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL) for line in block.splitlines()
+  ]
+  (python,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  (tmp_path / 'docs').symlink_to(ROOT / 'docs')
+  (tmp_path / 'example.py').write_text(python)
+  path = {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+  }
+  for line in [*shell, 'python example.py']:
+    done = subprocess.run(
+      line, shell=True, check=False, cwd=tmp_path, env=path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, f'{line}: {done.stderr}'
+  assert 'queries=4000, correct=4000' in done.stdout
