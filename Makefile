@@ -7,6 +7,7 @@ SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/nul
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
 
 .PHONY: test demo clean
+.DELETE_ON_ERROR:
 
 test: .venv/tests-passed
 	@echo 'All tests passed; nothing has changed since.'

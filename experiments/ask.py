@@ -7,13 +7,15 @@
 A query is a subject and one relation a hop, by name; names that contain spaces are separated by |
 or commas, as in "Marie Curie | born in". Without a query in the arguments, queries are read from
 standard input, one a line. Models are looked for where experiments.construct has saved them:
-WORKDIR/CONSTRUCTION, by default in runs/construct. The answers go to WORKDIR/ask/results.json.
+WORKDIR/CONSTRUCTION, by default in runs/construct; a WORKDIR that is a model itself is asked. The
+answers go to ask/results.json beside the model's folder, with all up to a query that is refused.
 Bad input ends in one line and exit status 2.
 """
 
 import dataclasses
 import functools
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -52,17 +54,19 @@ flags.DEFINE_string(
 DEFAULT_WORKDIR = 'runs/construct'
 PICTURES = ('.png', '.pdf', '.svg')
 COLUMNS = ('query', 'answer', 'truth', 'correct', 'margin', 'runner_up')
+CHAIN_COLUMNS = (*COLUMNS, 'step', 'wrong_step')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
   """`steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are
-  those of the least sure step; `tokens_L` is all that was read.
+  those of the least sure step, the `step`th; `tokens_L` is all that was read.
   """
 
   steps: tuple[int, ...]
   margin: float
   runner_up: int
+  step: int
   tokens_L: np.ndarray
 
 
@@ -77,9 +81,9 @@ def answer(construction: Construction, subject: int, path, dtype: str = 'float32
     logits_A = np.array(_logits(config, c.params, np.array(tokens, np.int32)), np.float32)
     steps.append(int(np.argmax(logits_A)))
     best, logits_A[steps[-1]] = logits_A[steps[-1]], -np.inf
-    seconds.append((float(best - logits_A.max()), int(np.argmax(logits_A))))
-  margin, runner_up = min(reversed(seconds), key=lambda pair: pair[0])
-  return Answer(tuple(steps), margin, runner_up, np.array(tokens, np.int32))
+    seconds.append((float(best - logits_A.max()), int(np.argmax(logits_A)), len(steps)))
+  least = min(reversed(seconds), key=lambda second: second[0])
+  return Answer(tuple(steps), *least, np.array(tokens, np.int32))
 
 
 @functools.partial(jax.jit, static_argnames='config')
@@ -98,9 +102,11 @@ def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
   check_representable(c, dtype)
   got = answer(c, subject, path, dtype)
   names = [c.facts.subject_name(subject), *map(c.facts.relation_name, path)]
-  truth = subject
+  truth, truths = subject, []
   for r in path:
     truth = int(c.facts.answers_RxN[r, truth])
+    truths.append(truth)
+  pairs = enumerate(zip(got.steps, truths[-len(got.steps) :], strict=True), 1)
   record = {
     'construction': c.name,
     'query': (' | ' if any(' ' in name for name in names) else ' ').join(names),
@@ -109,32 +115,39 @@ def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
     'correct': got.steps[-1] == truth,
     'margin': got.margin,
     'runner_up': c.facts.attribute_name(got.runner_up),
+    'step': got.step,
+    'wrong_step': next((i for i, (step, true) in pairs if step != true), None),
     'dtype': dtype,
   }
   return record, got
 
 
 def sentence(facts: Facts, record: dict, got: Answer) -> str:
-  """`s3 r1 → s5   (correct, margin 4.0, runner-up s2)`."""
+  """`s3 r1 → s5   (correct, margin 4, runner-up s2)`; of a chain the least sure step and its error."""
   chain = ' → '.join(map(facts.attribute_name, got.steps))
   verdict = 'correct' if record['correct'] else f'wrong, it is {record["truth"]}'
-  aside = f'{verdict}, margin {record["margin"]:.4}, runner-up {record["runner_up"]}'
-  return f'{record["query"]} → {chain}   ({aside})'
+  margin, second = f'margin {trace.number(record["margin"], 4)}', record['runner_up']
+  aside = f'{margin}, runner-up {second}'
+  if len(got.steps) > 1:
+    said = facts.attribute_name(got.steps[got.step - 1])
+    aside = f'least {margin} at step {got.step} ({said} over {second})'
+    if record['wrong_step'] not in (None, len(got.steps)):
+      verdict += f', step {record["wrong_step"]} wrong'
+  return f'{record["query"]} → {chain}   ({verdict}, {aside})'
 
 
 def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...]]:
   """The numbers of the subject and the relations that `text` names.
 
-  Names are separated by | or commas, or by spaces where that leaves one reading.
+  Names are separated by | or commas, or by spaces or a mixture where that leaves one reading.
   """
   subjects, relations, longest = _numbers(facts)
   text = _plain(text)
   if not text:
     raise InputError(f'empty query; {_wanted(facts, hops)}')
-  for separator in [s for s in '|,' if s in text] + [' ']:
-    fields = [field.strip() for field in text.split(separator)]
-    join = {'|': ' | ', ',': ', '}.get(separator, ' ').join
-    readings = _readings(fields, join, [subjects] + [relations] * hops, longest)
+  for separator, glue in (r'\|', ' | '), (',', ', '), (' ', ' '), (r' ?[|,] ?| ', ' '):
+    fields = [field.strip() for field in re.split(separator, text)]
+    readings = _readings(fields, glue.join, [subjects] + [relations] * hops, longest)
     if len(readings) > 1:
       raise InputError(f'{text!r} can be read in more than one way; separate the names by |')
     if readings:
@@ -210,9 +223,11 @@ def _wanted(facts: Facts, hops: int) -> str:
 
 
 def find_model(folder: Path, name: str | None) -> Path:
-  """The model called `name`, or the only one in the folder."""
+  """The model called `name`, or the only one in the folder, or the folder if it is the model."""
   if not folder.is_dir():
     raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
+  if checkpoint.is_model(folder) and name in (None, folder.absolute().name):
+    return folder
   models = sorted(path.name for path in folder.iterdir() if checkpoint.is_model(path))
   if name is None and len(models) == 1:
     return folder / models[0]
@@ -221,7 +236,9 @@ def find_model(folder: Path, name: str | None) -> Path:
   if name is None:
     raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(models)}')
   if name not in models and not (folder / name).exists():
-    raise InputError(f'--construction={name}: not in {folder}, which holds {", ".join(models)}')
+    close = [f'; did you mean {model!r}?' for model in get_close_matches(name, models, 1)]
+    holds = ', '.join(models) + ''.join(close)
+    raise InputError(f'--construction={name}: not in {folder}, which holds {holds}')
   return folder / name
 
 
@@ -233,6 +250,16 @@ def queries(arguments: list[str]) -> Iterator[str]:
     yield from arguments or filter(str.strip, sys.stdin)
   except UnicodeDecodeError as error:
     raise InputError(f'standard input is not text in UTF-8: {error}') from error
+
+
+def _unquoted(c: Construction, arguments: list[str]) -> str:
+  """A hint where the arguments are the words of one query."""
+  text = ' '.join(arguments)
+  try:
+    parse_query(c.facts, text, c.hops)
+  except InputError:
+    return ''
+  return f'; a query goes in quotes: "{text}"' if len(arguments) > 1 else ''
 
 
 def numbers(seen: trace.Trace) -> dict:
@@ -272,26 +299,29 @@ def main(argv):
   if figure and not figure.parent.is_dir():
     raise InputError(f'--figure={figure}: there is no folder {figure.parent}; name one that exists')
   if figure and len(argv) != 2:
-    raise InputError(f'--figure draws one query, given as an argument; there are {len(argv) - 1}')
+    raise InputError(f'--figure draws one query, in quotes; there are {len(argv) - 1}')
   path = find_model(Path(FLAGS.workdir or DEFAULT_WORKDIR), names[0])
-  folder = cli.workdir(DEFAULT_WORKDIR) / 'ask'
+  cli.workdir(DEFAULT_WORKDIR)
   c, records = checkpoint.load(path), []
-  for text in queries(argv[1:]):
-    try:
-      record, got = _ask(c, text, FLAGS.dtype)
-    except InputError as error:
-      if argv[1:] or not sys.stdin.isatty():
-        raise
-      print(f'error: {error}', file=sys.stderr)
-      continue
-    records.append(record)
-    print(sentence(c.facts, record, got), flush=True)
-    if FLAGS.trace or figure:
-      show(trace.run(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
+  try:
+    for text in queries(argv[1:]):
+      try:
+        record, got = _ask(c, text, FLAGS.dtype)
+      except InputError as error:
+        if argv[1:] or not sys.stdin.isatty():
+          raise InputError(f'{error}{_unquoted(c, argv[1:])}') from error
+        print(f'error: {error}', file=sys.stderr)
+        continue
+      records.append(record)
+      print(sentence(c.facts, record, got), flush=True)
+      if FLAGS.trace or figure:
+        show(trace.run(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
+  finally:
+    if records:
+      cli.write_results(path.absolute().parent / 'ask', records)
+      print(cli.table(CHAIN_COLUMNS if c.chain_of_thought else COLUMNS, records), flush=True)
   if not records:
     raise InputError(f'no query; {_wanted(c.facts, c.hops)}')
-  cli.write_results(folder, records)
-  print(cli.table(COLUMNS, records))
 
 
 if __name__ == '__main__':

@@ -111,7 +111,7 @@ def _share(point: dict) -> str:
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder: Path) -> list[Path]:
   """The figure from the records alone."""
-  built = [record for record in records if record['kind'] == 'construction']
+  built = [record for record in records if record.get('kind') == 'construction']
   if not built:
     raise InputError(f'{folder}: no constructions among the results; run experiments.bounds first')
   figure, ax = figures.new(width=6.4, height=3.9)
@@ -162,7 +162,7 @@ def main(argv):
     records += curves(*sizes, 4 * max(r['subject_bits'] for r in records))
     cli.write_results(folder, records)
   paths = draw(records, folder)
-  print(cli.table(COLUMNS, [r for r in records if r['kind'] == 'construction']))
+  print(cli.table(COLUMNS, [r for r in records if r.get('kind') == 'construction']))
   print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
 
 

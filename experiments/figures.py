@@ -5,8 +5,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 # Okabe and Ito.
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
-  '#000000', '#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7',
+BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
+  '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
 MARKERS = 'osD^v<>P*Xph'

@@ -5,9 +5,13 @@ the page. Lengths are inches, y grows downwards.
 """
 
 import itertools
+import sys
+import unicodedata
+import warnings
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -21,20 +25,31 @@ MAX_CELLS, MAX_UNITS, MAX_EDGES, SIZE = 60, 160, 48, 7
 # From the palette of Okabe and Ito, which the colour-blind can tell apart.
 NEGATIVE, POSITIVE, FRESH, HEADS = '#0072B2', '#E69F00', '#007F5F', '#A8508A'
 BLACK, GREY, LIGHT = '#000000', '#6B6B6B', '#BDBDBD'
+# The first that is installed and has a character draws it.
+FONTS = (
+  *('DejaVu Sans', 'Noto Sans', 'Noto Sans CJK JP', 'Noto Sans CJK SC', 'Noto Sans CJK KR'),
+  *('Source Han Sans', 'IPAexGothic', 'WenQuanYi Zen Hei', 'WenQuanYi Micro Hei', 'Unifont'),
+  *('Droid Sans Fallback', 'Hiragino Sans', 'PingFang SC', 'Apple SD Gothic Neo', 'Yu Gothic'),
+  *('Microsoft YaHei', 'Malgun Gothic', 'Arial Unicode MS'),
+)
 VALUES = LinearSegmentedColormap.from_list('values', [NEGATIVE, '#FFFFFF', POSITIVE])
 
 
 def draw(trace: Trace, path) -> None:
   """Draw `trace` to a .png, .pdf or .svg file, the same bytes every time."""
-  c, y = trace.construction, 0.4
-  with matplotlib.rc_context({'svg.hashsalt': 'geomem', 'font.family': 'DejaVu Sans'}):
+  c, y, installed = trace.construction, 0.4, set(font_manager.get_font_names())
+  style = {'svg.hashsalt': 'geomem', 'font.family': [f for f in FONTS if f in installed]}
+  with matplotlib.rc_context(style), warnings.catch_warnings(record=True) as missing:
+    warnings.filterwarnings('always', 'Glyph')
     figure = Figure(dpi=200)
     ax = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=(), yticks=())
     names = [trace.token(p) for p in range(c.hops + 1)]
     query = (' | ' if any(' ' in name for name in names) else ' ').join(names)
     steps = ' → '.join(trace.top(p)[0][0] for p in trace.positions)
-    _text(ax, 0.12, 0.2, f'{query} → {steps}', size=10, weight='bold')
-    _text(ax, WIDTH - 0.12, 0.2, f'{c.name}, d = {c.config.dim}', color=GREY, ha='right')
+    name = f'{c.name}, d = {c.config.dim}'
+    title = _fit(f'{query} → {steps}', WIDTH - 0.5 - _length(name), 12)  # 12: bold is wider
+    _text(ax, 0.12, 0.2, title, size=10, weight='bold')
+    _text(ax, WIDTH - 0.12, 0.2, name, color=GREY, ha='right')
     for step, p in enumerate(trace.positions):
       if len(trace.positions) > 1:
         _text(ax, 0.12, y + 0.1, f'Step {step + 1}', weight='bold')
@@ -44,6 +59,8 @@ def draw(trace: Trace, path) -> None:
     figure.set_size_inches(WIDTH, y)
     undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
     figure.savefig(path, metadata=undated.get(str(path)[-4:].lower()))
+  if any('Glyph' in str(warning.message) for warning in missing):
+    print(f'{path}: no font here has some of the characters; they are boxes', file=sys.stderr)
 
 
 class Panel:
@@ -104,9 +121,10 @@ class Panel:
       spans = [self._span(slot, e) for e in shown]
       left, right, more = spans[0][0], sum(spans[-1]), slot.size // slot.width - len(shown)
       title = f'{slot.name} (and {more:,} more)' if more else slot.name
-      labels.append((title, (left + right) / 2, right - left, bool(slot.axes and slot.code), BLACK))
-      for e, (x, width) in zip(shown, spans, strict=True) if slot.axes and slot.code else ():
-        name = tracing.entry_label(self.facts, slot, e).removeprefix(slot.name).strip('[]')
+      names = [tracing.entry_label(self.facts, slot, e).removeprefix(slot.name) for e in shown]
+      names = [_fit(name[1:-1], max(spans[0][1], 1)) for name in names if name and slot.code]
+      labels.append((title, (left + right) / 2, right - left, bool(names), BLACK))
+      for name, (x, width) in zip(names, spans, strict=False):
         labels.append((name, x + width / 2, width, False, GREY))
     tall = [t if (t := _length(label[0])) > label[2] + SLOT_GAP else 0.1 for label in labels]
     raised = max(t + 0.05 if label[4] == GREY else 0 for t, label in zip(tall, labels, strict=True))
@@ -126,19 +144,21 @@ class Panel:
 
   def _row(self, title: str, caption: str, changes, embedding: bool = False) -> list:
     """The residual at one stage; in words what is new. Returns its entries as ends of edges."""
-    ends = []
+    ends, changes = [], list(changes)
     self._title(title, caption)
     if not embedding:  # the residual connection, from the row before
       x, y = LEFT - 0.1, self.y + HEIGHT / 2
       self.ax.plot([x, x], [self.stream_y, y], '-o', color=LIGHT, lw=1.5, ms=7, markevery=[1])
       _text(self.ax, x, y, '+', ha='center')
     self.stream_y = self.y + HEIGHT / 2
+    cells = itertools.chain(*(values[self.shown[slot.name]].flat for slot, values, *_ in changes))
+    told = self.cell > 0.2 and all(_length(_number(v)) <= self.cell for v in cells)
     for slot, values, decoded, new_E, closed_E in changes:
       for e in self.shown[slot.name]:
         (x, width), key = self._span(slot, e), (slot.name, e)
         if not embedding and (closed_E[e] or new_E[e]):
           (self.closed.add if closed_E[e] else self.closed.discard)(key)
-        self._cells(x, values[e], key in self.closed)
+        self._cells(x, values[e], key in self.closed, told)
         word, style = '', {'color': FRESH}
         if closed_E[e]:
           word, style = 'closes' if embedding else 'closed', {'color': GREY}
@@ -148,23 +168,26 @@ class Panel:
           word = _fit(word.removeprefix(f'{slot.of} '), width)
           style = {'color': BLACK} if embedding else {'color': FRESH, 'weight': 'bold'}
         elif embedding and closed_E.any():
-          word = _fit('leaves open', width)
+          word = _fit('open', width)
         _text(self.ax, x + width / 2, self.y + HEIGHT + 0.09, word, ha='center', **style)
         if new_E[e] and decoded and not embedding:
           _box(self.ax, x, self.y, width, HEIGHT, fill=False, ec=FRESH, lw=1.6, zorder=4)
         if decoded and key not in self.closed and (new_E[e] or values[e].any()):
           height = HEIGHT + 0.16 * bool(word)
           ends.append((self._at(slot, e), x + width / 2, self.y, height, new_E[e]))
+      if not decoded and slot.axes and values.any():  # plain numbers act together
+        middle = (self._span(slot, self.shown[slot.name][0])[0] + x + width) / 2
+        ends.append((self.layout[slot.name], middle, self.y, HEIGHT, new_E.any()))
     self.y += ROW
     return ends
 
-  def _cells(self, x: float, values_M, faded: bool):
+  def _cells(self, x: float, values_M, faded: bool, told: bool):
     for i, value in enumerate(values_M):
       shade = np.sign(value) * np.sqrt(abs(value) / max(self.top, abs(value), 1e-9))
       fill = (*VALUES(0.5 + 0.5 * shade)[:3], 0.35 if faded else 1)
       style = {'fc': fill, 'ec': LIGHT, 'lw': 0.4, 'hatch': '/////' if faded else None}
       _box(self.ax, x + i * self.cell, self.y, self.cell, HEIGHT, **style)
-      if self.cell > 0.2:
+      if told:
         color = LIGHT if value == 0 else GREY if faded else 'white' if shade < -0.9 else BLACK
         middle = x + (i + 0.5) * self.cell, self.y + HEIGHT / 2
         _text(self.ax, *middle, _number(value), color=color, ha='center')
@@ -222,7 +245,8 @@ class Panel:
       style = {'fc': FRESH if values_F[u] > 0 else 'white', 'ec': LIGHT, 'lw': 0.4}
       _box(self.ax, x_F[u], self.y, cell, 0.18, **style)
     names = [tracing.unit_name(self.trace, i, j, u) for u in fired[: tracing.SHOWN]]
-    text = _fit(', '.join(names), self.right - LEFT) or 'none'
+    text = ', '.join(names) or tracing.idle(self.trace, i, j, self.position)
+    text = _fit(text, self.right - LEFT)
     fired = np.intersect1d(fired, shown)
     middle = np.mean(x_F[fired if len(fired) else shown]) + cell / 2 if len(shown) else LEFT
     x = max(min(middle, self.right - _length(text) / 2), LEFT + _length(text) / 2)
@@ -238,8 +262,8 @@ class Panel:
       if heads.size:
         y, target = self.token_y[q] + HEIGHT / 2, self.y + HEIGHT / 2
         left, bend = self.right + 0.05, self.channel
-        text = f'head {", ".join(map(str, heads + 1))}: {_number(weights_HxL[heads, q].max())}'
-        _text(self.ax, left, y - 0.08, text.removesuffix(': 1'), color=HEADS)
+        style = {'va': 'bottom', 'color': HEADS, 'bbox': {'fc': 'white', 'lw': 0, 'pad': 0}}
+        _text(self.ax, left, y - 0.03, _heads(heads, weights_HxL[heads, q]), **style)
         x, tip = [left, bend, bend, left + 0.03], {'marker': '<', 'ms': 4, 'markevery': [3]}
         self.ax.plot(x, [y, y, target, target], color=HEADS, lw=1, **tip)
         self.channel += 0.07
@@ -247,7 +271,8 @@ class Panel:
 
   def _logits(self):
     best = self.trace.top(self.position)
-    self._title('logits', f'margin {_number(best[0][1] - best[1][1])}')
+    margin = best[0][1] - best[1][1]
+    self._title('logits', f'margin {_number(margin)}')
     low = min(0, best[-1][1])
     scale = 3.2 / max(best[0][1] - low, 1e-9)
     zero = LEFT + 0.75 - low * scale
@@ -255,7 +280,8 @@ class Panel:
       y, style = self.y + 0.15 * i, {'color': BLACK} if i else {'color': FRESH, 'weight': 'bold'}
       _box(self.ax, zero, y, logit * scale, 0.11, fc=LIGHT if i else FRESH)
       _text(self.ax, LEFT + 0.65, y + 0.055, _fit(name, 0.7), ha='right', **style)
-      _text(self.ax, max(zero, zero + logit * scale) + 0.05, y + 0.055, _number(logit), **style)
+      x = zero + max(0, logit * scale) + 0.05
+      _text(self.ax, x, y + 0.055, _number(logit, margin), **style)
     self.y += 0.15 * len(best) + 0.2
 
 
@@ -284,16 +310,34 @@ def _text(ax, x: float, y: float, text: str, **style):
 
 
 def _length(text: str, size: float = SIZE) -> float:
-  """About how many inches a text takes."""
-  return len(text) * size * 0.55 / 72
+  """About how many inches a text takes; Chinese, Japanese and Korean are more than twice as wide."""
+  wide = 1.2 * sum(unicodedata.east_asian_width(letter) in 'WF' for letter in text)
+  return (len(text) + wide) * size * 0.55 / 72
 
 
 def _fit(text: str, width: float, size: float = SIZE) -> str:
-  room = max(1, int((width + ENTRY_GAP) / _length('x', size)))
-  text = text if len(text) <= room else text.split(' ×')[0]
-  return text if len(text) <= room else text[: room - 1] + '…'
+  fits = lambda part: len(part) <= 1 or _length(part, size) <= width + ENTRY_GAP
+  text = text if fits(text) else text.split(' ×')[0]
+  if fits(text):
+    return text
+  return next(part for n in range(len(text), 0, -1) if fits(part := text[: n - 1] + '…'))
 
 
-def _number(value: float) -> str:
-  text = '½' if abs(value) == 0.5 else f'{abs(value):.2g}'
+def _heads(heads, weights) -> str:
+  """`head 2`; `heads 1–3, 5: ½` if the weight is not 1; a line for every weight."""
+  groups = {}
+  for h, weight in zip(heads, weights, strict=True):
+    groups.setdefault(_number(weight), []).append(int(h) + 1)
+  lines = []
+  for weight, group in itertools.islice(groups.items(), 4):
+    runs = itertools.groupby(enumerate(group), lambda pair: pair[1] - pair[0])
+    runs = [[h for _, h in run] for _, run in runs]
+    names = ', '.join(f'{run[0]}–{run[-1]}' if run[1:] else str(run[0]) for run in runs)
+    text = f'head{"s" * (len(group) > 1)} {names}: {weight}'
+    lines.append(_fit(text if groups.keys() != {'1'} else text.removesuffix(': 1'), WIDTH - RIGHT))
+  return '\n'.join(lines)
+
+
+def _number(value: float, gap: float = 0) -> str:
+  text = '½' if abs(value) == 0.5 else tracing.number(abs(value), gap=gap)
   return f'−{text}' if value < 0 else text

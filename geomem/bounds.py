@@ -114,7 +114,9 @@ def internal_bits(
   """
   if not (math.isfinite(subject_bits) and subject_bits >= 0):
     raise InputError(f'bounds: subject_bits = {subject_bits}; give a finite number ≥ 0')
-  best = max(0.0, sharp_global_bits(subjects, relations, hops) - subjects * subject_bits)
+  # A chain of thought shows every g_r(s): its tables are all different, as for k = 1.
+  whole = sharp_global_bits(subjects, relations, 1 if chain_of_thought else hops)
+  best = max(0.0, whole - subjects * subject_bits)
   if tied or chain_of_thought:
     return best
   for branching, inner, leaves in _trees(subjects, relations, hops):
@@ -153,12 +155,16 @@ def exact_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
 
 def _check_sizes(**sizes: int) -> None:
   for name, size in sizes.items():
-    if type(size) is not int or size < 1:
+    if not _whole(size) or size < 1:
       raise InputError(f'bounds: {name} = {size!r}; give an integer ≥ 1')
 
 
+def _whole(size) -> bool:
+  return isinstance(size, int | np.integer) and not isinstance(size, bool)
+
+
 def _check_roots(roots: int, limit: int) -> None:
-  if type(roots) is not int or not 0 <= roots <= limit:
+  if not _whole(roots) or not 0 <= roots <= limit:
     raise InputError(f'bounds: {roots!r} roots; give an integer in 0 … {limit}')
 
 

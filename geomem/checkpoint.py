@@ -30,8 +30,15 @@ NAMES = ('subject_names', 'relation_names', 'attribute_names')
 def check_free(path: str | os.PathLike) -> None:
   """Refuse a place where something other than a model would be overwritten."""
   path = Path(path)
-  if path.exists() and not is_model(path) and not (path.is_dir() and not any(path.iterdir())):
+  if not path.exists():
+    return
+  entries = {entry.name for entry in path.iterdir()} if path.is_dir() else {''}
+  if entries and not is_model(path):
     raise InputError(f'{path} exists and is not a geomem model; choose another --workdir')
+  if others := sorted(entries - {'arrays', 'config.json'}):
+    raise InputError(
+      f'{path} holds a model and {others[0]!r}, which would be lost; move that elsewhere'
+    )
 
 
 def save(path: str | os.PathLike, construction: Construction) -> None:

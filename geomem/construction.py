@@ -41,6 +41,10 @@ class Readout:
     u_BxM = unembedding_AxD[:, self.at][answers_B].astype(jnp.float32)
     return self.code.margin_bound(u_BxM, x_BxD[..., self.at].astype(jnp.float32))
 
+  def largest(self, dim: int) -> np.ndarray:
+    """The largest |weight| of the unembedding at every coordinate."""
+    return _largest(self.code.rows(), self.at, dim)
+
   def to_json(self) -> dict:
     return {'at': [self.at.start, self.at.stop], 'code': codes.to_json(self.code)}
 
@@ -67,8 +71,8 @@ class OwnReadout:
     return np.array_equal(unembedding_AxD, self.rows(self.layout.dim))
 
   def bound(self, unembedding_AxD, x_BxD, answers_B):
-    """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more,
-    the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
+    """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more
+    (if all are positive; else twice the sum of those that are not), the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
     blocks = self.layout.slot('blocks')
     u_BxD, x_BxD = unembedding_AxD[answers_B].astype(jnp.float32), x_BxD.astype(jnp.float32)
     shape = (*x_BxD.shape[:-1], *blocks.shape, blocks.width)
@@ -79,11 +83,22 @@ class OwnReadout:
     within = 2 * jnp.min(agree, axis=(-1, -2), where=own[..., None], initial=jnp.inf)
     best_other = jnp.max(jnp.sum(jnp.abs(x_BxRxM), axis=-1), axis=-1, where=~own, initial=-jnp.inf)
     rho = (u_BxD * x_BxD)[..., self.layout['relation']]
-    across = 2 * jnp.min(rho, axis=-1, initial=jnp.inf) + jnp.sum(agree, axis=(-1, -2)) - best_other
+    least = jnp.min(rho, axis=-1, initial=jnp.inf)
+    least = jnp.where(least >= 0, least, jnp.sum(jnp.minimum(rho, 0), axis=-1))
+    across = 2 * least + jnp.sum(agree, axis=(-1, -2)) - best_other
     return jnp.minimum(within, across)
+
+  def largest(self, dim: int) -> np.ndarray:
+    return _largest(self.rows(dim), slice(0, dim), dim)
 
   def to_json(self) -> str:
     return 'own'  # the rest follows from the layout and the facts
+
+
+def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
+  largest_D = np.zeros(dim, np.float32)
+  largest_D[at] = np.maximum(rows_AxM.max(axis=0), -rows_AxM.min(axis=0))
+  return largest_D
 
 
 def readout_from_json(fields, layout: Layout, facts: Facts) -> Readout | OwnReadout:
@@ -155,13 +170,13 @@ def check_representable(construction: Construction, dtype: str):
 
   Without a promised margin there is nothing to break, and scales that undo a norm are never exact.
   """
-  if construction.margin is None or construction.config.norm != 'none':
+  if dtype == 'float32' or construction.margin is None or construction.config.norm != 'none':
     return
   kind = jnp.dtype(dtype)
   for path, weight in jax.tree_util.tree_leaves_with_path(construction.params):
     for start in range(0, len(weight), 2**16):  # in pieces: a table can fill half the memory
       piece = np.asarray(weight[start : start + 2**16])
-      off = piece != piece.astype(kind).astype(piece.dtype)
+      off = (piece != piece.astype(kind).astype(piece.dtype)) & ~np.isnan(piece)
       if off.any():
         name = '/'.join(str(key.key) for key in path)
         raise InputError(

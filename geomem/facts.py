@@ -55,6 +55,13 @@ class Facts:
   def relations(self) -> int:
     return self.answers_RxN.shape[0]
 
+  @property
+  def bijective(self) -> bool:
+    """Whether every relation is a bijection of the subjects: what the lower bounds speak about."""
+    return self.attributes == self.subjects and all(
+      len(np.unique(answers_N)) == self.subjects for answers_N in self.answers_RxN
+    )
+
   def subject_name(self, s: int) -> str:
     return self.subject_names[s] if self.subject_names else f's{s}'
 
@@ -185,7 +192,7 @@ def read_table(path: str | os.PathLike) -> Facts:
 
 def _rows(path) -> list[tuple[str, str, str]]:
   """The file's non-empty rows, each three non-empty names, the header dropped."""
-  delimiter = '\t' if str(path).endswith('.tsv') else ','
+  delimiter = '\t' if str(path).lower().endswith('.tsv') else ','
   rows = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
@@ -294,8 +301,12 @@ def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
   return -(-total // p) * -(-subjects // s)
 
 
-def sample(key, subjects: int, relations: int, hops: int, count: int):
-  """`count` independent uniform queries: subjects_B and paths_BxK."""
-  key_s, key_r = jax.random.split(key)
-  subjects_B = jax.random.randint(key_s, (count,), 0, subjects, jnp.int32)
-  return subjects_B, jax.random.randint(key_r, (count, hops), 0, relations, jnp.int32)
+def sampled_blocks(key, subjects: int, relations: int, hops: int, count: int, size: int):
+  """At least `count` uniform queries as equal blocks: random subjects, each with all of some random paths."""
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+  size = min(size, count)
+  p = min(relations**hops, math.isqrt(size))
+  s = size // p
+  for _ in range(-(-count // (s * p))):
+    subject_S = rng.integers(0, subjects, s, np.int32)
+    yield Block(subject_S, rng.integers(0, relations, (p, hops), np.int32), np.ones((s, p), bool))

@@ -15,8 +15,6 @@ from geomem.config import Config
 from geomem.facts import Facts
 
 ROLES = ('subjects', 'relations_and_positions', 'attention', 'mlp', 'norm', 'unembedding')
-# Bits a parameter that trained language models were seen to store, as reference lines.
-ALLEN_ZHU_LI_2024, MORRIS_2025 = 2.0, 3.6
 MAX_VALUES = 2**8
 
 
@@ -59,11 +57,14 @@ class Ledger:
 
 
 def entropy(values) -> float:
-  """Bits a value: the entropy of the values in use, or the dtype's width where they are too many."""
+  """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
+
+  Which values are in use is not charged for, so this flatters arrays of few entries.
+  """
   rest = np.asarray(values).ravel()
-  size, width, bits = rest.size, 8.0 * rest.dtype.itemsize, 0.0
+  size, bits = rest.size, 0.0
   if len(np.unique(rest[:: max(1, size // 2**12)])) > MAX_VALUES:
-    return width
+    return _fixed_point(rest)
   for _ in range(MAX_VALUES):
     if not rest.size:
       return bits
@@ -71,7 +72,19 @@ def entropy(values) -> float:
     share = np.count_nonzero(same) / size
     bits -= share * math.log2(share)
     rest = rest[~same]
-  return width if rest.size else bits
+  return _fixed_point(np.asarray(values).ravel()) if rest.size else bits
+
+
+def _fixed_point(values) -> float:
+  """Bits that tell all multiples of 2⁻ᵇ apart, from least to most, if such they are; at most their dtype's."""
+  most = 8.0 * values.dtype.itemsize
+  for bits in range(0, 17, 4):
+    sample = values[:: max(1, len(values) // 2**12)] * 2.0**bits
+    if np.array_equal(sample, np.round(sample)):
+      scaled = values * 2.0**bits
+      if np.array_equal(scaled, np.round(scaled)):
+        return min(most, math.log2(float(scaled.max()) - float(scaled.min()) + 1))
+  return most
 
 
 def role_of(path) -> str:
@@ -125,5 +138,7 @@ def ledger(
       subject_bits,
       tied=config.tied,
       chain_of_thought=chain_of_thought,
-    ),
+    )
+    if facts.bijective
+    else 0.0,
   )

@@ -264,7 +264,7 @@ class Transformer(_Part):
     """The final residual at the last positions (default: all), as the unembedding sees it."""
     tokens_BxL = jnp.asarray(tokens_BxL)
     length = tokens_BxL.shape[-1]
-    last = last or length
+    last = length if last is None else last
     x = self.embed(tokens_BxL)
     self.sow('trace', 'residual', x)
     for i, block in enumerate(self.blocks):

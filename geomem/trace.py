@@ -6,6 +6,7 @@ coordinates each. The *answer positions* are the last one or, with chain of thou
 
 import dataclasses
 import functools
+import math
 import textwrap
 from collections.abc import Iterator
 
@@ -169,7 +170,9 @@ def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
   """`blocks[r2]`, `tree[r0 r1]`, `memory[s17, r2]`."""
   parts = []
   for (kind, size), i in zip(slot.axes, np.unravel_index(entry, slot.shape), strict=True):
-    if kind != BRANCH:
+    if kind == 'hop':  # among those of one block: not the query's
+      parts += [f"block's hop {i + 1}"] * (size > 1)
+    elif kind != BRANCH:
       parts.append(symbol_name(facts, kind, int(i)))
     elif size > 1:
       hops = next(j for j in range(1, 63) if facts.relations**j >= size)
@@ -181,7 +184,7 @@ def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
 def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entry: int) -> str:
   """An entry's contents in words."""
   if decoded is None:
-    return f'{values_ExM[entry, 0]:.4g}'
+    return number(values_ExM[entry, 0], 4)
   kind, symbol = decoded.kind_E[entry], int(decoded.symbol_E[entry])
   name = symbol_name(facts, slot.of, symbol)
   if slot.of == OWN_ANSWER:  # a set that is smaller than the largest leaves words without a meaning
@@ -192,7 +195,7 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   if kind in ('empty', 'closed'):
     return str(kind)
   name += _times(decoded.scale_E[entry])
-  return name if kind == 'exact' else f'≈ {name} ±{decoded.error_E[entry]:.2g}'
+  return name if kind == 'exact' else f'≈ {name} ±{number(decoded.error_E[entry])}'
 
 
 def changes(trace: Trace, values_D, before_D, laid_D=None) -> Iterator[tuple]:
@@ -235,6 +238,24 @@ def unit_name(trace: Trace, block: int, layer: int, unit: int) -> str:
   return f'{label} {"bit" if isinstance(slot.code, codes.Bits) else "coordinate"} {i}'
 
 
+def idle(trace: Trace, block: int, layer: int, position: int) -> str:
+  """What to say of a hidden layer without a unit that fires."""
+  seen = trace.blocks[block]
+  written = np.any(seen.written_LxD[position] != seen.read_LxD[position])
+  last = layer == len(seen.hidden) - 1
+  return 'none: the bias alone writes' if last and written else 'none'
+
+
+def number(value: float, digits: int = 2, gap: float = 0) -> str:
+  """To as many decimals as show `digits` digits of the value, or of the gap to another value."""
+  value, size = float(value), abs(float(gap or value))
+  if not math.isfinite(size) or not (gap or 1e-4 <= size < 1e6):
+    return f'{value:.{digits}g}'
+  decimals = max(0, digits - 1 - math.floor(math.log10(size)))
+  text = f'{round(value, decimals) + 0:.{decimals}f}'  # + 0: no negative zero
+  return text.rstrip('0').rstrip('.') if decimals else text
+
+
 def lines(trace: Trace) -> list[str]:
   """The trace for a terminal: what tokens hold, then block by block what each answer position does."""
   c = trace.construction
@@ -247,8 +268,9 @@ def lines(trace: Trace) -> list[str]:
     for i in range(len(trace.blocks)):
       out += _block_lines(trace, i, p)
     best = trace.top(p)
-    out += _row('logits', [f'{name} {logit:.4g}' for name, logit in best])
-    out += _row('answer', [f'{best[0][0]}, by a margin of {best[0][1] - best[1][1]:.4g}'])
+    margin = best[0][1] - best[1][1]
+    out += _row('logits', [f'{name} {number(logit, 4, margin)}' for name, logit in best])
+    out += _row('answer', [f'{best[0][0]}, by a margin of {number(margin, 4)}'])
   return out
 
 
@@ -256,13 +278,15 @@ def _block_lines(trace: Trace, i: int, p: int) -> list[str]:
   block, out = trace.blocks[i], [f'block {i + 1}']
   for h, weights_L in enumerate(block.attention_HxLxL[:, p]):
     seen = [q for q in np.argsort(-weights_L, kind='stable') if weights_L[q] > 0]
-    out += _row(f'  head {h + 1} reads', [f'{trace.token(q)}@{q} {weights_L[q]:.3g}' for q in seen])
+    read = [f'{trace.token(q)}@{q} {number(weights_L[q], 3)}' for q in seen]
+    out += _row(f'  head {h + 1} reads', read)
   read_D = block.read_LxD[p]
   out += _row('  after attention', _held(trace, read_D, trace.before(i)[p], laid(trace, i, p)))
   for j, hidden_LxF in enumerate(block.hidden):
     fired = np.flatnonzero(hidden_LxF[p])
     names = [f'{unit_name(trace, i, j, u)}{_times(hidden_LxF[p, u])}' for u in fired[:SHOWN]]
     count = f'{len(fired):,} of {hidden_LxF.shape[1]:,}'
+    names = names or [idle(trace, i, j, p)]
     out += _row('  units firing', [count, *names, *_more(len(fired))])
   if block.hidden:
     out += _row('  after MLP', _held(trace, block.written_LxD[p], read_D, np.zeros_like(read_D)))
@@ -276,7 +300,8 @@ def _held(trace: Trace, values_D, before_D, laid_D=None) -> list[str]:
     closed += [entry_label(facts, slot, e) for e in np.flatnonzero(closed_E)]
     new = np.flatnonzero(new_E)
     if decoded is None and len(values) > 1 and len(new):
-      held.append(f'{slot.name} = {len(values):,} numbers of norm {np.linalg.norm(values):.3g}')
+      norm = number(np.linalg.norm(values), 3)
+      held.append(f'{slot.name} = {len(values):,} numbers of norm {norm}')
       continue
     for e in new[:SHOWN]:
       words = describe(facts, slot, values, decoded, e)
@@ -287,7 +312,7 @@ def _held(trace: Trace, values_D, before_D, laid_D=None) -> list[str]:
 
 
 def _times(factor: float) -> str:
-  return f' ×{factor:.3g}'.removesuffix(' ×1')
+  return f' ×{number(factor, 3)}'.removesuffix(' ×1')
 
 
 def _more(count: int) -> list[str]:

@@ -20,11 +20,12 @@ import numpy as np
 from geomem import facts as fact
 from geomem import model
 from geomem.config import Config
-from geomem.construction import Construction
+from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 
 CHECKS = ('exhaustive', 'certificate', 'universal')
-MAX_CONTENTS = 2**22
+MAX_NUMBERS = 2**27  # in all contents of an embedding
+MAX_QUERIES = 2**33  # hours, and more is days
 ANSWER_BLOCK = 2048
 
 
@@ -111,18 +112,31 @@ def _check(
   progress: Progress | None,
   chain_of_thought: bool = False,
   target=fact.compose,
+  sample: tuple | None = None,
 ) -> Report:
-  """Run `score` over all N·R^k queries, block by block."""
-  sizes = (config.subjects, config.relations, hops, min(block_size, _affordable(config)))
+  """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
+  fact.check_sizes(config.subjects, config.relations, hops)
+  sizes, size = (config.subjects, config.relations, hops), min(block_size, _affordable(config))
+  if sample is not None:
+    blocks = list(fact.sampled_blocks(sample[0], *sizes, sample[1], size))
+    total, queries = len(blocks), sum(block.valid_SxP.size for block in blocks)
+  else:
+    total, queries = fact.count_blocks(*sizes, size), config.subjects * config.relations**hops
+    blocks = fact.blocks(*sizes, size)
+  if queries > MAX_QUERIES:
+    raise InputError(
+      f'{config.subjects:,} subjects × {config.relations:,} relations over {hops} hops are more than '
+      f'{MAX_QUERIES:,} queries to check; use fewer, or verify.accuracy with a sample'
+    )
   params, answers = jax.device_put((params, answers))
-  right, least, total = 0, np.inf, fact.count_blocks(*sizes)
-  for i, block in enumerate(fact.blocks(*sizes)):
+  right, least = 0, np.inf
+  for i, block in enumerate(blocks):
     arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
     got = _check_block(config, params, answers, arrays, chain_of_thought, score, target)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)
-  return Report(check, config.dtype, config.subjects * config.relations**hops, right, least)
+  return Report(check, config.dtype, queries, right, least)
 
 
 def _affordable(config: Config) -> int:
@@ -132,8 +146,7 @@ def _affordable(config: Config) -> int:
 
 
 def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
-  """Every query against every answer, for any parameters, constructed or trained."""
-  fact.check_sizes(facts.subjects, facts.relations, hops)
+  """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
   sizes = (facts.subjects, facts.relations)
   if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
     raise InputError(
@@ -150,6 +163,7 @@ _DEFAULTS = {'block_size': 4096, 'progress': None}
 
 def exhaustive(c: Construction, dtype: str = 'float32', **options) -> Report:
   """Every query against every answer."""
+  check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
   return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
 
@@ -162,6 +176,7 @@ def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
   """
   if c.readout is None:
     raise InputError(f'{c.name} has no certificate; use --check=exhaustive')
+  check_representable(c, dtype)
   # As the model sees it: a dtype that rounds the unembedding makes it another.
   rows_AxD = np.asarray(c.params['unembed']['answers']).astype(jnp.dtype(dtype), copy=False)
   if c.config.tied or not c.readout.matches(rows_AxD):
@@ -172,17 +187,28 @@ def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
     c.params,
     c.facts.answers_RxN,
     c.hops,
-    _bound_score(c.readout),
+    _bound_score(c.readout, c.config.dim),
     chain_of_thought=c.chain_of_thought,
     **{**_DEFAULTS, 'block_size': 2**14, **options},
   )
 
 
 @functools.lru_cache(maxsize=64)
-def _bound_score(readout):
-  return lambda config, params, x_BxD, targets_B: readout.bound(
-    params['unembed']['answers'], x_BxD, targets_B
-  )
+def _bound_score(readout, dim: int):
+  """The readout's bound, less what rounding may take from two logits; nothing where x is not finite."""
+  largest_D = readout.largest(dim)
+
+  def score(config, params, x_BxD, targets_B):
+    bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
+    x_BxD = x_BxD.astype(jnp.float32)
+    size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
+    slack_B = 2 * np.count_nonzero(largest_D) * 2.0**-23 * size_B
+    for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
+      whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
+      slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
+    return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
+
+  return score
 
 
 def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
@@ -192,6 +218,7 @@ def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
   It proves the model right for its own facts if its embeddings are what its facts encode to: where
   one is anything else, all its queries count as wrong.
   """
+  check_representable(c, dtype)
   stored, choices = universal_contents(c)
   every = fact.every_content(choices)
   own_WxN = fact.tree(c.facts.answers_RxN, c.hops) if c.hops > 1 else c.facts.answers_RxN
@@ -221,9 +248,10 @@ def universal_contents(c: Construction):
     )
   stored = c.facts.relations**c.hops
   choices = c.choices or (np.arange(c.facts.attributes),) * stored
-  if sum(np.log2(len(choice)) for choice in choices) > np.log2(MAX_CONTENTS):
+  numbers = sum(np.log2(len(choice)) for choice in choices) + np.log2(c.config.dim)
+  if numbers > np.log2(MAX_NUMBERS):
     raise InputError(
-      f'{c.name}: {c.facts.attributes}^{stored} contents are more than {MAX_CONTENTS:,}; '
-      'use fewer subjects, relations or hops for --check=universal'
+      f'{c.name}: {c.facts.attributes}^{stored} contents of {c.config.dim} coordinates are more than '
+      f'{MAX_NUMBERS:,} numbers; use fewer subjects, relations or hops for --check=universal'
     )
   return stored, choices

@@ -58,7 +58,9 @@ def logits(config, params, tokens):
 
 
 def to_float64(tree):
-  return {k: to_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()}
+  return {
+    k: to_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()
+  }
 
 
 def answers(facts, subject, path):

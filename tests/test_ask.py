@@ -37,6 +37,9 @@ NAMED = fact.Facts(
     (PLAIN, 's7 r2', (7, (2,))),
     (PLAIN, '  s7\t r2 \n', (7, (2,))),
     (PLAIN, 's3,r1', (3, (1,))),
+    (PLAIN, 's3 r1, r2', (3, (1, 2))),
+    (PLAIN, 's3, r1|r2', (3, (1, 2))),
+    (NAMED, 'Marie Curie born in, knows', (0, (0, 1))),
     (PLAIN, 's3 | r1 | r0', (3, (1, 0))),
     (PLAIN, 's3 r1 r0 r0 r2', (3, (1, 0, 0, 2))),
     (NAMED, 'Marie Curie born in', (0, (0,))),
@@ -118,7 +121,13 @@ def test_a_chain_goes_on_from_what_the_model_said():
   c = c.replace(params={**c.params, 'unembed': {'answers': mixed}})
   first = (int(PLAIN.answers_RxN[1, 3]) + 1) % 8
   second = (int(PLAIN.answers_RxN[2, first]) + 1) % 8
-  assert ask.answer(c, 3, (1, 2)).steps == (first, second)
+  got = ask.answer(c, 3, (1, 2))
+  assert got.steps == (first, second)
+  record = ask.ask(c, 's3 r1 r2')
+  assert record['wrong_step'] == 1 and record['step'] == got.step
+  told = ask.sentence(PLAIN, record, got)
+  said = f's{got.steps[got.step - 1]} over s{got.runner_up}'
+  assert ', step 1 wrong, least margin ' in told and f' at step {got.step} ({said})' in told
 
 
 @pytest.mark.parametrize('name', ['selector', 'keyvalue', 'disjoint'])
@@ -139,6 +148,8 @@ def test_records(name):
     'correct': True,
     'margin': best - second,
     'runner_up': facts.attribute_name(int(np.argsort(-logits_A, kind='stable')[1])),
+    'step': 1,
+    'wrong_step': None,
     'dtype': 'bfloat16',
   }
 
@@ -187,8 +198,8 @@ def test_answers_records_and_table(workdir, capsys):
     ['s1', *(f's{s}' for s in oracle.answers(PLAIN, 1, (0, 2)))],
     ['s2', *(f's{s}' for s in oracle.answers(PLAIN, 2, (1, 1)))],
   )
-  assert told[0].startswith(f's1 r0 r2 → {first[1]} → {first[2]}   (correct, margin ')
-  assert told[1].startswith(f's2 r1 r1 → {second[1]} → {second[2]}   (correct, margin ')
+  assert told[0].startswith(f's1 r0 r2 → {first[1]} → {first[2]}   (correct, least margin ')
+  assert told[1].startswith(f's2 r1 r1 → {second[1]} → {second[2]}   (correct, least margin ')
   assert told[2].split()[:2] == ['query', 'answer'] and len(told) == 6
   records = json.loads((workdir / 'ask' / 'results.json').read_text())
   assert [record['answer'] for record in records] == [first[2], second[2]]
@@ -217,11 +228,13 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
     (['s0 r0'], {'construction': ['all']}, 'one model'),
     (['s0 r0'], {'figure': 'a.gif'}, 'use .png, .pdf, .svg'),
     (['s0 r0'], {'figure': 'picture'}, 'use .png, .pdf, .svg'),
-    (['s0 r0', 's1 r0'], {'figure': 'a.png'}, 'draws one query, given as an argument; there are 2'),
+    (['s0 r0', 's1 r0'], {'figure': 'a.png'}, 'draws one query, in quotes; there are 2'),
     ([], {'figure': 'a.png'}, 'there are 0'),
     ([], {}, 'no query; the model answers'),
     (['s0 r0'], {'workdir': '/no/such/folder'}, 'no such folder'),
     (['s9 r0'], {}, "unknown subject 's9'"),
+    (['s0', 'r0'], {}, '; a query goes in quotes: "s0 r0"'),
+    (['s0 r0'], {'construction': ['selektor']}, "did you mean 'selector'?"),
   ],
 )
 def test_refusals_are_one_line(workdir, arguments, values, told):
@@ -229,6 +242,24 @@ def test_refusals_are_one_line(workdir, arguments, values, told):
   with pytest.raises(InputError) as error:
     main(*arguments, **values)
   assert told in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('piped', [False, True])
+def test_what_was_answered_is_kept(piped, workdir, capsys):
+  texts = ['s0 r0', 's9 r0', 's1 r0']
+  arguments, stdin = ([], '\n'.join(texts)) if piped else (texts, '')
+  with pytest.raises(InputError, match="^unknown subject 's9'; the subjects are s0, s1 … s7$"):
+    main(*arguments, workdir=str(workdir), construction=['selector'], stdin=stdin)
+  assert len(capsys.readouterr().out.splitlines()) == 4
+  records = json.loads((workdir / 'ask' / 'results.json').read_text())
+  assert [record['query'] for record in records] == ['s0 r0']
+
+
+def test_the_folder_of_a_model_can_be_named(workdir, capsys):
+  main('s4 r0', workdir=str(workdir / 'selector'), construction=None)
+  main('s4 r0', workdir=str(workdir / 'selector'), construction=['selector'])
+  assert capsys.readouterr().out.count('s4 r0 → ') == 2
+  assert 's4 r0' in (workdir / 'ask' / 'results.json').read_text()
 
 
 def test_a_lone_model_needs_no_name(tmp_path, capsys):

@@ -140,7 +140,7 @@ CONSTRUCT = [
   ),
   # checks
   ('--check=universal --construction=keyvalue', 'keyvalue has no universal check'),
-  ('--check=universal --subjects=99 --construction=selector', '99^4 contents are more than 4,194,304'),
+  ('--check=universal --subjects=99 --construction=selector', '99^4 contents of 28 coordinates are more than'),
   ('--check=certificate --construction=associative_mlp', 'no certificate; use --check=exhaustive'),
   # tables
   ('--table=ok.csv --subjects=5', '--subjects and --table contradict each other: the table decides'),
@@ -156,6 +156,8 @@ CONSTRUCT = [
   ('--table=empty.csv', 'empty.csv: no rows; expected lines of subject, relation, attribute'),
   ('--table=header.csv', 'header.csv: no rows; expected'),
   ('--table=binary.csv', 'binary.csv: not a text table in UTF-8'),
+  ('--table=ok.csv --hops=99 --construction=chain_of_thought_compact', 'more than 2⁶² queries'),
+  ('--subjects=2 --relations=4 --hops=29 --construction=chain_of_thought', 'queries to check'),
   ('--table=own.csv --hops=2 --construction=keyvalue', "cannot be chained: 'x' is not a subject"),
   (
     '--table=shared.csv --construction=disjoint',
@@ -196,8 +198,8 @@ ASK = [
   ('--workdir=named "a b c"', "'a b c' can be read in more than one way; separate the names by |"),
   # figures
   (f'{MODELS} --figure=a.gif "s0 r0"', '--figure=a.gif: cannot draw such a file; use .png, .pdf, .svg'),
-  (f'{MODELS} --figure=a.png', '--figure draws one query, given as an argument; there are 0'),
-  (f'{MODELS} --figure=a.png "s0 r0" "s1 r1"', 'draws one query, given as an argument; there are 2'),
+  (f'{MODELS} --figure=a.png', '--figure draws one query, in quotes; there are 0'),
+  (f'{MODELS} --figure=a.png "s0 r0" "s1 r1"', 'draws one query, in quotes; there are 2'),
   (f'{MODELS} --figure=nowhere/a.png "s0 r0"', 'there is no folder nowhere; name one that exists'),
 ]  # fmt: skip
 CASES = [('construct', *case) for case in CONSTRUCT] + [('ask', *case) for case in ASK]

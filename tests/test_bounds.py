@@ -37,8 +37,18 @@ def oracle_tables(subjects, relations, hops, roots):
 @pytest.mark.parametrize(
   'subjects, relations, hops',
   [
-    (1, 1, 1), (2, 1, 2), (4, 1, 2), (4, 1, 3), (5, 1, 2), (3, 2, 1), (3, 2, 2), (3, 2, 3),
-    (4, 2, 2), (3, 3, 2), (3, 3, 4), (4, 2, 4),
+    (1, 1, 1),
+    (2, 1, 2),
+    (4, 1, 2),
+    (4, 1, 3),
+    (5, 1, 2),
+    (3, 2, 1),
+    (3, 2, 2),
+    (3, 2, 3),
+    (4, 2, 2),
+    (3, 3, 2),
+    (3, 3, 4),
+    (4, 2, 4),
   ],
 )
 def test_exhaustion_agrees_with_the_oracle(subjects, relations, hops):
@@ -50,7 +60,12 @@ def test_exhaustion_agrees_with_the_oracle(subjects, relations, hops):
 @pytest.mark.parametrize(
   'subjects, roots, bits',
   [
-    (4, 1, 7.209), (4, 2, 8.833), (5, 1, 8.731), (5, 2, 13.074), (6, 1, 9.870), (6, 2, 16.900),
+    (4, 1, 7.209),
+    (4, 2, 8.833),
+    (5, 1, 8.731),
+    (5, 2, 13.074),
+    (6, 1, 9.870),
+    (6, 2, 16.900),
     (6, 6, 18.881),
   ],
 )
@@ -91,7 +106,11 @@ def test_no_bound_exceeds_the_exact_count(subjects, relations, hops):
 @pytest.mark.parametrize(
   'subjects, relations, hops, roots',
   [
-    (6, 2, 2, 1), (6, 2, 2, 2), (6, 2, 2, 3), (6, 2, 3, 2), (5, 3, 2, 1),
+    (6, 2, 2, 1),
+    (6, 2, 2, 2),
+    (6, 2, 2, 3),
+    (6, 2, 3, 2),
+    (5, 3, 2, 1),
   ],
 )
 def test_sharp_local_bound_at_larger_sizes(subjects, relations, hops, roots):
@@ -153,8 +172,16 @@ def test_at_most_n_such_tuples_share_a_table(hops):
 @pytest.mark.parametrize(
   'subjects, relations, hops',
   [
-    (1, 1, 1), (6, 2, 2), (37, 1, 3), (37, 1, 1), (64, 2, 1), (60, 2, 3), (100, 3, 2),
-    (200, 4, 3), (50, 9, 3), (2, 3, 5),
+    (1, 1, 1),
+    (6, 2, 2),
+    (37, 1, 3),
+    (37, 1, 1),
+    (64, 2, 1),
+    (60, 2, 3),
+    (100, 3, 2),
+    (200, 4, 3),
+    (50, 9, 3),
+    (2, 3, 5),
   ],
 )
 def test_optimum_over_roots_is_the_brute_force_one(subjects, relations, hops):
@@ -204,8 +231,11 @@ def test_local_bound_is_dropped_where_it_does_not_apply():
   subject_bits = 40.0
   assert bounds.internal_bits(10_000, 8, 2, subject_bits) > 10_000 * 40
   remainder = bounds.sharp_global_bits(10_000, 8, 2) - 10_000 * subject_bits
-  for option in ('tied', 'chain_of_thought'):
-    assert bounds.internal_bits(10_000, 8, 2, subject_bits, **{option: True}) == max(0, remainder)
+  assert bounds.internal_bits(10_000, 8, 2, subject_bits, tied=True) == max(0, remainder)
+  remainder = bounds.sharp_global_bits(10_000, 8, 1) - 10_000 * subject_bits  # every step is seen
+  assert bounds.internal_bits(10_000, 8, 2, subject_bits, chain_of_thought=True) == max(
+    0, remainder
+  )
 
 
 def test_one_hop_is_the_number_of_tuples():

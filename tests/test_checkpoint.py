@@ -85,6 +85,9 @@ def test_odd_bits_survive(tmp_path):
 def test_saving_again_replaces_all(tmp_path):
   checkpoint.save(tmp_path / 'model', build('precomputed'))
   (tmp_path / 'model' / 'notes.txt').touch()
+  with pytest.raises(InputError, match=r'notes\.txt'):
+    checkpoint.save(tmp_path / 'model', build('selector'))
+  (tmp_path / 'model' / 'notes.txt').unlink()
   built = build('selector', seed=1)
   checkpoint.save(tmp_path / 'model', built)
   assert same(checkpoint.load(tmp_path / 'model'), built)

@@ -180,16 +180,21 @@ def test_a_quarter_of_a_trillion_queries_are_made_lazily():
   assert fact.paths(8, 20, 8**20 - 1).tolist() == [7] * 20
 
 
-def test_sample_is_uniform_and_the_key_decides():
-  n, r, k, count = 5, 3, 2, 6000
-  subjects, paths = (np.asarray(a) for a in fact.sample(key(0), n, r, k, count))
-  assert subjects.shape == (count,) and paths.shape == (count, k)
-  query = subjects * r**k + paths @ np.array([r, 1])
-  counts = np.bincount(query, minlength=n * r**k)
-  assert len(counts) == n * r**k and abs(counts - count / len(counts)).max() < 65
-  same, other = (fact.sample(key(seed), n, r, k, count) for seed in (0, 1))
-  np.testing.assert_array_equal(paths, same[1])
-  assert np.any(subjects != other[0]) and np.any(paths != other[1])
+@pytest.mark.parametrize(
+  ('n', 'r', 'k', 'count', 'size'),
+  [(7, 3, 2, 6000, 512), (5, 1, 1, 40, 4096), (10**6, 8, 6, 999, 64)],
+)
+def test_sampled_blocks_are_uniform_and_the_key_decides(n, r, k, count, size):
+  one, same, other = (list(fact.sampled_blocks(key(s), n, r, k, count, size)) for s in (0, 0, 1))
+  assert count <= sum(block.valid_SxP.size for block in one) < count + size
+  assert all(block.valid_SxP.all() and block.valid_SxP.size <= size for block in one)
+  subjects = np.concatenate([block.subjects_S for block in one])
+  paths = np.concatenate([block.paths_PxK for block in one])
+  assert 0 <= subjects.min() and subjects.max() < n and 0 <= paths.min() and paths.max() < r
+  assert abs(subjects.mean() / (n - 1) - 0.5) < 3 / len(subjects) ** 0.5
+  assert r == 1 or abs(paths.mean() / (r - 1) - 0.5) < 3 / paths.size**0.5
+  flat = lambda blocks: np.concatenate([block.subjects_S for block in blocks])
+  assert np.array_equal(flat(one), flat(same)) and not np.array_equal(flat(one), flat(other))
 
 
 # --- a user's own facts ---------------------------------------------------------------------------

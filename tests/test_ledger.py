@@ -55,7 +55,7 @@ def log2_factorial(n):
 
 
 @pytest.mark.parametrize('size', [1, 2, 100, 5000, 30_000])
-@pytest.mark.parametrize('values', [1, 2, 3, 17, 256, 257, 2000])
+@pytest.mark.parametrize('values', [1, 2, 3, 17, 256])
 def test_entropy_is_a_count_of_values(values, size):
   rng = np.random.default_rng(0)
   drawn = np.minimum(rng.integers(0, values, size), rng.integers(0, values, size))
@@ -78,8 +78,10 @@ def test_entropy_is_a_count_of_values(values, size):
     ([np.nan, 1, np.nan, 2], 1.5),
     ([np.inf, -np.inf], 1),
     (range(256), 8),
-    (range(257), 32),
-    ([*[0] * 100_000, *range(300)], 32),  # too many, though few show in a sample
+    (range(257), math.log2(257)),
+    ([i / 10 for i in range(257)], 32),
+    ([i / 16 - 3 for i in range(257)], math.log2(257)),  # fixed point
+    ([*[0] * 100_000, *range(300)], math.log2(300)),  # too many, though few show in a sample
   ],
 )
 def test_entropy_by_hand(values, bits):
@@ -198,10 +200,11 @@ def test_only_the_bound_that_applies_is_used():
   params = jax.tree.map(np.copy, c.params)
   params['embed']['subjects'][:, 8:] = 0
   rest = bounds.sharp_global_bits(64, 2, 3) - 64 * 8
+  seen = bounds.sharp_global_bits(64, 2, 1) - 64 * 8  # a chain of thought shows every fact
   for tied, thinks, bits in (
     (False, False, bounds.internal_bits(64, 2, 3, 8)),
     (True, False, rest),
-    (False, True, rest),
+    (False, True, seen),
   ):
     config = c.config.replace(tied=tied)
     book = ledger.ledger(config, params, c.facts, 3, chain_of_thought=thinks)

@@ -8,7 +8,6 @@ import oracle
 import pytest
 
 from constructions import registry
-from experiments import trace_figure
 from geomem import codes, trace
 from geomem import facts as fact
 from geomem.layout import Slot
@@ -160,9 +159,48 @@ def test_units_are_named_after_their_slots():
   detectors, ands = (
     [trace.unit_name(seen, 1, j, unit) for unit in units] for j, units in enumerate(fired)
   )
-  assert detectors == [f'detector = s{steps[0]}', 'relations[hop 1] = r0']
+  assert detectors == [f'detector = s{steps[0]}', 'relations = r0']
   bits = [f'path[r0] bit {i}' for i in range(3) if steps[1] >> i & 1]
   assert [name for name in ands if name.startswith('path')] == bits
+
+
+def test_hops_are_counted_by_block():
+  c = registry.build('factored', fact.bijections(jax.random.key(0), 5, 2), 3, hops_per_layer=2)
+  first, second = '\n'.join(trace.lines(ask(c, 4, (1, 0, 1))[0])).split('block 2')
+  assert "fetched[block's hop 2] = r0" in first and "fetched[block's hop 1] = r1" in second
+
+
+@pytest.mark.parametrize(
+  ('value', 'gap', 'told'),
+  [
+    (0, 0, '0'),
+    (-0.0294, 0, '-0.029'),
+    (921, 0, '921'),
+    (230_400, 0, '230400'),
+    (2.5e7, 0, '2.5e+07'),
+    (1e-9, 0, '1e-09'),
+    (100, 1, '100'),
+    (99.52, 0.43, '99.52'),
+    (-0.001, 1, '0'),
+    (float('inf'), 0, 'inf'),
+    (1, float('nan'), '1'),
+  ],
+)
+def test_numbers(value, gap, told):
+  assert trace.number(value, gap=gap) == told
+
+
+def test_logits_are_told_apart():
+  facts = fact.bijections(jax.random.key(0), 1000, 2)
+  seen, _ = ask(registry.build('selector_multilevel', facts, bits=10), 900, (1,))
+  told = next(line for line in trace.lines(seen) if line.startswith('logits')).split(';')
+  assert len({float(item.split()[-1]) for item in told[:2]}) == 2 and 'e+' not in ''.join(told)
+
+
+def test_an_answer_that_the_bias_writes():
+  c = build('selector')
+  r, s = np.argwhere(c.facts.answers_RxN == 0)[0]
+  assert '0 of 9; none: the bias alone writes' in '\n'.join(trace.lines(ask(c, s, (r,))[0]))
 
 
 def test_decode():
@@ -266,31 +304,3 @@ def test_bfloat16_traces_the_same():
   rough, fine = (trace.run(c, [3, 9], dtype) for dtype in ('bfloat16', 'float32'))
   np.testing.assert_array_equal(rough.blocks[0].written_LxD, fine.blocks[0].written_LxD)
   assert trace.lines(rough)[1:] == trace.lines(fine)[1:]
-
-
-@pytest.mark.parametrize(
-  'name',
-  ['selector_literal', 'disjoint', 'factored', 'chain_of_thought_compact', 'superposition'],
-)
-def test_drawing(name, tmp_path):
-  seen, _ = ask(build(name), 3, (1, 0)[: 1 + registry.entry(name).multi_hop])
-  trace_figure.draw(seen, tmp_path / 'a.png')
-  assert (tmp_path / 'a.png').read_bytes().startswith(b'\x89PNG')
-
-
-@pytest.mark.parametrize('kind', ['svg', 'pdf'])
-def test_a_drawing_is_reproducible(kind, tmp_path):
-  seen, _ = ask(build('selector'), 2, (1,))
-  for name in 'ab':
-    trace_figure.draw(seen, tmp_path / f'{name}.{kind}')
-  assert (tmp_path / f'a.{kind}').read_bytes() == (tmp_path / f'b.{kind}').read_bytes()
-
-
-@pytest.mark.parametrize(
-  ('name', 'told'),
-  [('keyvalue', 'memory[s3, r1]'), ('precomputed_depth1', 'tree (and 115 more)')],
-)
-def test_huge_layers_can_be_drawn(name, told, tmp_path):
-  seen, _ = ask(build(name, 40, 5, 3), 3, (1, 4, 0))
-  trace_figure.draw(seen, tmp_path / 'a.svg')
-  assert told in (tmp_path / 'a.svg').read_text()
