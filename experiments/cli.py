@@ -202,8 +202,8 @@ def _cell(value) -> str:
 class Progress:
   """A line on a terminal that says what is running, how far it is and how long it will take."""
 
-  def __init__(self, label: str):
-    self.label, self.start, self.shown = label, time.monotonic(), 0.0
+  def __init__(self, label: str, unit: str = 'blocks'):
+    self.label, self.unit, self.start, self.shown = label, unit, time.monotonic(), 0.0
     self.on = sys.stderr.isatty()
 
   def __call__(self, done: int, total: int):
@@ -212,7 +212,7 @@ class Progress:
       return
     self.shown = now
     left = (now - self.start) / done * (total - done)
-    text = f'{self.label}: {done:,}/{total:,} blocks, {left:.0f} s left'
+    text = f'{self.label}: {done:,}/{total:,} {self.unit}, {left:.0f} s left'
     print(f'\r\x1b[K{text}', end='', file=sys.stderr, flush=True)
 
   def clear(self):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 # Okabe and Ito.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
@@ -28,6 +29,15 @@ def cycle(i: int) -> tuple[str, str]:
   """Colour and marker of the i-th series; no two of the first 77 are the same."""
   colors = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)
   return colors[i % len(colors)], MARKERS[i % len(MARKERS)]
+
+
+def logarithmic(*axes):
+  """Log scale on an x or y axis, its ticks 10k, 20k, 50k."""
+  for axis in axes:
+    axis.axes.set(**{f'{axis.axis_name}scale': 'log'})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(EngFormatter(sep=''))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_beside(ax):

@@ -96,14 +96,19 @@ class Norm(_Part):
       return x
     y = x.astype(jnp.float32)
     if self.config.norm == 'layer':
-      y = y - self._mean(y)
-      if self.used is not None:
-        y = jnp.where(jnp.arange(y.shape[-1]) < self.used, y, jnp.zeros_like(y))
+      y = self._in_use(y)  # so that a mean has no gradient there
+      y = self._in_use(y - self._mean(y))
     y = y * jax.lax.rsqrt(self._mean(y * y) + self.config.norm_eps)
     y = y * jnp.broadcast_to(self.scale, y.shape)
     if self.config.norm == 'layer':
       y = y + jnp.broadcast_to(self.shift, y.shape)
     return y.astype(self.dtype)
+
+  def _in_use(self, y):
+    if self.used is None:
+      return y
+    in_use = jnp.broadcast_to(jnp.arange(y.shape[-1]) < self.used, y.shape)
+    return jnp.where(in_use, y, jnp.zeros_like(y))
 
   def _mean(self, y):
     if self.used is None:

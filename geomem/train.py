@@ -123,6 +123,7 @@ def _adam(recipe: Recipe):
 
 def schedule(recipe: Recipe, step):
   """Linear warm-up, then a cosine to zero; the peak is 1."""
+  step = jnp.asarray(step, jnp.float32)
   rising = (step + 1) / (recipe.warmup + 1)
   done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
@@ -178,7 +179,8 @@ def step(config: Config, recipe: Recipe, job: Job, state: State) -> State:
   objective = lambda trained: loss(config, recipe, merge(trained, frozen), job, subjects_B, valid_B)
   (value, _), slopes = jax.value_and_grad(objective, has_aux=True)(trained)
   weights, restore = ravel_pytree(trained)
-  updates, moments = _adam(recipe).update(ravel_pytree(slopes)[0], state.moments)
+  with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
+    updates, moments = _adam(recipe).update(ravel_pytree(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
   weights = weights - rate * (updates + job.weight_decay * weights)
   status = jnp.where(jnp.isfinite(value), RUNNING, DIVERGED)
@@ -196,10 +198,12 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, size: int = 1024)
     _, share = loss(
       config, recipe, params, job, jnp.minimum(subject_B, config.subjects - 1), inside_B
     )
-    return right + jnp.where(inside_B.any(), share * jnp.sum(inside_B), 0), None
+    return right + jnp.where(
+      inside_B.any(), share * jnp.sum(inside_B, dtype=jnp.float32), 0.0
+    ), None
 
   right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
-  return right / job.subjects
+  return right / job.subjects.astype(jnp.float32)
 
 
 def stretch(config: Config, recipe: Recipe, steps: int, job: Job, state: State) -> State:

@@ -1,0 +1,141 @@
+"""Accuracy against size, where it is not 1 by construction: superposition and associative memories.
+
+  python -m experiments.approximate --subjects=256 --relations=4
+  python -m experiments.approximate --redraw
+
+Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
+attention D² = c·N·ln N a head, one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until all is
+right. Beside them the exact selector and key-value memory. Three minutes at 1,024 subjects.
+"""
+
+import math
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from absl import flags
+
+from experiments import building, cli, figures
+from geomem import facts as fact
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+cli.define(
+  'redraw',
+  subjects='N, the number of subjects (default: 256).',
+  relations='R, the number of relations (default: 4).',
+  seed='The first seed; those that follow are used too (default: 0).',
+  workdir='Folder for results.json and the figure (default: runs/approximate).',
+)
+flags.DEFINE_integer(
+  'seeds', 3, 'Independent facts and random vectors at every size.', lower_bound=1
+)
+
+CONSTANTS = {
+  'superposition': (1, 2, 3, 4, 6, 8, 10, 12),
+  'associative_attention': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
+  'associative_mlp': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
+}
+EXACT = ('selector', 'keyvalue')
+COLUMNS = (
+  'construction',
+  'constant',
+  'dim',
+  'width',
+  'parameters',
+  'seeds',
+  'accuracy',
+  'least',
+  'most',
+)
+
+
+def size(name: str, constant: float, subjects: int, relations: int) -> dict[str, int]:
+  """The options of the construction whose memory has `constant` times its natural unit."""
+  bits, pairs = max(1, (subjects - 1).bit_length()), subjects * math.log(subjects)
+  if name == 'superposition':
+    return {'dim': relations + bits + math.ceil(constant * relations * bits)}
+  if name == 'associative_attention':
+    return {'dim': (relations - 1).bit_length() + 2 + math.ceil(math.sqrt(constant * pairs))}
+  dim = math.ceil(math.sqrt(constant * relations * pairs / 8))
+  return {'dim': dim, 'width': 8 * dim}
+
+
+def measure(subjects: int, relations: int, seeds: range, progress=None) -> list[dict]:
+  """A record a construction, size and seed."""
+  jobs = [(name, c, seed) for name in CONSTANTS for c in CONSTANTS[name] for seed in seeds]
+  jobs += [(name, None, seed) for name in EXACT for seed in seeds]
+  records = []
+  for i, (name, constant, seed) in enumerate(jobs):
+    options = (
+      {} if constant is None else {'seed': seed, **size(name, constant, subjects, relations)}
+    )
+    facts = building.random_facts('bijections', subjects, relations, seed)
+    _, record = building.build_and_check(name, facts, 1, **options)
+    records.append({**record, 'constant': constant, 'seed': seed})
+    if progress:
+      progress(i + 1, len(jobs))
+  return records
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """Mean and range over seeds."""
+  groups = {}
+  for record in records:
+    groups.setdefault((record['construction'], record['constant']), []).append(record)
+  rows = []
+  for group in groups.values():
+    accuracy = [record['accuracy'] for record in group]
+    spread = {'accuracy': float(np.mean(accuracy)), 'least': min(accuracy), 'most': max(accuracy)}
+    rows.append({**group[0], 'seeds': len(group), **spread})
+  return rows
+
+
+@matplotlib.rc_context(figures.STYLE)
+def draw(records: list[dict], folder: Path) -> list[Path]:
+  """Accuracy against parameters, the band from the worst seed to the best."""
+  if not records or any('constant' not in record for record in records):
+    raise InputError(f'{folder}: not results of experiments.approximate')
+  figure, ax = figures.new(width=6.0, height=3.4)
+  rows = summary(records)
+  for i, name in enumerate((*CONSTANTS, *EXACT)):
+    color, marker = figures.cycle(i)
+    own = [row for row in rows if row['construction'] == name]
+    x = [row['parameters'] for row in own]
+    ax.plot(x, [row['accuracy'] for row in own], marker + '-', color=color, label=name)
+    ax.fill_between(
+      x,
+      [row['least'] for row in own],
+      [row['most'] for row in own],
+      color=color,
+      alpha=0.2,
+      linewidth=0,
+    )
+  first = records[0]
+  figures.logarithmic(ax.xaxis)
+  ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
+  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows[0]["seeds"]} seeds')
+  figures.legend_beside(ax)
+  return figures.save(figure, folder / 'approximate')
+
+
+def main(argv):
+  cli.no_arguments(argv)
+  folder = cli.workdir('runs/approximate')
+  if FLAGS.redraw:
+    records = cli.read_results(folder)
+  else:
+    subjects = 256 if FLAGS.subjects is None else FLAGS.subjects
+    relations = 4 if FLAGS.relations is None else FLAGS.relations
+    fact.check_sizes(subjects, relations)
+    progress = cli.Progress('models', 'models')
+    records = measure(subjects, relations, range(FLAGS.seed, FLAGS.seed + FLAGS.seeds), progress)
+    progress.clear()
+    cli.write_results(folder, records)
+  paths = draw(records, folder)
+  print(cli.table(COLUMNS, summary(records)))
+  print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
+
+
+if __name__ == '__main__':
+  cli.run(main)

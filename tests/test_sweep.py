@@ -1,0 +1,82 @@
+"""Sweeps: padding changes nothing, nor do devices, order, batching, or what happens to a neighbour."""
+
+import jax
+import numpy as np
+import pytest
+
+from geomem import facts as fact
+from geomem import model, sweep, train
+from geomem.config import BlockConfig, Config
+from geomem.errors import InputError
+from geomem.train import Recipe
+
+RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
+
+
+def task(n, d, r=2, f=None, norm='rms', **options):
+  c = Config(n, r, n, 2, d, (BlockConfig(1, d, d, (f or 2 * d,)),), norm=norm)
+  return sweep.Task(c, fact.bijections(jax.random.key(n), n, r), **options)
+
+
+def trained(tasks, recipe=RECIPE, **options):
+  laid, states = sweep.lay_out(recipe, tasks, **options)
+  states = sweep.advance(laid, states, recipe.steps)
+  return [laid.result(states, i) for i in range(len(tasks))]
+
+
+def close(one, other):
+  shown = lambda state: (state.params, state.step, state.loss, state.accuracy, state.status)
+  for a, b in zip(jax.tree.leaves(shown(one)), jax.tree.leaves(shown(other)), strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('norm', ['none', 'rms', 'layer'])
+@pytest.mark.parametrize('batching', sweep.BATCHINGS)
+def test_padded_models_train_as_alone(norm, batching):
+  tasks = [task(9, 4, norm=norm), task(5, 6, r=3, norm=norm, seed=3), task(4, 3, f=7, norm=norm)]
+  together = trained(tasks, batching=batching)
+  for one, state in zip(tasks, together, strict=True):
+    close(trained([one], devices=jax.devices()[:1])[0], state)
+    assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, model.draw(one.config, 0))
+
+
+def test_what_is_padded_stays_zero():
+  tasks = [task(9, 6), task(4, 3)]
+  laid, states = sweep.lay_out(RECIPE, tasks)
+  states = sweep.advance(laid, states, 8)
+  whole = jax.tree.map(lambda a: np.asarray(a[laid.rows[1]]), states.params)
+  inside = sweep.pad(sweep.crop(whole, tasks[1].config), laid.config)
+  assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(inside)))
+
+
+def test_one_device_and_two_agree():
+  tasks = [task(6, 4, seed=s) for s in range(5)]
+  for one, two in zip(trained(tasks, devices=jax.devices()[:1]), trained(tasks), strict=True):
+    close(one, two)
+
+
+def test_a_diverged_model_does_not_touch_its_neighbours():
+  tasks = [task(6, 4, seed=s, norm='none') for s in range(4)]
+  sick = list(tasks)
+  sick[1] = task(6, 4, seed=1, norm='none', learning_rate=1e30)
+  well, beside = trained(tasks), trained(sick)
+  assert [state.status for state in beside] == [0, train.DIVERGED, 0, 0]
+  for i in (0, 2, 3):
+    assert all(map(np.array_equal, jax.tree.leaves(well[i]), jax.tree.leaves(beside[i])))
+
+
+def test_training_starts_from_given_parameters():
+  first = task(6, 4, seed=2)
+  params = model.draw(first.config, 2)
+  close(trained([first])[0], trained([task(6, 4, seed=2, params=params)])[0])
+
+
+def test_models_that_differ_in_more_than_size_share_no_program():
+  with pytest.raises(InputError, match='sizes alone'):
+    sweep.lay_out(RECIPE, [task(5, 4), task(5, 4, norm='none')])
+
+
+def test_facts_must_fit_the_model():
+  c = task(5, 4).config
+  with pytest.raises(InputError, match='do not fit'):
+    sweep.Task(c, fact.bijections(jax.random.key(0), 6, 2))

@@ -1,0 +1,156 @@
+"""Training: the step against autodiff and optax written out, what is frozen, what stops it, what it learns."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from geomem import facts as fact
+from geomem import model, sweep, train, verify
+from geomem.config import BlockConfig, Config
+from geomem.errors import InputError
+from geomem.train import Recipe
+
+
+def config(n=7, r=3, d=6, f=10, **changes):
+  blocks = (BlockConfig(2, 3, 4, (f,)),)
+  return Config(n, r, n, 2, d, blocks, norm='rms').replace(**changes)
+
+
+def task(c, **options):
+  facts = fact.bijections(jax.random.key(0), c.subjects, c.relations)
+  return sweep.Task(c, facts, **options)
+
+
+def plain_step(c, facts, params, moments, rate, decay, count):
+  """One step of full-batch AdamW through every logit, by optax alone."""
+  subjects, relations = np.meshgrid(np.arange(c.subjects), np.arange(c.relations), indexing='ij')
+  tokens = np.stack([subjects.ravel(), c.subjects + relations.ravel()], 1)
+  answers = facts.answers_RxN[relations.ravel(), subjects.ravel()]
+
+  def loss(params):
+    logits = model.apply(c, params, tokens, last=1)[:, 0]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, answers).mean()
+
+  value, slopes = jax.value_and_grad(loss)(params)
+  with jax.numpy_dtype_promotion('standard'):
+    updates, moments = optax.adamw(rate, weight_decay=decay).update(slopes, moments, params)
+  return optax.apply_updates(params, updates), moments, value
+
+
+@pytest.mark.parametrize(
+  'changes', [{}, {'norm': 'layer'}, {'norm': 'none', 'bias': False}, {'tied': True}]
+)
+def test_a_step_is_adamw_on_the_plain_loss(changes):
+  c = config(**changes)
+  t = task(c, learning_rate=0.02, weight_decay=0.3)
+  recipe = Recipe(steps=10, warmup=3)
+  job, state = sweep.job(t, c), train.start(recipe, model.draw(c, 0))
+  params = jax.tree.map(jnp.asarray, model.draw(c, 0))
+  moments = optax.adamw(0.1).init(params)
+  step = jax.jit(functools.partial(train.step, c, recipe, job))
+  for count in range(4):
+    rate = 0.02 * float(train.schedule(recipe, count))
+    params, moments, value = plain_step(c, t.facts, params, moments, rate, 0.3, count)
+    state = step(state)
+    np.testing.assert_allclose(state.loss, value, rtol=1e-5)
+  for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
+    np.testing.assert_allclose(got, want, atol=2e-5)
+
+
+def test_schedule_warms_up_and_ends_at_zero():
+  recipe = Recipe(steps=100, warmup=10)
+  rates = np.array([train.schedule(recipe, s) for s in range(101)])
+  assert (
+    rates[0] == pytest.approx(1 / 11)
+    and rates[10] == 1
+    and rates[100] == pytest.approx(0, abs=1e-6)
+  )
+  assert np.all(np.diff(rates[:11]) > 0) and np.all(np.diff(rates[10:]) < 0)
+
+
+@pytest.mark.parametrize('frozen', [('unembed',), ('embed/subjects', 'blocks_0/mlp')])
+def test_what_is_frozen_does_not_move(frozen):
+  c, recipe = config(), Recipe(steps=5, warmup=0, target=None, frozen=frozen)
+  before = model.draw(c, 0)
+  after = train.stretch(c, recipe, 5, sweep.job(task(c), c), train.start(recipe, before)).params
+  for path, old in jax.tree_util.tree_leaves_with_path(before):
+    new = after
+    for key in path:
+      new = new[key.key]
+    name = '/'.join(key.key for key in path)
+    assert np.array_equal(old, new) == any((name + '/').startswith(f + '/') for f in frozen), name
+
+
+def test_learning_solves_and_then_stops():
+  c = config(n=16, r=2, d=8, f=32)
+  recipe = Recipe(steps=2000, check=20)
+  t = task(c, weight_decay=0.0)
+  run = jax.jit(functools.partial(train.stretch, c, recipe, 2000, sweep.job(t, c)))
+  state = run(train.start(recipe, model.draw(c, 1)))
+  assert state.status == train.SOLVED and 20 <= state.step < 2000 and state.step % 20 == 0
+  assert verify.accuracy(c, state.params, t.facts).accuracy == state.accuracy >= 0.99
+  again = run(state)
+  assert all(map(np.array_equal, jax.tree.leaves(state), jax.tree.leaves(again)))
+
+
+def test_stretches_add_up_to_one():
+  c = config()
+  recipe = Recipe(steps=30, check=10, target=None, batch=4)
+  job, first = sweep.job(task(c), c), train.start(recipe, model.draw(c, 0))
+  go = lambda steps, state: jax.jit(functools.partial(train.stretch, c, recipe, steps, job))(state)
+  whole, parts = go(30, first), go(10, go(20, first))
+  assert whole.step == parts.step == 30
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_divergence_is_marked():
+  c, recipe = config(norm='none'), Recipe(steps=50, warmup=0, target=None)
+  job = sweep.job(task(c, learning_rate=1e30), c)
+  state = train.stretch(c, recipe, 50, job, train.start(recipe, model.draw(c, 0)))
+  assert state.status == train.DIVERGED and state.step < 10
+
+
+@pytest.mark.parametrize(
+  ('hops', 'cot', 'loss'),
+  [
+    (2, False, 'answer'),
+    (2, True, 'answer'),
+    (2, True, 'chain'),
+    (2, True, 'every'),
+    (1, False, 'every'),
+  ],
+)
+def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
+  n, r = 5, 2
+  recipe = Recipe(hops=hops, chain_of_thought=cot, loss=loss)
+  c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
+  t = sweep.Task(c, fact.bijections(jax.random.key(0), n, r))
+  params, everyone = model.draw(c, 0), jnp.arange(n)
+  got, _ = train.loss(c, recipe, params, sweep.job(t, c), everyone, everyone < n)
+  terms = []
+  for s in range(n):
+    for path in fact.every_path(r, hops):
+      steps = np.asarray(fact.compose(t.facts.answers_RxN, jnp.array([s]), path[None]))[0].tolist()
+      prompt = [s, *(n + path).tolist()]
+      whole = prompt + (steps if cot else steps[-1:])
+      log = jax.nn.log_softmax(model.apply(c, params, np.array([whole[:-1]]))[0])
+      last = {'answer': 1, 'chain': hops, 'every': len(whole) - 1}[loss]
+      terms += [-float(log[i - 1, whole[i]]) for i in range(len(whole) - last, len(whole))]
+  assert float(got) == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('options', 'told'),
+  [
+    ({'steps': 0}, 'steps is 0'), ({'batch': 0}, 'batch is 0'), ({'loss': 'none'}, 'must be one of'),
+    ({'loss': 'chain'}, 'chain_of_thought'), ({'target': 0}, r'\(0, 1\]'), ({'hops': 0}, 'hops is 0'),
+  ],
+)  # fmt: skip
+def test_recipes_that_make_no_sense_are_refused(options, told):
+  with pytest.raises(InputError, match=told):
+    Recipe(**options)
