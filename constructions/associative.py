@@ -6,7 +6,8 @@ the facts: those are in the weights, as pairs of an input and an output embeddin
 `attention`: head r holds g_r in its D×D matrix, R·D² numbers, by default D² = 5·N·ln N.
 `mlp`: F random ReLU features of the pair (s, r), solved towards the answers, F·d = 6·N·R·ln N.
 
-Both are solved in closed form. Trained by gradient descent they are smaller: Nichani et al. fit
+Accuracy against size: docs/results/approximate.json, by experiments.approximate. Both are solved in
+closed form. Trained by gradient descent they are smaller: Nichani et al. fit
 d² = 1.3·N·ln N and, for N facts in all, F·d = 0.35·N·ln N.
 """
 

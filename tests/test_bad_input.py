@@ -17,12 +17,18 @@ from absl import flags
 from absl.testing import flagsaver
 
 from constructions import registry
-from experiments import ask, cli, construct
+from experiments import approximate, ask, benchmark, bounds, cli, construct
 from geomem import checkpoint, construction
 from geomem import facts as fact
 
 ROOT = Path(__file__).parents[1]
-BINARIES = {'construct': construct, 'ask': ask}
+BINARIES = {
+  'construct': construct,
+  'ask': ask,
+  'bounds': bounds,
+  'approximate': approximate,
+  'benchmark': benchmark,
+}
 TABLES = {
   'ok.csv': 'a,to,b\nb,to,a\n',
   'own.csv': 'a,to,x\nb,to,y\n',
@@ -89,6 +95,8 @@ def place(tmp_path_factory):
   config.write_text(config.read_text().replace('"version": 1', '"version": 9'))
   (place / 'none').mkdir()
   (place / 'foreign' / 'selector').mkdir(parents=True)
+  (place / 'other').mkdir()
+  (place / 'other' / 'results.json').write_text('[{"claim": 1}]')
   (place / 'foreign' / 'selector' / 'thesis.tex').touch()
   return place
 
@@ -202,7 +210,20 @@ ASK = [
   (f'{MODELS} --figure=a.png "s0 r0" "s1 r1"', 'draws one query, in quotes; there are 2'),
   (f'{MODELS} --figure=nowhere/a.png "s0 r0"', 'there is no folder nowhere; name one that exists'),
 ]  # fmt: skip
-CASES = [('construct', *case) for case in CONSTRUCT] + [('ask', *case) for case in ASK]
+OTHERS = [
+  ('bounds', '--subjects=1', 'subjects is 1; it must be at least 2'),
+  ('bounds', '--redraw --hops=2', '--hops and --redraw contradict each other'),
+  ('bounds', '--redraw --workdir=new', 'new/results.json: no results there'),
+  ('bounds', '--redraw --workdir=other', 'no constructions among the results'),
+  ('bounds', '--workdir=ok.csv', 'cannot be written to'),
+  ('approximate', '--relations=0', 'relations is 0; it must be at least 1'),
+  ('approximate', '--seeds=0', '0 is not a positive integer'),
+  ('approximate', '--redraw --workdir=other', 'not results of experiments.approximate'),
+  ('benchmark', '--only=nothing', 'exhaustive'),
+  ('benchmark', '--scale=huge', 'smoke|laptop|accelerator'),
+  ('benchmark', 'now', "unexpected argument 'now'"),
+]
+CASES = OTHERS + [('construct', *case) for case in CONSTRUCT] + [('ask', *case) for case in ASK]
 
 
 @pytest.mark.parametrize(('binary', 'arguments', 'told'), CASES)

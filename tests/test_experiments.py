@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments import benchmark, bounds, building, cli, readme
+from experiments import approximate, benchmark, bounds, building, cli, readme
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +48,16 @@ def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
   first = [path.read_bytes() for path in bounds.draw(records, tmp_path)]
   again = [path.read_bytes() for path in bounds.draw(cli.read_results(tmp_path), tmp_path)]
   assert first == again and all(len(drawn) > 5000 for drawn in first)
+
+
+def test_accuracy_grows_with_size_and_the_exact_ones_are_exact(tmp_path):
+  records = approximate.measure(32, 2, range(2))
+  rows = approximate.summary(records)
+  for name in approximate.CONSTANTS:
+    means = [row['accuracy'] for row in rows if row['construction'] == name]
+    assert len(means) == len(approximate.CONSTANTS[name]) and means[0] < 0.9 < means[-1]
+  assert all(row['least'] == 1 for row in rows if row['construction'] in approximate.EXACT)
+  assert all(path.stat().st_size > 5000 for path in approximate.draw(records, tmp_path))
 
 
 def test_what_is_no_number_is_null(tmp_path):
