@@ -15,6 +15,7 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def attention_only(facts: Facts) -> Construction:
+  """One head a relation, no MLP: d = R·m + ⌈log₂R⌉ + 2, margin 2."""
   R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
   layout = Layout.of(
     Slot('blocks', ((RELATION, R),), code),

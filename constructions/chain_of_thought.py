@@ -25,6 +25,7 @@ from geomem.layout import POSITION, RELATION, Layout, Slot
 
 
 def chain_of_thought(facts: Facts, hops: int) -> Construction:
+  """The paper's size: two heads bring the current subject and the next relation. Margin 4 a step."""
   check_closed(facts, hops)
   R, code, length = facts.relations, codes.Sign(facts.attributes), 2 * hops + 1
   m, pi = code.width, codes.Sign(2 * hops + 1)
@@ -57,6 +58,7 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
 
 
 def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
+  """The same in half the width. Margin 4 a step."""
   check_closed(facts, hops)
   R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
   at = codes.Sign(max(2, hops))  # relations are told apart by where they stand among the hops

@@ -22,6 +22,7 @@ from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
 
 
 def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
+  """⌈k/j⌉ layers of width N + jR and R^j·m + m + jR, j = `hops_per_layer`. Margin 2."""
   check_closed(facts, hops)
   if not 1 <= hops_per_layer <= hops:
     raise InputError(f'hops_per_layer is {hops_per_layer}; it must be 1 … {hops}, the hops')

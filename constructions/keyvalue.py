@@ -16,6 +16,7 @@ from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
 
 
 def keyvalue(facts: Facts, hops: int) -> Construction:
+  """k layers of N·R hidden units, one a fact. Margin 2."""
   check_closed(facts, hops)
   N, R, length = facts.subjects, facts.relations, hops + 1
   c, rho = codes.Sign(N), codes.Sign(R)

@@ -17,6 +17,7 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def literal(facts: Facts) -> Construction:
+  """Relation flags beside the blocks, hidden widths (R·m, m). Margin 6."""
   R, code, bits = facts.relations, codes.Sign(facts.attributes), codes.Bits(facts.attributes)
   m = code.width
   layout = Layout.of(

@@ -23,6 +23,7 @@ ROUNDING = 2**-5  # the scales are not dyadic: what bfloat16 may take from the m
 
 
 def normed(facts: Facts) -> Construction:
+  """The selector with a pre-RMSNorm before every part and a final one; its margin is computed below."""
   R, code = facts.relations, codes.ConstantWeight(facts.attributes)
   m, w = code.width, code.weight
   d = R * m

@@ -5,7 +5,7 @@
 
 Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
 attention D² = c·N·ln N a head, one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until all is
-right. Beside them the exact selector and key-value memory. Three minutes at 1,024 subjects.
+right. Beside them the exact selector and key-value memory. Half a minute at 1,024 subjects and 8 relations.
 """
 
 import math
