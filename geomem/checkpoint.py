@@ -3,20 +3,12 @@
 Written to one side and moved into place whole; read back to the same bits or refused in one line.
 """
 
-import errno
-import hashlib
 import json
 import os
-import shutil
-import tempfile
-import zlib
 from importlib import metadata
 from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
-
+from geomem import sealed
 from geomem.config import Config
 from geomem.construction import Construction, readout_from_json
 from geomem.errors import InputError
@@ -43,36 +35,9 @@ def check_free(path: str | os.PathLike) -> None:
 
 def save(path: str | os.PathLike, construction: Construction) -> None:
   """Write `construction` to the folder `path`, replacing a model that is there, and nothing else."""
-  path = Path(path)
   check_free(path)
   arrays = {'params': construction.params, 'answers': construction.facts.answers_RxN}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  need = sum(array.nbytes for array in jax.tree.leaves(arrays))
-  if need > (free := shutil.disk_usage(path.parent).free):
-    raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
-  place = {'dir': path.parent.absolute(), 'prefix': f'.{path.name}-'}
-  with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
-    new, old = Path(aside, 'new'), Path(aside, 'old')
-    try:
-      with ocp.CheckpointManager(new / 'arrays') as manager:
-        manager.save(0, args=ocp.args.StandardSave(arrays))
-    except Exception as error:  # TensorStore raises a ValueError when it cannot write
-      raise OSError(errno.EIO, f'cannot be saved: {_reason(error)}', str(path)) from error
-    files = sorted(file for file in (new / 'arrays').rglob('*') if file.is_file())
-    fields = {
-      **_describe(construction),
-      'arrays': {name: [array.shape, str(array.dtype)] for name, array in _named(arrays).items()},
-      'files': {str(file.relative_to(new)): _digest(file) for file in files},
-    }
-    (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
-    if path.exists():
-      path.rename(old)
-    try:
-      new.rename(path)
-    except BaseException:
-      if old.exists():
-        old.rename(path)
-      raise
+  sealed.write(path, _describe(construction), arrays)
 
 
 def is_model(path: str | os.PathLike) -> bool:
@@ -90,55 +55,15 @@ def load(path: str | os.PathLike) -> Construction:
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
   if not is_model(path):
     raise InputError(f'{path}: not a geomem model (no config.json that says so)')
-  fields = json.loads((path / 'config.json').read_text())
-  if fields.get('version') != VERSION:
-    raise InputError(
-      f'{path}: version {fields.get("version")} of the format; this code reads {VERSION}'
-    )
+  version = json.loads((path / 'config.json').read_text()).get('version')
+  if version != VERSION:
+    raise InputError(f'{path}: version {version} of the format; this code reads {VERSION}')
   try:
-    if fields.pop('crc32') != _checksum(fields):
-      raise InputError('config.json is not what was saved')
-    for name, digest in fields['files'].items():  # before Orbax, which is not brief about damage
-      if not (path / name).is_file() or _digest(path / name) != digest:
-        raise InputError(f'{name} is missing, or not what was saved')
-    arrays = _restore(path / 'arrays', fields['arrays'])
-    return _assemble(fields, arrays)
+    return _assemble(*sealed.read(path))
   except InputError as error:
     raise InputError(f'{path}: damaged model: {error}') from error
-  except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is not whole.
-    raise InputError(f'{path}: damaged model: {_reason(error)}') from error
-
-
-def _reason(error: Exception) -> str:
-  """The end of the first line, which says most."""
-  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][-120:]}'
-
-
-def _restore(path: Path, described: dict):
-  """The arrays as `described` (name → shape, dtype), as NumPy."""
-  tree = {}
-  for name, (shape, dtype) in described.items():
-    *parents, leaf = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = np.empty(shape, dtype)
-  with ocp.CheckpointManager(path.absolute()) as manager:
-    return manager.restore(0, args=ocp.args.StandardRestore(tree))
-
-
-def _digest(path: Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _checksum(fields: dict) -> int:
-  return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
-
-
-def _named(arrays) -> dict[str, np.ndarray]:
-  leaves = jax.tree_util.tree_leaves_with_path(arrays)
-  return {'/'.join(key.key for key in path): np.asarray(array) for path, array in leaves}
+  except Exception as error:  # fields that are there, and make no sense
+    raise InputError(f'{path}: damaged model: {sealed.reason(error)}') from error
 
 
 def _describe(c: Construction) -> dict:

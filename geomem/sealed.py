@@ -1,0 +1,101 @@
+"""Folders that are written whole or not at all, and read back to the same bits or refused.
+
+A sealed folder is an Orbax checkpoint of a nested dict of arrays, and beside it config.json: fields
+of any kind, the arrays' shapes, a SHA-256 of every file and a checksum of config.json itself.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from geomem.errors import InputError
+
+
+def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
+  """Replace the folder `path`, whole, by one that holds these."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  need = sum(array.nbytes for array in jax.tree.leaves(arrays))
+  if need > (free := shutil.disk_usage(path.parent).free):
+    raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
+  place = {'dir': path.parent.absolute(), 'prefix': f'.{path.name}-'}
+  with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
+    new, old = Path(aside, 'new'), Path(aside, 'old')
+    try:
+      with ocp.CheckpointManager(new / 'arrays') as manager:
+        manager.save(0, args=ocp.args.StandardSave(arrays))
+    except Exception as error:  # TensorStore raises a ValueError when it cannot write
+      raise OSError(errno.EIO, f'cannot be saved: {reason(error)}', str(path)) from error
+    files = sorted(file for file in (new / 'arrays').rglob('*') if file.is_file())
+    fields = {
+      **fields,
+      'arrays': {name: [array.shape, str(array.dtype)] for name, array in _named(arrays).items()},
+      'files': {str(file.relative_to(new)): _digest(file) for file in files},
+    }
+    (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
+    if path.exists():
+      path.rename(old)
+    try:
+      new.rename(path)
+    except BaseException:
+      if old.exists():
+        old.rename(path)
+      raise
+
+
+def read(path: str | os.PathLike) -> tuple[dict, dict]:
+  """The fields and the arrays, as NumPy; refuses any other bits than were written."""
+  path = Path(path)
+  try:
+    fields = json.loads((path / 'config.json').read_text())
+    if fields.pop('crc32') != _checksum(fields):
+      raise InputError('config.json is not what was saved')
+    for name, digest in fields['files'].items():  # before Orbax, which is not brief about damage
+      if not (path / name).is_file() or _digest(path / name) != digest:
+        raise InputError(f'{name} is missing, or not what was saved')
+    return fields, _restore(path / 'arrays', fields['arrays'])
+  except InputError:
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is not whole.
+    raise InputError(reason(error)) from error
+
+
+def reason(error: Exception) -> str:
+  """The end of the first line, which says most."""
+  return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][-120:]}'
+
+
+def _restore(path: Path, described: dict):
+  """The arrays as `described` (name → shape, dtype)."""
+  tree = {}
+  for name, (shape, dtype) in described.items():
+    *parents, leaf = name.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[leaf] = np.empty(shape, dtype)
+  with ocp.CheckpointManager(path.absolute()) as manager:
+    return manager.restore(0, args=ocp.args.StandardRestore(tree))
+
+
+def _digest(path: Path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _checksum(fields: dict) -> int:
+  return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
+
+
+def _named(arrays) -> dict[str, np.ndarray]:
+  leaves = jax.tree_util.tree_leaves_with_path(arrays)
+  return {'/'.join(key.key for key in path): np.asarray(array) for path, array in leaves}
