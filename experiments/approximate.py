@@ -24,11 +24,9 @@ cli.define(
   'redraw',
   subjects='N, the number of subjects (default: 256).',
   relations='R, the number of relations (default: 4).',
-  seed='The first seed; those that follow are used too (default: 0).',
+  seed='The first seed (default: 0).',
+  seeds='How many seeds, from --seed on: facts and random vectors at every size (default: 3).',
   workdir='Folder for results.json and the figure (default: runs/approximate).',
-)
-flags.DEFINE_integer(
-  'seeds', 3, 'Independent facts and random vectors at every size.', lower_bound=1
 )
 
 CONSTANTS = {
@@ -129,7 +127,9 @@ def main(argv):
     relations = 4 if FLAGS.relations is None else FLAGS.relations
     fact.check_sizes(subjects, relations)
     progress = cli.Progress('models', 'models')
-    records = measure(subjects, relations, range(FLAGS.seed, FLAGS.seed + FLAGS.seeds), progress)
+    records = measure(
+      subjects, relations, range(FLAGS.seed, FLAGS.seed + (FLAGS.seeds or 3)), progress
+    )
     progress.clear()
     cli.write_results(folder, records)
   paths = draw(records, folder)

@@ -1,5 +1,6 @@
 """What every binary shares: flags of the same name, errors in one line, records, tables, progress."""
 
+import contextlib
 import json
 import math
 import os
@@ -31,6 +32,9 @@ _SHARED = {
     'width', None, 'F, the hidden width of the MLP.', lower_bound=1
   ),
   'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.', lower_bound=0),
+  'seeds': lambda: flags.DEFINE_integer(
+    'seeds', None, 'How many seeds, from --seed on.', lower_bound=1
+  ),
   'dtype': lambda: flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Computation dtype of the model.'),
   'workdir': lambda: flags.DEFINE_string(
     'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
@@ -154,6 +158,25 @@ def read_results(folder: Path) -> list[dict]:
   return records
 
 
+def one_device_a_core():
+  """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
+  if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  with contextlib.suppress(RuntimeError):  # it has started
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    jax.config.update('jax_num_cpu_devices', ours)
+
+
+def keep_compiled(folder: Path):
+  """Compiled programs are kept here for the next run."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(Path(folder, '.jax_cache').absolute()))
+
+
+def warn(text: str):
+  print(f'warning: {text}', file=sys.stderr)
+
+
 def device() -> str:
   """What computes here, in words."""
   devices = jax.devices()
@@ -218,3 +241,21 @@ class Progress:
   def clear(self):
     if self.on:
       print('\r\x1b[K', end='', file=sys.stderr, flush=True)
+
+
+class Training(Progress):
+  """The same for a sweep: steps, models under way, loss, share solved, time left."""
+
+  def __init__(self):
+    super().__init__('training', 'steps')
+    self.first = None
+
+  def __call__(self, step: int, steps: int, models: int, loss: float, solved: float):
+    now = time.monotonic()
+    self.first = self.first or (now, step)  # compiling is over
+    if not self.on:
+      return
+    rate = (step - self.first[1]) / max(now - self.first[0], 1e-9)
+    left = f'{(steps - step) / rate:.0f} s left' if rate else 'compiled'
+    text = f'step {step:,}/{steps:,}, {rate:,.0f} steps/s, {models:,} models, loss {loss:.3g}, {solved:.0%} solved'
+    print(f'\r\x1b[K{text}, {left}', end='', file=sys.stderr, flush=True)

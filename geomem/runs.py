@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from geomem import sealed
 from geomem.errors import InputError
 
@@ -47,9 +49,10 @@ class Run:
       aside.replace(path)
       return
     try:
-      known = json.loads(path.read_text())
-    except ValueError as error:
+      known = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
       raise InputError(f'{path}: damaged; remove the folder, or name another') from error
+    known, description = flatten_dict(known, sep='/'), flatten_dict(description, sep='/')
     for name in sorted(known.keys() | description.keys()):
       if known.get(name) != description.get(name):
         raise InputError(

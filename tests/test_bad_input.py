@@ -17,7 +17,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from constructions import registry
-from experiments import approximate, ask, benchmark, bounds, cli, construct
+from experiments import approximate, ask, benchmark, bounds, cli, construct, train
 from geomem import checkpoint, construction
 from geomem import facts as fact
 
@@ -28,6 +28,7 @@ BINARIES = {
   'bounds': bounds,
   'approximate': approximate,
   'benchmark': benchmark,
+  'train': train,
 }
 TABLES = {
   'ok.csv': 'a,to,b\nb,to,a\n',
@@ -221,6 +222,12 @@ OTHERS = [
   ('approximate', '--redraw --workdir=other', 'not results of experiments.approximate'),
   ('benchmark', '--only=nothing', 'exhaustive'),
   ('benchmark', '--scale=huge', 'smoke|laptop|accelerator'),
+  ('train', '--subjects=1', 'subjects is 1; it must be at least 2'),
+  ('train', '--learning_rate=-1', 'learning_rate=-1'),
+  ('train', '--target=1.5', 'an accuracy lies in (0, 1]'),
+  ('train', '--loss=chain', 'needs chain_of_thought'),
+  ('train', '--seeds=0', '0 is not a positive integer'),
+  ('train', '--workdir=ok.csv', 'cannot be written to'),
   ('benchmark', 'now', "unexpected argument 'now'"),
 ]
 CASES = OTHERS + [('construct', *case) for case in CONSTRUCT] + [('ask', *case) for case in ASK]

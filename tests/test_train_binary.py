@@ -1,0 +1,75 @@
+"""The training binary: killed and started again, its results are the same to the last bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ('--subjects=12', '--relations=2', '--dim=6', '--steps=2400', '--target=1', '--learning_rate=0.003',
+         '--learning_rate=0.01', '--weight_decay=1', '--seeds=2', '--batch=4', '--save_seconds=0')  # fmt: skip
+
+
+def start(folder, *arguments):
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+  command = [sys.executable, '-m', 'experiments.train', *arguments, f'--workdir={folder}']
+  pipe = subprocess.PIPE
+  return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runs') / 'whole'
+  process = start(folder, *SMALL)
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  return folder, out
+
+
+def written(folder):
+  return [(folder / name).read_text() for name in ('results.json', 'metrics.jsonl')]
+
+
+def test_every_model_of_the_grid_is_recorded(whole):
+  records = json.loads((whole[0] / 'results.json').read_text())
+  assert [(r['learning_rate'], r['seed']) for r in records] == [
+    (0.003, 0),
+    (0.003, 1),
+    (0.01, 0),
+    (0.01, 1),
+  ]
+  assert all(0.3 < r['accuracy'] <= 1 and r['status'] in ('solved', 'steps over') for r in records)
+  assert 'learning rate' in whole[1] and len(whole[1].splitlines()) == 5
+  about = json.loads((whole[0] / 'config.json').read_text())
+  assert about['recipe']['batch'] == 4 and about['versions']['jax'] and about['device']
+
+
+def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
+  folder = whole[0].parent / 'killed'
+  for wanted in (1, 4):
+    process = start(folder, *SMALL)
+    lines = lambda: (
+      (folder / 'metrics.jsonl').exists()
+      and len((folder / 'metrics.jsonl').read_text().splitlines())
+    )
+    deadline = time.monotonic() + 120
+    while lines() < wanted and process.poll() is None and time.monotonic() < deadline:
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+  process = start(folder, *SMALL)
+  assert process.communicate()[0] == whole[1].replace(str(whole[0]), str(folder))
+  assert written(folder) == written(whole[0])
+
+
+def test_another_configuration_is_refused(whole):
+  before = written(whole[0])
+  process = start(whole[0], *SMALL, '--dim=7')
+  _, err = process.communicate()
+  assert process.returncode == 2 and err.count('\n') == 1
+  assert 'holds another run: its config/' in err and written(whole[0]) == before
