@@ -25,7 +25,7 @@ def task(c, **options):
   return sweep.Task(c, facts, **options)
 
 
-def plain_step(c, facts, params, moments, rate, decay, count):
+def plain_step(c, facts, params, moments, rate, decay):
   """One step of full-batch AdamW through every logit, by optax alone."""
   subjects, relations = np.meshgrid(np.arange(c.subjects), np.arange(c.relations), indexing='ij')
   tokens = np.stack([subjects.ravel(), c.subjects + relations.ravel()], 1)
@@ -52,9 +52,10 @@ def test_a_step_is_adamw_on_the_plain_loss(changes):
   params = jax.tree.map(jnp.asarray, model.draw(c, 0))
   moments = optax.adamw(0.1).init(params)
   step = jax.jit(functools.partial(train.step, c, recipe, job))
+  plain = jax.jit(functools.partial(plain_step, c, t.facts))
   for count in range(4):
     rate = 0.02 * float(train.schedule(recipe, count))
-    params, moments, value = plain_step(c, t.facts, params, moments, rate, 0.3, count)
+    params, moments, value = plain(params, moments, rate, 0.3)
     state = step(state)
     np.testing.assert_allclose(state.loss, value, rtol=1e-5)
   for got, want in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
@@ -131,14 +132,17 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
   t = sweep.Task(c, fact.bijections(jax.random.key(0), n, r))
   params, everyone = model.draw(c, 0), jnp.arange(n)
-  got, _ = train.loss(c, recipe, params, sweep.job(t, c), everyone, everyone < n)
+  got, _ = jax.jit(functools.partial(train.loss, c, recipe))(
+    params, sweep.job(t, c), everyone, everyone < n
+  )
+  logits = jax.jit(functools.partial(model.apply, c))
   terms = []
   for s in range(n):
     for path in fact.every_path(r, hops):
       steps = np.asarray(fact.compose(t.facts.answers_RxN, jnp.array([s]), path[None]))[0].tolist()
       prompt = [s, *(n + path).tolist()]
       whole = prompt + (steps if cot else steps[-1:])
-      log = jax.nn.log_softmax(model.apply(c, params, np.array([whole[:-1]]))[0])
+      log = np.asarray(jax.nn.log_softmax(logits(params, np.array([whole[:-1]]))[0]))
       last = {'answer': 1, 'chain': hops, 'every': len(whole) - 1}[loss]
       terms += [-float(log[i - 1, whole[i]]) for i in range(len(whole) - last, len(whole))]
   assert float(got) == pytest.approx(np.mean(terms), rel=1e-5)
