@@ -5,7 +5,8 @@
 
 Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
 attention D² = c·N·ln N a head, one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until all is
-right. Beside them the exact selector and key-value memory. Half a minute at 1,024 subjects and 8 relations.
+right. Beside them the exact selector and key-value memory. Half a minute at 1,024 subjects and 8
+relations.
 """
 
 import math
@@ -121,15 +122,14 @@ def main(argv):
   cli.no_arguments(argv)
   folder = cli.workdir('runs/approximate')
   if FLAGS.redraw:
+    cli.check_redraw('subjects', 'relations', 'seed', 'seeds')
     records = cli.read_results(folder)
   else:
-    subjects = 256 if FLAGS.subjects is None else FLAGS.subjects
-    relations = 4 if FLAGS.relations is None else FLAGS.relations
+    subjects, relations = cli.value('subjects', 256), cli.value('relations', 4)
+    seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', 3))
     fact.check_sizes(subjects, relations)
     progress = cli.Progress('models', 'models')
-    records = measure(
-      subjects, relations, range(FLAGS.seed, FLAGS.seed + (FLAGS.seeds or 3)), progress
-    )
+    records = measure(subjects, relations, seeds, progress)
     progress.clear()
     cli.write_results(folder, records)
   paths = draw(records, folder)

@@ -109,7 +109,7 @@ def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
   pairs = enumerate(zip(got.steps, truths[-len(got.steps) :], strict=True), 1)
   record = {
     'construction': c.name,
-    'query': (' | ' if any(' ' in name for name in names) else ' ').join(names),
+    'query': trace.spoken(names),
     'answer': c.facts.attribute_name(got.steps[-1]),
     'truth': c.facts.attribute_name(truth),
     'correct': got.steps[-1] == truth,
@@ -218,7 +218,7 @@ def _suggestion(facts: Facts, kind: str, given: str) -> str:
 
 def _wanted(facts: Facts, hops: int) -> str:
   names = [facts.subject_name(0)] + [facts.relation_name(0)] * hops
-  example = (' | ' if any(' ' in name for name in names) else ' ').join(names)
+  example = trace.spoken(names)
   return f'the model answers a subject and {hops} relation(s), like "{example}"'
 
 

@@ -10,6 +10,7 @@ itself. Each construction is a point, built here and up to 2¹⁷ queries verifi
 thought only the global bounds hold, so those points are hollow.
 """
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -147,14 +148,10 @@ def main(argv):
   cli.no_arguments(argv)
   folder = cli.workdir('runs/bounds')
   if FLAGS.redraw:
-    for name in (*SIZES, 'seed'):
-      if FLAGS[name].present:
-        raise InputError(f'--{name} and --redraw contradict each other: the saved results decide')
+    cli.check_redraw(*SIZES, 'seed')
     records = cli.read_results(folder)
   else:
-    sizes = tuple(
-      default if FLAGS[name].value is None else FLAGS[name].value for name, default in SIZES.items()
-    )
+    sizes = tuple(itertools.starmap(cli.value, SIZES.items()))
     fact.check_sizes(*sizes)
     progress = cli.Progress('constructions')
     records = points(*sizes, FLAGS.seed, progress)

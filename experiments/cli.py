@@ -114,6 +114,18 @@ def no_arguments(argv: Sequence[str]):
     raise InputError(f'unexpected argument {argv[1]!r}; every option is a --flag, see --help')
 
 
+def value(name: str, default):
+  """What was given, or this binary's default: shared flags have none of their own."""
+  return default if FLAGS[name].value is None else FLAGS[name].value
+
+
+def check_redraw(*others: str):
+  """A figure is drawn again from what was saved: flags that would change the results contradict that."""
+  for name in others:
+    if FLAGS[name].present:
+      raise InputError(f'--{name} and --redraw contradict each other: the saved results decide')
+
+
 def workdir(default: str) -> Path:
   """The folder to write to, tried before any work is done, and made once there is something to write."""
   path = Path(FLAGS.workdir or default)

@@ -80,14 +80,13 @@ def _source() -> Callable[[bool], Facts]:
         raise InputError(f'--{name} and --table contradict each other: the table decides')
     table = fact.read_table(FLAGS.table)
     return lambda own_answers: table
-  subjects = 32 if FLAGS.subjects is None else FLAGS.subjects
-  relations = 4 if FLAGS.relations is None else FLAGS.relations
+  subjects, relations = cli.value('subjects', 32), cli.value('relations', 4)
   fact.check_sizes(subjects, relations, _hops())
   return lambda own: building.random_facts(FLAGS.facts, subjects, relations, FLAGS.seed, own)
 
 
 def _hops() -> int:
-  return 1 if FLAGS.hops is None else FLAGS.hops
+  return cli.value('hops', 1)
 
 
 def _options(names: list[str], every: bool) -> dict:

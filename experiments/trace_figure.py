@@ -16,15 +16,15 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from experiments.figures import BLACK, BLUE, GREY, ORANGE
 from geomem import trace as tracing
 from geomem.trace import Trace
 
 WIDTH, LEFT, RIGHT = 7.2, 1.35, 6.25
 CELL, HEIGHT, ROW, SLOT_GAP, ENTRY_GAP = 0.52, 0.24, 0.6, 0.12, 0.05
 MAX_CELLS, MAX_UNITS, MAX_EDGES, SIZE = 60, 160, 48, 7
-# From the palette of Okabe and Ito, which the colour-blind can tell apart.
-NEGATIVE, POSITIVE, FRESH, HEADS = '#0072B2', '#E69F00', '#007F5F', '#A8508A'
-BLACK, GREY, LIGHT = '#000000', '#6B6B6B', '#BDBDBD'
+NEGATIVE, POSITIVE, FRESH, HEADS = BLUE, ORANGE, '#007F5F', '#A8508A'
+LIGHT = '#BDBDBD'
 # The first that is installed and has a character draws it.
 FONTS = (
   *('DejaVu Sans', 'Noto Sans', 'Noto Sans CJK JP', 'Noto Sans CJK SC', 'Noto Sans CJK KR'),
@@ -44,7 +44,7 @@ def draw(trace: Trace, path) -> None:
     figure = Figure(dpi=200)
     ax = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=(), yticks=())
     names = [trace.token(p) for p in range(c.hops + 1)]
-    query = (' | ' if any(' ' in name for name in names) else ' ').join(names)
+    query = tracing.spoken(names)
     steps = ' → '.join(trace.top(p)[0][0] for p in trace.positions)
     name = f'{c.name}, d = {c.config.dim}'
     title = _fit(f'{query} → {steps}', WIDTH - 0.5 - _length(name), 12)  # 12: bold is wider

@@ -148,9 +148,8 @@ def summary(records: list[dict]) -> list[dict]:
 
 
 def _configured() -> tuple[Config, Recipe]:
-  size = lambda name, default: default if FLAGS[name].value is None else FLAGS[name].value
   n, r, hops, dim = (
-    size(*a) for a in (('subjects', 64), ('relations', 4), ('hops', 1), ('dim', 16))
+    cli.value(*a) for a in (('subjects', 64), ('relations', 4), ('hops', 1), ('dim', 16))
   )
   fact.check_sizes(n, r, hops)
   recipe = Recipe(
@@ -168,7 +167,7 @@ def _configured() -> tuple[Config, Recipe]:
     answers=n + r if FLAGS.loss == 'every' else n,
     length=recipe.length(),
     dim=dim,
-    blocks=(BlockConfig(1, dim, dim, (size('width', 4 * dim),)),) * FLAGS.depth,
+    blocks=(BlockConfig(1, dim, dim, (cli.value('width', 4 * dim),)),) * FLAGS.depth,
     norm=FLAGS.norm,
     dtype=FLAGS.dtype,
   )
@@ -183,7 +182,7 @@ def main(argv):
   grid = {
     'learning_rate': FLAGS.learning_rate,
     'weight_decay': FLAGS.weight_decay,
-    'seeds': [FLAGS.seed + i for i in range(FLAGS.seeds or 1)],
+    'seeds': [FLAGS.seed + i for i in range(cli.value('seeds', 1))],
   }
   about = {
     'config': config.to_json(),

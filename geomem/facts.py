@@ -105,6 +105,16 @@ def check_sizes(subjects: int, relations: int, hops: int = 1):
     raise InputError(f'{relations} relations over {hops} hops make more than 2⁶² queries')
 
 
+def check_fit(facts: Facts, config):
+  """Refuse facts of other sizes than the model that is to know them."""
+  sizes = (facts.subjects, facts.relations)
+  if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
+    raise InputError(
+      f'facts of {facts.subjects} subjects, {facts.relations} relations, {facts.attributes} answers do not '
+      f'fit a model of {config.subjects}, {config.relations}, {config.answers}; give it its own'
+    )
+
+
 def bijections(key, subjects: int, relations: int) -> Facts:
   """R independent uniform permutations of the subjects."""
   check_sizes(subjects, relations)

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from geomem import facts as fact
 from geomem import model, train
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
@@ -38,12 +39,7 @@ class Task:
   params: dict | None = None
 
   def __post_init__(self):
-    c, f = self.config, self.facts
-    if (c.subjects, c.relations) != (f.subjects, f.relations) or f.attributes > c.answers:
-      raise InputError(
-        f'facts of {f.subjects} subjects, {f.relations} relations and {f.attributes} answers do not fit '
-        f'a model of {c.subjects}, {c.relations} and {c.answers}'
-      )
+    fact.check_fit(self.facts, self.config)
 
 
 def hull(configs) -> Config:
@@ -159,8 +155,7 @@ def lay_out(
 def _check(recipe: Recipe, tasks, config: Config):
   if config.length < recipe.length():
     raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
-  vocabularies = {(task.config.subjects, task.config.answers) for task in tasks}
-  if recipe.loss == 'every' and any(a != config.vocabulary for _, a in vocabularies):
+  if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
     raise InputError(
       "loss='every' asks for every token: give all models of a program the same subjects, and "
       'answers = subjects + relations'

@@ -66,6 +66,11 @@ class Trace:
     return self.blocks[block - 1].written_LxD if block else self.embedded_LxD
 
 
+def spoken(names) -> str:
+  """Names of a query side by side, as one can be asked: by | where spaces are inside them."""
+  return (' | ' if any(' ' in name for name in names) else ' ').join(names)
+
+
 def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
   """One forward pass with everything it sows."""
   c, tokens_L = construction, np.asarray(tokens_L, np.int32)

@@ -147,12 +147,7 @@ def _affordable(config: Config) -> int:
 
 def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
   """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
-  sizes = (facts.subjects, facts.relations)
-  if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
-    raise InputError(
-      f'facts of {facts.subjects} subjects, {facts.relations} relations, {facts.attributes} answers do not '
-      f'fit a model of {config.subjects}, {config.relations}, {config.answers}; give it its own'
-    )
+  fact.check_fit(facts, config)
   return _check(
     'exhaustive', config, params, facts.answers_RxN, hops, margins, **{**_DEFAULTS, **options}
   )

@@ -218,6 +218,7 @@ OTHERS = [
   ('bounds', '--redraw --workdir=other', 'no constructions among the results'),
   ('bounds', '--workdir=ok.csv', 'cannot be written to'),
   ('approximate', '--relations=0', 'relations is 0; it must be at least 1'),
+  ('approximate', '--redraw --seeds=2', '--seeds and --redraw contradict each other'),
   ('approximate', '--seeds=0', '0 is not a positive integer'),
   ('approximate', '--redraw --workdir=other', 'not results of experiments.approximate'),
   ('benchmark', '--only=nothing', 'exhaustive'),
