@@ -65,7 +65,7 @@ def _pass(block, precision, x_BxD, u_AxD, rows, gradients: bool):
   u32_AxD = u_AxD.astype(jnp.float32)
 
   def step(carry, xs):
-    loss, right, du_AxD = carry
+    loss, right, du_DxA = carry
     x_SxD, target_S, weight_S = xs
     logits_SxA = dot('sd,ad->sa', x_SxD, u_AxD)
     logits_SxA = jnp.where(in_use_A[None], logits_SxA, -jnp.inf)
@@ -77,18 +77,22 @@ def _pass(block, precision, x_BxD, u_AxD, rows, gradients: bool):
     alone_S = jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
     if not gradients:
-      return (loss, right, du_AxD), ()
+      return (loss, right, du_DxA), ()
     is_own_SxA = answer_A[None] == target_S[:, None]
     dlogits_SxA = odds_SxA * (weight_S / sum_S)[:, None] - jnp.where(
       is_own_SxA, weight_S[:, None], 0.0
     )
     dx_SxD = dot('sa,ad->sd', dlogits_SxA, u32_AxD)
-    du_AxD = du_AxD + dot('sa,sd->ad', dlogits_SxA, x_SxD.astype(jnp.float32))
-    return (loss, right, du_AxD), dx_SxD.astype(x_BxD.dtype)
+    # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.
+    x_DxS = jax.lax.optimization_barrier(x_SxD.astype(jnp.float32).T)
+    du_DxA = du_DxA + dot('ds,sa->da', x_DxS, dlogits_SxA)
+    return (loss, right, du_DxA), dx_SxD.astype(x_BxD.dtype)
 
-  start = jnp.float32(0), jnp.float32(0), jnp.zeros(u_AxD.shape if gradients else (), jnp.float32)
+  du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)
+  start = jnp.float32(0), jnp.float32(0), du_DxA
   sums, dx_TxSxD = jax.lax.scan(step, start, (split(x_BxD), split(targets_B), split(weights_B)))
-  loss, right, du_AxD = sums
+  loss, right, du_DxA = sums
   if not gradients:
     return (loss, right), ()
+  du_AxD = jax.lax.optimization_barrier(du_DxA).T
   return (loss, right), (dx_TxSxD.reshape(-1, dim)[:total], du_AxD.astype(u_AxD.dtype))

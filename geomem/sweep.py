@@ -143,11 +143,13 @@ def lay_out(
   task_of_row[rows] = np.arange(len(tasks))
   resting = np.isin(np.arange(len(task_of_row)), rows, invert=True)
   mesh = jax.sharding.Mesh(devices, ('models',))
-  put = functools.partial(jax.device_put, device=NamedSharding(mesh, P('models')))
+  each_its_own = NamedSharding(mesh, P('models'))
+  put = functools.partial(jax.device_put, device=each_its_own)
   jobs = _stack([job(task, config) for task in tasks], task_of_row)
   params = _stack([_parameters(task, config) for task in tasks], task_of_row)
   sweep = Sweep(recipe, tasks, config, mesh, batching, rows, put(jobs))
-  states = jax.jit(jax.vmap(functools.partial(train.start, recipe)))(put(params))
+  begin = jax.jit(jax.vmap(functools.partial(train.start, recipe)), out_shardings=each_its_own)
+  states = begin(put(params))
   status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
   return sweep, states.replace(status=put(status))
 
@@ -172,19 +174,22 @@ def _stack(trees, index):
 
 def advance(sweep: Sweep, states: State, steps: int) -> State:
   """Up to so many steps more of every model that is not done. The old states are used up."""
-  shared = (sweep.config, sweep.recipe, steps, sweep.batching, sweep.mesh)
-  return _advance(*shared, sweep.jobs, states)
+  shared = (sweep.config, sweep.recipe, sweep.batching, sweep.mesh)
+  return _advance(*shared, np.int32(steps), sweep.jobs, states)
 
 
-@functools.partial(jax.jit, static_argnums=range(5), donate_argnums=6)
-def _advance(config, recipe, steps, batching, mesh, jobs, states):
-  one = functools.partial(train.stretch, config, recipe, steps)
-
-  def share(jobs, states):
+@functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)
+def _advance(config, recipe, batching, mesh, steps, jobs, states):
+  def share(steps, jobs, states):
+    one = functools.partial(train.stretch, config, recipe, steps)
     if batching == 'vmap':
       return jax.vmap(one)(jobs, states)
     return jax.lax.map(lambda pair: one(*pair), (jobs, states))
 
   return jax.shard_map(
-    share, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
-  )(jobs, states)
+    share,
+    mesh=mesh,
+    in_specs=(P(), P('models'), P('models')),
+    out_specs=P('models'),
+    check_vma=False,
+  )(steps, jobs, states)

@@ -183,7 +183,7 @@ def step(config: Config, recipe: Recipe, job: Job, state: State) -> State:
     updates, moments = _adam(recipe).update(ravel_pytree(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
   weights = weights - rate * (updates + job.weight_decay * weights)
-  status = jnp.where(jnp.isfinite(value), RUNNING, DIVERGED)
+  status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
   params = merge(restore(weights), frozen)
   return State(params, moments, state.step + 1, value, state.accuracy, status)
 
@@ -206,7 +206,7 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, size: int = 1024)
   return right / job.subjects.astype(jnp.float32)
 
 
-def stretch(config: Config, recipe: Recipe, steps: int, job: Job, state: State) -> State:
+def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State) -> State:
   """Up to `steps` more, looking at all queries after every `recipe.check`; a model that is done rests."""
   until = jnp.minimum(state.step + steps, recipe.steps)
 
@@ -219,6 +219,6 @@ def stretch(config: Config, recipe: Recipe, steps: int, job: Job, state: State) 
     state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state), state)
     right = accuracy(config, recipe, job, state.params)
     solved = (right >= (recipe.target or 2.0)) & (state.status == RUNNING)
-    return state.replace(accuracy=right, status=jnp.where(solved, SOLVED, state.status))
+    return state.replace(accuracy=right, status=jnp.where(solved, jnp.int32(SOLVED), state.status))
 
   return jax.lax.while_loop(on, look, state)

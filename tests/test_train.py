@@ -102,7 +102,8 @@ def test_stretches_add_up_to_one():
   c = config()
   recipe = Recipe(steps=30, check=10, target=None, batch=4)
   job, first = sweep.job(task(c), c), train.start(recipe, model.draw(c, 0))
-  go = lambda steps, state: jax.jit(functools.partial(train.stretch, c, recipe, steps, job))(state)
+  run = jax.jit(functools.partial(train.stretch, c, recipe))
+  go = lambda steps, state: run(np.int32(steps), job, state)
   whole, parts = go(30, first), go(10, go(20, first))
   assert whole.step == parts.step == 30
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
