@@ -66,6 +66,13 @@ class Config:
   def replace(self, **changes) -> 'Config':
     return dataclasses.replace(self, **changes)
 
+  @classmethod
+  def trained(cls, subjects, relations, dim, width=None, depth=1, **changes) -> 'Config':
+    """What the experiments train: RMSNorm, one head as wide as the model, F = 4d if not said, two tokens."""
+    block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
+    options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}
+    return cls(subjects, relations, dim=dim, blocks=(block,) * depth, **options)
+
   def to_json(self) -> dict:
     return dataclasses.asdict(self)
 

@@ -4,6 +4,10 @@ The rows × answers logits never exist at once: a block's logits are made, turne
 its part of both gradients while they are in cache, and forgotten. So the forward pass of a
 differentiated call does all the work, and the backward pass only scales what it kept.
 
+On a mesh a device holds rows of its own and a slice of the answers. For a block, the devices that
+share the vocabulary put their rows together, each looks at its answers, and the few numbers a row
+that say something of all answers (the largest logit, the sum, the target's) are reduced.
+
 Shapes: B rows, D width, A answers, T blocks of S rows.
 """
 
@@ -11,38 +15,52 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
+from geomem.mesh import FACTS, SLICED, SPREAD, VOCABULARY
 from geomem.model import product
 
-BLOCK = 256
+
+def rows_at_once(answers: int) -> int:
+  """So many that their logits stay in cache, and that the products are not too thin."""
+  return min(512, max(128, 2**20 // answers))
 
 
 def cross_entropy(
-  x_BxD, u_AxD, targets_B, weights_B=None, in_use_A=None, block: int = BLOCK, precision=None
+  x_BxD,
+  u_AxD,
+  targets_B,
+  weights_B=None,
+  in_use_A=None,
+  block: int | None = None,
+  precision=None,
+  mesh: Mesh | None = None,
 ):
   """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest].
 
   The sums over a are over the answers `in_use_A` (default all; for padded models). Differentiable in
-  x and u; the second value, which counts what is right, has no gradient.
+  x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
+  share out evenly over all devices, and the answers over those of the vocabulary.
   """
   if weights_B is None:
     weights_B = jnp.ones(targets_B.shape, jnp.float32)
   if in_use_A is None:
     in_use_A = jnp.ones(len(u_AxD), bool)
   rows = (targets_B.astype(jnp.int32), weights_B.astype(jnp.float32), in_use_A)
-  return _head(min(block, max(1, len(x_BxD))), precision, x_BxD, u_AxD, rows)
+  return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _head(block, precision, x_BxD, u_AxD, rows):
-  return _pass(block, precision, x_BxD, u_AxD, rows, gradients=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _head(block, precision, mesh, x_BxD, u_AxD, rows):
+  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=False)[0]
 
 
-def _forward(block, precision, x_BxD, u_AxD, rows):
-  return _pass(block, precision, x_BxD, u_AxD, rows, gradients=True)
+def _forward(block, precision, mesh, x_BxD, u_AxD, rows):
+  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=True)
 
 
-def _backward(block, precision, kept, cotangents):
+def _backward(block, precision, mesh, kept, cotangents):
   scale, _ = cotangents
   return *((scale * g.astype(jnp.float32)).astype(g.dtype) for g in kept), None
 
@@ -50,31 +68,50 @@ def _backward(block, precision, kept, cotangents):
 _head.defvjp(_forward, _backward)
 
 
-def _pass(block, precision, x_BxD, u_AxD, rows, gradients: bool):
-  """(loss, right) and the gradients in x and u, block by block."""
+def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
+  """(loss, right) and the gradients in x and u."""
+  if mesh is None:
+    return _share(block, precision, False, gradients, x_BxD, u_AxD, rows)
+  each = max(1, block // mesh.shape[VOCABULARY])
+  return jax.shard_map(
+    functools.partial(_share, each, precision, True, gradients),
+    mesh=mesh,
+    in_specs=(SPREAD, SLICED, (SPREAD, SPREAD, SLICED)),
+    out_specs=((P(), P()), (SPREAD, SLICED) if gradients else ()),
+    check_vma=False,
+  )(x_BxD, u_AxD, rows)
+
+
+def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
+  """A device's share of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
   count, (total, dim) = len(u_AxD), x_BxD.shape
+  block = min(block, max(1, total))
   blocks = -(-total // block)
+  together, apart, largest, add, add_facts = _reductions(sharded)
 
   def split(a):
     a = jnp.pad(a, [(0, blocks * block - total)] + [(0, 0)] * (a.ndim - 1))
     return a.reshape(blocks, block, *a.shape[1:])
 
   answer_A = jnp.arange(count, dtype=jnp.int32)
+  first = count * jax.lax.axis_index(VOCABULARY) if sharded else 0
   u32_AxD = u_AxD.astype(jnp.float32)
 
   def step(carry, xs):
     loss, right, du_DxA = carry
-    x_SxD, target_S, weight_S = xs
+    x_SxD, target_S, weight_S = map(together, xs)
+    target_S = target_S - first
     logits_SxA = dot('sd,ad->sa', x_SxD, u_AxD)
     logits_SxA = jnp.where(in_use_A[None], logits_SxA, -jnp.inf)
-    own_S = jnp.take_along_axis(logits_SxA, target_S[:, None], axis=1)[:, 0]
-    top_S = jnp.max(logits_SxA, axis=1)
+    own_S = add(_own(logits_SxA, target_S))
+    top_S = largest(jnp.max(logits_SxA, axis=1))
     odds_SxA = jnp.exp(logits_SxA - top_S[:, None])
-    sum_S = jnp.sum(odds_SxA, axis=1)
-    loss = loss + jnp.sum(weight_S * (jnp.log(sum_S) + top_S - own_S))
-    alone_S = jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32) == 1
+    sum_S = add(jnp.sum(odds_SxA, axis=1))
+    each_S = jnp.log(sum_S) + top_S - own_S
+    loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * each_S, 0.0))
+    alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
     if not gradients:
       return (loss, right, du_DxA), ()
@@ -82,7 +119,7 @@ def _pass(block, precision, x_BxD, u_AxD, rows, gradients: bool):
     dlogits_SxA = odds_SxA * (weight_S / sum_S)[:, None] - jnp.where(
       is_own_SxA, weight_S[:, None], 0.0
     )
-    dx_SxD = dot('sa,ad->sd', dlogits_SxA, u32_AxD)
+    dx_SxD = apart(dot('sa,ad->sd', dlogits_SxA, u32_AxD))
     # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.
     x_DxS = jax.lax.optimization_barrier(x_SxD.astype(jnp.float32).T)
     du_DxA = du_DxA + dot('ds,sa->da', x_DxS, dlogits_SxA)
@@ -91,8 +128,31 @@ def _pass(block, precision, x_BxD, u_AxD, rows, gradients: bool):
   du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)
   start = jnp.float32(0), jnp.float32(0), du_DxA
   sums, dx_TxSxD = jax.lax.scan(step, start, (split(x_BxD), split(targets_B), split(weights_B)))
-  loss, right, du_DxA = sums
+  loss, right, du_DxA = jax.tree.map(add_facts, sums)
   if not gradients:
     return (loss, right), ()
   du_AxD = jax.lax.optimization_barrier(du_DxA).T
   return (loss, right), (dx_TxSxD.reshape(-1, dim)[:total], du_AxD.astype(u_AxD.dtype))
+
+
+def _reductions(sharded):
+  """What devices do with each other, or one alone with itself: nothing."""
+
+  def over(axis, reduce, **how):
+    return (lambda a: reduce(a, axis, **how)) if sharded else (lambda a: a)
+
+  return (
+    over(VOCABULARY, jax.lax.all_gather, tiled=True),
+    over(VOCABULARY, jax.lax.psum_scatter, tiled=True),
+    over(VOCABULARY, jax.lax.pmax),
+    over(VOCABULARY, jax.lax.psum),
+    over(FACTS, jax.lax.psum),
+  )
+
+
+def _own(logits_SxA, target_S):
+  """The target's logit; 0 where the target is not among these answers."""
+  count = logits_SxA.shape[1]
+  here_S = jnp.clip(target_S, 0, count - 1)
+  own_S = jnp.take_along_axis(logits_SxA, here_S[:, None], axis=1)[:, 0]
+  return jnp.where(here_S == target_S, own_S, 0.0)

@@ -15,31 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomem import mesh as meshes
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-
-
-def fresh(name: str, shape, normal):
-  """A parameter before training; `normal(shape)` draws from any generator, JAX's or NumPy's.
-
-  Biases and shifts are 0, scales of norms 1, all else Gaussian: with a ReLU before it of variance
-  2/fan-in, else 1/fan-in, and the query takes the 1/√width that scores do not have.
-  """
-  if name.endswith(('bias', 'shift')):
-    return 0 * normal(shape)
-  if name == 'scale':
-    return 0 * normal(shape) + 1
-  fan_in = {
-    'query': shape[-2] * shape[-1],
-    'output': shape[0] * shape[1],
-    'middle': shape[0] / 2,
-    'out': shape[0] / 2,
-    'subjects': shape[-1],
-    'relations': shape[-1],
-    'positions': shape[-1],
-    'answers': shape[-1],
-  }.get(name, shape[-2])
-  return normal(shape) * fan_in**-0.5
+from geomem.initial import fresh
 
 
 def product(spec, a, b, precision=None):
@@ -119,6 +98,8 @@ class Norm(_Part):
 class Embed(_Part):
   """Token and position embeddings: a row a subject, a relation, a position."""
 
+  mesh: jax.sharding.Mesh | None = None
+
   def setup(self):
     c = self.config
     # Kept as stored and converted after the look-up: a table can be far larger than what is read of it.
@@ -134,6 +115,8 @@ class Embed(_Part):
     return x_BxLxD + self.position(slice(tokens_BxL.shape[-1]))[None]
 
   def subject(self, s):
+    if self.mesh and not isinstance(s, slice):
+      return meshes.look_up(self.mesh, self.subjects, s).astype(self.dtype)
     return jnp.asarray(self.subjects)[s].astype(self.dtype)  # NumPy's cannot be indexed by a tracer
 
   def relation(self, r):
@@ -262,10 +245,15 @@ class Block(_Part):
 
 
 class Transformer(_Part):
-  """Token ids to logits. Apply with `Transformer(config).apply({'params': params}, tokens)`."""
+  """Token ids to logits. Apply with `Transformer(config).apply({'params': params}, tokens)`.
+
+  `mesh`: where the subjects' embeddings lie in slices, if they do.
+  """
+
+  mesh: jax.sharding.Mesh | None = None
 
   def setup(self):
-    self.embed = Embed(self.config)
+    self.embed = Embed(self.config, mesh=self.mesh)
     self.blocks = tuple(Block(self.config, self.used, block) for block in self.config.blocks)
     self.norm_final = Norm(self.config, self.used)
     if not self.config.tied:
@@ -349,6 +337,6 @@ def shapes(config: Config) -> dict:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
-def apply(config: Config, params, *args, method=None, used=None, **kwargs):
+def apply(config: Config, params, *args, method=None, used=None, mesh=None, **kwargs):
   """The model as a function of its parameters; `method` names another than logits."""
-  return Transformer(config, used).apply({'params': params}, *args, method=method, **kwargs)
+  return Transformer(config, used, mesh).apply({'params': params}, *args, method=method, **kwargs)

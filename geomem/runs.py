@@ -2,6 +2,8 @@
 
 A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
 Killed at any moment and started again, a run that is a function of its state ends in the same bits.
+
+Of several processes each makes the same calls, and the first alone touches the folder.
 """
 
 import fcntl
@@ -13,7 +15,7 @@ from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
-from geomem import sealed
+from geomem import hosts, sealed
 from geomem.errors import InputError
 
 KEPT = 2
@@ -25,7 +27,11 @@ class Run:
   def __init__(
     self, folder: str | os.PathLike, description: dict, warn: Callable[[str], None] = print
   ):
-    self.folder, self.warn = Path(folder), warn
+    self.folder, self.warn, self._lock = Path(folder), warn, None
+    self._open(description)
+
+  @hosts.by_first
+  def _open(self, description: dict):
     self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = open(self.folder / '.lock', 'w')  # noqa: SIM115 (held as long as the run)
     try:
@@ -67,8 +73,10 @@ class Run:
     self.close()
 
   def close(self):
-    self._lock.close()
+    if self._lock:
+      self._lock.close()
 
+  @hosts.by_first
   def restore(self) -> tuple[int, dict] | None:
     """The newest checkpoint that is whole, and its number; what is damaged is reported and removed."""
     for path in reversed(self._checkpoints()):
@@ -83,6 +91,7 @@ class Run:
     self._cut(0)
     return None
 
+  @hosts.by_first
   def save(self, number: int, arrays: dict):
     """Seal the state, and let all but the newest few go."""
     metrics = self.folder / 'metrics.jsonl'
@@ -91,10 +100,11 @@ class Run:
     for path in self._checkpoints()[:-KEPT]:
       shutil.rmtree(path)
 
+  @hosts.by_first
   def log(self, record: dict):
     """A line of metrics.jsonl. Lines after the checkpoint that is taken up are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
-      file.write(json.dumps(record) + '\n')
+      file.write(json.dumps(record, allow_nan=False) + '\n')
 
   def _checkpoints(self) -> list[Path]:
     folder = self.folder / 'checkpoints'

@@ -31,7 +31,8 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
   with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
     new, old = Path(aside, 'new'), Path(aside, 'old')
     try:
-      with ocp.CheckpointManager(new / 'arrays') as manager:
+      (new / 'arrays').mkdir(parents=True)
+      with _manager(new / 'arrays') as manager:
         manager.save(0, args=ocp.args.StandardSave(arrays))
     except Exception as error:  # TensorStore raises a ValueError when it cannot write
       raise OSError(errno.EIO, f'cannot be saved: {reason(error)}', str(path)) from error
@@ -83,8 +84,16 @@ def _restore(path: Path, described: dict):
     for parent in parents:
       node = node.setdefault(parent, {})
     node[leaf] = np.empty(shape, dtype)
-  with ocp.CheckpointManager(path.absolute()) as manager:
+  with _manager(path.absolute()) as manager:
     return manager.restore(0, args=ocp.args.StandardRestore(tree))
+
+
+def _manager(path: Path) -> ocp.CheckpointManager:
+  """Orbax, which by itself would wait for all processes to join in."""
+  us = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(us, {us}, f'process_{us}')
+  options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
+  return ocp.CheckpointManager(path, options=options)
 
 
 def _digest(path: Path) -> str:

@@ -2,15 +2,15 @@
 
 Models of different sizes share a program by padding: parameters are drawn at their own size and
 laid into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
-them), and `train.Job` says how much is in use. On an accelerator the models of a device advance
-together under `vmap`; on a CPU, where batched small products are slow, one after another under
-`lax.map`, a device a core, each model's arrays staying in its core's cache.
+them), and `train.Job` says how much is in use. On an accelerator all models of a device advance
+together under `vmap`; on a CPU, a device a core, as many as its cache holds, batch after batch.
 
 Shapes: M models, N subjects, R relations.
 """
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -18,13 +18,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from geomem import facts as fact
-from geomem import model, train
+from geomem import hosts, model, train
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.train import Job, Recipe, State
 
-BATCHINGS = ('map', 'vmap')
+CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,11 +40,15 @@ class Task:
 
   def __post_init__(self):
     fact.check_fit(self.facts, self.config)
+    for name in ('learning_rate', 'weight_decay'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
+    if not 0 <= self.seed < 2**32:
+      raise InputError(f'seed is {self.seed}; it must be from 0 to 2^32 - 1')
 
 
-def hull(configs) -> Config:
-  """The smallest config that all of these can be padded to; refuses what differs in more than size."""
-  first = configs[0]
+def alike(one: Config, other: Config) -> bool:
+  """Whether the two differ in their sizes alone."""
   shape = lambda c: (
     c.length,
     len(c.blocks),
@@ -54,9 +58,15 @@ def hull(configs) -> Config:
     c.tied,
     c.dtype,
     c.precision,
+    [(b.heads, len(b.hidden)) for b in c.blocks],
   )
-  layers = lambda c: [(b.heads, len(b.hidden)) for b in c.blocks]
-  if any(shape(c) != shape(first) or layers(c) != layers(first) for c in configs):
+  return shape(one) == shape(other)
+
+
+def hull(configs) -> Config:
+  """The smallest config that all of these can be padded to; refuses what differs in more than size."""
+  first = configs[0]
+  if not all(alike(first, c) for c in configs):
     raise InputError('models of one program may differ in their sizes alone')
   largest = lambda get: max(map(get, configs))
   blocks = tuple(
@@ -107,54 +117,93 @@ def job(task: Task, config: Config) -> Job:
 class Sweep:
   """A batch of tasks laid out for one program: task i is row `rows[i]` of `jobs` and of the states.
 
-  There are as many rows as devices can share evenly; those that are no task's rest from the start.
+  There are `height` rows, as many on every device, of which `together` advance at once; rows that
+  are no task's rest from the start.
   """
 
   recipe: Recipe
   tasks: tuple[Task, ...]
   config: Config
   mesh: jax.sharding.Mesh
-  batching: str
+  together: int
+  height: int
   rows: np.ndarray
   jobs: Job
 
+  def placed(self, rows: np.ndarray) -> 'Sweep':
+    """The same tasks in other rows."""
+    return dataclasses.replace(self, rows=rows, jobs=_jobs(self, rows))
+
+  def each(self, values_M) -> np.ndarray:
+    """A number of the states, for every task."""
+    return np.asarray(hosts.local(values_M))[self.rows]
+
   def result(self, states: State, i: int) -> State:
-    """The state of task i, its parameters at their own size."""
-    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), states)
+    """The state of task i, on this host, its parameters at their own size."""
+    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), hosts.local(states))
     return state.replace(params=crop(state.params, self.tasks[i].config))
 
 
 def lay_out(
-  recipe: Recipe, tasks, devices=None, batching: str | None = None
+  recipe: Recipe,
+  tasks,
+  devices=None,
+  together: int | None = None,
+  config: Config | None = None,
+  least_rows: int = 1,
 ) -> tuple[Sweep, State]:
-  """The sweep and its states before the first step."""
+  """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
   tasks = tuple(tasks)
   devices = np.array(jax.devices() if devices is None else devices)
-  config = hull([task.config for task in tasks])
-  _check(recipe, tasks, config)
-  if batching is None:
-    batching = 'map' if devices[0].platform == 'cpu' else 'vmap'
-  if batching not in BATCHINGS:
-    raise InputError(f'batching is {batching!r}; it must be one of {", ".join(BATCHINGS)}')
+  config = hull([*(task.config for task in tasks), *([config] if config else [])])
+  check(recipe, tasks, config)
   # Neighbours in the list tend to cost alike: deal them out, one to each device in turn.
-  each = -(-len(tasks) // devices.size)
+  each = -(-max(len(tasks), least_rows) // devices.size)
+  if together is None:
+    together = _together(config, recipe) if devices[0].platform == 'cpu' else each
+  each = -(-each // together) * together
   rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
-  task_of_row = np.zeros(each * devices.size, int)
-  task_of_row[rows] = np.arange(len(tasks))
-  resting = np.isin(np.arange(len(task_of_row)), rows, invert=True)
   mesh = jax.sharding.Mesh(devices, ('models',))
-  each_its_own = NamedSharding(mesh, P('models'))
-  put = functools.partial(jax.device_put, device=each_its_own)
-  jobs = _stack([job(task, config) for task in tasks], task_of_row)
-  params = _stack([_parameters(task, config) for task in tasks], task_of_row)
-  sweep = Sweep(recipe, tasks, config, mesh, batching, rows, put(jobs))
-  begin = jax.jit(jax.vmap(functools.partial(train.start, recipe)), out_shardings=each_its_own)
-  states = begin(put(params))
+  sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows, None).placed(rows)
+  resting = np.isin(np.arange(sweep.height), rows, invert=True)
+  params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
+  begin = jax.jit(jax.vmap(functools.partial(train.start, recipe)), out_shardings=_sharding(sweep))
+  states = begin(_put(sweep, params))
   status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
-  return sweep, states.replace(status=put(status))
+  return sweep, states.replace(status=_put(sweep, status))
 
 
-def _check(recipe: Recipe, tasks, config: Config):
+def _together(config: Config, recipe: Recipe) -> int:
+  """Models whose activations fit in a core's cache: fewer calls, as long as they do."""
+  prompts = (recipe.batch or config.subjects) * config.relations**recipe.hops
+  widths = config.answers + 4 * config.dim + sum(sum(b.hidden) for b in config.blocks)
+  fit = CACHE // (prompts * widths)
+  return min(8, 1 << (fit.bit_length() - 1)) if fit else 1
+
+
+def _sharding(sweep: Sweep) -> NamedSharding:
+  return NamedSharding(sweep.mesh, P('models'))
+
+
+def _put(sweep: Sweep, tree):
+  """Arrays of a row a model, a share of the rows on every device."""
+  return hosts.put(tree, jax.tree.map(lambda _: _sharding(sweep), tree))
+
+
+def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
+  """A task for every row; rows that are no task's are copies of the first."""
+  tasks = np.zeros(sweep.height, int)
+  tasks[rows] = np.arange(len(rows))
+  return tasks
+
+
+def _jobs(sweep: Sweep, rows: np.ndarray) -> Job:
+  jobs = [job(task, sweep.config) for task in sweep.tasks]
+  return _put(sweep, _stack(jobs, _task_of_row(sweep, rows)))
+
+
+def check(recipe: Recipe, tasks, config: Config):
+  """Refuse a recipe that these models cannot be trained by."""
   if config.length < recipe.length():
     raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
   if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
@@ -164,7 +213,8 @@ def _check(recipe: Recipe, tasks, config: Config):
     )
 
 
-def _parameters(task: Task, config: Config):
+def parameters(task: Task, config: Config):
+  """Before training, at the size of `config`."""
   return pad(model.draw(task.config, task.seed) if task.params is None else task.params, config)
 
 
@@ -172,19 +222,59 @@ def _stack(trees, index):
   return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *trees)
 
 
+def fit(sweep: Sweep, states: State, steps: int, rivals=None) -> Iterator[tuple[Sweep, State]]:
+  """Advance by so many steps at a time until no model is under way; yields after each stretch.
+
+  `rivals`: a label a task (NumPy); when one of a label is solved, the others of it rest.
+  """
+  while _running(sweep, states).any():
+    states = advance(sweep, states, steps)
+    if rivals is not None:
+      states = _rest(sweep, states, rivals)
+    sweep, states = _balance(sweep, states)
+    yield sweep, states
+
+
+def _running(sweep: Sweep, states: State) -> np.ndarray:
+  """By row, whether there is anything left to do."""
+  status, step = map(np.asarray, hosts.local((states.status, states.step)))
+  return (status == train.RUNNING) & (step < sweep.recipe.steps)
+
+
+def _rest(sweep: Sweep, states: State, rivals) -> State:
+  """Those of a label of which one is solved go no further."""
+  status = np.array(hosts.local(states.status))
+  solved = rivals[status[sweep.rows] == train.SOLVED]
+  beaten = np.isin(rivals, solved) & (status[sweep.rows] == train.RUNNING)
+  status[sweep.rows[beaten]] = train.RESTING
+  return states.replace(status=_put(sweep, status))
+
+
+def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
+  """Rows dealt out anew where a device has more batches under way than if all shared them evenly."""
+  running = _running(sweep, states)
+  batches = running.reshape(sweep.mesh.size, -1, sweep.together).any(2).sum(1)
+  if batches.max() <= -(-running.sum() // (sweep.mesh.size * sweep.together)):
+    return sweep, states
+  order = np.argsort(~running, kind='stable').reshape(-1, sweep.mesh.size).T.ravel()
+  states = jax.tree.map(lambda a: np.asarray(a)[order], hosts.local(states))
+  return sweep.placed(np.argsort(order)[sweep.rows]), _put(sweep, states)
+
+
 def advance(sweep: Sweep, states: State, steps: int) -> State:
   """Up to so many steps more of every model that is not done. The old states are used up."""
-  shared = (sweep.config, sweep.recipe, sweep.batching, sweep.mesh)
+  shared = (sweep.config, sweep.recipe, sweep.together, sweep.mesh)
   return _advance(*shared, np.int32(steps), sweep.jobs, states)
 
 
 @functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)
-def _advance(config, recipe, batching, mesh, steps, jobs, states):
+def _advance(config, recipe, together, mesh, steps, jobs, states):
   def share(steps, jobs, states):
     one = functools.partial(train.stretch, config, recipe, steps)
-    if batching == 'vmap':
+    if 1 < together == len(states.step):
       return jax.vmap(one)(jobs, states)
-    return jax.lax.map(lambda pair: one(*pair), (jobs, states))
+    batch = together if together > 1 else None
+    return jax.lax.map(lambda pair: one(*pair), (jobs, states), batch_size=batch)
 
   return jax.shard_map(
     share,

@@ -8,6 +8,7 @@ Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A 
 """
 
 import dataclasses
+import functools
 
 import flax.struct
 import jax
@@ -47,7 +48,7 @@ class Recipe:
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
-  block: int = head.BLOCK
+  block: int | None = None
 
   def __post_init__(self):
     for name, least in (
@@ -99,11 +100,16 @@ class State:
   status: jax.Array
 
 
-def start(recipe: Recipe, params) -> State:
-  """Before the first step."""
-  flat, _ = ravel_pytree(split(recipe, params)[0])
+def start(recipe: Recipe, params, apart: bool = False) -> State:
+  """Before the first step.
+
+  The optimizer sees one long vector: a small model has more arrays than it has work. Or it keeps the
+  arrays `apart`, so that each can be spread over devices in its own way.
+  """
+  trained, _ = split(recipe, params)
+  weights, _ = (_apart if apart else ravel_pytree)(trained)
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-  return State(params, _adam(recipe).init(flat), none, zero, zero, none)
+  return State(params, _adam(recipe).init(weights), none, zero, zero, none)
 
 
 def split(recipe: Recipe, params) -> tuple[dict, dict]:
@@ -115,6 +121,16 @@ def split(recipe: Recipe, params) -> tuple[dict, dict]:
 
 def merge(trained: dict, frozen: dict) -> dict:
   return unflatten_dict({**trained, **frozen}, sep='/')
+
+
+def _apart(trained: dict):
+  """As `ravel_pytree`, for those who want no vector: the arrays, and the way back."""
+  return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
+
+
+def decays(weight) -> float:
+  """Matrices and embeddings decay, biases and the scales of norms do not: as is usual."""
+  return float(weight.ndim > 1)
 
 
 def _adam(recipe: Recipe):
@@ -129,29 +145,30 @@ def schedule(recipe: Recipe, step):
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
 
 
-def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B):
+def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
   """Final residuals, the answers due there, and what each counts for: as the head wants them."""
+  apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
   paths_CxK = jnp.asarray(fact.every_path(config.relations, recipe.hops))
   weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
   every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
   c, b = len(paths_CxK), len(every_B)
   pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
   if recipe.loss == 'answer' and not recipe.chain_of_thought:
-    x_BxCxD = model.apply(config, params, subjects_B, paths_CxK, method='grid', used=job.dim)
+    x_BxCxD = apply(subjects_B, paths_CxK, method='grid')
     targets_BxC = fact.compose(job.answers_RxN, *pairs)[:, -1]
     return x_BxCxD.reshape(-1, config.dim), targets_BxC, weights_BxC.reshape(-1)
   whole = fact.chains(job.answers_RxN, *pairs)
   if not recipe.chain_of_thought:
     whole = whole[:, [*range(recipe.hops + 1), -1]]
   last = {'answer': 1, 'chain': recipe.hops, 'every': whole.shape[1] - 1}[recipe.loss]
-  x_QxLxD = model.apply(config, params, whole[:, :-1], last=last, method='residual', used=job.dim)
+  x_QxLxD = apply(whole[:, :-1], last=last, method='residual')
   weights = jnp.repeat(weights_BxC.reshape(-1), last)
   return x_QxLxD.reshape(-1, config.dim), whole[:, -last:].reshape(-1), weights
 
 
-def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B):
+def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
   """Mean cross-entropy over the rows that count, and the share of them that is right."""
-  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B)
+  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   answer_A = jnp.arange(config.answers)
   in_use_A = answer_A < job.attributes
   if recipe.loss == 'every':  # relations are tokens too, and can come next
@@ -159,45 +176,48 @@ def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B):
     in_use_A |= (relation_A >= 0) & (relation_A < job.relations)
   unembedding_AxD = model.apply(config, params, method='unembedding')
   total, right = head.cross_entropy(
-    x_BxD, unembedding_AxD, targets_B, weights_B, in_use_A, recipe.block, config.precision
+    x_BxD, unembedding_AxD, targets_B, weights_B, in_use_A, recipe.block, config.precision, mesh
   )
   count = jnp.sum(weights_B, dtype=jnp.float32)
   return total / count, right / count
 
 
-def step(config: Config, recipe: Recipe, job: Job, state: State) -> State:
-  """One step of AdamW on a batch of subjects with all their paths.
-
-  The optimizer sees one long vector: a small model has more arrays than it has work.
-  """
+def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> State:
+  """One step of AdamW on a batch of subjects with all their paths."""
   subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
   if recipe.batch:
     key = jax.random.fold_in(jax.random.key(job.seed), state.step)
     subjects_B = jax.random.randint(key, (recipe.batch,), 0, job.subjects)
     valid_B = jnp.ones(recipe.batch, bool)
   trained, frozen = split(recipe, state.params)
-  objective = lambda trained: loss(config, recipe, merge(trained, frozen), job, subjects_B, valid_B)
+
+  def objective(trained):
+    params = merge(trained, frozen)
+    return loss(config, recipe, params, job, subjects_B, valid_B, mesh)
+
   (value, _), slopes = jax.value_and_grad(objective, has_aux=True)(trained)
-  weights, restore = ravel_pytree(trained)
+  lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
+  weights, restore = lay(trained)
   with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-    updates, moments = _adam(recipe).update(ravel_pytree(slopes)[0], state.moments)
+    updates, moments = _adam(recipe).update(lay(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
-  weights = weights - rate * (updates + job.weight_decay * weights)
+  decay, _ = lay({name: jnp.full(w.shape, decays(w), w.dtype) for name, w in trained.items()})
+  move = lambda w, update, share: w - rate * (update + job.weight_decay * share * w)
+  weights = jax.tree.map(move, weights, updates, decay)
   status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
   params = merge(restore(weights), frozen)
   return State(params, moments, state.step + 1, value, state.accuracy, status)
 
 
-def accuracy(config: Config, recipe: Recipe, job: Job, params, size: int = 1024):
+def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
   """Over all queries, blocks of subjects one after another."""
-  size = min(size, config.subjects)
+  size = min(1024 * (mesh.size if mesh else 1), config.subjects)
 
   def block(right, first):
     subject_B = first + jnp.arange(size)
     inside_B = subject_B < job.subjects
-    _, share = loss(
-      config, recipe, params, job, jnp.minimum(subject_B, config.subjects - 1), inside_B
-    )
+    subjects_B = jnp.minimum(subject_B, config.subjects - 1)
+    _, share = loss(config, recipe, params, job, subjects_B, inside_B, mesh)
     return right + jnp.where(
       inside_B.any(), share * jnp.sum(inside_B, dtype=jnp.float32), 0.0
     ), None
@@ -206,7 +226,7 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, size: int = 1024)
   return right / job.subjects.astype(jnp.float32)
 
 
-def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State) -> State:
+def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
   """Up to `steps` more, looking at all queries after every `recipe.check`; a model that is done rests."""
   until = jnp.minimum(state.step + steps, recipe.steps)
 
@@ -216,8 +236,8 @@ def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State) -> St
   def look(state):
     pause = jnp.minimum(state.step + recipe.check, until)
     inner = lambda state: on(state) & (state.step < pause)
-    state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state), state)
-    right = accuracy(config, recipe, job, state.params)
+    state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state, mesh), state)
+    right = accuracy(config, recipe, job, state.params, mesh)
     solved = (right >= (recipe.target or 2.0)) & (state.status == RUNNING)
     return state.replace(accuracy=right, status=jnp.where(solved, jnp.int32(SOLVED), state.status))
 

@@ -111,3 +111,13 @@ def test_memory_grows_with_the_block_and_not_with_rows_times_answers():
     return jax.jit(slope).lower(*shapes, targets).compile().memory_analysis().temp_size_in_bytes
 
   assert compiled(32) < compiled(512) < rows * answers * 4 / 4
+
+
+def test_rows_that_fill_up_a_block_do_not_count():
+  """Filling rows ask for answer 0, and it may be one that is not in use."""
+  x, u = jnp.ones((3, 2)), jnp.ones((4, 2))
+  in_use = jnp.array([False, True, True, True])
+  blocks = [
+    head.cross_entropy(x, u, jnp.array([1, 2, 3]), None, in_use, block)[0] for block in (2, 3)
+  ]
+  np.testing.assert_allclose(blocks, 3 * np.log(3), rtol=1e-6)

@@ -31,10 +31,10 @@ def close(one, other):
 
 
 @pytest.mark.parametrize('norm', ['none', 'rms', 'layer'])
-@pytest.mark.parametrize('batching', sweep.BATCHINGS)
-def test_padded_models_train_as_alone(norm, batching):
+@pytest.mark.parametrize('together', [1, 2, 3])
+def test_padded_models_train_as_alone(norm, together):
   tasks = [task(9, 4, norm=norm), task(5, 6, r=3, norm=norm, seed=3), task(4, 3, f=7, norm=norm)]
-  together = trained(tasks, batching=batching)
+  together = trained(tasks, together=together)
   for one, state in zip(tasks, together, strict=True):
     close(trained([one], devices=jax.devices()[:1])[0], state)
     assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, model.draw(one.config, 0))
@@ -80,3 +80,33 @@ def test_facts_must_fit_the_model():
   c = task(5, 4).config
   with pytest.raises(InputError, match='do not fit'):
     sweep.Task(c, fact.bijections(jax.random.key(0), 6, 2))
+
+
+@pytest.mark.parametrize('together', [1, 2])
+def test_models_dealt_out_anew_end_as_alone(together):
+  """The models of one device succeed early: those of the other are shared out, and stay who they are."""
+  recipe = Recipe(steps=400, warmup=10, check=10, target=0.99)
+  quick = lambda s: task(8, 8, f=32, seed=s, weight_decay=0.0)
+  slow = lambda s: task(8, 8, f=32, seed=s, learning_rate=1e-6 * (s + 1))
+  tasks = [kind(s) for s in range(4) for kind in (quick, slow)]
+  laid, states = sweep.lay_out(recipe, tasks, together=together)
+  first = laid.rows
+  for laid, states in sweep.fit(laid, states, 100):  # noqa: B020
+    pass
+  assert not np.array_equal(first, laid.rows) and sorted(laid.rows) == sorted(first)
+  statuses = [int(laid.result(states, i).status) for i in range(8)]
+  assert statuses == [train.SOLVED, train.RUNNING] * 4
+  for i in (1, 3, 4, 7):
+    alone, state = sweep.lay_out(recipe, [tasks[i]], devices=jax.devices()[:1])
+    for alone, state in sweep.fit(alone, state, 100):  # noqa: B020
+      pass
+    one, other = alone.result(state, 0), laid.result(states, i)
+    assert one.step == other.step
+    for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-3)  # rounding grows in hundreds of steps
+
+
+def test_rates_that_are_no_numbers_are_refused():
+  for bad in ({'learning_rate': float('nan')}, {'weight_decay': -1.0}, {'seed': 2**32}):
+    with pytest.raises(InputError, match='must be'):
+      task(5, 4, **bad)

@@ -1,0 +1,106 @@
+"""Several processes, on one machine or many, that run the same program on the devices of all.
+
+Every process makes the same calls in the same order; what they compute lies on all their devices.
+Files and words are the first process's: `by_first` lets it alone act, and tells the others.
+"""
+
+import functools
+import pickle
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from geomem.errors import InputError
+
+
+def join(coordinator: str, processes: int, process: int):
+  """Become process number `process` of so many, before JAX looks for devices.
+
+  They meet at `coordinator`, HOST:PORT, where the first one listens.
+  """
+  if not 0 <= process < processes:
+    raise InputError(f'process is {process}; {processes} processes are numbered from 0')
+  host, _, port = coordinator.rpartition(':')
+  if not host or not port.isdigit():
+    raise InputError(f'coordinator is {coordinator!r}; it must be HOST:PORT')
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  try:
+    jax.distributed.initialize(coordinator, processes, process)
+  except jax.errors.JaxRuntimeError as error:
+    raise InputError(f'{coordinator}: {processes} processes did not meet there: {error}') from error
+
+
+def first() -> bool:
+  """Whether this is the process that writes and speaks."""
+  return jax.process_index() == 0
+
+
+def put(tree, places):
+  """Arrays that every process has whole, each laid where `places` says."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, places)
+  lay = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
+  return jax.tree.map(lay, tree, places)
+
+
+def local(tree):
+  """The arrays such that this process can read all of them, one by one; every process must ask."""
+
+  def gather(a):
+    if not isinstance(a, jax.Array) or a.is_fully_addressable:
+      return a
+    return np.asarray(a if a.is_fully_replicated else _replicate(a.sharding.mesh)(a))
+
+  return jax.tree.map(gather, tree)
+
+
+@functools.cache
+def _replicate(mesh):
+  return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))
+
+
+def share(value):
+  """The first process's value, on every process; anything that can be pickled, array by array."""
+  if jax.process_count() == 1:
+    return value
+  buffers = []
+  pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+  parts = [pickled, *(buffer.raw() for buffer in buffers)]
+  count = _send_number(len(parts))
+  parts = parts if first() else [b''] * count
+  pickled, *buffers = [_send(part, _send_number(len(part))) for part in parts]
+  return pickle.loads(pickled, buffers=buffers)
+
+
+def _send_number(number: int) -> int:
+  return int.from_bytes(_send(number.to_bytes(8), 8))
+
+
+def _send(data, size: int) -> bytearray:
+  """The first process's data, whose size in bytes all know."""
+  data_S = np.frombuffer(data, np.uint8) if first() else np.zeros(size, np.uint8)
+  return bytearray(multihost_utils.broadcast_one_to_all(data_S))
+
+
+def by_first(work):
+  """A function that runs on the first process alone: all get its value, or its error."""
+
+  def attempt(args, options):
+    try:
+      return work(*args, **options), None
+    except (InputError, OSError) as error:
+      return None, error
+    except Exception as error:  # noqa: BLE001 (the others wait to hear; not every error can be sent)
+      return None, RuntimeError(f'{type(error).__name__} on the first process: {error}')
+
+  @functools.wraps(work)
+  def everywhere(*args, **options):
+    value, error = share(attempt(args, options) if first() else None)
+    if error:
+      raise error
+    return value
+
+  return everywhere

@@ -1,0 +1,38 @@
+"""The mesh that one large model is spread over: what lies where, and look-ups in a sliced table.
+
+What has a row for every word lies in slices along 'vocabulary'. Rows of a batch, one a question, are
+spread over all devices, first along 'vocabulary': so a batch of all subjects lies where their
+embeddings do.
+
+Shapes: N rows of a table, D width, B look-ups.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+FACTS, VOCABULARY = AXES = ('facts', 'vocabulary')
+SLICED, SPREAD = P(VOCABULARY), P((VOCABULARY, FACTS))
+
+
+def whole() -> Mesh:
+  """All devices: a vocabulary over those of a process, which are near each other, facts over processes."""
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(devices).reshape(jax.process_count(), -1), AXES)
+
+
+def look_up(mesh: Mesh, table_NxD, index_B):
+  """Rows of a sliced table, each brought to where it was asked for; any rank of index."""
+
+  def share(slice_NxD, index_B):
+    all_B = jax.lax.all_gather(index_B, VOCABULARY, tiled=True)
+    count = len(slice_NxD)
+    here_B = all_B - count * jax.lax.axis_index(VOCABULARY)
+    inside_B = (0 <= here_B) & (here_B < count)
+    found_BxD = jnp.where(inside_B[..., None], slice_NxD[jnp.clip(here_B, 0, count - 1)], 0.0)
+    return jax.lax.psum_scatter(found_BxD, VOCABULARY, tiled=True)
+
+  places = {'in_specs': (SLICED, SPREAD), 'out_specs': SPREAD}
+  return jax.shard_map(share, mesh=mesh, **places, check_vma=False)(table_NxD, index_B)
