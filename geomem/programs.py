@@ -1,0 +1,181 @@
+"""Which models share a compiled program: padding costs arithmetic, another program costs compiling."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from geomem import sweep
+from geomem.config import BlockConfig, Config
+from geomem.train import Recipe
+
+LEAST_ROWS = 8
+STRETCHES = 4  # looks at all queries between two returns to the host
+FOUND = ('accuracy', 'loss', 'step', 'status')
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What an estimate needs: seconds to compile, of a model's step that does next to nothing and of one
+  of all models of a sweep, and multiplications a second.
+
+  Orders of magnitude do: they decide how much padding a program is worth, not what comes out.
+  """
+
+  compiling: float = 3.0
+  model: float = 8e-5
+  sweep: float = 0.0
+  products: float = 2e10
+
+
+CPU, ACCELERATOR = Costs(), Costs(compiling=15.0, model=0.0, sweep=1e-3, products=1e13)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is compiled: `rows` models at once, padded to `config`."""
+
+  config: Config
+  rows: int
+
+
+def fit(recipe: Recipe, program: Program, tasks, rivals) -> np.ndarray:
+  """Train the tasks in the program: a row of `FOUND` for each."""
+  laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
+  for laid, states in sweep.fit(laid, states, STRETCHES * recipe.check, rivals):  # noqa: B020
+    pass
+  return found(laid, states)
+
+
+def found(laid: sweep.Sweep, states) -> np.ndarray:
+  """How every task of a sweep ended: a row of `FOUND` for each."""
+  return np.stack([laid.each(getattr(states, name)) for name in FOUND], axis=1)
+
+
+def train(
+  recipe: Recipe,
+  tasks,
+  rivals=None,
+  known: list[Program] | None = None,
+  fit: Callable = fit,
+  rounds: int = 1,
+) -> dict[str, np.ndarray]:
+  """Train all tasks in as few programs as is cheapest; `FOUND` by name, a number a task.
+
+  `rivals`: a label a task; when one of a label is solved the others rest. `known`: programs compiled
+  before, and after this call these too. `fit`: what trains a program's tasks. `rounds`: as in `share`.
+  """
+  known = [] if known is None else known
+  rivals = np.arange(len(tasks)) if rivals is None else np.asarray(rivals)
+  values = np.zeros((len(tasks), len(FOUND)))
+  costs = CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+  for program, members in share(tasks, recipe, known, jax.device_count(), costs, rounds):
+    if program not in known:
+      known.append(program)
+    members = np.array(members)
+    values[members] = fit(recipe, program, [tasks[i] for i in members], rivals[members])
+  return dict(zip(FOUND, values.T, strict=True))
+
+
+def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
+  """Estimated time of a model's step on one device: forward, and backward twice as much."""
+  c, d = config, config.dim
+  prompts = (recipe.batch or c.subjects) * c.relations**recipe.hops
+  products = prompts * d * c.answers
+  for b in c.blocks:
+    widths = (d, *b.hidden, d) if b.hidden else ()
+    products += prompts * sum(x * y for x, y in itertools.pairwise(widths))
+    products += (prompts + c.subjects) * b.heads * d * (b.key_dim + b.head_dim)
+  return costs.model + 3 * products / costs.products
+
+
+def share(
+  tasks, recipe: Recipe, known=(), devices: int = 1, costs: Costs = CPU, rounds: int = 1
+) -> list[tuple[Program, tuple[int, ...]]]:
+  """Groups of tasks by number, each with its program: one that is `known`, compiled already, or a new one.
+
+  `rounds`: how often as much as this is likely to be asked for; padding counts every time.
+  """
+  by_config: dict[Config, list[int]] = {}
+  for i, task in enumerate(tasks):
+    by_config.setdefault(task.config, []).append(i)
+  steps = rounds * recipe.steps
+
+  def time(config, count, rows=None):
+    sweeps = math.ceil(count / (rows or count))
+    return steps * (sweeps * costs.sweep + count * seconds(config, recipe, costs) / devices)
+
+  groups, rest = [], []
+  for config, members in by_config.items():
+    fits = [p for p in known if _fits(config, p.config, recipe)]
+    taken = lambda p: time(p.config, len(members), p.rows)  # noqa: B023
+    best = min(fits, key=taken, default=None)
+    worth = best and taken(best) < time(config, len(members)) + costs.compiling
+    if worth:
+      groups.append((best, members))
+    else:
+      rest.append((config, members))
+  for config, members in _merge(rest, recipe, time, costs):
+    config = _roomy(config, len(members), recipe, time, costs)
+    rows = max(LEAST_ROWS, 2 ** math.ceil(math.log2(len(members))))
+    groups.append((Program(config, -(-rows // devices) * devices), members))
+  return [
+    (program, tuple(members[at : at + program.rows]))
+    for program, members in _gather(groups)
+    for at in range(0, len(members), program.rows)
+  ]
+
+
+def _merge(groups, recipe, time, costs):
+  """Join the two whose padding costs least, as long as it costs less than compiling one more program."""
+  groups = list(groups)
+  while len(groups) > 1:
+    joined = []
+    for (i, (a, m)), (j, (b, n)) in itertools.combinations(enumerate(groups), 2):
+      if sweep.alike(a, b) and all(_fits(c, both := sweep.hull([a, b]), recipe) for c in (a, b)):
+        padding = time(both, len(m) + len(n)) - time(a, len(m)) - time(b, len(n))
+        joined.append((padding, i, j, both))
+    if not joined or min(joined, key=lambda x: x[0])[0] >= costs.compiling:
+      break
+    _, i, j, both = min(joined, key=lambda x: x[0])
+    members = groups[i][1] + groups[j][1]
+    groups = [g for k, g in enumerate(groups) if k not in (i, j)] + [(both, members)]
+  return groups
+
+
+def _gather(groups):
+  together = {}
+  for program, members in groups:
+    together.setdefault(program, []).extend(members)
+  return together.items()
+
+
+def _fits(small: Config, large: Config, recipe: Recipe) -> bool:
+  if recipe.loss == 'every' and small.answers != large.vocabulary:
+    return False  # what else is a token must be one in both
+  return sweep.alike(small, large) and sweep.hull([small, large]) == large
+
+
+def _roomy(config: Config, count: int, recipe: Recipe, time, costs: Costs) -> Config:
+  """Sizes rounded up, where that costs little, so that the program fits the next sizes asked for too."""
+  block = lambda b: BlockConfig(
+    b.heads, _round(b.key_dim), _round(b.head_dim), tuple(map(_round, b.hidden))
+  )
+  wider = config.replace(dim=_round(config.dim), blocks=tuple(map(block, config.blocks)))
+  for roomy in (
+    wider.replace(subjects=_round(config.subjects), answers=_round(config.answers)),
+    wider,
+  ):
+    padding = time(roomy, count) - time(config, count)
+    if padding < costs.compiling and _fits(config, roomy, recipe):
+      return roomy
+  return config
+
+
+def _round(size: int) -> int:
+  """Up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 …"""
+  step = max(1, 2 ** (size.bit_length() - 2))
+  return -(-size // step) * step
