@@ -1,0 +1,69 @@
+"""Is an embedding the superposition of its attributes' vectors? Linear maps, judged on held-out subjects.
+
+Everything is a pure function of arrays, to be mapped over models. Which subjects a map is fitted to
+and which it is judged on come in as indices, and never overlap.
+
+Shapes: N subjects, R relations, D width, A attributes; T subjects fitted to, S subjects held out.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def hold_out(key, subjects: int, share: float = 0.25) -> tuple[jax.Array, jax.Array]:
+  """Subjects to fit to, and subjects to judge on."""
+  order_N = jax.random.permutation(key, subjects)
+  held = max(1, round(share * subjects))
+  return order_N[held:], order_N[:held]
+
+
+def affine(x_TxP, y_TxQ, ridge: float = 1e-6) -> tuple[jax.Array, jax.Array]:
+  """Least squares y ≈ x W + b, with a ridge of that share of the mean variance: (W, b)."""
+  x_P, y_Q = jnp.mean(x_TxP, axis=0), jnp.mean(y_TxQ, axis=0)
+  x_TxP, y_TxQ = x_TxP - x_P[None], y_TxQ - y_Q[None]
+  gram_PxP = x_TxP.T @ x_TxP
+  size = jnp.trace(gram_PxP) / len(gram_PxP)
+  w_PxQ = jnp.linalg.solve(
+    gram_PxP + (ridge * size + 1e-30) * jnp.eye(len(gram_PxP)), x_TxP.T @ y_TxQ
+  )
+  return w_PxQ, y_Q - x_P @ w_PxQ
+
+
+def explained(y_SxQ, guess_SxQ, mean_Q) -> jax.Array:
+  """R²: the share of the variance around `mean_Q` that the guess explains."""
+  left, all_ = jnp.sum((y_SxQ - guess_SxQ) ** 2), jnp.sum((y_SxQ - mean_Q[None]) ** 2)
+  return 1 - left / all_
+
+
+def attributes(unembedding_AxD, answers_RxN) -> jax.Array:
+  """Every subject's attribute vectors side by side, N x R·D."""
+  u_NxRxD = jnp.asarray(unembedding_AxD)[answers_RxN.T]
+  return u_NxRxD.reshape(len(u_NxRxD), -1)
+
+
+def superposition(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+  """R² on held-out subjects of e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map a relation."""
+  x_NxP = attributes(unembedding_AxD, answers_RxN)
+  w_PxD, b_D = affine(x_NxP[fit_T], embedding_NxD[fit_T])
+  guess_SxD = x_NxP[held_S] @ w_PxD + b_D[None]
+  return explained(embedding_NxD[held_S], guess_SxD, jnp.mean(embedding_NxD[fit_T], axis=0))
+
+
+def superposed(embedding_NxD, unembedding_AxD, answers_RxN, others_RxN) -> jax.Array:
+  """Embeddings for other facts, Σ_r M_r u_{g'_r(s)} + b, by the maps fitted to the facts that were learned."""
+  w_PxD, b_D = affine(attributes(unembedding_AxD, answers_RxN), jnp.asarray(embedding_NxD))
+  return attributes(unembedding_AxD, others_RxN) @ w_PxD + b_D[None]
+
+
+def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+  """How often a linear map a relation, e_s to u_{g_r(s)}, lands nearest to the right attribute of all A."""
+  u_AxD = jnp.asarray(unembedding_AxD)
+  size_A = jnp.sum(u_AxD**2, axis=1)
+
+  def one(answers_N):
+    w_DxD, b_D = affine(embedding_NxD[fit_T], u_AxD[answers_N[fit_T]])
+    guess_SxD = embedding_NxD[held_S] @ w_DxD + b_D[None]
+    distance_SxA = size_A[None] - 2 * guess_SxD @ u_AxD.T
+    return jnp.mean(jnp.argmin(distance_SxA, axis=1) == answers_N[held_S], dtype=jnp.float32)
+
+  return jnp.mean(jax.vmap(one)(jnp.asarray(answers_RxN)))
