@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from geomem import hosts
 from geomem.config import DTYPES
 from geomem.errors import InputError
 
@@ -24,8 +25,8 @@ flags.disclaim_key_flags()  # so that --help lists a shared flag under the binar
 SCALES = ('smoke', 'laptop', 'accelerator')
 
 _SHARED = {
-  'subjects': lambda: flags.DEFINE_integer('subjects', None, 'N, the number of subjects.'),
-  'relations': lambda: flags.DEFINE_integer('relations', None, 'R, the number of relations.'),
+  'subjects': lambda: flags.DEFINE_multi_integer('subjects', None, 'N, the number of subjects.'),
+  'relations': lambda: flags.DEFINE_multi_integer('relations', None, 'R, the number of relations.'),
   'hops': lambda: flags.DEFINE_integer('hops', None, 'k, the relations in a query.'),
   'dim': lambda: flags.DEFINE_integer('dim', None, 'd, the residual width.', lower_bound=1),
   'width': lambda: flags.DEFINE_integer(
@@ -47,6 +48,27 @@ _SHARED = {
   ),
   'redraw': lambda: flags.DEFINE_bool(
     'redraw', False, 'Draw the figure again from the results.json in the workdir, and stop.'
+  ),
+  'learning_rate': lambda: flags.DEFINE_multi_float(
+    'learning_rate', None, 'Peak learning rate (repeatable).', lower_bound=0
+  ),
+  'weight_decay': lambda: flags.DEFINE_multi_float(
+    'weight_decay', None, 'Weight decay of AdamW (repeatable).', lower_bound=0
+  ),
+  'steps': lambda: flags.DEFINE_integer('steps', 2000, 'Steps at most.', lower_bound=1),
+  'target': lambda: flags.DEFINE_float('target', 0.99, 'Accuracy at which a model stops.'),
+  'save_seconds': lambda: flags.DEFINE_integer(
+    'save_seconds', 30, 'Time between checkpoints.', lower_bound=0
+  ),
+  'profile': lambda: flags.DEFINE_bool(
+    'profile', False, 'Write a JAX trace of one stretch of training to profile/ in the workdir.'
+  ),
+  'coordinator': lambda: flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT where several processes meet; the first one listens there.'
+  ),
+  'processes': lambda: flags.DEFINE_integer('processes', None, 'How many meet.', lower_bound=1),
+  'process': lambda: flags.DEFINE_integer(
+    'process', None, "This one's number, from 0 on.", lower_bound=0
   ),
   'construction': lambda: flags.DEFINE_multi_string(
     'construction', None, 'Name of a construction (repeatable), or `all`.'
@@ -115,8 +137,22 @@ def no_arguments(argv: Sequence[str]):
 
 
 def value(name: str, default):
-  """What was given, or this binary's default: shared flags have none of their own."""
-  return default if FLAGS[name].value is None else FLAGS[name].value
+  """The one value that was given, or this binary's default: shared flags have none of their own."""
+  given = FLAGS[name].value
+  if isinstance(given, list):
+    if len(given) > 1:
+      raise InputError(f'--{name} is given {len(given)} times; this binary takes one')
+    (given,) = given
+  return default if given is None else given
+
+
+def values(name: str, default: Sequence) -> list:
+  """All that was given, each once, or this binary's default."""
+  given = FLAGS[name].value or default
+  for one in given:
+    if isinstance(one, float) and not math.isfinite(one):
+      raise InputError(f'--{name}={one}: it must be a finite number')
+  return list(dict.fromkeys(given))
 
 
 def check_redraw(*others: str):
@@ -157,8 +193,8 @@ def write_results(folder: Path, records: Sequence[dict], name: str = 'results.js
   write_text(Path(folder) / name, json.dumps(records, indent=1, allow_nan=False) + '\n')
 
 
-def read_results(folder: Path) -> list[dict]:
-  path = Path(folder) / 'results.json'
+def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
+  path = Path(folder) / name
   try:
     records = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError as error:
@@ -174,9 +210,21 @@ def one_device_a_core():
   """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
   if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     return
+  if 'JAX_NUM_CPU_DEVICES' in os.environ:
+    return
   with contextlib.suppress(RuntimeError):  # it has started
     ours = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     jax.config.update('jax_num_cpu_devices', ours)
+
+
+def join():
+  """Join the other processes, if there are any, before JAX starts."""
+  given = FLAGS.coordinator, FLAGS.processes, FLAGS.process
+  if all(value is None for value in given):
+    return
+  if None in given:
+    raise InputError('--coordinator, --processes and --process belong together; give all three')
+  hosts.join(*given)
 
 
 def keep_compiled(folder: Path):
@@ -239,7 +287,7 @@ class Progress:
 
   def __init__(self, label: str, unit: str = 'blocks'):
     self.label, self.unit, self.start, self.shown = label, unit, time.monotonic(), 0.0
-    self.on = sys.stderr.isatty()
+    self.on = sys.stderr.isatty() and hosts.first()
 
   def __call__(self, done: int, total: int):
     now = time.monotonic()
@@ -256,18 +304,23 @@ class Progress:
 
 
 class Training(Progress):
-  """The same for a sweep: steps, models under way, loss, share solved, time left."""
+  """The same for sweeps: steps, models under way, loss, share solved, time left for the one at work."""
 
   def __init__(self):
     super().__init__('training', 'steps')
     self.first = None
 
-  def __call__(self, step: int, steps: int, models: int, loss: float, solved: float):
-    now = time.monotonic()
-    self.first = self.first or (now, step)  # compiling is over
+  def __call__(self, steps: int, record: dict):
+    now, step = time.monotonic(), record['step']
+    if self.first is None or self.first[2] != record['sweep']:  # compiling is over
+      self.first = now, step, record['sweep']
     if not self.on:
       return
     rate = (step - self.first[1]) / max(now - self.first[0], 1e-9)
     left = f'{(steps - step) / rate:.0f} s left' if rate else 'compiled'
-    text = f'step {step:,}/{steps:,}, {rate:,.0f} steps/s, {models:,} models, loss {loss:.3g}, {solved:.0%} solved'
+    loss = '–' if record['loss'] is None else f'{record["loss"]:.3g}'
+    text = (
+      f'sweep {record["sweep"]}: step {step:,}/{steps:,}, {rate:,.0f} steps/s, '
+      f'{record["models"]:,} models, loss {loss}, {record["solved"]:.0%} solved'
+    )
     print(f'\r\x1b[K{text}, {left}', end='', file=sys.stderr, flush=True)

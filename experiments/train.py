@@ -6,49 +6,58 @@
 All models of the grid are trained by one compiled program, on all devices; each stops when it
 answers --target of its queries. The run can be killed at any time: the same command takes it up
 where it was, and ends in the same bits.
+
+  python -m experiments.train --subjects=100000 --dim=64 --batch=4096 --shard
+  python -m experiments.train --coordinator=HOST:PORT --processes=2 --process=0  # and 1, elsewhere
+
+With --shard all devices work on one model, too large for one of them: its vocabulary is cut into
+slices, its facts are shared out. Several processes, each told its number, join their devices; the
+first alone reads and writes --workdir.
 """
 
 import itertools
-import time
 from pathlib import Path
 
-import flax.serialization
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, fitting
 from geomem import facts as fact
-from geomem import runs, sweep, train
-from geomem.config import NORMS, BlockConfig, Config
+from geomem import hosts, sharded, sweep, train
+from geomem import mesh as meshes
+from geomem.config import NORMS, Config
+from geomem.errors import InputError
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(
   'dtype',
+  'steps',
+  'target',
+  'save_seconds',
+  'profile',
+  'coordinator',
+  'processes',
+  'process',
   subjects='N, the number of subjects (default: 64).',
   relations='R, the number of relations (default: 4).',
   hops='k, the relations in a query (default: 1).',
   dim='d, the residual width (default: 16).',
   width='F, the hidden width of the MLP (default: 4d).',
   seed='The first seed, of parameters and facts (default: 0).',
+  learning_rate='Peak learning rate (repeatable; default: 0.01).',
+  weight_decay='Weight decay of AdamW (repeatable; default: 0.1).',
   seeds='How many seeds, from --seed on (default: 1).',
   workdir='Folder of the run (default: runs/train).',
 )
-flags.DEFINE_multi_float('learning_rate', [0.01], 'Peak learning rate (repeatable).', lower_bound=0)
-flags.DEFINE_multi_float(
-  'weight_decay', [0.1], 'Weight decay of AdamW (repeatable).', lower_bound=0
-)
-flags.DEFINE_integer('steps', 2000, 'Steps at most.', lower_bound=1)
+flags.DEFINE_bool('shard', False, 'Train one model, spread over all devices.')
 flags.DEFINE_integer('batch', None, 'Subjects in a step (default: all).', lower_bound=1)
-flags.DEFINE_float('target', 0.99, 'Accuracy at which a model stops.')
 flags.DEFINE_enum('norm', 'rms', NORMS, 'Norm before every part.')
 flags.DEFINE_integer('depth', 1, 'Blocks.', lower_bound=1)
 flags.DEFINE_bool('chain_of_thought', False, 'Let the model name every subject on the way.')
 flags.DEFINE_enum('loss', 'answer', train.LOSSES, 'What it is trained to say.')
-flags.DEFINE_integer('save_seconds', 30, 'Time between checkpoints.', lower_bound=0)
 
-STRETCHES = 4  # looks at all queries between two looks at the clock
 STATUS = {train.RUNNING: 'steps over', train.SOLVED: 'solved', train.DIVERGED: 'diverged'}
 COLUMNS = (
   'learning_rate',
@@ -71,43 +80,7 @@ def tasks(config: Config, rates, decays, seeds) -> list[sweep.Task]:
   ]
 
 
-def fit(recipe: Recipe, grid, run: runs.Run, save_seconds: float, progress=None):
-  """Advance the sweep until no model is under way, from where `run` was left; the sweep and its states."""
-  laid, states = sweep.lay_out(recipe, grid)
-  stretch, done = STRETCHES * recipe.check, 0
-  place = jax.tree.map(lambda a: a.sharding, states)
-  left = run.restore()
-  if left:
-    done, arrays = left
-    states = jax.device_put(flax.serialization.from_state_dict(states, arrays), place)
-  saved = time.monotonic()
-  while (
-    np.any(going := np.asarray(states.status) == train.RUNNING) and done * stretch < recipe.steps
-  ):
-    states = sweep.advance(laid, states, stretch)
-    done += 1
-    status = np.asarray(states.status)[laid.rows]
-    loss = np.asarray(states.loss)[laid.rows]
-    solved = float(np.mean(status == train.SOLVED))
-    run.log(
-      {'step': min(done * stretch, recipe.steps), 'loss': float(np.mean(loss)), 'solved': solved}
-    )
-    if progress:
-      progress(
-        min(done * stretch, recipe.steps),
-        recipe.steps,
-        int(going.sum()),
-        float(np.mean(loss)),
-        solved,
-      )
-    if time.monotonic() - saved >= save_seconds:
-      run.save(done, flax.serialization.to_state_dict(jax.device_get(states)))
-      saved = time.monotonic()
-  run.save(done, flax.serialization.to_state_dict(jax.device_get(states)))
-  return laid, states
-
-
-def record(laid: sweep.Sweep, states, i: int) -> dict:
+def record(laid, states, i: int) -> dict:
   task, state = laid.tasks[i], laid.result(states, i)
   return {
     'subjects': task.config.subjects,
@@ -161,13 +134,14 @@ def _configured() -> tuple[Config, Recipe]:
     batch=FLAGS.batch,
     target=FLAGS.target,
   )
-  config = Config(
-    subjects=n,
-    relations=r,
+  config = Config.trained(
+    n,
+    r,
+    dim,
+    cli.value('width', 4 * dim),
+    FLAGS.depth,
     answers=n + r if FLAGS.loss == 'every' else n,
     length=recipe.length(),
-    dim=dim,
-    blocks=(BlockConfig(1, dim, dim, (cli.value('width', 4 * dim),)),) * FLAGS.depth,
     norm=FLAGS.norm,
     dtype=FLAGS.dtype,
   )
@@ -177,29 +151,39 @@ def _configured() -> tuple[Config, Recipe]:
 def main(argv):
   cli.no_arguments(argv)
   cli.one_device_a_core()
+  cli.join()
   config, recipe = _configured()
-  folder = Path(cli.workdir('runs/train'))
+  folder = Path(hosts.by_first(cli.workdir)('runs/train'))
   grid = {
-    'learning_rate': FLAGS.learning_rate,
-    'weight_decay': FLAGS.weight_decay,
+    'learning_rate': cli.values('learning_rate', [0.01]),
+    'weight_decay': cli.values('weight_decay', [0.1]),
     'seeds': [FLAGS.seed + i for i in range(cli.value('seeds', 1))],
   }
+  models = tasks(config, *grid.values())
+  if FLAGS.shard and len(models) > 1:
+    raise InputError(
+      f'--shard trains one model, not a grid of {len(models)}; name one of each, or drop it'
+    )
+  mesh = meshes.whole() if FLAGS.shard else None
   about = {
     'config': config.to_json(),
     'recipe': vars(recipe),
     **grid,
-    'device': cli.device(),
-    'versions': cli.versions(),
+    **({'mesh': dict(mesh.shape)} if mesh else {}),
   }
-  cli.keep_compiled(folder.parent)
-  progress = cli.Training()
-  with runs.Run(folder, about, cli.warn) as run:
-    laid, states = fit(recipe, tasks(config, *grid.values()), run, FLAGS.save_seconds, progress)
-    progress.clear()
+  if mesh:
+    fit, (laid, states) = sharded.fit, sharded.lay_out(recipe, *models, mesh)
+  else:
+    fit, (laid, states) = sweep.fit, sweep.lay_out(recipe, models)
+  with fitting.run(folder, about) as fitter:
+    laid, states = fitter.follow(fit, laid, states)
+    fitter.save(laid, states)
+    states = hosts.local(states)
     records = [record(laid, states, i) for i in range(len(laid.tasks))]
-    cli.write_results(folder, records)
-  print(cli.table(COLUMNS, summary(records)))
-  print(f'records: {folder / "results.json"}, curves: {folder / "metrics.jsonl"}')
+    hosts.by_first(cli.write_results)(folder, records)
+  if hosts.first():
+    print(cli.table(COLUMNS, summary(records)))
+    print(f'records: {folder / "results.json"}, curves: {folder / "metrics.jsonl"}')
 
 
 if __name__ == '__main__':

@@ -17,7 +17,17 @@ from absl import flags
 from absl.testing import flagsaver
 
 from constructions import registry
-from experiments import approximate, ask, benchmark, bounds, cli, construct, train
+from experiments import (
+  approximate,
+  ask,
+  benchmark,
+  bounds,
+  cli,
+  construct,
+  learning,
+  threshold,
+  train,
+)
 from geomem import checkpoint, construction
 from geomem import facts as fact
 
@@ -28,6 +38,8 @@ BINARIES = {
   'bounds': bounds,
   'approximate': approximate,
   'benchmark': benchmark,
+  'learning': learning,
+  'threshold': threshold,
   'train': train,
 }
 TABLES = {
@@ -227,7 +239,26 @@ OTHERS = [
   ('train', '--learning_rate=-1', 'learning_rate=-1'),
   ('train', '--target=1.5', 'an accuracy lies in (0, 1]'),
   ('train', '--loss=chain', 'needs chain_of_thought'),
+  ('threshold', '--subjects=1', 'subjects'),
+  ('threshold', '--find=nothing', 'dim_at_width'),
+  ('threshold', '--learning_rate=-1', 'non-negative'),
+  ('threshold', '--redraw --seeds=3', 'contradict'),
+  ('threshold', '--redraw --target=0.5', 'contradict'),
+  ('threshold', '--find=dim --dim=32', 'means nothing to --find=dim'),
+  ('threshold', '--find=subjects --subjects=64', 'means nothing to --find=subjects'),
+  ('threshold', '--learning_rate=nan', '--learning_rate=nan: it must be a finite'),
+  ('learning', '--seeds=0', '0 is not a positive integer'),
+  ('learning', 'now', "unexpected argument 'now'"),
+  ('train', '--seed=4294967296', 'seed'),
+  ('train', '--weight_decay=inf', '--weight_decay=inf: it must be a finite'),
+  ('benchmark', '--redraw --scale=smoke', 'contradict'),
+  ('train', '--subjects=4 --subjects=5', 'this binary takes one'),
   ('train', '--seeds=0', '0 is not a positive integer'),
+  ('train', '--shard --seeds=2', '--shard trains one model, not a grid of 2'),
+  ('train', '--shard --batch=3', 'batch is 3; 2 devices need a multiple of 2'),
+  ('train', '--process=1', 'belong together'),
+  ('train', '--coordinator=here --processes=2 --process=0', 'it must be HOST:PORT'),
+  ('train', '--coordinator=here:1 --processes=2 --process=2', 'numbered from 0'),
   ('train', '--workdir=ok.csv', 'cannot be written to'),
   ('benchmark', 'now', "unexpected argument 'now'"),
 ]

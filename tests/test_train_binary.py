@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SMALL = ('--subjects=12', '--relations=2', '--dim=6', '--steps=2400', '--target=1', '--learning_rate=0.003',
+SMALL = ('--subjects=12', '--relations=2', '--dim=6', '--steps=16000', '--target=1', '--learning_rate=0.003',
          '--learning_rate=0.01', '--weight_decay=1', '--seeds=2', '--batch=4', '--save_seconds=0')  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
       time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL and not (folder / 'results.json').exists()
   process = start(folder, *SMALL)
   assert process.communicate()[0] == whole[1].replace(str(whole[0]), str(folder))
   assert written(folder) == written(whole[0])
@@ -73,3 +74,41 @@ def test_another_configuration_is_refused(whole):
   _, err = process.communicate()
   assert process.returncode == 2 and err.count('\n') == 1
   assert 'holds another run: its config/' in err and written(whole[0]) == before
+
+
+def test_a_diverged_model_spoils_nothing_and_a_profile_is_written(tmp_path):
+  process = start(
+    tmp_path / 'sick', '--subjects=6', '--relations=2', '--dim=4', '--steps=300', '--norm=none',
+    '--learning_rate=0.01', '--learning_rate=1e30', '--target=1', '--profile',
+  )  # fmt: skip
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == 0 and 'warning' not in err, err
+  refuse = lambda name: pytest.fail(f'{name} in metrics.jsonl')
+  lines = (tmp_path / 'sick/metrics.jsonl').read_text().splitlines()
+  records = [json.loads(line, parse_constant=refuse) for line in lines]
+  assert [r['diverged'] for r in records] == [1] * len(records) and records[0]['loss'] > 0
+  results = json.loads((tmp_path / 'sick/results.json').read_text())
+  assert [r['status'] for r in results][1] == 'diverged' and results[0]['accuracy'] > 0.5
+  assert list((tmp_path / 'sick/profile').rglob('*.xplane.pb'))
+
+
+def test_what_trials_saw_is_looked_for(tmp_path):
+  """The smoke preset of experiments.learning: its records, not its numbers."""
+  command = [
+    sys.executable,
+    '-m',
+    'experiments.learning',
+    '--scale=smoke',
+    f'--workdir={tmp_path}/l',
+  ]
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+  subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+  records = json.loads((tmp_path / 'l/results.json').read_text())
+  names = [r['measurement'] for r in records]
+  assert (
+    names.count('accuracy') == 4 + 3 + 1
+    and names.count('zero_shot') == 1
+    and names.count('superposition') == names.count('readout') == 3
+  )
+  assert all(0 <= r['value'] <= 1 for r in records if r['measurement'] in ('accuracy', 'readout'))
+  assert all(r['value'] <= 1 for r in records)

@@ -1,0 +1,125 @@
+"""Train what an experiment asks for, in a run that can be killed at any time and taken up again.
+
+An experiment asks for sweeps one after another, each a function of what came before. A checkpoint
+holds what the finished ones found and the states of the one under way; started again, the
+experiment asks for the same, is answered from the checkpoint as far as that goes, and trains on.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.serialization
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli
+from geomem import hosts, programs, runs, sweep, train
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+
+
+@contextlib.contextmanager
+def run(folder: Path, about: dict):
+  """A `Fitter` in `folder`, with progress and whatever else the flags ask for; `about` says what the run is."""
+  about = {**about, 'device': cli.device(), 'versions': cli.versions()}
+  cli.keep_compiled(folder.parent)
+  progress = cli.Training()
+  with runs.Run(folder, about, cli.warn) as held:
+    trace = folder / 'profile' if FLAGS.profile and hosts.first() else None
+    fitter = Fitter(held, FLAGS.save_seconds, progress, trace)
+    yield fitter
+    progress.clear()
+    if fitter.trace:
+      cli.warn('no profile was written: nothing was trained')
+
+
+class Fitter:
+  """Trains sweeps in a run; `progress` hears of every stretch, `trace` is a folder for a profile of one."""
+
+  def __init__(
+    self,
+    run: runs.Run,
+    save_seconds: float,
+    progress: Callable | None = None,
+    trace: Path | None = None,
+  ):
+    self.run, self.save_seconds, self.progress, self.trace = run, save_seconds, progress, trace
+    self.number, arrays = run.restore() or (0, {})
+    self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
+    self.left = arrays.get('under_way')
+    self.asked, self.compiled, self.saved, self.known = 0, False, time.monotonic(), []
+
+  def __call__(self, recipe: Recipe, tasks, rivals=None, rounds: int = 1) -> dict[str, np.ndarray]:
+    """As `programs.train`, but what was found before the run was killed is not sought again."""
+    return programs.train(recipe, tasks, rivals, self.known, self._fit, rounds)
+
+  def _fit(self, recipe: Recipe, program: programs.Program, tasks, rivals) -> np.ndarray:
+    def work():
+      laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
+      fit = functools.partial(sweep.fit, rivals=rivals)
+      return programs.found(*self.follow(fit, laid, states))
+
+    return self.once(work)
+
+  def once(self, work: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `work` finds, or found before the run was killed."""
+    self.asked += 1
+    if self.asked > len(self.finished):
+      self.finished.append(work())
+    return self.finished[self.asked - 1]
+
+  def follow(self, fit: Callable, laid, states):
+    """Train what is laid out to the end, from where the run was left, if it was left in this."""
+    if self.left:
+      laid = laid.placed(np.asarray(self.left['rows']))
+      places = jax.tree.map(lambda a: a.sharding, states)
+      states = hosts.put(flax.serialization.from_state_dict(states, self.left['states']), places)
+      self.left = None
+    steps = programs.STRETCHES * laid.recipe.check
+    stretches = fit(laid, states, steps)
+    while stretch := self._next(stretches, only=steps >= laid.recipe.steps):
+      laid, states = stretch
+      self.number += 1
+      self._tell(laid, states)
+      if hosts.share(time.monotonic() - self.saved >= self.save_seconds):
+        self.save(laid, states)
+    return laid, states
+
+  def _next(self, stretches, only: bool):
+    """The next stretch; one that is compiled, or else the `only` one, is traced, if that is asked for."""
+    wanted = self.trace and (self.compiled or only)
+    with jax.profiler.trace(self.trace) if wanted else contextlib.nullcontext():
+      stretch = next(stretches, None)
+    self.compiled = stretch is not None
+    if wanted and stretch:
+      self.trace = None
+    return stretch
+
+  def save(self, laid=None, states=None):
+    """Seal what was found, and the states under way."""
+    arrays = {'finished': {f'{i:06d}': a for i, a in enumerate(self.finished)}}
+    if laid is not None:
+      states = flax.serialization.to_state_dict(jax.device_get(hosts.local(states)))
+      arrays['under_way'] = {'states': states, 'rows': laid.rows}
+    self.run.save(self.number, {name: value for name, value in arrays.items() if value})
+    self.saved = time.monotonic()
+
+  def _tell(self, laid, states):
+    status, step, loss = map(laid.each, (states.status, states.step, states.loss))
+    finite = loss[status != train.DIVERGED]
+    record = {
+      'sweep': self.asked,
+      'step': int(step.max()),
+      'loss': float(np.mean(finite)) if len(finite) else None,
+      'models': int(np.sum((status == train.RUNNING) & (step < laid.recipe.steps))),
+      'solved': float(np.mean(status == train.SOLVED)),
+      'diverged': int(np.sum(status == train.DIVERGED)),
+    }
+    self.run.log(record)
+    if self.progress:
+      self.progress(laid.recipe.steps, record)

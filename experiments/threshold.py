@@ -1,0 +1,212 @@
+"""Claim 1: an embedding of size O(R log N) is enough, also for gradient descent.
+
+  python -m experiments.threshold
+  python -m experiments.threshold --find=dim --subjects=64 --subjects=256 --relations=4 --seeds=3
+  python -m experiments.threshold --redraw
+
+For every N, R and seed the smallest size that reaches --target of all queries, at the best of the
+learning rates, found by halving; all cases are halved together. What can be looked for (--find):
+
+  dim            the smallest d, with an MLP of F = 4d
+  dim_at_width   the smallest d, with F = --width
+  width          the smallest F, at d = --dim
+  subjects       the largest N, at d = --dim and F = 4d
+
+Expected: d* grows as R·log2 N, at about four bits of facts a coordinate. The run can be killed and
+taken up again. Some four minutes on two cores.
+"""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+from absl import flags
+
+from constructions import registry
+from experiments import cli, fitting, statistics, threshold_figure
+from experiments.searching import FINDS, Case, Setting, amount, measure
+from geomem import facts as fact
+from geomem.errors import InputError
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+cli.define(
+  'scale',
+  'redraw',
+  'steps',
+  'target',
+  'save_seconds',
+  'profile',
+  subjects='N (repeatable; default: by --scale).',
+  relations='R (repeatable; default: by --scale).',
+  learning_rate='Peak learning rate (repeatable; default: 0.01 and 0.03); the best counts.',
+  weight_decay='Weight decay of AdamW (repeatable; default: 0.01); the best counts.',
+  dim='d, where it is fixed (default: 8).',
+  width='F, where it is fixed (default: 64).',
+  seed='The first seed, of parameters and facts (default: 0).',
+  seeds='How many seeds, from --seed on (default: 5; 1 at --scale=smoke).',
+  workdir='Folder of the run (default: runs/threshold).',
+)
+flags.DEFINE_multi_enum('find', None, FINDS, 'What to look for (repeatable; default: by --scale).')
+
+PRESETS = {  # find, N, R, seeds
+  'smoke': (('dim',), (8, 16), (2,), 1),
+  'laptop': (('dim', 'dim_at_width', 'width'), (32, 64, 128, 256), (2, 4), 5),
+  'accelerator': (FINDS, (64, 256, 1024, 4096), (2, 4, 8), 5),
+}
+CONSTRUCTIONS = ('selector', 'attention_only', 'keyvalue')
+CHANGES = (  # flags that change the results
+  'scale', 'subjects', 'relations', 'find', 'dim', 'width', 'seed', 'seeds', 'steps', 'target',
+  'learning_rate', 'weight_decay', 'profile', 'save_seconds',
+)  # fmt: skip
+USED_BY = {  # what a size of one's own means something to
+  'subjects': {'dim', 'dim_at_width', 'width'},
+  'dim': {'width', 'subjects'},
+  'width': {'dim_at_width'},
+}
+FIT_COLUMNS = (
+  'find',
+  'seeds',
+  'missing',
+  'slope',
+  'slope_low',
+  'slope_high',
+  'intercept',
+  'explained',
+)
+COLUMNS = (
+  'find',
+  'subjects',
+  'relations',
+  'seeds',
+  'found',
+  'value',
+  'least',
+  'most',
+  'parameters',
+  'bits',
+)
+
+
+def constructed(cases: list[Case]) -> list[dict]:
+  """The exact constructions at the same N and R, for their bits per parameter."""
+  sizes = dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects)
+  records = []
+  for (n, r), name in itertools.product(sizes, CONSTRUCTIONS):
+    config = registry.build(name, fact.bijections(jax.random.key(0), n, r)).config
+    about = {'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r}
+    records.append({**about, **amount(config)})
+  return records
+
+
+def fits(records: list[dict]) -> list[dict]:
+  """The line through size against R·log2 N, a seed's points drawn together.
+
+  Cases in which no size succeeded are left out, and counted.
+  """
+  rows = []
+  for find in FINDS:
+    by_seed, missing = {}, 0
+    for r in records:
+      if r.get('kind') != 'threshold' or r['find'] != find or find == 'subjects':
+        continue
+      if r['value'] is None:
+        missing += 1
+      else:
+        point = (r['relations'] * math.log2(r['subjects']), r['value'])
+        by_seed.setdefault(r['seed'], []).append(point)
+    points = [point for own in by_seed.values() for point in own]
+    if len({x for x, _ in points}) < 2:
+      continue
+    through = statistics.line(points)
+    low, high = statistics.interval(
+      list(by_seed.values()), lambda groups: statistics.line(list(itertools.chain(*groups)))
+    )
+    rows.append({
+      'kind': 'fit', 'find': find, 'seeds': len(by_seed), 'missing': missing,
+      'intercept': through[0], 'slope': through[1],
+      'slope_low': low[1], 'slope_high': high[1],
+      'explained': statistics.explained(points, through),
+    })  # fmt: skip
+  return [{k: float(v) if isinstance(v, np.floating) else v for k, v in r.items()} for r in rows]
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """A row a case, over its seeds; no mean where some seed found nothing, for that would be too good."""
+  groups = {}
+  for r in records:
+    if r.get('kind') == 'threshold':
+      size = 'any' if r['find'] == 'subjects' else r['subjects']
+      groups.setdefault((r['find'], size, r['relations']), []).append(r)
+  rows = []
+  for (find, size, relations), group in groups.items():
+    found = [r for r in group if r['value']]
+    row = {'find': find, 'subjects': size, 'relations': relations, 'seeds': len(group)}
+    row['found'] = len(found)
+    if len(found) == len(group):
+      values = [r['value'] for r in found]
+      mean = lambda name, found=found: float(np.mean([r[name] for r in found]))
+      row |= {'value': mean('value'), 'least': min(values), 'most': max(values)}
+      row |= {'parameters': mean('parameters'), 'bits': mean('bits')}
+    rows.append(row)
+  return rows
+
+
+def _asked_for() -> tuple[list[Case], Setting]:
+  """The cases and their setting by the flags, and where those are silent by the scale."""
+  find, subjects, relations, seeds = PRESETS[FLAGS.scale]
+  find, seeds = cli.values('find', find), range(cli.value('seeds', seeds))
+  subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
+  for n, r in itertools.product(subjects, relations):
+    fact.check_sizes(n, r, 1)
+  recipe = Recipe(FLAGS.steps, warmup=min(100, FLAGS.steps // 10), target=FLAGS.target)
+  rates = cli.values('learning_rate', [0.01, 0.03]), cli.values('weight_decay', [0.01])
+  for name, users in USED_BY.items():
+    if FLAGS[name].value is not None and not set(find) & users:
+      raise InputError(f'--{name} means nothing to --find={",".join(find)}; leave it out')
+  sizes = cli.value('dim', 8), cli.value('width', 64)
+  return [
+    Case(f, n, r, FLAGS.seed + s)
+    for f in find
+    for n, r, s in itertools.product([0] if f == 'subjects' else subjects, relations, seeds)
+  ], Setting(recipe, *sizes, tuple(itertools.product(*rates)))
+
+
+def _search(folder) -> list[dict]:
+  cases, setting = _asked_for()
+  about = {
+    'setting': dataclasses.asdict(setting),
+    'cases': [dataclasses.astuple(c) for c in cases],
+  }
+  with fitting.run(folder, about) as fitter:
+    records = measure(cases, setting, fitter)
+    fitter.save()
+    records += fits(records) + constructed(cases)
+    cli.write_results(folder, records)
+  return records
+
+
+def main(argv):
+  cli.no_arguments(argv)
+  cli.one_device_a_core()
+  folder = cli.workdir('runs/threshold')
+  if FLAGS.redraw:
+    cli.check_redraw(*CHANGES)
+  records = cli.read_results(folder) if FLAGS.redraw else _search(folder)
+  if not any(r.get('kind') == 'threshold' for r in records):
+    raise InputError(f'{folder}: no thresholds among the results; run experiments.threshold first')
+  print(cli.table(COLUMNS, summary(records)))
+  if lines := [r for r in records if r.get('kind') == 'fit']:
+    print('\nsize = intercept + slope · R·log2 N, with the 95% interval over seeds')
+    print(cli.table(FIT_COLUMNS, lines))
+  if not any(r['value'] for r in records if r.get('kind') == 'threshold'):
+    print('no size succeeded: no figure; more --steps, or another --learning_rate?')
+  else:
+    print('figure: ' + ', '.join(map(str, threshold_figure.draw(records, folder))))
+  print(f'records: {folder / "results.json"}')
+
+
+if __name__ == '__main__':
+  cli.run(main)
