@@ -2,37 +2,49 @@
 
   python -m experiments.benchmark
   python -m experiments.benchmark --only=exhaustive --scale=accelerator
+  python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median
 over the rounds of theirs / ours, above 1 where ours is faster. What is measured:
 
   exhaustive    every logit of every query with its runner-up, beside the bare matrix product
   certificate   a command: a million subjects' facts drawn, built, certified; seconds and peak memory
+  step          training steps of one model, beside plain JAX, PyTorch and torch.compile
+  sweep         a step of one model among many trained at once, beside loops over the models
+  capacity      smallest d for several N and seeds, compiling included, beside a loop over the models
+  products      a step beside its multiplications at the best speed that this machine shows
+  memory        peak memory of a process that takes a step of a large model
+  scaling       a step of one model as the number of models, N, R and d grow: exponents and a figure
+
+PyTorch is optional: pip install torch==2.13.0. The laptop scale takes about half an hour, most of
+it in the loops.
 """
 
 import functools
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 from absl import flags
 
 from constructions import registry
-from experiments import cli
+from experiments import benchmark_training as training
+from experiments import cli, figures, timing
 from geomem import facts as fact
 from geomem import model, verify
+from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
-cli.define('scale', 'workdir')
+cli.define('scale', 'redraw', 'workdir')
 
 COLUMNS = (
   'measurement',
+  'peer',
   'ours_seconds',
   'theirs_seconds',
   'ratio',
@@ -40,31 +52,9 @@ COLUMNS = (
   'peak_gigabytes',
   'device',
 )
-ROUNDS = 5
 
 
-def side_by_side(ours: Callable, theirs: Callable, rounds: int = ROUNDS) -> dict:
-  """Median seconds of both, and the median of their ratio, after one unmeasured call of each."""
-  ours(), theirs()
-  pairs = []
-  for _ in range(rounds):
-    pairs.append((_seconds(ours), _seconds(theirs)))
-  return {
-    'ours_seconds': statistics.median(a for a, _ in pairs),
-    'theirs_seconds': statistics.median(b for _, b in pairs),
-    'ratio': statistics.median(b / a for a, b in pairs),
-    'ratio_range': [min(b / a for a, b in pairs), max(b / a for a, b in pairs)],
-    'rounds': rounds,
-  }
-
-
-def _seconds(run: Callable) -> float:
-  start = time.perf_counter()
-  run()
-  return time.perf_counter() - start
-
-
-def exhaustive(subjects: int, relations: int, rounds: int = ROUNDS) -> dict:
+def exhaustive(subjects: int, relations: int, rounds: int = timing.ROUNDS) -> dict:
   """N·R queries against N answers, beside the product of their residuals with the unembedding."""
   built = registry.build('selector', fact.bijections(jax.random.key(0), subjects, relations))
   params = jax.device_put(built.params)
@@ -81,9 +71,9 @@ def exhaustive(subjects: int, relations: int, rounds: int = ROUNDS) -> dict:
   sizes = (256, 512, 1024, 4096)
   for rows in sizes:
     bare(rows)  # compile
-  rows = min(sizes, key=lambda rows: min(_seconds(lambda: bare(rows)) for _ in range(2)))
+  rows = min(sizes, key=lambda rows: min(timing.seconds(lambda: bare(rows)) for _ in range(2)))
   return {
-    **side_by_side(lambda: verify.exhaustive(built), functools.partial(bare, rows), rounds),
+    **timing.side_by_side(lambda: verify.exhaustive(built), functools.partial(bare, rows), rounds),
     'sizes': f'N={subjects}, R={relations}, d={built.config.dim}',
     'logits': built.queries * subjects,
     'product_rows': rows,
@@ -118,30 +108,112 @@ def certificate(subjects: int, relations: int) -> dict:
   }
 
 
-MEASUREMENTS = {'exhaustive': exhaustive, 'certificate': certificate}
+MEASUREMENTS = {
+  'exhaustive': exhaustive,
+  'certificate': certificate,
+  'step': training.step,
+  'sweep': training.many,
+  'capacity': training.capacity,
+  'products': training.products,
+  'memory': training.memory,
+  'scaling': training.scaling,
+}
+SMALL = ((32, 4, 8), (128, 4, 16))
+BASE = {'subjects': 64, 'relations': 4, 'dim': 16, 'models': 16}
+AXES = {
+  'models': (2, 4, 8, 16, 32, 64, 128),
+  'subjects': (16, 32, 64, 128, 256, 512),
+  'relations': (1, 2, 4, 8, 16),
+  'dim': (4, 8, 16, 32, 64),
+}
 SIZES = {  # for each scale, the arguments of each measurement
-  'smoke': {'exhaustive': (200, 2, 1), 'certificate': (1000, 2)},
-  'laptop': {'exhaustive': (20_000, 4), 'certificate': (1_000_000, 8)},
-  'accelerator': {'exhaustive': (100_000, 8), 'certificate': (1_000_000, 8)},
+  'smoke': {
+    'exhaustive': (200, 2, 1),
+    'certificate': (1000, 2),
+    'step': (16, 2, 4, 2, ('jax',)),
+    'sweep': (2, 2, ((8, 2, 4),), ('jax',), 1),
+    'capacity': ((8,), 2, 1, (0.03,), 100),
+    'products': (16, 2, 4),
+    'memory': (64, 2, 8),
+    'scaling': ({**BASE, 'models': 2}, {'dim': (2, 4)}, 2),
+  },
+  'laptop': {
+    'exhaustive': (20_000, 4),
+    'certificate': (1_000_000, 8),
+    'step': (1024, 4, 64, 10),
+    'sweep': (64, 20, SMALL),
+    'capacity': ((32, 64, 128, 256), 4, 3, (0.01, 0.03, 0.1)),
+    'products': (4096, 4, 64),
+    'memory': (65_536, 4, 64),
+    'scaling': (BASE, AXES, 50),
+  },
+  'accelerator': {
+    'exhaustive': (100_000, 8),
+    'certificate': (1_000_000, 8),
+    'step': (1024, 4, 64, 100),
+    'sweep': (1024, 20, SMALL, ('jax', 'torch'), 1),
+    'capacity': ((32, 64, 128, 256), 4, 3, (0.01, 0.03, 0.1)),
+    'products': (4096, 4, 64),
+    'memory': (65_536, 4, 64),
+    'scaling': (BASE, {**AXES, 'models': (16, 64, 256, 1024)}, 50),
+  },
 }
 
 flags.DEFINE_multi_enum('only', None, MEASUREMENTS, 'Measure this alone (repeatable).')
 
 
+def measure(names, scale: str, folder) -> list[dict]:
+  """The records of all measurements, written as they come."""
+  records = []
+  for name in names:
+    arguments = SIZES[scale][name]
+    print(f'{name}: {arguments}', file=sys.stderr, flush=True)
+    made = MEASUREMENTS[name](*arguments)
+    for record in [made] if isinstance(made, dict) else made:
+      about = {'device': cli.device(), 'versions': cli.versions()}
+      records.append({'measurement': name, **record, **about})
+      cli.write_results(folder, records)
+  return records
+
+
+@matplotlib.rc_context(figures.STYLE)
+def draw(records: list[dict], folder) -> list:
+  """Seconds a step of one model against each size that grew, with the power law through them."""
+  axes = list(dict.fromkeys(r['axis'] for r in records if r.get('measurement') == 'scaling'))
+  if not axes:
+    return []
+  figure, panels = figures.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
+  for i, (ax, axis) in enumerate(zip(panels[0], axes, strict=True)):
+    color, marker = figures.cycle(i)
+    own = [r for r in records if r.get('axis') == axis]
+    points = [(r['value'], r['ours_seconds']) for r in own if r.get('measurement') == 'scaling']
+    ax.plot(*zip(*points, strict=True), marker + '-', color=color)
+    exponent = next(r['exponent'] for r in own if r.get('measurement') == 'scaling_exponent')
+    figures.logarithmic(ax.xaxis, ax.yaxis)
+    ax.set(xlabel=LABELS[axis], title=f'exponent {exponent:.2f}')
+  panels[0][0].set_ylabel('seconds a model-step')
+  return figures.save(figure, folder / 'scaling')
+
+
+LABELS = {
+  'models': 'models, $M$', 'subjects': 'subjects, $N$', 'relations': 'relations, $R$', 'dim': 'width, $d$',
+}  # fmt: skip
+
+
 def main(argv):
   cli.no_arguments(argv)
+  cli.one_device_a_core()
   folder = cli.workdir('runs/benchmark')
-  records = []
-  for name in FLAGS.only or MEASUREMENTS:
-    arguments = SIZES[FLAGS.scale][name]
-    print(f'{name}: {arguments}', file=sys.stderr, flush=True)
-    record = MEASUREMENTS[name](*arguments)
-    records.append(
-      {'measurement': name, **record, 'device': cli.device(), 'versions': cli.versions()}
-    )
-    cli.write_results(folder, records)
-  print(cli.table(COLUMNS, records))
-  print(f'records: {folder / "results.json"}')
+  if FLAGS.redraw:
+    cli.check_redraw('only', 'scale')
+    records = cli.read_results(folder)
+    if not all('measurement' in r for r in records):
+      raise InputError(f'{folder}: not results of experiments.benchmark')
+  else:
+    records = measure(FLAGS.only or MEASUREMENTS, FLAGS.scale, folder)
+  paths = draw(records, folder)
+  print(cli.table(COLUMNS, [r for r in records if r['measurement'] != 'scaling_exponent']))
+  print(f'records: {folder / "results.json"}' + ''.join(f', {path}' for path in paths))
 
 
 if __name__ == '__main__':

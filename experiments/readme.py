@@ -1,9 +1,10 @@
-"""Write the README's table of theorems from what `make demo` measured.
+"""Write the README's tables: of theorems, from what `make demo` measured, and of timings.
 
   python -m experiments.readme --workdir=runs/demo
 
-Run it from the root of the repository: it writes README.md, and keeps the records, without their
-timings, as docs/results/construct.json, so that the table can be held against them.
+Run it from the root of the repository: it writes README.md, and keeps the demo's records, without
+their timings, as docs/results/construct.json, so that the table can be held against them. The timings
+are those of docs/results/benchmark_cpu.json, which experiments.benchmark wrote.
 """
 
 import inspect
@@ -18,8 +19,8 @@ from geomem.errors import InputError
 FLAGS = flags.FLAGS
 cli.define(workdir='Where `make demo` has written its results.json (default: runs/demo).')
 
-README, RECORDS = Path('README.md'), Path('docs/results/construct.json')
-BEGIN = '<!-- table: written by python -m experiments.readme -->\n'
+README, RESULTS = Path('README.md'), Path('docs/results')
+RECORDS, TIMINGS = RESULTS / 'construct.json', RESULTS / 'benchmark_cpu.json'
 END = '<!-- end of table -->\n'
 
 
@@ -38,17 +39,29 @@ def row(record: dict) -> str:
   return f'| {known.theorem} | [`{name}`]({module}) | {known.size} | {result} |'
 
 
-def table(records: list[dict]) -> str:
+def theorems(records: list[dict]) -> str:
   head = '| statement | construction | exact size | verified |\n|---|---|---|---|\n'
   return head + '\n'.join(map(row, records)) + '\n'
 
 
-def splice(text: str, records: list[dict]) -> str:
-  """The README with its table replaced."""
-  if BEGIN not in text or END not in text:
-    raise InputError(f'{README}: the lines that mark its table are missing')
-  before, rest = text.split(BEGIN)
-  return before + BEGIN + table(records) + END + rest.split(END)[1]
+def timings(records: list[dict]) -> str:
+  """What was measured side by side."""
+  lines = ['| measurement | beside | sizes | ours | theirs | ratio |', '|---|---|---|---|---|---|']
+  for r in records:
+    if r.get('ratio') is not None:
+      own = ' | '.join(f'{r[side]:.3g} s' for side in ('ours_seconds', 'theirs_seconds'))
+      beside = (r.get('peer') or 'matrix products').replace('_', ' ')
+      lines.append(f'| {r["measurement"]} | {beside} | {r["sizes"]} | {own} | {r["ratio"]:.3g} |')
+  return '\n'.join(lines) + '\n'
+
+
+def splice(text: str, name: str, table: str) -> str:
+  """The README with one of its tables replaced."""
+  begin = f'<!-- {name}: written by python -m experiments.readme -->\n'
+  if begin not in text:
+    raise InputError(f'{README}: the line that marks its table of {name} is missing')
+  before, rest = text.split(begin)
+  return before + begin + table + END + rest.split(END, 1)[1]
 
 
 def main(argv):
@@ -59,9 +72,11 @@ def main(argv):
   ]
   if not README.exists():
     raise InputError('no README.md here; run this from the root of the repository')
-  cli.write_text(README, splice(README.read_text(encoding='utf-8'), records))
-  cli.write_results(RECORDS.parent, records, RECORDS.name)
-  print(table(records))
+  text = splice(README.read_text(encoding='utf-8'), 'theorems', theorems(records))
+  text = splice(text, 'timings', timings(cli.read_results(RESULTS, TIMINGS.name)))
+  cli.write_text(README, text)
+  cli.write_results(RESULTS, records, RECORDS.name)
+  print(theorems(records))
 
 
 if __name__ == '__main__':

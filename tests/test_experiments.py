@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments import approximate, benchmark, bounds, building, cli, readme
+from experiments import approximate, benchmark, bounds, building, cli, readme, timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,10 +67,8 @@ def test_what_is_no_number_is_null(tmp_path):
 
 def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):
   order = []
-  monkeypatch.setattr(benchmark.time, 'perf_counter', lambda: float(len(order)))
-  got = benchmark.side_by_side(
-    lambda: order.append('ours'), lambda: order.extend(['theirs'] * 3), 3
-  )
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: float(len(order)))
+  got = timing.side_by_side(lambda: order.append('ours'), lambda: order.extend(['theirs'] * 3), 3)
   assert [name for i, name in enumerate(order) if i == 0 or name != order[i - 1]] == [
     'ours',
     'theirs',
@@ -93,7 +91,9 @@ def test_certificate_benchmark_runs_the_command():
 def test_the_table_in_the_readme_is_what_was_measured():
   records = json.loads((ROOT / readme.RECORDS).read_text())
   text = (ROOT / readme.README).read_text()
-  assert readme.splice(text, records) == text
+  assert readme.splice(text, 'theorems', readme.theorems(records)) == text
+  timings = json.loads((ROOT / readme.TIMINGS).read_text())
+  assert readme.splice(text, 'timings', readme.timings(timings)) == text
   assert [record['construction'] for record in records] == list(registry.REGISTRY)
   assert not any(building.failed(record) for record in records)
 

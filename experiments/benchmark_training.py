@@ -1,0 +1,266 @@
+"""Time training beside what people use today: the measurements of `experiments.benchmark` that train.
+
+Every function yields records. Both sides have the same model, parameters, facts, schedule and steps
+(`peers`; a test compares their losses); compilation counts only where that is said.
+"""
+
+import functools
+import importlib.util
+import itertools
+import json
+import math
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import peers, searching, statistics
+from experiments.timing import seconds, side_by_side
+from geomem import facts as fact
+from geomem import model, programs, sweep, train
+from geomem.config import Config
+from geomem.train import Recipe
+
+
+def task(subjects: int, relations: int, dim: int, seed: int = 0) -> sweep.Task:
+  """The default model with F = 4d."""
+  config = Config.trained(subjects, relations, dim)
+  return sweep.Task(config, fact.bijections(jax.random.key(seed), subjects, relations), seed=seed)
+
+
+def _sizes(subjects: int, relations: int, dim: int, **more) -> str:
+  return ', '.join(
+    f'{name}={value:,}' for name, value in {'N': subjects, 'R': relations, 'd': dim, **more}.items()
+  )
+
+
+def _available(names):
+  """The peers that are installed; the others are named once."""
+  missing = [n for n in names if n.startswith('torch') and not importlib.util.find_spec('torch')]
+  if missing:
+    print(f'not measured, as torch is not installed: {", ".join(missing)}', file=sys.stderr)
+  return [name for name in names if name not in missing]
+
+
+def step(subjects: int, relations: int, dim: int, steps: int, names=peers.NAMES):
+  """Steps of one model, a call each, beside the same number of a peer's."""
+  recipe, one = Recipe(steps=10**6, target=None), task(subjects, relations, dim)
+  ours = _Ours(recipe, one)
+  for name in _available(names):
+    theirs = peers.make(name, recipe, one)
+    pair = side_by_side(lambda: _steps(ours, steps), lambda t=theirs: _steps(t, steps))
+    yield {
+      'measurement': 'step',
+      'peer': name,
+      **_per(pair, steps),
+      'sizes': _sizes(subjects, relations, dim),
+    }
+
+
+class _Ours:
+  """One model, a jitted step a call."""
+
+  def __init__(self, recipe: Recipe, one: sweep.Task):
+    run = functools.partial(train.step, one.config, recipe)
+    self._step, self.job = (
+      jax.jit(run, donate_argnums=1),
+      jax.device_put(sweep.job(one, one.config)),
+    )
+    self.state = jax.device_put(train.start(recipe, model.draw(one.config, one.seed)))
+
+  def step(self):
+    self.state = self._step(self.job, self.state)
+
+  def wait(self):
+    jax.block_until_ready(self.state)
+
+
+def _steps(runner, count: int):
+  for _ in range(count):
+    runner.step()
+  runner.wait()
+
+
+def _per(pair: dict, count: int) -> dict:
+  """Seconds for one of `count` alike."""
+  return {k: v / count if k.endswith('seconds') else v for k, v in pair.items()}
+
+
+def many(models: int, steps: int, sizes, names=('jax', 'torch'), rounds: int = 3):
+  """A sweep beside the same models trained one after another; seconds a step of one model."""
+  recipe = Recipe(steps=10**6, target=None, check=steps)
+  for subjects, relations, dim in sizes:
+    tasks = [task(subjects, relations, dim, seed) for seed in range(models)]
+    ours = _Sweep(recipe, tasks)
+    for name in _available(names):
+      loop = [peers.make(name, recipe, one) for one in tasks]
+      theirs = lambda loop=loop: [_steps(peer, steps) for peer in loop]
+      pair = side_by_side(lambda: ours.advance(steps), theirs, rounds)  # noqa: B023
+      yield {
+        'measurement': 'sweep', 'peer': name, **_per(pair, steps * models),
+        'sizes': _sizes(subjects, relations, dim, models=models),
+      }  # fmt: skip
+
+
+class _Sweep:
+  def __init__(self, recipe: Recipe, tasks):
+    self.laid, self.states = sweep.lay_out(recipe, tasks)
+
+  def advance(self, steps: int):
+    self.states = jax.block_until_ready(sweep.advance(self.laid, self.states, steps))
+
+
+def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
+  """Smallest d for every N and seed, once each, all compiling included: all searches together, or a loop.
+
+  The loop does as the public code of Nichani et al. (2025): it halves a range, here d from 1 to
+  R·log2 N, trains a model after another, learning rate after learning rate until one succeeds, and
+  compiles every run as it comes. A second record is of the same loop compiling once a size.
+  """
+  setting = searching.Setting(
+    Recipe(steps, target=0.99), 0, 0, tuple((rate, 0.01) for rate in rates)
+  )
+  cases = [searching.Case('dim', n, relations, seed) for n in subjects for seed in range(seeds)]
+  train_all = functools.partial(programs.train, known=[])
+  records, ours = _from_nothing(lambda: searching.measure(cases, setting, train_all))
+  for name, anew in (('jax', True), ('jax_compiled_once', False)):
+    found, theirs = _from_nothing(lambda: [_halve(case, setting, anew) for case in cases])  # noqa: B023
+    yield {
+      'measurement': 'capacity', 'peer': name, 'ours_seconds': ours, 'theirs_seconds': theirs,
+      'ratio': theirs / ours, 'rounds': 1,
+      'sizes': f'N={",".join(map(str, subjects))}, R={relations}, seeds={seeds}, rates={len(rates)}',
+      'ours_found': [r['value'] for r in records if r['kind'] == 'threshold'],
+      'ours_probes': sum(r['kind'] == 'probe' for r in records), 'theirs_found': found,
+    }  # fmt: skip
+
+
+def _from_nothing(work):
+  """What the work gives, and its seconds, nothing compiled before and nothing read from a cache."""
+  peers.forget()
+  jax.clear_caches()
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  start = time.perf_counter()
+  try:
+    return work(), time.perf_counter() - start
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cached)
+
+
+def _halve(case: searching.Case, setting: searching.Setting, anew: bool) -> int:
+  """The smallest d by plain halving, one training after another."""
+  failed, passed = 0, math.ceil(case.relations * math.log2(case.subjects))
+  while passed - failed > 1:
+    size = (passed + failed) // 2
+    tasks = searching.attempts([(case, size)], setting)
+    if any(_succeeds(one, setting.recipe, anew) for one in tasks):
+      passed = size
+    else:
+      failed = size
+  if sys.stderr.isatty():
+    print(f'the loop found d={passed} for {case}', file=sys.stderr, flush=True)
+  return passed
+
+
+def _succeeds(one: sweep.Task, recipe: Recipe, anew: bool) -> bool:
+  if anew:
+    peers.forget()
+  peer = peers.Jax(recipe, one)
+  for _ in range(0, recipe.steps, recipe.check):
+    _steps(peer, recipe.check)
+    if peer.accuracy() >= recipe.target:
+      return True
+  return False
+
+
+def products(subjects: int, relations: int, dim: int, steps: int = 2):
+  """A step beside its multiplications alone, at the best speed this machine shows for any product."""
+  one, recipe = task(subjects, relations, dim), Recipe(steps=10**6, target=None)
+  ours, speed = _Ours(recipe, one), _speed()
+  _steps(ours, 1)
+  taken = min(seconds(lambda: _steps(ours, steps)) for _ in range(3)) / steps
+  speed = max(speed, _speed())
+  least = 6 * _multiplications(one.config) / speed
+  yield {
+    'measurement': 'products', 'ours_seconds': taken, 'theirs_seconds': least,
+    'ratio': least / taken, 'sizes': _sizes(subjects, relations, dim), 'flops_per_second': speed,
+  }  # fmt: skip
+
+
+def _multiplications(config: Config) -> int:
+  """Of a forward pass over all queries; a step has three times as many, and as many additions."""
+  queries, d = config.subjects * config.relations, config.dim
+  mlp = sum(x * y for b in config.blocks for x, y in itertools.pairwise((d, *b.hidden, d)))
+  attention = sum(3 * b.heads * d * b.key_dim for b in config.blocks)
+  return queries * (d * config.answers + mlp) + (config.subjects + config.relations) * attention
+
+
+SHAPES = {  # of products, rows by inner by columns
+  True: ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)),
+  False: ((8192, 8192, 8192), (16384, 16384, 16384)),
+}
+
+
+def _speed() -> float:
+  """Floating-point operations a second in the fastest of a few plain products."""
+  best = 0.0
+  for m, k, n in SHAPES[jax.default_backend() == 'cpu']:
+    a, b = jnp.ones((m, k)), jnp.ones((k, n))
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, b))
+    runs = [lambda: jax.block_until_ready(product(a, b))]  # noqa: B023
+    if jax.default_backend() == 'cpu':  # NumPy's BLAS may be faster
+      x, y = np.asarray(a), np.asarray(b)
+      runs.append(lambda: x @ y)  # noqa: B023
+    best = max(best, *(2 * m * k * n / min(seconds(run) for _ in range(8)) for run in runs), 0)
+  return best
+
+
+_ONE_STEP = """
+import json, resource, sys, time
+from experiments import benchmark_training as b
+one, recipe = b.task(*map(int, sys.argv[1:4])), b.Recipe(steps=2, target=None)
+ours = b._Ours(recipe, one)
+start = time.perf_counter()
+b._steps(ours, 1)
+peak = (b.jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+peak = peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+print(json.dumps([time.perf_counter() - start, peak / 1e9, float(ours.state.loss)]))
+"""
+
+
+def memory(subjects: int, relations: int, dim: int):
+  """Peak memory of a process that takes one full-batch step, compiling included."""
+  command = [sys.executable, '-c', _ONE_STEP, *map(str, (subjects, relations, dim))]
+  done = subprocess.run(command, check=False, capture_output=True, text=True)
+  if done.returncode:
+    raise SystemExit(f'the memory measurement failed: {done.stderr[-500:]}')
+  taken, peak, loss = json.loads(done.stdout)
+  yield {
+    'measurement': 'memory', 'ours_seconds': taken, 'theirs_seconds': None, 'ratio': None,
+    'peak_gigabytes': peak, 'loss': loss, 'sizes': _sizes(subjects, relations, dim),
+    'logits_gigabytes': 4e-9 * subjects**2 * relations,
+  }  # fmt: skip
+
+
+def scaling(base: dict, axes: dict, steps: int):
+  """Seconds a step of one model as one size grows, and the exponent of a power law through them."""
+  recipe = Recipe(steps=10**6, target=None, check=steps)
+  for axis, values in axes.items():
+    points = []
+    for value in values:
+      sizes = {**base, axis: value}
+      models = sizes.pop('models')
+      ours = _Sweep(recipe, [task(**sizes, seed=seed) for seed in range(models)])
+      ours.advance(steps)
+      taken = min(seconds(lambda o=ours: o.advance(steps)) for _ in range(3)) / steps / models
+      points.append((math.log(value), math.log(taken)))
+      yield {
+        'measurement': 'scaling', 'axis': axis, 'value': value, 'ours_seconds': taken,
+        'sizes': _sizes(*sizes.values(), models=models),
+      }  # fmt: skip
+    exponent = float(statistics.line(points)[1])
+    yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
