@@ -170,7 +170,7 @@ def measure(names, scale: str, folder) -> list[dict]:
     print(f'{name}: {arguments}', file=sys.stderr, flush=True)
     made = MEASUREMENTS[name](*arguments)
     for record in [made] if isinstance(made, dict) else made:
-      about = {'device': cli.device(), 'versions': cli.versions()}
+      about = {'device': cli.device(), 'versions': {**cli.versions(), **training.torch_version()}}
       records.append({'measurement': name, **record, **about})
       cli.write_results(folder, records)
   return records

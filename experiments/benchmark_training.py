@@ -12,6 +12,7 @@ import math
 import subprocess
 import sys
 import time
+from importlib import metadata
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,12 @@ def _sizes(subjects: int, relations: int, dim: int, **more) -> str:
   return ', '.join(
     f'{name}={value:,}' for name, value in {'N': subjects, 'R': relations, 'd': dim, **more}.items()
   )
+
+
+def torch_version() -> dict[str, str]:
+  """Of the peer, if it is installed."""
+  found = importlib.util.find_spec('torch')
+  return {'torch': metadata.version('torch')} if found else {}
 
 
 def _available(names):

@@ -35,7 +35,7 @@ def run(folder: Path, about: dict):
     yield fitter
     progress.clear()
     if fitter.trace:
-      cli.warn('no profile was written: nothing was trained')
+      cli.warn('no profile was written: training was over before it was compiled and under way')
 
 
 class Fitter:

@@ -158,7 +158,7 @@ def test_a_sweep_of_two_processes_is_written_once(tmp_path):
 
 
 def test_a_sharded_model_of_two_processes_resumes_to_the_same_bits(tmp_path):
-  options = ('--shard', '--steps=400', '--weight_decay=1', '--batch=4')
+  options = ('--shard', '--steps=400', '--learning_rate=1e-4', '--batch=4')
   end(launch(tmp_path, *options), tmp_path)
   whole = written(tmp_path)
   assert whole[1].count('\n') == 2
