@@ -60,6 +60,22 @@ def test_accuracy_grows_with_size_and_the_exact_ones_are_exact(tmp_path):
   assert all(path.stat().st_size > 5000 for path in approximate.draw(records, tmp_path))
 
 
+def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, capsys):
+  record = {'sweep': 1, 'step': 200, 'loss': 0.25, 'models': 7, 'solved': 0.5, 'diverged': 0}
+  quiet = cli.Training()
+  quiet(2000, record)
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
+  clock = iter((0.0, 0.0, 10.0, 20.0))
+  monkeypatch.setattr(cli.time, 'monotonic', lambda: next(clock))
+  told = cli.Training()
+  for step in (200, 400, 600):
+    told(2000, {**record, 'step': step})
+  first, second, third = capsys.readouterr().err.split('\r\x1b[K')[1:]
+  assert 'compiled' in first and '20 steps/s' in second and '80 s left' in second
+  assert '600/2,000, 20 steps/s, 7 models, loss 0.25, 50% solved, 70 s left' in third
+
+
 def test_what_is_no_number_is_null(tmp_path):
   cli.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
   assert cli.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]

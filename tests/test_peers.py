@@ -33,7 +33,7 @@ def test_a_peer_takes_the_same_steps(name):
 
 
 def test_a_search_one_model_after_another_finds_the_same():
-  records = list(training.capacity((8, 10), 2, 1, (0.03,), steps=200))
+  records = list(training.capacity((8,), 2, 1, (0.03,), steps=200))
   assert [r['peer'] for r in records] == ['jax', 'jax_compiled_once']
   record = records[1]
   assert record['ours_found'] == record['theirs_found']
