@@ -1,28 +1,21 @@
 """The threshold binary: killed in the middle of a search and started again, it ends in the same bits."""
 
+import functools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 
 from experiments import cli, statistics, threshold, threshold_figure
 
-ROOT = Path(__file__).parents[1]
 SMALL = ('--find=dim', '--find=subjects', '--dim=3', '--subjects=6', '--subjects=8', '--relations=2', '--seeds=1',
          '--steps=300', '--save_seconds=0', '--learning_rate=0.03')  # fmt: skip
 
 
-def start(folder, *arguments):
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
-  command = [sys.executable, '-m', 'experiments.threshold', *arguments, f'--workdir={folder}']
-  pipe = subprocess.PIPE
-  return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+start = functools.partial(processes.start, 'threshold')
 
 
 @pytest.fixture(scope='module')

@@ -1,25 +1,18 @@
 """The training binary: killed and started again, its results are the same to the last bit."""
 
+import functools
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
+import processes
 import pytest
 
-ROOT = Path(__file__).parents[1]
 SMALL = ('--subjects=12', '--relations=2', '--dim=6', '--steps=16000', '--target=1', '--learning_rate=0.003',
          '--learning_rate=0.01', '--weight_decay=1', '--seeds=2', '--batch=4', '--save_seconds=0')  # fmt: skip
 
 
-def start(folder, *arguments):
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
-  command = [sys.executable, '-m', 'experiments.train', *arguments, f'--workdir={folder}']
-  pipe = subprocess.PIPE
-  return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+start = functools.partial(processes.start, 'train')
 
 
 @pytest.fixture(scope='module')
@@ -94,15 +87,9 @@ def test_a_diverged_model_spoils_nothing_and_a_profile_is_written(tmp_path):
 
 def test_what_trials_saw_is_looked_for(tmp_path):
   """The smoke preset of experiments.learning: its records, not its numbers."""
-  command = [
-    sys.executable,
-    '-m',
-    'experiments.learning',
-    '--scale=smoke',
-    f'--workdir={tmp_path}/l',
-  ]
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
-  subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+  process = processes.start('learning', tmp_path / 'l', '--scale=smoke')
+  _, err = process.communicate(timeout=200)
+  assert process.returncode == 0, err
   records = json.loads((tmp_path / 'l/results.json').read_text())
   names = [r['measurement'] for r in records]
   assert (
