@@ -13,10 +13,9 @@ import math
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from absl import flags
 
-from experiments import building, cli, figures
+from experiments import building, cli, figures, statistics
 from geomem import facts as fact
 from geomem.errors import InputError
 
@@ -79,15 +78,10 @@ def measure(subjects: int, relations: int, seeds: range, progress=None) -> list[
 
 def summary(records: list[dict]) -> list[dict]:
   """Mean and range over seeds."""
-  groups = {}
-  for record in records:
-    groups.setdefault((record['construction'], record['constant']), []).append(record)
-  rows = []
-  for group in groups.values():
-    accuracy = [record['accuracy'] for record in group]
-    spread = {'accuracy': float(np.mean(accuracy)), 'least': min(accuracy), 'most': max(accuracy)}
-    rows.append({**group[0], 'seeds': len(group), **spread})
-  return rows
+  return [
+    {**group[0], 'seeds': len(group), **statistics.spread(group, 'accuracy')}
+    for group in statistics.groups(records, 'construction', 'constant')
+  ]
 
 
 @matplotlib.rc_context(figures.STYLE)

@@ -46,7 +46,7 @@ def torch_version() -> dict[str, str]:
 
 def _available(names):
   """The peers that are installed; the others are named once."""
-  missing = [n for n in names if n.startswith('torch') and not importlib.util.find_spec('torch')]
+  missing = [] if torch_version() else [name for name in names if name.startswith('torch')]
   if missing:
     print(f'not measured, as torch is not installed: {", ".join(missing)}', file=sys.stderr)
   return [name for name in names if name not in missing]
@@ -183,13 +183,14 @@ def _succeeds(one: sweep.Task, recipe: Recipe, anew: bool) -> bool:
   return False
 
 
-def products(subjects: int, relations: int, dim: int, steps: int = 2):
+def products(subjects: int, relations: int, dim: int, steps: int = 2, shapes=None):
   """A step beside its multiplications alone, at the best speed this machine shows for any product."""
   one, recipe = task(subjects, relations, dim), Recipe(steps=10**6, target=None)
-  ours, speed = _Ours(recipe, one), _speed()
+  shapes = shapes or SHAPES[jax.default_backend() == 'cpu']
+  ours, speed = _Ours(recipe, one), _speed(shapes)
   _steps(ours, 1)
   taken = min(seconds(lambda: _steps(ours, steps)) for _ in range(3)) / steps
-  speed = max(speed, _speed())
+  speed = max(speed, _speed(shapes))
   least = 6 * _multiplications(one.config) / speed
   yield {
     'measurement': 'products', 'ours_seconds': taken, 'theirs_seconds': least,
@@ -211,10 +212,10 @@ SHAPES = {  # of products, rows by inner by columns
 }
 
 
-def _speed() -> float:
+def _speed(shapes) -> float:
   """Floating-point operations a second in the fastest of a few plain products."""
   best = 0.0
-  for m, k, n in SHAPES[jax.default_backend() == 'cpu']:
+  for m, k, n in shapes:
     a, b = jnp.ones((m, k)), jnp.ones((k, n))
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))

@@ -6,7 +6,6 @@ experiment asks for the same, is answered from the checkpoint as far as that goe
 """
 
 import contextlib
-import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from geomem import hosts, programs, runs, sweep, train
+from geomem import hosts, programs, runs, train
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
@@ -59,12 +58,7 @@ class Fitter:
     return programs.train(recipe, tasks, rivals, self.known, self._fit, rounds)
 
   def _fit(self, recipe: Recipe, program: programs.Program, tasks, rivals) -> np.ndarray:
-    def work():
-      laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
-      fit = functools.partial(sweep.fit, rivals=rivals)
-      return programs.found(*self.follow(fit, laid, states))
-
-    return self.once(work)
+    return self.once(lambda: programs.fit(recipe, program, tasks, rivals, self.follow))
 
   def once(self, work: Callable[[], np.ndarray]) -> np.ndarray:
     """What `work` finds, or found before the run was killed."""

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting
+from experiments import cli, fitting, statistics
 from geomem import facts as fact
 from geomem import structure, sweep, verify
 from geomem.config import Config
@@ -142,15 +142,10 @@ def record(measurement: str, one: sweep.Task, value: float, seen: str) -> dict:
 
 def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds."""
-  groups = {}
-  for r in records:
-    groups.setdefault((r['measurement'], r['subjects'], r['dim'], r['weight_decay']), []).append(r)
-  rows = []
-  for group in groups.values():
-    values = [r['value'] for r in group]
-    spread = {'value': float(np.mean(values)), 'least': min(values), 'most': max(values)}
-    rows.append({**group[0], 'seeds': len(group), **spread})
-  return rows
+  return [
+    {**group[0], 'seeds': len(group), **statistics.spread(group, 'value')}
+    for group in statistics.groups(records, 'measurement', 'subjects', 'dim', 'weight_decay')
+  ]
 
 
 PRESETS = {  # subjects and steps; subjects, batch and steps, twice; seeds

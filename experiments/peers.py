@@ -106,7 +106,7 @@ class Torch:
     ]
     betas = recipe.b1, recipe.b2
     self.optimizer = torch.optim.AdamW(groups, task.learning_rate, betas, recipe.eps)
-    rate = lambda step: float(_rate(recipe, step))
+    rate = lambda step: float(_rates(recipe)[step])
     self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
     self.logits = functools.partial(_logits, torch, config)
 
@@ -141,11 +141,10 @@ def _check(config: Config):
     raise NotImplementedError('the PyTorch peer knows the default model alone')
 
 
-def _rate(recipe: Recipe, step: int) -> float:
-  if step < recipe.warmup:
-    return (step + 1) / (recipe.warmup + 1)
-  done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-  return 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+@functools.lru_cache
+def _rates(recipe: Recipe) -> np.ndarray:
+  """The schedule as a table: asked for in JAX step by step, it would cost PyTorch time."""
+  return np.asarray(train.schedule(recipe, np.arange(recipe.steps + 1)))
 
 
 def _logits(torch, config: Config, params, tokens):

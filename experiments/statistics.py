@@ -7,18 +7,32 @@ import numpy as np
 RESAMPLES = 2000
 
 
-def interval(
-  groups: Sequence, statistic: Callable[[list], np.ndarray], share: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
-  """Percentile bootstrap: the groups (one a seed, say) are drawn anew with replacement, always alike.
+def groups(records: Sequence[dict], *names: str) -> list[list[dict]]:
+  """Records that agree in these fields, side by side, in the order in which they come."""
+  together = {}
+  for record in records:
+    together.setdefault(tuple(record[name] for name in names), []).append(record)
+  return list(together.values())
 
-  Not numbers for fewer than two groups; with three or four it is known to be too narrow.
+
+def spread(group: Sequence[dict], name: str) -> dict:
+  """The mean of a field over a group, under its own name, and its range."""
+  values = [record[name] for record in group]
+  return {name: float(np.mean(values)), 'least': min(values), 'most': max(values)}
+
+
+def interval(
+  samples: Sequence, statistic: Callable[[list], np.ndarray], share: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+  """Percentile bootstrap: the samples (one a seed, say) are drawn anew with replacement, always alike.
+
+  Not numbers for fewer than two; with three or four it is known to be too narrow.
   """
-  if len(groups) < 2:
-    return (np.full_like(statistic(list(groups)), np.nan),) * 2
+  if len(samples) < 2:
+    return (np.full_like(statistic(list(samples)), np.nan),) * 2
   rng = np.random.default_rng(0)
-  draws = rng.integers(len(groups), size=(RESAMPLES, len(groups)))
-  values = np.stack([statistic([groups[i] for i in draw]) for draw in draws])
+  draws = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
+  values = np.stack([statistic([samples[i] for i in draw]) for draw in draws])
   return tuple(np.nanquantile(values, ((1 - share) / 2, (1 + share) / 2), axis=0))
 
 

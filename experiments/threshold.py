@@ -57,7 +57,7 @@ PRESETS = {  # find, N, R, seeds
   'accelerator': (FINDS, (64, 256, 1024, 4096), (2, 4, 8), 5),
 }
 CONSTRUCTIONS = ('selector', 'attention_only', 'keyvalue')
-CHANGES = (  # flags that change the results
+CHANGES = (  # flags that say something of a search, and nothing of a figure drawn again
   'scale', 'subjects', 'relations', 'find', 'dim', 'width', 'seed', 'seeds', 'steps', 'target',
   'learning_rate', 'weight_decay', 'profile', 'save_seconds',
 )  # fmt: skip
@@ -108,24 +108,20 @@ def fits(records: list[dict]) -> list[dict]:
   """
   rows = []
   for find in FINDS:
-    by_seed, missing = {}, 0
-    for r in records:
-      if r.get('kind') != 'threshold' or r['find'] != find or find == 'subjects':
-        continue
-      if r['value'] is None:
-        missing += 1
-      else:
-        point = (r['relations'] * math.log2(r['subjects']), r['value'])
-        by_seed.setdefault(r['seed'], []).append(point)
-    points = [point for own in by_seed.values() for point in own]
-    if len({x for x, _ in points}) < 2:
+    own = [r for r in records if r.get('kind') == 'threshold' and r['find'] == find]
+    found = [r for r in own if r['value'] is not None]
+    by_seed = [
+      [(r['relations'] * math.log2(r['subjects']), r['value']) for r in group]
+      for group in statistics.groups(found, 'seed')
+    ]
+    through_all = lambda seeds: statistics.line(list(itertools.chain(*seeds)))
+    points = list(itertools.chain(*by_seed))
+    if find == 'subjects' or len({x for x, _ in points}) < 2:
       continue
     through = statistics.line(points)
-    low, high = statistics.interval(
-      list(by_seed.values()), lambda groups: statistics.line(list(itertools.chain(*groups)))
-    )
+    low, high = statistics.interval(by_seed, through_all)
     rows.append({
-      'kind': 'fit', 'find': find, 'seeds': len(by_seed), 'missing': missing,
+      'kind': 'fit', 'find': find, 'seeds': len(by_seed), 'missing': len(own) - len(found),
       'intercept': through[0], 'slope': through[1],
       'slope_low': low[1], 'slope_high': high[1],
       'explained': statistics.explained(points, through),
@@ -135,20 +131,19 @@ def fits(records: list[dict]) -> list[dict]:
 
 def summary(records: list[dict]) -> list[dict]:
   """A row a case, over its seeds; no mean where some seed found nothing, for that would be too good."""
-  groups = {}
-  for r in records:
-    if r.get('kind') == 'threshold':
-      size = 'any' if r['find'] == 'subjects' else r['subjects']
-      groups.setdefault((r['find'], size, r['relations']), []).append(r)
+  named = [
+    {**r, 'subjects': 'any'} if r['find'] == 'subjects' else r
+    for r in records
+    if r.get('kind') == 'threshold'
+  ]
   rows = []
-  for (find, size, relations), group in groups.items():
+  for group in statistics.groups(named, 'find', 'subjects', 'relations'):
     found = [r for r in group if r['value']]
-    row = {'find': find, 'subjects': size, 'relations': relations, 'seeds': len(group)}
-    row['found'] = len(found)
+    row = {name: group[0][name] for name in ('find', 'subjects', 'relations')}
+    row |= {'seeds': len(group), 'found': len(found)}
     if len(found) == len(group):
-      values = [r['value'] for r in found]
       mean = lambda name, found=found: float(np.mean([r[name] for r in found]))
-      row |= {'value': mean('value'), 'least': min(values), 'most': max(values)}
+      row |= statistics.spread(found, 'value')
       row |= {'parameters': mean('parameters'), 'bits': mean('bits')}
     rows.append(row)
   return rows

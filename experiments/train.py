@@ -16,13 +16,12 @@ first alone reads and writes --workdir.
 """
 
 import itertools
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting
+from experiments import cli, fitting, statistics
 from geomem import facts as fact
 from geomem import hosts, sharded, sweep, train
 from geomem import mesh as meshes
@@ -102,21 +101,16 @@ def record(laid, states, i: int) -> dict:
 
 def summary(records: list[dict]) -> list[dict]:
   """A row for each learning rate and weight decay."""
-  groups = {}
-  for r in records:
-    groups.setdefault((r['learning_rate'], r['weight_decay']), []).append(r)
   return [
     {
-      'learning_rate': rate,
-      'weight_decay': decay,
+      **group[0],
       'models': len(group),
       'solved': sum(r['status'] == 'solved' for r in group),
       'diverged': sum(r['status'] == 'diverged' for r in group),
-      'accuracy': float(np.mean([r['accuracy'] for r in group])),
-      'least': min(r['accuracy'] for r in group),
+      **statistics.spread(group, 'accuracy'),
       'step': float(np.mean([r['step'] for r in group])),
     }
-    for (rate, decay), group in groups.items()
+    for group in statistics.groups(records, 'learning_rate', 'weight_decay')
   ]
 
 
@@ -153,7 +147,7 @@ def main(argv):
   cli.one_device_a_core()
   cli.join()
   config, recipe = _configured()
-  folder = Path(hosts.by_first(cli.workdir)('runs/train'))
+  folder = hosts.by_first(cli.workdir)('runs/train')
   grid = {
     'learning_rate': cli.values('learning_rate', [0.01]),
     'weight_decay': cli.values('weight_decay', [0.1]),

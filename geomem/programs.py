@@ -1,6 +1,7 @@
 """Which models share a compiled program: padding costs arithmetic, another program costs compiling."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -42,16 +43,18 @@ class Program:
   rows: int
 
 
-def fit(recipe: Recipe, program: Program, tasks, rivals) -> np.ndarray:
-  """Train the tasks in the program: a row of `FOUND` for each."""
-  laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
-  for laid, states in sweep.fit(laid, states, STRETCHES * recipe.check, rivals):  # noqa: B020
+def follow(fit: Callable, laid, states):
+  """Train what is laid out to the end."""
+  ended, stretches = (laid, states), fit(laid, states, STRETCHES * laid.recipe.check)
+  for ended in stretches:
     pass
-  return found(laid, states)
+  return ended
 
 
-def found(laid: sweep.Sweep, states) -> np.ndarray:
-  """How every task of a sweep ended: a row of `FOUND` for each."""
+def fit(recipe: Recipe, program: Program, tasks, rivals, follow: Callable = follow) -> np.ndarray:
+  """Train the tasks in the program: a row of `FOUND` for each, how it ended."""
+  laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
+  laid, states = follow(functools.partial(sweep.fit, rivals=rivals), laid, states)
   return np.stack([laid.each(getattr(states, name)) for name in FOUND], axis=1)
 
 
@@ -138,9 +141,9 @@ def _merge(groups, recipe, time, costs):
       if sweep.alike(a, b) and all(_fits(c, both := sweep.hull([a, b]), recipe) for c in (a, b)):
         padding = time(both, len(m) + len(n)) - time(a, len(m)) - time(b, len(n))
         joined.append((padding, i, j, both))
-    if not joined or min(joined, key=lambda x: x[0])[0] >= costs.compiling:
+    padding, i, j, both = min(joined, key=lambda pair: pair[0], default=(math.inf, 0, 0, None))
+    if padding >= costs.compiling:
       break
-    _, i, j, both = min(joined, key=lambda x: x[0])
     members = groups[i][1] + groups[j][1]
     groups = [g for k, g in enumerate(groups) if k not in (i, j)] + [(both, members)]
   return groups
