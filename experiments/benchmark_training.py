@@ -184,17 +184,19 @@ def _succeeds(one: sweep.Task, recipe: Recipe, anew: bool) -> bool:
 
 
 def products(subjects: int, relations: int, dim: int, steps: int = 2, shapes=None):
-  """A step beside its multiplications alone, at the best speed this machine shows for any product."""
+  """Steps beside as many multiplications in the product of matrices that this machine does fastest."""
   one, recipe = task(subjects, relations, dim), Recipe(steps=10**6, target=None)
-  shapes = shapes or SHAPES[jax.default_backend() == 'cpu']
-  ours, speed = _Ours(recipe, one), _speed(shapes)
-  _steps(ours, 1)
-  taken = min(seconds(lambda: _steps(ours, steps)) for _ in range(3)) / steps
-  speed = max(speed, _speed(shapes))
-  least = 6 * _multiplications(one.config) / speed
+  ours, operations = _Ours(recipe, one), 6 * steps * _multiplications(one.config)
+  run, own = _fastest(shapes or SHAPES[jax.default_backend() == 'cpu'])
+  times = max(1, round(operations / own))
+  pair = side_by_side(lambda: _steps(ours, steps), lambda: [run() for _ in range(times)])
+  share = operations / (own * times)  # of what they did that we had to
+  pair |= {name: share * pair[name] for name in ('theirs_seconds', 'ratio')}
+  pair['ratio_range'] = [share * ratio for ratio in pair['ratio_range']]
+  speed = operations / pair['theirs_seconds']
   yield {
-    'measurement': 'products', 'ours_seconds': taken, 'theirs_seconds': least,
-    'ratio': least / taken, 'sizes': _sizes(subjects, relations, dim), 'flops_per_second': speed,
+    'measurement': 'products', **_per(pair, steps),
+    'sizes': _sizes(subjects, relations, dim), 'flops_per_second': speed,
   }  # fmt: skip
 
 
@@ -212,19 +214,20 @@ SHAPES = {  # of products, rows by inner by columns
 }
 
 
-def _speed(shapes) -> float:
-  """Floating-point operations a second in the fastest of a few plain products."""
-  best = 0.0
+def _fastest(shapes):
+  """Of a few plain products the one of most floating-point operations a second, and their number."""
+  best = 0.0, None
   for m, k, n in shapes:
     a, b = jnp.ones((m, k)), jnp.ones((k, n))
     product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, b))
-    runs = [lambda: jax.block_until_ready(product(a, b))]  # noqa: B023
+    runs = [functools.partial(lambda f, *given: jax.block_until_ready(f(*given)), product, a, b)]
     if jax.default_backend() == 'cpu':  # NumPy's BLAS may be faster
-      x, y = np.asarray(a), np.asarray(b)
-      runs.append(lambda: x @ y)  # noqa: B023
-    best = max(best, *(2 * m * k * n / min(seconds(run) for _ in range(8)) for run in runs), 0)
-  return best
+      runs.append(functools.partial(np.matmul, np.asarray(a), np.asarray(b)))
+    for run in runs:
+      run()
+      speed = 2 * m * k * n / min(seconds(run) for _ in range(8))
+      best = max(best, (speed, (run, 2 * m * k * n)), key=lambda found: found[0])
+  return best[1]
 
 
 _ONE_STEP = """
