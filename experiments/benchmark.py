@@ -5,7 +5,8 @@
   python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median
-over the rounds of theirs / ours, above 1 where ours is faster. What is measured:
+over the rounds of theirs / ours, above 1 where ours is faster. Of capacity, which takes minutes, ours
+is timed before and after theirs. What is measured:
 
   exhaustive    every logit of every query with its runner-up, beside the bare matrix product
   certificate   a command: a million subjects' facts drawn, built, certified; seconds and peak memory

@@ -6,6 +6,7 @@ experiment asks for the same, is answered from the checkpoint as far as that goe
 """
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,45 @@ import numpy as np
 from absl import flags
 
 from experiments import cli
-from geomem import hosts, programs, runs, train
+from geomem import hosts, programs, runs, sweep, train
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
+CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
+
+
+def define(name: str):
+  """The flags of an experiment that `main` runs."""
+  cli.define(
+    'scale',
+    'redraw',
+    'save_seconds',
+    'profile',
+    seed='The first seed, of parameters and facts (default: 0).',
+    seeds='How many seeds, from --seed on (default: what the preset says).',
+    workdir=f'Folder of the run (default: runs/{name}).',
+  )
+
+
+def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary):
+  """An experiment: what `measure` records of a preset, or recorded before; its table and its figure."""
+  cli.no_arguments(argv)
+  cli.one_device_a_core()
+  folder = cli.workdir(f'runs/{name}')
+  if FLAGS.redraw:
+    cli.check_redraw(*CHANGES)
+    records = cli.read_results(folder)
+  else:
+    setting = presets[FLAGS.scale]
+    seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', setting.seeds))
+    about = {'setting': dataclasses.asdict(setting), 'first': FLAGS.seed, 'seeds': len(seeds)}
+    with run(folder, about) as fitter:
+      records = measure(fitter, setting, seeds)
+      fitter.save()
+      cli.write_results(folder, records)
+  print(cli.table(columns, summary(records)))
+  print('figure: ' + ', '.join(map(str, draw(records, folder))))
+  print(f'records: {folder / "results.json"}')
 
 
 @contextlib.contextmanager
@@ -60,6 +96,17 @@ class Fitter:
   def _fit(self, recipe: Recipe, program: programs.Program, tasks, rivals) -> np.ndarray:
     return self.once(lambda: programs.fit(recipe, program, tasks, rivals, self.follow))
 
+  def measured(self, recipe: Recipe, tasks, function, *more, trained: bool = True) -> dict:
+    """What `sweep.measure` finds of the tasks once they are trained, or as they are."""
+
+    def work():
+      laid, states = sweep.lay_out(recipe, tasks)
+      if trained:
+        laid, states = self.follow(sweep.fit, laid, states)
+      return sweep.measure(laid, states, function, *more)
+
+    return self.once(work)
+
   def once(self, work: Callable[[], np.ndarray]) -> np.ndarray:
     """What `work` finds, or found before the run was killed."""
     self.asked += 1
@@ -74,7 +121,7 @@ class Fitter:
       places = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(flax.serialization.from_state_dict(states, self.left['states']), places)
       self.left = None
-    steps = programs.STRETCHES * laid.recipe.check
+    steps = programs.stretch(laid)
     stretches = fit(laid, states, steps)
     while stretch := self._next(stretches, only=steps >= laid.recipe.steps):
       laid, states = stretch

@@ -6,10 +6,12 @@ Three leads. Accuracy against width: N = 64, R = 4, F = 4d, 2,000 full-batch ste
 0.77 to 0.83 at d = 4, 0.99 to 1 at d = 8, and 1 from d = 12 on. Structure against weight decay:
 N = 1,024, R = 4, d = 32, F = 48, 4,000 steps of 256 subjects; the trials had accuracy 1 throughout,
 and held-out R² of the superposition and accuracy of linear readouts of 0.52, 0.4 at no decay, 0.79,
-0.9 at 0.3 and 0.84, 0.97 at 1; with shuffled facts R² is at most 0. And new facts for old weights:
+0.9 at 0.3 and 0.84, 0.97 at 1; with shuffled facts R² is at most 0; at d = 64, F = 96, weight decay 3: 0.91 and 1. And new facts for old weights:
 N = 2,048, R = 2, d = 128, F = 96, a frozen random unembedding, weight decay 1, 2,000 steps of 256
 subjects; embeddings superposed for new bijections were answered at 0.998. Six minutes on two cores.
 """
+
+import functools
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from absl import flags
 
 from experiments import cli, fitting, statistics
 from geomem import facts as fact
-from geomem import structure, sweep, verify
+from geomem import intervene, structure, sweep
 from geomem.config import Config
 from geomem.train import Recipe
 
@@ -32,31 +34,32 @@ cli.define(
 )
 
 COLUMNS = (
-  'measurement',
-  'subjects',
-  'dim',
-  'width',
-  'weight_decay',
-  'seeds',
-  'value',
-  'least',
-  'most',
-  'seen',
-)
+  'measurement', 'subjects', 'dim', 'width', 'weight_decay', 'seeds', 'value', 'least', 'most', 'seen',
+)  # fmt: skip
 WIDTHS = {4: '0.77-0.83', 8: '0.99-1', 12: '1', 16: '1'}
-DECAYS = {0.0: (1, 0.52, 0.4), 0.3: (1, 0.79, 0.9), 1.0: (1, 0.84, 0.97)}
-STRUCTURE = ('accuracy', 'superposition', 'readout', 'superposition_shuffled')
+STRUCTURES = {  # d, F, weight decay: what the trials saw
+  (32, 48, 0.0): {'r2': '0.52', 'readout': '0.4'},
+  (32, 48, 0.3): {'r2': '0.79', 'readout': '0.9'},
+  (32, 48, 1.0): {'r2': '0.84', 'readout': '0.97'},
+  (64, 96, 3.0): {'r2': '0.91', 'readout': '1'},
+}
 
 
-def task(subjects: int, dim: int, width: int, decay: float, seed: int) -> sweep.Task:
-  config = Config.trained(subjects, 4, dim, width)
-  table = fact.bijections(jax.random.key(seed), subjects, 4)
-  return sweep.Task(config, table, 1e-2, decay, seed)
+def task(
+  subjects: int, relations: int, dim: int, width: int, decay: float, seed: int
+) -> sweep.Task:
+  config = Config.trained(subjects, relations, dim, width)
+  return sweep.Task(config, table(subjects, relations, seed), 1e-2, decay, seed)
+
+
+def table(subjects: int, relations: int, seed: int, other: bool = False) -> fact.Facts:
+  """A seed's facts, or others of the same size."""
+  return fact.bijections(jax.random.key(seed + 10**6 * other), subjects, relations)
 
 
 def against_width(fitter, seeds, subjects: int, steps: int) -> list[dict]:
   """Accuracy of models too narrow, about right, and wide enough."""
-  tasks = [task(subjects, d, 4 * d, 0.1, seed) for d in WIDTHS for seed in seeds]
+  tasks = [task(subjects, 4, d, 4 * d, 0.1, seed) for d in WIDTHS for seed in seeds]
   found = fitter(Recipe(steps, warmup=min(100, steps // 10), target=None), tasks)
   return [
     record('accuracy', one, value, WIDTHS[one.config.dim])
@@ -66,70 +69,55 @@ def against_width(fitter, seeds, subjects: int, steps: int) -> list[dict]:
 
 def against_decay(fitter, seeds, subjects: int, batch: int, steps: int) -> list[dict]:
   """Accuracy and linear structure of models with and without weight decay."""
-  tasks = [task(subjects, 32, 48, decay, seed) for decay in DECAYS for seed in seeds]
   recipe = Recipe(steps, warmup=min(100, steps // 10), batch=batch, target=None)
-
-  def work():
-    laid, states = fitter.follow(sweep.fit, *sweep.lay_out(recipe, tasks))
-    return np.array([_structure(laid.result(states, i), tasks[i]) for i in range(len(tasks))])
-
-  return [
-    record(name, one, value, str(seen))
-    for one, values in zip(tasks, fitter.once(work), strict=True)
-    for name, value, seen in zip(
-      STRUCTURE, values, (*DECAYS[one.weight_decay], '<= 0'), strict=True
-    )
-  ]
+  records = []
+  for (dim, width, decay), seen in STRUCTURES.items():
+    tasks = [task(subjects, 4, dim, width, decay, seed) for seed in seeds]
+    seen = {'accuracy': '1', **seen, 'r2_shuffled': '<= 0'}
+    records += _measured(fitter, recipe, tasks, linear, seen)
+  return records
 
 
 def new_facts(fitter, seeds, subjects: int, batch: int, steps: int) -> list[dict]:
   """Accuracy on bijections that were never trained, with embeddings superposed for them."""
-  config = Config.trained(subjects, 2, 128, 96)
-  table = lambda seed: fact.bijections(jax.random.key(seed), subjects, 2)
-  tasks = [sweep.Task(config, table(seed), 1e-2, 1.0, seed) for seed in seeds]
-  frozen = ('unembed',)
-  recipe = Recipe(steps, warmup=min(100, steps // 10), batch=batch, target=None, frozen=frozen)
+  tasks = [task(subjects, 2, 128, 96, 1.0, seed) for seed in seeds]
+  warmup = min(100, steps // 10)
+  recipe = Recipe(steps, warmup, batch=batch, target=None, frozen=('unembed',))
+  return _measured(fitter, recipe, tasks, zero_shot, {'accuracy': '1', 'zero_shot': '0.998'})
 
-  def zero_shot(state, one):
-    e, u = state.params['embed']['subjects'], state.params['unembed']['answers']
-    other = table(one.seed + 10**6)
-    embed = structure.superposed(e, u, one.facts.answers_RxN, other.answers_RxN)
-    params = {**state.params, 'embed': {**state.params['embed'], 'subjects': embed}}
-    return verify.accuracy(config, params, other).accuracy
 
-  def work():
-    laid, states = fitter.follow(sweep.fit, *sweep.lay_out(recipe, tasks))
-    ends = [laid.result(states, i) for i in range(len(tasks))]
-    return np.array(
-      [[float(s.accuracy), zero_shot(s, t)] for s, t in zip(ends, tasks, strict=True)]
-    )
-
+def _measured(fitter, recipe: Recipe, tasks, function, seen: dict) -> list[dict]:
+  """A record for every number, with what the trials saw of it."""
+  c = tasks[0].config
+  others = [table(c.subjects, c.relations, one.seed, other=True).answers_RxN for one in tasks]
+  found = fitter.measured(recipe, tasks, functools.partial(function, c), np.stack(others))
   return [
-    record(name, one, value, seen)
-    for one, values in zip(tasks, fitter.once(work), strict=True)
-    for name, value, seen in zip(('accuracy', 'zero_shot'), values, ('1', '0.998'), strict=True)
+    record(name, one, found[name][i], trial)
+    for i, one in enumerate(tasks)
+    for name, trial in seen.items()
   ]
 
 
-def _structure(state, one: sweep.Task) -> list[float]:
-  e, u, g = (
-    state.params['embed']['subjects'],
-    state.params['unembed']['answers'],
-    one.facts.answers_RxN,
-  )
-  split = structure.hold_out(jax.random.key(one.seed), len(e))
-  shuffled = fact.bijections(jax.random.key(one.seed + 10**6), len(e), len(g)).answers_RxN
-  measures = _measures(e, u, np.asarray(g), np.asarray(shuffled), *split)
-  return [float(state.accuracy), *map(float, measures)]
+def linear(config: Config, params, job, other_RxN) -> dict:
+  """Accuracy, and what is linear in the embeddings of held-out subjects; other facts as a control."""
+  e, u, g = params['embed']['subjects'], params['unembed']['answers'], job.answers_RxN
+  split = structure.hold_out(jax.random.key(job.seed), config.subjects)
+  return {
+    'accuracy': intervene.accuracy(config, params, e, g.T),
+    'r2': structure.superposition(e, u, g, *split),
+    'readout': structure.readout(e, u, g, *split),
+    'r2_shuffled': structure.superposition(e, u, other_RxN, *split),
+  }
 
 
-@jax.jit
-def _measures(e, u, g, shuffled, fit_T, held_S):
-  return (
-    structure.superposition(e, u, g, fit_T, held_S),
-    structure.readout(e, u, g, fit_T, held_S),
-    structure.superposition(e, u, shuffled, fit_T, held_S),
-  )
+def zero_shot(config: Config, params, job, other_RxN) -> dict:
+  """Accuracy on the facts learned, and on others with embeddings superposed for them."""
+  e, u, g = params['embed']['subjects'], params['unembed']['answers'], job.answers_RxN
+  new = structure.superpose(structure.maps(e, u, g), u, other_RxN)
+  return {
+    'accuracy': intervene.accuracy(config, params, e, g.T),
+    'zero_shot': intervene.accuracy(config, params, new, other_RxN.T),
+  }
 
 
 def record(measurement: str, one: sweep.Task, value: float, seen: str) -> dict:
@@ -163,7 +151,7 @@ def main(argv):
   seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', seeds))
   about = {
     'width': (WIDTHS, width),
-    'decay': (list(map(list, DECAYS.items())), decay),
+    'structures': (list(map(list, STRUCTURES)), decay),
     'new': new,
     'seeds': list(seeds),
   }

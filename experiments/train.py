@@ -5,7 +5,7 @@
 
 All models of the grid are trained by one compiled program, on all devices; each stops when it
 answers --target of its queries. The run can be killed at any time: the same command takes it up
-where it was, and ends in the same bits.
+where it was, and on CPUs ends in the same bits.
 
   python -m experiments.train --subjects=100000 --dim=64 --batch=4096 --shard
   python -m experiments.train --coordinator=HOST:PORT --processes=2 --process=0  # and 1, elsewhere
@@ -55,7 +55,12 @@ flags.DEFINE_integer('batch', None, 'Subjects in a step (default: all).', lower_
 flags.DEFINE_enum('norm', 'rms', NORMS, 'Norm before every part.')
 flags.DEFINE_integer('depth', 1, 'Blocks.', lower_bound=1)
 flags.DEFINE_bool('chain_of_thought', False, 'Let the model name every subject on the way.')
-flags.DEFINE_enum('loss', 'answer', train.LOSSES, 'What it is trained to say.')
+flags.DEFINE_enum(
+  'loss',
+  None,
+  train.LOSSES,
+  'What it is trained to say (default: answer; chain of thought: chain).',
+)
 
 STATUS = {train.RUNNING: 'steps over', train.SOLVED: 'solved', train.DIVERGED: 'diverged'}
 COLUMNS = (
@@ -119,12 +124,13 @@ def _configured() -> tuple[Config, Recipe]:
     cli.value(*a) for a in (('subjects', 64), ('relations', 4), ('hops', 1), ('dim', 16))
   )
   fact.check_sizes(n, r, hops)
+  loss = FLAGS.loss or ('chain' if FLAGS.chain_of_thought else 'answer')
   recipe = Recipe(
     steps=FLAGS.steps,
     warmup=min(100, FLAGS.steps // 10),
     hops=hops,
     chain_of_thought=FLAGS.chain_of_thought,
-    loss=FLAGS.loss,
+    loss=loss,
     batch=FLAGS.batch,
     target=FLAGS.target,
   )
@@ -134,7 +140,7 @@ def _configured() -> tuple[Config, Recipe]:
     dim,
     cli.value('width', 4 * dim),
     FLAGS.depth,
-    answers=n + r if FLAGS.loss == 'every' else n,
+    answers=n + r if loss == 'every' else n,
     length=recipe.length(),
     norm=FLAGS.norm,
     dtype=FLAGS.dtype,
@@ -172,7 +178,7 @@ def main(argv):
   with fitting.run(folder, about) as fitter:
     laid, states = fitter.follow(fit, laid, states)
     fitter.save(laid, states)
-    states = hosts.local(states)
+    states = jax.device_get(hosts.local(states))
     records = [record(laid, states, i) for i in range(len(laid.tasks))]
     hosts.by_first(cli.write_results)(folder, records)
   if hosts.first():

@@ -43,12 +43,25 @@ def cross_entropy(
   x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
   share out evenly over all devices, and the answers over those of the vocabulary.
   """
+  rows = _rows(u_AxD, targets_B, weights_B, in_use_A)
+  return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
+
+
+def right(
+  x_BxD, u_AxD, targets_B, in_use_A=None, block: int | None = None, precision=None, mesh=None
+):
+  """Of every row, whether the target's logit is the one largest."""
+  rows = _rows(u_AxD, targets_B, None, in_use_A)
+  block = block or rows_at_once(len(u_AxD))
+  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=False)[1]
+
+
+def _rows(u_AxD, targets_B, weights_B, in_use_A):
   if weights_B is None:
     weights_B = jnp.ones(targets_B.shape, jnp.float32)
   if in_use_A is None:
     in_use_A = jnp.ones(len(u_AxD), bool)
-  rows = (targets_B.astype(jnp.int32), weights_B.astype(jnp.float32), in_use_A)
-  return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
+  return targets_B.astype(jnp.int32), weights_B.astype(jnp.float32), in_use_A
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -69,7 +82,7 @@ _head.defvjp(_forward, _backward)
 
 
 def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
-  """(loss, right) and the gradients in x and u."""
+  """(loss, right), and the gradients in x and u; or, without these, which rows are right."""
   if mesh is None:
     return _share(block, precision, False, gradients, x_BxD, u_AxD, rows)
   each = max(1, block // mesh.shape[VOCABULARY])
@@ -77,7 +90,7 @@ def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
     functools.partial(_share, each, precision, True, gradients),
     mesh=mesh,
     in_specs=(SPREAD, SLICED, (SPREAD, SPREAD, SLICED)),
-    out_specs=((P(), P()), (SPREAD, SLICED) if gradients else ()),
+    out_specs=((P(), P()), (SPREAD, SLICED) if gradients else SPREAD),
     check_vma=False,
   )(x_BxD, u_AxD, rows)
 
@@ -89,7 +102,7 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
   count, (total, dim) = len(u_AxD), x_BxD.shape
   block = min(block, max(1, total))
   blocks = -(-total // block)
-  together, apart, largest, add, add_facts = _reductions(sharded)
+  together, apart, mine, largest, add, add_facts = _reductions(sharded)
 
   def split(a):
     a = jnp.pad(a, [(0, blocks * block - total)] + [(0, 0)] * (a.ndim - 1))
@@ -113,7 +126,7 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
     alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
     if not gradients:
-      return (loss, right, du_DxA), ()
+      return (loss, right, du_DxA), mine(alone_S)
     # p − [the target's], but for each row's factor, which the narrow arrays carry.
     odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-sum_S, mode='drop')
     scale_Sx1 = (weight_S / sum_S)[:, None]
@@ -126,12 +139,13 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
 
   du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)
   start = jnp.float32(0), jnp.float32(0), du_DxA
-  sums, dx_TxSxD = jax.lax.scan(step, start, (split(x_BxD), split(targets_B), split(weights_B)))
+  sums, each = jax.lax.scan(step, start, (split(x_BxD), split(targets_B), split(weights_B)))
   loss, right, du_DxA = jax.tree.map(add_facts, sums)
+  each = each.reshape(-1, *each.shape[2:])[:total]
   if not gradients:
-    return (loss, right), ()
+    return (loss, right), each
   du_AxD = jax.lax.optimization_barrier(du_DxA).T
-  return (loss, right), (dx_TxSxD.reshape(-1, dim)[:total], du_AxD.astype(u_AxD.dtype))
+  return (loss, right), (each, du_AxD.astype(u_AxD.dtype))
 
 
 def _reductions(sharded):
@@ -140,9 +154,14 @@ def _reductions(sharded):
   def over(axis, reduce, **how):
     return (lambda a: reduce(a, axis, **how)) if sharded else (lambda a: a)
 
+  def own(a):
+    count = len(a) // jax.lax.axis_size(VOCABULARY)
+    return jax.lax.dynamic_slice_in_dim(a, count * jax.lax.axis_index(VOCABULARY), count)
+
   return (
     over(VOCABULARY, jax.lax.all_gather, tiled=True),
     over(VOCABULARY, jax.lax.psum_scatter, tiled=True),
+    own if sharded else (lambda a: a),
     over(VOCABULARY, jax.lax.pmax),
     over(VOCABULARY, jax.lax.psum),
     over(FACTS, jax.lax.psum),

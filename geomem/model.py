@@ -276,7 +276,7 @@ class Transformer(_Part):
     One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
     `subjects_B` None: all of them, without a look-up.
     """
-    n, (c, k) = self.config.subjects, paths_CxK.shape
+    n, c = self.config.subjects, len(paths_CxK)
     if len(self.blocks) != 1:
       subjects_B = jnp.arange(n, dtype=jnp.int32) if subjects_B is None else subjects_B
       subjects = jnp.repeat(subjects_B, c)[:, None]
@@ -284,9 +284,22 @@ class Transformer(_Part):
       x = self.residual(jnp.concatenate([subjects, n + paths], axis=1), last=1)
       return x.reshape(subjects_B.shape[0], c, self.config.dim)
     subjects_B = slice(n) if subjects_B is None else subjects_B
-    x_BxD = self.embed.subject(subjects_B) + self.embed.position(slice(0, 1))
+    return self.told(self.embed.subject(subjects_B), paths_CxK)
+
+  def told(self, e_BxD, paths_CxK):
+    """As `grid`, for subjects whose embeddings are given."""
+    k = paths_CxK.shape[1]
+    x_BxD = e_BxD.astype(self.dtype) + self.embed.position(slice(0, 1))
     x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
-    return self.norm_final(self.blocks[0].grid(x_BxD, x_CxKxD))
+    if len(self.blocks) == 1:
+      return self.norm_final(self.blocks[0].grid(x_BxD, x_CxKxD))
+    shape = (len(x_BxD), *x_CxKxD.shape)
+    x = jnp.broadcast_to(x_CxKxD[None], shape)
+    x = jnp.concatenate([jnp.broadcast_to(x_BxD[:, None, None], x[:, :, :1].shape), x], axis=2)
+    x = x.reshape(-1, k + 1, self.config.dim)
+    for i, block in enumerate(self.blocks):
+      x = block(x, 1 if i + 1 == len(self.blocks) else k + 1)
+    return self.norm_final(x).reshape(shape[0], shape[1], -1)
 
   def unembedding(self):
     """One row an answer, AxD."""
@@ -313,7 +326,7 @@ def init(config: Config, key) -> dict:
 
 def draw(config: Config, seed: int) -> dict:
   """As `init`, from NumPy's generator: no compilation, the same numbers on every device."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng((seed, 1))  # not the stream that facts of this seed are drawn from
   normal = functools.partial(rng.standard_normal, dtype=np.float32)
   return _fill(config, lambda name, shape: np.asarray(fresh(name, shape, normal), np.float32))
 

@@ -14,7 +14,8 @@ from geomem.config import BlockConfig, Config
 from geomem.train import Recipe
 
 LEAST_ROWS = 8
-STRETCHES = 4  # looks at all queries between two returns to the host
+STRETCHES = 4  # looks at all queries between two returns to the host, at most,
+STRETCH_SECONDS = 10.0  # and about so long
 FOUND = ('accuracy', 'loss', 'step', 'status')
 
 
@@ -43,9 +44,17 @@ class Program:
   rows: int
 
 
+def stretch(laid) -> int:
+  """Steps between looks at the host: some seconds of work, which depend on sizes alone."""
+  costs = CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+  models = -(-len(laid.tasks) // jax.device_count())
+  step = models * seconds(laid.config, laid.recipe, costs)
+  return max(1, min(STRETCHES * laid.recipe.check, round(STRETCH_SECONDS / step)))
+
+
 def follow(fit: Callable, laid, states):
   """Train what is laid out to the end."""
-  ended, stretches = (laid, states), fit(laid, states, STRETCHES * laid.recipe.check)
+  ended, stretches = (laid, states), fit(laid, states, stretch(laid))
   for ended in stretches:
     pass
   return ended
@@ -83,16 +92,24 @@ def train(
   return dict(zip(FOUND, values.T, strict=True))
 
 
-def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
-  """Estimated time of a model's step on one device: forward, and backward twice as much."""
+def multiplications(config: Config, recipe: Recipe) -> int:
+  """Of a forward pass over a batch; a step has three times as many, and as many additions."""
   c, d = config, config.dim
-  prompts = (recipe.batch or c.subjects) * c.relations**recipe.hops
-  products = prompts * d * c.answers
+  subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
+  prompts = subjects * paths
+  once = len(c.blocks) == 1 and not recipe.chain_of_thought  # keys and values a subject and a path
+  tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
+  total = prompts * d * c.answers
   for b in c.blocks:
     widths = (d, *b.hidden, d) if b.hidden else ()
-    products += prompts * sum(x * y for x, y in itertools.pairwise(widths))
-    products += (prompts + c.subjects) * b.heads * d * (b.key_dim + b.head_dim)
-  return costs.model + 3 * products / costs.products
+    total += (prompts if once else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
+    total += tokens * b.heads * d * (b.key_dim + 2 * b.head_dim)
+  return total
+
+
+def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
+  """Estimated time of a model's step on one device: forward, and backward twice as much."""
+  return costs.model + 3 * multiplications(config, recipe) / costs.products
 
 
 def share(
@@ -132,13 +149,20 @@ def share(
   ]
 
 
+@functools.lru_cache(maxsize=2**16)
+def _hull(a: Config, b: Config, recipe: Recipe) -> Config | None:
+  """The config that both can be padded to, if there is one."""
+  both = sweep.hull([a, b]) if sweep.alike(a, b) else None
+  return both if both and all(_fits(c, both, recipe) for c in (a, b)) else None
+
+
 def _merge(groups, recipe, time, costs):
   """Join the two whose padding costs least, as long as it costs less than compiling one more program."""
   groups = list(groups)
   while len(groups) > 1:
     joined = []
     for (i, (a, m)), (j, (b, n)) in itertools.combinations(enumerate(groups), 2):
-      if sweep.alike(a, b) and all(_fits(c, both := sweep.hull([a, b]), recipe) for c in (a, b)):
+      if both := _hull(a, b, recipe):
         padding = time(both, len(m) + len(n)) - time(a, len(m)) - time(b, len(n))
         joined.append((padding, i, j, both))
     padding, i, j, both = min(joined, key=lambda pair: pair[0], default=(math.inf, 0, 0, None))

@@ -1,7 +1,8 @@
 """A run that survives: its folder is locked, its state is sealed now and then, and taken up again.
 
 A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
-Killed at any moment and started again, a run that is a function of its state ends in the same bits.
+Killed at any moment and started again, a run that is a function of its state ends in the same bits
+(a GPU may add up in another order every time: there, in the same to rounding).
 
 Of several processes each makes the same calls, and the first alone touches the folder.
 """

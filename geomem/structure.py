@@ -49,10 +49,16 @@ def superposition(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) ->
   return explained(embedding_NxD[held_S], guess_SxD, jnp.mean(embedding_NxD[fit_T], axis=0))
 
 
-def superposed(embedding_NxD, unembedding_AxD, answers_RxN, others_RxN) -> jax.Array:
-  """Embeddings for other facts, Σ_r M_r u_{g'_r(s)} + b, by the maps fitted to the facts that were learned."""
-  w_PxD, b_D = affine(attributes(unembedding_AxD, answers_RxN), jnp.asarray(embedding_NxD))
-  return attributes(unembedding_AxD, others_RxN) @ w_PxD + b_D[None]
+def maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge: float = 1e-6):
+  """The superposition as its maps: (M_RxDxE, b_E)."""
+  w_PxE, b_E = affine(attributes(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
+  return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
+
+
+def superpose(maps, unembedding_AxD, answers_RxN) -> jax.Array:
+  """Embeddings for any facts, Σ_r M_r u_{g_r(s)} + b."""
+  m_RxDxE, b_E = maps
+  return attributes(unembedding_AxD, answers_RxN) @ m_RxDxE.reshape(-1, len(b_E)) + b_E[None]
 
 
 def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:

@@ -155,22 +155,28 @@ def lay_out(
   """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
   tasks = tuple(tasks)
   devices = np.array(jax.devices() if devices is None else devices)
+  if jax.process_count() == 1:  # no more than there is work for: a row is a whole state
+    devices = devices[: max(len(tasks), least_rows)]
   config = hull([*(task.config for task in tasks), *([config] if config else [])])
   check(recipe, tasks, config)
   # Neighbours in the list tend to cost alike: deal them out, one to each device in turn.
   each = -(-max(len(tasks), least_rows) // devices.size)
   if together is None:
-    together = _together(config, recipe) if devices[0].platform == 'cpu' else each
+    together = min(each, _together(config, recipe)) if devices[0].platform == 'cpu' else each
   each = -(-each // together) * together
   rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
   mesh = jax.sharding.Mesh(devices, ('models',))
   sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows, None).placed(rows)
   resting = np.isin(np.arange(sweep.height), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
-  begin = jax.jit(jax.vmap(functools.partial(train.start, recipe)), out_shardings=_sharding(sweep))
-  states = begin(_put(sweep, params))
+  states = _start(recipe, _put(sweep, params))
   status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
   return sweep, states.replace(status=_put(sweep, status))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _start(recipe: Recipe, params):
+  return jax.vmap(functools.partial(train.start, recipe))(params)
 
 
 def _together(config: Config, recipe: Recipe) -> int:
@@ -204,6 +210,12 @@ def _jobs(sweep: Sweep, rows: np.ndarray) -> Job:
 
 def check(recipe: Recipe, tasks, config: Config):
   """Refuse a recipe that these models cannot be trained by."""
+  trained, frozen = train.split(recipe, model.shapes(config))
+  for name in recipe.frozen:
+    if not train.below(name, frozen):
+      raise InputError(
+        f'frozen names {name!r}, which the model has not; it has {", ".join({**trained, **frozen})}'
+      )
   if config.length < recipe.length():
     raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
   if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
@@ -265,6 +277,30 @@ def advance(sweep: Sweep, states: State, steps: int) -> State:
   """Up to so many steps more of every model that is not done. The old states are used up."""
   shared = (sweep.config, sweep.recipe, sweep.together, sweep.mesh)
   return _advance(*shared, np.int32(steps), sweep.jobs, states)
+
+
+def measure(sweep: Sweep, states: State, function, *more_M):
+  """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
+
+  `more_M`: trees of arrays with a row a task. Models are looked at as they are trained: on a CPU one
+  after another on every core, elsewhere together.
+  """
+  index = _task_of_row(sweep, sweep.rows)
+  more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
+  values = _measure(function, sweep.mesh, (states.params, sweep.jobs, *more))
+  return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.local(values))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(function, mesh, arguments_M):
+  def share(arguments_M):
+    if jax.default_backend() == 'cpu':
+      return jax.lax.map(lambda arguments: function(*arguments), arguments_M)
+    return jax.vmap(function)(*arguments_M)
+
+  return jax.shard_map(
+    share, mesh=mesh, in_specs=(P('models'),), out_specs=P('models'), check_vma=False
+  )(arguments_M)
 
 
 @functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)

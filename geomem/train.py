@@ -32,7 +32,8 @@ class Recipe:
 
   `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
   `batch`: subjects in a step, each with all its paths; None: all of them.
-  `target`: stop at this accuracy over all queries, looked at every `check` steps (None: never).
+  `target`: stop at this accuracy over all queries, looked at every `check` steps; None: train to the end,
+  and look there.
   `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
   """
 
@@ -115,8 +116,13 @@ def start(recipe: Recipe, params, apart: bool = False) -> State:
 def split(recipe: Recipe, params) -> tuple[dict, dict]:
   """Parameters by path: those that are trained, and the frozen ones."""
   flat = flatten_dict(params, sep='/')
-  frozen = {name for name in flat if any((name + '/').startswith(f + '/') for f in recipe.frozen)}
+  frozen = {name for start in recipe.frozen for name in below(start, flat)}
   return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
+
+
+def below(start: str, names) -> list[str]:
+  """Parameters whose path begins so."""
+  return [name for name in names if f'{name}/'.startswith(f'{start}/')]
 
 
 def merge(trained: dict, frozen: dict) -> dict:
@@ -167,19 +173,24 @@ def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, 
 
 
 def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
-  """Mean cross-entropy over the rows that count, and the share of them that is right."""
+  """Mean cross-entropy over the rows that count."""
   x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
+  unembedding_AxD = model.apply(config, params, method='unembedding')
+  total, _ = head.cross_entropy(
+    x_BxD, unembedding_AxD, targets_B, weights_B, _in_use(config, recipe, job), recipe.block,
+    config.precision, mesh,
+  )  # fmt: skip
+  return total / jnp.sum(weights_B, dtype=jnp.float32)
+
+
+def _in_use(config: Config, recipe: Recipe, job: Job):
+  """Answers that this model has; where every token is asked for, relations are tokens too."""
   answer_A = jnp.arange(config.answers)
   in_use_A = answer_A < job.attributes
-  if recipe.loss == 'every':  # relations are tokens too, and can come next
+  if recipe.loss == 'every':
     relation_A = answer_A - config.subjects
     in_use_A |= (relation_A >= 0) & (relation_A < job.relations)
-  unembedding_AxD = model.apply(config, params, method='unembedding')
-  total, right = head.cross_entropy(
-    x_BxD, unembedding_AxD, targets_B, weights_B, in_use_A, recipe.block, config.precision, mesh
-  )
-  count = jnp.sum(weights_B, dtype=jnp.float32)
-  return total / count, right / count
+  return in_use_A
 
 
 def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> State:
@@ -195,7 +206,7 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
     params = merge(trained, frozen)
     return loss(config, recipe, params, job, subjects_B, valid_B, mesh)
 
-  (value, _), slopes = jax.value_and_grad(objective, has_aux=True)(trained)
+  value, slopes = jax.value_and_grad(objective)(trained)
   lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
   weights, restore = lay(trained)
   with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
@@ -210,35 +221,58 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
 
 
 def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
-  """Over all queries, blocks of subjects one after another."""
+  """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step.
+
+  Not a number where a residual is not finite. Blocks of subjects, one after another.
+  """
   size = min(1024 * (mesh.size if mesh else 1), config.subjects)
+  asked = dataclasses.replace(recipe, loss='chain' if recipe.chain_of_thought else 'answer')
+  steps = recipe.hops if recipe.chain_of_thought else 1
+  unembedding_AxD = model.apply(config, params, method='unembedding')
 
   def block(right, first):
     subject_B = first + jnp.arange(size)
     inside_B = subject_B < job.subjects
     subjects_B = jnp.minimum(subject_B, config.subjects - 1)
-    _, share = loss(config, recipe, params, job, subjects_B, inside_B, mesh)
-    return right + jnp.where(
-      inside_B.any(), share * jnp.sum(inside_B, dtype=jnp.float32), 0.0
-    ), None
+    x_BxD, targets_B, weights_B = rows(config, asked, params, job, subjects_B, inside_B, mesh)
+    right_B = head.right(
+      x_BxD, unembedding_AxD, targets_B, _in_use(config, recipe, job), recipe.block,
+      config.precision, mesh,
+    )  # fmt: skip
+    all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
+    sick = ~jnp.all(jnp.isfinite(x_BxD))
+    share = jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
+    return right + jnp.where(sick, jnp.nan, share), None
 
   right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
-  return right / job.subjects.astype(jnp.float32)
+  return right / (job.subjects * job.relations**recipe.hops).astype(jnp.float32)
 
 
 def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
-  """Up to `steps` more, looking at all queries after every `recipe.check`; a model that is done rests."""
+  """Up to `steps` more, looking at all queries when that is due; a model that is done rests.
+
+  When it is due does not depend on how training is cut into stretches.
+  """
   until = jnp.minimum(state.step + steps, recipe.steps)
+  every = recipe.check if recipe.target else recipe.steps
 
   def on(state):
     return (state.step < until) & (state.status == RUNNING)
 
   def look(state):
-    pause = jnp.minimum(state.step + recipe.check, until)
+    right = accuracy(config, recipe, job, state.params, mesh)
+    status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
+    status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))
+    right = jnp.where(jnp.isfinite(right), right, 0.0)
+    return state.replace(
+      accuracy=right, status=jnp.where(state.status == RUNNING, status, state.status)
+    )
+
+  def on_to_look(state):
+    pause = jnp.minimum((state.step // every + 1) * every, until)
     inner = lambda state: on(state) & (state.step < pause)
     state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state, mesh), state)
-    right = accuracy(config, recipe, job, state.params, mesh)
-    solved = (right >= (recipe.target or 2.0)) & (state.status == RUNNING)
-    return state.replace(accuracy=right, status=jnp.where(solved, jnp.int32(SOLVED), state.status))
+    ended = (state.step >= recipe.steps) | (state.status != RUNNING)
+    return jax.lax.cond((state.step % every == 0) | ended, look, lambda state: state, state)
 
-  return jax.lax.while_loop(on, look, state)
+  return jax.lax.while_loop(on, on_to_look, state)

@@ -34,13 +34,17 @@ def test_a_peer_takes_the_same_steps(name):
 
 def test_a_search_one_model_after_another_finds_the_same():
   records = list(training.capacity((8,), 2, 1, (0.03,), steps=200))
-  assert [r['peer'] for r in records] == ['jax', 'jax_compiled_once']
+  assert [r['peer'] for r in records] == ['jax', 'jax, our search']
   record = records[1]
+  assert (
+    record['ours_probes'] == record['theirs_probes']
+    or record['ours_found'] != record['theirs_found']
+  )
   np.testing.assert_allclose(
     record['ours_found'], record['theirs_found'], atol=1
   )  # of seeds, noise
   assert all(1 < d < 7 for d in record['ours_found']) and record['ours_probes'] > 1
-  assert record['ratio'] == record['theirs_seconds'] / record['ours_seconds']
+  assert 0 < record['ratio_range'][0] <= record['ratio'] <= record['ratio_range'][1]
 
 
 @pytest.mark.parametrize('name', ['step', 'many', 'products', 'scaling'])

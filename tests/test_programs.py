@@ -93,7 +93,7 @@ def test_trained_in_whatever_program_they_end_alike(compiling, monkeypatch):
 def test_rivals_of_the_solved_rest_and_nobody_else():
   recipe = Recipe(steps=400, warmup=10, check=10, target=0.99)
   rates = [0.03, 0.0, 0.03, 0.0]
-  tasks = [task(8, 8, f=32, learning_rate=rate, weight_decay=0.0) for rate in rates]
+  tasks = [task(8, 12, f=32, learning_rate=rate, weight_decay=0.0) for rate in rates]
   found = programs.train(recipe, tasks, rivals=['a', 'a', 'b', 'c'])
   assert list(found['status']) == [train.SOLVED, train.RESTING, train.SOLVED, train.RUNNING]
   assert found['step'][1] < 400 == found['step'][3]

@@ -88,6 +88,11 @@ def test_the_head_is_that_of_one_device(shape, block, options):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     rounding = 2**-8 if 'dtype' in options else 1e-5
     np.testing.assert_allclose(a, b, rtol=rounding, atol=1e-5 * np.abs(b).max())
+  x, u, targets, weights, in_use = given
+  ask = jax.jit(functools.partial(head.right, block=block), static_argnames='mesh')
+  one, spread_one = ask(x, u, targets, in_use), ask(x, u, targets, in_use, mesh=mesh(shape))
+  np.testing.assert_array_equal(one, spread_one)
+  assert np.sum(weights * one) == right and one.dtype == bool
   plain = head.cross_entropy(*given, block=block, mesh=mesh(shape))
   np.testing.assert_allclose(plain, (loss, right), rtol=2e-6)
 

@@ -36,7 +36,9 @@ def test_embeddings_for_other_facts_are_what_was_planted():
   rng.standard_normal((N, D), dtype=np.float32)
   maps = rng.standard_normal((R, D, 40), dtype=np.float32)
   want = sum(u[other[r]] @ maps[r] for r in range(R)) + rng.standard_normal(40, dtype=np.float32)
-  np.testing.assert_allclose(structure.superposed(e, u, g, other), want, atol=2e-2)
+  np.testing.assert_allclose(
+    structure.superpose(structure.maps(e, u, g), u, other), want, atol=2e-2
+  )
 
 
 def test_other_facts_explain_nothing():

@@ -86,8 +86,8 @@ def test_facts_must_fit_the_model():
 def test_models_dealt_out_anew_end_as_alone(together):
   """The models of one device succeed early: those of the other are shared out, and stay who they are."""
   recipe = Recipe(steps=400, warmup=10, check=10, target=0.99)
-  quick = lambda s: task(8, 8, f=32, seed=s, weight_decay=0.0)
-  slow = lambda s: task(8, 8, f=32, seed=s, learning_rate=1e-6 * (s + 1))
+  quick = lambda s: task(8, 16, f=64, seed=2 * s, weight_decay=0.0)
+  slow = lambda s: task(8, 16, f=64, seed=s, learning_rate=1e-6 * (s + 1))
   tasks = [kind(s) for s in range(4) for kind in (quick, slow)]
   laid, states = sweep.lay_out(recipe, tasks, together=together)
   first = laid.rows

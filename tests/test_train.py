@@ -1,5 +1,6 @@
 """Training: the step against autodiff and optax written out, what is frozen, what stops it, what it learns."""
 
+import dataclasses
 import functools
 
 import jax
@@ -105,11 +106,11 @@ def test_learning_solves_and_then_stops():
 
 def test_stretches_add_up_to_one():
   c = config()
-  recipe = Recipe(steps=30, check=10, target=None, batch=4)
+  recipe = Recipe(steps=30, check=10, target=1.0, batch=4)
   job, first = sweep.job(task(c), c), train.start(recipe, model.draw(c, 0))
   run = jax.jit(functools.partial(train.stretch, c, recipe))
   go = lambda steps, state: run(np.int32(steps), job, state)
-  whole, parts = go(30, first), go(10, go(20, first))
+  whole, parts = go(30, first), go(16, go(11, go(3, first)))
   assert whole.step == parts.step == 30
   for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -120,6 +121,9 @@ def test_divergence_is_marked():
   job = sweep.job(task(c, learning_rate=1e30), c)
   state = train.stretch(c, recipe, 50, job, train.start(recipe, model.draw(c, 0)))
   assert state.status == train.DIVERGED and state.step < 10
+  recipe = Recipe(steps=1, warmup=0, target=None)  # the loss was that of what came before
+  state = train.stretch(c, recipe, 1, job, train.start(recipe, model.draw(c, 0)))
+  assert state.status == train.DIVERGED and state.accuracy == 0
 
 
 @pytest.mark.parametrize(
@@ -137,10 +141,12 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   recipe = Recipe(hops=hops, chain_of_thought=cot, loss=loss)
   c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
   t = sweep.Task(c, fact.bijections(jax.random.key(0), n, r))
-  params, everyone = model.draw(c, 0), jnp.arange(n)
-  got, _ = jax.jit(functools.partial(train.loss, c, recipe))(
-    params, sweep.job(t, c), everyone, everyone < n
-  )
+  job, first = sweep.job(t, c), train.start(recipe, model.draw(c, 0))
+  go = jax.jit(functools.partial(train.stretch, c, dataclasses.replace(recipe, warmup=0)))
+  params, everyone = go(np.int32(60), job, first).params, jnp.arange(n)
+  right = verify.accuracy(c, params, t.facts, hops, chain_of_thought=cot).accuracy
+  assert train.accuracy(c, recipe, job, params) == pytest.approx(right) and right > 0
+  got = jax.jit(functools.partial(train.loss, c, recipe))(params, job, everyone, everyone < n)
   logits = jax.jit(functools.partial(model.apply, c))
   terms = []
   for s in range(n):
@@ -164,3 +170,8 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
 def test_recipes_that_make_no_sense_are_refused(options, told):
   with pytest.raises(InputError, match=told):
     Recipe(**options)
+
+
+def test_what_is_not_there_cannot_be_frozen():
+  with pytest.raises(InputError, match='frozen names'):
+    sweep.lay_out(Recipe(frozen=('unembedding',)), [task(config())])

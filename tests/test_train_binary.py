@@ -92,10 +92,7 @@ def test_what_trials_saw_is_looked_for(tmp_path):
   assert process.returncode == 0, err
   records = json.loads((tmp_path / 'l/results.json').read_text())
   names = [r['measurement'] for r in records]
-  assert (
-    names.count('accuracy') == 4 + 3 + 1
-    and names.count('zero_shot') == 1
-    and names.count('superposition') == names.count('readout') == 3
-  )
+  assert names.count('accuracy') == 4 + 4 + 1 and names.count('zero_shot') == 1
+  assert names.count('r2') == names.count('readout') == 4
   assert all(0 <= r['value'] <= 1 for r in records if r['measurement'] in ('accuracy', 'readout'))
   assert all(r['value'] <= 1 for r in records)

@@ -1,0 +1,149 @@
+"""What a trained network does with an embedding: which units fire, and what follows when something is changed.
+
+Everything is a pure function of a one-block model's parameters, to be mapped over models. Subjects
+come in as embeddings, so that they can be any: learned, superposed, or changed.
+
+Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects looked at, T doses.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from geomem import model
+from geomem.config import Config
+
+AT_ONCE = 256  # subjects whose logits exist together
+
+
+def final(config: Config, params, e_SxD, add_RxD=None):
+  """Final residuals SxRxD of every one-hop query; `add_RxD` is added to what the MLP reads."""
+  paths_Rx1 = jnp.arange(config.relations)[:, None]
+  with nn.intercept_methods(_at_mlp(lambda x: x if add_RxD is None else x + add_RxD[None])):
+    return model.apply(config, params, e_SxD, paths_Rx1, method='told')
+
+
+def answers(config: Config, params, e_SxD, add_RxD=None):
+  """What the model says to every one-hop query, SxR."""
+  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
+  count, size = len(e_SxD), min(AT_ONCE, len(e_SxD))
+
+  def some(e_BxD):
+    x_BxRxD = final(config, params, e_BxD, add_RxD).astype(jnp.float32)
+    return jnp.argmax(jnp.einsum('brd,ad->bra', x_BxRxD, u_AxD), axis=-1)
+
+  e_TxBxD = jnp.pad(e_SxD, ((0, -count % size), (0, 0))).reshape(-1, size, e_SxD.shape[1])
+  return jax.lax.map(some, e_TxBxD).reshape(-1, config.relations)[:count]
+
+
+def accuracy(config: Config, params, e_SxD, targets_SxR):
+  """Share of right answers."""
+  return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
+
+
+def _at_mlp(change):
+  """Lets `change` alter what the MLP reads."""
+
+  def intercept(call, args, kwargs, context):
+    if isinstance(context.module, model.MLP) and context.method_name == '__call__':
+      args = (change(args[0]),)
+    return call(*args, **kwargs)
+
+  return intercept
+
+
+def at_mlp(config: Config, params, e_SxD):
+  """What the MLP reads, SxRxD, and how its units fire, SxRxF."""
+  read = []
+  paths_Rx1 = jnp.arange(config.relations)[:, None]
+  with nn.intercept_methods(_at_mlp(lambda x: read.append(x) or x)):
+    _, seen = model.apply(config, params, e_SxD, paths_Rx1, method='told', mutable=['trace'])
+  return read[0], seen['trace']['blocks_0']['mlp']['hidden'][0]
+
+
+def units(hidden_SxRxF):
+  """Of every unit: the relation it fires most for; how far it keeps to it and to few of its answers; its share.
+
+  `relation`: 0 if it fires alike for all relations, 1 if for one alone. `attribute`: 0 if it fires
+  alike for all answers of that relation, near 1 if for one alone. `share`: of all activation.
+  """
+  mass_RxF = jnp.mean(hidden_SxRxF, axis=0)
+  total_F = jnp.sum(mass_RxF, axis=0)
+  own_F = jnp.argmax(mass_RxF, axis=0)
+  relations = len(mass_RxF)
+  relation_F = (relations * jnp.max(mass_RxF, axis=0) / _some(total_F) - 1) / max(1, relations - 1)
+  fired_SxF = jnp.take_along_axis(hidden_SxRxF, own_F[None, None], axis=1)[:, 0]
+  spread_F = jnp.mean(fired_SxF, axis=0) ** 2 / _some(jnp.mean(fired_SxF**2, axis=0))
+  return {
+    'own': own_F,
+    'relation': jnp.where(total_F > 0, relation_F, 0.0),
+    'attribute': jnp.where(total_F > 0, 1 - spread_F, 0.0),
+    'share': total_F / _some(jnp.sum(total_F)),
+  }
+
+
+def _some(x):
+  return jnp.maximum(x, 1e-30)
+
+
+def without(params, off_F):
+  """The model with these units cut off."""
+  mlp = params['blocks_0']['mlp']
+  out = jnp.where(off_F[:, None], 0.0, mlp['out'])
+  return {**params, 'blocks_0': {**params['blocks_0'], 'mlp': {**mlp, 'out': out}}}
+
+
+def ablated(config: Config, params, e_SxD, targets_SxR, own_F):
+  """Share of right answers to every relation, once the units of another (or the same) are cut off: RxR."""
+
+  def one(r):
+    said_SxR = answers(config, without(params, own_F == r), e_SxD)
+    return jnp.mean(said_SxR == targets_SxR, axis=0, dtype=jnp.float32)
+
+  return jax.lax.map(one, jnp.arange(config.relations))
+
+
+def patched(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
+  """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to what it reads."""
+  said_SxR = answers(config, params, e_SxD, add_RxD)
+  return jnp.mean(said_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
+
+
+def swapped(config: Config, params, e_SxD, moves_RxSxD, wanted_SxR, doses_T):
+  """Embeddings moved for one relation at a time, by each dose: how often the answer to that relation
+  becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
+  before_SxR = answers(config, params, e_SxD)
+  others_RxR = ~jnp.eye(config.relations, dtype=bool)
+
+  def one(pair):
+    dose, r = pair
+    said_SxR = answers(config, params, e_SxD + dose * moves_RxSxD[r])
+    flipped = jnp.mean(said_SxR[:, r] == wanted_SxR[:, r], dtype=jnp.float32)
+    kept_R = jnp.mean(said_SxR == before_SxR, axis=0, dtype=jnp.float32)
+    return flipped, jnp.sum(jnp.where(others_RxR[r], kept_R, 0.0)) / max(1, config.relations - 1)
+
+  count = len(doses_T), config.relations
+  pairs = jnp.repeat(doses_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
+  flipped, kept = jax.lax.map(one, pairs)
+  return flipped.reshape(count).mean(1), kept.reshape(count).mean(1)
+
+
+def moves(maps_RxDxE, u_AxD, targets_SxR, wanted_SxR):
+  """What carries a subject from one attribute to another along the superposition: M_r (u_wanted − u_own)."""
+  difference_SxRxD = u_AxD[wanted_SxR] - u_AxD[targets_SxR]
+  return jnp.einsum('srd,rde->rse', difference_SxRxD, maps_RxDxE)
+
+
+def turned(key, moves):
+  """As long, in random directions."""
+  noise = jax.random.normal(key, moves.shape)
+  length = functools.partial(jnp.linalg.norm, axis=-1, keepdims=True)
+  return noise * length(moves) / length(noise)
+
+
+def others(key, attributes: int, targets_SxR):
+  """For every query an attribute that is not its answer, all others alike likely."""
+  step = jax.random.randint(key, targets_SxR.shape, 1, attributes)
+  return (targets_SxR + step) % attributes
