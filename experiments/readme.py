@@ -49,10 +49,18 @@ def timings(records: list[dict]) -> str:
   lines = ['| measurement | beside | sizes | ours | theirs | ratio |', '|---|---|---|---|---|---|']
   for r in records:
     if r.get('ratio') is not None:
-      own = ' | '.join(f'{r[side]:.3g} s' for side in ('ours_seconds', 'theirs_seconds'))
+      own = ' | '.join(_time(r[side]) for side in ('ours_seconds', 'theirs_seconds'))
       beside = (r.get('peer') or 'matrix products').replace('_', ' ')
       lines.append(f'| {r["measurement"]} | {beside} | {r["sizes"]} | {own} | {r["ratio"]:.3g} |')
   return '\n'.join(lines) + '\n'
+
+
+def _time(seconds: float) -> str:
+  """Three digits, in the unit that suits them."""
+  for unit, size in (('s', 1.0), ('ms', 1e-3)):
+    if seconds >= size:
+      return f'{seconds / size:.3g} {unit}'
+  return f'{seconds * 1e6:.3g} µs'
 
 
 def splice(text: str, name: str, table: str) -> str:
