@@ -276,15 +276,8 @@ class Transformer(_Part):
     One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
     `subjects_B` None: all of them, without a look-up.
     """
-    n, c = self.config.subjects, len(paths_CxK)
-    if len(self.blocks) != 1:
-      subjects_B = jnp.arange(n, dtype=jnp.int32) if subjects_B is None else subjects_B
-      subjects = jnp.repeat(subjects_B, c)[:, None]
-      paths = jnp.tile(paths_CxK, (subjects_B.shape[0], 1))
-      x = self.residual(jnp.concatenate([subjects, n + paths], axis=1), last=1)
-      return x.reshape(subjects_B.shape[0], c, self.config.dim)
-    subjects_B = slice(n) if subjects_B is None else subjects_B
-    return self.told(self.embed.subject(subjects_B), paths_CxK)
+    everyone = slice(self.config.subjects)
+    return self.told(self.embed.subject(everyone if subjects_B is None else subjects_B), paths_CxK)
 
   def told(self, e_BxD, paths_CxK):
     """As `grid`, for subjects whose embeddings are given."""

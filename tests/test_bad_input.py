@@ -22,11 +22,17 @@ from experiments import (
   ask,
   benchmark,
   bounds,
+  capacity,
   cli,
   construct,
+  from_constructed,
+  frozen_embeddings,
   learning,
+  multihop,
+  structure,
   threshold,
   train,
+  transfer,
 )
 from geomem import checkpoint, construction
 from geomem import facts as fact
@@ -41,6 +47,12 @@ BINARIES = {
   'learning': learning,
   'threshold': threshold,
   'train': train,
+  'structure': structure,
+  'transfer': transfer,
+  'frozen_embeddings': frozen_embeddings,
+  'multihop': multihop,
+  'from_constructed': from_constructed,
+  'capacity': capacity,
 }
 TABLES = {
   'ok.csv': 'a,to,b\nb,to,a\n',

@@ -1,0 +1,174 @@
+"""Bits of facts a parameter, and a bit of weight: constructions, associative memories, trained models.
+
+  python -m experiments.capacity
+
+For every N and R: each exact one-hop construction; the random superposition and both associative
+memories at the smallest of a few sizes that reaches accuracy 0.99; and models trained at their
+threshold, the smallest d at F = 4d, rounded to the fewest bits a weight at which they stay at 0.99.
+Expected: a construction stores at most one bit of facts for each bit of weight, and 0.1 to 1 a
+parameter; trained models about 1, below the 2 and 3.6 bits reported of language models; nothing is
+above the limit of one bit a bit. Four minutes on two cores.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+from absl import flags
+
+from constructions import registry
+from experiments import approximate, building, capacity_figure, cli, fitting, searching, statistics
+from geomem import facts as fact
+from geomem import rounding, sweep, train
+from geomem.config import Config
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+fitting.define('capacity')
+
+COLUMNS = (
+  'name', 'subjects', 'relations', 'seeds', 'found', 'parameters', 'bits_a_parameter', 'low', 'high',
+  'bits_a_bit', 'weight_bits',
+)  # fmt: skip
+RATES = ((0.01, 0.01), (0.03, 0.01))
+TARGET = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """`sizes`: N and R."""
+
+  sizes: tuple[tuple[int, int], ...]
+  steps: int
+  seeds: int
+
+
+PRESETS = {
+  'smoke': Setting(((8, 2),), 200, 1),
+  'laptop': Setting(tuple(itertools.product((32, 64, 128, 256), (2, 4))), 2000, 5),
+  'accelerator': Setting(tuple(itertools.product((64, 256, 1024, 4096), (2, 4, 8))), 4000, 5),
+}
+
+
+def constructed(setting: Setting, seeds) -> list[dict]:
+  """Exact constructions, of the first seed, for they are alike for all; and memories that are random."""
+  records = []
+  for (n, r), name in itertools.product(setting.sizes, registry.REGISTRY):
+    known = registry.entry(name)
+    if known.exact and not known.multi_hop:
+      table = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
+      records.append(_built(name, table, seeds[0]))
+    elif name in approximate.CONSTANTS:
+      records += [_smallest(name, n, r, seed) for seed in seeds]
+  return records
+
+
+def _smallest(name: str, n: int, r: int, seed: int) -> dict:
+  """The smallest of the sizes of experiments.approximate that is right often enough."""
+  table = building.random_facts('bijections', n, r, seed)
+  for constant in approximate.CONSTANTS[name]:
+    found = _built(name, table, seed, seed=seed, **approximate.size(name, constant, n, r))
+    if found['accuracy'] >= TARGET:
+      return found
+  return {**found, 'bits_a_parameter': None, 'bits_a_bit': None, 'parameters': None}
+
+
+def _built(name: str, table, first: int, **options) -> dict:
+  _, found = building.build_and_check(name, table, 1, **options)
+  n, r = table.subjects, table.relations
+  weights = n * found['subject_bits'] + found['internal_bits']
+  return {
+    **_about(name, n, r, first), 'dim': found['dim'], 'width': found['width'], 'accuracy': found['accuracy'],
+    'parameters': found['parameters'], 'weight_bits': weights / found['parameters'],
+    'bits_a_parameter': _stored(n, r) / found['parameters'], 'bits_a_bit': _stored(n, r) / weights,
+  }  # fmt: skip
+
+
+def _stored(n: int, r: int) -> float:
+  return r * math.lgamma(n + 1) / math.log(2)
+
+
+def _about(name: str, n: int, r: int, seed: int) -> dict:
+  about = {'claim': 1, 'measurement': 'bits a parameter', 'name': name}
+  return {**about, 'subjects': n, 'relations': r, 'seed': seed}
+
+
+def trained(fitter, setting: Setting, seeds) -> list[dict]:
+  """Models at their threshold; the best of the learning rates counts."""
+  recipe = Recipe(setting.steps, min(100, setting.steps // 10), target=TARGET)
+  search = searching.Setting(recipe, 0, 0, RATES)
+  cases = [searching.Case('dim', n, r, seed) for n, r in setting.sizes for seed in seeds]
+  found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']
+  records = []
+  for group in statistics.groups(
+    [{'case': c, 'at': f, 'n': c.subjects} for c, f in zip(cases, found, strict=True)], 'n'
+  ):
+    records += _rounded(fitter, search, [(pair['case'], pair['at']) for pair in group])
+  return records
+
+
+def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
+  """The models found, trained again and rounded, those of one N in one program."""
+  learned = [(case, at['value']) for case, at in group if at['value'] is not None]
+  tasks = searching.attempts(learned, search)
+  scored = {}
+  if tasks:
+    config = sweep.hull([task.config for task in tasks])
+    function = functools.partial(scores, config, search.recipe)
+    found = fitter.measured(search.recipe, tasks, function)
+    scored = {
+      case: {name: values[i * len(RATES) : (i + 1) * len(RATES)] for name, values in found.items()}
+      for i, (case, _) in enumerate(learned)
+    }
+  records = []
+  for case, at in group:
+    about = _about('trained', case.subjects, case.relations, case.seed)
+    if case not in scored:
+      records.append({**about, 'accuracy': None, 'bits_a_parameter': None, 'bits_a_bit': None})
+      continue
+    own = scored[case]
+    bits = int(min(own['bits']))
+    records.append({
+      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(max(own['accuracy'])),
+      'parameters': at['parameters'], 'weight_bits': bits, 'bits_a_parameter': at['bits'],
+      'bits_a_bit': at['bits'] / bits,
+    })  # fmt: skip
+  return records
+
+
+def scores(config: Config, recipe: Recipe, params, job):
+  """Accuracy, and the bits a weight that it needs."""
+  right = functools.partial(train.accuracy, config, recipe, job)
+  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params, TARGET)}
+
+
+def measure(fitter, setting: Setting, seeds) -> list[dict]:
+  """Records of all."""
+  for n, r in setting.sizes:
+    fact.check_sizes(n, r)
+  records = constructed(setting, seeds) + trained(fitter, setting, seeds)
+  return [{**r, 'value': r['bits_a_parameter']} for r in records]
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """Means over the seeds, and the range of bits a parameter; no mean where some seed found nothing."""
+  rows = []
+  for group in statistics.groups(records, 'name', 'subjects', 'relations'):
+    found = [r for r in group if r['bits_a_parameter'] is not None]
+    row = {name: group[0][name] for name in ('name', 'subjects', 'relations')}
+    row |= {'seeds': len(group), 'found': len(found)}
+    if len(found) == len(group):
+      for name in ('parameters', 'bits_a_bit', 'weight_bits', 'bits_a_parameter'):
+        spread = statistics.spread(group, name)
+        row |= {name: spread[name], 'low': spread['least'], 'high': spread['most']}
+    rows.append(row)
+  return rows
+
+
+def main(argv):
+  fitting.main(argv, 'capacity', PRESETS, measure, capacity_figure.draw, COLUMNS, summary)
+
+
+if __name__ == '__main__':
+  cli.run(main)

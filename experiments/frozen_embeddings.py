@@ -1,0 +1,160 @@
+"""If embeddings cannot learn, the facts must go into the weights: how many are needed? Claim 6.
+
+  python -m experiments.frozen_embeddings
+
+Two searches for the smallest model that reaches accuracy 0.99. With fixed random embeddings and
+unembedding: the smallest F at several d, counting what is trained. With learned ones: the smallest d
+at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
+(2025) holds, as they ran it (`geomem.memory`), at d = F; their code found 43, 65 and 166 at 8, 11
+and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
+0.35 of it (their fit), learned ones d in proportion to R·log N alone. Five minutes on two cores.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import cli, fitting, frozen_embeddings_figure, searching, statistics
+from geomem import memory, model, threshold, train
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+fitting.define('frozen_embeddings')
+
+COLUMNS = (
+  'kind',
+  'subjects',
+  'relations',
+  'dim',
+  'seeds',
+  'found',
+  'value',
+  'least',
+  'most',
+  'parameters',
+)
+FROZEN = ('embed/subjects', 'unembed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """`sizes`: N and R of the searches; `dims`: of fixed embeddings; `memories`: d = F of the MLP memory."""
+
+  sizes: tuple[tuple[int, int], ...]
+  dims: tuple[int, ...]
+  memories: tuple[int, ...]
+  steps: int
+  memory_steps: int
+  seeds: int
+
+
+PRESETS = {
+  'smoke': Setting(((8, 2),), (8,), (4,), 100, 512, 1),
+  'laptop': Setting(
+    ((32, 1), (64, 1), (128, 1), (32, 4), (64, 4), (128, 4)), (16, 32), (8, 11, 16), 2000, 2**15, 5
+  ),
+  'accelerator': Setting(
+    tuple((n, r) for n in (64, 256, 1024) for r in (1, 4, 8)), (32, 64, 128), (8, 11, 16, 22, 32, 45),
+    4000, 2**15, 5,
+  ),
+}  # fmt: skip
+RATES = ((0.01, 0.01), (0.03, 0.01))
+
+
+def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
+  """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
+  frozen = () if dim is None else FROZEN
+  warmup = min(100, setting.steps // 10)
+  recipe = Recipe(setting.steps, warmup, target=0.99, frozen=frozen)
+  search = searching.Setting(recipe, dim or 0, 0, RATES)
+  find = 'dim' if dim is None else 'width'
+  cases = [searching.Case(find, n, r, seed) for n, r in setting.sizes for seed in seeds]
+  found = searching.measure(cases, search, fitter)
+  records = [r for r in found if r['kind'] == 'threshold']
+  return [
+    {
+      'claim': 6, 'measurement': f'smallest {find}', 'kind': 'learned' if dim is None else 'fixed',
+      'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
+      'width': r.get('width'), 'value': r['value'], 'parameters': _trained(case, r['value'], search),
+    }
+    for case, r in zip(cases, records, strict=True)
+  ]  # fmt: skip
+
+
+def _trained(case, size: int | None, search) -> int | None:
+  """Parameters that training moved, of the model found."""
+  if size is None:
+    return None
+  trained, _ = train.split(search.recipe, model.shapes(searching.configured(case, size, search)))
+  return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))
+
+
+def memories(fitter, setting: Setting, seeds) -> list[dict]:
+  """The largest N that the MLP memory holds, every seed's search advancing with the others."""
+  records = []
+  for dim in setting.memories:
+    recipe = memory.Recipe(dim, dim, setting.memory_steps)
+    # From d to F·d facts, halved in the middle, to one part in a hundred: as they searched.
+    span = threshold.Range(dim, dim * dim, (dim + dim * dim) // 2, False, resolution=0.01)
+
+    def attempt(asked, recipe=recipe):
+      held = fitter.once(lambda: _held(recipe, asked))
+      return held >= recipe.target
+
+    found = threshold.search({seed: span for seed in seeds}, attempt)
+    records += [
+      {
+        'claim': 6, 'measurement': 'largest subjects', 'kind': 'memory', 'subjects': found[seed].found,
+        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': found[seed].found,
+        'parameters': 2 * dim * dim + dim,
+      }
+      for seed in seeds
+    ]  # fmt: skip
+  return records
+
+
+def _held(recipe: memory.Recipe, asked) -> np.ndarray:
+  """The best accuracy of each (seed, N)."""
+  seeds, sizes = zip(*asked, strict=True)
+  return memory.learn_all(recipe, sizes, seeds)[0]
+
+
+def measure(fitter, setting: Setting, seeds) -> list[dict]:
+  """Records of the three searches."""
+  records = memories(fitter, setting, seeds) + searched(fitter, setting, seeds, None)
+  for dim in setting.dims:
+    records += searched(fitter, setting, seeds, dim)
+  return records
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """A row a size; no mean where some seed found nothing, for that would be too good."""
+  rows = []
+  for r in records:
+    r['at'] = None if r['kind'] == 'learned' else r['dim']
+    r['for'] = None if r['kind'] == 'memory' else r['subjects']
+  for group in statistics.groups(records, 'kind', 'at', 'for', 'relations'):
+    found = [r for r in group if r['value'] is not None]
+    row = {
+      'kind': group[0]['kind'],
+      'subjects': group[0]['for'],
+      'relations': group[0]['relations'],
+    }
+    row |= {'dim': group[0]['at'], 'seeds': len(group), 'found': len(found)}
+    if len(found) == len(group):
+      row |= statistics.spread(group, 'value')
+      row |= {'parameters': float(np.mean([r['parameters'] for r in group]))}
+    rows.append(row)
+  return rows
+
+
+def main(argv):
+  draw = frozen_embeddings_figure.draw
+  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,78 @@
+"""Draw what fixed embeddings cost: parameters against facts, and the MLP memory beside its known fit."""
+
+import math
+
+import matplotlib
+import numpy as np
+
+from experiments import figures
+
+PUBLISHED = {
+  8: 43,
+  11: 65,
+  16: 166,
+}  # d = F: N, one seed each, by the code of Nichani et al. (2025)
+
+
+@matplotlib.rc_context(figures.STYLE)
+def draw(records: list[dict], folder) -> list:
+  """Two panels; every seed a mark."""
+  figure, (left, right) = figures.new(8.4, 3.2, 1, 2)
+  _parameters(left, [r for r in records if r['kind'] != 'memory' and r['value'] is not None])
+  _memories(right, [r for r in records if r['kind'] == 'memory' and r['value'] is not None])
+  return figures.save(figure, folder / 'frozen_embeddings')
+
+
+def _parameters(ax, records):
+  """What had to be trained until 0.99, against the number of facts."""
+  names = {'learned': 'learned embeddings, all parameters'}
+  groups = dict.fromkeys((r['kind'], r['dim'] if r['kind'] == 'fixed' else None) for r in records)
+  for i, (kind, dim) in enumerate(groups):
+    own = [r for r in records if r['kind'] == kind and dim in (None, r['dim'])]
+    color, marker = figures.cycle(i)
+    points = [(r['subjects'] * r['relations'], r['parameters']) for r in own]
+    label = names.get(kind, f'fixed embeddings, $d$ = {dim}, weights')
+    ax.plot(*zip(*points, strict=True), marker, color=color, alpha=0.6, label=label)
+  facts = np.geomspace(*(f(r['subjects'] * r['relations'] for r in records) for f in (min, max)))
+  ax.plot(
+    facts,
+    1.3 * facts * np.log(facts),
+    '--',
+    color=figures.GREY,
+    label='1.3 $n$ log $n$ (linear memory)',
+  )
+  ax.plot(
+    facts,
+    2 * 0.35 * facts * np.log(facts),
+    ':',
+    color=figures.GREY,
+    label='2·0.35 $n$ log $n$ (MLP)',
+  )
+  figures.logarithmic(ax.xaxis, ax.yaxis)
+  ax.set(xlabel='facts, $n = N R$', ylabel='parameters at accuracy 0.99', title='until 0.99')
+  ax.legend(fontsize=5.5)
+
+
+def _memories(ax, records):
+  """Facts held by the MLP memory against its size, every seed a mark."""
+  size = lambda r: r['width'] * r['dim']
+  ax.plot(
+    [size(r) for r in records],
+    [r['value'] for r in records],
+    'o',
+    color=figures.BLUE,
+    alpha=0.6,
+    label='ours',
+  )
+  known = {d: n for d, n in PUBLISHED.items() if any(r['dim'] == d for r in records)}
+  ax.plot([d * d for d in known], list(known.values()), 'D', color=figures.RED, markerfacecolor='white',
+          label='Nichani et al., their code, one seed')  # fmt: skip
+  most = max(r['value'] for r in records)
+  n = np.linspace(2, 1.3 * most)
+  ax.plot(0.35 * n * np.log(n), n, ':', color=figures.GREY, label='$F d = 0.35\\,N \\log N$')
+  ax.set(
+    xlabel='$F d$',
+    ylabel='largest $N$',
+    title=f'MLP memory, {math.ceil(len(records) / max(1, len(known)))} seeds',
+  )
+  ax.legend(fontsize=6)

@@ -1,0 +1,157 @@
+"""Chains of relations: what they cost a trained model, with and without chain of thought. Claim 7.
+
+  python -m experiments.multihop
+
+Models are trained on all N·R^k queries of k hops: to answer at once (direct), to name every subject
+on the way (chain), or with the way shown and the last answer alone trained (last). Expected: without
+chain of thought the width that is needed grows exponentially in k, or depth and width together hold
+N·R facts; with it one layer and an embedding that does not depend on k are enough. The trained
+models are then rounded to the fewest bits a weight at which they stay at 0.99, and stand in the
+figure of the bounds beside the constructions. Last, each is asked for one hop more than it was
+trained on. Five minutes on two cores.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import bounds, cli, fitting, multihop_figure, statistics
+from geomem import facts as fact
+from geomem import ledger, model, rounding, sweep, train
+from geomem.config import Config
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+fitting.define('multihop')
+
+COLUMNS = (
+  'mode',
+  'hops',
+  'depth',
+  'dim',
+  'width',
+  'seeds',
+  'value',
+  'least',
+  'most',
+  'bits',
+  'one_more',
+)
+MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, 'answer')}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """`sizes`: d with F; `depths`: of the direct models (with chain of thought there is one layer)."""
+
+  subjects: int
+  relations: int
+  hops: tuple[int, ...]
+  sizes: tuple[tuple[int, int], ...]
+  depths: tuple[int, ...]
+  steps: int
+  seeds: int
+
+
+PRESETS = {
+  'smoke': Setting(6, 2, (1, 2), ((6, 12),), (1, 2), 60, 1),
+  'laptop': Setting(16, 2, (1, 2, 3, 4), ((8, 32), (16, 16), (16, 64), (32, 128)), (1, 2), 2000, 3),
+  'accelerator': Setting(
+    64, 3, (1, 2, 3, 4), ((8, 32), (16, 64), (32, 128), (64, 64), (64, 256)), (1, 2, 4), 4000, 5
+  ),
+}
+
+
+def configured(setting: Setting, mode: str, hops: int, depth: int, size) -> tuple[Config, Recipe]:
+  """The model, with positions for one hop more than it is trained on, and how it is trained."""
+  chain, loss = MODES[mode]
+  warmup = min(100, setting.steps // 10)
+  recipe = Recipe(setting.steps, warmup, hops=hops, chain_of_thought=chain, loss=loss, target=None)
+  longer = dataclasses.replace(recipe, hops=hops + 1).length()
+  config = Config.trained(setting.subjects, setting.relations, *size, depth, length=longer)
+  return config, recipe
+
+
+def scores(config: Config, recipe: Recipe, params, job):
+  """Accuracy at the hops trained on, at one more, and the bits a weight needs for the first."""
+  right = functools.partial(train.accuracy, config, recipe, job)
+  longer = dataclasses.replace(recipe, hops=recipe.hops + 1)
+  return {
+    'accuracy': right(params),
+    'one_more': train.accuracy(config, longer, job, params),
+    'bits': rounding.bits_needed(right, params),
+  }
+
+
+def measure(fitter, setting: Setting, seeds) -> list[dict]:
+  """A record a model."""
+  tables = {
+    s: fact.bijections(jax.random.key(s), setting.subjects, setting.relations) for s in seeds
+  }
+  records = []
+  for mode, hops, size in itertools.product(MODES, setting.hops, setting.sizes):
+    for depth in setting.depths if mode == 'direct' else (1,):
+      config, recipe = configured(setting, mode, hops, depth, size)
+      tasks = [sweep.Task(config, tables[seed], 1e-2, 0.01, seed) for seed in seeds]
+      found = fitter.measured(recipe, tasks, functools.partial(scores, config, recipe))
+      records += [
+        {
+          'claim': 7, 'kind': 'trained', 'measurement': 'accuracy', 'mode': mode, 'hops': hops, 'depth': depth,
+          'subjects': setting.subjects, 'relations': setting.relations, 'dim': size[0], 'width': size[1],
+          'seed': seed, 'value': float(found['accuracy'][i]), 'one_more': float(found['one_more'][i]),
+          **_bits(config, int(found['bits'][i])),
+        }
+        for i, seed in enumerate(seeds)
+      ]  # fmt: skip
+  return records + _bounds(setting, records, seeds[0])
+
+
+def _bounds(setting: Setting, records: list[dict], seed: int) -> list[dict]:
+  """What is built for the most hops, and the bounds there: trained models stand beside them."""
+  sizes = setting.subjects, setting.relations, max(setting.hops)
+  built = bounds.points(*sizes, seed)
+  reach = 4 * max(r['subject_bits'] for r in [*records, *built])
+  timed = lambda name: name.endswith('_seconds')
+  built = [{name: v for name, v in r.items() if not timed(name)} for r in built]
+  return built + bounds.curves(*sizes, reach)
+
+
+def _bits(config: Config, bits: int) -> dict:
+  """Bits inside the network and in one embedding, if every weight takes so many."""
+  internal = sum(
+    np.prod(a.shape)
+    for path, a in jax.tree_util.tree_leaves_with_path(model.shapes(config))
+    if ledger.role_of(path) != 'subjects'
+  )
+  return {
+    'bits': bits,
+    'internal_bits': float(bits * internal),
+    'subject_bits': float(bits * config.dim),
+  }
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """Mean and range over the seeds."""
+  records = [r for r in records if r['kind'] == 'trained']
+  mean = lambda group, name: float(np.mean([r[name] for r in group]))
+  return [
+    {
+      **group[0],
+      'seeds': len(group),
+      **statistics.spread(group, 'value'),
+      **{name: mean(group, name) for name in ('bits', 'one_more')},
+    }
+    for group in statistics.groups(records, 'mode', 'hops', 'depth', 'dim', 'width')
+  ]
+
+
+def main(argv):
+  fitting.main(argv, 'multihop', PRESETS, measure, multihop_figure.draw, COLUMNS, summary)
+
+
+if __name__ == '__main__':
+  cli.run(main)

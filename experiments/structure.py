@@ -1,0 +1,205 @@
+"""Is the embedding a superposition, and the MLP its selector? Claims 2, 3 and 4.
+
+  python -m experiments.structure
+
+Expected: with weight decay 1 the sum of one linear map a relation explains at least 0.8 of the
+embeddings of subjects that it was not fitted to, and linear maps back find at least 0.95 of their
+attributes among all N; each hidden unit keeps to one relation; moving an embedding along one map
+changes that one answer. Controls: models that are untrained, or learned with fixed random
+embeddings, maps fitted to shuffled facts, random directions and random units; and a constructed
+selector, for which every score must be perfect. Four minutes on two cores.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from constructions import registry
+from experiments import cli, fitting, statistics, structure_figure
+from geomem import facts as fact
+from geomem import intervene, model, structure, sweep
+from geomem.config import Config
+from geomem.train import Recipe
+
+FLAGS = flags.FLAGS
+fitting.define('structure')
+
+COLUMNS = (
+  'model',
+  'weight_decay',
+  'measurement',
+  'control',
+  'dose',
+  'seeds',
+  'value',
+  'least',
+  'most',
+)
+DOSES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """`fixed`: dim and width of the model whose embeddings are not trained, which needs larger weights."""
+
+  subjects: int
+  relations: int
+  dim: int
+  width: int
+  decays: tuple[float, ...]
+  fixed: tuple[int, int]
+  batch: int
+  steps: int
+  seeds: int
+
+
+PRESETS = {
+  'smoke': Setting(24, 2, 8, 12, (0.0, 1.0), (8, 32), 8, 60, 1),
+  'laptop': Setting(1024, 4, 32, 48, (0.0, 0.3, 1.0), (64, 512), 256, 4000, 5),
+  'accelerator': Setting(4096, 4, 64, 64, (0.0, 0.1, 0.3, 1.0, 3.0), (128, 1024), 1024, 8000, 20),
+}
+
+
+def scores(config: Config, params, job, shuffled_RxN, seed):
+  """All that is measured of one model, by name; what is named after a bar is a control of it."""
+  answers_RxN = job.answers_RxN
+  keys = jax.random.split(jax.random.key(seed), 6)
+  fit_T, held_S = structure.hold_out(keys[0], config.subjects)
+  e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  targets_SxR = answers_RxN.T[held_S]
+  linear = lambda table: {
+    'superposition': structure.superposition(e, u, table, fit_T, held_S),
+    'readout': structure.readout(e, u, table, fit_T, held_S),
+  }
+  values = {'accuracy': intervene.accuracy(config, params, e, answers_RxN.T), **linear(answers_RxN)}
+  values |= {f'{name}|shuffled facts': value for name, value in linear(shuffled_RxN).items()}
+  read_TxRxD, hidden_TxRxF = intervene.at_mlp(config, params, e[fit_T])
+  units = intervene.units(hidden_TxRxF)
+  values |= _selector(config, params, e[held_S], targets_SxR, units, keys[1])
+  values |= _patches(config, params, e[held_S], targets_SxR, jnp.mean(read_TxRxD, axis=0), keys[2])
+  wanted_SxR = intervene.others(keys[3], config.answers, targets_SxR)
+  move = lambda table: intervene.moves(
+    structure.maps(e[fit_T], u, table[:, fit_T])[0], u, targets_SxR, wanted_SxR
+  )
+  moves = move(answers_RxN)
+  arms = {
+    '': moves,
+    '|shuffled facts': move(shuffled_RxN),
+    '|random direction': intervene.turned(keys[4], moves),
+  }
+  swap = lambda moved: intervene.swapped(
+    config, params, e[held_S], moved, wanted_SxR, jnp.array(DOSES)
+  )
+  swapped = jax.lax.map(swap, jnp.stack(list(arms.values())))
+  for name, shares in zip(('flipped', 'kept'), swapped, strict=True):
+    values |= {f'{name}{arm}': share for arm, share in zip(arms, shares, strict=True)}
+  return values | {f'unit_{name}': units[name] for name in ('relation', 'attribute', 'share')}
+
+
+def _selector(config, params, e_SxD, targets_SxR, units, key):
+  """Selectivity, and what cutting off a relation's units, or as many at random, leaves."""
+  values = {
+    f'{name}_selectivity': jnp.sum(units['share'] * units[name])
+    for name in ('relation', 'attribute')
+  }
+  own_2xF = jnp.stack([units['own'], jax.random.permutation(key, units['own'])])
+  cut = lambda own_F: intervene.ablated(config, params, e_SxD, targets_SxR, own_F)
+  others_RxR = ~jnp.eye(config.relations, dtype=bool)
+  for arm, right_RxR in zip(('', '|random units'), jax.lax.map(cut, own_2xF), strict=True):
+    values[f'ablated_own{arm}'] = jnp.mean(jnp.diagonal(right_RxR))
+    values[f'ablated_other{arm}'] = jnp.mean(right_RxR, where=others_RxR)
+  return values
+
+
+def _patches(config, params, e_SxD, targets_SxR, mean_RxD, key):
+  """How often another relation, put in at the MLP's input, is the one answered; all shifts alike."""
+  shifts = jnp.arange(1, config.relations)
+  add_TxRxD = jax.vmap(lambda shift: jnp.roll(mean_RxD, -shift, axis=0) - mean_RxD)(shifts)
+  hit = lambda pair: intervene.patched(config, params, e_SxD, targets_SxR, *pair)
+  arms = {'': add_TxRxD, '|random direction': intervene.turned(key, add_TxRxD)}
+  added = jnp.concatenate(list(arms.values())), jnp.tile(shifts, len(arms))
+  patched = jax.lax.map(hit, added).reshape(len(arms), -1).mean(axis=1)
+  return {f'patched{arm}': share for arm, share in zip(arms, patched, strict=True)}
+
+
+def _tables(setting: Setting, seeds):
+  table = lambda seed: fact.bijections(jax.random.key(seed), setting.subjects, setting.relations)
+  return {seed: table(seed) for seed in seeds}, [table(seed + 10**6).answers_RxN for seed in seeds]
+
+
+def measure(fitter, setting: Setting, seeds) -> list[dict]:
+  """Records of all models."""
+  tables, shuffled = _tables(setting, seeds)
+  config = Config.trained(setting.subjects, setting.relations, setting.dim, setting.width)
+  recipe = Recipe(setting.steps, min(100, setting.steps // 10), batch=setting.batch, target=None)
+  fixed = Config.trained(setting.subjects, setting.relations, *setting.fixed)
+  frozen = dataclasses.replace(recipe, frozen=('embed/subjects', 'unembed'))
+  tasks = lambda config, decay: [
+    sweep.Task(config, tables[seed], 1e-2, decay, seed) for seed in seeds
+  ]
+  build = lambda name, seed: registry.build(name, tables[seed])
+  built = [
+    sweep.Task(b.config, tables[seed], seed=seed, params=b.params)
+    for seed in seeds
+    for b in [build('selector', seed)]
+  ]
+  groups = [
+    ('trained', recipe, [t for decay in setting.decays for t in tasks(config, decay)], True),
+    ('fixed embeddings', frozen, tasks(fixed, 0.01), True),
+    ('untrained', recipe, tasks(config, 0.0), False),
+    ('constructed', recipe, built, False),
+  ]
+  records = []
+  for name, recipe, group, trained in groups:
+    more = shuffled * (len(group) // len(seeds)), np.array([t.seed for t in group], np.uint32)
+    one = functools.partial(scores, group[0].config)
+    found = fitter.measured(recipe, group, one, np.stack(more[0]), more[1], trained=trained)
+    for i, task in enumerate(group):
+      records += _records(name, task, {key: value[i] for key, value in found.items()}, seeds[0])
+  return records
+
+
+def _records(name: str, task: sweep.Task, values: dict, first: int) -> list[dict]:
+  """One for every number; of single units only those of the first seed."""
+  c = task.config
+  about = {
+    'model': name, 'seed': task.seed, 'subjects': c.subjects, 'relations': c.relations, 'dim': c.dim,
+    'width': c.blocks[0].hidden[0], 'weight_decay': task.weight_decay if name == 'trained' else None,
+  }  # fmt: skip
+  records = []
+  for key, value in values.items():
+    measurement, _, control = key.partition('|')
+    if measurement.startswith('unit_') and task.seed != first:
+      continue
+    for i, number in enumerate(np.atleast_1d(value)):
+      records.append({
+        'claim': CLAIMS.get(measurement, 4), 'measurement': measurement, 'control': control or None,
+        'dose': DOSES[i] if measurement in ('flipped', 'kept') else None,
+        'unit': i if measurement.startswith('unit_') else None, **about, 'value': float(number),
+      })  # fmt: skip
+  return records
+
+
+CLAIMS = {'accuracy': 2, 'superposition': 2, 'readout': 3}
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """Mean and range over the seeds; of the doses, two."""
+  records = [r for r in records if r['unit'] is None and r['dose'] in (None, 1.0, 1.5)]
+  names = 'model', 'weight_decay', 'measurement', 'control', 'dose'
+  return [
+    {**group[0], 'seeds': len(group), **statistics.spread(group, 'value')}
+    for group in statistics.groups(records, *names)
+  ]
+
+
+def main(argv):
+  fitting.main(argv, 'structure', PRESETS, measure, structure_figure.draw, COLUMNS, summary)
+
+
+if __name__ == '__main__':
+  cli.run(main)

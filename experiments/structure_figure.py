@@ -1,0 +1,141 @@
+"""Draw what the embeddings and the MLP of trained models are: superposition, units, swaps, cuts."""
+
+import matplotlib
+import numpy as np
+
+from experiments import figures
+
+MODELS = ('trained', 'constructed', 'untrained', 'fixed embeddings')
+
+
+@matplotlib.rc_context(figures.STYLE)
+def draw(records: list[dict], folder) -> list:
+  """Four panels; every seed a mark, means joined."""
+  figure, panels = figures.new(11.6, 2.9, 1, 4)
+  most = max((r['weight_decay'] for r in records if r['weight_decay'] is not None), default=None)
+  records_of = lambda name: [
+    r for r in records if r['model'] == name and r['weight_decay'] in (None, most)
+  ]
+  _linear(panels[0], records)
+  _units(panels[1], {name: records_of(name) for name in MODELS})
+  _doses(panels[2], records_of('trained'))
+  _cuts(panels[3], {name: records_of(name) for name in MODELS})
+  return figures.save(figure, folder / 'structure')
+
+
+def _named(records, measurement, control=None):
+  return [r for r in records if r['measurement'] == measurement and r['control'] == control]
+
+
+def _linear(ax, records):
+  """R² and readout accuracy against weight decay, with their controls; other models as lines."""
+  trained = [r for r in records if r['model'] == 'trained']
+  places = {decay: i for i, decay in enumerate(sorted({r['weight_decay'] for r in trained}))}
+  arms = [('superposition', None, 'superposition, $R^2$'), ('readout', None, 'linear readouts'),
+          ('superposition', 'shuffled facts', '$R^2$, shuffled facts')]  # fmt: skip
+  for i, (name, control, label) in enumerate(arms):
+    color, marker = figures.cycle(i)
+    _spread(
+      ax, _named(trained, name, control), lambda r: places[r['weight_decay']], color, marker, label
+    )
+  for name, dashes in (('untrained', ':'), ('fixed embeddings', '--')):
+    own = _named([r for r in records if r['model'] == name], 'superposition')
+    if own:
+      mean = np.mean([r['value'] for r in own])
+      ax.axhline(mean, color=figures.GREY, linestyle=dashes, linewidth=1, label=f'$R^2$, {name}')
+  ax.set_xticks(list(places.values()), [f'{decay:g}' for decay in places])
+  ax.set(xlabel='weight decay', ylabel='on held-out subjects', title='superposition')
+  ax.legend(fontsize=6)
+
+
+def _spread(ax, records, at, color, marker, label, **options):
+  """Every seed a mark, their means a line."""
+  ax.plot(
+    [at(r) for r in records],
+    [r['value'] for r in records],
+    marker,
+    color=color,
+    alpha=0.4,
+    markersize=3,
+  )
+  groups = {}
+  for r in records:
+    groups.setdefault(at(r), []).append(r['value'])
+  x = sorted(groups)
+  ax.plot(
+    x,
+    [np.mean(groups[i]) for i in x],
+    marker=marker,
+    color=color,
+    label=label,
+    markersize=4,
+    **{'linestyle': '-', **options},
+  )
+
+
+def _units(ax, models):
+  """Every hidden unit by how far it keeps to one relation, and to few answers; its area is what it fires."""
+  for i, (name, records) in enumerate(models.items()):
+    color, marker = figures.cycle(i)
+    one = {
+      part: np.array([r['value'] for r in _named(records, f'unit_{part}')])
+      for part in ('relation', 'attribute', 'share')
+    }
+    if len(one['share']):
+      area = 600 * one['share']
+      ax.scatter(
+        one['relation'],
+        one['attribute'],
+        area,
+        color=color,
+        marker=marker,
+        alpha=0.5,
+        label=name,
+        linewidths=0,
+      )
+  ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units')
+  ax.set(xlabel='keeps to one relation', ylabel='keeps to few attributes')
+  for handle in ax.legend(fontsize=6).legend_handles:
+    handle.set_sizes([20])
+
+
+def _doses(ax, trained):
+  """How often a swap changes the answer it should, and leaves the others, by its dose."""
+  arms = [('flipped', None, 'flips the answer'), ('kept', None, 'keeps the others'),
+          ('flipped', 'random direction', 'flips, random direction'),
+          ('kept', 'random direction', 'keeps, random direction')]  # fmt: skip
+  for i, (name, control, label) in enumerate(arms):
+    color, marker = figures.cycle(i % 2)
+    dashes = {
+      'linestyle': ':' if control else '-',
+      'markerfacecolor': 'white' if control else color,
+    }
+    _spread(ax, _named(trained, name, control), lambda r: r['dose'], color, marker, label, **dashes)
+  ax.set(
+    xlabel=r'dose $\alpha$ of $M_r(u_{a^\prime} - u_a)$',
+    ylabel='share of answers',
+    ylim=(-0.03, 1.03),
+  )
+  ax.set_title('swapping one attribute')
+  ax.legend(fontsize=6)
+
+
+def _cuts(ax, models):
+  """What cutting off the units of a relation leaves of it and of the others; and the patched relation."""
+  bars = [('ablated_own', None, 'own units cut'), ('ablated_other', None, "another's units cut"),
+          ('ablated_own', 'random units', 'random units cut'), ('patched', None, 'relation patched'),
+          ('patched', 'random direction', 'patched at random')]  # fmt: skip
+  present = [name for name in models if models[name]]
+  for i, name in enumerate(present):
+    color, _ = figures.cycle(list(MODELS).index(name))
+    for j, (measurement, control, _) in enumerate(bars):
+      values = [r['value'] for r in _named(models[name], measurement, control)]
+      x = j + (i - (len(present) - 1) / 2) * 0.18
+      if values:
+        ax.bar(x, np.mean(values), 0.16, color=color, label=name if j == 0 else None)
+        ax.plot([x] * len(values), values, '_', color=figures.BLACK, markersize=4, linewidth=0)
+  ax.set_xticks(
+    range(len(bars)), [label for *_, label in bars], rotation=25, ha='right', fontsize=6
+  )
+  ax.set(ylabel='right answers', ylim=(0, 1.03), title='cuts and patches')
+  ax.legend(fontsize=6)

@@ -1,0 +1,24 @@
+"""How many bits the weights of a trained model need: round them, and see when it still knows its facts."""
+
+import jax
+import jax.numpy as jnp
+
+BITS = tuple(range(2, 13))
+
+
+def rounded(params, bits):
+  """Every array on 2^bits − 1 values, equally far apart, zero among them."""
+
+  def one(w):
+    step = jnp.maximum(jnp.max(jnp.abs(w)), 1e-30) / (2.0 ** (bits - 1) - 1)
+    return step * jnp.round(w / step)
+
+  return jax.tree.map(one, params)
+
+
+def bits_needed(accuracy, params, target: float = 0.99):
+  """The fewest bits a weight from which on `accuracy(params)` stays at the target; 32 if 12 are too few."""
+  bits_T = jnp.array(BITS, jnp.float32)
+  enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)
+  from_there_T = jnp.flip(jnp.cumprod(jnp.flip(enough_T.astype(jnp.int32))))
+  return jnp.where(enough_T[-1], BITS[-1] + 1 - jnp.sum(from_there_T), 32)
