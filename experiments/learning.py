@@ -113,7 +113,7 @@ def linear(config: Config, params, job, other_RxN) -> dict:
 def zero_shot(config: Config, params, job, other_RxN) -> dict:
   """Accuracy on the facts learned, and on others with embeddings superposed for them."""
   e, u, g = params['embed']['subjects'], params['unembed']['answers'], job.answers_RxN
-  new = structure.superpose(structure.maps(e, u, g), u, other_RxN)
+  new = structure.superpose(structure.maps(e, u, g, structure.best_ridge(e, u, g)), u, other_RxN)
   return {
     'accuracy': intervene.accuracy(config, params, e, g.T),
     'zero_shot': intervene.accuracy(config, params, new, other_RxN.T),

@@ -82,9 +82,12 @@ def scores(config: Config, params, job, shuffled_RxN, seed):
   values |= _selector(config, params, e[held_S], targets_SxR, units, keys[1])
   values |= _patches(config, params, e[held_S], targets_SxR, jnp.mean(read_TxRxD, axis=0), keys[2])
   wanted_SxR = intervene.others(keys[3], config.answers, targets_SxR)
-  move = lambda table: intervene.moves(
-    structure.maps(e[fit_T], u, table[:, fit_T])[0], u, targets_SxR, wanted_SxR
-  )
+
+  def move(table):
+    known = e[fit_T], u, table[:, fit_T]
+    maps, _ = structure.maps(*known, structure.best_ridge(*known))
+    return intervene.moves(maps, u, targets_SxR, wanted_SxR)
+
   moves = move(answers_RxN)
   arms = {
     '': moves,

@@ -16,7 +16,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -33,7 +32,6 @@ COLUMNS = (
   'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'unembedding', 'measurement',
   'seeds', 'value', 'low', 'high', 'least', 'most',
 )  # fmt: skip
-RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the mean variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +73,13 @@ def scores(config: Config, setting: Setting, params, job, other_RxN, seed):
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)
 
-  def held_out(ridge):
-    maps = structure.maps(e_NxD[fit_T], u_AxD, answers_RxN[:, fit_T], ridge)
-    guess_SxD = structure.superpose(maps, u_AxD, answers_RxN[:, held_S])
-    return structure.explained(e_NxD[held_S], guess_SxD, jnp.mean(e_NxD[fit_T], axis=0))
-
-  # As many coefficients as subjects fit anything: how much to trust them, held-out subjects say.
-  explained_I = jnp.stack([held_out(ridge) for ridge in RIDGES])
-  ridge = jnp.array(RIDGES)[jnp.argmax(explained_I)]
-  maps = structure.maps(e_NxD, u_AxD, answers_RxN, ridge)
+  known = e_NxD, u_AxD, answers_RxN
+  maps = structure.maps(*known, structure.best_ridge(*known))
   through, _ = transfer.through(config, params, maps, keys[1], setting.maps, setting.batch)
   relearned_NxD = transfer.relearn(config, params, other_RxN, keys[2], setting.embeddings)
   return {
     'accuracy': right(e_NxD, answers_RxN),
-    'superposition': jnp.max(explained_I),
+    'superposition': structure.superposition(*known, fit_T, held_S),
     'shared_cosine': transfer.shared_cosine(u_AxD, answers_RxN),
     'old_facts': right(structure.superpose(maps, u_AxD, answers_RxN), answers_RxN),
     'a': right(structure.superpose(maps, u_AxD, other_RxN), other_RxN),

@@ -63,7 +63,7 @@ def test_a_leak_would_be_seen():
   g = np.asarray(fact.bijections(jax.random.key(1), 60, 2).answers_RxN)
   fit, held = structure.hold_out(jax.random.key(0), 60)
   assert (
-    structure.superposition(e, u, g, fit, fit) > 0.99 and structure.readout(e, u, g, fit, fit) == 1
+    structure.superposition(e, u, g, fit, fit) > 0.8 and structure.readout(e, u, g, fit, fit) == 1
   )
   assert (
     structure.superposition(e, u, g, fit, held) < 0.2
