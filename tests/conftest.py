@@ -5,6 +5,7 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax
+import pytest
 
 flags = ['--xla_force_host_platform_device_count=2']
 if jax.__version_info__ < (0, 11):  # XLA stops at a flag it does not know, and this one may go
@@ -15,3 +16,10 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Hundreds of small programs: compiling them is most of the work, so compile them in haste.
 jax.config.update('jax_disable_most_optimizations', True)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Every compiled program holds maps of memory, of which a process may have some 65,000."""
+  yield
+  jax.clear_caches()
