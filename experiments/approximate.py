@@ -78,10 +78,7 @@ def measure(subjects: int, relations: int, seeds: range, progress=None) -> list[
 
 def summary(records: list[dict]) -> list[dict]:
   """Mean and range over seeds."""
-  return [
-    {**group[0], 'seeds': len(group), **statistics.spread(group, 'accuracy')}
-    for group in statistics.groups(records, 'construction', 'constant')
-  ]
+  return statistics.over_seeds(records, 'construction', 'constant', of='accuracy')
 
 
 @matplotlib.rc_context(figures.STYLE)

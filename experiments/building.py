@@ -24,6 +24,11 @@ def random_facts(
   return {'bijections': fact.bijections, 'maps': fact.maps}[kind](key, subjects, relations)
 
 
+def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:
+  """A seed's facts; or others of the same size, for what was learned of these to be held against."""
+  return random_facts('bijections', subjects, relations, seed + 10**6 * other)
+
+
 def choose_check(construction: Construction, check: str) -> str:
   if check != 'auto':
     return check

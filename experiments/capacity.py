@@ -96,7 +96,7 @@ def _about(name: str, n: int, r: int, seed: int) -> dict:
 
 def trained(fitter, setting: Setting, seeds) -> list[dict]:
   """Models at their threshold; the best of the learning rates counts."""
-  recipe = Recipe(setting.steps, min(100, setting.steps // 10), target=TARGET)
+  recipe = Recipe.warmed(setting.steps, target=TARGET)
   search = searching.Setting(recipe, 0, 0, RATES)
   cases = [searching.Case('dim', n, r, seed) for n, r in setting.sizes for seed in seeds]
   found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']

@@ -19,8 +19,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import cli, fitting, from_constructed_figure, statistics
-from geomem import facts as fact
+from experiments import building, cli, fitting, from_constructed_figure, statistics
 from geomem import structure, sweep, train
 from geomem.config import Config
 from geomem.train import Recipe
@@ -59,7 +58,7 @@ PRESETS = {
 
 def starts(setting: Setting, name: str, seed: int):
   """(start, parameters) for every start of a construction; None: drawn anew."""
-  built = registry.build(name, _table(setting, seed))
+  built = _built(setting, name, seed)
   rng = np.random.default_rng((seed, 2))
   for noise in setting.noises:
     shake = lambda w, noise=noise: np.asarray(
@@ -69,16 +68,17 @@ def starts(setting: Setting, name: str, seed: int):
   yield SCRATCH, None
 
 
-def _table(setting: Setting, seed: int, other: bool = False):
-  key = jax.random.key(seed + 10**6 * other)
-  return fact.bijections(key, setting.subjects, setting.relations)
+@functools.lru_cache(maxsize=256)
+def _built(setting: Setting, name: str, seed: int, other: bool = False):
+  """The construction of a seed's facts, or of others."""
+  return registry.build(name, building.bijections(setting.subjects, setting.relations, seed, other))
 
 
-def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD, first, seed):
+def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD, first):
   """Accuracy, loss, and how near the embeddings and all weights are to those built, and to the start."""
   everyone = jnp.ones(config.subjects, bool)
   e_NxD = params['embed']['subjects']
-  split = structure.hold_out(jax.random.key(seed), config.subjects)
+  split = structure.hold_out(jax.random.key(job.seed), config.subjects)
   moved, size = (
     sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
     for tree in (jax.tree.map(jnp.subtract, params, first), first)
@@ -105,11 +105,10 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   for name, decay in itertools.product(setting.constructions, setting.decays):
     tasks, labels = [], []
     for seed in seeds:
-      table = _table(setting, seed)
-      config = registry.build(name, table).config
+      built = _built(setting, name, seed)
       for label, params in starts(setting, name, seed):
         rate = 1e-2 if params is None else 1e-3
-        tasks.append(sweep.Task(config, table, rate, decay, seed, params))
+        tasks.append(sweep.Task(built.config, built.facts, rate, decay, seed, params))
         labels.append(label)
     records += _followed(fitter, setting, name, tasks, labels)
   return records
@@ -120,14 +119,10 @@ def _followed(fitter, setting: Setting, name: str, tasks, labels) -> list[dict]:
   config = tasks[0].config
   recipe = Recipe(setting.looks[-1], warmup=0, target=None)
   built = lambda other: np.stack(
-    [
-      registry.build(name, _table(setting, t.seed, other)).params['embed']['subjects']
-      for t in tasks
-    ]
+    [_built(setting, name, t.seed, other).params['embed']['subjects'] for t in tasks]
   )
   firsts = [sweep.parameters(t, config) for t in tasks]
-  more = (built(False), built(True), jax.tree.map(lambda *a: np.stack(a), *firsts),
-          np.array([t.seed for t in tasks], np.uint32))  # fmt: skip
+  more = built(False), built(True), jax.tree.map(lambda *a: np.stack(a), *firsts)
   function = functools.partial(scores, config, recipe)
 
   def work():
@@ -156,10 +151,7 @@ def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds, at the end."""
   last = max(r['step'] for r in records)
   names = 'construction', 'start', 'weight_decay', 'measurement', 'control'
-  return [
-    {**group[0], 'seeds': len(group), **statistics.spread(group, 'value')}
-    for group in statistics.groups([r for r in records if r['step'] == last], *names)
-  ]
+  return statistics.over_seeds([r for r in records if r['step'] == last], *names)
 
 
 def main(argv):

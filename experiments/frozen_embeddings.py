@@ -67,8 +67,7 @@ RATES = ((0.01, 0.01), (0.03, 0.01))
 def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
   """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
   frozen = () if dim is None else FROZEN
-  warmup = min(100, setting.steps // 10)
-  recipe = Recipe(setting.steps, warmup, target=0.99, frozen=frozen)
+  recipe = Recipe.warmed(setting.steps, target=0.99, frozen=frozen)
   search = searching.Setting(recipe, dim or 0, 0, RATES)
   find = 'dim' if dim is None else 'width'
   cases = [searching.Case(find, n, r, seed) for n, r in setting.sizes for seed in seeds]
@@ -133,10 +132,15 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 def summary(records: list[dict]) -> list[dict]:
   """A row a size; no mean where some seed found nothing, for that would be too good."""
   rows = []
-  for r in records:
-    r['at'] = None if r['kind'] == 'learned' else r['dim']
-    r['for'] = None if r['kind'] == 'memory' else r['subjects']
-  for group in statistics.groups(records, 'kind', 'at', 'for', 'relations'):
+  asked = [
+    {
+      **r,
+      'at': None if r['kind'] == 'learned' else r['dim'],
+      'for': None if r['kind'] == 'memory' else r['subjects'],
+    }
+    for r in records
+  ]
+  for group in statistics.groups(asked, 'kind', 'at', 'for', 'relations'):
     found = [r for r in group if r['value'] is not None]
     row = {
       'kind': group[0]['kind'],

@@ -17,8 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting, statistics
-from geomem import facts as fact
+from experiments import building, cli, fitting, statistics
 from geomem import intervene, structure, sweep
 from geomem.config import Config
 from geomem.train import Recipe
@@ -49,18 +48,13 @@ def task(
   subjects: int, relations: int, dim: int, width: int, decay: float, seed: int
 ) -> sweep.Task:
   config = Config.trained(subjects, relations, dim, width)
-  return sweep.Task(config, table(subjects, relations, seed), 1e-2, decay, seed)
-
-
-def table(subjects: int, relations: int, seed: int, other: bool = False) -> fact.Facts:
-  """A seed's facts, or others of the same size."""
-  return fact.bijections(jax.random.key(seed + 10**6 * other), subjects, relations)
+  return sweep.Task(config, building.bijections(subjects, relations, seed), 1e-2, decay, seed)
 
 
 def against_width(fitter, seeds, subjects: int, steps: int) -> list[dict]:
   """Accuracy of models too narrow, about right, and wide enough."""
   tasks = [task(subjects, 4, d, 4 * d, 0.1, seed) for d in WIDTHS for seed in seeds]
-  found = fitter(Recipe(steps, warmup=min(100, steps // 10), target=None), tasks)
+  found = fitter(Recipe.warmed(steps, target=None), tasks)
   return [
     record('accuracy', one, value, WIDTHS[one.config.dim])
     for one, value in zip(tasks, found['accuracy'], strict=True)
@@ -69,7 +63,7 @@ def against_width(fitter, seeds, subjects: int, steps: int) -> list[dict]:
 
 def against_decay(fitter, seeds, subjects: int, batch: int, steps: int) -> list[dict]:
   """Accuracy and linear structure of models with and without weight decay."""
-  recipe = Recipe(steps, warmup=min(100, steps // 10), batch=batch, target=None)
+  recipe = Recipe.warmed(steps, batch=batch, target=None)
   records = []
   for (dim, width, decay), seen in STRUCTURES.items():
     tasks = [task(subjects, 4, dim, width, decay, seed) for seed in seeds]
@@ -81,15 +75,16 @@ def against_decay(fitter, seeds, subjects: int, batch: int, steps: int) -> list[
 def new_facts(fitter, seeds, subjects: int, batch: int, steps: int) -> list[dict]:
   """Accuracy on bijections that were never trained, with embeddings superposed for them."""
   tasks = [task(subjects, 2, 128, 96, 1.0, seed) for seed in seeds]
-  warmup = min(100, steps // 10)
-  recipe = Recipe(steps, warmup, batch=batch, target=None, frozen=('unembed',))
+  recipe = Recipe.warmed(steps, batch=batch, target=None, frozen=('unembed',))
   return _measured(fitter, recipe, tasks, zero_shot, {'accuracy': '1', 'zero_shot': '0.998'})
 
 
 def _measured(fitter, recipe: Recipe, tasks, function, seen: dict) -> list[dict]:
   """A record for every number, with what the trials saw of it."""
   c = tasks[0].config
-  others = [table(c.subjects, c.relations, one.seed, other=True).answers_RxN for one in tasks]
+  others = [
+    building.bijections(c.subjects, c.relations, one.seed, other=True).answers_RxN for one in tasks
+  ]
   found = fitter.measured(recipe, tasks, functools.partial(function, c), np.stack(others))
   return [
     record(name, one, found[name][i], trial)
@@ -130,10 +125,7 @@ def record(measurement: str, one: sweep.Task, value: float, seen: str) -> dict:
 
 def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds."""
-  return [
-    {**group[0], 'seeds': len(group), **statistics.spread(group, 'value')}
-    for group in statistics.groups(records, 'measurement', 'subjects', 'dim', 'weight_decay')
-  ]
+  return statistics.over_seeds(records, 'measurement', 'subjects', 'dim', 'weight_decay')
 
 
 PRESETS = {  # subjects and steps; subjects, batch and steps, twice; seeds

@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bounds, cli, fitting, multihop_figure, statistics
-from geomem import facts as fact
+from experiments import bounds, building, cli, fitting, multihop_figure, statistics
 from geomem import ledger, model, rounding, sweep, train
 from geomem.config import Config
 from geomem.train import Recipe
@@ -69,8 +68,7 @@ PRESETS = {
 def configured(setting: Setting, mode: str, hops: int, depth: int, size) -> tuple[Config, Recipe]:
   """The model, with positions for one hop more than it is trained on, and how it is trained."""
   chain, loss = MODES[mode]
-  warmup = min(100, setting.steps // 10)
-  recipe = Recipe(setting.steps, warmup, hops=hops, chain_of_thought=chain, loss=loss, target=None)
+  recipe = Recipe.warmed(setting.steps, hops=hops, chain_of_thought=chain, loss=loss, target=None)
   longer = dataclasses.replace(recipe, hops=hops + 1).length()
   config = Config.trained(setting.subjects, setting.relations, *size, depth, length=longer)
   return config, recipe
@@ -89,14 +87,12 @@ def scores(config: Config, recipe: Recipe, params, job):
 
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
   """A record a model."""
-  tables = {
-    s: fact.bijections(jax.random.key(s), setting.subjects, setting.relations) for s in seeds
-  }
+  table = functools.partial(building.bijections, setting.subjects, setting.relations)
   records = []
   for mode, hops, size in itertools.product(MODES, setting.hops, setting.sizes):
     for depth in setting.depths if mode == 'direct' else (1,):
       config, recipe = configured(setting, mode, hops, depth, size)
-      tasks = [sweep.Task(config, tables[seed], 1e-2, 0.01, seed) for seed in seeds]
+      tasks = [sweep.Task(config, table(seed), 1e-2, 0.01, seed) for seed in seeds]
       found = fitter.measured(recipe, tasks, functools.partial(scores, config, recipe))
       records += [
         {

@@ -21,6 +21,13 @@ def spread(group: Sequence[dict], name: str) -> dict:
   return {name: float(np.mean(values)), 'least': min(values), 'most': max(values)}
 
 
+def over_seeds(records: Sequence[dict], *names: str, of: str = 'value') -> list[dict]:
+  """A row for the records that agree in these fields: how many, their mean and range."""
+  return [
+    {**group[0], 'seeds': len(group), **spread(group, of)} for group in groups(records, *names)
+  ]
+
+
 def interval(
   samples: Sequence, statistic: Callable[[list], np.ndarray], share: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -19,8 +19,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import cli, fitting, statistics, structure_figure
-from geomem import facts as fact
+from experiments import building, cli, fitting, statistics, structure_figure
 from geomem import intervene, model, structure, sweep
 from geomem.config import Config
 from geomem.train import Recipe
@@ -64,10 +63,10 @@ PRESETS = {
 }
 
 
-def scores(config: Config, params, job, shuffled_RxN, seed):
+def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.key(seed), 6)
+  keys = jax.random.split(jax.random.key(job.seed), 6)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = answers_RxN.T[held_S]
@@ -129,26 +128,20 @@ def _patches(config, params, e_SxD, targets_SxR, mean_RxD, key):
   return {f'patched{arm}': share for arm, share in zip(arms, patched, strict=True)}
 
 
-def _tables(setting: Setting, seeds):
-  table = lambda seed: fact.bijections(jax.random.key(seed), setting.subjects, setting.relations)
-  return {seed: table(seed) for seed in seeds}, [table(seed + 10**6).answers_RxN for seed in seeds]
-
-
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
   """Records of all models."""
-  tables, shuffled = _tables(setting, seeds)
+  table = functools.partial(building.bijections, setting.subjects, setting.relations)
   config = Config.trained(setting.subjects, setting.relations, setting.dim, setting.width)
-  recipe = Recipe(setting.steps, min(100, setting.steps // 10), batch=setting.batch, target=None)
+  recipe = Recipe.warmed(setting.steps, batch=setting.batch, target=None)
   fixed = Config.trained(setting.subjects, setting.relations, *setting.fixed)
   frozen = dataclasses.replace(recipe, frozen=('embed/subjects', 'unembed'))
   tasks = lambda config, decay: [
-    sweep.Task(config, tables[seed], 1e-2, decay, seed) for seed in seeds
+    sweep.Task(config, table(seed), 1e-2, decay, seed) for seed in seeds
   ]
-  build = lambda name, seed: registry.build(name, tables[seed])
+  selectors = [registry.build('selector', table(seed)) for seed in seeds]
   built = [
-    sweep.Task(b.config, tables[seed], seed=seed, params=b.params)
-    for seed in seeds
-    for b in [build('selector', seed)]
+    sweep.Task(b.config, b.facts, seed=seed, params=b.params)
+    for seed, b in zip(seeds, selectors, strict=True)
   ]
   groups = [
     ('trained', recipe, [t for decay in setting.decays for t in tasks(config, decay)], True),
@@ -158,9 +151,9 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   ]
   records = []
   for name, recipe, group, trained in groups:
-    more = shuffled * (len(group) // len(seeds)), np.array([t.seed for t in group], np.uint32)
+    shuffled = np.stack([table(task.seed, other=True).answers_RxN for task in group])
     one = functools.partial(scores, group[0].config)
-    found = fitter.measured(recipe, group, one, np.stack(more[0]), more[1], trained=trained)
+    found = fitter.measured(recipe, group, one, shuffled, trained=trained)
     for i, task in enumerate(group):
       records += _records(name, task, {key: value[i] for key, value in found.items()}, seeds[0])
   return records
@@ -194,10 +187,7 @@ def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds; of the doses, two."""
   records = [r for r in records if r['unit'] is None and r['dose'] in (None, 1.0, 1.5)]
   names = 'model', 'weight_decay', 'measurement', 'control', 'dose'
-  return [
-    {**group[0], 'seeds': len(group), **statistics.spread(group, 'value')}
-    for group in statistics.groups(records, *names)
-  ]
+  return statistics.over_seeds(records, *names)
 
 
 def main(argv):

@@ -156,7 +156,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
-  recipe = Recipe(FLAGS.steps, warmup=min(100, FLAGS.steps // 10), target=FLAGS.target)
+  recipe = Recipe.warmed(FLAGS.steps, target=FLAGS.target)
   rates = cli.values('learning_rate', [0.01, 0.03]), cli.values('weight_decay', [0.01])
   for name, users in USED_BY.items():
     if FLAGS[name].value is not None and not set(find) & users:

@@ -125,9 +125,8 @@ def _configured() -> tuple[Config, Recipe]:
   )
   fact.check_sizes(n, r, hops)
   loss = FLAGS.loss or ('chain' if FLAGS.chain_of_thought else 'answer')
-  recipe = Recipe(
-    steps=FLAGS.steps,
-    warmup=min(100, FLAGS.steps // 10),
+  recipe = Recipe.warmed(
+    FLAGS.steps,
     hops=hops,
     chain_of_thought=FLAGS.chain_of_thought,
     loss=loss,

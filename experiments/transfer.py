@@ -19,8 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting, statistics, transfer_figure
-from geomem import facts as fact
+from experiments import building, cli, fitting, statistics, transfer_figure
 from geomem import intervene, model, structure, sweep, transfer
 from geomem.config import Config
 from geomem.train import Recipe
@@ -49,8 +48,7 @@ class Case:
   def recipe(self, setting: 'Setting') -> Recipe:
     frozen = ('unembed',) if self.unembedding == 'fixed' else ()
     frozen += ('embed/subjects',) if self.model == 'associative' else ()
-    warmup = min(100, setting.steps // 10)
-    return Recipe(setting.steps, warmup, batch=setting.batch, target=None, frozen=frozen)
+    return Recipe.warmed(setting.steps, batch=setting.batch, target=None, frozen=frozen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +63,10 @@ class Setting:
   seeds: int
 
 
-def scores(config: Config, setting: Setting, params, job, other_RxN, seed):
+def scores(config: Config, setting: Setting, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.key(seed), 4)
+  keys = jax.random.split(jax.random.key(job.seed), 4)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)
@@ -93,14 +91,12 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   records = []
   for case in setting.cases:
     config = Config.trained(case.subjects, case.relations, case.dim, case.width)
-    table = lambda seed, case=case: fact.bijections(
-      jax.random.key(seed), case.subjects, case.relations
-    )
+    table = functools.partial(building.bijections, case.subjects, case.relations)
     tasks = [sweep.Task(config, table(seed), 1e-2, case.weight_decay, seed) for seed in seeds]
-    others = np.stack([table(seed + 10**6).answers_RxN for seed in seeds])
+    others = np.stack([table(seed, other=True).answers_RxN for seed in seeds])
     found = fitter.measured(
       case.recipe(setting), tasks, functools.partial(scores, config, setting), others,
-      np.array(seeds, np.uint32), trained=case.model != 'untrained',
+      trained=case.model != 'untrained',
     )  # fmt: skip
     records += [
       {

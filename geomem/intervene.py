@@ -28,14 +28,20 @@ def final(config: Config, params, e_SxD, add_RxD=None):
 def answers(config: Config, params, e_SxD, add_RxD=None):
   """What the model says to every one-hop query, SxR."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
-  count, size = len(e_SxD), min(AT_ONCE, len(e_SxD))
 
   def some(e_BxD):
     x_BxRxD = final(config, params, e_BxD, add_RxD).astype(jnp.float32)
     return jnp.argmax(jnp.einsum('brd,ad->bra', x_BxRxD, u_AxD), axis=-1)
 
-  e_TxBxD = jnp.pad(e_SxD, ((0, -count % size), (0, 0))).reshape(-1, size, e_SxD.shape[1])
-  return jax.lax.map(some, e_TxBxD).reshape(-1, config.relations)[:count]
+  return by_blocks(some, e_SxD)
+
+
+def by_blocks(function, *rows):
+  """`function` of matrices with a row a subject, block of subjects after block; its rows put together."""
+  count, size = len(rows[0]), min(AT_ONCE, len(rows[0]))
+  blocks = lambda a: jnp.pad(a, ((0, -count % size), (0, 0))).reshape(-1, size, a.shape[1])
+  found_TxBxP = jax.lax.map(lambda block: function(*block), tuple(map(blocks, rows)))
+  return found_TxBxP.reshape(-1, found_TxBxP.shape[2])[:count]
 
 
 def accuracy(config: Config, params, e_SxD, targets_SxR):

@@ -18,6 +18,8 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
+from geomem import train
+
 ROWS = 32  # facts are padded to a multiple of: compiling anew costs more than rows of zeros
 
 
@@ -92,8 +94,7 @@ def learn(recipe: Recipe, memory: Memory):
   def step(_, state):
     params, moments = state
     slopes = jax.grad(loss)(params, memory)
-    with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-      updates, moments = adam.update(slopes, moments)
+    updates, moments = train.adapt(adam, slopes, moments)
     return optax.apply_updates(params, updates), moments
 
   def look(state):

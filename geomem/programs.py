@@ -44,11 +44,14 @@ class Program:
   rows: int
 
 
+def _costs() -> Costs:
+  return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+
+
 def stretch(laid) -> int:
   """Steps between looks at the host: some seconds of work, which depend on sizes alone."""
-  costs = CPU if jax.default_backend() == 'cpu' else ACCELERATOR
   models = -(-len(laid.tasks) // jax.device_count())
-  step = models * seconds(laid.config, laid.recipe, costs)
+  step = models * seconds(laid.config, laid.recipe, _costs())
   return max(1, min(STRETCHES * laid.recipe.check, round(STRETCH_SECONDS / step)))
 
 
@@ -83,8 +86,7 @@ def train(
   known = [] if known is None else known
   rivals = np.arange(len(tasks)) if rivals is None else np.asarray(rivals)
   values = np.zeros((len(tasks), len(FOUND)))
-  costs = CPU if jax.default_backend() == 'cpu' else ACCELERATOR
-  for program, members in share(tasks, recipe, known, jax.device_count(), costs, rounds):
+  for program, members in share(tasks, recipe, known, jax.device_count(), _costs(), rounds):
     if program not in known:
       known.append(program)
     members = np.array(members)

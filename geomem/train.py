@@ -70,6 +70,11 @@ class Recipe:
     if self.target is not None and not 0 < self.target <= 1:
       raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
 
+  @classmethod
+  def warmed(cls, steps: int, **changes) -> 'Recipe':
+    """With the usual warm-up: a tenth of the steps, a hundred at most."""
+    return cls(steps, min(100, steps // 10), **changes)
+
   def length(self) -> int:
     """Tokens that a model reads."""
     return 2 * self.hops if self.chain_of_thought else self.hops + 1
@@ -143,6 +148,12 @@ def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
 
+def adapt(adam: optax.GradientTransformation, slopes, moments):
+  """The updates, and the new moments."""
+  with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
+    return adam.update(slopes, moments)
+
+
 def schedule(recipe: Recipe, step):
   """Linear warm-up, then a cosine to zero; the peak is 1."""
   step = jnp.asarray(step, jnp.float32)
@@ -209,8 +220,7 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
   value, slopes = jax.value_and_grad(objective)(trained)
   lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
   weights, restore = lay(trained)
-  with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-    updates, moments = _adam(recipe).update(lay(slopes)[0], state.moments)
+  updates, moments = adapt(_adam(recipe), lay(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
   decay, _ = lay({name: jnp.full(w.shape, decays(w), w.dtype) for name, w in trained.items()})
   move = lambda w, update, share: w - rate * (update + job.weight_decay * share * w)

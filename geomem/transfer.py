@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from geomem import head, intervene, model, structure
+from geomem import head, intervene, model, structure, train
 from geomem.config import Config
 
 
@@ -17,21 +17,18 @@ def through(config: Config, params, maps, key, steps: int, batch: int, rate: flo
   Every step draws subjects anew, their attributes independent and uniform: no table of facts is seen twice.
   """
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
-  paths_Rx1 = jnp.arange(config.relations)[:, None]
   adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
 
   def loss(maps, answers_BxR):
     e_BxE = structure.superpose(maps, u_AxD, answers_BxR.T)
-    x_BxRxD = model.apply(config, params, e_BxE, paths_Rx1, method='told')
-    x_QxD = x_BxRxD.reshape(-1, config.dim)
+    x_QxD = intervene.final(config, params, e_BxE).reshape(-1, config.dim)
     return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0] / len(x_QxD)
 
   def step(state, key):
     maps, moments = state
     answers_BxR = jax.random.randint(key, (batch, config.relations), 0, config.answers)
     value, slopes = jax.value_and_grad(loss)(maps, answers_BxR)
-    with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-      updates, moments = adam.update(slopes, moments)
+    updates, moments = train.adapt(adam, slopes, moments)
     return (optax.apply_updates(maps, updates), moments), value
 
   (maps, _), losses = jax.lax.scan(step, (maps, adam.init(maps)), jax.random.split(key, steps))
@@ -44,32 +41,25 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
   Nothing else moves, so that subjects have nothing to do with each other: blocks of them, one by one.
   """
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
-  paths_Rx1 = jnp.arange(config.relations)[:, None]
   adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
-  count = answers_RxN.shape[1]
-  size = min(intervene.AT_ONCE, count)
 
   def loss(e_BxD, answers_BxR):
-    x_BxRxD = model.apply(config, params, e_BxD, paths_Rx1, method='told')
-    return head.cross_entropy(x_BxRxD.reshape(-1, config.dim), u_AxD, answers_BxR.reshape(-1))[0]
+    x_QxD = intervene.final(config, params, e_BxD).reshape(-1, config.dim)
+    return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0]
 
-  def some(pair):
-    e_BxD, answers_BxR = pair
+  def some(e_BxD, answers_BxR):
 
     def step(_, state):
       e_BxD, moments = state
       slopes = jax.grad(loss)(e_BxD, answers_BxR)
-      with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-        updates, moments = adam.update(slopes, moments)
+      updates, moments = train.adapt(adam, slopes, moments)
       return optax.apply_updates(e_BxD, updates), moments
 
     return jax.lax.fori_loop(0, steps, step, (e_BxD, adam.init(e_BxD)))[0]
 
   scale = jnp.std(params['embed']['subjects'])
-  start_NxD = scale * jax.random.normal(key, (count, config.dim))
-  blocks = lambda a: jnp.pad(a, ((0, -count % size), (0, 0))).reshape(-1, size, a.shape[1])
-  e_TxBxD = jax.lax.map(some, (blocks(start_NxD), blocks(answers_RxN.T)))
-  return e_TxBxD.reshape(-1, config.dim)[:count]
+  start_NxD = scale * jax.random.normal(key, (answers_RxN.shape[1], config.dim))
+  return intervene.by_blocks(some, start_NxD, answers_RxN.T)
 
 
 def shared_cosine(unembedding_AxD, answers_RxN):
