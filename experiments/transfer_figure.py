@@ -1,4 +1,4 @@
-"""Draw zero-shot transfer: what it is in every case, and against what may decide it."""
+"""Draw zero-shot transfer: what it is in every case, and against each thing that may decide it."""
 
 import math
 
@@ -12,84 +12,114 @@ ARMS = {
   'b': '(b) maps fitted through',
   'c': '(c) embeddings trained',
 }
+NAMES = (
+  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'query',
+)  # fmt: skip
 CAUSES = {
-  'width of the embedding': (r'$d\,/\,(R\,\log_2 N)$', lambda r: r['dim'] / (r['relations'] * math.log2(r['subjects']))),
-  'weight decay': ('weight decay', lambda r: r['weight_decay']),
-  'MLP': ('$F$', lambda r: r['width']),
-  'subjects': ('$N$', lambda r: r['subjects']),
-}  # fmt: skip
-NAMES = 'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'unembedding'
+  'dim': ('width of the embedding', r'$d\,/\,(R\,\log_2 N)$'),
+  'width': ('MLP', '$F$'),
+  'subjects': ('subjects', '$N$'),
+  'weight_decay': ('weight decay', 'weight decay'),
+  'noise': ('noise in training', 'share of the embeddings’ RMS'),
+  'haste': ('haste of the embeddings', 'their learning rate / that of the rest'),
+}
 
 
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder) -> list:
-  """A row of cases, and zero-shot (a) against each cause and against the unembeddings' cosine."""
-  figure, panels = figures.new(11.6, 5.6, 2, 3)
-  _cases(panels[0, 0], records)
+  """A row a case; and zero-shot transfer against each cause, all else the same."""
+  cases = statistics.groups(records, *NAMES)
+  figure, _ = figures.new(12, max(5.4, 0.8 + 0.26 * len(cases)))
+  figure.clear()
+  grid = figure.add_gridspec(3, 4, width_ratios=(1.5, 1, 1, 1))
+  _cases(figure.add_subplot(grid[:, 0]), cases)
   trained = [r for r in records if r['model'] == 'trained']
-  for ax, (title, (label, at)) in zip(panels.flat[1:], CAUSES.items(), strict=False):
-    _against(ax, trained, at)
+  for i, (name, (title, label)) in enumerate(CAUSES.items()):
+    ax = figure.add_subplot(grid[i // 3, 1 + i % 3])
+    _against(ax, trained, name)
     ax.set(xlabel=label, title=title)
-  _cosine(panels[1, 2], trained)
+  found = [{r['measurement']: r['value'] for r in group} | {'unembedding': group[0]['unembedding']}
+           for group in statistics.groups(trained, *NAMES, 'seed')]  # fmt: skip
+  for i, (name, label) in enumerate((
+    ('shared_cosine', 'cosine of attributes that share a subject'),
+    ('superposition', '$R^2$ of the superposition, held out'),
+    ('accuracy', 'right answers on the facts learned'),
+  )):  # fmt: skip
+    ax = figure.add_subplot(grid[2, 1 + i])
+    _beside(ax, found, name)
+    ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
   return figures.save(figure, folder / 'transfer')
 
 
-def _labels(case: dict) -> str:
-  text = f'N={case["subjects"]:,} R={case["relations"]} d={case["dim"]} F={case["width"]}'
-  extra = {'untrained': ', untrained', 'associative': ', associative'}.get(case['model'], '')
-  return text + extra + (', $u$ trained' if case['unembedding'] == 'trained' else '')
+def label(case: dict, before: dict | None) -> str:
+  """What a case is, or in what it differs from the one above that it varies."""
+  if case['model'] not in ('trained', 'untrained'):
+    return f'{case["model"]}, $R$={case["relations"]}'
+  same = ('subjects', 'dim', 'width', 'weight_decay', 'noise', 'haste')
+  short = {'subjects': 'N', 'dim': 'd', 'width': 'F', 'weight_decay': 'decay', 'noise': 'noise', 'haste': 'haste'}  # fmt: skip
+  if before:
+    parts = [f'{short[n]} = {case[n]:g}' for n in same if case[n] != before[n]]
+    parts += [f'{n} {case[n]}' for n in ('unembedding', 'query') if case[n] != before[n]]
+    parts += [case['model']] * (case['model'] != before['model'])
+    return '   ' + ', '.join(parts)
+  sizes = f'$N$={case["subjects"]:,} $R$={case["relations"]} $d$={case["dim"]} $F$={case["width"]}'
+  return sizes if case['model'] == 'trained' else f'{sizes}, {case["model"]}'
 
 
-def _cases(ax, records):
-  """Every case a row: (a), (b) and (c), each seed a mark."""
-  groups = statistics.groups(records, *NAMES)
-  for row, group in enumerate(groups):
+def _cases(ax, cases):
+  """Every case a row: (a), (b) and (c), each seed a faint mark, the mean a full one."""
+  base, names = {}, []
+  for row, group in enumerate(cases):
+    case = group[0]
+    names.append(label(case, base.get(case['relations'])))
+    base.setdefault(case['relations'], case)
     for i, name in enumerate(ARMS):
       color, marker = figures.cycle(i)
       values = [r['value'] for r in group if r['measurement'] == name]
-      y = [len(groups) - row + 0.22 * (1 - i)] * len(values)
-      ax.plot(values, y, marker, color=color, alpha=0.35, markersize=3)
+      y = len(cases) - row + 0.24 * (1 - i)
       ax.plot(
-        np.mean(values),
-        y[0],
-        marker,
-        color=color,
-        markersize=5,
-        label=ARMS[name] if row == 0 else None,
+        values, [y] * len(values), marker, color=color, alpha=0.3, markersize=3, markeredgewidth=0
       )
-  ax.set_yticks(range(len(groups), 0, -1), [_labels(group[0]) for group in groups], fontsize=5)
+      ax.plot(np.mean(values), y, marker, color=color, markersize=4, label=None if row else ARMS[name])  # fmt: skip
+  ax.set_yticks(range(len(cases), 0, -1), names, fontsize=6, ha='left')
+  ax.tick_params(axis='y', pad=105, length=0)
   ax.axvline(0.95, color=figures.GREY, linestyle='--', linewidth=1)
   ax.set(xlabel='right answers on new bijections', xlim=(-0.03, 1.03), title='freeze and swap')
-  ax.legend(fontsize=5)
+  ax.set_ylim(0.4, len(cases) + 0.6)
+  ax.legend(fontsize=6, loc='lower center', bbox_to_anchor=(0.3, -0.2), ncol=3, columnspacing=0.8)
 
 
-def _against(ax, records, at):
-  """(a) against one thing, a mark a seed, a colour for each number of relations."""
-  for i, relations in enumerate(sorted({r['relations'] for r in records})):
-    for name, filled in (('a', True), ('b', False)):
-      own = [r for r in records if r['relations'] == relations and r['measurement'] == name]
-      color, marker = figures.cycle(i)
-      face = color if filled else 'white'
-      label = f'$R$ = {relations}, ({name})'
-      ax.plot([at(r) for r in own], [r['value'] for r in own], marker, color=color, markerfacecolor=face,
-              alpha=0.7, markersize=4, label=label)  # fmt: skip
+def _at(name: str, r: dict) -> float:
+  return r['dim'] / (r['relations'] * math.log2(r['subjects'])) if name == 'dim' else r[name]
+
+
+def _against(ax, records, name):
+  """(a) full and (b) open against one cause, where nothing else differs; seeds faint, means joined."""
+  others = [n for n in NAMES if n != name]
+  lines = [g for g in statistics.groups(records, *others) if len({r[name] for r in g}) > 1]
+  for i, line in enumerate(lines):
+    color, marker = figures.cycle(i)
+    for arm, face, dashes in (('a', color, '-'), ('b', 'white', ':')):
+      own = sorted((r for r in line if r['measurement'] == arm), key=lambda r: r[name])
+      means = [(_at(name, g[0]), np.mean([r['value'] for r in g])) for g in statistics.groups(own, name)]  # fmt: skip
+      ax.plot([_at(name, r) for r in own], [r['value'] for r in own], marker, color=color, alpha=0.3,
+              markersize=2.5, markeredgewidth=0)  # fmt: skip
+      ax.plot(*zip(*means, strict=True), marker=marker, color=color, markerfacecolor=face, linestyle=dashes,
+              markersize=4, label=f'$R$ = {line[0]["relations"]}, ({arm})')  # fmt: skip
+  if name in ('width', 'subjects') and lines:
+    ax.set_xscale('log', base=2)
+    ticks = sorted({r[name] for line in lines for r in line})
+    ax.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
   ax.set(ylabel='zero-shot', ylim=(-0.03, 1.03))
+  if lines:
+    ax.legend(fontsize=6)
 
 
-def _cosine(ax, records):
-  """(a) against the cosine of unembeddings that share a subject."""
-  by_model = statistics.groups(records, *NAMES, 'seed')
+def _beside(ax, found, name):
+  """(a) against something measured, a mark a model."""
   for i, kind in enumerate(('fixed', 'trained')):
     color, marker = figures.cycle(i)
-    points = [
-      ({r['measurement']: r['value'] for r in group})
-      for group in by_model
-      if group[0]['unembedding'] == kind
-    ]
-    ax.plot([p['shared_cosine'] for p in points], [p['a'] for p in points], marker, color=color, alpha=0.7,
-            markersize=4, label=f'unembedding {kind}')  # fmt: skip
-  ax.set(
-    xlabel='cosine of attributes that share a subject', ylabel='zero-shot (a)', ylim=(-0.03, 1.03)
-  )
-  ax.set_title('co-adaptation')
+    points = [p for p in found if p['unembedding'] == kind]
+    ax.plot([p[name] for p in points], [p['a'] for p in points], marker, color=color, alpha=0.6,
+            markersize=3.5, markeredgewidth=0, label=f'unembedding {kind}')  # fmt: skip
   ax.legend(fontsize=6)

@@ -23,6 +23,7 @@ from geomem.config import Config
 from geomem.errors import InputError
 
 LOSSES = ('answer', 'chain', 'every')
+SUBJECTS = 'embed/subjects'
 RUNNING, SOLVED, DIVERGED, RESTING = 0, 1, 2, 3
 
 
@@ -35,6 +36,8 @@ class Recipe:
   `target`: stop at this accuracy over all queries, looked at every `check` steps; None: train to the end,
   and look there.
   `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
+  `noise`: Gaussian, that share of their root mean square, added to the subjects' embeddings at every
+  step. `haste`: how many times the learning rate of the rest the subjects' embeddings have.
   """
 
   steps: int = 2000
@@ -46,6 +49,8 @@ class Recipe:
   target: float | None = 0.99
   check: int = 50
   frozen: tuple[str, ...] = ()
+  noise: float = 0.0
+  haste: float = 1.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -63,6 +68,9 @@ class Recipe:
       value = getattr(self, name)
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
+    for name in ('noise', 'haste'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
     if self.loss not in LOSSES:
       raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
     if self.loss == 'chain' and not self.chain_of_thought:
@@ -207,14 +215,16 @@ def _in_use(config: Config, recipe: Recipe, job: Job):
 def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> State:
   """One step of AdamW on a batch of subjects with all their paths."""
   subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
+  key = jax.random.fold_in(jax.random.key(job.seed), state.step)
   if recipe.batch:
-    key = jax.random.fold_in(jax.random.key(job.seed), state.step)
     subjects_B = jax.random.randint(key, (recipe.batch,), 0, job.subjects)
     valid_B = jnp.ones(recipe.batch, bool)
   trained, frozen = split(recipe, state.params)
 
   def objective(trained):
     params = merge(trained, frozen)
+    if recipe.noise:
+      params['embed']['subjects'] += _noise(recipe, job, params['embed']['subjects'], key)
     return loss(config, recipe, params, job, subjects_B, valid_B, mesh)
 
   value, slopes = jax.value_and_grad(objective)(trained)
@@ -222,12 +232,26 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
   weights, restore = lay(trained)
   updates, moments = adapt(_adam(recipe), lay(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
-  decay, _ = lay({name: jnp.full(w.shape, decays(w), w.dtype) for name, w in trained.items()})
-  move = lambda w, update, share: w - rate * (update + job.weight_decay * share * w)
-  weights = jax.tree.map(move, weights, updates, decay)
+  each = lambda rule: lay({n: jnp.full(w.shape, rule(n, w), w.dtype) for n, w in trained.items()})[
+    0
+  ]
+  decay = each(lambda _, w: decays(w))
+  haste = each(lambda name, _: recipe.haste if name == SUBJECTS else 1.0)
+  move = lambda w, update, share, haste: w - rate * haste * (update + job.weight_decay * share * w)
+  weights = jax.tree.map(move, weights, updates, decay, haste)
   status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
   params = merge(restore(weights), frozen)
   return State(params, moments, state.step + 1, value, state.accuracy, status)
+
+
+def _noise(recipe: Recipe, job: Job, e_NxD, key):
+  """For the embeddings in use; padding stays zero."""
+  square = jnp.sum(jax.lax.stop_gradient(e_NxD) ** 2) / (job.subjects * job.dim).astype(jnp.float32)
+  drawn_NxD = jax.random.normal(jax.random.fold_in(key, 1), e_NxD.shape)
+  in_use_NxD = (jnp.arange(len(e_NxD)) < job.subjects)[:, None] & (
+    jnp.arange(e_NxD.shape[1]) < job.dim
+  )[None]
+  return jnp.where(in_use_NxD, recipe.noise * jnp.sqrt(square) * drawn_NxD, 0.0)
 
 
 def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):

@@ -35,13 +35,17 @@ def through(config: Config, params, maps, key, steps: int, batch: int, rate: flo
   return maps, losses
 
 
-def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 1e-2):
-  """Embeddings NxD for these facts, each trained by itself through the frozen model, from a random start.
+def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 0.1):
+  """Embeddings NxD for these facts, each trained by itself through the frozen model, from near zero.
 
-  Nothing else moves, so that subjects have nothing to do with each other: blocks of them, one by one.
+  Under noise that dies away, so that no unit stays shut for good; noise and rate are in units of the
+  old embeddings' spread. Nothing else moves, so that subjects have nothing to do with each
+  other: blocks of them, one by one.
   """
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
-  adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+  scale = jnp.std(params['embed']['subjects'])
+  left = optax.cosine_decay_schedule(1.0, steps)
+  adam = optax.adam(lambda count: rate * scale * left(count))
 
   def loss(e_BxD, answers_BxR):
     x_QxD = intervene.final(config, params, e_BxD).reshape(-1, config.dim)
@@ -49,16 +53,16 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
 
   def some(e_BxD, answers_BxR):
 
-    def step(_, state):
+    def step(i, state):
       e_BxD, moments = state
-      slopes = jax.grad(loss)(e_BxD, answers_BxR)
+      drawn_BxD = jax.random.normal(jax.random.fold_in(key, i), e_BxD.shape)
+      slopes = jax.grad(loss)(e_BxD + scale * left(i) * drawn_BxD, answers_BxR)
       updates, moments = train.adapt(adam, slopes, moments)
       return optax.apply_updates(e_BxD, updates), moments
 
     return jax.lax.fori_loop(0, steps, step, (e_BxD, adam.init(e_BxD)))[0]
 
-  scale = jnp.std(params['embed']['subjects'])
-  start_NxD = scale * jax.random.normal(key, (answers_RxN.shape[1], config.dim))
+  start_NxD = 0.1 * scale * jax.random.normal(key, (answers_RxN.shape[1], config.dim))
   return intervene.by_blocks(some, start_NxD, answers_RxN.T)
 
 

@@ -68,7 +68,15 @@ def from_constructed(records):
   assert values(last, measurement='loss') < values(first, measurement='loss')
 
 
-CHECKS = {'structure': structure, 'from_constructed': from_constructed}
+def transfer(records):
+  """A construction answers for facts that it was not built for, however its embeddings are found."""
+  built = [r for r in records if r['model'] == 'constructed']
+  for name in ('accuracy', 'old_facts', 'a', 'b', 'c', 'superposition'):
+    assert values(built, measurement=name) == pytest.approx([1], abs=1e-4)
+  assert values(records, model='untrained', measurement='b')[0] < 0.5
+
+
+CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -175,3 +175,40 @@ def test_recipes_that_make_no_sense_are_refused(options, told):
 def test_what_is_not_there_cannot_be_frozen():
   with pytest.raises(InputError, match='frozen names'):
     sweep.lay_out(Recipe(frozen=('unembedding',)), [task(config())])
+
+
+def test_haste_moves_the_embeddings_of_subjects_alone_and_as_many_times():
+  c = config()
+  t = task(c, learning_rate=0.02, weight_decay=0.3)
+  moved = {}
+  for haste in (1.0, 4.0):
+    recipe = Recipe(steps=10, warmup=0, haste=haste)
+    params = model.draw(c, 0)
+    state = train.step(c, recipe, sweep.job(t, c), train.start(recipe, params))
+    moved[haste] = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, params)
+  hasty, slow = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
+  np.testing.assert_allclose(hasty, 4 * slow, atol=1e-6)
+  for got, want in zip(jax.tree.leaves(moved[4.0]), jax.tree.leaves(moved[1.0]), strict=True):
+    np.testing.assert_array_equal(got, want)
+
+
+def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone():
+  c = config(n=60, d=40)
+  t = task(c)
+  wide = c.replace(subjects=64, dim=48)
+  job = sweep.job(t, wide)
+  e_NxD = jnp.asarray(sweep.pad(model.draw(c, 0), wide)['embed']['subjects'])
+  drawn = [
+    np.asarray(train._noise(Recipe(noise=0.5), job, e_NxD, jax.random.key(s))) for s in (0, 1)
+  ]
+  spread = np.sqrt(np.mean(np.asarray(e_NxD)[:60, :40] ** 2))
+  for noise_NxD in drawn:
+    assert not noise_NxD[60:].any() and not noise_NxD[:, 40:].any()
+    assert np.std(noise_NxD[:60, :40]) == pytest.approx(0.5 * spread, rel=0.05)
+  assert abs(np.corrcoef(drawn[0][:60, :40].ravel(), drawn[1][:60, :40].ravel())[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize('name', ['noise', 'haste'])
+def test_noise_and_haste_below_zero_are_refused(name):
+  with pytest.raises(InputError, match=f'{name} is -1'):
+    Recipe(**{name: -1})
