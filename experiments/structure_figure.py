@@ -5,20 +5,23 @@ import numpy as np
 
 from experiments import figures
 
-MODELS = ('trained', 'constructed', 'untrained', 'fixed embeddings')
+LEARNED = ('trained', 'under noise')
+MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
 
 
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder) -> list:
   """Four panels; every seed a mark, means joined."""
   figure, panels = figures.new(11.6, 2.9, 1, 4)
-  most = max((r['weight_decay'] for r in records if r['weight_decay'] is not None), default=None)
+  decays = {r['weight_decay'] for r in records if r['model'] == 'trained'}
   records_of = lambda name: [
-    r for r in records if r['model'] == name and r['weight_decay'] in (None, most)
+    r
+    for r in records
+    if r['model'] == name and (name != 'trained' or r['weight_decay'] == max(decays))
   ]
   _linear(panels[0], records)
   _units(panels[1], {name: records_of(name) for name in MODELS})
-  _doses(panels[2], records_of('trained'))
+  _doses(panels[2], {name: records_of(name) for name in LEARNED})
   _cuts(panels[3], {name: records_of(name) for name in MODELS})
   return figures.save(figure, folder / 'structure')
 
@@ -29,21 +32,20 @@ def _named(records, measurement, control=None):
 
 def _linear(ax, records):
   """R² and readout accuracy against weight decay, with their controls; other models as lines."""
-  trained = [r for r in records if r['model'] == 'trained']
-  places = {decay: i for i, decay in enumerate(sorted({r['weight_decay'] for r in trained}))}
+  trained = [r for r in records if r['model'] in LEARNED]
+  kinds = sorted({(LEARNED.index(r['model']), r['weight_decay']) for r in trained})
+  place = lambda r: kinds.index((LEARNED.index(r['model']), r['weight_decay']))
   arms = [('superposition', None, 'superposition, $R^2$'), ('readout', None, 'linear readouts'),
           ('superposition', 'shuffled facts', '$R^2$, shuffled facts')]  # fmt: skip
   for i, (name, control, label) in enumerate(arms):
     color, marker = figures.cycle(i)
-    _spread(
-      ax, _named(trained, name, control), lambda r: places[r['weight_decay']], color, marker, label
-    )
+    _spread(ax, _named(trained, name, control), place, color, marker, label)
   for name, dashes in (('untrained', ':'), ('fixed embeddings', '--')):
     own = _named([r for r in records if r['model'] == name], 'superposition')
     if own:
       mean = np.mean([r['value'] for r in own])
       ax.axhline(mean, color=figures.GREY, linestyle=dashes, linewidth=1, label=f'$R^2$, {name}')
-  ax.set_xticks(list(places.values()), [f'{decay:g}' for decay in places])
+  ax.set_xticks(range(len(kinds)), [f'{decay:g}' + '\nnoise' * (kind > 0) for kind, decay in kinds])
   ax.set(xlabel='weight decay', ylabel='on held-out subjects', title='superposition')
   ax.legend(fontsize=6)
 
@@ -99,18 +101,24 @@ def _units(ax, models):
     handle.set_sizes([20])
 
 
-def _doses(ax, trained):
+def _doses(ax, models):
   """How often a swap changes the answer it should, and leaves the others, by its dose."""
-  arms = [('flipped', None, 'flips the answer'), ('kept', None, 'keeps the others'),
+  arms = [('flipped', None, 'flips'), ('kept', None, 'keeps the others'),
           ('flipped', 'random direction', 'flips, random direction'),
           ('kept', 'random direction', 'keeps, random direction')]  # fmt: skip
-  for i, (name, control, label) in enumerate(arms):
-    color, marker = figures.cycle(i % 2)
-    dashes = {
-      'linestyle': ':' if control else '-',
-      'markerfacecolor': 'white' if control else color,
-    }
-    _spread(ax, _named(trained, name, control), lambda r: r['dose'], color, marker, label, **dashes)
+  for j, (model, records) in enumerate(models.items()):
+    for i, (name, control, label) in enumerate(arms):
+      if j and control:
+        continue
+      color, marker = figures.cycle(2 * j + i % 2)
+      dashes = {
+        'linestyle': ':' if control else '-',
+        'markerfacecolor': 'white' if control else color,
+      }
+      label = label + ', noise' * j
+      _spread(
+        ax, _named(records, name, control), lambda r: r['dose'], color, marker, label, **dashes
+      )
   ax.set(
     xlabel=r'dose $\alpha$ of $M_r(u_{a^\prime} - u_a)$',
     ylabel='share of answers',
