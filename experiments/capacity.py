@@ -15,10 +15,12 @@ import functools
 import itertools
 import math
 
+import numpy as np
 from absl import flags
 
 from constructions import registry
 from experiments import approximate, building, capacity_figure, cli, fitting, searching, statistics
+from experiments.findings import Finding, found
 from geomem import facts as fact
 from geomem import rounding, sweep, train
 from geomem.config import Config
@@ -164,6 +166,21 @@ def summary(records: list[dict]) -> list[dict]:
         row |= {name: spread[name], 'low': spread['least'], 'high': spread['most']}
     rows.append(row)
   return rows
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """Bits a parameter and a bit of weight of every kind, over all sizes; no kind above the limit."""
+  known = [r for r in records if r['value'] is not None]
+  mean = lambda group, name: [
+    float(np.mean([r[name] for r in own])) for own in statistics.groups(group, 'seed')
+  ]
+  found_all = []
+  for group in statistics.groups(known, 'name'):
+    name = group[0]['name'].replace('_', ' ')
+    found_all += found(f'{name}: bits a parameter', mean(group, 'bits_a_parameter'))
+    found_all += found(f'{name}: bits a bit of weight', mean(group, 'bits_a_bit'))
+  highest = [max(r['bits_a_bit'] for r in own) for own in statistics.groups(known, 'seed')]
+  return found_all + found('highest bits a bit of weight of all', highest, most=1.0)
 
 
 def main(argv):

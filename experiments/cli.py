@@ -186,11 +186,14 @@ def write_text(path: Path, text: str):
     aside.unlink(missing_ok=True)
 
 
-def write_results(folder: Path, records: Sequence[dict], name: str = 'results.json'):
-  """A flat list of records; what is no number in JSON (∞, not a number) becomes null."""
+def write_results(
+  folder: Path, records: Sequence[dict], name: str = 'results.json', about: dict | None = None
+):
+  """A flat list of records, or it and what they are about; what is no number in JSON (∞) becomes null."""
   finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
   records = [{key: finite(value) for key, value in record.items()} for record in records]
-  write_text(Path(folder) / name, json.dumps(records, indent=1, allow_nan=False) + '\n')
+  written = {'about': about, 'records': records} if about else records
+  write_text(Path(folder) / name, json.dumps(written, indent=1, allow_nan=False) + '\n')
 
 
 def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
@@ -201,6 +204,8 @@ def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
     raise InputError(f'{path}: no results there') from error
   except (OSError, ValueError) as error:
     raise InputError(f'{path}: not readable as results: {error}') from error
+  if isinstance(records, dict):
+    records = records.get('records')
   if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
     raise InputError(f'{path}: not a list of records')
   return records

@@ -48,7 +48,12 @@ def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, colu
   else:
     setting = presets[FLAGS.scale]
     seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', setting.seeds))
-    about = {'setting': dataclasses.asdict(setting), 'first': FLAGS.seed, 'seeds': len(seeds)}
+    about = {
+      'scale': FLAGS.scale,
+      'setting': dataclasses.asdict(setting),
+      'first': FLAGS.seed,
+      'seeds': len(seeds),
+    }
     with run(folder, about) as fitter:
       records = measure(fitter, setting, seeds)
       fitter.save()

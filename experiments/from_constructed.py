@@ -20,6 +20,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import building, cli, fitting, from_constructed_figure, statistics
+from experiments.findings import Finding, found, only
 from geomem import structure, sweep, train
 from geomem.config import Config
 from geomem.train import Recipe
@@ -152,6 +153,26 @@ def summary(records: list[dict]) -> list[dict]:
   last = max(r['step'] for r in records)
   names = 'construction', 'start', 'weight_decay', 'measurement', 'control'
   return statistics.over_seeds([r for r in records if r['step'] == last], *names)
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """Whether training stays, and how near what is found lies to what was built."""
+  last = max(r['step'] for r in records)
+  found_all = []
+  for group in statistics.groups(records, 'construction', 'weight_decay', 'start'):
+    first = group[0]
+    about = f'{first["construction"]}, decay {first["weight_decay"]:g}, {first["start"]}: '
+    of = lambda name, control=None, group=group: only(
+      group, measurement=name, control=control, step=last
+    )
+    worst = [min(only(own, measurement='accuracy')) for own in statistics.groups(group, 'seed')]
+    if first['start'] == 'exact':
+      found_all += found(about + 'right answers at the worst look', worst, 1.0)
+    found_all += found(about + 'right answers in the end', of('accuracy'), 0.99)
+    found_all += found(about + 'distance moved / size', of('moved'))
+    text = about + 'embeddings a linear map of the built ones, held-out R²'
+    found_all += found(text, of('aligned'), shuffled_facts=of('aligned', 'shuffled facts'))
+  return found_all
 
 
 def main(argv):

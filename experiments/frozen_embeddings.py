@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import cli, fitting, frozen_embeddings_figure, searching, statistics
+from experiments.findings import Finding, found, only
 from geomem import memory, model, threshold, train
 from geomem.train import Recipe
 
@@ -153,6 +154,39 @@ def summary(records: list[dict]) -> list[dict]:
       row |= {'parameters': float(np.mean([r['parameters'] for r in group]))}
     rows.append(row)
   return rows
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """The MLP memory beside what was published of it, and what fixed embeddings cost."""
+  known = [r for r in records if r['value'] is not None]
+  found_all = []
+  for dim, count in frozen_embeddings_figure.PUBLISHED.items():
+    held = only(known, kind='memory', dim=dim)
+    found_all += found(f'MLP memory, d = F = {dim}: facts held', held, 0.8 * count, 1.25 * count,
+                       published=[count])  # fmt: skip
+  facts = lambda r: r['subjects'] * r['relations']
+  fixed = [r | {'value': r['width'] * r['dim'] / (facts(r) * math.log(facts(r)))}
+           for r in known if r['kind'] == 'fixed']  # fmt: skip
+  for group in statistics.groups(fixed, 'dim'):
+    found_all += found(
+      f'fixed embeddings, d = {group[0]["dim"]}: F·d / (N·R·ln N·R)',
+      _by_seed(group),
+      published=[0.35],
+    )
+  learned = [r | {'value': r['value'] / (r['relations'] * math.log2(r['subjects']))}
+             for r in known if r['kind'] == 'learned']  # fmt: skip
+  found_all += found('learned embeddings: d / (R·log2 N)', _by_seed(learned))
+  for name in ('learned', 'fixed'):
+    bits = [r | {'value': r['parameters'] / facts(r)} for r in known if r['kind'] == name]
+    for group in statistics.groups(sorted(bits, key=facts), 'subjects', 'relations'):
+      first = group[0]
+      text = f'{name}: trained parameters a fact, N = {first["subjects"]}, R = {first["relations"]}'
+      found_all += found(text, _by_seed(group))
+  return found_all
+
+
+def _by_seed(records) -> list[float]:
+  return [float(np.mean(only(group))) for group in statistics.groups(records, 'seed')]
 
 
 def main(argv):

@@ -20,6 +20,7 @@ import numpy as np
 from absl import flags
 
 from experiments import bounds, building, cli, fitting, multihop_figure, statistics
+from experiments.findings import Finding, found, only
 from geomem import ledger, model, rounding, sweep, train
 from geomem.config import Config
 from geomem.train import Recipe
@@ -143,6 +144,26 @@ def summary(records: list[dict]) -> list[dict]:
     }
     for group in statistics.groups(records, 'mode', 'hops', 'depth', 'dim', 'width')
   ]
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """Every size that was trained, by how it answers and over how many hops; and one hop more."""
+  records = [r for r in records if r['kind'] == 'trained']
+  most = max(r['hops'] for r in records)
+  found_all = []
+  for group in statistics.groups(records, 'mode', 'depth', 'dim', 'width'):
+    first = group[0]
+    about = f'{multihop_figure.NAMES[first["mode"]]}, depth {first["depth"]}, d = {first["dim"]}, F = {first["width"]}'  # fmt: skip
+    by_hops = {hops: only(group, hops=hops) for hops in sorted({r['hops'] for r in group})}
+    controls = {f'{k} hops': values for k, values in by_hops.items() if k != most}
+    found_all += found(f'{about}: {most} hops', by_hops[most], **controls)
+  for mode, name in multihop_figure.NAMES.items():
+    for hops in sorted({r['hops'] for r in records}):
+      own = [r for r in records if r['mode'] == mode and r['hops'] == hops and r['value'] >= 0.99]
+      text = f'{name}: {hops + 1} hops, after {hops} learned'
+      found_all += found(text, [np.mean([r['one_more'] for r in g]) for g in statistics.groups(own, 'seed')],
+                         chance=[1 / records[0]['subjects']])  # fmt: skip
+  return found_all
 
 
 def main(argv):

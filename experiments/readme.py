@@ -21,6 +21,7 @@ cli.define(workdir='Where `make demo` has written its results.json (default: run
 
 README, RESULTS = Path('README.md'), Path('docs/results')
 RECORDS, TIMINGS = RESULTS / 'construct.json', RESULTS / 'benchmark_cpu.json'
+MARK = '{}: written by python -m experiments.readme'
 END = '<!-- end of table -->\n'
 
 
@@ -63,11 +64,11 @@ def _time(seconds: float) -> str:
   return f'{seconds * 1e6:.3g} µs'
 
 
-def splice(text: str, name: str, table: str) -> str:
-  """The README with one of its tables replaced."""
-  begin = f'<!-- {name}: written by python -m experiments.readme -->\n'
+def splice(text: str, mark: str, table: str) -> str:
+  """A page with one of its tables replaced: what stands between its mark and the next end."""
+  begin = f'<!-- {mark} -->\n'
   if begin not in text:
-    raise InputError(f'{README}: the line that marks its table of {name} is missing')
+    raise InputError(f'the line that marks a table is missing from the page: {begin.strip()}')
   before, rest = text.split(begin)
   return before + begin + table + END + rest.split(END, 1)[1]
 
@@ -80,8 +81,8 @@ def main(argv):
   ]
   if not README.exists():
     raise InputError('no README.md here; run this from the root of the repository')
-  text = splice(README.read_text(encoding='utf-8'), 'theorems', theorems(records))
-  text = splice(text, 'timings', timings(cli.read_results(RESULTS, TIMINGS.name)))
+  text = splice(README.read_text(encoding='utf-8'), MARK.format('theorems'), theorems(records))
+  text = splice(text, MARK.format('timings'), timings(cli.read_results(RESULTS, TIMINGS.name)))
   cli.write_text(README, text)
   cli.write_results(RESULTS, records, RECORDS.name)
   print(theorems(records))

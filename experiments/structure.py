@@ -21,6 +21,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import building, cli, fitting, statistics, structure_figure
+from experiments.findings import Finding, found, only
 from geomem import intervene, model, structure, sweep
 from geomem.config import Config
 from geomem.train import Recipe
@@ -221,6 +222,51 @@ def summary(records: list[dict]) -> list[dict]:
   records = [r for r in records if r['unit'] is None and r['dose'] in (None, 1.0, 1.5)]
   names = 'model', 'weight_decay', 'measurement', 'control', 'dose'
   return statistics.over_seeds(records, *names)
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """The claims about models that were trained, and the worst score of the constructed one."""
+  found_all = []
+  learned = [r for r in records if r['model'] in LEARNED]
+  most = max(r['weight_decay'] for r in learned)
+  for group in statistics.groups(learned, 'model', 'weight_decay'):
+    first = group[0]
+    hoped = (lambda least: least) if first['weight_decay'] == most else (lambda least: None)
+    about = f'{first["model"]}, d = {first["dim"]}, decay {first["weight_decay"]:g}: '
+    of = lambda name, control=None, dose=None, group=group: only(
+      group, measurement=name, control=control, dose=dose
+    )
+    for name, text, least, control in SCORES:
+      controls = {control: of(name, control)} if control else {}
+      found_all += found(about + text, of(name), hoped(least), **controls)
+    for dose in (1.0, 1.5):
+      for name, text in (('flipped', 'swaps that flip the answer'), ('kept', 'other answers kept')):
+        controls = {'random direction': of(name, 'random direction', dose)}
+        found_all += found(
+          f'{about}{text}, α = {dose:g}', of(name, None, dose), hoped(0.9), **controls
+        )
+  return found_all + found('constructed: the worst score', _worst(records), 0.999)
+
+
+def _worst(records) -> list[float]:
+  """Of the constructed model of every seed."""
+  perfect = [name for name, _, _, _ in SCORES if name != 'attribute_selectivity']
+  own = [
+    r for r in records
+    if r['model'] == 'constructed' and r['control'] is None
+    and (r['measurement'] in perfect or (r['measurement'] in ('flipped', 'kept') and r['dose'] == 1.0))
+  ]  # fmt: skip
+  return [min(r['value'] for r in group) for group in statistics.groups(own, 'seed')]
+
+
+SCORES = (  # measurement, in words, at least, its control
+  ('accuracy', 'right answers', 0.99, None),
+  ('superposition', 'superposition, held-out R²', 0.8, 'shuffled facts'),
+  ('readout', 'linear readouts, held out', 0.95, 'shuffled facts'),
+  ('relation_selectivity', 'units keep to one relation', 0.5, None),
+  ('ablated_other', "right once another relation's units are cut", 0.9, 'random units'),
+  ('patched', 'relation patched, its answer given', 0.9, 'random direction'),
+)
 
 
 def main(argv):

@@ -26,6 +26,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import cli, fitting, statistics, threshold_figure
+from experiments.findings import Finding, found
 from experiments.searching import FINDS, Case, Setting, amount, measure
 from geomem import facts as fact
 from geomem.errors import InputError
@@ -172,6 +173,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
 def _search(folder) -> list[dict]:
   cases, setting = _asked_for()
   about = {
+    'scale': FLAGS.scale,
     'setting': dataclasses.asdict(setting),
     'cases': [dataclasses.astuple(c) for c in cases],
   }
@@ -181,6 +183,23 @@ def _search(folder) -> list[dict]:
     records += fits(records) + constructed(cases)
     cli.write_results(folder, records)
   return records
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """The slopes of the fits, with their intervals over seeds, and the bits at threshold."""
+  found_all = [
+    Finding(
+      f'{r["find"]}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds'],
+      control=f'R² of the line {r["explained"]:.3g}',
+    )
+    for r in records if r.get('kind') == 'fit'
+  ]  # fmt: skip
+  known = [r for r in records if r.get('kind') == 'threshold' and r['value'] is not None]
+  for group in statistics.groups(known, 'find'):
+    bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
+    text = f'bits of facts a parameter at the threshold in {group[0]["find"]}'
+    found_all += found(text, bits, most=2.0)
+  return found_all
 
 
 def main(argv):

@@ -22,6 +22,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import building, cli, fitting, statistics, transfer_figure
+from experiments.findings import Finding, found, only
 from geomem import intervene, model, structure, sweep, transfer
 from geomem.config import Config
 from geomem.train import Recipe
@@ -186,6 +187,33 @@ PRESETS = {
     1000, 500, 300, 5,
   ),
 }  # fmt: skip
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """Zero-shot transfer in every case; where it is expected, with the controls beside it."""
+  found_all, base = [], {}
+  for group in statistics.groups(records, *transfer_figure.NAMES):
+    case = group[0]
+    first = base.setdefault(case['relations'], case)
+    text = transfer_figure.plain(case, None if case is first else first)
+    of = lambda name, group=group: only(group, measurement=name)
+    hoped = case is first or (
+      case['unembedding'] == 'trained' and transfer_figure.differs(case, first) == ['unembedding']
+    )
+    controls = {}
+    if case is first:
+      controls = {
+        kind: only(records, model=kind, measurement='b', relations=case['relations'])
+        for kind in ('untrained', 'associative')
+      }
+    perfect = 1.0 if case['model'] == 'constructed' else 0.95 if hoped else None
+    found_all += found(
+      f'{text}: right on the facts learned', of('accuracy'), 0.99 if hoped else None
+    )
+    found_all += found(f'{text}: (a)', of('a'), perfect)
+    found_all += found(f'{text}: (b)', of('b'), perfect, **controls)
+    found_all += found(f'{text}: (c)', of('c'), 0.99 if perfect else None)
+  return found_all
 
 
 def main(argv):

@@ -51,19 +51,24 @@ def draw(records: list[dict], folder) -> list:
   return figures.save(figure, folder / 'transfer')
 
 
-def label(case: dict, before: dict | None) -> str:
-  """What a case is, or in what it differs from the one above that it varies."""
-  if case['model'] not in ('trained', 'untrained'):
-    return f'{case["model"]}, $R$={case["relations"]}'
-  same = ('subjects', 'dim', 'width', 'weight_decay', 'noise', 'haste')
-  short = {'subjects': 'N', 'dim': 'd', 'width': 'F', 'weight_decay': 'decay', 'noise': 'noise', 'haste': 'haste'}  # fmt: skip
-  if before:
-    parts = [f'{short[n]} = {case[n]:g}' for n in same if case[n] != before[n]]
-    parts += [f'{n} {case[n]}' for n in ('unembedding', 'query') if case[n] != before[n]]
-    parts += [case['model']] * (case['model'] != before['model'])
-    return '   ' + ', '.join(parts)
-  sizes = f'$N$={case["subjects"]:,} $R$={case["relations"]} $d$={case["dim"]} $F$={case["width"]}'
-  return sizes if case['model'] == 'trained' else f'{sizes}, {case["model"]}'
+SHORT = {'subjects': 'N', 'relations': 'R', 'dim': 'd', 'width': 'F', 'weight_decay': 'decay'}
+
+
+def differs(case: dict, base: dict) -> list[str]:
+  return [name for name in NAMES if case[name] != base[name]]
+
+
+def plain(case: dict, base: dict | None) -> str:
+  """What a case is; of one that varies another, in what it differs."""
+  if base is None or case['model'] in ('associative', 'constructed'):
+    sizes = ', '.join(f'{SHORT[name]} = {case[name]:,}' for name in NAMES[1:5])
+    return sizes if case['model'] == 'trained' else f'{case["model"]}, {sizes}'
+  parts = []
+  for name in differs(case, base):
+    value = case[name]
+    parts.append(value if name == 'model' else f'{SHORT.get(name, name)} {value}' if isinstance(value, str)
+                 else f'{SHORT.get(name, name)} = {value:,g}')  # fmt: skip
+  return f'R = {case["relations"]}, but ' + ', '.join(parts)
 
 
 def _cases(ax, cases):
@@ -71,7 +76,7 @@ def _cases(ax, cases):
   base, names = {}, []
   for row, group in enumerate(cases):
     case = group[0]
-    names.append(label(case, base.get(case['relations'])))
+    names.append(plain(case, base.get(case['relations'])))
     base.setdefault(case['relations'], case)
     for i, name in enumerate(ARMS):
       color, marker = figures.cycle(i)

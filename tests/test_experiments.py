@@ -107,9 +107,9 @@ def test_certificate_benchmark_runs_the_command():
 def test_the_table_in_the_readme_is_what_was_measured():
   records = json.loads((ROOT / readme.RECORDS).read_text())
   text = (ROOT / readme.README).read_text()
-  assert readme.splice(text, 'theorems', readme.theorems(records)) == text
+  assert readme.splice(text, readme.MARK.format('theorems'), readme.theorems(records)) == text
   timings = json.loads((ROOT / readme.TIMINGS).read_text())
-  assert readme.splice(text, 'timings', readme.timings(timings)) == text
+  assert readme.splice(text, readme.MARK.format('timings'), readme.timings(timings)) == text
   assert [record['construction'] for record in records] == list(registry.REGISTRY)
   assert not any(building.failed(record) for record in records)
 

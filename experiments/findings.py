@@ -1,0 +1,63 @@
+"""What a claim comes to: one number with its interval over seeds, its control, and where it would hold."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments import statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out."""
+
+  what: str
+  value: float
+  low: float
+  high: float
+  seeds: int
+  least: float | None = None
+  most: float | None = None
+  control: str = ''
+
+  @property
+  def expected(self) -> str:
+    bounds = (('≥', self.least), ('≤', self.most))
+    return ' and '.join(f'{sign} {bound:g}' for sign, bound in bounds if bound is not None)
+
+  @property
+  def holds(self) -> bool | None:
+    """None: nothing was expected."""
+    if self.least is None and self.most is None:
+      return None
+    low, high = (x if x is not None else i * np.inf for i, x in ((-1, self.least), (1, self.most)))
+    return bool(low <= self.value <= high)
+
+
+def only(records: Sequence[dict], **about) -> list[float]:
+  """The values of the records that are so."""
+  return [r['value'] for r in records if all(r[name] == value for name, value in about.items())]
+
+
+def found(what: str, values: Sequence[float], least=None, most=None, **controls) -> list[Finding]:
+  """A finding of a value a seed; `controls`: their values by name. Nothing where there are none."""
+  if not len(values):
+    return []
+  mean = lambda sample: np.mean(sample, keepdims=True)
+  low, high = (float(end[0]) for end in statistics.interval(values, mean))
+  said = [
+    f'{name.replace("_", " ")} {np.mean(own):.3g}' for name, own in controls.items() if len(own)
+  ]
+  return [Finding(what, float(np.mean(values)), low, high, len(values), least, most, ', '.join(said))]  # fmt: skip
+
+
+def table(findings: Sequence[Finding]) -> str:
+  """Markdown."""
+  lines = ['| what | mean | 95% interval | seeds | controls | expected | holds |', '|---|---|---|---|---|---|---|']  # fmt: skip
+  for f in findings:
+    interval = '' if np.isnan(f.low) else f'{f.low:.3g} to {f.high:.3g}'
+    holds = {None: '', True: 'yes', False: '**no**'}[f.holds]
+    cells = f.what, f'{f.value:.3g}', interval, f'{f.seeds}', f.control, f.expected, holds
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'

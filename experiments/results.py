@@ -1,0 +1,80 @@
+"""Write the tables and figures of docs/results.md from the committed records.
+
+  python -m experiments.results
+  python -m experiments.results --take=transfer --workdir=runs/transfer
+
+Run it from the root of the repository. For every experiment of which docs/results holds the records,
+docs/results/NAME.json, it draws docs/results/NAME.png and puts the table of its findings into
+docs/results.md, after the line that marks its place. --take first copies a run's records there.
+"""
+
+import importlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from experiments import cli, findings
+from experiments import readme as tables
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+NAMES = (
+  'threshold', 'structure', 'transfer', 'frozen_embeddings', 'multihop', 'from_constructed', 'capacity',
+)  # fmt: skip
+cli.define(workdir='Where the run to take has written its results.json.')
+flags.DEFINE_enum('take', None, NAMES, 'Take the records of a run of this experiment.')
+
+PAGE, RESULTS = Path('docs/results.md'), Path('docs/results')
+MARK = '{}: written by python -m experiments.results'
+
+
+def section(name: str) -> str:
+  """An experiment's findings, and what they were measured with."""
+  binary, about = importlib.import_module(f'experiments.{name}'), read_about(name)
+  where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
+  found = binary.findings(cli.read_results(RESULTS, f'{name}.json'))
+  return where + f'![{name}](results/{name}.png)\n\n' + findings.table(found)
+
+
+def draw(name: str):
+  """The figure that the page shows."""
+  figure = importlib.import_module(f'experiments.{name}_figure')
+  with tempfile.TemporaryDirectory() as drawn:
+    figure.draw(cli.read_results(RESULTS, f'{name}.json'), Path(drawn))
+    shutil.copyfile(Path(drawn) / f'{name}.png', RESULTS / f'{name}.png')
+
+
+def read_about(name: str) -> dict:
+  """What the committed records were measured with."""
+  return json.loads((RESULTS / f'{name}.json').read_text(encoding='utf-8'))['about']
+
+
+def take(name: str, folder: Path):
+  """A run's records into docs/results, with the device and the versions."""
+  records = cli.read_results(folder)
+  about = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  command = f'python -m experiments.{name} --scale={about["scale"]}'
+  about = {'command': command, **{key: about[key] for key in ('device', 'versions')}}
+  cli.write_results(RESULTS, records, f'{name}.json', about)
+
+
+def main(argv):
+  cli.no_arguments(argv)
+  if not PAGE.exists():
+    raise InputError(f'no {PAGE} here; run this from the root of the repository')
+  if FLAGS.take:
+    take(FLAGS.take, Path(FLAGS.workdir or f'runs/{FLAGS.take}'))
+  text = PAGE.read_text(encoding='utf-8')
+  for name in NAMES:
+    if (RESULTS / f'{name}.json').exists():
+      draw(name)
+      text = tables.splice(text, MARK.format(name), section(name))
+  cli.write_text(PAGE, text)
+  print(PAGE)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,67 @@
+"""What the pages say was measured: findings against their records, pages against what they are made from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import findings, readme, results
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+def test_a_finding_is_the_mean_with_its_interval_and_its_control():
+  (finding,) = findings.found('x', [0.9, 1.0, 0.95], 0.9, shuffled_facts=[0.0, 0.1])
+  assert finding.value == pytest.approx(0.95) and finding.seeds == 3
+  assert 0.9 <= finding.low < finding.value < finding.high <= 1.0
+  assert finding.control == 'shuffled facts 0.05'
+  assert findings.found('nothing', []) == []
+
+
+@pytest.mark.parametrize(
+  ('least', 'most', 'holds'),
+  [(None, None, None), (0.5, None, True), (0.7, None, False), (None, 0.5, False), (0.5, 0.7, True)],
+)
+def test_a_finding_holds_where_its_range_says(least, most, holds):
+  (finding,) = findings.found('x', [0.6, 0.6], least, most)
+  assert finding.holds is holds
+  assert ('**no**' in findings.table([finding])) == (holds is False)
+
+
+def test_the_interval_of_one_seed_is_left_blank():
+  (finding,) = findings.found('x', [0.6])
+  assert np.isnan(finding.low) and '| 0.6 |  | 1 |' in findings.table([finding])
+
+
+def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark():
+  page = f'a\n<!-- m -->\nold\n{readme.END}b\n<!-- n -->\nkept\n{readme.END}'
+  new = readme.splice(page, 'm', 'new\n')
+  assert 'new' in new and 'old' not in new and 'kept' in new and new.startswith('a\n')
+  with pytest.raises(InputError, match='missing'):
+    readme.splice('no marks', 'm', '')
+
+
+@pytest.mark.parametrize(
+  'name', [n for n in results.NAMES if (results.RESULTS / f'{n}.json').exists()]
+)
+def test_the_page_says_what_the_records_say(name):
+  assert results.section(name) in results.PAGE.read_text(encoding='utf-8')
+
+
+def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
+  root = Path.cwd()
+  records = json.loads((root / results.RESULTS / 'threshold.json').read_text())['records']
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'results.json').write_text(json.dumps(records[:60]))
+  about = {'scale': 'smoke', 'device': 'an abacus', 'versions': {'jax': '9'}}
+  (run / 'config.json').write_text(json.dumps(about))
+  (tmp_path / 'docs/results').mkdir(parents=True)
+  shutil.copy(root / results.PAGE, tmp_path / 'docs')
+  monkeypatch.chdir(tmp_path)
+  results.take('threshold', run)
+  assert '--scale=smoke`, an abacus, jax 9' in results.section('threshold')
