@@ -12,8 +12,8 @@ from geomem.facts import Facts
 from geomem.ledger import ledger
 
 AUTO_LOGITS = 2**31
-# Trained, it may look away from the subject for all relations but one, early, and has no slope back.
-QUERY = 'blocks_0/attention/query'
+# Trained, a head may look away from the subject for all relations but one, early, and has no slope back.
+LOOK = ('blocks_0/attention/query', 'blocks_0/attention/key')
 
 
 def random_facts(

@@ -117,6 +117,8 @@ class Fitter:
     self.asked += 1
     if self.asked > len(self.finished):
       self.finished.append(work())
+      if hosts.share(time.monotonic() - self.saved >= self.save_seconds):
+        self.save()
     return self.finished[self.asked - 1]
 
   def follow(self, fit: Callable, laid, states):

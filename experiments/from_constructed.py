@@ -50,7 +50,7 @@ class Setting:
 BUILT = ('selector_normed', 'selector', 'attention_only')
 PRESETS = {
   'smoke': Setting(BUILT[:1], 48, 2, (0.0, 0.3), (0.0,), (20, 40), 1),
-  'laptop': Setting(BUILT, 256, 4, (0.0, 0.1, 0.3, 1.0), (0.0, 0.3), (50, 200, 500, 1000, 2000), 5),
+  'laptop': Setting(BUILT, 128, 4, (0.0, 0.1, 0.3), (0.0, 0.3), (50, 200, 500, 1000), 5),
   'accelerator': Setting(
     BUILT, 1024, 4, (0.0, 0.03, 0.1, 0.3, 1.0), (0.0, 0.1, 0.3, 1.0), (50, 200, 1000, 4000), 10
   ),

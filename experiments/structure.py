@@ -82,7 +82,7 @@ def plain(dim: int, width: int, decays, steps: int) -> tuple[Kind, ...]:
   return tuple(Kind('trained', dim, width, decay, steps) for decay in decays)
 
 
-NOISY = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': (building.QUERY,)}
+NOISY = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': building.LOOK}
 FIXED = {'frozen': ('embed/subjects', 'unembed')}  # the facts must go into the weights: larger ones
 PRESETS = {
   'smoke': Setting(

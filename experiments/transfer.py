@@ -32,7 +32,7 @@ fitting.define('transfer')
 
 BATCH = 256  # subjects by which (b) fits its maps
 COLUMNS = (
-  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'query',
+  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'attention',
   'measurement', 'seeds', 'value', 'low', 'high', 'least', 'most',
 )  # fmt: skip
 
@@ -41,7 +41,7 @@ COLUMNS = (
 class Case:
   """One kind of model. `model`: trained, untrained, associative (its embeddings fixed), or constructed.
 
-  `unembedding`, `query`: fixed as they were drawn, or trained.
+  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
   """
 
   subjects: int
@@ -52,14 +52,14 @@ class Case:
   noise: float = 0.5
   haste: float = 6.0
   unembedding: str = 'fixed'
-  query: str = 'fixed'
+  attention: str = 'fixed'
   model: str = 'trained'
   rate: float = 5e-3
 
   def recipe(self, steps: int) -> Recipe:
     frozen = {
       'unembed': self.unembedding == 'fixed',
-      building.QUERY: self.query == 'fixed',
+      **dict.fromkeys(building.LOOK, self.attention == 'fixed'),
       'embed/subjects': self.model == 'associative',
     }
     return Recipe.warmed(
@@ -178,7 +178,7 @@ PRESETS = {
   'accelerator': Setting(
     (
       *around(PAIR, unembedding=('trained',)),
-      *around(QUADRUPLE, unembedding=('trained',), query=('trained',), dim=(64, 96, 128), width=(32, 64, 256),
+      *around(QUADRUPLE, unembedding=('trained',), attention=('trained',), dim=(64, 96, 128), width=(32, 64, 256),
               weight_decay=(0.0, 0.1, 0.3, 3.0), noise=(0.0, 0.25, 1.0), haste=(1.0, 3.0, 12.0),
               subjects=(256, 512, 2048), model=('untrained', 'constructed')),
       dataclasses.replace(QUADRUPLE, width=1024, weight_decay=0.01, noise=0.0, haste=1.0, model='associative'),

@@ -13,7 +13,7 @@ ARMS = {
   'c': '(c) embeddings trained',
 }
 NAMES = (
-  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'query',
+  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'attention',
 )  # fmt: skip
 CAUSES = {
   'dim': ('width of the embedding', r'$d\,/\,(R\,\log_2 N)$'),
