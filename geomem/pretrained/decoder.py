@@ -5,8 +5,10 @@ prompt, pure, to be mapped over prompts: layers and positions of a patch are dat
 prompts that are each patched somewhere else is one program. Place 0 is before the first block,
 place i after the i-th.
 
+Tokens before the first one that is changed stay what they are: they can be left out, and only read.
+
 Shapes: L length, D residual width, T places (depth + 1), H heads, G key heads, K head width, F hidden
-width, V vocabulary, P patches of a prompt, B prompts.
+width, V vocabulary, P patches of a prompt, O older tokens, M all tokens read (O + L).
 """
 
 import functools
@@ -31,6 +33,14 @@ class Patch:
   position_P: jax.Array
   keep_P: jax.Array
   add_PxD: jax.Array
+
+
+@flax.struct.dataclass
+class Older:
+  """What stands before the tokens of a stream, at all places; the first `count` of O rows mean something."""
+
+  x_TxOxD: jax.Array
+  count: jax.Array
 
 
 class Norm(nn.Module):
@@ -58,18 +68,21 @@ class Attention(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD):
-    c, length = self.config, len(x_LxD)
+  def __call__(self, x_LxD, x_OxD, count):
+    c, length, older = self.config, len(x_LxD), len(x_OxD)
+    x_MxD = jnp.concatenate([x_OxD, x_LxD])
+    at_M = jnp.concatenate([jnp.arange(older), count + jnp.arange(length)])
     q_LxHxK = self._heads('query', x_LxD, c.heads)
-    k_LxGxK = self._heads('key', x_LxD, c.key_heads)
-    v_LxGxK = self._heads('value', x_LxD, c.key_heads)
+    k_MxGxK, v_MxGxK = (self._heads(name, x_MxD, c.key_heads) for name in ('key', 'value'))
     if c.rotary:
-      q_LxHxK, k_LxGxK = (turn(x, c.rotary, c.rotary_base) for x in (q_LxHxK, k_LxGxK))
+      q_LxHxK = turn(q_LxHxK, at_M[older:], c.rotary, c.rotary_base)
+      k_MxGxK = turn(k_MxGxK, at_M, c.rotary, c.rotary_base)
     q = q_LxHxK.reshape(length, c.key_heads, -1, c.head_dim) / c.head_dim**0.5
-    scores = einsum('qgsk,lgk->gsql', q, k_LxGxK)
-    causal_LxL = jnp.tril(jnp.ones((length, length), bool))
-    weights = jax.nn.softmax(jnp.where(_rows(causal_LxL, scores), scores, -jnp.inf), axis=-1)
-    read = einsum('gsql,lgk->qgsk', weights, v_LxGxK).reshape(length, c.heads, c.head_dim)
+    scores = einsum('qgsk,mgk->gsqm', q, k_MxGxK)
+    real_M = (jnp.arange(older + length) >= older) | (at_M < count)
+    seen_LxM = (at_M[None] <= at_M[older:, None]) & real_M[None]
+    weights = jax.nn.softmax(jnp.where(_rows(seen_LxM, scores), scores, -jnp.inf), axis=-1)
+    read = einsum('gsqm,mgk->qgsk', weights, v_MxGxK).reshape(length, c.heads, c.head_dim)
     output = self.param('output', ZEROS, (c.heads, c.head_dim, c.dim))
     out_LxD = einsum('lhk,hkd->ld', read, output)
     if c.attention_bias:
@@ -85,10 +98,10 @@ class Attention(nn.Module):
     return out
 
 
-def turn(x_LxHxK, rotary: int, base: float):
+def turn(x_LxHxK, at_L, rotary: int, base: float):
   """Rotary positions: the first `rotary` coordinates, a half against the other."""
   frequency = base ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
-  angle = jnp.arange(len(x_LxHxK), dtype=jnp.float32)[:, None, None] * frequency[None, None]
+  angle = at_L.astype(jnp.float32)[:, None, None] * frequency[None, None]
   a, b, rest = jnp.split(x_LxHxK, (rotary // 2, rotary), axis=-1)
   cos, sin = _rows(jnp.cos(angle), a), _rows(jnp.sin(angle), a)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=-1)
@@ -117,10 +130,10 @@ class Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD):
+  def __call__(self, x_LxD, x_OxD, count):
     norm = {name: Norm(self.config, name=name) for name in ('norm_attention', 'norm_mlp')}
     attention, mlp = Attention(self.config, name='attention'), MLP(self.config, name='mlp')
-    read_LxD = attention(norm['norm_attention'](x_LxD))
+    read_LxD = attention(*map(norm['norm_attention'], (x_LxD, x_OxD)), count)
     if self.config.parallel:
       return x_LxD + read_LxD + mlp(norm['norm_mlp'](x_LxD))
     x_LxD = x_LxD + read_LxD
@@ -131,11 +144,13 @@ class Embed(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, tokens_L):
+  def __call__(self, tokens_L, start):
     c = self.config
     x_LxD = self.param('tokens', ZEROS, (c.vocabulary, c.dim))[tokens_L]
     if not c.rotary:
-      x_LxD = x_LxD + self.param('positions', ZEROS, (c.length, c.dim))[: len(tokens_L)]
+      x_LxD = x_LxD + self.param('positions', ZEROS, (c.length, c.dim))[
+        start + jnp.arange(len(tokens_L))
+      ]
     return x_LxD
 
 
@@ -144,9 +159,9 @@ def shapes(config: DecoderConfig) -> dict:
   key, x_LxD = jax.random.key(0), jnp.zeros((1, config.dim))
 
   def init():
-    blocks = lambda key: Block(config).init(key, x_LxD)['params']
+    blocks = lambda key: Block(config).init(key, x_LxD, x_LxD[:0], 0)['params']
     params = {
-      'embed': Embed(config).init(key, jnp.zeros(1, jnp.int32))['params'],
+      'embed': Embed(config).init(key, jnp.zeros(1, jnp.int32), 0)['params'],
       'blocks': jax.vmap(blocks)(jax.random.split(key, config.depth)),
       'norm_final': Norm(config).init(key, x_LxD)['params'],
     }
@@ -157,17 +172,30 @@ def shapes(config: DecoderConfig) -> dict:
   return jax.eval_shape(init)
 
 
-def embed(config: DecoderConfig, params, tokens_L):
-  return Embed(config).apply({'params': params['embed']}, tokens_L)
+def embed(config: DecoderConfig, params, tokens_L, start=0):
+  """Place 0 of tokens that stand at `start` and after."""
+  return Embed(config).apply({'params': params['embed']}, tokens_L, start)
 
 
-def residuals(config: DecoderConfig, params, x_LxD, patch: Patch | None = None, first: int = 0):
-  """The residual stream at every place from `first` on, TxLxD, given what it is there."""
+def residuals(
+  config: DecoderConfig,
+  params,
+  x_LxD,
+  patch: Patch | None = None,
+  first: int = 0,
+  older: Older | None = None,
+):
+  """The residual stream at every place from `first` on, TxLxD, given what it is there.
+
+  Positions of a patch count from the first token of x.
+  """
   x_LxD = _patched(x_LxD, first, patch)
+  at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
   def step(x_LxD, i):
-    layer = lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False)
-    x_LxD = Block(config).apply({'params': jax.tree.map(layer, params['blocks'])}, x_LxD)
+    layer = jax.tree.map(lambda a: at(a, i), params['blocks'])
+    before = (x_LxD[:0], 0) if older is None else (at(older.x_TxOxD, i), older.count)
+    x_LxD = Block(config).apply({'params': layer}, x_LxD, *before)
     x_LxD = _patched(x_LxD, i + 1, patch)
     return x_LxD, x_LxD
 
