@@ -1,7 +1,7 @@
 """A real pretrained language model: is there a superposition, and is it used? Claim 8.
 
   make language-model
-  python -m experiments.language_model --model=FOLDER --facts=MINE.csv
+  python -m experiments.language_model --model=FOLDER --table=MINE.csv
 
 Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out
 countries (shuffled facts 0.00), less than the subject's own token (0.3–0.4); moving a representation
@@ -17,6 +17,7 @@ import functools
 import hashlib
 import json
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from experiments import (
   cli,
   fitting,
   language_model_figure,
+  language_relational,
   language_scene,
   language_structure,
   language_swaps,
@@ -36,11 +38,11 @@ from geomem.pretrained import asking, load
 
 FLAGS = flags.FLAGS
 fitting.define('language_model')
+cli.define(
+  table='Your own CSV of subject,relation,attribute instead; several rows for several answers.'
+)
 _MODEL = flags.DEFINE_string(
   'model', None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
-)
-_FACTS = flags.DEFINE_string(
-  'facts', None, 'Your own CSV of subject,relation,attribute; several rows for several answers.'
 )
 
 DATA = Path(__file__).parent / 'data'
@@ -68,6 +70,7 @@ class Setting:
   ranks: tuple[int, ...] = (10, 30, 100, 300)
   tables: tuple[str, ...] = ('countries', 'elements')
   model: str | None = None
+  weights: int | None = None
   facts: str | None = None
 
   def at_depth(self, depth: int) -> 'Setting':
@@ -81,35 +84,42 @@ class Setting:
 
 PRESETS = {
   'smoke': Setting(24, 1, 1, 4, (0.6,), (0.8,), (1.0, 2.0), (2.0,), 2, 4, 2, (1.0, 2.0), (30,), ('countries',)),
-  'laptop': Setting(None, 2, 2, 31, (0.2, 0.4, 0.6), (0.4, 0.6), (0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 1.5, 2.0), 5, 16, 4),
+  'laptop': Setting(None, 2, 2, 16, (0.2, 0.4, 0.6), (0.4, 0.6), (0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 2.0), 3, 12, 4),
   'accelerator': Setting(None, 3, 5, 99, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0), (0.5, 1.0, 1.5, 2.0, 3.0), 20, 64, 8),
 }  # fmt: skip
 
 
+loaded = functools.lru_cache(maxsize=1)(load.load)
+
+
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records of every table, frame and seed; seeds of what is costly take frames in turn."""
+  """Records: all of the first table, what is linear of the others; what is costly takes frames in turn."""
   tables = _tables(setting)
-  model = load.load(setting.model)
+  model = loaded(setting.model)
   progress = cli.Progress('asking', 'prompts')
   asker = asking.Asker(model, progress)
   here = setting.at_depth(model.config.depth)
   stage = functools.partial(_stage, fitter)
   records = []
   for number, table in enumerate(tables):
-    for frame in range(min(setting.frames, len(table.frames))):
+    frames = 1 if number else min(setting.frames, len(table.frames))
+    for frame in range(frames):
       progress.label = f'{table.name}, frame {frame}'
       places = tuple(sorted({*here.edits, here.linearized[0]}))
       scene = language_scene.Scene(asker, table, frame, places)
-      scene.seen = stage(scene.observe)
-      found = [stage(_recorded(language_structure.knowledge, scene))]
+      scene.seen = stage('observe', scene.observe)
+      found = [stage('knowledge', _recorded(language_structure.knowledge, scene))]
       for seed in seeds:
         work = [(language_structure.superposition, here.places, seed, setting.shuffles),
                 (language_structure.readout, here.places, seed)]  # fmt: skip
-        if number == 0 and (seed - seeds[0]) % min(setting.frames, len(table.frames)) == frame:
+        if number == 0 and (seed - seeds[0]) % frames == frame:
           work += [(language_swaps.measure, here, seed), (language_swaps.depth, here, seed)]
           if seed == seeds[0]:
-            work.append((language_swaps.relational_embeddings, here, seed))
-        found += [stage(_recorded(function, scene, *rest)) for function, *rest in work]
+            work.append((language_relational.measure, here, seed))
+        for function, *rest in work:
+          found.append(
+            stage(f'{function.__module__}.{function.__name__}', _recorded(function, scene, *rest))
+          )
       records += [record for part in found for record in json.loads(bytes(part))]
   progress.clear()
   return records
@@ -117,7 +127,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 
 def _tables(setting: Setting) -> list[language_scene.Table]:
   if setting.facts:
-    return [language_scene.read('facts', setting.facts, setting.most)]
+    return [language_scene.read('own', setting.facts, setting.most)]
   return [language_scene.read(n, DATA / f'{n}.csv', setting.most) for n in setting.tables]
 
 
@@ -126,9 +136,16 @@ def _recorded(function, *arguments):
   return lambda: np.frombuffer(json.dumps(function(*arguments)).encode(), np.uint8)
 
 
-def _stage(fitter, work):
+def _stage(fitter, name: str, work):
   """What the work finds, or found before the run was killed; kept, when it is time to."""
-  found = fitter.once(work)
+
+  def timed():
+    start = time.monotonic()
+    found = work()
+    fitter.run.log({'stage': name, 'seconds': time.monotonic() - start})
+    return found
+
+  found = fitter.once(timed)
   if time.monotonic() - fitter.saved >= fitter.save_seconds:
     fitter.number += 1
     fitter.save()
@@ -142,9 +159,9 @@ def summary(records: list[dict]) -> list[dict]:
   rows = []
   for r in records:
     if r['measurement'] in ('flipped', 'kept'):
-      if r['chosen']:
+      if r['chosen'] and r['relation'] is None:
         rows.append({**r, 'place': None, 'dose': None})
-    elif r['measurement'] not in ('chosen', 'example') and r['place'] in shown:
+    elif r['measurement'] not in ('chosen', 'example', 'kept one') and r['place'] in shown:
       rows.append({**r, 'dose': None})
   rows = [{**r, 'features': r.get('features') or r['relation']} for r in rows]
   grouped = statistics.over_seeds(
@@ -156,7 +173,9 @@ def summary(records: list[dict]) -> list[dict]:
 def told(records: list[dict]) -> str:
   """The examples, a line each: Japan, continent → Africa: now says Africa; others …"""
   lines = []
-  for r in (r for r in records if r['measurement'] == 'example' and r['seed'] == records[0]['seed']):
+  for r in (
+    r for r in records if r['measurement'] == 'example' and r['seed'] == records[0]['seed']
+  ):
     own = r['relation']
     others = ', '.join(
       f'{name} {text}' + ('' if text == r['before'][name] else f' (was {r["before"][name]})')
@@ -170,9 +189,11 @@ def told(records: list[dict]) -> str:
 
 
 def main(argv):
+  cli.no_arguments(argv)
+  cli.workdir('runs/language_model')
   presets = PRESETS
   if FLAGS.redraw:
-    cli.check_redraw('model', 'facts')
+    cli.check_redraw('model', 'table')
   elif FLAGS.scale in PRESETS:
     presets = {FLAGS.scale: _chosen(PRESETS[FLAGS.scale])}
   draw = language_model_figure.draw
@@ -184,15 +205,17 @@ def main(argv):
 
 
 def _chosen(setting: Setting) -> Setting:
-  """The preset with the flags' model and facts, tried before anything is written."""
-  facts = _FACTS.value
+  """The preset with the flags' model and table, tried before anything is written."""
+  facts = FLAGS.table
   if facts is not None:
-    language_scene.read('facts', facts, setting.most)
+    language_scene.read('own', facts, setting.most)
     digest = hashlib.sha256(Path(facts).read_bytes()).hexdigest()[:12]
     setting = dataclasses.replace(setting, tables=(digest,))
   if _MODEL.value is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  return dataclasses.replace(setting, model=_MODEL.value, facts=facts)
+  tokens_VxD = np.asarray(loaded(_MODEL.value).params['embed']['tokens'])
+  mark = zlib.crc32(np.ascontiguousarray(tokens_VxD))  # so that a run goes on with no other model
+  return dataclasses.replace(setting, model=_MODEL.value, weights=mark, facts=facts)
 
 
 if __name__ == '__main__':

@@ -69,7 +69,9 @@ def read(name: str, path, most: int | None = None) -> Table:
     subjects = [subjects[i] for i in sorted(chosen)]
   plain = Frame('Here are some facts about ', {r: f'. The {r} is' for r in rows})
   frames = FRAMES.get(name, (plain,))
-  return Table(name, rows, tuple(subjects), frames if set(rows) <= set(frames[0].after) else (plain,))
+  return Table(
+    name, rows, tuple(subjects), frames if set(rows) <= set(frames[0].after) else (plain,)
+  )
 
 
 class Scene:
@@ -91,26 +93,26 @@ class Scene:
 
   @functools.cached_property
   def _streams(self):
-    """For every relation: subjects' residuals, ends, and the stream at the places."""
+    """Residuals of the subjects SxTxD, of the ends SxRxD, and the stream at the places, by relation."""
     p, everyone = self.prompts, np.arange(len(self.table.subjects))
-    return [
+    found = [
       self.asker.stream(
         p.tokens_SxRxL[:, r], self.older(everyone), p.last_SxR[:, r], (0, *self.places)
       )
       for r in range(len(self.relations))
     ]
+    read, end, stream = zip(*found, strict=True)
+    return read[0], np.stack(end, axis=1), np.stack(stream)
 
   def observe(self) -> dict[str, np.ndarray]:
     """Residuals SxTxD of the subjects, ends SxRxD, answers SxR, known SxR, the names' tokens SxD."""
-    end_SxRxD = np.stack([end for _, end, _ in self._streams], axis=1)
-    said_SxR = np.stack(
-      [self.says(r, end_SxRxD[:, r]) for r in range(len(self.relations))], axis=1
-    )
+    read_SxTxD, end_SxRxD, _ = self._streams
+    said_SxR = np.stack([self.says(r, end_SxRxD[:, r]) for r in range(len(self.relations))], axis=1)
     subjects_S = np.arange(len(said_SxR))
     known = [asking.is_right(x, subjects_S, said_SxR[:, r]) for r, x in enumerate(self.relations)]
     tokens_SxRxL = self.prompts.tokens_SxRxL
     return {
-      'read': self._streams[0][0],
+      'read': read_SxTxD,
       'end': end_SxRxD,
       'said': said_SxR,
       'known': np.stack(known, axis=1),
@@ -135,20 +137,20 @@ class Scene:
     relation = self.relations[r]
     return asking.answer(relation, self.asker.logits(end_BxD, relation.token_A))
 
-  def changed(self, r: int, subjects_B, place, keep: float, add_BxD, first=None) -> np.ndarray:
-    """Ends BxD once the subjects' residuals at `place` (one, or one each) are changed."""
+  def changed(self, r_B, subjects_B, place, keep: float, add_BxD, first=None) -> np.ndarray:
+    """Ends BxD of prompts, once the subjects' residuals at `place` (one, or one each) are changed."""
     first = place if first is None else first
-    x_BxLxD = self._streams[r][2][subjects_B, (0, *self.places).index(first)]
+    x_BxLxD = self._streams[2][r_B, subjects_B, (0, *self.places).index(first)]
     patch = asking.patch(place, keep, add_BxD)
-    last_B = self.prompts.last_SxR[subjects_B, r]
+    last_B = self.prompts.last_SxR[subjects_B, r_B]
     return self.asker.changed(x_BxLxD, first, patch, self.older(subjects_B), last_B)
 
   def jacobian(self, r: int, s: int, places) -> np.ndarray:
     """TxDxD at these places, the first of which is one of the scene's."""
-    x_LxD = self._streams[r][2][s, (0, *self.places).index(places[0])]
+    x_LxD = self._streams[2][r, s, (0, *self.places).index(places[0])]
     older = decoder.Older(self._older[s], self.prompts.count_S[s])
     last = self.prompts.last_SxR[s, r]
-    x_LxD = x_LxD[: last + 1]  # what comes later only costs
+    x_LxD = x_LxD[: self.prompts.last_SxR[:, r].max() + 1]  # what comes later only costs
     return self.asker.jacobian(x_LxD, places, older, last)
 
   def shared(self, r: int, subjects=slice(None)) -> np.ndarray:
@@ -157,7 +159,8 @@ class Scene:
 
   def record(self, measurement: str, **fields) -> dict:
     """A record that says where it comes from; what does not apply is null."""
-    blank = dict.fromkeys(('relation', 'control', 'place', 'dose', 'low', 'high'))
+    names = ('relation', 'other', 'features', 'control', 'place', 'dose', 'rank', 'chosen', 'low')
+    blank = dict.fromkeys((*names, 'high'))
     return {
       'claim': 8, 'measurement': measurement, 'model': self.asker.model.name,
       'table': self.table.name, 'frame': self.frame, 'seed': None,

@@ -3,6 +3,8 @@
 Shapes: S subjects, R relations, T places, D width, A attributes of a relation, Q target coordinates.
 """
 
+import itertools
+
 import numpy as np
 
 from experiments.language_scene import Scene
@@ -91,13 +93,11 @@ def _explained(scene: Scene, places, seed, error, shuffled) -> list[dict]:
       if name.startswith('own token'):
         miss, all_ = error['own token']
         values = [value - (1 - miss[i].sum() / all_[i].sum()) for value in values]
-      records.append(
-        scene.record(
-          'gain' if name.startswith('own token') else 'R2', control='shuffled facts',
-          features=name, **about, value=float(np.mean(values)), low=float(np.min(values)),
-          high=float(np.max(values)),
-        )  # fmt: skip
-      )
+      measurement = 'gain' if name.startswith('own token') else 'R2'
+      spread = {'value': np.mean(values), 'low': np.min(values), 'high': np.max(values)}
+      spread = {key: float(value) for key, value in spread.items()}
+      about_all = {**about, 'features': name, 'control': 'shuffled facts', **spread}
+      records.append(scene.record(measurement, **about_all))
   return records
 
 
@@ -113,9 +113,7 @@ def _compressed(y_SxTxD):
 def _errors(some, y_SxQ, fold_S, cuts):
   """Squared errors, and squared distances from the mean, TxS."""
   guess, mean = linear.held_out(some, y_SxQ, fold_S, cuts)
-  by_place = lambda d: np.stack(
-    [(d[:, a:b] ** 2).sum(axis=1) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-  )
+  by_place = lambda d: np.stack([(d[:, a:b] ** 2).sum(axis=1) for a, b in itertools.pairwise(cuts)])
   return by_place(y_SxQ - guess), by_place(y_SxQ - mean)
 
 
@@ -135,9 +133,7 @@ def readout(scene: Scene, places, seed: int) -> list[dict]:
       arms += [(k_SxS, None, None, place), (k_SxS, order, 'shuffled facts', place)]
     for k_SxS, order_S, control, place in arms:
       right_S, has_S = _read(scene, r, k_SxS, fold_S, order_S)
-      records.append(
-        scene.ratio('readout', right_S, has_S, control=control, place=place, **about)
-      )
+      records.append(scene.ratio('readout', right_S, has_S, control=control, place=place, **about))
   return records
 
 

@@ -12,9 +12,8 @@ import functools
 
 import numpy as np
 
-from experiments import language_structure
-from experiments.language_scene import COPIES, Scene
-from geomem.pretrained import linear, relational
+from experiments.language_scene import Scene
+from geomem.pretrained import linear
 
 SPLIT = (0.6, 0.15)  # shares to fit to and to choose on; the rest is for the report
 ARMS = ('superposition', 'embedding maps', 'class means', 'shuffled facts', 'random direction')
@@ -111,30 +110,41 @@ def draw(scene: Scene, seed: int, fit_T, group_S) -> list[Swaps]:
   return found
 
 
-def outcome(scene: Scene, place: int, all_swaps, moves, keep=1.0):
-  """Per subject, summed over its swaps: flipped, tried, kept, others; and the answers WxR of each."""
-  count = len(scene.table.subjects)
-  sums, said = np.zeros((4, count)), []
-  for swaps, move in zip(all_swaps, moves, strict=True):
-    ends = [
-      scene.changed(r, swaps.subject_W, place, keep, move) for r in range(len(scene.relations))
-    ]
-    said_WxR = np.stack([scene.says(r, end) for r, end in enumerate(ends)], axis=1)
-    wanted = scene.relations[swaps.r].token_A[swaps.wanted_W]
-    stays = said_WxR == scene.seen['said'][swaps.subject_W]
-    others = scene.seen['known'][swaps.subject_W].copy()
-    others[:, swaps.r] = False
-    flips = said_WxR[:, swaps.r] == wanted
-    for row, value in zip(sums, (flips, 1, (stays & others).sum(1), others.sum(1)), strict=True):
-      np.add.at(row, swaps.subject_W, value)
-    said.append(said_WxR)
-  return sums, said
+@dataclasses.dataclass(frozen=True, eq=False)
+class Outcome:
+  """What the model says after swaps of one relation. Facts that it did not know are not `others`."""
+
+  swaps: Swaps
+  said_WxR: np.ndarray
+  flips_W: np.ndarray
+  stays_WxR: np.ndarray
+  others_WxR: np.ndarray
 
 
-def score(sums) -> float:
+def outcomes(scene: Scene, place: int, all_swaps, moves, keep=1.0) -> list[Outcome]:
+  """Every swap asked for every relation, in one go."""
+  relations = len(scene.relations)
+  subjects = np.concatenate([np.repeat(swaps.subject_W, relations) for swaps in all_swaps])
+  moved = np.concatenate([np.repeat(move, relations, axis=0) for move in moves])
+  r_B = np.tile(np.arange(relations), len(subjects) // relations)
+  end = scene.changed(r_B, subjects, place, keep, moved).reshape(-1, relations, moved.shape[1])
+  said = np.stack([scene.says(r, end[:, r]) for r in range(relations)], axis=1)
+  found = []
+  for swaps in all_swaps:
+    said_WxR, said = np.split(said, [len(swaps.subject_W)])
+    others_WxR = scene.seen['known'][swaps.subject_W].copy()
+    others_WxR[:, swaps.r] = False
+    stays_WxR = (said_WxR == scene.seen['said'][swaps.subject_W]) & others_WxR
+    flips_W = said_WxR[:, swaps.r] == scene.relations[swaps.r].token_A[swaps.wanted_W]
+    found.append(Outcome(swaps, said_WxR, flips_W, stays_WxR, others_WxR))
+  return found
+
+
+def score(found: list[Outcome]) -> float:
   """Share flipped × share kept: what place, dose and rank are chosen by."""
-  flipped, tried, kept, others = sums.sum(axis=1)
-  return flipped / max(tried, 1) * kept / max(others, 1)
+  total = lambda of: sum(of(o).sum() for o in found)
+  flipped = total(lambda o: o.flips_W) / max(1, total(lambda o: np.ones(len(o.flips_W))))
+  return float(flipped * total(lambda o: o.stays_WxR) / max(1, total(lambda o: o.others_WxR)))
 
 
 def measure(scene: Scene, setting, seed: int) -> list[dict]:
@@ -148,12 +158,13 @@ def measure(scene: Scene, setting, seed: int) -> list[dict]:
     mover = Mover(scene, seed, fit_T, place)
     moves = [mover.move('superposition', swaps) for swaps in dev]
     for dose in setting.choices:
-      sums, _ = outcome(scene, place, dev, [dose * move for move in moves])
-      tried[place, dose] = score(sums)
+      tried[place, dose] = score(outcomes(scene, place, dev, [dose * move for move in moves]))
   place, dose = max(tried, key=tried.get)
   about = {'seed': seed, 'subjects': len(report_S)}
   records = [
-    scene.record('chosen', **about, place=at, dose=by, value=value, chosen=(at, by) == (place, dose))
+    scene.record(
+      'chosen', **about, place=at, dose=by, value=value, chosen=(at, by) == (place, dose)
+    )
     for (at, by), value in tried.items()
   ]
   mover = Mover(scene, seed, fit_T, place)
@@ -161,15 +172,15 @@ def measure(scene: Scene, setting, seed: int) -> list[dict]:
   for arm in ARMS:
     moves = [mover.move(arm, swaps) for swaps in test]
     for by in setting.doses if arm == 'superposition' else setting.choices:
-      sums, said = outcome(scene, place, test, [by * move for move in moves])
+      found = outcomes(scene, place, test, [by * move for move in moves])
       fields = {**about, 'control': arm, 'place': place, 'dose': by, 'chosen': by == best[arm]}
-      records += _records(scene, sums, fields)
+      records += records_of(scene, found, fields)
       if arm == 'superposition' and by == dose:
-        records += examples(scene, test, said, {**about, 'place': place, 'dose': dose})
+        records += examples(scene, found, {**about, 'place': place, 'dose': dose})
   donors = [_donors(scene, seed, fit_T, place, swaps) for swaps in test]
-  sums, _ = outcome(scene, place, test, donors, keep=0.0)
+  found = outcomes(scene, place, test, donors, keep=0.0)
   fields = {**about, 'control': "donor's whole vector", 'place': place, 'chosen': True}
-  return records + _records(scene, sums, fields)
+  return records + records_of(scene, found, fields)
 
 
 def _own_doses(scene: Scene, mover: Mover, dev, setting) -> dict[str, float]:
@@ -178,19 +189,47 @@ def _own_doses(scene: Scene, mover: Mover, dev, setting) -> dict[str, float]:
   for arm in ('embedding maps', 'class means'):
     moves = [mover.move(arm, swaps) for swaps in dev]
     tried = {
-      dose: score(outcome(scene, mover.place, dev, [dose * move for move in moves])[0])
+      dose: score(outcomes(scene, mover.place, dev, [dose * move for move in moves]))
       for dose in setting.choices
     }
     best[arm] = max(tried, key=tried.get)
   return best
 
 
-def _records(scene: Scene, sums, fields) -> list[dict]:
-  flipped, tried, kept, others = sums
-  return [
-    scene.ratio('flipped', flipped, tried, **fields, tried=int(tried.sum())),
-    scene.ratio('kept', kept, others, **fields, tried=int(others.sum())),
-  ]
+def records_of(scene: Scene, found: list[Outcome], fields) -> list[dict]:
+  """Of all swaps, of each relation's, and of what they do to each other relation."""
+  subjects, records = len(scene.table.subjects), []
+
+  def per_subject(of):
+    total = np.zeros(subjects)
+    for o in found:
+      np.add.at(total, o.swaps.subject_W, of(o))
+    return total
+
+  def both(relation, mine):
+    one = lambda o: np.ones(len(o.flips_W)) * mine(o)
+    pairs = {
+      'flipped': (per_subject(lambda o: o.flips_W * mine(o)), per_subject(one)),
+      'kept': (
+        per_subject(lambda o: o.stays_WxR.sum(1) * mine(o)),
+        per_subject(lambda o: o.others_WxR.sum(1) * mine(o)),
+      ),
+    }
+    for name, (top, bottom) in pairs.items():
+      tried = int(bottom.sum())
+      records.append(
+        scene.ratio(name, top, bottom, **{**fields, 'relation': relation, 'tried': tried})
+      )
+
+  both(None, lambda o: 1)
+  for o in found:
+    r = o.swaps.r
+    both(scene.relations[r].name, lambda other, r=r: other.swaps.r == r)
+    for other in np.flatnonzero(o.others_WxR.any(axis=0)):
+      top, bottom = o.stays_WxR[:, other], o.others_WxR[:, other]
+      about = {'relation': scene.relations[r].name, 'other': scene.relations[other].name}
+      records.append(scene.ratio('kept one', top, bottom, **fields, **about))
+  return records
 
 
 def _donors(scene: Scene, seed: int, fit_T, place: int, swaps: Swaps) -> np.ndarray:
@@ -200,23 +239,24 @@ def _donors(scene: Scene, seed: int, fit_T, place: int, swaps: Swaps) -> np.ndar
   return scene.seen['read'][donors, place]
 
 
-def examples(scene: Scene, all_swaps, said, fields) -> list[dict]:
+def examples(scene: Scene, found: list[Outcome], fields) -> list[dict]:
   """A few swaps of each relation, in words: what was wanted, and what it says now to every relation."""
+  words = lambda tokens: {
+    x.name: x.attributes[int(np.argmax(x.token_A == token))]
+    for x, token in zip(scene.relations, tokens, strict=True)
+  }
   records = []
-  for swaps, said_WxR in zip(all_swaps, said, strict=True):
-    for i in range(min(8, len(swaps.subject_W))):
-      s, wanted = swaps.subject_W[i], swaps.wanted_W[i]
-      relation = scene.relations[swaps.r]
-      words = lambda tokens: {
-        x.name: x.attributes[int(np.argmax(x.token_A == token))]
-        for x, token in zip(scene.relations, tokens, strict=True)
-      }
-      records.append(scene.record(
-        'example', **fields, relation=relation.name, subject=scene.table.subjects[s],
-        wanted=relation.attributes[wanted], before=words(scene.seen['said'][s]),
-        after=words(said_WxR[i]),
-        value=float(said_WxR[i, swaps.r] == relation.token_A[wanted]),
-      ))  # fmt: skip
+  for o in found:
+    relation = scene.relations[o.swaps.r]
+    for s, wanted, said_R, flips in list(
+      zip(o.swaps.subject_W, o.swaps.wanted_W, o.said_WxR, o.flips_W, strict=True)
+    )[:8]:
+      about = {
+        'relation': relation.name, 'subject': scene.table.subjects[s],
+        'wanted': relation.attributes[wanted], 'before': words(scene.seen['said'][s]),
+        'after': words(said_R),
+      }  # fmt: skip
+      records.append(scene.record('example', **fields, **about, value=float(flips)))
   return records
 
 
@@ -230,7 +270,9 @@ def depth(scene: Scene, setting, seed: int) -> list[dict]:
   for r, relation in enumerate(scene.relations):
     subjects = rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.pairs]
     donors = [
-      rng.choice(others) if len(others := np.flatnonzero(known_SxR[:, r] & (said_SxR[:, r] != own))) else -1
+      rng.choice(others)
+      if len(others := np.flatnonzero(known_SxR[:, r] & (said_SxR[:, r] != own)))
+      else -1
       for own in said_SxR[subjects, r]
     ]
     subjects, donors = (np.array(a)[np.array(donors) >= 0] for a in (subjects, donors))
@@ -248,95 +290,4 @@ def depth(scene: Scene, setting, seed: int) -> list[dict]:
           name, same, np.ones(at.sum()), seed=seed, relation=relation.name, place=place,
           subjects=int(at.sum()),
         ))  # fmt: skip
-  return records
-
-
-# --- beside linear relational embeddings -----------------------------------------------------------
-
-
-def relational_embeddings(scene: Scene, setting, seed: int) -> list[dict]:
-  """Faithfulness and edits of the model's own linearization, on the subjects of `measure`."""
-  fit_T, choose_S, report_S = split(seed, len(scene.table.subjects))
-  dev, test = (draw(scene, seed, fit_T, group) for group in (choose_S, report_S))
-  rng, records, edits = np.random.default_rng((seed, 9)), [], {}
-  for r, relation in enumerate(scene.relations):
-    known_T = rng.permutation(fit_T[scene.seen['known'][fit_T, r]])[: setting.examples]
-    if relation.name in COPIES or len(known_T) < setting.examples:
-      continue
-    found = {}
-    jacobian_ExTxDxD = np.stack([scene.jacobian(r, s, setting.linearized) for s in known_T])
-    for i, place in enumerate(setting.linearized):
-      s_ExD, o_ExD = scene.seen['read'][known_T, place], scene.seen['end'][known_T, r]
-      found[place] = relational.embedding(jacobian_ExTxDxD[:, i], s_ExD, o_ExD)
-    records += _faithfulness(scene, setting, seed, r, found, (fit_T, choose_S, report_S))
-    edits[r] = found
-  swapped = [[swaps for swaps in group if swaps.r in edits] for group in (dev, test)]
-  return records + (_edits(scene, setting, seed, fit_T, edits, *swapped) if all(swapped) else [])
-
-
-def _faithfulness(scene: Scene, setting, seed, r, found, groups) -> list[dict]:
-  """How often a linear map from the representation says what the model says: by Jacobian, and by ridge."""
-  fit_T, choose_S, report_S = groups
-  relation, read, end = scene.relations[r], scene.seen['read'], scene.seen['end'][:, r]
-
-  def agrees(group, place, beta, everywhere=False):
-    known = group[scene.seen['known'][group, r]]
-    guess = relational.guess(found[place], read[known, place], beta)
-    if everywhere:
-      return scene.asker.says(guess) == scene.asker.says(end[known])
-    return scene.says(r, guess) == scene.seen['said'][known, r]
-
-  tried = {
-    (place, beta): agrees(choose_S, place, beta).mean()
-    for place in found for beta in setting.betas
-  }  # fmt: skip
-  place, beta = max(tried, key=tried.get)
-  known = report_S[scene.seen['known'][report_S, r]]
-  about = {'seed': seed, 'relation': relation.name, 'subjects': len(known)}
-  one = np.ones(len(known))
-  records = [
-    scene.ratio('faithful', agrees(report_S, place, beta), one, **about, place=place, dose=beta,
-                control='relational embedding'),
-    scene.ratio('faithful, all tokens', agrees(report_S, place, beta, True), one, **about,
-                place=place, dose=beta, control='relational embedding'),
-  ]  # fmt: skip
-  count_S = np.maximum(relation.right_SxA.sum(axis=1, keepdims=True), 1)
-  y_SxD = relation.right_SxA @ scene.vectors[r].astype(np.float64) / count_S
-  features = {at: scene.seen['read'][:, at] for at in found} | {'own token': scene.seen['token']}
-  for at, x_SxD in features.items():
-    guess_SxD = linear.predict([linear.kernel(x_SxD)], y_SxD, fit_T, known)
-    near = relation.token_A[language_structure.nearest(scene.vectors[r], guess_SxD)]
-    place_, arm = (None, 'own token') if at == 'own token' else (at, 'fitted readout')
-    same = near == scene.seen['said'][known, r]
-    records.append(scene.ratio('faithful', same, one, **about, place=place_, control=arm))
-  return records
-
-
-def _edits(scene: Scene, setting, seed, fit_T, edits, dev, test) -> list[dict]:
-  """Flipped and kept of the pseudo-inverse's edits, place and rank chosen on the second group."""
-
-  def moves(group, place, rank):
-    found = []
-    for swaps in group:
-      r, right_SxA = swaps.r, scene.relations[swaps.r].right_SxA
-      known_T = fit_T[scene.seen['known'][fit_T, r]]
-      have = lambda a, known_T=known_T, right=right_SxA: known_T[right[known_T, a]]
-      end_SxD = scene.seen['end'][:, r]
-      everyone = end_SxD[known_T].mean(axis=0)
-      wanted = [end_SxD[have(a)].mean(axis=0) if len(have(a)) else everyone for a in swaps.wanted_W]
-      inverse_DxD = relational.inverse(edits[r][place][0], rank)
-      found.append((np.array(wanted) - end_SxD[swaps.subject_W]) @ inverse_DxD.T)
-    return found
-
-  tried = {
-    (place, rank): score(outcome(scene, place, dev, moves(dev, place, rank))[0])
-    for place in setting.linearized for rank in setting.ranks
-  }  # fmt: skip
-  place, rank = max(tried, key=tried.get)
-  records = []
-  for at in setting.ranks:
-    sums, _ = outcome(scene, place, test, moves(test, place, at))
-    fields = {'seed': seed, 'subjects': int((sums[1] > 0).sum()), 'place': place, 'rank': at}
-    fields |= {'control': 'relational embedding', 'chosen': at == rank}
-    records += _records(scene, sums, fields)
   return records

@@ -91,7 +91,9 @@ def prompts(model: Pretrained, subjects, names, frame: Frame) -> Prompts:
     older_SxO[s, : count_S[s]] = ids[s][r][: count_S[s]]
     tokens_SxRxL[s, r, : last_SxR[s, r] + 1] = ids[s][r][count_S[s] :]
     if ids[s][r][: count_S[s] + 1] != ids[s][0][: count_S[s] + 1]:
-      raise InputError(f'{subjects[s]!r} is other tokens in {texts[s][r]!r} than in {texts[s][0]!r}')
+      raise InputError(
+        f'{subjects[s]!r} is other tokens in {texts[s][r]!r} than in {texts[s][0]!r}'
+      )
   return Prompts(older_SxO, count_S, tokens_SxRxL, last_SxR)
 
 

@@ -148,9 +148,9 @@ class Embed(nn.Module):
     c = self.config
     x_LxD = self.param('tokens', ZEROS, (c.vocabulary, c.dim))[tokens_L]
     if not c.rotary:
-      x_LxD = x_LxD + self.param('positions', ZEROS, (c.length, c.dim))[
-        start + jnp.arange(len(tokens_L))
-      ]
+      x_LxD = (
+        x_LxD + self.param('positions', ZEROS, (c.length, c.dim))[start + jnp.arange(len(tokens_L))]
+      )
     return x_LxD
 
 

@@ -23,9 +23,7 @@ def jacobians(config: DecoderConfig, params, x_LxD, places: tuple[int, ...], old
   count, dim = len(places), x_LxD.shape[1]
 
   def final(add_TxD):
-    patch = decoder.Patch(
-      jnp.array(places), jnp.zeros(count, jnp.int32), jnp.ones(count), add_TxD
-    )
+    patch = decoder.Patch(jnp.array(places), jnp.zeros(count, jnp.int32), jnp.ones(count), add_TxD)
     return decoder.residuals(config, params, x_LxD, patch, places[0], older)[-1, last]
 
   return jnp.moveaxis(jax.jacrev(final)(jnp.zeros((count, dim))), 0, 1)
