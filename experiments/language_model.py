@@ -83,8 +83,8 @@ class Setting:
 
 
 PRESETS = {
-  'smoke': Setting(24, 1, 1, 4, (0.6,), (0.8,), (1.0, 2.0), (2.0,), 2, 4, 2, (1.0, 2.0), (30,), ('countries',)),
-  'laptop': Setting(None, 2, 2, 16, (0.2, 0.4, 0.6), (0.4, 0.6), (0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 2.0), 3, 12, 4),
+  'smoke': Setting(20, 1, 1, 4, (0.6,), (0.95,), (2.0,), (2.0,), 1, 2, 1, (1.0,), (30,), ('countries',)),
+  'laptop': Setting(None, 2, 2, 16, (0.2, 0.4, 0.6), (0.5,), (0.5, 1.0, 1.5, 2.0, 3.0), (1.0, 2.0), 3, 12, 4),
   'accelerator': Setting(None, 3, 5, 99, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0), (0.5, 1.0, 1.5, 2.0, 3.0), 20, 64, 8),
 }  # fmt: skip
 
@@ -172,10 +172,11 @@ def summary(records: list[dict]) -> list[dict]:
 
 def told(records: list[dict]) -> str:
   """The examples, a line each: Japan, continent → Africa: now says Africa; others …"""
+  found = [r for r in records if r['measurement'] == 'example']
   lines = []
-  for r in (
-    r for r in records if r['measurement'] == 'example' and r['seed'] == records[0]['seed']
-  ):
+  for r in found:
+    if (r['seed'], r['frame']) != (found[0]['seed'], found[0]['frame']):
+      continue
     own = r['relation']
     others = ', '.join(
       f'{name} {text}' + ('' if text == r['before'][name] else f' (was {r["before"][name]})')
