@@ -67,7 +67,8 @@ def _swaps(ax, records):
     color, marker = figures.cycle(i)
     doses = statistics.groups([r for r in records if r['control'] == arm], 'dose', 'rank')
     mean = lambda group, name: np.mean([r['value'] for r in group if r['measurement'] == name])
-    points = sorted((mean(g, 'flipped'), mean(g, 'kept')) for g in doses)
+    doses = sorted(doses, key=lambda g: (g[0]['dose'] or 0, g[0]['rank'] or 0))
+    points = [(mean(g, 'flipped'), mean(g, 'kept')) for g in doses]
     if not points:
       continue
     ax.plot(*zip(*points, strict=True), marker, linestyle='-', color=color, markersize=4,
@@ -78,7 +79,7 @@ def _swaps(ax, records):
     xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
   )
   ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-  _legend(ax, loc='lower left')
+  _legend(ax, loc='lower left', frameon=True)
 
 
 def _depth(ax, records):

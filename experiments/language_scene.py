@@ -159,7 +159,18 @@ class Scene:
 
   def record(self, measurement: str, **fields) -> dict:
     """A record that says where it comes from; what does not apply is null."""
-    names = ('relation', 'other', 'features', 'control', 'place', 'dose', 'rank', 'chosen', 'low')
+    names = (
+      'relation',
+      'other',
+      'features',
+      'control',
+      'place',
+      'dose',
+      'rank',
+      'length',
+      'chosen',
+      'low',
+    )
     blank = dict.fromkeys((*names, 'high'))
     return {
       'claim': 8, 'measurement': measurement, 'model': self.asker.model.name,

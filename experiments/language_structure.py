@@ -118,7 +118,7 @@ def _errors(some, y_SxQ, fold_S, cuts):
 
 
 def readout(scene: Scene, places, seed: int) -> list[dict]:
-  """How often a linear map from the representation lands nearest to a right attribute's embedding."""
+  """How often a linear map from the representation points most like a right attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = linear.folds(rng, len(scene.table.subjects), FOLDS)
   own = linear.kernel(scene.seen['token']) + linear.kernel(scene.seen['name'])
@@ -149,4 +149,7 @@ def _read(scene: Scene, r: int, k_SxS, fold_S, order_S=None):
 
 
 def nearest(u_AxD, guess_SxD) -> np.ndarray:
-  return np.argmin((u_AxD**2).sum(axis=1)[None] - 2 * guess_SxD @ u_AxD.T, axis=1)
+  """The attribute that points most like the guess, both seen from the attributes' mean."""
+  around_AxD = u_AxD - u_AxD.mean(axis=0)
+  around_AxD /= np.maximum(np.linalg.norm(around_AxD, axis=1, keepdims=True), 1e-9)
+  return np.argmax((guess_SxD - u_AxD.mean(axis=0)) @ around_AxD.T, axis=1)

@@ -79,6 +79,12 @@ class Mover:
     length = functools.partial(np.linalg.norm, axis=1, keepdims=True)
     return other * length(straight) / np.maximum(length(other), 1e-9)
 
+  def length(self, moves) -> float:
+    """Of moves, on average, as a share of how far representations are from their mean."""
+    far = self.read_SxD - self.read_SxD.mean(axis=0)
+    mean = lambda x: np.linalg.norm(x, axis=1).mean()
+    return float(mean(np.concatenate(moves)) / mean(far))
+
   def _class_means(self, r: int) -> np.ndarray:
     """Of those who have an attribute, AxD; of all, where nobody has."""
     right_TxA = self.scene.relations[r].right_SxA[self.fit_T].astype(float)
@@ -174,6 +180,7 @@ def measure(scene: Scene, setting, seed: int) -> list[dict]:
     for by in setting.doses if arm == 'superposition' else setting.choices:
       found = outcomes(scene, place, test, [by * move for move in moves])
       fields = {**about, 'control': arm, 'place': place, 'dose': by, 'chosen': by == best[arm]}
+      fields['length'] = by * mover.length(moves)
       records += records_of(scene, found, fields)
       if arm == 'superposition' and by == dose:
         records += examples(scene, found, {**about, 'place': place, 'dose': dose})
@@ -233,9 +240,13 @@ def records_of(scene: Scene, found: list[Outcome], fields) -> list[dict]:
 
 
 def _donors(scene: Scene, seed: int, fit_T, place: int, swaps: Swaps) -> np.ndarray:
-  """For every swap the residual of somebody who has the attribute that is wanted."""
-  rng, right_SxA = np.random.default_rng((seed, 7)), scene.relations[swaps.r].right_SxA
-  donors = [rng.choice(fit_T[right_SxA[fit_T, a]]) for a in swaps.wanted_W]
+  """For every swap the residual of somebody of whom the model says what is wanted, if there is one."""
+  rng, relation = np.random.default_rng((seed, 7)), scene.relations[swaps.r]
+  donors = []
+  for a in swaps.wanted_W:
+    have_T = fit_T[relation.right_SxA[fit_T, a]]
+    say_T = have_T[scene.seen['said'][have_T, swaps.r] == relation.token_A[a]]
+    donors.append(rng.choice(say_T if len(say_T) else have_T))
   return scene.seen['read'][donors, place]
 
 

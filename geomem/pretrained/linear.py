@@ -10,8 +10,8 @@ import itertools
 
 import numpy as np
 
-SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)  # ridge, as a share of the kernel's mean diagonal
-WEIGHTS = (0.1, 0.3, 1.0, 3.0)  # of every group after the first
+SHARES = (0.01, 0.05, 0.2, 1.0, 5.0, 50.0)  # ridge, as a share of the kernel's mean diagonal
+WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)  # of every group after the first
 
 
 def folds(rng, subjects: int, count: int) -> np.ndarray:
