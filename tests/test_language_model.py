@@ -351,8 +351,14 @@ def test_bad_input_is_refused_in_one_line(arguments, told, place, monkeypatch, c
   assert err.startswith('error: ') and err.count('\n') == 1 and not (place / 'bad').exists()
 
 
+def _nothing(*_):
+  return []
+
+
 @WEIGHTS
-def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path):
+def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch):
+  relational = importlib.import_module('experiments.language_relational')
+  monkeypatch.setattr(relational, 'measure', _nothing)  # costly, and tested on a tiny model
   jax.config.update('jax_disable_most_optimizations', False)  # much arithmetic in few programs
   try:
     records = run(tmp_path, '--scale=smoke')
