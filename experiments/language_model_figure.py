@@ -78,8 +78,8 @@ def _swaps(ax, records):
   ax.set(
     xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
   )
-  ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
-  _legend(ax, loc='lower left', frameon=True)
+  ax.set(xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))  # beside them the legend
+  _legend(ax, loc='upper right')
 
 
 def _depth(ax, records):
