@@ -276,16 +276,25 @@ def run(folder, *arguments):
   return json.loads((folder / 'results.json').read_text())
 
 
-def test_any_model_and_table_are_measured_drawn_and_answered_again(place, capsys):
-  own = f'--model={place / "tiny"}', f'--table={place / "facts.csv"}', '--scale=smoke'
-  records = run(place / 'run', *own)
-  assert {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'} <= set(
-    records[0]
-  )
-  assert {r['model'] for r in records} == {'tiny'} and {r['table'] for r in records} == {'own'}
+def own(place):
+  return f'--model={place / "tiny"}', f'--table={place / "facts.csv"}', '--scale=smoke'
+
+
+@pytest.fixture(scope='module')
+def whole_run(place):
+  """A run of the tiny model that nothing interrupted."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cli, 'keep_compiled', lambda folder: None)
+    return run(place / 'run', *own(place))
+
+
+def test_any_model_and_table_are_measured_drawn_and_answered_again(place, whole_run, capsys):
+  fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
+  assert all(fields <= set(record) for record in whole_run)
+  assert {(r['model'], r['table']) for r in whole_run} == {('tiny', 'own')}
   drawn = (place / 'run' / 'language_model.png').read_bytes()
   before = (place / 'run' / 'results.json').read_bytes()
-  run(place / 'run', *own)
+  run(place / 'run', *own(place))
   assert (place / 'run' / 'results.json').read_bytes() == before
   (place / 'run' / 'language_model.png').unlink()
   FLAGS.unparse_flags()
@@ -295,9 +304,7 @@ def test_any_model_and_table_are_measured_drawn_and_answered_again(place, capsys
   assert 'figure: ' in capsys.readouterr().out
 
 
-def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, monkeypatch):
-  """As the one of the test before, which was not."""
-  own = f'--model={place / "tiny"}', f'--table={place / "facts.csv"}', '--scale=smoke'
+def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, whole_run, monkeypatch):
   binary = importlib.import_module('experiments.language_model')
 
   def interrupt(*_):
@@ -306,15 +313,13 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, monk
   with monkeypatch.context() as patch:
     patch.setattr(binary.language_structure, 'readout', interrupt)
     with pytest.raises(KeyboardInterrupt):
-      run(place / 'cut', *own)
+      run(place / 'cut', *own(place))
   assert list((place / 'cut').glob('checkpoints/*'))
-
   with monkeypatch.context() as patch:
     patch.setattr(binary.language_structure, 'superposition', interrupt)  # it is known by now
-    found = run(place / 'cut', *own)
-  assert found == json.loads((place / 'run' / 'results.json').read_text())
+    assert run(place / 'cut', *own(place)) == whole_run
   with pytest.raises(InputError, match='holds another run'):
-    run(place / 'cut', '--seed=1', *own)
+    run(place / 'cut', '--seed=1', *own(place))
 
 
 BAD = (
@@ -340,10 +345,13 @@ def test_bad_input_is_refused_in_one_line(arguments, told, place, monkeypatch, c
   (place / 'broken.csv').write_text('a;r;x\n')
   binary = importlib.import_module('experiments.language_model')
   FLAGS.unparse_flags()
-  own = () if '--table' in arguments else ('--table=facts.csv',) * ('--redraw' not in arguments)
-  if '--model' not in arguments:
-    own = (*own, '--model=tiny') * ('--redraw' not in arguments)
-  monkeypatch.setattr('sys.argv', ['language_model', '--workdir=bad', *own, *arguments.split()])
+  rest = {'--table': '--table=facts.csv', '--model': '--model=tiny'}
+  rest = [
+    whole
+    for name, whole in rest.items()
+    if not {name, '--redraw'} & set(arguments.replace('=', ' ').split())
+  ]
+  monkeypatch.setattr('sys.argv', ['language_model', '--workdir=bad', *rest, *arguments.split()])
   with pytest.raises(SystemExit) as leaving:
     cli.run(binary.main)
   err = capsys.readouterr().err
