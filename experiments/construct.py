@@ -22,6 +22,7 @@ from geomem.facts import Facts
 
 FLAGS = flags.FLAGS
 cli.define(
+  'table',
   'seed',
   'dtype',
   construction='What to build: a name (--list shows them; repeatable), or `all`, the default.',
@@ -41,9 +42,6 @@ flags.DEFINE_enum(
   'all fact tables at once; auto: exhaustive up to 2³¹ logits, certificate beyond.',
 )
 flags.DEFINE_enum('facts', 'bijections', ('bijections', 'maps'), 'Kind of random facts.')
-flags.DEFINE_string(
-  'table', None, 'CSV or TSV file of subject, relation, attribute: your own facts instead.'
-)
 flags.DEFINE_integer(
   'bits', None, 'b, the bits a coordinate of selector_multilevel (default: 4).', lower_bound=1
 )

@@ -21,6 +21,7 @@ from geomem import hosts, programs, runs, sweep, train
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
+flags.disclaim_key_flags()  # so that --help of an experiment lists what is defined here for it
 CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
 
 

@@ -43,6 +43,18 @@ def interval(
   return tuple(np.nanquantile(values, ((1 - share) / 2, (1 + share) / 2), axis=0))
 
 
+def ratio(top_S, bottom_S, share: float = 0.95) -> dict[str, float]:
+  """Σ top / Σ bottom over subjects, with the percentile bootstrap's interval, subjects drawn anew."""
+  top_S, bottom_S = np.asarray(top_S, float), np.asarray(bottom_S, float)
+  if bottom_S.sum() == 0:
+    return dict.fromkeys(('value', 'low', 'high'), np.nan)
+  draws = np.random.default_rng(0).integers(len(top_S), size=(RESAMPLES, len(top_S)))
+  below = bottom_S[draws].sum(axis=1)
+  values = top_S[draws].sum(axis=1)[below > 0] / below[below > 0]
+  low, high = np.quantile(values, ((1 - share) / 2, (1 + share) / 2))
+  return {'value': float(top_S.sum() / bottom_S.sum()), 'low': float(low), 'high': float(high)}
+
+
 def line(points: Sequence[tuple[float, float]]) -> np.ndarray:
   """Least squares y = intercept + slope·x: (intercept, slope)."""
   x, y = np.array(points, float).T

@@ -200,6 +200,18 @@ def read_table(path: str | os.PathLike) -> Facts:
   return Facts(answers, len(attributes), closed, *map(tuple, (subjects, relations, attributes)))
 
 
+def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
+  """Relation → subject → its attributes, of such a file in which a row may be missing, or one of several."""
+  found = {}
+  for subject, relation, attribute in _rows(path):
+    values = found.setdefault(relation, {}).setdefault(subject, {})
+    values[attribute] = None
+  return {
+    relation: {subject: tuple(values) for subject, values in subjects.items()}
+    for relation, subjects in found.items()
+  }
+
+
 def _rows(path) -> list[tuple[str, str, str]]:
   """The file's non-empty rows, each three non-empty names, the header dropped."""
   delimiter = '\t' if str(path).lower().endswith('.tsv') else ','

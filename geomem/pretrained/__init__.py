@@ -1,0 +1,1 @@
+"""Pretrained language models: read from files on this machine, run, and changed in the middle."""

@@ -1,0 +1,47 @@
+"""Linear relational embeddings (Hernandez et al., 2023): the model itself, linearized from subject to object.
+
+o ≈ β W s + b, W the mean over a few subjects of the Jacobian of the final residual at the prompt's end
+with respect to the subject's residual at some place, b the mean of o − W s. An edit that should turn
+the object into o' is s + W⁺(o' − o), W⁺ the pseudo-inverse of rank ρ.
+
+Shapes: D width, T places, L length, E examples.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem.pretrained import decoder
+from geomem.pretrained.config import DecoderConfig
+
+
+def jacobians(config: DecoderConfig, params, x_LxD, places: tuple[int, ...], older, last):
+  """∂ final residual at `last` / ∂ residual of the first token at each place, TxDxD, in one pass back.
+
+  `x_LxD`: the stream at the first of the places.
+  """
+  count, dim = len(places), x_LxD.shape[1]
+
+  def final(add_TxD):
+    patch = decoder.Patch(jnp.array(places), jnp.zeros(count, jnp.int32), jnp.ones(count), add_TxD)
+    return decoder.residuals(config, params, x_LxD, patch, places[0], older)[-1, last]
+
+  return jnp.moveaxis(jax.jacrev(final)(jnp.zeros((count, dim))), 0, 1)
+
+
+def embedding(jacobian_ExDxD, s_ExD, o_ExD) -> tuple[np.ndarray, np.ndarray]:
+  """(W, b) from examples."""
+  w_DxD = jacobian_ExDxD.mean(axis=0)
+  return w_DxD, (o_ExD - np.einsum('eij,ej->ei', jacobian_ExDxD, s_ExD)).mean(axis=0)
+
+
+def guess(relation, s_BxD, beta: float) -> np.ndarray:
+  """Final residuals that the embedding expects."""
+  w_DxD, b_D = relation
+  return (beta * s_BxD @ w_DxD.T + b_D).astype(np.float32)
+
+
+def inverse(w_DxD, rank: int) -> np.ndarray:
+  """The pseudo-inverse of the best approximation of that rank."""
+  u, size, v = np.linalg.svd(w_DxD)
+  return v[:rank].T / size[:rank] @ u[:, :rank].T

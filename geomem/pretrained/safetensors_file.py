@@ -1,0 +1,154 @@
+"""safetensors files, one or several: the header is checked against the file's size before use."""
+
+import json
+import math
+import mmap
+import os
+import re
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from geomem.errors import InputError
+
+DTYPES = {
+  'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
+  'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
+}  # fmt: skip
+FLOATS = ('F32', 'F16', 'BF16')
+LONGEST = 32 * 2**20  # bytes of a header
+INDEX = 'model.safetensors.index.json'
+
+
+def read_json(path: Path, most: int = LONGEST):
+  """A JSON object of a believable size, no name twice."""
+  try:
+    with open(path, 'rb') as file:
+      if (size := os.fstat(file.fileno()).st_size) > most:
+        raise InputError(f'{path}: {size:,} bytes; at most {most:,} are believed')
+      return parse_json(file.read())
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read: {error.strerror}') from error
+  except ValueError as error:  # InputError among them
+    raise InputError(f'{path}: {error}' if str(path) not in str(error) else str(error)) from error
+
+
+def parse_json(data: bytes) -> dict:
+  def once(pairs):
+    names = dict(pairs)
+    if len(names) < len(pairs):
+      raise InputError('a name stands there twice')
+    return names
+
+  try:
+    found = json.loads(data.decode(), object_pairs_hook=once)
+  except InputError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'not JSON ({type(error).__name__})') from error
+  if not isinstance(found, dict):
+    raise InputError(f'JSON, but {type(found).__name__} and not an object')
+  return found
+
+
+class Safetensors:
+  """An open file: the tensors' descriptions by name, and their values one at a time."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    try:
+      with open(path, 'rb') as file:
+        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError as error:
+      raise InputError(f'{path}: not a safetensors file: it is empty') from error
+    except OSError as error:
+      raise InputError(f'{path}: cannot be read: {error.strerror}') from error
+    try:
+      self.tensors = self._header()
+    except InputError as error:
+      raise InputError(f'{path}: not a sound safetensors file: {error}') from error
+
+  def _header(self):
+    if len(self._bytes) < 8:
+      raise InputError(f'{len(self._bytes)} bytes are no header')
+    (size,) = struct.unpack('<Q', self._bytes[:8])
+    if size > min(LONGEST, len(self._bytes) - 8):
+      raise InputError(f'a header of {size:,} bytes in a file of {len(self._bytes):,}')
+    header = parse_json(self._bytes[8 : 8 + size])
+    header.pop('__metadata__', None)
+    found = {name: _described(name, about) for name, about in header.items()}
+    end = 0
+    for name, (_, _, start, stop) in sorted(found.items(), key=lambda item: item[1][2:]):
+      if start != end:
+        raise InputError(f'{name!r} starts at {start:,}, where the tensor before ends at {end:,}')
+      end = stop
+    if end != len(self._bytes) - 8 - size:
+      raise InputError(f'tensors of {end:,} bytes, but {len(self._bytes) - 8 - size:,} follow')
+    self._base = 8 + size
+    return found
+
+  def array(self, name: str) -> np.ndarray:
+    """A tensor in float32."""
+    dtype, shape, start, stop = self.tensors[name]
+    if dtype not in FLOATS:
+      raise InputError(f'{self.path}: {name!r} is {dtype}; weights must be {", ".join(FLOATS)}')
+    count = (stop - start) // np.dtype(DTYPES[dtype]).itemsize
+    flat = np.frombuffer(self._bytes, DTYPES[dtype], count, self._base + start)
+    return flat.astype(np.float32).reshape(shape)
+
+
+def _described(name: str, about) -> tuple[str, tuple[int, ...], int, int]:
+  """Dtype, shape, start and end of a tensor, if they agree."""
+  whole = lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 2**63 for n in v)
+  if not isinstance(about, dict) or about.keys() != {'dtype', 'shape', 'data_offsets'}:
+    raise InputError(f'{name[:80]!r} is not described by dtype, shape and data_offsets')
+  dtype, shape, offsets = about['dtype'], about['shape'], about['data_offsets']
+  if not isinstance(dtype, str) or dtype not in DTYPES:
+    raise InputError(f'{name[:80]!r} has dtype {str(dtype)[:40]!r}; known: {", ".join(DTYPES)}')
+  if not whole(shape) or len(shape) > 8 or not whole(offsets) or len(offsets) != 2:
+    raise InputError(f'{name[:80]!r} has a shape or offsets that no tensor has')
+  if math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize != offsets[1] - offsets[0]:
+    raise InputError(f'{name[:80]!r} has shape {shape}, but its bytes are {offsets}')
+  return dtype, tuple(shape), *offsets
+
+
+class Folder:
+  """All tensors of a model's folder, whether in one file or in several that an index lists."""
+
+  def __init__(self, folder: Path):
+    index = folder / INDEX
+    if index.exists():
+      where = read_json(index).get('weight_map')
+      self._where = self._indexed(folder, where)
+    elif (folder / 'model.safetensors').exists():
+      file = Safetensors(folder / 'model.safetensors')
+      self._where = dict.fromkeys(file.tensors, file)
+    else:
+      pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in ('.bin', '.pt', '.pth')]
+      also = f'; {pickles[0]} is a pickle, which can run code and is not read' if pickles else ''
+      raise InputError(f'{folder}: no model.safetensors and no {INDEX}{also}')
+
+  @staticmethod
+  def _indexed(folder: Path, where) -> dict:
+    if not isinstance(where, dict) or not where:
+      raise InputError(f'{folder / INDEX}: no weight_map that says where tensors are')
+    for name in where.values():
+      if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+\.safetensors', name):
+        raise InputError(f'{folder / INDEX}: {str(name)[:80]!r} is not a file of that folder')
+    files = {name: Safetensors(folder / name) for name in sorted(set(where.values()))}
+    for tensor, name in where.items():
+      if tensor not in files[name].tensors:
+        raise InputError(f'{folder / INDEX}: {name} has no {tensor[:80]!r}')
+    return {tensor: files[name] for tensor, name in where.items()}
+
+  @property
+  def names(self):
+    return self._where.keys()
+
+  def shape(self, name: str) -> tuple[int, ...]:
+    return self._where[name].tensors[name][1]
+
+  def array(self, name: str) -> np.ndarray:
+    return self._where[name].array(name)

@@ -1,0 +1,386 @@
+"""The language-model experiment: what is linear is found, nothing leaks, the binary survives.
+
+Most of it runs on tiny random models; what needs the packaged weights is skipped where they are not.
+"""
+
+import csv
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pretrained_models as models
+import pytest
+from absl import flags
+
+from experiments import cli, language_scene, language_swaps, statistics
+from geomem import facts
+from geomem.errors import InputError
+from geomem.pretrained import asking, decoder, linear, load, relational
+
+pytest.importorskip('gguf', reason='the extra lm is not installed')
+pytest.importorskip('tokenizers', reason='the extra lm is not installed')
+FLAGS = flags.FLAGS
+WEIGHTS = pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
+
+
+# --- regressions ----------------------------------------------------------------------------------
+
+
+def planted(seed=0, subjects=90, noise=0.0, both=0.0):
+  """Features of two groups, and vectors that are their sum, and a share of their products."""
+  rng = np.random.default_rng(seed)
+  groups = [np.eye(4)[rng.integers(4, size=subjects)] for _ in range(2)]
+  maps = [rng.standard_normal((4, 40)) for _ in range(2)]
+  y = sum(x @ m for x, m in zip(groups, maps, strict=True)) + 5
+  pairs = (groups[0][:, :, None] * groups[1][:, None]).reshape(subjects, -1)
+  y += both * pairs @ rng.standard_normal((16, 40)) + noise * rng.standard_normal(y.shape)
+  return groups, y, linear.folds(rng, subjects, 5)
+
+
+def explained(kernels, y, fold):
+  guess, mean = linear.held_out(kernels, y, fold)
+  return 1 - ((y - guess) ** 2).sum() / ((y - mean) ** 2).sum()
+
+
+def test_a_planted_superposition_is_found_and_shuffled_ones_are_not():
+  groups, y, fold = planted()
+  kernels = [linear.kernel(x) for x in groups]
+  assert explained([sum(kernels)], y, fold) > 0.98
+  order = np.random.default_rng(1).permutation(len(y))
+  assert explained([sum(linear.kernel(x[order]) for x in groups)], y, fold) < 0.02
+
+
+def test_noise_is_not_explained():
+  groups, y, fold = planted(noise=3.0)
+  clean = planted()[1]
+  share = np.var(clean, axis=0).sum() / np.var(y, axis=0).sum()
+  assert explained([sum(map(linear.kernel, groups))], y, fold) < share + 0.03
+
+
+def test_interactions_are_found_where_they_are_and_only_there():
+  for both, least, most in ((0.0, -0.02, 0.01), (1.5, 0.2, 1.0)):
+    groups, y, fold = planted(both=both)
+    kernels = [linear.kernel(x) for x in groups]
+    gain = explained([sum(kernels), linear.products(kernels)], y, fold)
+    assert least <= gain - explained([sum(kernels)], y, fold) <= most
+
+
+def test_more_features_than_subjects_explain_nothing_that_is_held_out():
+  rng = np.random.default_rng(0)
+  y, fold = rng.standard_normal((60, 30)), linear.folds(rng, 60, 5)
+  assert explained([linear.kernel(rng.standard_normal((60, 500)))], y, fold) < 0.05
+
+
+def test_the_dual_form_is_ridge_regression():
+  rng = np.random.default_rng(0)
+  x, y = rng.standard_normal((50, 6)), rng.standard_normal((50, 3))
+  fit, held, k = np.arange(40), np.arange(40, 50), linear.kernel(x)
+  size = np.trace((x - x.mean(0)) @ (x - x.mean(0)).T) / 50
+  c = x[fit] - x[fit].mean(0)
+  w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
+  expected = (x[held] - x[fit].mean(0)) @ w + y[fit].mean(0)
+  np.testing.assert_allclose(linear._smoother(k, fit, held, 0.3) @ y[fit], expected, atol=1e-5)
+  found = linear.weights(x[fit], y[fit], shares=(0.3,))
+  size = np.trace(c @ c.T) / 40
+  w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
+  np.testing.assert_allclose(found, w, atol=1e-9)
+
+
+def test_the_interval_of_a_ratio():
+  rng = np.random.default_rng(0)
+  bottom = rng.integers(0, 3, 400)
+  top = rng.random(400) * bottom
+  found = statistics.ratio(top, bottom)
+  assert found['value'] == pytest.approx(top.sum() / bottom.sum())
+  assert found['low'] < 0.5 < found['high'] and found['high'] - found['low'] < 0.1
+  assert np.isnan(statistics.ratio([0, 0], [0, 0])['value'])
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_the_tables_are_normalized():
+  for name, subjects, relations in (('countries', 153, 4), ('elements', 103, 3)):
+    table = language_scene.read(
+      name, language_scene.__file__.replace('language_scene.py', f'data/{name}.csv')
+    )
+    assert (len(table.subjects), len(table.relations)) == (subjects, relations)
+    assert all(set(rows) == set(table.subjects) for rows in table.rows.values())
+    assert all(set(frame.after) == set(table.relations) for frame in table.frames)
+    values = [v for rows in table.rows.values() for all_ in rows.values() for v in all_]
+    assert all(v == v.strip() and v.isprintable() for v in values)
+    assert not {'Bangla', 'Burma', 'Swaziland', 'Nur-Sultan', 'Bujumbura', 'Americas'} & {
+      *values,
+      *table.subjects,
+    }
+  table = facts.read_many(
+    language_scene.__file__.replace('language_scene.py', 'data/countries.csv')
+  )
+  assert table['language']['Switzerland'] == ('German', 'French', 'Italian')
+  assert table['continent']['Turkey'] == ('Asia', 'Europe')
+
+
+def test_several_rows_are_several_answers(tmp_path):
+  (tmp_path / 'x.csv').write_text('subject,relation,attribute\na,r,x\na,r,y\na,r,x\nb,q,z\n')
+  assert facts.read_many(tmp_path / 'x.csv') == {'r': {'a': ('x', 'y')}, 'q': {'b': ('z',)}}
+
+
+# --- a tiny model ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A random model, and a table of made-up facts with holes and several values."""
+  place = tmp_path_factory.mktemp('language')
+  models.write(place / 'tiny', 'gpt_neox')
+  about = {**models.config('gpt_neox'), 'max_position_embeddings': 128}
+  (place / 'tiny' / 'config.json').write_text(json.dumps(about))
+  rng = np.random.default_rng(0)
+  rows = [('subject', 'relation', 'attribute')]
+  for i in range(24):
+    name = ''.join(rng.choice(list('aeioubdk'), 4))
+    rows.append((f'{name} {i}', 'colour', ['red', 'green', 'blue'][i % 3]))
+    if i % 5:
+      rows.append((f'{name} {i}', 'shape', ['round', 'flat'][i % 2]))
+    if i % 7 == 0:
+      rows.append((f'{name} {i}', 'shape', 'odd'))
+  with open(place / 'facts.csv', 'w', newline='') as file:
+    csv.writer(file).writerows(rows)
+  return place
+
+
+@pytest.fixture(scope='module')
+def scene(place):
+  model = load.load(place / 'tiny')
+  table = language_scene.read('own', place / 'facts.csv')
+  scene = language_scene.Scene(asking.Asker(model), table, 0, (1, 2))
+  scene.seen = scene.observe()
+  return scene
+
+
+def whole(scene, s, r):
+  """Residuals of the whole prompt at once, its subject's position and its end."""
+  words = scene.table.frames[0]
+  subject = scene.table.subjects[s]
+  text = words.before + subject + words.after[scene.table.relations[r]]
+  model = scene.asker.model
+  x_LxD = decoder.embed(model.config, model.params, jnp.array(model.tokenizer.encode(text)))
+  position = len(model.tokenizer.encode(words.before + subject)) - 1
+  return np.asarray(
+    jax.jit(lambda p, x: decoder.residuals(model.config, p, x))(model.params, x_LxD)
+  ), position
+
+
+def test_prompts_that_are_cut_say_what_whole_ones_say(scene):
+  for s, r in ((0, 0), (7, 1)):
+    x_TxLxD, position = whole(scene, s, r)
+    assert position > 0
+    np.testing.assert_allclose(scene.seen['read'][s], x_TxLxD[:, position], atol=2e-5)
+    np.testing.assert_allclose(scene.seen['end'][s, r], x_TxLxD[-1, -1], atol=2e-5)
+
+
+def test_no_change_changes_no_bit_and_a_donor_brings_all(scene):
+  subjects = np.arange(24)
+  zero = np.zeros((24, scene.seen['read'].shape[-1]), np.float32)
+  np.testing.assert_array_equal(scene.changed(1, subjects, 2, 1.0, zero), scene.seen['end'][:, 1])
+  same = scene.changed(1, subjects, 1, 0.0, scene.seen['read'][:, 1])
+  np.testing.assert_array_equal(same, scene.seen['end'][:, 1])
+  spread = scene.changed(1, subjects, np.arange(24) % 4, 0.0,
+                         scene.seen['read'][subjects, np.arange(24) % 4], first=0)  # fmt: skip
+  np.testing.assert_array_equal(spread, scene.seen['end'][:, 1])
+  other = scene.changed(0, subjects, 2, 0.0, scene.seen['read'][::-1, 2])
+  assert (np.abs(other - scene.seen['end'][:, 0]).max(axis=1) > 1e-4).all()
+
+
+def test_the_jacobian_is_the_slope_of_a_change(scene):
+  rng = np.random.default_rng(0)
+  (jacobian_DxD,) = scene.jacobian(0, 3, (1,))
+  step = rng.standard_normal((1, len(jacobian_DxD))).astype(np.float32) * 1e-2
+  three = np.array([3])
+  ends = [scene.changed(0, three, 1, 1.0, sign * step)[0] for sign in (1, -1)]
+  np.testing.assert_allclose((ends[0] - ends[1]) / 2, step[0] @ jacobian_DxD.T, atol=2e-4)
+
+
+def test_a_relational_embedding_of_an_affine_model_is_the_model():
+  rng = np.random.default_rng(0)
+  w, b = rng.standard_normal((8, 8)), rng.standard_normal(8)
+  s = rng.standard_normal((5, 8))
+  found = relational.embedding(np.stack([w] * 5), s, s @ w.T + b)
+  np.testing.assert_allclose(relational.guess(found, s, 1.0), s @ w.T + b, atol=1e-5)
+  np.testing.assert_allclose(relational.inverse(w, 8), np.linalg.pinv(w), atol=1e-9)
+  assert np.linalg.matrix_rank(relational.inverse(w, 3)) == 3
+
+
+def test_the_subject_is_never_first_and_must_end_in_a_token(scene):
+  assert (scene.prompts.count_S > 0).all()
+  first = asking.Frame('', {'colour': ' is', 'shape': ' is'})
+  with pytest.raises(InputError, match='after the first'):
+    asking.prompts(scene.asker.model, ('a', 'b'), ('colour', 'shape'), first)
+  long = asking.Frame('x' * 500, {'colour': ' is', 'shape': ' is'})
+  with pytest.raises(InputError, match='the model reads'):
+    asking.prompts(scene.asker.model, ('abc',), ('colour',), long)
+
+
+def test_the_three_groups_are_apart_and_swaps_change_the_answer(scene):
+  groups = language_swaps.split(3, 24)
+  assert sorted(np.concatenate(groups)) == list(range(24))
+  known = {**scene.seen, 'known': np.ones_like(scene.seen['known'])}
+  scene.seen, kept = known, scene.seen
+  try:
+    for swaps in language_swaps.draw(scene, 0, groups[0], groups[2]):
+      relation = scene.relations[swaps.r]
+      own = relation.right_SxA[swaps.subject_W]
+      token = relation.token_A[swaps.wanted_W]
+      assert set(swaps.subject_W) <= set(groups[2])
+      assert not ((relation.token_A[None] == token[:, None]) & own).any()
+      assert scene.shared(swaps.r, groups[0])[swaps.wanted_W].all()
+      mover = language_swaps.Mover(scene, 0, groups[0], 2)
+      lengths = [np.linalg.norm(mover.move(arm, swaps), axis=1) for arm in
+                 ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
+      np.testing.assert_allclose(lengths[1:], [lengths[0]] * 2, rtol=1e-6)
+  finally:
+    scene.seen = kept
+
+
+def test_fits_do_not_see_the_subjects_they_are_judged_on(scene):
+  """Other residuals and facts of those who are not fitted to leave every map as it was."""
+  fit_T = language_swaps.split(3, 24)[0]
+  swaps = language_swaps.Swaps(0, fit_T[:3], np.array([0, 1, 2]))
+  before = language_swaps.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
+  others = np.setdiff1d(np.arange(24), fit_T)
+  kept = scene.seen['read'].copy()
+  try:
+    scene.seen['read'] = scene.seen['read'].copy()
+    scene.seen['read'][others] += 100
+    after = language_swaps.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
+  finally:
+    scene.seen['read'] = kept
+  np.testing.assert_array_equal(before, after)
+
+
+# --- the binary -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+  monkeypatch.setattr(cli, 'keep_compiled', lambda folder: None)
+
+
+def run(folder, *arguments):
+  binary = importlib.import_module('experiments.language_model')
+  FLAGS.unparse_flags()
+  FLAGS(['language_model', f'--workdir={folder}', '--save_seconds=0', *arguments])
+  binary.main(['language_model'])
+  return json.loads((folder / 'results.json').read_text())
+
+
+def own(place):
+  return f'--model={place / "tiny"}', f'--table={place / "facts.csv"}', '--scale=smoke'
+
+
+@pytest.fixture(scope='module')
+def whole_run(place):
+  """A run of the tiny model that nothing interrupted."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cli, 'keep_compiled', lambda folder: None)
+    return run(place / 'run', *own(place))
+
+
+def test_any_model_and_table_are_measured_drawn_and_answered_again(place, whole_run, capsys):
+  fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
+  assert all(fields <= set(record) for record in whole_run)
+  assert {(r['model'], r['table']) for r in whole_run} == {('tiny', 'own')}
+  drawn = (place / 'run' / 'language_model.png').read_bytes()
+  before = (place / 'run' / 'results.json').read_bytes()
+  run(place / 'run', *own(place))
+  assert (place / 'run' / 'results.json').read_bytes() == before
+  (place / 'run' / 'language_model.png').unlink()
+  FLAGS.unparse_flags()
+  FLAGS(['language_model', f'--workdir={place / "run"}', '--redraw'])
+  importlib.import_module('experiments.language_model').main(['language_model'])
+  assert (place / 'run' / 'language_model.png').read_bytes() == drawn
+  assert 'figure: ' in capsys.readouterr().out
+
+
+def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, whole_run, monkeypatch):
+  binary = importlib.import_module('experiments.language_model')
+
+  def interrupt(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(binary.language_structure, 'readout', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+      run(place / 'cut', *own(place))
+  assert list((place / 'cut').glob('checkpoints/*'))
+  with monkeypatch.context() as patch:
+    patch.setattr(binary.language_structure, 'superposition', interrupt)  # it is known by now
+    assert run(place / 'cut', *own(place)) == whole_run
+  with pytest.raises(InputError, match='holds another run'):
+    run(place / 'cut', '--seed=1', *own(place))
+
+
+BAD = (
+  ('--model=nowhere', 'nowhere: no such model'),
+  ('--model=bare', 'no config.json'),
+  ('--model=weights.bin', 'pickles are not read'),
+  ('--table=nowhere.csv', 'nowhere.csv: cannot be read'),
+  ('--table=few.csv', 'at least 16'),
+  ('--table=broken.csv', 'is not three names'),
+  ('--scale=huge', 'value should be one of'),
+  ('--seed=-1', 'non-negative'),
+  ('--redraw --model=tiny', 'contradict'),
+  ('now', 'unexpected argument'),
+)
+
+
+@pytest.mark.parametrize(('arguments', 'told'), BAD)
+def test_bad_input_is_refused_in_one_line(arguments, told, place, monkeypatch, capsys):
+  monkeypatch.chdir(place)
+  (place / 'bare').mkdir(exist_ok=True)
+  (place / 'weights.bin').write_bytes(b'\x80\x04')
+  (place / 'few.csv').write_text('a,r,x\nb,r,y\n')
+  (place / 'broken.csv').write_text('a;r;x\n')
+  binary = importlib.import_module('experiments.language_model')
+  FLAGS.unparse_flags()
+  rest = {'--table': '--table=facts.csv', '--model': '--model=tiny'}
+  rest = [
+    whole
+    for name, whole in rest.items()
+    if not {name, '--redraw'} & set(arguments.replace('=', ' ').split())
+  ]
+  monkeypatch.setattr('sys.argv', ['language_model', '--workdir=bad', *rest, *arguments.split()])
+  with pytest.raises(SystemExit) as leaving:
+    cli.run(binary.main)
+  err = capsys.readouterr().err
+  assert leaving.value.code == 2 and told in err
+  assert err.startswith('error: ') and err.count('\n') == 1 and not (place / 'bad').exists()
+
+
+def _nothing(*_):
+  return []
+
+
+@WEIGHTS
+def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch):
+  relational = importlib.import_module('experiments.language_relational')
+  monkeypatch.setattr(relational, 'measure', _nothing)  # costly, and tested on a tiny model
+  jax.config.update('jax_disable_most_optimizations', False)  # much arithmetic in few programs
+  try:
+    records = run(tmp_path, '--scale=smoke')
+  finally:
+    jax.config.update('jax_disable_most_optimizations', True)
+  of = lambda name, **about: [
+    r['value'] for r in records
+    if r['measurement'] == name and all(r[k] == v for k, v in about.items())
+  ]  # fmt: skip
+  for relation in ('continent', 'capital', 'language', 'demonym'):
+    assert of('known', relation=relation, control=None)[0] > 0.5
+  last = max(r['place'] for r in records if r['measurement'] == 'donor answer')
+  assert np.mean(of('donor answer', place=0)) > 0.6 and np.mean(of('own answer', place=0)) < 0.4
+  assert of('donor answer', place=last) == [0] * 4 and of('own answer', place=last) == [1] * 4
+  assert max(of('R2', control='shuffled facts')) < 0.05
+  assert len([r for r in records if r['measurement'] == 'example']) > 3
+  assert '→' in (tmp_path / 'examples.txt').read_text()

@@ -1,0 +1,145 @@
+"""The packaged language model: what another implementation says, frozen; patches; where a fact lies.
+
+Skipped where the weights are not installed; the files themselves are tested in test_pretrained_files.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pretrained_reference as reference
+import pytest
+
+from geomem.pretrained import decoder, load
+
+pytestmark = pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
+
+
+@pytest.fixture(scope='module')
+def model():
+  return load.load()
+
+
+@pytest.fixture(scope='module')
+def frozen():
+  return np.load(reference.FILE)
+
+
+@pytest.fixture(scope='module')
+def run(model):
+  """Residuals BxTxLxD of prompts of one length, patched or not."""
+
+  @jax.jit
+  def run(params, tokens_BxL, patch):
+    def one(tokens_L, patch):
+      x_LxD = decoder.embed(model.config, params, tokens_L)
+      return decoder.residuals(model.config, params, x_LxD, patch)
+
+    return jax.vmap(one)(tokens_BxL, patch)
+
+  return lambda tokens_BxL, patch=None: run(model.params, jnp.array(tokens_BxL), patch)
+
+
+def said(model, x_LxD):
+  one = lambda params, x_D: decoder.logits(model.config, params, x_D)
+  return np.asarray(jax.jit(jax.vmap(one, (None, 0)))(model.params, x_LxD), np.float64)
+
+
+def test_token_ids_are_the_references(model, frozen):
+  for text, ids in zip(reference.STRINGS, frozen['ids'], strict=True):
+    assert model.tokenizer.encode(text) == json.loads(str(ids))
+    assert model.tokenizer.decode(json.loads(str(ids))) == text
+  assert model.tokenizer.encode(reference.PARAGRAPH) == frozen['paragraph'].tolist()
+
+
+def test_logits_and_perplexity_are_the_references(model, frozen, run):
+  ids = frozen['paragraph']
+  logits_LxV = said(model, run(ids[None])[0, -1])
+  assert len(frozen['logits']) == 160
+  np.testing.assert_allclose(logits_LxV[:160, reference.SHOWN], frozen['logits'], atol=1e-3, rtol=0)
+  sums_L = np.logaddexp.reduce(logits_LxV, axis=1)
+  np.testing.assert_allclose(sums_L[:160], frozen['sums'], atol=1e-3, rtol=0)
+  told = logits_LxV[np.arange(len(ids) - 1), ids[1:]] - sums_L[:-1]
+  assert abs(np.exp(-told.mean()) - float(frozen['perplexity'])) < 0.1
+
+
+PROMPTS = (
+  'Here are some facts about Japan. The country lies in',
+  'Here are some facts about Nigeria. The country lies in',
+)
+WANTED = (' Asia', ' Africa')
+
+
+@pytest.fixture(scope='module')
+def prompts(model):
+  ids = [model.tokenizer.encode(text) for text in PROMPTS]
+  at = [model.tokenizer.spans(text).index((25, 25 + len(name))) for text, name in
+        zip(PROMPTS, (' Japan', ' Nigeria'), strict=True)]  # fmt: skip
+  assert len(ids[0]) == len(ids[1]) and at[0] == at[1] > 0
+  return np.array(ids), at[0]
+
+
+def patched(places, position, keep, add_BxD):
+  ones = lambda value: jnp.full((len(places), 1), value)
+  return decoder.Patch(
+    jnp.array(places)[:, None], ones(position), ones(float(keep)), jnp.asarray(add_BxD)[:, None]
+  )
+
+
+def test_a_patch_of_nothing_changes_no_bit(run, prompts):
+  ids, position = prompts
+  plain = np.asarray(run(ids))
+  dim = plain.shape[-1]
+  nothing = patched([7, 30], position, 1, np.zeros((2, dim), np.float32))
+  nowhere = patched([99, -1], position, 0, np.ones((2, dim), np.float32))
+  same = patched([7, 7], position, 0, plain[:, 7, position])
+  for patch in (nothing, nowhere, same):
+    np.testing.assert_array_equal(np.asarray(run(ids, patch)), plain)
+
+
+def test_a_patch_changes_what_comes_after_and_nothing_before(run, prompts):
+  ids, position = prompts
+  plain = np.asarray(run(ids))
+  x = np.asarray(run(ids, patched([9, 0], position, 1, np.ones((2, plain.shape[-1]), np.float32))))
+  np.testing.assert_array_equal(x[0, :9], plain[0, :9])
+  np.testing.assert_array_equal(x[:, :, :position], plain[:, :, :position])
+  assert (np.abs(x[0, 10:, position + 1 :] - plain[0, 10:, position + 1 :]).max(-1) > 0).all()
+
+
+def test_going_on_from_the_middle_is_the_same(model, run, prompts):
+  plain = np.asarray(run(prompts[0]))
+  onward = lambda params, x_LxD: decoder.residuals(model.config, params, x_LxD, first=18)
+  onward = jax.jit(jax.vmap(onward, (None, 0)))(model.params, plain[:, 18])
+  np.testing.assert_allclose(onward[:, -1], plain[:, -1], atol=2e-3 * np.abs(plain[:, -1]).max())
+
+
+@pytest.mark.parametrize('place, moved', [(6, True), (18, True), (26, False), (30, False)])
+def test_a_donors_vector_brings_its_fact_until_the_fact_has_left(model, run, prompts, place, moved):
+  ids, position = prompts
+  plain = np.asarray(run(ids))
+  x = np.asarray(run(ids, patched([place] * 2, position, 0, plain[::-1, place, position])))
+  names = [model.tokenizer.encode(text)[0] for text in WANTED]
+  margin = lambda x: said(model, x[:, -1, -1])[:, names] @ [1, -1]
+  before, after = margin(plain), margin(x)
+  assert before[0] > 0 > before[1]
+  assert (after[0] < 0 < after[1]) if moved else (after[0] > 0 > after[1])
+
+
+def test_gradients_of_a_patch_are_its_effect(model, prompts):
+  """The Jacobian by which relational embeddings are made, against a small change."""
+  tokens_L, position = jnp.array(prompts[0][0]), prompts[1]
+  x_LxD = decoder.embed(model.config, model.params, tokens_L)
+
+  @jax.jit
+  def last(add_D, params):
+    patch = decoder.Patch(jnp.array([6]), jnp.array([position]), jnp.ones(1), add_D[None])
+    x_TxLxD = decoder.residuals(model.config, params, x_LxD, patch)
+    return jnp.sum(x_TxLxD[-1, -1] * jnp.sin(jnp.arange(x_LxD.shape[1], dtype=jnp.float32)))
+
+  direction_D = jnp.cos(jnp.arange(x_LxD.shape[1], dtype=jnp.float32))
+  slope = float(jax.jit(jax.grad(last))(jnp.zeros_like(direction_D), model.params) @ direction_D)
+  step = (
+    float(last(0.05 * direction_D, model.params) - last(-0.05 * direction_D, model.params)) / 0.1
+  )
+  assert slope == pytest.approx(step, rel=0.02, abs=0.02)
