@@ -92,8 +92,8 @@ PRESETS = {
   ),
   'laptop': Setting(
     1024, 4,
-    (*plain(32, 48, (0.0, 0.3, 1.0), 4000), Kind('under noise', 128, 128, 1.0, 1000, **NOISY),
-     Kind('fixed embeddings', 64, 512, 0.01, 4000, **FIXED)), 256, 5,
+    (*plain(32, 48, (0.0, 0.3, 1.0), 2000), Kind('under noise', 128, 128, 1.0, 1000, **NOISY),
+     Kind('fixed embeddings', 64, 512, 0.01, 2000, **FIXED)), 256, 5,
   ),
   'accelerator': Setting(
     4096, 4,
