@@ -161,7 +161,7 @@ def around(base: Case, **changes) -> tuple[Case, ...]:
   )
 
 
-PAIR, QUADRUPLE, OCTUPLE = Case(512, 2, 96, 64), Case(1024, 4, 160, 128), Case(1024, 8, 384, 256)
+PAIR, QUADRUPLE, OCTUPLE = Case(512, 2, 64, 64), Case(1024, 4, 160, 128), Case(1024, 8, 384, 256)
 PRESETS = {
   'smoke': Setting(
     (Case(24, 2, 8, 12), Case(24, 2, 8, 12, model='untrained'), Case(24, 2, 0, 0, model='constructed')),
@@ -169,8 +169,8 @@ PRESETS = {
   ),
   'laptop': Setting(
     (
-      *around(PAIR, unembedding=('trained',), dim=(32, 64), width=(16, 256), weight_decay=(0.1,),
-              noise=(0.0,), haste=(1.0,), subjects=(128,), model=('untrained', 'constructed')),
+      *around(PAIR, unembedding=('trained',), dim=(32, 96), width=(16, 256), weight_decay=(0.1,),
+              noise=(0.0,), haste=(1.0,), attention=('trained',), subjects=(128,), model=('untrained', 'constructed')),
       dataclasses.replace(PAIR, width=512, weight_decay=0.01, noise=0.0, haste=1.0, model='associative'),
     ),
     800, 300, 300, 5,

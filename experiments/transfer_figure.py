@@ -60,7 +60,9 @@ def differs(case: dict, base: dict) -> list[str]:
 
 def plain(case: dict, base: dict | None) -> str:
   """What a case is; of one that varies another, in what it differs."""
-  if base is None or case['model'] in ('associative', 'constructed'):
+  if base and case['model'] in ('associative', 'constructed'):
+    return f'R = {case["relations"]}, {case["model"]}, d = {case["dim"]}, F = {case["width"]}'
+  if base is None:
     sizes = ', '.join(f'{SHORT[name]} = {case[name]:,}' for name in NAMES[1:5])
     return sizes if case['model'] == 'trained' else f'{case["model"]}, {sizes}'
   parts = []
@@ -91,7 +93,7 @@ def _cases(ax, cases):
   ax.axvline(0.95, color=figures.GREY, linestyle='--', linewidth=1)
   ax.set(xlabel='right answers on new bijections', xlim=(-0.03, 1.03), title='freeze and swap')
   ax.set_ylim(0.4, len(cases) + 0.6)
-  ax.legend(fontsize=6, loc='lower center', bbox_to_anchor=(0.3, -0.2), ncol=3, columnspacing=0.8)
+  ax.legend(fontsize=6, loc='lower center', bbox_to_anchor=(0.2, -0.16), ncol=3, columnspacing=0.8)
 
 
 def _at(name: str, r: dict) -> float:
