@@ -178,8 +178,9 @@ PRESETS = {
   'accelerator': Setting(
     (
       *around(PAIR, unembedding=('trained',)),
-      *around(QUADRUPLE, unembedding=('trained',), noise=(0.0,), haste=(1.0,), attention=('trained',), dim=(96,)),
-      *around(OCTUPLE, unembedding=('trained',)),
+      *around(QUADRUPLE, unembedding=('trained',), noise=(0.0,), haste=(1.0,), attention=('trained',), dim=(96,),
+              model=('untrained',)),
+      *around(OCTUPLE, unembedding=('trained',), model=('untrained',)),
     ),
     1000, 800, 300, 5,
   ),
