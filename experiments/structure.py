@@ -8,7 +8,7 @@ attributes among all N; each hidden unit keeps to one relation; moving an embedd
 changes that one answer. All of it is clearer where the embeddings were learned fast and under noise
 (`experiments.transfer`). Controls: models that are untrained, or learned with fixed random
 embeddings, maps fitted to shuffled facts, random directions and random units; and a constructed
-selector, for which every score must be perfect. Four minutes on two cores.
+selector, for which every score must be perfect. Five minutes on two cores.
 """
 
 import dataclasses
@@ -92,8 +92,8 @@ PRESETS = {
   ),
   'laptop': Setting(
     1024, 4,
-    (*plain(32, 48, (0.0, 0.3, 1.0), 2000), Kind('under noise', 128, 128, 1.0, 1000, **NOISY),
-     Kind('fixed embeddings', 64, 512, 0.01, 2000, **FIXED)), 256, 5,
+    (*plain(32, 48, (0.0, 0.3, 1.0), 1600), Kind('under noise', 128, 128, 1.0, 1000, **NOISY),
+     Kind('fixed embeddings', 64, 384, 0.01, 1600, **FIXED)), 256, 5,
   ),
   'accelerator': Setting(
     4096, 4,

@@ -12,7 +12,7 @@ MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder) -> list:
   """Four panels; every seed a mark, means joined."""
-  figure, panels = figures.new(11.6, 2.9, 1, 4)
+  figure, panels = figures.new(12, 3.8, 1, 4)
   decays = {r['weight_decay'] for r in records if r['model'] == 'trained'}
   records_of = lambda name: [
     r
@@ -125,7 +125,7 @@ def _doses(ax, models):
     ylim=(-0.03, 1.03),
   )
   ax.set_title('swapping one attribute')
-  ax.legend(fontsize=6)
+  ax.legend(fontsize=6, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncol=2)
 
 
 def _cuts(ax, models):
@@ -146,4 +146,4 @@ def _cuts(ax, models):
     range(len(bars)), [label for *_, label in bars], rotation=25, ha='right', fontsize=6
   )
   ax.set(ylabel='right answers', ylim=(0, 1.03), title='cuts and patches')
-  ax.legend(fontsize=6)
+  ax.legend(fontsize=6, loc='upper center', bbox_to_anchor=(0.4, -0.28), ncol=3)
