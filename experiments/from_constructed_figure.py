@@ -9,6 +9,7 @@ PANELS = {
   'accuracy': 'accuracy',
   'loss': 'loss',
   'aligned': 'linear in the built ones, $R^2$',
+  'superposition': 'superposition of its own, $R^2$',
   'moved': 'moved, share of the start',
 }
 
@@ -17,7 +18,7 @@ PANELS = {
 def draw(records: list[dict], folder) -> list:
   """A row a construction, a panel a measure; colour the start, dashes the weight decay; means and ranges."""
   names = list(dict.fromkeys(r['construction'] for r in records))
-  figure, panels = figures.new(11.6, 2.6 * len(names), len(names), len(PANELS), squeeze=False)
+  figure, panels = figures.new(14, 2.6 * len(names), len(names), len(PANELS), squeeze=False)
   starts = list(dict.fromkeys(r['start'] for r in records))
   decays = sorted({r['weight_decay'] for r in records})
   for row, name in zip(panels, names, strict=True):
