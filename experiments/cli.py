@@ -1,6 +1,7 @@
 """What every binary shares: flags of the same name, errors in one line, records, tables, progress."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -192,11 +193,14 @@ def write_text(path: Path, text: str):
 def write_results(
   folder: Path, records: Sequence[dict], name: str = 'results.json', about: dict | None = None
 ):
-  """A flat list of records, or it and what they are about; what is no number in JSON (∞) becomes null."""
+  """Records, one a line, or these and what they are about; what is no number in JSON (∞) becomes null."""
   finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
   records = [{key: finite(value) for key, value in record.items()} for record in records]
-  written = {'about': about, 'records': records} if about else records
-  write_text(Path(folder) / name, json.dumps(written, indent=1, allow_nan=False) + '\n')
+  dumped = functools.partial(json.dumps, allow_nan=False)
+  text = '[' + ','.join(f'\n{dumped(record)}' for record in records) + '\n]'
+  if about:
+    text = f'{{"about": {dumped(about)},\n"records": {text}}}'
+  write_text(Path(folder) / name, text + '\n')
 
 
 def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
