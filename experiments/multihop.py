@@ -3,7 +3,7 @@
   python -m experiments.multihop
 
 Models are trained on all N·R^k queries of k hops: to answer at once (direct), to name every subject
-on the way (chain), or with the way shown and the last answer alone trained (last). Expected: without
+on the way (chain), or with the way shown and the last answer alone trained and asked for (last). Expected: without
 chain of thought the width that is needed grows exponentially in k, or depth and width together hold
 N·R facts; with it one layer and an embedding that does not depend on k are enough. The trained
 models are then rounded to the fewest bits a weight at which they stay at 0.99, and stand in the
@@ -79,8 +79,10 @@ def scores(config: Config, recipe: Recipe, params, job):
   """Accuracy at the hops trained on, at one more, and the bits a weight needs for the first."""
   right = functools.partial(train.accuracy, config, recipe, job)
   longer = dataclasses.replace(recipe, hops=recipe.hops + 1)
+  alone = dataclasses.replace(recipe, loss='chain') if recipe.chain_of_thought else recipe
   return {
     'accuracy': right(params),
+    'alone': train.accuracy(config, alone, job, params),
     'one_more': train.accuracy(config, longer, job, params),
     'bits': rounding.bits_needed(right, params),
   }
@@ -105,7 +107,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
         {
           'claim': 7, 'kind': 'trained', 'measurement': 'accuracy', 'mode': mode, 'hops': hops, 'depth': depth,
           'subjects': setting.subjects, 'relations': setting.relations, 'dim': task.config.dim,
-          'width': task.config.blocks[0].hidden[0], 'seed': task.seed, 'value': float(found['accuracy'][i]),
+          'width': task.config.blocks[0].hidden[0], 'seed': task.seed, 'value': float(found['accuracy'][i]), 'alone': float(found['alone'][i]),
           'one_more': float(found['one_more'][i]), **_bits(task.config, int(found['bits'][i])),
         }
         for i, task in enumerate(tasks)

@@ -57,7 +57,12 @@ def take(name: str, folder: Path):
   records = cli.read_results(folder)
   about = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   command = f'python -m experiments.{name} --scale={about["scale"]}'
-  about = {'command': command, **{key: about[key] for key in ('device', 'versions')}}
+  if about.get('first'):
+    command += f' --seed={about["first"]}'
+  if about.get('seeds', about['setting'].get('seeds')) != about['setting'].get('seeds'):
+    command += f' --seeds={about["seeds"]}'
+  known = {key: about[key] for key in ('device', 'versions', 'setting')}
+  about = {'command': command, **known}
   cli.write_results(RESULTS, records, f'{name}.json', about)
 
 

@@ -5,8 +5,8 @@
 Expected: with weight decay 1 the sum of one linear map a relation explains at least 0.8 of the
 embeddings of subjects that it was not fitted to, and linear maps back find at least 0.95 of their
 attributes among all N; each hidden unit keeps to one relation; moving an embedding along one map
-changes that one answer. All of it is clearer where the embeddings were learned fast and under noise
-(`experiments.transfer`). Controls: models that are untrained, or learned with fixed random
+changes that one answer. All of it is clearer in models trained as `experiments.transfer` does.
+Controls: models that are untrained, or learned with fixed random
 embeddings, maps fitted to shuffled facts, random directions and random units; and a constructed
 selector, for which every score must be perfect. Five minutes on two cores.
 """
@@ -31,6 +31,7 @@ fitting.define('structure')
 
 COLUMNS = (
   'model',
+  'dim',
   'weight_decay',
   'measurement',
   'control',
@@ -40,6 +41,8 @@ COLUMNS = (
   'least',
   'most',
 )
+LEARNED = ('trained', 'trained for transfer')
+LOOKED = 2**31  # sets the random numbers of looking apart from those of training
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -68,7 +71,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """The first kind is also looked at untrained."""
+  """Every size of the learned kinds is also looked at untrained."""
 
   subjects: int
   relations: int
@@ -82,22 +85,22 @@ def plain(dim: int, width: int, decays, steps: int) -> tuple[Kind, ...]:
   return tuple(Kind('trained', dim, width, decay, steps) for decay in decays)
 
 
-NOISY = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': building.LOOK}
+FOR_TRANSFER = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': building.LOOK}
 FIXED = {'frozen': ('embed/subjects', 'unembed')}  # the facts must go into the weights: larger ones
 PRESETS = {
   'smoke': Setting(
     24, 2,
-    (*plain(8, 12, (0.0, 1.0), 60), Kind('under noise', 8, 12, 1.0, 60, **NOISY),
+    (*plain(8, 12, (0.0, 1.0), 60), Kind('trained for transfer', 8, 12, 1.0, 60, **FOR_TRANSFER),
      Kind('fixed embeddings', 8, 32, 0.01, 60, **FIXED)), 8, 1,
   ),
   'laptop': Setting(
     1024, 4,
-    (*plain(32, 48, (0.0, 0.3, 1.0), 1600), Kind('under noise', 128, 128, 1.0, 1000, **NOISY),
+    (*plain(32, 48, (0.0, 0.3, 1.0), 1600), Kind('trained for transfer', 128, 128, 1.0, 1000, **FOR_TRANSFER),
      Kind('fixed embeddings', 64, 384, 0.01, 1600, **FIXED)), 256, 5,
   ),
   'accelerator': Setting(
     4096, 4,
-    (*plain(64, 64, (0.0, 0.1, 0.3, 1.0, 3.0), 8000), Kind('under noise', 256, 128, 1.0, 2000, **NOISY),
+    (*plain(64, 64, (0.0, 0.1, 0.3, 1.0, 3.0), 8000), Kind('trained for transfer', 256, 128, 1.0, 2000, **FOR_TRANSFER),
      Kind('fixed embeddings', 128, 1024, 0.01, 8000, **FIXED)), 1024, 20,
   ),
 }  # fmt: skip
@@ -106,7 +109,7 @@ PRESETS = {
 def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.key(job.seed), 6)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(job.seed), LOOKED), 6)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = answers_RxN.T[held_S]
@@ -171,33 +174,37 @@ def _patches(config, params, e_SxD, targets_SxR, mean_RxD, key):
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
   """Records of all models."""
   table = functools.partial(building.bijections, setting.subjects, setting.relations)
-  groups = [
-    (kind.name, kind.recipe(setting.batch), [kind.task(table(seed), seed) for seed in seeds], True)
-    for kind in setting.kinds
-  ]
-  _, recipe, fresh, _ = groups[0]
+  of_kind = lambda name, kind, trained: (
+    name, kind.recipe(setting.batch), [kind.task(table(seed), seed) for seed in seeds], trained
+  )  # fmt: skip
+  groups = [of_kind(kind.name, kind, True) for kind in setting.kinds]
+  sizes = {(kind.dim, kind.width): kind for kind in setting.kinds if kind.name in LEARNED}
+  groups += [of_kind('untrained', kind, False) for kind in sizes.values()]
   selectors = [registry.build('selector', table(seed)) for seed in seeds]
   built = [
     sweep.Task(b.config, b.facts, seed=seed, params=b.params)
     for seed, b in zip(seeds, selectors, strict=True)
   ]
-  groups += [('untrained', recipe, fresh, False), ('constructed', recipe, built, False)]
+  groups.append(('constructed', Recipe(), built, False))
   records = []
   for name, recipe, tasks, trained in groups:
     shuffled = np.stack([table(seed, other=True).answers_RxN for seed in seeds])
     one = functools.partial(scores, tasks[0].config)
     found = fitter.measured(recipe, tasks, one, shuffled, trained=trained)
     for i, task in enumerate(tasks):
-      records += _records(name, task, {key: value[i] for key, value in found.items()}, seeds[0])
+      how = {'weight_decay': task.weight_decay, 'noise': recipe.noise, 'haste': recipe.haste}
+      about = {'model': name, **(how if trained else dict.fromkeys(how))}
+      values = {key: value[i] for key, value in found.items()}
+      records += _records(about, task, values, seeds[0])
   return records
 
 
-def _records(name: str, task: sweep.Task, values: dict, first: int) -> list[dict]:
+def _records(about: dict, task: sweep.Task, values: dict, first: int) -> list[dict]:
   """One for every number; of single units only those of the first seed."""
   c = task.config
-  about = {
-    'model': name, 'seed': task.seed, 'subjects': c.subjects, 'relations': c.relations, 'dim': c.dim,
-    'width': c.blocks[0].hidden[0], 'weight_decay': task.weight_decay if name in LEARNED else None,
+  about |= {
+    'seed': task.seed, 'subjects': c.subjects, 'relations': c.relations, 'dim': c.dim,
+    'width': c.blocks[0].hidden[0],
   }  # fmt: skip
   records = []
   for key, value in values.items():
@@ -213,60 +220,74 @@ def _records(name: str, task: sweep.Task, values: dict, first: int) -> list[dict
   return records
 
 
-LEARNED = ('trained', 'under noise')
 CLAIMS = {'accuracy': 2, 'superposition': 2, 'readout': 3}
 
 
 def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds; of the doses, two."""
   records = [r for r in records if r['unit'] is None and r['dose'] in (None, 1.0, 1.5)]
-  names = 'model', 'weight_decay', 'measurement', 'control', 'dose'
+  names = 'model', 'dim', 'weight_decay', 'measurement', 'control', 'dose'
   return statistics.over_seeds(records, *names)
 
 
+SCORES = (  # measurement, in words, at least, at most, the control of the same model
+  ('accuracy', 'right answers', 0.99, None, None),
+  ('superposition', 'superposition, held-out R²', 0.8, None, 'shuffled facts'),
+  ('readout', 'linear readouts, held out', 0.95, None, 'shuffled facts'),
+  ('relation_selectivity', 'units keep to one relation', 0.5, None, None),
+  ('attribute_selectivity', 'units keep to few attributes', None, None, None),
+  ('ablated_own', "right once the relation's own units are cut", None, 0.2, 'random units'),
+  ('ablated_other', "right once another relation's units are cut", 0.9, None, 'random units'),
+  ('patched', 'relation patched, its answer given', 0.9, None, 'random direction'),
+)
+
+
 def findings(records: list[dict]) -> list[Finding]:
-  """The claims about models that were trained, and the worst score of the constructed one."""
+  """Of every learned kind, beside the same models untrained and the fixed embeddings; where it decays most, a claim."""
   found_all = []
   learned = [r for r in records if r['model'] in LEARNED]
-  most = max(r['weight_decay'] for r in learned)
   for group in statistics.groups(learned, 'model', 'weight_decay'):
     first = group[0]
-    hoped = (lambda least: least) if first['weight_decay'] == most else (lambda least: None)
-    about = f'{first["model"]}, d = {first["dim"]}, decay {first["weight_decay"]:g}: '
-    of = lambda name, control=None, dose=None, group=group: only(
-      group, measurement=name, control=control, dose=dose
+    claimed = first['weight_decay'] == max(
+      r['weight_decay'] for r in learned if r['model'] == first['model']
     )
-    for name, text, least, control in SCORES:
-      controls = {control: of(name, control)} if control else {}
-      found_all += found(about + text, of(name), hoped(least), **controls)
-    for dose in (1.0, 1.5):
-      for name, text in (('flipped', 'swaps that flip the answer'), ('kept', 'other answers kept')):
-        controls = {'random direction': of(name, 'random direction', dose)}
-        found_all += found(
-          f'{about}{text}, α = {dose:g}', of(name, None, dose), hoped(0.9), **controls
-        )
+    about = f'{first["model"]}, d = {first["dim"]}, decay {first["weight_decay"]:g}: '
+    for name, text, least, most, control, dose in _claims():
+      of = lambda records, control=None, name=name, dose=dose, **about: only(
+        records, measurement=name, control=control, dose=dose, **about
+      )
+      controls = {control: of(group, control)} if control else {}
+      controls['untrained'] = of(records, model='untrained', dim=first['dim'])
+      controls['fixed embeddings'] = of(records, model='fixed embeddings')
+      bounds = (least, most) if claimed else (None, None)
+      found_all += found(about + text, of(group), *bounds, **controls)
   return found_all + found('constructed: the worst score', _worst(records), 0.999)
 
 
+def _claims():
+  """`SCORES`, and the swaps at two doses."""
+  yield from ((*score, None) for score in SCORES)
+  for dose in (1.0, 1.5):
+    yield (
+      'flipped',
+      f'swaps that flip the answer, α = {dose:g}',
+      0.9,
+      None,
+      'random direction',
+      dose,
+    )
+    yield 'kept', f'other answers kept, α = {dose:g}', 0.9, None, 'random direction', dose
+
+
 def _worst(records) -> list[float]:
-  """Of the constructed model of every seed."""
-  perfect = [name for name, _, _, _ in SCORES if name != 'attribute_selectivity']
+  """Of what must be 1 in the constructed model, of every seed."""
+  perfect = [name for name, _, least, *_ in SCORES if least]
   own = [
     r for r in records
     if r['model'] == 'constructed' and r['control'] is None
     and (r['measurement'] in perfect or (r['measurement'] in ('flipped', 'kept') and r['dose'] == 1.0))
   ]  # fmt: skip
   return [min(r['value'] for r in group) for group in statistics.groups(own, 'seed')]
-
-
-SCORES = (  # measurement, in words, at least, its control
-  ('accuracy', 'right answers', 0.99, None),
-  ('superposition', 'superposition, held-out R²', 0.8, 'shuffled facts'),
-  ('readout', 'linear readouts, held out', 0.95, 'shuffled facts'),
-  ('relation_selectivity', 'units keep to one relation', 0.5, None),
-  ('ablated_other', "right once another relation's units are cut", 0.9, 'random units'),
-  ('patched', 'relation patched, its answer given', 0.9, 'random direction'),
-)
 
 
 def main(argv):

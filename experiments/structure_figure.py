@@ -5,19 +5,22 @@ import numpy as np
 
 from experiments import figures
 
-LEARNED = ('trained', 'under noise')
+LEARNED = ('trained', 'trained for transfer')
 MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
 
 
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder) -> list:
-  """Four panels; every seed a mark, means joined."""
+  """Four panels; every seed a mark, means joined; of hidden units those of one seed."""
   figure, panels = figures.new(12, 3.8, 1, 4)
   decays = {r['weight_decay'] for r in records if r['model'] == 'trained'}
+  dim = min(r['dim'] for r in records if r['model'] == 'trained')
   records_of = lambda name: [
     r
     for r in records
-    if r['model'] == name and (name != 'trained' or r['weight_decay'] == max(decays))
+    if r['model'] == name
+    and (name != 'trained' or r['weight_decay'] == max(decays))
+    and (name != 'untrained' or r['dim'] == dim)
   ]
   _linear(panels[0], records)
   _units(panels[1], {name: records_of(name) for name in MODELS})
@@ -39,13 +42,17 @@ def _linear(ax, records):
           ('superposition', 'shuffled facts', '$R^2$, shuffled facts')]  # fmt: skip
   for i, (name, control, label) in enumerate(arms):
     color, marker = figures.cycle(i)
-    _spread(ax, _named(trained, name, control), place, color, marker, label)
+    for model in LEARNED:  # two ways of training: no line from one to the other
+      own = _named([r for r in trained if r['model'] == model], name, control)
+      _spread(ax, own, place, color, marker, label if model == LEARNED[0] else None)
   for name, dashes in (('untrained', ':'), ('fixed embeddings', '--')):
     own = _named([r for r in records if r['model'] == name], 'superposition')
     if own:
       mean = np.mean([r['value'] for r in own])
       ax.axhline(mean, color=figures.GREY, linestyle=dashes, linewidth=1, label=f'$R^2$, {name}')
-  ax.set_xticks(range(len(kinds)), [f'{decay:g}' + '\nnoise' * (kind > 0) for kind, decay in kinds])
+  ax.set_xticks(
+    range(len(kinds)), [f'{decay:g}' + '\nfor transfer' * (kind > 0) for kind, decay in kinds]
+  )
   ax.set(xlabel='weight decay', ylabel='on held-out subjects', title='superposition')
   ax.legend(fontsize=6)
 
@@ -95,7 +102,7 @@ def _units(ax, models):
         label=name,
         linewidths=0,
       )
-  ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units')
+  ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units, one seed')
   ax.set(xlabel='keeps to one relation', ylabel='keeps to few attributes')
   for handle in ax.legend(fontsize=6).legend_handles:
     handle.set_sizes([20])
@@ -115,7 +122,7 @@ def _doses(ax, models):
         'linestyle': ':' if control else '-',
         'markerfacecolor': 'white' if control else color,
       }
-      label = label + ', noise' * j
+      label = label + ', for transfer' * j
       _spread(
         ax, _named(records, name, control), lambda r: r['dose'], color, marker, label, **dashes
       )

@@ -6,11 +6,10 @@ A model learns R random bijections; all but the subjects' embeddings is frozen; 
 drawn. (a) zero-shot: new embeddings are put together by the maps that explain the old ones.
 (b) zero-shot: by maps fitted through the frozen model to attributes at random. (c) new embeddings
 are trained, nothing else. Expected where the embeddings were learned fast and under noise: (a) and
-(b) at least 0.95, (c) 1. Each thing that may decide it is changed alone. Controls: an untrained
-model, whose maps in (b) have the same freedom; an associative memory (fixed random embeddings, the
-facts in the MLP), whose MLP must not transfer; and a constructed selector, which must score 1. Every
-case has several seeds. The laptop preset takes five minutes on two cores; the accelerator's, with
-R = 2, 4 and 8, half an hour there.
+(b) at least 0.95, (c) 1. Each thing that may decide it is changed alone. Beside them stand a
+constructed selector, which must score 1, an untrained model, and an associative memory (fixed random
+embeddings, the facts in the MLP), which were said not to transfer. Every case has several seeds. The
+laptop preset takes five minutes on two cores; the accelerator's, with R = 2, 4 and 8, half an hour there.
 """
 
 import dataclasses
@@ -31,6 +30,8 @@ FLAGS = flags.FLAGS
 fitting.define('transfer')
 
 BATCH = 256  # subjects by which (b) fits its maps
+LOOKED = 2**31  # sets the random numbers of looking apart from those of training
+CONTROLS = ('untrained', 'associative')
 COLUMNS = (
   'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'attention',
   'measurement', 'seeds', 'value', 'low', 'high', 'least', 'most',
@@ -41,7 +42,8 @@ COLUMNS = (
 class Case:
   """One kind of model. `model`: trained, untrained, associative (its embeddings fixed), or constructed.
 
-  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
+  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained. `haste` is of
+  the embeddings' decay as well, as a learning rate of their own is in AdamW.
   """
 
   subjects: int
@@ -55,6 +57,7 @@ class Case:
   attention: str = 'fixed'
   model: str = 'trained'
   rate: float = 5e-3
+  batch: int = 128
 
   def recipe(self, steps: int) -> Recipe:
     frozen = {
@@ -63,7 +66,7 @@ class Case:
       'embed/subjects': self.model == 'associative',
     }
     return Recipe.warmed(
-      steps, batch=self.subjects // 4, target=None, noise=self.noise, haste=self.haste,
+      steps, batch=self.batch, target=None, noise=self.noise, haste=self.haste,
       frozen=tuple(name for name, is_frozen in frozen.items() if is_frozen),
     )  # fmt: skip
 
@@ -91,20 +94,23 @@ class Setting:
 def scores(config: Config, setting: Setting, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.key(job.seed), 4)
+  keys = jax.random.split(jax.random.fold_in(jax.random.key(job.seed), LOOKED), 3)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)
 
   known = e_NxD, u_AxD, answers_RxN
   maps = structure.maps(*known, structure.best_ridge(*known))
+  fitted = e_NxD[fit_T], u_AxD, answers_RxN[:, fit_T]
+  partly = structure.maps(*fitted, structure.best_ridge(*fitted))
+  held_RxS = answers_RxN[:, held_S]
   through, _ = transfer.through(config, params, maps, keys[1], setting.maps, BATCH)
   relearned_NxD = transfer.relearn(config, params, other_RxN, keys[2], setting.embeddings)
   return {
     'accuracy': right(e_NxD, answers_RxN),
     'superposition': structure.superposition(*known, fit_T, held_S),
     'shared_cosine': transfer.shared_cosine(u_AxD, answers_RxN),
-    'old_facts': right(structure.superpose(maps, u_AxD, answers_RxN), answers_RxN),
+    'old_facts': right(structure.superpose(partly, u_AxD, held_RxS), held_RxS),
     'a': right(structure.superpose(maps, u_AxD, other_RxN), other_RxN),
     'b': right(structure.superpose(through, u_AxD, other_RxN), other_RxN),
     'c': right(relearned_NxD, other_RxN),
@@ -161,25 +167,32 @@ def around(base: Case, **changes) -> tuple[Case, ...]:
   )
 
 
-PAIR, QUADRUPLE, OCTUPLE = Case(512, 2, 64, 64), Case(1024, 4, 160, 128), Case(1024, 8, 384, 256)
+PAIR = Case(512, 2, 64, 64)
+QUADRUPLE, OCTUPLE = Case(1024, 4, 160, 128, batch=256), Case(1024, 8, 384, 256, batch=256)
+MEMORY = {'weight_decay': 0.01, 'noise': 0.0, 'haste': 1.0, 'model': 'associative'}
 PRESETS = {
   'smoke': Setting(
-    (Case(24, 2, 8, 12), Case(24, 2, 8, 12, model='untrained'), Case(24, 2, 0, 0, model='constructed')),
+    (
+      Case(24, 2, 8, 12, batch=8), Case(24, 2, 8, 12, model='untrained'),
+      Case(24, 2, 8, 32, batch=8, **MEMORY), Case(24, 2, 0, 0, model='constructed'),
+    ),
     60, 10, 200, 1,
   ),
   'laptop': Setting(
     (
       *around(PAIR, unembedding=('trained',), dim=(32, 96), width=(16, 256), weight_decay=(0.1,),
               noise=(0.0,), haste=(1.0,), attention=('trained',), subjects=(128,), model=('untrained', 'constructed')),
-      dataclasses.replace(PAIR, width=512, weight_decay=0.01, noise=0.0, haste=1.0, model='associative'),
+      dataclasses.replace(PAIR, width=512, **MEMORY),
     ),
     800, 300, 300, 5,
   ),
   'accelerator': Setting(
     (
-      *around(PAIR, unembedding=('trained',)),
+      *around(PAIR, unembedding=('trained',), model=('untrained', 'constructed')),
+      dataclasses.replace(PAIR, width=512, **MEMORY),
       *around(QUADRUPLE, unembedding=('trained',), noise=(0.0,), haste=(1.0,), attention=('trained',), dim=(96,),
-              model=('untrained',)),
+              model=('untrained', 'constructed')),
+      dataclasses.replace(QUADRUPLE, width=1024, **MEMORY),
       *around(OCTUPLE, unembedding=('trained',), model=('untrained',)),
     ),
     1000, 800, 300, 5,
@@ -198,19 +211,20 @@ def findings(records: list[dict]) -> list[Finding]:
     hoped = case is first or (
       case['unembedding'] == 'trained' and transfer_figure.differs(case, first) == ['unembedding']
     )
-    controls = {}
-    if case is first:
-      controls = {
-        kind: only(records, model=kind, measurement='b', relations=case['relations'])
-        for kind in ('untrained', 'associative')
+    beside = {} if case is not first else {
+      name: {
+        kind: only(records, model=kind, measurement=name, relations=case['relations'])
+        for kind in CONTROLS
       }
-    perfect = 1.0 if case['model'] == 'constructed' else 0.95 if hoped else None
-    found_all += found(
-      f'{text}: right on the facts learned', of('accuracy'), 0.99 if hoped else None
-    )
-    found_all += found(f'{text}: (a)', of('a'), perfect)
-    found_all += found(f'{text}: (b)', of('b'), perfect, **controls)
-    found_all += found(f'{text}: (c)', of('c'), 0.99 if perfect else None)
+      for name in 'abc'
+    }  # fmt: skip
+    least = 1.0 if case['model'] == 'constructed' else 0.95 if hoped else None
+    most = 0.5 if case['model'] in CONTROLS else None
+    right = f'{text}: right on the facts learned'
+    found_all += found(right, of('accuracy'), 0.99 if hoped else None)
+    for name in 'abc':
+      at_least = 0.99 if least and name == 'c' else least
+      found_all += found(f'{text}: ({name})', of(name), at_least, most, **beside.get(name, {}))
   return found_all
 
 

@@ -255,13 +255,15 @@ def _noise(recipe: Recipe, job: Job, e_NxD, key):
 
 
 def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
-  """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step.
+  """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step,
+  unless the loss is of the last answer alone: then after the right chain.
 
   Not a number where a residual is not finite. Blocks of subjects, one after another.
   """
   size = min(1024 * (mesh.size if mesh else 1), config.subjects)
-  asked = dataclasses.replace(recipe, loss='chain' if recipe.chain_of_thought else 'answer')
-  steps = recipe.hops if recipe.chain_of_thought else 1
+  chained = recipe.chain_of_thought and recipe.loss != 'answer'
+  asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
+  steps = recipe.hops if chained else 1
   unembedding_AxD = model.apply(config, params, method='unembedding')
 
   def block(right, first):

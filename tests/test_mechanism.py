@@ -73,7 +73,8 @@ def transfer(records):
   built = [r for r in records if r['model'] == 'constructed']
   for name in ('accuracy', 'old_facts', 'a', 'b', 'c', 'superposition'):
     assert values(built, measurement=name) == pytest.approx([1], abs=1e-4)
-  assert values(records, model='untrained', measurement='b')[0] < 0.5
+  for control in ('untrained', 'associative'):
+    assert values(records, model=control, measurement='a')[0] < 0.5
 
 
 CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}

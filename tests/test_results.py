@@ -58,10 +58,17 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   run = tmp_path / 'run'
   run.mkdir()
   (run / 'results.json').write_text(json.dumps(records[:60]))
-  about = {'scale': 'smoke', 'device': 'an abacus', 'versions': {'jax': '9'}}
+  about = {
+    'scale': 'smoke',
+    'setting': {'seeds': 5},
+    'first': 7,
+    'seeds': 2,
+    'device': 'an abacus',
+    'versions': {'jax': '9'},
+  }
   (run / 'config.json').write_text(json.dumps(about))
   (tmp_path / 'docs/results').mkdir(parents=True)
   shutil.copy(root / results.PAGE, tmp_path / 'docs')
   monkeypatch.chdir(tmp_path)
   results.take('threshold', run)
-  assert '--scale=smoke`, an abacus, jax 9' in results.section('threshold')
+  assert '--scale=smoke --seed=7 --seeds=2`, an abacus, jax 9' in results.section('threshold')

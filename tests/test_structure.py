@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from constructions import registry
+from experiments import building
+from experiments import structure as experiment
 from geomem import facts as fact
-from geomem import structure
+from geomem import model, structure, sweep
+from geomem.config import Config
 
 N, R, D = 400, 3, 9
 
@@ -69,6 +72,27 @@ def test_a_leak_would_be_seen():
     structure.superposition(e, u, g, fit, held) < 0.2
     and structure.readout(e, u, g, fit, held) < 0.2
   )
+
+
+@pytest.mark.parametrize('leaks', [False, True])
+def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
+  """Random embeddings that are wider than there are subjects: what was fitted to is explained, nothing else."""
+  config = Config.trained(60, 2, 64, 8)
+  table = building.bijections(60, 2, 0)
+  task = sweep.Task(config, table)
+  if leaks:
+    everyone = jnp.arange(60)
+    monkeypatch.setattr(structure, 'hold_out', lambda key, subjects: (everyone, everyone[:15]))
+  shuffled = jnp.asarray(building.bijections(60, 2, 0, other=True).answers_RxN)
+  score = jax.jit(lambda params, job: experiment.scores(config, params, job, shuffled))
+  found = score(model.draw(config, 0), sweep.job(task, config))
+  for name in (
+    'superposition',
+    'readout',
+    'superposition|shuffled facts',
+    'readout|shuffled facts',
+  ):
+    assert (found[name] > 0.7) == leaks
 
 
 def test_the_two_parts_are_apart_and_all():
