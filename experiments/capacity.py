@@ -92,7 +92,13 @@ def _stored(n: int, r: int) -> float:
 
 
 def _about(name: str, n: int, r: int, seed: int) -> dict:
-  about = {'claim': 1, 'measurement': 'bits a parameter', 'name': name}
+  about = {
+    'claim': 1,
+    'measurement': 'bits a parameter',
+    'model': name,
+    'control': None,
+    'name': name,
+  }
   return {**about, 'subjects': n, 'relations': r, 'seed': seed}
 
 
@@ -114,11 +120,12 @@ def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
   """The models found, trained again and rounded, those of one N in one program."""
   learned = [(case, at['value']) for case, at in group if at['value'] is not None]
   tasks = searching.attempts(learned, search)
+  whole = dataclasses.replace(search.recipe, target=None)  # rounding wants more than just enough
   scored = {}
   if tasks:
     config = sweep.hull([task.config for task in tasks])
-    function = functools.partial(scores, config, search.recipe)
-    found = fitter.measured(search.recipe, tasks, function)
+    function = functools.partial(scores, config, whole)
+    found = fitter.measured(whole, tasks, function)
     scored = {
       case: {name: values[i * len(RATES) : (i + 1) * len(RATES)] for name, values in found.items()}
       for i, (case, _) in enumerate(learned)
@@ -129,12 +136,12 @@ def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
     if case not in scored:
       records.append({**about, 'accuracy': None, 'bits_a_parameter': None, 'bits_a_bit': None})
       continue
-    own = scored[case]
-    bits = int(min(own['bits']))
+    best = int(np.argmin(scored[case]['bits']))  # of the learning rates
+    bits = int(scored[case]['bits'][best])
     records.append({
-      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(max(own['accuracy'])),
-      'parameters': at['parameters'], 'weight_bits': bits, 'bits_a_parameter': at['bits'],
-      'bits_a_bit': at['bits'] / bits,
+      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(scored[case]['accuracy'][best]),
+      'parameters': at['parameters'], 'weight_bits': bits,
+      'bits_a_parameter': at['bits'], 'bits_a_bit': at['bits'] / bits,
     })  # fmt: skip
   return records
 
@@ -170,13 +177,16 @@ def summary(records: list[dict]) -> list[dict]:
 
 def findings(records: list[dict]) -> list[Finding]:
   """Bits a parameter and a bit of weight of every kind, over all sizes; no kind above the limit."""
-  known = [r for r in records if r['value'] is not None]
+  known = statistics.complete(records, 'name', 'subjects', 'relations')
   mean = lambda group, name: [
     float(np.mean([r[name] for r in own])) for own in statistics.groups(group, 'seed')
   ]
   found_all = []
   for group in statistics.groups(known, 'name'):
-    name = group[0]['name'].replace('_', ' ')
+    sizes = lambda rows, name=group[0]['name']: len(
+      {(r['subjects'], r['relations']) for r in rows if r['name'] == name}
+    )
+    name = f'{group[0]["name"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
     found_all += found(f'{name}: bits a parameter', mean(group, 'bits_a_parameter'))
     found_all += found(f'{name}: bits a bit of weight', mean(group, 'bits_a_bit'))
   highest = [max(r['bits_a_bit'] for r in own) for own in statistics.groups(known, 'seed')]

@@ -147,7 +147,7 @@ def _followed(fitter, setting: Setting, name: str, tasks, labels) -> list[dict]:
   return [
     {
       'claim': 'from built to learned', 'measurement': key.partition('|')[0],
-      'control': key.partition('|')[2] or None, 'construction': name, 'start': label, 'step': step,
+      'control': key.partition('|')[2] or None, 'model': f'{name}, {label}', 'construction': name, 'start': label, 'step': step,
       'seed': task.seed, 'subjects': config.subjects, 'relations': config.relations, 'dim': config.dim,
       'norm': config.norm, 'weight_decay': task.weight_decay, 'value': float(values[i, j]),
     }

@@ -55,7 +55,7 @@ class Setting:
 PRESETS = {
   'smoke': Setting(((8, 2),), (8,), (4,), 100, 512, 1),
   'laptop': Setting(
-    ((32, 1), (64, 1), (128, 1), (32, 4), (64, 4), (128, 4)), (16, 32), (8, 11, 16), 2000, 2**15, 5
+    ((32, 1), (128, 1), (32, 4), (64, 4), (128, 4)), (16,), (8, 11, 16), 2000, 2**15, 5
   ),
   'accelerator': Setting(
     tuple((n, r) for n in (64, 256, 1024) for r in (1, 4, 8)), (32, 64, 128), (8, 11, 16, 22, 32, 45),
@@ -76,7 +76,7 @@ def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
   records = [r for r in found if r['kind'] == 'threshold']
   return [
     {
-      'claim': 6, 'measurement': f'smallest {find}', 'kind': 'learned' if dim is None else 'fixed',
+      'claim': 6, 'control': None, 'measurement': f'smallest {find}', 'kind': (kind := 'learned' if dim is None else 'fixed'), 'model': f'{kind} embeddings',
       'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
       'width': r.get('width'), 'value': r['value'], 'parameters': _trained(case, r['value'], search),
     }
@@ -107,7 +107,7 @@ def memories(fitter, setting: Setting, seeds) -> list[dict]:
     found = threshold.search({seed: span for seed in seeds}, attempt)
     records += [
       {
-        'claim': 6, 'measurement': 'largest subjects', 'kind': 'memory', 'subjects': found[seed].found,
+        'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': found[seed].found,
         'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': found[seed].found,
         'parameters': 2 * dim * dim + dim,
       }
@@ -158,7 +158,9 @@ def summary(records: list[dict]) -> list[dict]:
 
 def findings(records: list[dict]) -> list[Finding]:
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  known = [r for r in records if r['value'] is not None]
+  asked = [r | {'at': r['dim'] if r['kind'] == 'fixed' else None, 'for': r['subjects'] if r['kind'] != 'memory' else r['dim']}
+           for r in records]  # fmt: skip
+  known = statistics.complete(asked, 'kind', 'at', 'for', 'relations')
   found_all = []
   for dim, count in frozen_embeddings_figure.PUBLISHED.items():
     held = only(known, kind='memory', dim=dim)

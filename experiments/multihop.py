@@ -105,7 +105,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
       found = fitter.measured(recipe, tasks, function)
       records += [
         {
-          'claim': 7, 'kind': 'trained', 'measurement': 'accuracy', 'mode': mode, 'hops': hops, 'depth': depth,
+          'claim': 7, 'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'mode': mode, 'hops': hops, 'depth': depth,
           'subjects': setting.subjects, 'relations': setting.relations, 'dim': task.config.dim,
           'width': task.config.blocks[0].hidden[0], 'seed': task.seed, 'value': float(found['accuracy'][i]), 'alone': float(found['alone'][i]),
           'one_more': float(found['one_more'][i]), **_bits(task.config, int(found['bits'][i])),

@@ -15,6 +15,12 @@ def groups(records: Sequence[dict], *names: str) -> list[list[dict]]:
   return list(together.values())
 
 
+def complete(records: Sequence[dict], *names: str) -> list[dict]:
+  """Records of the groups in which every seed found something: a mean over the lucky ones would be too good."""
+  whole = [g for g in groups(records, *names) if all(r['value'] is not None for r in g)]
+  return [record for group in whole for record in group]
+
+
 def spread(group: Sequence[dict], name: str) -> dict:
   """The mean of a field over a group, under its own name, and its range."""
   values = [record[name] for record in group]

@@ -132,6 +132,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
       {
         'claim': 5,
         'measurement': name,
+        'control': case.model if case.model in CONTROLS else None,
         **dataclasses.asdict(case),
         'dim': tasks[0].config.dim,
         'width': tasks[0].config.blocks[0].hidden[0],

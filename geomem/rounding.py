@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 BITS = tuple(range(2, 13))
+NONE = 32  # where none of these is enough: weights as they are
 
 
 def rounded(params, bits):
@@ -17,8 +18,8 @@ def rounded(params, bits):
 
 
 def bits_needed(accuracy, params, target: float = 0.99):
-  """The fewest bits a weight from which on `accuracy(params)` stays at the target; 32 if 12 are too few."""
+  """The fewest bits a weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
   bits_T = jnp.array(BITS, jnp.float32)
   enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)
   from_there_T = jnp.flip(jnp.cumprod(jnp.flip(enough_T.astype(jnp.int32))))
-  return jnp.where(enough_T[-1], BITS[-1] + 1 - jnp.sum(from_there_T), 32)
+  return jnp.where(enough_T[-1], BITS[-1] + 1 - jnp.sum(from_there_T), NONE)
