@@ -22,7 +22,7 @@ from constructions import registry
 from experiments import approximate, building, capacity_figure, cli, fitting, searching, statistics
 from experiments.findings import Finding, found
 from geomem import facts as fact
-from geomem import rounding, sweep, train
+from geomem import rounding, train
 from geomem.config import Config
 from geomem.train import Recipe
 
@@ -118,28 +118,17 @@ def trained(fitter, setting: Setting, seeds) -> list[dict]:
 
 def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
   """The models found, trained again and rounded, those of one N in one program."""
-  learned = [(case, at['value']) for case, at in group if at['value'] is not None]
-  tasks = searching.attempts(learned, search)
-  whole = dataclasses.replace(search.recipe, target=None)  # rounding wants more than just enough
-  scored = {}
-  if tasks:
-    config = sweep.hull([task.config for task in tasks])
-    function = functools.partial(scores, config, whole)
-    found = fitter.measured(whole, tasks, function)
-    scored = {
-      case: {name: values[i * len(RATES) : (i + 1) * len(RATES)] for name, values in found.items()}
-      for i, (case, _) in enumerate(learned)
-    }
+  found = {case: at['value'] for case, at in group if at['value'] is not None}
+  scored = searching.looked_at(found, search, fitter, scores)
   records = []
   for case, at in group:
     about = _about('trained', case.subjects, case.relations, case.seed)
     if case not in scored:
       records.append({**about, 'accuracy': None, 'bits_a_parameter': None, 'bits_a_bit': None})
       continue
-    best = int(np.argmin(scored[case]['bits']))  # of the learning rates
-    bits = int(scored[case]['bits'][best])
+    bits = int(scored[case]['bits'])
     records.append({
-      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(scored[case]['accuracy'][best]),
+      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(scored[case]['accuracy']),
       'parameters': at['parameters'], 'weight_bits': bits,
       'bits_a_parameter': at['bits'], 'bits_a_bit': at['bits'] / bits,
     })  # fmt: skip

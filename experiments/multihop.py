@@ -2,13 +2,14 @@
 
   python -m experiments.multihop
 
-Models are trained on all N·R^k queries of k hops: to answer at once (direct), to name every subject
-on the way (chain), or with the way shown and the last answer alone trained and asked for (last). Expected: without
-chain of thought the width that is needed grows exponentially in k, or depth and width together hold
-N·R facts; with it one layer and an embedding that does not depend on k are enough. The trained
-models are then rounded to the fewest bits a weight at which they stay at 0.99, and stand in the
-figure of the bounds beside the constructions. Last, each is asked for one hop more than it was
-trained on. Five minutes on two cores.
+The smallest d, at F = 4d, that answers 0.99 of all N·R^k queries of k hops: at once (direct, of one
+layer and of more), naming every subject on the way (chain), or told the way and asked for the last
+answer alone (last). Expected: direct, the width grows with k, exponentially, or depth and width
+together hold N·R facts; with chain of thought one layer and a width that does not depend on k are
+enough. The models found are rounded to the fewest bits a weight at which they stay at 0.99, and stand
+in the figure of the bounds beside the constructions. Last, chains of fewer hops than the most are
+learned together and one hop more is asked for, at a position that was never trained. Six minutes on
+two cores.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bounds, building, cli, fitting, multihop_figure, statistics
+from experiments import bounds, building, cli, fitting, multihop_figure, searching, statistics
 from experiments.findings import Finding, found, only
 from geomem import ledger, model, rounding, sweep, train
 from geomem.config import Config
@@ -28,90 +29,95 @@ from geomem.train import Recipe
 FLAGS = flags.FLAGS
 fitting.define('multihop')
 
-COLUMNS = (
-  'mode',
-  'hops',
-  'depth',
-  'dim',
-  'width',
-  'seeds',
-  'value',
-  'least',
-  'most',
-  'bits',
-  'one_more',
-)
+COLUMNS = 'measurement', 'mode', 'depth', 'hops', 'seeds', 'found', 'value', 'least', 'most', 'bits'
+RATES = ((0.01, 0.01), (0.003, 0.01))
 MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, 'answer')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """`sizes`: d with F; `depths`: of the direct models (with chain of thought there is one layer)."""
+  """`depths`: of the direct models (with chain of thought there is one layer). `size`: d, of the longer chains."""
 
   subjects: int
   relations: int
   hops: tuple[int, ...]
-  sizes: tuple[tuple[int, int], ...]
   depths: tuple[int, ...]
+  size: int
   steps: int
   seeds: int
 
 
 PRESETS = {
-  'smoke': Setting(6, 2, (1, 2), ((6, 12),), (1, 2), 60, 1),
-  'laptop': Setting(32, 2, (1, 2, 3, 4), ((4, 16), (8, 32), (16, 64)), (1, 2), 1000, 3),
-  'accelerator': Setting(
-    64, 3, (1, 2, 3, 4), ((8, 32), (16, 64), (32, 128), (64, 64), (64, 256)), (1, 2, 4), 4000, 5
-  ),
+  'smoke': Setting(6, 2, (2,), (1,), 8, 60, 1),
+  'laptop': Setting(16, 2, (1, 2, 3, 4), (1, 2), 16, 1000, 3),
+  'accelerator': Setting(64, 3, (1, 2, 3, 4), (1, 2, 4), 64, 4000, 5),
 }
 
 
-def configured(setting: Setting, mode: str, hops: int, depth: int, size) -> tuple[Config, Recipe]:
-  """The model, with positions for one hop more than it is trained on, and how it is trained."""
+def searched(fitter, setting: Setting, mode: str, hops: int, depth: int, seeds) -> list[dict]:
+  """The smallest d of every seed, and the bits that its weights need."""
   chain, loss = MODES[mode]
-  recipe = Recipe.warmed(setting.steps, hops=hops, chain_of_thought=chain, loss=loss, target=None)
-  longer = dataclasses.replace(recipe, hops=hops + 1).length()
-  config = Config.trained(setting.subjects, setting.relations, *size, depth, length=longer)
-  return config, recipe
+  recipe = Recipe.warmed(setting.steps, hops=hops, chain_of_thought=chain, loss=loss)
+  search = searching.Setting(recipe, 0, 0, RATES, depth)
+  cases = [searching.Case('dim', setting.subjects, setting.relations, seed) for seed in seeds]
+  found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']
+  sizes = {c: r['value'] for c, r in zip(cases, found, strict=True) if r['value'] is not None}
+  looked = searching.looked_at(sizes, search, fitter, scores)
+  records = []
+  for case in cases:
+    about = {
+      'claim': 7, 'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None,
+      'mode': mode, 'hops': hops, 'depth': depth, 'subjects': setting.subjects,
+      'relations': setting.relations, 'seed': case.seed, 'value': sizes.get(case),
+    }  # fmt: skip
+    if case in sizes:
+      config = searching.configured(case, sizes[case], search)
+      about |= {'accuracy': float(looked[case]['accuracy'])}
+      about |= _bits(config, int(looked[case]['bits']))
+    records.append(about)
+  return records
 
 
 def scores(config: Config, recipe: Recipe, params, job):
-  """Accuracy at the hops trained on, at one more, and the bits a weight needs for the first."""
+  """Accuracy, and the bits a weight that it needs."""
   right = functools.partial(train.accuracy, config, recipe, job)
-  longer = dataclasses.replace(recipe, hops=recipe.hops + 1)
-  alone = dataclasses.replace(recipe, loss='chain') if recipe.chain_of_thought else recipe
-  return {
-    'accuracy': right(params),
-    'alone': train.accuracy(config, alone, job, params),
-    'one_more': train.accuracy(config, longer, job, params),
-    'bits': rounding.bits_needed(right, params),
-  }
+  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params)}
+
+
+def longer(fitter, setting: Setting, seeds) -> list[dict]:
+  """Chains of up to one hop less than the most, learned together; each length asked for, and the most."""
+  most = max(setting.hops)
+  recipe = Recipe.warmed(
+    setting.steps, hops=most - 1, chain_of_thought=True, loss='chain', shorter=True, target=None
+  )
+  sizes = setting.subjects, setting.relations
+  config = Config.trained(*sizes, setting.size, length=2 * most)
+  tasks = [sweep.Task(config, building.bijections(*sizes, s), *RATES[0], s) for s in seeds]
+
+  def asked(params, job):
+    of = lambda hops: dataclasses.replace(recipe, hops=hops)
+    return {f'{k}': train.accuracy(config, of(k), job, params) for k in range(1, most + 1)}
+
+  found = fitter.measured(recipe, tasks, asked)
+  return [
+    {
+      'claim': 7, 'kind': 'longer', 'measurement': 'chains answered', 'model': 'chain', 'control': None,
+      'mode': 'chain', 'hops': int(k), 'trained_to': most - 1, 'depth': 1, 'subjects': setting.subjects,
+      'relations': setting.relations, 'dim': setting.size, 'seed': seed, 'value': float(values[i]),
+    }
+    for k, values in found.items()
+    for i, seed in enumerate(seeds)
+  ]  # fmt: skip
 
 
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """A record a model; those of all sizes are one program, which takes longer to compile than to run."""
-  table = functools.partial(building.bijections, setting.subjects, setting.relations)
-  records = []
+  """Records of all searches, of the longer chains, and the bounds."""
+  records = longer(fitter, setting, seeds)
   for mode, hops in itertools.product(MODES, setting.hops):
     if mode == 'last' and hops == 1:
       continue  # one hop is a chain of one
     for depth in setting.depths if mode == 'direct' else (1,):
-      kinds = [configured(setting, mode, hops, depth, size) for size in setting.sizes]
-      tasks = [
-        sweep.Task(config, table(seed), 1e-2, 0.01, seed) for config, _ in kinds for seed in seeds
-      ]
-      _, recipe = kinds[0]
-      function = functools.partial(scores, sweep.hull([task.config for task in tasks]), recipe)
-      found = fitter.measured(recipe, tasks, function)
-      records += [
-        {
-          'claim': 7, 'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'mode': mode, 'hops': hops, 'depth': depth,
-          'subjects': setting.subjects, 'relations': setting.relations, 'dim': task.config.dim,
-          'width': task.config.blocks[0].hidden[0], 'seed': task.seed, 'value': float(found['accuracy'][i]), 'alone': float(found['alone'][i]),
-          'one_more': float(found['one_more'][i]), **_bits(task.config, int(found['bits'][i])),
-        }
-        for i, task in enumerate(tasks)
-      ]  # fmt: skip
+      records += searched(fitter, setting, mode, hops, depth, seeds)
   return records + _bounds(setting, records, seeds[0])
 
 
@@ -119,7 +125,7 @@ def _bounds(setting: Setting, records: list[dict], seed: int) -> list[dict]:
   """What is built for the most hops, and the bounds there: trained models stand beside them."""
   sizes = setting.subjects, setting.relations, max(setting.hops)
   built = bounds.points(*sizes, seed)
-  reach = 4 * max(r['subject_bits'] for r in [*records, *built])
+  reach = 4 * max(r.get('subject_bits', 0) for r in [*records, *built])
   timed = lambda name: name.endswith('_seconds')
   built = [{name: v for name, v in r.items() if not timed(name)} for r in built]
   return built + bounds.curves(*sizes, reach)
@@ -140,37 +146,42 @@ def _bits(config: Config, bits: int) -> dict:
 
 
 def summary(records: list[dict]) -> list[dict]:
-  """Mean and range over the seeds."""
-  records = [r for r in records if r['kind'] == 'trained']
-  mean = lambda group, name: float(np.mean([r[name] for r in group]))
-  return [
-    {
-      **group[0],
-      'seeds': len(group),
-      **statistics.spread(group, 'value'),
-      **{name: mean(group, name) for name in ('bits', 'one_more')},
-    }
-    for group in statistics.groups(records, 'mode', 'hops', 'depth', 'dim', 'width')
-  ]
+  """Mean and range over the seeds; no mean where some seed found nothing, for that would be too good."""
+  rows = []
+  asked = [r for r in records if r['kind'] in ('trained', 'longer')]
+  for group in statistics.groups(asked, 'measurement', 'mode', 'depth', 'hops'):
+    found = [r for r in group if r['value'] is not None]
+    row = {**group[0], 'value': None, 'bits': None, 'seeds': len(group), 'found': len(found)}
+    if len(found) == len(group):
+      row |= statistics.spread(group, 'value')
+      row['bits'] = float(np.mean([r['bits'] for r in group])) if 'bits' in group[0] else None
+    rows.append(row)
+  return rows
 
 
 def findings(records: list[dict]) -> list[Finding]:
-  """Every size that was trained, by how it answers and over how many hops; and one hop more."""
-  records = [r for r in records if r['kind'] == 'trained']
-  most = max(r['hops'] for r in records)
+  """The width needed as hops are added, beside that of one hop; and the longer chains."""
+  trained = [r for r in records if r['kind'] == 'trained']
   found_all = []
-  for group in statistics.groups(records, 'mode', 'depth', 'dim', 'width'):
+  for group in statistics.groups(
+    statistics.complete(trained, 'mode', 'depth', 'hops'), 'mode', 'depth'
+  ):
     first = group[0]
-    about = f'{multihop_figure.NAMES[first["mode"]]}, depth {first["depth"]}, d = {first["dim"]}, F = {first["width"]}'  # fmt: skip
-    by_hops = {hops: only(group, hops=hops) for hops in sorted({r['hops'] for r in group})}
-    controls = {f'{k} hops': values for k, values in by_hops.items() if k != most}
-    found_all += found(f'{about}: {most} hops', by_hops[most], **controls)
-  for mode, name in multihop_figure.NAMES.items():
-    for hops in sorted({r['hops'] for r in records}):
-      own = [r for r in records if r['mode'] == mode and r['hops'] == hops and r['value'] >= 0.99]
-      text = f'{name}: {hops + 1} hops, after {hops} learned'
-      found_all += found(text, [np.mean([r['one_more'] for r in g]) for g in statistics.groups(own, 'seed')],
-                         chance=[1 / records[0]['subjects']])  # fmt: skip
+    name = f'{multihop_figure.NAMES[first["mode"]]}, depth {first["depth"]}'
+    for hops in sorted({r['hops'] for r in group}):
+      found_all += found(f'{name}: smallest d for {hops} hops', only(group, hops=hops))
+    most = max(r['hops'] for r in group)
+    one = only(trained, mode=first['mode'], depth=first['depth'], hops=1)
+    if most > 1 and one and None not in one:
+      growth = np.array(only(group, hops=most)) / one
+      bounds_of = {'most': 1.5} if first['mode'] == 'chain' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
+      found_all += found(f'{name}: d for {most} hops / d for one', growth, **bounds_of)
+  for group in statistics.groups([r for r in records if r['kind'] == 'longer'], 'hops'):
+    first = group[0]
+    text = f'chains of up to {first["trained_to"]} learned, {first["hops"]} asked'
+    learned = first['hops'] <= first['trained_to']
+    found_all += found(text, only(group), 0.99 if learned else None,
+                       chance=[first['subjects'] ** -first['hops']])  # fmt: skip
   return found_all
 
 

@@ -1,4 +1,4 @@
-"""Draw what chains of relations cost: accuracy by hops, the bounds with trained models, one hop more."""
+"""Draw what chains of relations cost: width by hops, the bounds with trained models, one hop more."""
 
 import matplotlib
 import numpy as np
@@ -15,38 +15,39 @@ def draw(records: list[dict], folder) -> list:
   trained = [r for r in records if r['kind'] == 'trained']
   _by_hops(panels[0], trained)
   _bounds(panels[1], records, trained)
-  _one_more(panels[2], trained)
+  _longer(panels[2], [r for r in records if r['kind'] == 'longer'])
   return figures.save(figure, folder / 'multihop')
 
 
 def _by_hops(ax, records):
-  """Accuracy against the hops, a line a mode, depth and size."""
-  depths = sorted({r['depth'] for r in records})
-  sizes = list(dict.fromkeys((r['dim'], r['width']) for r in records))
-  for group in statistics.groups(records, 'mode', 'depth', 'dim', 'width'):
+  """The smallest d against the hops, a line a mode and depth through the means of complete cases."""
+  for i, group in enumerate(statistics.groups(records, 'mode', 'depth')):
+    color, marker = figures.cycle(i)
     first = group[0]
-    if first['mode'] == 'last':
-      continue
-    color, _ = figures.cycle(sizes.index((first['dim'], first['width'])))
-    marker = 's' if first['mode'] == 'chain' else 'ov^'[depths.index(first['depth']) % 3]
-    by_hops = {
-      hops: [r['value'] for r in group if r['hops'] == hops] for hops in {r['hops'] for r in group}
-    }
-    x = sorted(by_hops)
-    label = f'd={first["dim"]} F={first["width"]}, ' + (
-      'chain' if first['mode'] == 'chain' else f'depth {first["depth"]}'
-    )
-    ax.plot(x, [np.mean(by_hops[k]) for k in x], linestyle='-' if first['mode'] == 'direct' else '--',
-            marker=marker, color=color, label=label, markersize=4)  # fmt: skip
+    depth = f', depth {first["depth"]}' if first['mode'] == 'direct' else ''
+    known = [r for r in group if r['value'] is not None]
+    ax.plot([r['hops'] + 0.05 * i for r in known], [r['value'] for r in known], marker, color=color,
+            alpha=0.4, markersize=3)  # fmt: skip
+    means = [
+      (own[0]['hops'] + 0.05 * i, np.mean([r['value'] for r in own]))
+      for own in statistics.groups(statistics.complete(group, 'hops'), 'hops')
+    ]
+    if means:
+      ax.plot(*zip(*means, strict=True), marker=marker, color=color, markersize=4, label=NAMES[first['mode']] + depth)  # fmt: skip
   ax.set_xticks(sorted({r['hops'] for r in records}))
-  ax.set(xlabel='hops, $k$', ylabel='accuracy', ylim=(-0.03, 1.03), title='all $N R^k$ queries')
-  ax.legend(fontsize=5)
+  ax.set(
+    xlabel='hops, $k$',
+    ylabel='smallest $d$',
+    yscale='log',
+    title='to answer 0.99 of $N R^k$ queries',
+  )
+  ax.legend(fontsize=6)
 
 
 def _bounds(ax, records, trained):
   """Trained models that reach 0.99, at the bits that they need, beside the bounds without chain of thought."""
   most = max(r['hops'] for r in trained)
-  own = [r for r in trained if r['hops'] == most and r['value'] >= 0.99 and r['bits'] < 32]
+  own = [r for r in trained if r['hops'] == most and r['value'] is not None]
   built = [r for r in records if r['kind'] == 'construction']
   for name, (label, color, dashes) in bounds.STYLES.items():
     curve = [(c['subject_bits'], c['internal_bits']) for c in records if c.get('bound') == name]
@@ -83,28 +84,20 @@ def _bounds(ax, records, trained):
   ax.legend(fontsize=5)
 
 
-def _one_more(ax, records):
-  """Accuracy at one hop more than was trained, against the hops trained on."""
-  for i, mode in enumerate(NAMES):
-    own = [r for r in records if r['mode'] == mode and r['value'] >= 0.99]
-    color, marker = figures.cycle(i)
-    if own:
-      x = [r['hops'] + 0.08 * (i - 1) for r in own]
-      ax.plot(
-        x,
-        [r['one_more'] for r in own],
-        marker,
-        color=color,
-        alpha=0.5,
-        label=NAMES[mode],
-        markersize=4,
-      )
-  ax.axhline(1 / records[0]['subjects'], color=figures.GREY, linestyle=':', label='chance')
-  ax.set_xticks(sorted({r['hops'] for r in records}))
+def _longer(ax, records):
+  """Chains answered, by their length; those longer than any that was learned are beyond the line."""
+  for group in statistics.groups(records, 'seed'):
+    ax.plot(
+      [r['hops'] for r in group], [r['value'] for r in group], 'o-', color=figures.BLUE, alpha=0.6
+    )
+  hops = sorted({r['hops'] for r in records})
+  chance = [records[0]['subjects'] ** -k for k in hops]
+  ax.plot(hops, chance, ':', color=figures.GREY, label='chance')
+  ax.axvline(
+    records[0]['trained_to'] + 0.5, color=figures.GREY, linestyle='--', label='learned up to here'
+  )
+  ax.set_xticks(hops)
   ax.set(
-    xlabel='hops trained on, $k$',
-    ylabel='accuracy at $k + 1$',
-    ylim=(-0.03, 1.03),
-    title='one hop more',
+    xlabel='hops asked for', ylabel='chains answered', ylim=(-0.03, 1.03), title='one hop more'
   )
   ax.legend(fontsize=6)

@@ -1,6 +1,7 @@
 """The smallest models that learn: which model a case is at a size, and the search over all cases."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -28,12 +29,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts."""
+  """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts.
+
+  `length`: tokens that a model has positions for, if more than it is trained on.
+  """
 
   recipe: Recipe
   dim: int
   width: int
   rates: tuple[tuple[float, float], ...]
+  depth: int = 1
+  length: int | None = None
 
 
 def configured(case: Case, size: int, setting: Setting) -> Config:
@@ -41,7 +47,8 @@ def configured(case: Case, size: int, setting: Setting) -> Config:
   n = size if case.find == 'subjects' else case.subjects
   d = size if case.find.startswith('dim') else setting.dim
   f = {'width': size, 'dim_at_width': setting.width}.get(case.find, 4 * d)
-  return Config.trained(n, case.relations, d, f)
+  length = setting.length or setting.recipe.length()
+  return Config.trained(n, case.relations, d, f, setting.depth, length=length)
 
 
 def looked_for(case: Case, setting: Setting) -> Range:
@@ -86,6 +93,24 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
 
   found = threshold.search({case: looked_for(case, setting) for case in cases}, attempt)
   return [record(case, found[case].found, setting) for case in cases] + probes
+
+
+def looked_at(found: dict[Case, int], setting: Setting, fitter, scores) -> dict[Case, dict]:
+  """`scores(config, recipe, params, job)` of models of the sizes found, trained anew and to the end.
+
+  Of the learning rates the one that leaves the fewest 'bits' a weight.
+  """
+  if not found:
+    return {}
+  tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
+  recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
+  config = sweep.hull([task.config for task in tasks])
+  seen = fitter.measured(recipe, tasks, functools.partial(scores, config, recipe))
+  best = {
+    case: i * rates + int(np.argmin(seen['bits'][i * rates : (i + 1) * rates]))
+    for i, case in enumerate(found)
+  }
+  return {case: {name: v[i] for name, v in seen.items()} for case, i in best.items()}
 
 
 def record(case: Case, size: int | None, setting: Setting) -> dict:

@@ -32,6 +32,7 @@ class Recipe:
   """How to train; the same for all models of a sweep.
 
   `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
+  `shorter`: the queries of fewer hops are trained as well, each number of hops alike.
   `batch`: subjects in a step, each with all its paths; None: all of them.
   `target`: stop at this accuracy over all queries, looked at every `check` steps; None: train to the end,
   and look there.
@@ -44,6 +45,7 @@ class Recipe:
   warmup: int = 100
   hops: int = 1
   chain_of_thought: bool = False
+  shorter: bool = False
   loss: str = 'answer'
   batch: int | None = None
   target: float | None = 0.99
@@ -225,7 +227,9 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
     params = merge(trained, frozen)
     if recipe.noise:
       params['embed']['subjects'] += _noise(recipe, job, params['embed']['subjects'], key)
-    return loss(config, recipe, params, job, subjects_B, valid_B, mesh)
+    hops = range(1, recipe.hops + 1) if recipe.shorter else (recipe.hops,)
+    some = [dataclasses.replace(recipe, hops=k) for k in hops]
+    return sum(loss(config, r, params, job, subjects_B, valid_B, mesh) for r in some) / len(some)
 
   value, slopes = jax.value_and_grad(objective)(trained)
   lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
