@@ -48,7 +48,7 @@ class Setting:
 
 
 PRESETS = {
-  'smoke': Setting(6, 2, (2,), (1,), 8, 60, 1),
+  'smoke': Setting(6, 2, (2,), (1,), 8, 300, 1),
   'laptop': Setting(16, 2, (1, 2, 3, 4), (1, 2), 16, 1000, 3),
   'accelerator': Setting(64, 3, (1, 2, 3, 4), (1, 2, 4), 64, 4000, 5),
 }

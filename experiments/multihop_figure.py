@@ -38,10 +38,10 @@ def _by_hops(ax, records):
   ax.set(
     xlabel='hops, $k$',
     ylabel='smallest $d$',
-    yscale='log',
     title='to answer 0.99 of $N R^k$ queries',
   )
-  ax.legend(fontsize=6)
+  if ax.get_legend_handles_labels()[0]:
+    ax.legend(fontsize=6)
 
 
 def _bounds(ax, records, trained):

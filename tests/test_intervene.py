@@ -136,7 +136,7 @@ def test_embeddings_are_learned_anew_one_by_one(built):
     pass
   params = laid.result(states, 0).params
   other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
-  e = transfer.relearn(config, params, other, jax.random.key(0), 200, 3e-2)
+  e = transfer.relearn(config, params, other, jax.random.key(0), 200)
   assert intervene.accuracy(config, params, e, other.T) > 0.95
   first = transfer.relearn(config, params, other[:, :5], jax.random.key(0), 3)
   assert first.shape == (5, 32)
