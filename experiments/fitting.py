@@ -133,7 +133,6 @@ class Fitter:
     stretches = fit(laid, states, steps)
     while stretch := self._next(stretches, only=steps >= laid.recipe.steps):
       laid, states = stretch
-      self.number += 1
       self._tell(laid, states)
       if hosts.share(time.monotonic() - self.saved >= self.save_seconds):
         self.save(laid, states)
@@ -155,6 +154,7 @@ class Fitter:
     if laid is not None:
       states = flax.serialization.to_state_dict(jax.device_get(hosts.local(states)))
       arrays['under_way'] = {'states': states, 'rows': laid.rows}
+    self.number += 1
     self.run.save(self.number, {name: value for name, value in arrays.items() if value})
     self.saved = time.monotonic()
 

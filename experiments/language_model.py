@@ -146,11 +146,7 @@ def _stage(fitter, name: str, work):
     fitter.run.log({'stage': name, 'seconds': time.monotonic() - start})
     return found
 
-  found = fitter.once(timed)
-  if time.monotonic() - fitter.saved >= fitter.save_seconds:
-    fitter.number += 1
-    fitter.save()
-  return found
+  return fitter.once(timed)
 
 
 def summary(records: list[dict]) -> list[dict]:

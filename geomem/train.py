@@ -236,13 +236,16 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
   weights, restore = lay(trained)
   updates, moments = adapt(_adam(recipe), lay(slopes)[0], state.moments)
   rate = job.learning_rate * schedule(recipe, state.step)
-  each = lambda rule: lay({n: jnp.full(w.shape, rule(n, w), w.dtype) for n, w in trained.items()})[
-    0
-  ]
-  decay = each(lambda _, w: decays(w))
-  haste = each(lambda name, _: recipe.haste if name == SUBJECTS else 1.0)
-  move = lambda w, update, share, haste: w - rate * haste * (update + job.weight_decay * share * w)
-  weights = jax.tree.map(move, weights, updates, decay, haste)
+
+  def alike(number):  # one for every parameter, laid out as the weights are
+    return lay({name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()})[0]
+
+  move = lambda w, update, share: rate * (update + job.weight_decay * share * w)
+  moves = jax.tree.map(move, weights, updates, alike(lambda _, w: decays(w)))
+  if recipe.haste != 1:
+    haste = alike(lambda name, _: recipe.haste if name == SUBJECTS else 1.0)
+    moves = jax.tree.map(jnp.multiply, moves, haste)
+  weights = jax.tree.map(jnp.subtract, weights, moves)
   status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
   params = merge(restore(weights), frozen)
   return State(params, moments, state.step + 1, value, state.accuracy, status)
