@@ -31,6 +31,11 @@ def bijections(subjects: int, relations: int, seed: int, other: bool = False) ->
   return random_facts('bijections', subjects, relations, seed + 10**6 * other)
 
 
+def looking(seed, count: int) -> jax.Array:
+  """Keys for what looks at a model that this seed trained, apart from the random numbers of training."""
+  return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), count)
+
+
 def choose_check(construction: Construction, check: str) -> str:
   if check != 'auto':
     return check

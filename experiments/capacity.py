@@ -30,8 +30,8 @@ FLAGS = flags.FLAGS
 fitting.define('capacity')
 
 COLUMNS = (
-  'name', 'subjects', 'relations', 'seeds', 'found', 'parameters', 'bits_a_parameter', 'low', 'high',
-  'bits_a_bit', 'weight_bits',
+  'model', 'subjects', 'relations', 'seeds', 'found', 'parameters', 'value', 'least', 'most', 'bits_a_bit',
+  'weight_bits',
 )  # fmt: skip
 RATES = ((0.01, 0.01), (0.03, 0.01))
 TARGET = 0.99
@@ -92,13 +92,7 @@ def _stored(n: int, r: int) -> float:
 
 
 def _about(name: str, n: int, r: int, seed: int) -> dict:
-  about = {
-    'claim': 1,
-    'measurement': 'bits a parameter',
-    'model': name,
-    'control': None,
-    'name': name,
-  }
+  about = {'claim': 1, 'measurement': 'bits a parameter', 'model': name, 'control': None}
   return {**about, 'subjects': n, 'relations': r, 'seed': seed}
 
 
@@ -152,28 +146,22 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 def summary(records: list[dict]) -> list[dict]:
   """Means over the seeds, and the range of bits a parameter; no mean where some seed found nothing."""
   rows = []
-  for group in statistics.groups(records, 'name', 'subjects', 'relations'):
-    found = [r for r in group if r['bits_a_parameter'] is not None]
-    row = {name: group[0][name] for name in ('name', 'subjects', 'relations')}
-    row |= {'seeds': len(group), 'found': len(found)}
-    if len(found) == len(group):
-      for name in ('parameters', 'bits_a_bit', 'weight_bits', 'bits_a_parameter'):
-        spread = statistics.spread(group, name)
-        row |= {name: spread[name], 'low': spread['least'], 'high': spread['most']}
-    rows.append(row)
+  for group in statistics.groups(records, 'model', 'subjects', 'relations'):
+    row = {name: group[0][name] for name in ('model', 'subjects', 'relations')}
+    rows.append(row | statistics.if_all(group, 'parameters', 'bits_a_bit', 'weight_bits'))
   return rows
 
 
 def findings(records: list[dict]) -> list[Finding]:
   """Bits a parameter and a bit of weight of every kind, over all sizes; no kind above the limit."""
-  known = statistics.complete(records, 'name', 'subjects', 'relations')
+  known = statistics.complete(records, 'model', 'subjects', 'relations')
   mean = lambda group, name: [
     float(np.mean([r[name] for r in own])) for own in statistics.groups(group, 'seed')
   ]
   found_all = []
-  for group in statistics.groups(known, 'name'):
-    sizes = lambda rows, name=group[0]['name']: len(
-      {(r['subjects'], r['relations']) for r in rows if r['name'] == name}
+  for group in statistics.groups(known, 'model'):
+    sizes = lambda rows, name=group[0]['model']: len(
+      {(r['subjects'], r['relations']) for r in rows if r['model'] == name}
     )
     name = f'{group[0]["name"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
     found_all += found(f'{name}: bits a parameter', mean(group, 'bits_a_parameter'))

@@ -18,8 +18,8 @@ def draw(records: list[dict], folder) -> list:
   figure, panels = figures.new(10.4, 3.6, 1, 2)
   for ax, (name, label) in zip(panels, AXES.items(), strict=True):
     own = [r for r in records if r[name] is not None]
-    for i, kind in enumerate(dict.fromkeys(r['name'] for r in own)):
-      _series(ax, [r for r in own if r['name'] == kind], name, kind, i)
+    for i, kind in enumerate(dict.fromkeys(r['model'] for r in own)):
+      _series(ax, statistics.where(own, model=kind), name, kind, i)
     figures.logarithmic(ax.xaxis)
     ax.set(yscale='log', xlabel='facts, $N R$', ylabel=label)
   for bits, dashes in LINES.items():

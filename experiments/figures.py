@@ -40,6 +40,12 @@ def logarithmic(*axes):
     axis.set_minor_formatter(NullFormatter())
 
 
+def legend(ax, **options):
+  """A small one, if there is anything to explain."""
+  if ax.get_legend_handles_labels()[0]:
+    ax.legend(**{'fontsize': 6, **options})
+
+
 def legend_beside(ax):
   ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
 

@@ -37,7 +37,7 @@ class Finding:
 
 def only(records: Sequence[dict], **about) -> list[float]:
   """The values of the records that are so."""
-  return [r['value'] for r in records if all(r[name] == value for name, value in about.items())]
+  return [r['value'] for r in statistics.where(records, **about)]
 
 
 def found(what: str, values: Sequence[float], least=None, most=None, **controls) -> list[Finding]:

@@ -73,11 +73,11 @@ def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
   find = 'dim' if dim is None else 'width'
   cases = [searching.Case(find, n, r, seed) for n, r in setting.sizes for seed in seeds]
   found = searching.measure(cases, search, fitter)
-  records = [r for r in found if r['kind'] == 'threshold']
+  records, kind = statistics.where(found, kind='threshold'), 'learned' if dim is None else 'fixed'
   return [
     {
-      'claim': 6, 'control': None, 'measurement': f'smallest {find}', 'kind': (kind := 'learned' if dim is None else 'fixed'), 'model': f'{kind} embeddings',
-      'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
+      'claim': 6, 'control': None, 'measurement': f'smallest {find}', 'kind': kind,
+      'model': f'{kind} embeddings', 'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
       'width': r.get('width'), 'value': r['value'], 'parameters': _trained(case, r['value'], search),
     }
     for case, r in zip(cases, records, strict=True)
@@ -133,34 +133,26 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 def summary(records: list[dict]) -> list[dict]:
   """A row a size; no mean where some seed found nothing, for that would be too good."""
   rows = []
-  asked = [
-    {
-      **r,
-      'at': None if r['kind'] == 'learned' else r['dim'],
-      'for': None if r['kind'] == 'memory' else r['subjects'],
-    }
-    for r in records
-  ]
-  for group in statistics.groups(asked, 'kind', 'at', 'for', 'relations'):
-    found = [r for r in group if r['value'] is not None]
-    row = {
-      'kind': group[0]['kind'],
-      'subjects': group[0]['for'],
-      'relations': group[0]['relations'],
-    }
-    row |= {'dim': group[0]['at'], 'seeds': len(group), 'found': len(found)}
-    if len(found) == len(group):
-      row |= statistics.spread(group, 'value')
-      row |= {'parameters': float(np.mean([r['parameters'] for r in group]))}
-    rows.append(row)
+  for group in statistics.groups(_asked(records), *ASKED):
+    first = group[0]
+    row = {'kind': first['kind'], 'subjects': first['for'], 'relations': first['relations']}
+    rows.append(row | {'dim': first['at']} | statistics.if_all(group, 'parameters'))
   return rows
+
+
+ASKED = 'kind', 'at', 'for', 'relations'
+
+
+def _asked(records: list[dict]) -> list[dict]:
+  """With the d and the N that were asked for: of the two that a search has, one is what it found."""
+  at = lambda r: None if r['kind'] == 'learned' else r['dim']
+  of = lambda r: None if r['kind'] == 'memory' else r['subjects']
+  return [{**r, 'at': at(r), 'for': of(r)} for r in records]
 
 
 def findings(records: list[dict]) -> list[Finding]:
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  asked = [r | {'at': r['dim'] if r['kind'] == 'fixed' else None, 'for': r['subjects'] if r['kind'] != 'memory' else r['dim']}
-           for r in records]  # fmt: skip
-  known = statistics.complete(asked, 'kind', 'at', 'for', 'relations')
+  known = statistics.complete(_asked(records), *ASKED)
   found_all = []
   for dim, count in frozen_embeddings_figure.PUBLISHED.items():
     held = only(known, kind='memory', dim=dim)

@@ -25,14 +25,6 @@ def draw(records: list[dict], folder) -> list:
   return figures.save(figure, folder / 'language_model')
 
 
-def _of(records, measurement, **about):
-  return [
-    r
-    for r in records
-    if r['measurement'] == measurement and all(r.get(k) == v for k, v in about.items())
-  ]
-
-
 def _line(ax, records, i, label, **options):
   """Means over frames and seeds by place, in a band of their mean intervals."""
   groups = {group[0]['place']: group for group in statistics.groups(records, 'place')}
@@ -44,18 +36,15 @@ def _line(ax, records, i, label, **options):
   ax.fill_between(places, mean('low'), mean('high'), color=color, alpha=0.15, linewidth=0)
 
 
-def _legend(ax, **options):
-  if ax.get_legend_handles_labels()[0]:
-    ax.legend(fontsize=6, **options)
-
-
 def _explained(ax, records):
   for i, name in enumerate(FEATURES):
-    _line(ax, _of(records, 'R2', features=name, control=None), i, name)
-  shuffled = _of(records, 'R2', features='attributes', control='shuffled facts')
+    _line(ax, statistics.where(records, measurement='R2', features=name, control=None), i, name)
+  shuffled = statistics.where(
+    records, measurement='R2', features='attributes', control='shuffled facts'
+  )
   _line(ax, shuffled, 0, 'attributes, shuffled', color=figures.GREY, linestyle=':')
   ax.set(xlabel='after block', ylabel='$R^2$ on held-out subjects', title='what explains a subject')
-  _legend(ax)
+  figures.legend(ax)
 
 
 def _swaps(ax, records):
@@ -79,11 +68,13 @@ def _swaps(ax, records):
     xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
   )
   ax.set(xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))  # beside them the legend
-  _legend(ax, loc='upper right')
+  figures.legend(ax, loc='upper right')
 
 
 def _depth(ax, records):
-  for i, group in enumerate(statistics.groups(_of(records, 'donor answer'), 'relation')):
+  for i, group in enumerate(
+    statistics.groups(statistics.where(records, measurement='donor answer'), 'relation')
+  ):
     _line(ax, group, i, group[0]['relation'], marker=figures.cycle(i)[1], markersize=3)
   ax.set(
     xlabel="donor's vector put in after block",
@@ -91,12 +82,12 @@ def _depth(ax, records):
     ylim=(-0.03, 1.03),
   )
   ax.set_title('where the fact leaves the subject')
-  _legend(ax)
+  figures.legend(ax)
 
 
 def _faithful(ax, records):
   """How often each linear prediction is what the model says, a bar a relation."""
-  records = _of(records, 'faithful')
+  records = statistics.where(records, measurement='faithful')
   relations = list(dict.fromkeys(r['relation'] for r in records))
   arms = ('relational embedding', 'fitted readout', 'own token')
   for j, arm in enumerate(arms):
@@ -110,4 +101,4 @@ def _faithful(ax, records):
         ax.plot([x, x], [best['low'], best['high']], color=figures.BLACK, linewidth=0.8)
   ax.set_xticks(range(len(relations)), relations)
   ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
-  _legend(ax)
+  figures.legend(ax)

@@ -29,7 +29,18 @@ from geomem.train import Recipe
 FLAGS = flags.FLAGS
 fitting.define('multihop')
 
-COLUMNS = 'measurement', 'mode', 'depth', 'hops', 'seeds', 'found', 'value', 'least', 'most', 'bits'
+COLUMNS = (
+  'measurement',
+  'model',
+  'depth',
+  'hops',
+  'seeds',
+  'found',
+  'value',
+  'least',
+  'most',
+  'bits',
+)
 RATES = ((0.01, 0.01), (0.003, 0.01))
 MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, 'answer')}
 
@@ -67,7 +78,7 @@ def searched(fitter, setting: Setting, mode: str, hops: int, depth: int, seeds) 
   for case in cases:
     about = {
       'claim': 7, 'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None,
-      'mode': mode, 'hops': hops, 'depth': depth, 'subjects': setting.subjects,
+      'hops': hops, 'depth': depth, 'subjects': setting.subjects,
       'relations': setting.relations, 'seed': case.seed, 'value': sizes.get(case),
     }  # fmt: skip
     if case in sizes:
@@ -102,7 +113,7 @@ def longer(fitter, setting: Setting, seeds) -> list[dict]:
   return [
     {
       'claim': 7, 'kind': 'longer', 'measurement': 'chains answered', 'model': 'chain', 'control': None,
-      'mode': 'chain', 'hops': int(k), 'trained_to': most - 1, 'depth': 1, 'subjects': setting.subjects,
+      'hops': int(k), 'trained_to': most - 1, 'depth': 1, 'subjects': setting.subjects,
       'relations': setting.relations, 'dim': setting.size, 'seed': seed, 'value': float(values[i]),
     }
     for k, values in found.items()
@@ -149,13 +160,8 @@ def summary(records: list[dict]) -> list[dict]:
   """Mean and range over the seeds; no mean where some seed found nothing, for that would be too good."""
   rows = []
   asked = [r for r in records if r['kind'] in ('trained', 'longer')]
-  for group in statistics.groups(asked, 'measurement', 'mode', 'depth', 'hops'):
-    found = [r for r in group if r['value'] is not None]
-    row = {**group[0], 'value': None, 'bits': None, 'seeds': len(group), 'found': len(found)}
-    if len(found) == len(group):
-      row |= statistics.spread(group, 'value')
-      row['bits'] = float(np.mean([r['bits'] for r in group])) if 'bits' in group[0] else None
-    rows.append(row)
+  for group in statistics.groups(asked, 'measurement', 'model', 'depth', 'hops'):
+    rows.append({**group[0], **statistics.if_all(group, 'bits')})
   return rows
 
 
@@ -164,17 +170,17 @@ def findings(records: list[dict]) -> list[Finding]:
   trained = [r for r in records if r['kind'] == 'trained']
   found_all = []
   for group in statistics.groups(
-    statistics.complete(trained, 'mode', 'depth', 'hops'), 'mode', 'depth'
+    statistics.complete(trained, 'model', 'depth', 'hops'), 'model', 'depth'
   ):
     first = group[0]
-    name = f'{multihop_figure.NAMES[first["mode"]]}, depth {first["depth"]}'
+    name = f'{multihop_figure.NAMES[first["model"]]}, depth {first["depth"]}'
     for hops in sorted({r['hops'] for r in group}):
       found_all += found(f'{name}: smallest d for {hops} hops', only(group, hops=hops))
     most = max(r['hops'] for r in group)
-    one = only(trained, mode=first['mode'], depth=first['depth'], hops=1)
+    one = only(trained, model=first['model'], depth=first['depth'], hops=1)
     if most > 1 and one and None not in one:
       growth = np.array(only(group, hops=most)) / one
-      bounds_of = {'most': 1.5} if first['mode'] == 'chain' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
+      bounds_of = {'most': 1.5} if first['model'] == 'chain' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
       found_all += found(f'{name}: d for {most} hops / d for one', growth, **bounds_of)
   for group in statistics.groups([r for r in records if r['kind'] == 'longer'], 'hops'):
     first = group[0]

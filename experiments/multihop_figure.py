@@ -21,10 +21,10 @@ def draw(records: list[dict], folder) -> list:
 
 def _by_hops(ax, records):
   """The smallest d against the hops, a line a mode and depth through the means of complete cases."""
-  for i, group in enumerate(statistics.groups(records, 'mode', 'depth')):
+  for i, group in enumerate(statistics.groups(records, 'model', 'depth')):
     color, marker = figures.cycle(i)
     first = group[0]
-    depth = f', depth {first["depth"]}' if first['mode'] == 'direct' else ''
+    depth = f', depth {first["depth"]}' if first['model'] == 'direct' else ''
     known = [r for r in group if r['value'] is not None]
     ax.plot([r['hops'] + 0.05 * i for r in known], [r['value'] for r in known], marker, color=color,
             alpha=0.4, markersize=3)  # fmt: skip
@@ -33,15 +33,14 @@ def _by_hops(ax, records):
       for own in statistics.groups(statistics.complete(group, 'hops'), 'hops')
     ]
     if means:
-      ax.plot(*zip(*means, strict=True), marker=marker, color=color, markersize=4, label=NAMES[first['mode']] + depth)  # fmt: skip
+      ax.plot(*zip(*means, strict=True), marker=marker, color=color, markersize=4, label=NAMES[first['model']] + depth)  # fmt: skip
   ax.set_xticks(sorted({r['hops'] for r in records}))
   ax.set(
     xlabel='hops, $k$',
     ylabel='smallest $d$',
     title='to answer 0.99 of $N R^k$ queries',
   )
-  if ax.get_legend_handles_labels()[0]:
-    ax.legend(fontsize=6)
+  figures.legend(ax)
 
 
 def _bounds(ax, records, trained):
@@ -68,7 +67,7 @@ def _bounds(ax, records, trained):
       markersize=4,
     )
   for i, mode in enumerate(('direct', 'chain')):
-    points = [(r['subject_bits'], r['internal_bits']) for r in own if r['mode'] == mode]
+    points = [(r['subject_bits'], r['internal_bits']) for r in own if r['model'] == mode]
     if points:
       color = (figures.RED, figures.PINK)[i]
       face = color if mode == 'direct' else 'white'
@@ -81,7 +80,7 @@ def _bounds(ax, records, trained):
     ylabel='$B_{int}$',
     title=f'bits at $k$ = {most}',
   )
-  ax.legend(fontsize=5)
+  figures.legend(ax, fontsize=5)
 
 
 def _longer(ax, records):
@@ -100,4 +99,4 @@ def _longer(ax, records):
   ax.set(
     xlabel='hops asked for', ylabel='chains answered', ylim=(-0.03, 1.03), title='one hop more'
   )
-  ax.legend(fontsize=6)
+  figures.legend(ax)

@@ -15,6 +15,11 @@ def groups(records: Sequence[dict], *names: str) -> list[list[dict]]:
   return list(together.values())
 
 
+def where(records: Sequence[dict], **about) -> list[dict]:
+  """The records that are so."""
+  return [r for r in records if all(r.get(name) == value for name, value in about.items())]
+
+
 def complete(records: Sequence[dict], *names: str) -> list[dict]:
   """Records of the groups in which every seed found something: a mean over the lucky ones would be too good."""
   whole = [g for g in groups(records, *names) if all(r['value'] is not None for r in g)]
@@ -25,6 +30,16 @@ def spread(group: Sequence[dict], name: str) -> dict:
   """The mean of a field over a group, under its own name, and its range."""
   values = [record[name] for record in group]
   return {name: float(np.mean(values)), 'least': min(values), 'most': max(values)}
+
+
+def if_all(group: Sequence[dict], *fields: str) -> dict:
+  """How many sought and how many found; the value's mean and range and the means of the fields, if all found."""
+  found = [r for r in group if r['value'] is not None]
+  row = {'seeds': len(group), 'found': len(found), 'value': None, **dict.fromkeys(fields)}
+  if len(found) < len(group):
+    return row
+  means = {name: float(np.mean([r[name] for r in group])) for name in fields if name in group[0]}
+  return row | spread(group, 'value') | means
 
 
 def over_seeds(records: Sequence[dict], *names: str, of: str = 'value') -> list[dict]:

@@ -42,7 +42,6 @@ COLUMNS = (
   'most',
 )
 LEARNED = ('trained', 'trained for transfer')
-LOOKED = 2**31  # sets the random numbers of looking apart from those of training
 DOSES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
@@ -109,7 +108,7 @@ PRESETS = {
 def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(job.seed), LOOKED), 6)
+  keys = building.looking(job.seed, 6)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = answers_RxN.T[held_S]

@@ -3,7 +3,7 @@
 import matplotlib
 import numpy as np
 
-from experiments import figures
+from experiments import figures, statistics
 
 LEARNED = ('trained', 'trained for transfer')
 MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
@@ -30,7 +30,7 @@ def draw(records: list[dict], folder) -> list:
 
 
 def _named(records, measurement, control=None):
-  return [r for r in records if r['measurement'] == measurement and r['control'] == control]
+  return statistics.where(records, measurement=measurement, control=control)
 
 
 def _linear(ax, records):

@@ -139,14 +139,8 @@ def summary(records: list[dict]) -> list[dict]:
   ]
   rows = []
   for group in statistics.groups(named, 'find', 'subjects', 'relations'):
-    found = [r for r in group if r['value']]
     row = {name: group[0][name] for name in ('find', 'subjects', 'relations')}
-    row |= {'seeds': len(group), 'found': len(found)}
-    if len(found) == len(group):
-      mean = lambda name, found=found: float(np.mean([r[name] for r in found]))
-      row |= statistics.spread(found, 'value')
-      row |= {'parameters': mean('parameters'), 'bits': mean('bits')}
-    rows.append(row)
+    rows.append(row | statistics.if_all(group, 'parameters', 'bits'))
   return rows
 
 

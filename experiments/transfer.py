@@ -15,7 +15,6 @@ laptop preset takes five minutes on two cores; the accelerator's, with R = 2, 4 
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -30,7 +29,6 @@ FLAGS = flags.FLAGS
 fitting.define('transfer')
 
 BATCH = 256  # subjects by which (b) fits its maps
-LOOKED = 2**31  # sets the random numbers of looking apart from those of training
 CONTROLS = ('untrained', 'associative')
 COLUMNS = (
   'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'attention',
@@ -94,7 +92,7 @@ class Setting:
 def scores(config: Config, setting: Setting, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = jax.random.split(jax.random.fold_in(jax.random.key(job.seed), LOOKED), 3)
+  keys = building.looking(job.seed, 3)
   fit_T, held_S = structure.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)

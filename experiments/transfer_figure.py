@@ -118,8 +118,7 @@ def _against(ax, records, name):
     ticks = sorted({r[name] for line in lines for r in line})
     ax.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
   ax.set(ylabel='zero-shot', ylim=(-0.03, 1.03))
-  if lines:
-    ax.legend(fontsize=6)
+  figures.legend(ax)
 
 
 def _beside(ax, found, name):
@@ -129,4 +128,4 @@ def _beside(ax, found, name):
     points = [p for p in found if p['unembedding'] == kind]
     ax.plot([p[name] for p in points], [p['a'] for p in points], marker, color=color, alpha=0.6,
             markersize=3.5, markeredgewidth=0, label=f'unembedding {kind}')  # fmt: skip
-  ax.legend(fontsize=6)
+  figures.legend(ax)

@@ -238,7 +238,8 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
   rate = job.learning_rate * schedule(recipe, state.step)
 
   def alike(number):  # one for every parameter, laid out as the weights are
-    return lay({name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()})[0]
+    full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
+    return lay(full)[0]
 
   move = lambda w, update, share: rate * (update + job.weight_decay * share * w)
   moves = jax.tree.map(move, weights, updates, alike(lambda _, w: decays(w)))

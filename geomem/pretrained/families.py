@@ -89,6 +89,19 @@ def _attention(name: str, take, c: DecoderConfig, names, undo=lambda w, heads: w
   return part | out | {'output': out['output'].reshape(c.heads, c.head_dim, c.dim)}
 
 
+def _outer(tokens: str, norm: str, head: str, positions: str | None = None) -> Callable:
+  """Embeddings, the last norm and the unembedding, by the family's names for them."""
+
+  def outer(take, c: DecoderConfig) -> dict:
+    embed = {'tokens': take(f'{tokens}.weight', c.vocabulary, c.dim)}
+    if positions:
+      embed['positions'] = take(f'{positions}.weight', c.length, c.dim)
+    params = {'embed': embed, 'norm_final': _norm(norm, take, c)}
+    return params if c.tied else params | {'unembed': take(f'{head}.weight', c.vocabulary, c.dim)}
+
+  return outer
+
+
 # --- Llama ----------------------------------------------------------------------------------------
 
 
@@ -115,25 +128,25 @@ def _llama_config(fields: dict, _) -> DecoderConfig:
   )
 
 
-def _llama_outer(take, c: DecoderConfig) -> dict:
-  params = {
-    'embed': {'tokens': take('model.embed_tokens.weight', c.vocabulary, c.dim)},
-    'norm_final': _norm('model.norm', take, c),
-  }
-  return params if c.tied else params | {'unembed': take('lm_head.weight', c.vocabulary, c.dim)}
-
-
-def _llama_block(take, c: DecoderConfig, i: int) -> dict:
-  at, mlp = f'model.layers.{i}.', {}
-  for ours, theirs in (('gate', 'gate_proj'), ('in', 'up_proj')):
-    mlp |= _dense(f'{at}mlp.{theirs}', take, c.mlp_bias, c.dim, c.hidden, ours)
-  names = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+def _llama_block(take, c: DecoderConfig, at: str, names: dict, undo=lambda w, heads: w) -> dict:
+  mlp = {}
+  for ours in ('gate', 'in'):
+    mlp |= _dense(at + names[ours], take, c.mlp_bias, c.dim, c.hidden, ours)
   return {
-    'norm_attention': _norm(f'{at}input_layernorm', take, c),
-    'attention': _attention(f'{at}self_attn.', take, c, names),
-    'norm_mlp': _norm(f'{at}post_attention_layernorm', take, c),
-    'mlp': mlp | _dense(f'{at}mlp.down_proj', take, c.mlp_bias, c.hidden, c.dim, 'out'),
+    'norm_attention': _norm(at + names['norm_attention'], take, c),
+    'attention': _attention(at, take, c, names['attention'], undo),
+    'norm_mlp': _norm(at + names['norm_mlp'], take, c),
+    'mlp': mlp | _dense(at + names['out'], take, c.mlp_bias, c.hidden, c.dim, 'out'),
   }
+
+
+def _hf_block(take, c: DecoderConfig, i: int) -> dict:
+  names = {
+    'norm_attention': 'input_layernorm', 'norm_mlp': 'post_attention_layernorm',
+    'attention': [f'self_attn.{part}_proj' for part in 'qkvo'],
+    'gate': 'mlp.gate_proj', 'in': 'mlp.up_proj', 'out': 'mlp.down_proj',
+  }  # fmt: skip
+  return _llama_block(take, c, f'model.layers.{i}.', names)
 
 
 # --- Llama in a GGUF file -------------------------------------------------------------------------
@@ -165,31 +178,19 @@ def _gguf_config(fields: dict, names) -> DecoderConfig:
   )
 
 
-def _gguf_outer(take, c: DecoderConfig) -> dict:
-  params = {
-    'embed': {'tokens': take('token_embd.weight', c.vocabulary, c.dim)},
-    'norm_final': _norm('output_norm', take, c),
-  }
-  return params if c.tied else params | {'unembed': take('output.weight', c.vocabulary, c.dim)}
-
-
 def _gguf_block(take, c: DecoderConfig, i: int) -> dict:
-  at, mlp = f'blk.{i}.', {}
-  for ours, theirs in (('gate', 'ffn_gate'), ('in', 'ffn_up')):
-    mlp |= _dense(at + theirs, take, False, c.dim, c.hidden, ours)
-  names = ('attn_q', 'attn_k', 'attn_v', 'attn_output')
+  names = {
+    'norm_attention': 'attn_norm', 'norm_mlp': 'ffn_norm',
+    'attention': ['attn_q', 'attn_k', 'attn_v', 'attn_output'],
+    'gate': 'ffn_gate', 'in': 'ffn_up', 'out': 'ffn_down',
+  }  # fmt: skip
 
   def undo(w_OxD, heads):
     """The format pairs neighbouring coordinates of a head for rotation; here it is halves."""
     pairs = w_OxD.reshape(heads, c.head_dim // 2, 2, c.dim)
     return pairs.swapaxes(1, 2).reshape(w_OxD.shape)
 
-  return {
-    'norm_attention': _norm(f'{at}attn_norm', take, c),
-    'attention': _attention(at, take, c, names, undo),
-    'norm_mlp': _norm(f'{at}ffn_norm', take, c),
-    'mlp': mlp | _dense(f'{at}ffn_down', take, False, c.hidden, c.dim, 'out'),
-  }
+  return _llama_block(take, c, f'blk.{i}.', names, undo)
 
 
 # --- GPT-2 ----------------------------------------------------------------------------------------
@@ -216,16 +217,6 @@ def _gpt2_config(fields: dict, _) -> DecoderConfig:
     mlp_bias=True,
     tied=field(fields, 'tie_word_embeddings', bool, True),
   )
-
-
-def _gpt2_outer(take, c: DecoderConfig) -> dict:
-  tokens = take('wte.weight', c.vocabulary, c.dim)
-  positions = take('wpe.weight', c.length, c.dim)
-  params = {
-    'embed': {'tokens': tokens, 'positions': positions},
-    'norm_final': _norm('ln_f', take, c),
-  }
-  return params if c.tied else params | {'unembed': take('lm_head.weight', c.vocabulary, c.dim)}
 
 
 def _gpt2_block(take, c: DecoderConfig, i: int) -> dict:
@@ -280,14 +271,6 @@ def _neox_config(fields: dict, _) -> DecoderConfig:
   )
 
 
-def _neox_outer(take, c: DecoderConfig) -> dict:
-  params = {
-    'embed': {'tokens': take('gpt_neox.embed_in.weight', c.vocabulary, c.dim)},
-    'norm_final': _norm('gpt_neox.final_layer_norm', take, c),
-  }
-  return params if c.tied else params | {'unembed': take('embed_out.weight', c.vocabulary, c.dim)}
-
-
 def _neox_block(take, c: DecoderConfig, i: int) -> dict:
   at, fused = f'gpt_neox.layers.{i}.', f'gpt_neox.layers.{i}.attention.query_key_value'
   w = take(f'{fused}.weight', 3 * c.dim, c.dim).reshape(c.heads, 3, c.head_dim, c.dim)
@@ -308,13 +291,23 @@ def _neox_block(take, c: DecoderConfig, i: int) -> dict:
 
 
 FAMILIES = {
-  'llama': Family(_llama_config, _llama_outer, _llama_block, ('rotary_emb.inv_freq',)),
-  'gpt2': Family(_gpt2_config, _gpt2_outer, _gpt2_block, ('.attn.bias', '.attn.masked_bias')),
+  'llama': Family(
+    _llama_config,
+    _outer('model.embed_tokens', 'model.norm', 'lm_head'),
+    _hf_block,
+    ('rotary_emb.inv_freq',),
+  ),
+  'gpt2': Family(
+    _gpt2_config,
+    _outer('wte', 'ln_f', 'lm_head', positions='wpe'),
+    _gpt2_block,
+    ('.attn.bias', '.attn.masked_bias'),
+  ),
   'gpt_neox': Family(
     _neox_config,
-    _neox_outer,
+    _outer('gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out'),
     _neox_block,
     ('.attention.bias', '.attention.masked_bias', 'rotary_emb.inv_freq'),
   ),
-  'gguf': Family(_gguf_config, _gguf_outer, _gguf_block),
+  'gguf': Family(_gguf_config, _outer('token_embd', 'output_norm', 'output'), _gguf_block),
 }

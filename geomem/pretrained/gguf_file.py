@@ -5,13 +5,13 @@ Only the values of tensors go through the `gguf` package, which dequantizes them
 
 import dataclasses
 import math
-import mmap
 import os
 import struct
 
 import numpy as np
 
 from geomem.errors import InputError
+from geomem.pretrained import mapped
 
 STRING, ARRAY = 8, 9
 NUMBERS = {
@@ -96,17 +96,8 @@ class GGUF:
 
   def __init__(self, path: str | os.PathLike):
     self.path = path
-    try:
-      with open(path, 'rb') as file:
-        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:
-      raise InputError(f'{path}: not a GGUF file: it is empty') from error
-    except OSError as error:
-      raise InputError(f'{path}: cannot be read: {error.strerror}') from error
-    try:
-      self.fields, self.tensors = _header(_Reader(self._bytes))
-    except InputError as error:
-      raise InputError(f'{path}: not a sound GGUF file: {error}') from error
+    self._bytes, found = mapped.opened(path, 'GGUF', lambda data: _header(_Reader(data)))
+    self.fields, self.tensors = found
 
   @property
   def names(self):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import mmap
 import os
 import re
 import struct
@@ -12,6 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from geomem.errors import InputError
+from geomem.pretrained import mapped
 
 DTYPES = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
@@ -58,36 +58,7 @@ class Safetensors:
 
   def __init__(self, path: Path):
     self.path = path
-    try:
-      with open(path, 'rb') as file:
-        self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except ValueError as error:
-      raise InputError(f'{path}: not a safetensors file: it is empty') from error
-    except OSError as error:
-      raise InputError(f'{path}: cannot be read: {error.strerror}') from error
-    try:
-      self.tensors = self._header()
-    except InputError as error:
-      raise InputError(f'{path}: not a sound safetensors file: {error}') from error
-
-  def _header(self):
-    if len(self._bytes) < 8:
-      raise InputError(f'{len(self._bytes)} bytes are no header')
-    (size,) = struct.unpack('<Q', self._bytes[:8])
-    if size > min(LONGEST, len(self._bytes) - 8):
-      raise InputError(f'a header of {size:,} bytes in a file of {len(self._bytes):,}')
-    header = parse_json(self._bytes[8 : 8 + size])
-    header.pop('__metadata__', None)
-    found = {name: _described(name, about) for name, about in header.items()}
-    end = 0
-    for name, (_, _, start, stop) in sorted(found.items(), key=lambda item: item[1][2:]):
-      if start != end:
-        raise InputError(f'{name!r} starts at {start:,}, where the tensor before ends at {end:,}')
-      end = stop
-    if end != len(self._bytes) - 8 - size:
-      raise InputError(f'tensors of {end:,} bytes, but {len(self._bytes) - 8 - size:,} follow')
-    self._base = 8 + size
-    return found
+    self._bytes, (self._base, self.tensors) = mapped.opened(path, 'safetensors', _header)
 
   def array(self, name: str) -> np.ndarray:
     """A tensor in float32."""
@@ -97,6 +68,26 @@ class Safetensors:
     count = (stop - start) // np.dtype(DTYPES[dtype]).itemsize
     flat = np.frombuffer(self._bytes, DTYPES[dtype], count, self._base + start)
     return flat.astype(np.float32).reshape(shape)
+
+
+def _header(data) -> tuple[int, dict]:
+  """Where the tensors begin, and what each is; they follow one another without a gap."""
+  if len(data) < 8:
+    raise InputError(f'{len(data)} bytes are no header')
+  (size,) = struct.unpack('<Q', data[:8])
+  if size > min(LONGEST, len(data) - 8):
+    raise InputError(f'a header of {size:,} bytes in a file of {len(data):,}')
+  header = parse_json(data[8 : 8 + size])
+  header.pop('__metadata__', None)
+  found = {name: _described(name, about) for name, about in header.items()}
+  end = 0
+  for name, (_, _, start, stop) in sorted(found.items(), key=lambda item: item[1][2:]):
+    if start != end:
+      raise InputError(f'{name!r} starts at {start:,}, where the tensor before ends at {end:,}')
+    end = stop
+  if end != len(data) - 8 - size:
+    raise InputError(f'tensors of {end:,} bytes, but {len(data) - 8 - size:,} follow')
+  return 8 + size, found
 
 
 def _described(name: str, about) -> tuple[str, tuple[int, ...], int, int]:

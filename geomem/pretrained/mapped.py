@@ -1,0 +1,22 @@
+"""Files read where they lie: opened once, checked before use, refused in one line that names them."""
+
+import mmap
+import os
+from collections.abc import Callable
+
+from geomem.errors import InputError
+
+
+def opened(path: str | os.PathLike, kind: str, check: Callable):
+  """The bytes of a file, not yet in memory, and what `check` finds in them."""
+  try:
+    with open(path, 'rb') as file:
+      data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+  except ValueError as error:
+    raise InputError(f'{path}: not a {kind} file: it is empty') from error
+  except OSError as error:
+    raise InputError(f'{path}: cannot be read: {error.strerror}') from error
+  try:
+    return data, check(data)
+  except InputError as error:
+    raise InputError(f'{path}: not a sound {kind} file: {error}') from error
