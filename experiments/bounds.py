@@ -19,6 +19,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import building, cli, figures
+from experiments.findings import Finding, found
 from geomem import bounds
 from geomem import facts as fact
 from geomem.errors import InputError
@@ -142,6 +143,26 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
   ax.set_title(f'{sizes}: without chain of thought, no model lies in the shaded region')
   figures.legend_beside(ax)
   return figures.save(figure, folder / 'bounds')
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """How far above the bounds the constructions are, and our bounds above the paper's."""
+  found_all = []
+  for r in records:
+    if r.get('times_bound') and not r['chain_of_thought']:
+      text = f'{r["construction"].replace("_", " ")}: B_int / the highest lower bound at its B_emb'
+      found_all += found(text, [r['times_bound']], 1.0)
+  for kind in ('global', 'local'):
+    paper, ours = (
+      [r['internal_bits'] for r in records if r.get('bound') == name]
+      for name in (kind, f'sharp_{kind}')
+    )
+    shares = [o / p for o, p in zip(ours, paper, strict=True) if p]
+    if shares:
+      found_all += found(
+        f'{kind} bound: ours / the paper’s, the least over B_emb', [min(shares)], 1.0
+      )
+  return found_all
 
 
 def main(argv):

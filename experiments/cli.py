@@ -50,6 +50,7 @@ _SHARED = {
     SCALES,
     'Preset: smoke takes seconds and shows nothing, laptop suits two cores.',
   ),
+  'list': lambda: flags.DEFINE_bool('list', False, 'List what there is, one line each, and stop.'),
   'redraw': lambda: flags.DEFINE_bool(
     'redraw', False, 'Draw the figure again from the results.json in the workdir, and stop.'
   ),

@@ -9,14 +9,18 @@ answer one hop, the others --hops. `--list` shows their names. Each model is sav
 WORKDIR/CONSTRUCTION, where experiments.ask finds it. Bad input ends in one line and exit status 2.
 """
 
+import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 from absl import flags
 
 from constructions import registry
 from experiments import building, cli
+from experiments.findings import Finding, found
 from geomem import checkpoint, verify
 from geomem import facts as fact
+from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
 
@@ -31,6 +35,7 @@ cli.define(
   hops='k, the relations in a query (default: 1).',
   dim='d, the residual width of constructions that leave it open (default: theirs).',
   width='F, the hidden width of associative_mlp (default: what its facts take).',
+  list='List the constructions, one line each, and stop.',
   workdir='Folder for the models and results.json; made if needed (default: runs/construct).',
 )
 flags.DEFINE_enum(
@@ -49,7 +54,6 @@ flags.DEFINE_integer(
   'hops_per_layer', None, 'j, the hops a layer of factored takes (default: 1).', lower_bound=1
 )
 flags.DEFINE_bool('save', True, 'Save the models.')
-flags.DEFINE_bool('list', False, 'List the constructions, one line each, and stop.')
 
 OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'seed')
 COLUMNS = (
@@ -100,6 +104,33 @@ def _options(names: list[str], every: bool) -> dict:
   return given
 
 
+def _of_others(built: Construction, record: dict) -> float | None:
+  """The control: how often these weights give every subject the answers of the next one."""
+  if record['check'] != 'exhaustive':
+    return None
+  next_RxN = np.roll(built.facts.answers_RxN, 1, axis=1)
+  asked = built.replace(facts=dataclasses.replace(built.facts, answers_RxN=next_RxN))
+  return verify.exhaustive(asked, record['dtype']).accuracy
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """A theorem's constructions: all queries right, by the margin proved; the control is others' facts."""
+  found_all = []
+  for record in records:
+    known, name = registry.entry(record['construction']), record['construction'].replace('_', ' ')
+    sizes = f'N = {record["subjects"]}, R = {record["relations"]}, k = {record["hops"]}'
+    about = f'{name}, {sizes}: '
+    others = [value for value in (record['others_facts'],) if value is not None]
+    found_all += found(
+      about + f'right of {record["queries"]:,} queries', [record['accuracy']],
+      1.0 if known.exact else None, claim=known.theorem, others_facts=others,
+    )  # fmt: skip
+    if record['promised_margin']:
+      share = record['min_margin'] / record['promised_margin']
+      found_all += found(about + 'least margin / margin proved', [share], 1.0, claim=known.theorem)
+  return found_all
+
+
 def main(argv):
   cli.no_arguments(argv)
   if FLAGS.list:
@@ -131,7 +162,7 @@ def main(argv):
       continue
     finally:
       progress.clear()
-    records.append(record)
+    records.append(record | {'others_facts': _of_others(built, record)})
     waiting += [built] * FLAGS.save
     # Of those named, all are written or none; with all a refusal is no reason to keep any waiting.
     while waiting and (every or name == names[-1]):

@@ -10,7 +10,10 @@ from experiments import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out."""
+  """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out.
+
+  `claim`: which one, where an experiment measures several.
+  """
 
   what: str
   value: float
@@ -20,6 +23,7 @@ class Finding:
   least: float | None = None
   most: float | None = None
   control: str = ''
+  claim: str = ''
 
   @property
   def expected(self) -> str:
@@ -40,7 +44,9 @@ def only(records: Sequence[dict], **about) -> list[float]:
   return [r['value'] for r in statistics.where(records, **about)]
 
 
-def found(what: str, values: Sequence[float], least=None, most=None, **controls) -> list[Finding]:
+def found(
+  what: str, values: Sequence[float], least=None, most=None, claim: str = '', **controls
+) -> list[Finding]:
   """A finding of a value a seed; `controls`: their values by name. Nothing where there are none."""
   if not len(values):
     return []
@@ -49,7 +55,8 @@ def found(what: str, values: Sequence[float], least=None, most=None, **controls)
   said = [
     f'{name.replace("_", " ")} {np.mean(own):.3g}' for name, own in controls.items() if len(own)
   ]
-  return [Finding(what, float(np.mean(values)), low, high, len(values), least, most, ', '.join(said))]  # fmt: skip
+  mean_value, control = float(np.mean(values)), ', '.join(said)
+  return [Finding(what, mean_value, low, high, len(values), least, most, control, claim)]
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -34,6 +34,7 @@ from experiments import (
   language_swaps,
   statistics,
 )
+from experiments.findings import Finding, found, only
 from geomem.errors import InputError
 from geomem.pretrained import asking, load
 
@@ -165,6 +166,31 @@ def summary(records: list[dict]) -> list[dict]:
     rows, 'table', 'measurement', 'features', 'control', 'place', 'dose'
   )
   return [{**row, 'records': row['seeds']} for row in grouped]
+
+
+def findings(records: list[dict]) -> list[Finding]:
+  """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
+  own = statistics.where(records, table=records[0]['table'])
+  middle = round(0.6 * max(r['place'] or 0 for r in own))
+  of = lambda measurement, **about: only(own, measurement=measurement, **about)
+  at = {'place': middle, 'features': 'attributes'}
+  text = f'after block {middle}: R² of '
+  shuffled = {'shuffled_facts': of('R2', control='shuffled facts', **at)}
+  tokens = {'own_token': of('R2', control=None, **at | {'features': 'own token'})}
+  found_all = found(text + 'attributes', of('R2', control=None, **at), 0.05, **shuffled, **tokens)
+  both = of('gain', control=None, **at | {'features': 'own token + attributes'})
+  found_all += found(text + 'attributes beyond the own token', both, 0.01)
+  chosen = {'chosen': True, 'relation': None}
+  beside = ('shuffled facts', 'random direction', "donor's whole vector")
+  for name, says, least in (
+    ('flipped', 'swaps that flip the answer', 0.5),
+    ('kept', 'other answers kept', 0.9),
+  ):
+    controls = {
+      control.replace(' ', '_'): of(name, control=control, **chosen) for control in beside
+    }
+    found_all += found(says, of(name, control='superposition', **chosen), least, **controls)
+  return found_all
 
 
 def told(records: list[dict]) -> str:

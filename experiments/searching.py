@@ -31,7 +31,8 @@ class Case:
 class Setting:
   """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts.
 
-  `length`: tokens that a model has positions for, if more than it is trained on.
+  `length`: tokens that a model has positions for, if more than it is trained on. `guess`: where a search
+  for d begins, if it is known better; sizes closer than `resolution`, a share of d, are not told apart.
   """
 
   recipe: Recipe
@@ -40,6 +41,8 @@ class Setting:
   rates: tuple[tuple[float, float], ...]
   depth: int = 1
   length: int | None = None
+  guess: int | None = None
+  resolution: float = 0.0
 
 
 def configured(case: Case, size: int, setting: Setting) -> Config:
@@ -59,7 +62,8 @@ def looked_for(case: Case, setting: Setting) -> Range:
   if case.find == 'width':
     return Range(1, 4096, 2 * setting.dim)
   bits = case.relations * math.log2(case.subjects)
-  return Range(1, 16 * math.ceil(bits), math.ceil(bits / 4.5))
+  first = setting.guess or math.ceil(bits / 4.5)
+  return Range(1, 16 * math.ceil(bits), first, resolution=setting.resolution)
 
 
 def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[sweep.Task]:

@@ -13,6 +13,7 @@ selector, for which every score must be perfect. Five minutes on two cores.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -212,14 +213,15 @@ def _records(about: dict, task: sweep.Task, values: dict, first: int) -> list[di
       continue
     for i, number in enumerate(np.atleast_1d(value)):
       records.append({
-        'claim': CLAIMS.get(measurement, 4), 'measurement': measurement, 'control': control or None,
+        'claim': _claim(measurement), 'measurement': measurement, 'control': control or None,
         'dose': DOSES[i] if measurement in ('flipped', 'kept') else None,
         'unit': i if measurement.startswith('unit_') else None, **about, 'value': float(number),
       })  # fmt: skip
   return records
 
 
-CLAIMS = {'accuracy': 2, 'superposition': 2, 'readout': 3}
+def _claim(measurement: str) -> int:
+  return {'accuracy': 2, 'superposition': 2, 'readout': 3}.get(measurement, 4)
 
 
 def summary(records: list[dict]) -> list[dict]:
@@ -259,8 +261,9 @@ def findings(records: list[dict]) -> list[Finding]:
       controls['untrained'] = of(records, model='untrained', dim=first['dim'])
       controls['fixed embeddings'] = of(records, model='fixed embeddings')
       bounds = (least, most) if claimed else (None, None)
-      found_all += found(about + text, of(group), *bounds, **controls)
-  return found_all + found('constructed: the worst score', _worst(records), 0.999)
+      found_all += found(about + text, of(group), *bounds, f'Claim {_claim(name)}', **controls)
+  worst = [found('constructed: the worst score', _worst(records), 0.999, claim=f'Claim {i}') for i in (2, 3, 4)]  # fmt: skip
+  return found_all + list(itertools.chain(*worst))
 
 
 def _claims():
