@@ -50,6 +50,7 @@ def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, colu
     setting = presets[FLAGS.scale]
     seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', setting.seeds))
     about = {
+      'command': command(name, 'scale', 'seed', 'seeds', 'relations'),
       'scale': FLAGS.scale,
       'setting': dataclasses.asdict(setting),
       'first': FLAGS.seed,
@@ -62,6 +63,16 @@ def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, colu
   print(cli.table(columns, summary(records)))
   print('figure: ' + ', '.join(map(str, draw(records, folder))))
   print(f'records: {folder / "results.json"}')
+
+
+def command(name: str, *options: str) -> str:
+  """What redoes a run: its scale, and of these flags those that were given."""
+  known = [o for o in options if o in FLAGS and (FLAGS[o].present or o == 'scale')]
+  values = {
+    o: FLAGS[o].value if isinstance(FLAGS[o].value, list) else [FLAGS[o].value] for o in known
+  }
+  flags_ = [f'--{o}={value}' for o, own in values.items() for value in own]
+  return ' '.join(['python -m', f'experiments.{name}', *flags_])
 
 
 @contextlib.contextmanager

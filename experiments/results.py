@@ -4,8 +4,9 @@
   python -m experiments.results --take=transfer --workdir=runs/transfer
 
 Run it from the root of the repository. For every experiment of which docs/results holds the records,
-docs/results/NAME.json, it draws docs/results/NAME.png and puts the table of its findings into
-docs/results.md, after the line that marks its place. --take first copies a run's records there.
+docs/results/NAME.json, or NAME_accelerator.json, it draws docs/results/NAME.png and puts the table of its
+findings into docs/results.md, after the line that marks its place. --take first copies a run's records
+there.
 """
 
 import importlib
@@ -28,12 +29,20 @@ cli.define(workdir='Where the run to take has written its results.json.')
 flags.DEFINE_enum('take', None, NAMES, 'Take the records of a run of this experiment.')
 
 PAGE, RESULTS = Path('docs/results.md'), Path('docs/results')
+LARGE = '_accelerator'
 MARK = '{}: written by python -m experiments.results'
+
+
+def taken() -> list[str]:
+  """What there are records of: NAME of the laptop's preset, NAME_accelerator of the other."""
+  stems = [f'{name}{suffix}' for name in NAMES for suffix in ('', LARGE)]
+  return [stem for stem in stems if (RESULTS / f'{stem}.json').exists()]
 
 
 def section(name: str) -> str:
   """An experiment's findings, and what they were measured with."""
-  binary, about = importlib.import_module(f'experiments.{name}'), read_about(name)
+  binary = importlib.import_module(f'experiments.{name.removesuffix(LARGE)}')
+  about = read_about(name)
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
   found = binary.findings(cli.read_results(RESULTS, f'{name}.json'))
   return where + f'![{name}](results/{name}.png)\n\n' + findings.table(found)
@@ -41,10 +50,11 @@ def section(name: str) -> str:
 
 def draw(name: str):
   """The figure that the page shows."""
-  figure = importlib.import_module(f'experiments.{name}_figure')
+  plain = name.removesuffix(LARGE)
+  figure = importlib.import_module(f'experiments.{plain}_figure')
   with tempfile.TemporaryDirectory() as drawn:
     figure.draw(cli.read_results(RESULTS, f'{name}.json'), Path(drawn))
-    shutil.copyfile(Path(drawn) / f'{name}.png', RESULTS / f'{name}.png')
+    shutil.copyfile(Path(drawn) / f'{plain}.png', RESULTS / f'{name}.png')
 
 
 def read_about(name: str) -> dict:
@@ -56,14 +66,9 @@ def take(name: str, folder: Path):
   """A run's records into docs/results, with the device and the versions."""
   records = cli.read_results(folder)
   about = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
-  command = f'python -m experiments.{name} --scale={about["scale"]}'
-  if about.get('first'):
-    command += f' --seed={about["first"]}'
-  if about.get('seeds', about['setting'].get('seeds')) != about['setting'].get('seeds'):
-    command += f' --seeds={about["seeds"]}'
-  known = {key: about[key] for key in ('device', 'versions', 'setting')}
-  about = {'command': command, **known}
-  cli.write_results(RESULTS, records, f'{name}.json', about)
+  stem = name + LARGE * (about['scale'] == 'accelerator')
+  about = {key: about[key] for key in ('command', 'device', 'versions', 'setting')}
+  cli.write_results(RESULTS, records, f'{stem}.json', about)
 
 
 def main(argv):
@@ -73,10 +78,9 @@ def main(argv):
   if FLAGS.take:
     take(FLAGS.take, Path(FLAGS.workdir or f'runs/{FLAGS.take}'))
   text = PAGE.read_text(encoding='utf-8')
-  for name in NAMES:
-    if (RESULTS / f'{name}.json').exists():
-      draw(name)
-      text = tables.splice(text, MARK.format(name), section(name))
+  for name in taken():
+    draw(name)
+    text = tables.splice(text, MARK.format(name), section(name))
   cli.write_text(PAGE, text)
   print(PAGE)
 

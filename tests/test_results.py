@@ -45,9 +45,7 @@ def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark():
     readme.splice('no marks', 'm', '')
 
 
-@pytest.mark.parametrize(
-  'name', [n for n in results.NAMES if (results.RESULTS / f'{n}.json').exists()]
-)
+@pytest.mark.parametrize('name', results.taken())
 def test_the_page_says_what_the_records_say(name):
   assert results.section(name) in results.PAGE.read_text(encoding='utf-8')
 
@@ -61,8 +59,7 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   about = {
     'scale': 'smoke',
     'setting': {'seeds': 5},
-    'first': 7,
-    'seeds': 2,
+    'command': 'python -m experiments.threshold --scale=smoke --seed=7 --seeds=2',
     'device': 'an abacus',
     'versions': {'jax': '9'},
   }
