@@ -7,7 +7,7 @@ trained from their exact weights, from weights with noise on every one of them, 
 same size. Expected: from the exact weights accuracy never falls and the loss only shrinks; embeddings
 stay a linear map of the built ones, which is one map a relation. Found from scratch they are not, for
 a free unembedding need not be linear in the built codes; but they are the superposition of its own
-vectors. Both are judged on held-out subjects; the control is shuffled facts. Four minutes on two cores.
+vectors. Both are judged on held-out subjects; the control is shuffled facts. Two minutes on two cores.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Setting:
 BUILT = ('selector_normed', 'selector', 'attention_only')
 PRESETS = {
   'smoke': Setting(BUILT[:1], 48, 2, (0.0, 0.3), (0.0,), (20, 40), 1),
-  'laptop': Setting(BUILT, 256, 4, (0.0, 0.1, 0.3), (0.0, 0.3), (50, 200, 500, 1000), 5),
+  'laptop': Setting(BUILT, 128, 4, (0.0, 0.1, 0.3), (0.0, 0.3), (50, 200, 500, 1000), 5),
   'accelerator': Setting(
     BUILT, 1024, 4, (0.0, 0.03, 0.1, 0.3, 1.0), (0.0, 0.1, 0.3, 1.0), (50, 200, 1000, 4000), 10
   ),

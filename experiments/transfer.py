@@ -181,11 +181,11 @@ PRESETS = {
   ),
   'laptop': Setting(
     (
-      *around(PAIR, unembedding=('trained',), dim=(32, 96), width=(16, 256), weight_decay=(0.1,),
+      *around(PAIR, unembedding=('trained',), dim=(32, 96), width=(16,), weight_decay=(0.1,),
               noise=(0.0,), haste=(1.0,), attention=('trained',), subjects=(128,), model=('untrained', 'constructed')),
       dataclasses.replace(PAIR, width=512, **MEMORY),
     ),
-    800, 300, 300, 5,
+    800, 200, 120, 5,
   ),
   'accelerator': Setting(
     (
