@@ -48,19 +48,22 @@ class Setting:
 
 PRESETS = {
   'smoke': Setting(((8, 2),), 200, 1),
-  'laptop': Setting(tuple(itertools.product((32, 64, 128, 256), (2, 4))), 2000, 5),
+  'laptop': Setting(tuple(itertools.product((32, 64, 128), (2, 4))), 2000, 5),
   'accelerator': Setting(tuple(itertools.product((64, 256, 1024, 4096), (2, 4, 8))), 4000, 5),
 }
 
 
 def constructed(setting: Setting, seeds) -> list[dict]:
-  """Exact constructions, of the first seed, for they are alike for all; and memories that are random."""
+  """Exact constructions, of the first seed, for they are alike for all; and memories that are random.
+
+  That the exact ones are right is for experiments.construct to check: here only what they spend counts.
+  """
   records = []
   for (n, r), name in itertools.product(setting.sizes, registry.REGISTRY):
     known = registry.entry(name)
     if known.exact and not known.multi_hop:
       table = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
-      records.append(_built(name, table, seeds[0]))
+      records.append(_built(name, table, seeds[0], check=None))
     elif name in approximate.CONSTANTS:
       records += [_smallest(name, n, r, seed) for seed in seeds]
   return records
