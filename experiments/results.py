@@ -29,6 +29,7 @@ cli.define(workdir='Where the run to take has written its results.json.')
 flags.DEFINE_enum('take', None, NAMES, 'Take the records of a run of this experiment.')
 
 PAGE, RESULTS = Path('docs/results.md'), Path('docs/results')
+SHORT = 12  # rows of a table; of longer ones what was expected stands first
 LARGE = '_accelerator'
 MARK = '{}: written by python -m experiments.results'
 
@@ -45,7 +46,12 @@ def section(name: str) -> str:
   about = read_about(name)
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
   found = binary.findings(cli.read_results(RESULTS, f'{name}.json'))
-  return where + f'![{name}](results/{name}.png)\n\n' + findings.table(found)
+  text = where + f'![{name}](results/{name}.png)\n\n'
+  expected = [f for f in found if f.holds is not None]
+  if len(found) <= SHORT or not expected:
+    return text + findings.table(found)
+  every = f'<details><summary>All {len(found)} findings</summary>\n\n{findings.table(found)}\n</details>\n'
+  return text + findings.table(expected) + '\n' + every
 
 
 def draw(name: str):
