@@ -1,0 +1,170 @@
+"""What docs/design.md, docs/theory.md and the pages around them say: imports, examples, statements."""
+
+import ast
+import functools
+import graphlib
+import json
+import math
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from constructions import registry
+from experiments import cli
+from geomem import bounds, facts, verify
+
+ROOT = Path(__file__).parents[1]
+FLAGS = flags.FLAGS
+ALLOWED = {
+  'geomem': {'geomem'},
+  'constructions': {'constructions', 'geomem'},
+  'experiments': {'experiments', 'constructions', 'geomem'},
+}
+
+
+@functools.cache
+def imported(path):
+  """All modules that a file imports, wherever it does, as dotted names."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: a relative import'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
+  return found
+
+
+@pytest.mark.parametrize('package', ALLOWED)
+def test_imports_point_one_way(package):
+  others = {*ALLOWED, 'tests', 'conftest'} - ALLOWED[package]
+  for path in (ROOT / package).rglob('*.py'):
+    assert not {name.split('.')[0] for name in imported(path)} & others, path
+
+
+@pytest.mark.parametrize('package', ['geomem', 'constructions'])
+def test_no_modules_import_each_other(package):
+  modules = {
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts): path
+    for path in (ROOT / package).rglob('*.py')
+    if path.name != '__init__.py'
+  }
+  graph = {name: imported(path) & modules.keys() for name, path in modules.items()}
+  assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)
+
+
+# --- docs/design.md -------------------------------------------------------------------------------
+
+
+@functools.cache
+def examples():
+  """The Python of the page: a construction, its use, an experiment."""
+  return re.findall(r'```python\n(.*?)```', (ROOT / 'docs/design.md').read_text(), re.DOTALL)
+
+
+def code_lines(source):
+  """Lines that are neither blank nor of the docstring."""
+  body = source.split('"""', 2)[2]
+  return [line for line in body.splitlines() if line.strip()]
+
+
+def test_the_construction_of_the_page(capsys):
+  construction, use, _ = examples()
+  assert len(code_lines(construction)) < 50
+  space = {}
+  for source in (construction, use):
+    exec(source, space)  # noqa: S102
+  told = capsys.readouterr().out
+  assert space['report'].queries == 48 and space['report'].accuracy == 1
+  assert 'one_hot: d = 48, 16.2 bits' in told and 'selector: d = 12, 12.0 bits' in told
+  answer = space['table'].answers_RxN[2, 5]
+  assert f'answer              s{answer}, by a margin of' in told
+
+
+@pytest.fixture
+def experiment(monkeypatch):
+  """The page's experiment as a module, as if it lay in its folder; its flags are left as they were."""
+  module = types.ModuleType('experiments.noise')
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  monkeypatch.setattr(cli, 'keep_compiled', lambda folder: None)
+  exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)  # noqa: S102
+  yield module
+  FLAGS.unparse_flags()
+
+
+def test_the_experiment_of_the_page(experiment, tmp_path, capsys):
+  assert len(code_lines(examples()[2])) < 50
+
+  def run(*arguments):
+    FLAGS.unparse_flags()
+    FLAGS(['noise', f'--workdir={tmp_path}', *arguments])
+    experiment.main(['noise'])
+    return (tmp_path / 'results.json').read_bytes(), (tmp_path / 'noise.png').read_bytes()
+
+  first = run('--scale=smoke')
+  records = json.loads(first[0])
+  assert len(records) == 2 * 2 * 3 and 'records: ' in capsys.readouterr().out
+  assert run('--scale=smoke') == run('--redraw') == first
+  right, ruined = experiment.findings(records)
+  assert right.holds and ruined.holds and right.seeds == 2 and 'other facts' in right.control
+  exact = [r['value'] for r in records if r['noise'] == 0 and r['control'] is None]
+  assert exact == [1, 1]
+
+
+# --- docs/theory.md -------------------------------------------------------------------------------
+
+
+@functools.cache
+def theory():
+  return ' '.join((ROOT / 'docs/theory.md').read_text(encoding='utf-8').split())
+
+
+@pytest.mark.parametrize('name', registry.REGISTRY)
+def test_every_construction_has_its_statement(name):
+  """Its size to the letter, its module, and a test."""
+  known = registry.entry(name)
+  module = known.builder.__module__.replace('.', '/') + '.py'
+  assert f'](../{module})' in theory() and f'`{name}`' in theory()
+  assert known.theorem.split(' (')[0].split(',')[0] in theory()
+  if known.exact:
+    assert known.size in theory()
+  (row,) = re.findall(
+    rf'\| [^|]*`{name}`[^|]*\| \[\w+\.py\]\(\.\./{module}\) \| ([^|]*) \|', theory()
+  )
+  assert '](../tests/test_' in row
+
+
+@pytest.mark.parametrize('relations, hops', [(2, 2), (2, 4), (3, 3), (8, 2), (16, 3)])
+def test_the_corollary_follows_from_the_bounds(relations, hops):
+  """B_emb ≤ ⅛ R^k log₂(N/4e) leaves B_int ≥ ⅛ N R log₂(N/4e), as soon as a tree fits."""
+  least = bounds.tree_vertices(relations, hops)
+  for subjects in (least, least + 1, 2 * least - 1, 10 * least + 3, 10**6):
+    share = math.log2(subjects / (4 * math.e)) / 8
+    if share > 0:
+      got = bounds.internal_bits(subjects, relations, hops, share * relations**hops)
+      assert got >= share * subjects * relations
+
+
+def test_random_directions_hold_whole_tables_as_often_as_proved():
+  """Default D is that of δ = ¼: at least three in four draws of directions have every query right."""
+  table = facts.bijections(jax.random.key(0), 16, 2)
+  right = [
+    verify.exhaustive(registry.build('superposition', table, seed=seed)).accuracy == 1
+    for seed in range(24)
+  ]
+  assert sum(right) / len(right) >= 0.75
+
+
+# --- the pages around them ------------------------------------------------------------------------
+
+
+def test_the_citation_is_of_this_version():
+  cited = (ROOT / 'CITATION.cff').read_text(encoding='utf-8')
+  (version,) = re.findall(r'^version = (\S+)$', (ROOT / 'setup.cfg').read_text(), re.MULTILINE)
+  assert f'\nversion: {version}\n' in cited and '\ncff-version: 1.2.0\n' in f'\n{cited}'
+  assert 'preferred-citation:' in cited and 'arXiv:2605.12426' in cited
