@@ -67,6 +67,12 @@ def examples():
   return re.findall(r'```python\n(.*?)```', (ROOT / 'docs/design.md').read_text(), re.DOTALL)
 
 
+def test_every_module_is_on_the_map():
+  text = (ROOT / 'docs/design.md').read_text(encoding='utf-8')
+  for path in (ROOT / 'geomem').glob('*.py'):
+    assert path.name == '__init__.py' or f'](../geomem/{path.name})' in text, path.name
+
+
 def code_lines(source):
   """Lines that are neither blank nor of the docstring."""
   body = source.split('"""', 2)[2]
