@@ -1,0 +1,77 @@
+"""The notebook from its first cell to its last, at sizes of seconds, in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PATH = ROOT / 'notebooks' / 'quickstart.ipynb'
+# What must be true once every cell has run.
+TRUE = """
+assert report.accuracy == 1 and report.min_margin == built.margin
+assert report.queries == 4 * sizes.built == half.queries
+assert half.accuracy == 1 and half.dtype == 'bfloat16' and half.min_margin == 4
+assert symbols.tolist() == few.answers_RxN[:, 2].tolist()
+assert edited.accuracy == 1 and swapped.accuracy == 1
+assert all(record['accuracy'] == 1 and record['bound_bits'] <= record['internal_bits'] for record in records)
+assert losses[-1].max() < losses[0].min()
+(exact_row,) = constructed_rows
+for name in ('accuracy', 'superposition', 'swapped', 'kept', 'zero_shot'):
+  assert abs(exact_row[name] - 1) < 1e-4, name
+for row in untrained_rows + constructed_rows:
+  assert row['shuffled'] < 0.5
+assert all(row['zero_shot'] < 0.5 for row in untrained_rows)
+assert sum(s.data.shape[0] for s in state.params['embed']['subjects'].addressable_shards) >= sizes.large
+assert len(plt.get_fignums()) == 2
+"""
+
+
+def cells():
+  """The source of every cell, by its id, with its kind."""
+  notebook = json.loads(PATH.read_text(encoding='utf-8'))
+  return {c['id']: (c['cell_type'], ''.join(c['source'])) for c in notebook['cells']}
+
+
+def test_it_is_a_notebook_without_outputs():
+  notebook = json.loads(PATH.read_text(encoding='utf-8'))
+  assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
+  assert {'cells', 'metadata', 'nbformat', 'nbformat_minor'} == notebook.keys()
+  assert len(cells()) == len(notebook['cells'])
+  for cell in notebook['cells']:
+    assert 1 <= len(cell['id']) <= 64 and cell['cell_type'] in ('markdown', 'code')
+    if cell['cell_type'] == 'code':
+      assert cell['outputs'] == [] and cell['execution_count'] is None
+      compile(''.join(cell['source']), cell['id'], 'exec')
+
+
+def test_colab_opens_this_file():
+  title = next(iter(cells().values()))[1]
+  assert f'/blob/main/{PATH.relative_to(ROOT)}' in title and 'colab-badge.svg' in title
+
+
+@pytest.fixture
+def strict():
+  """As conftest.py has it for the other tests, for a process of its own."""
+  names = ('NUMPY_DTYPE_PROMOTION=strict', 'NUMPY_RANK_PROMOTION=raise')
+  options = dict(f'JAX_{name}'.split('=') for name in names)
+  options |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1', 'MPLBACKEND': 'Agg', 'GEOMEM_SMALL': '1'}
+  return {**os.environ, **options, 'PYTHONPATH': str(ROOT)}
+
+
+def test_it_runs_from_top_to_bottom(strict, tmp_path):
+  ran = [(name, source) for name, (kind, source) in cells().items() if kind == 'code']
+  program = tmp_path / 'notebook.py'
+  program.write_text(f"""
+space = {{'__name__': 'notebook'}}
+for name, source in {[*ran, ('what must be true', TRUE)]!r}:
+  exec(compile(source, name, 'exec'), space)
+""")
+  done = subprocess.run(
+    [sys.executable, '-W', 'error', str(program)],
+    check=False, env=strict, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
