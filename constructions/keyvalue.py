@@ -5,6 +5,8 @@ depth k, F = N·R a layer, d = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1. Laye
 it replaces the state c_s by c_{g_r(s)} and clears the fetched relation. Margin 2.
 """
 
+import functools
+
 import numpy as np
 
 from constructions import parts
@@ -31,9 +33,9 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
   hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
   fetch_relation = parts.copy(layout['relation'], layout['fetched'])
   fetch_subject = parts.copy(layout['subject'], layout['state'])
-  shape = {'key_dim': codes.log2_ceil(length), 'hidden': (hidden.dim,)}
-  first = BlockConfig(heads=2, head_dim=max(c.width, rho.width), **shape)
-  later = BlockConfig(heads=1, head_dim=max(1, rho.width), **shape)
+  sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(length), hidden=(hidden.dim,))
+  first = sized(heads=2, head_dim=max(c.width, rho.width))
+  later = sized(heads=1, head_dim=max(1, rho.width))
   config = Config(
     subjects=N,
     relations=R,

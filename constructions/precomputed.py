@@ -27,14 +27,14 @@ def precomputed(facts: Facts, hops: int) -> Construction:
   m = code.width
   levels = [Slot(f'level{j}', ((BRANCH, R ** (hops - j)),), code) for j in range(hops + 1)]
   layout = Layout.of(*levels, *_addresses(R, length))
-  hidden = [
+  layers = [
     Layout.of(Slot('selected', ((BRANCH, R ** (hops - j)),), codes.Bits(facts.attributes)))
     for j in range(hops)
   ]
   shape = {'key_dim': codes.log2_ceil(length)}
   blocks = tuple(
     BlockConfig(heads=1 + (j == 0), head_dim=h.dim if j == 0 else R, hidden=(h.dim,), **shape)
-    for j, h in enumerate(hidden)
+    for j, h in enumerate(layers)
   )
   params, config = _embedded(facts, layout, length, blocks)
   for j in range(hops):
@@ -44,10 +44,10 @@ def precomputed(facts: Facts, hops: int) -> Construction:
     if j == 0:
       parts.look_at(block['attention'], 1, layout, 0, length)
       parts.move(block['attention'], 1, parts.copy(level, level))
-    block['mlp']['in'][level] = np.eye(hidden[j].dim)
+    block['mlp']['in'][level] = np.eye(layers[j].dim)
     block['mlp']['out'][:, layout[f'level{j + 1}']] = 2 * parts.sum_of_blocks(R, rest * m)
     block['mlp']['out_bias'][layout[f'level{j + 1}']] = -1
-  hidden = tuple((h,) for h in hidden)
+  hidden = tuple((h,) for h in layers)
   return _finish(
     'precomputed', config, params, layout, facts, hops, hidden, 'level0', f'level{hops}'
   )

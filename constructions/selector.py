@@ -26,7 +26,7 @@ def selector(facts: Facts) -> Construction:
   """
   code = codes.Sign(facts.attributes)
   built = _selector('selector', facts, code, gain=8, bias=True, margin=4)
-  built.params['blocks_0']['mlp']['out_bias'][built.readout.at] = -4
+  built.params['blocks_0']['mlp']['out_bias'][built.layout['blocks', 0]] = -4
   return built
 
 

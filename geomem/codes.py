@@ -1,8 +1,7 @@
 """Codes: how an attribute (or relation, or position) is written into a few coordinates.
 
 A code is a frozen description; `words()` is its codebook, one row a symbol, made without a Python
-loop over symbols. A code that answers can be read from also has `rows()`, its unembedding, and
-`margin_bound`, a proof from the slot's contents alone that the right answer wins over all others.
+loop over symbols.
 """
 
 import dataclasses
@@ -34,6 +33,20 @@ class Code:
 
 
 @dataclasses.dataclass(frozen=True)
+class Readable(Code):
+  """A code that answers can be read from."""
+
+  def rows(self) -> np.ndarray:
+    """Its unembedding."""
+    return self.words()
+
+  @staticmethod
+  def margin_bound(u_BxM, x_BxM):
+    """A proof from the slot's contents alone that the right answer wins over all others."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
 class Bits(Code):
   """The index in binary, entries 0 and 1, width ⌈log₂ count⌉."""
 
@@ -47,14 +60,11 @@ class Bits(Code):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sign(Bits):
+class Sign(Bits, Readable):
   """The index in binary, entries ±1: equal norms, so ⟨c_a, λ c_b⟩ is largest at a = b."""
 
   def words(self) -> np.ndarray:
     return 2 * super().words() - 1
-
-  def rows(self) -> np.ndarray:
-    return self.words()
 
   @staticmethod
   def margin_bound(u_BxM, x_BxM):
@@ -75,7 +85,7 @@ class OneHot(Code):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstantWeight(Code):
+class ConstantWeight(Readable):
   """Entries 0 and 1, exactly ⌊m/2⌋ ones, m the smallest with C(m, ⌊m/2⌋) ≥ count: needs no bias."""
 
   @property
@@ -104,9 +114,6 @@ class ConstantWeight(Code):
       left -= take
     return words
 
-  def rows(self) -> np.ndarray:
-    return self.words()
-
   @staticmethod
   def margin_bound(u_BxM, x_BxM):
     """a and b swap h ≥ 1 ones: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
@@ -116,7 +123,7 @@ class ConstantWeight(Code):
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLevel(Code):
+class MultiLevel(Readable):
   """The index in base 2^bits, one digit a coordinate: fewer coordinates, the same number of bits.
 
   Not of equal norm, so it is read by 2⟨v_a, x⟩ − |v_a|²; the first coordinate of its unembedding

@@ -21,7 +21,7 @@ class Readout:
   """Answers are read from the coordinates `at` of the final residual as words of `code`."""
 
   at: slice = dataclasses.field(hash=False)  # slices cannot be hashed before Python 3.12
-  code: codes.Code
+  code: codes.Readable
 
   def rows(self, dim: int) -> np.ndarray:
     """The unembedding that the bound below speaks about, AxD."""
@@ -59,7 +59,7 @@ class OwnReadout:
 
   def rows(self, dim: int) -> np.ndarray:
     """The unembedding that the bound below speaks about, AxD."""
-    code, rho = (self.layout.slot(name).code for name in ('blocks', 'relation'))
+    code, rho = self.layout.code('blocks'), self.layout.code('relation')
     rows_AxD = np.zeros((len(self.relation_A), dim), np.float32)
     rows_AxD[:, self.layout['relation']] = rho.words()[self.relation_A]
     for r in range(rho.count):
@@ -104,7 +104,10 @@ def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
 def readout_from_json(fields, layout: Layout, facts: Facts) -> Readout | OwnReadout:
   if fields == 'own':
     return OwnReadout(layout, *facts.own_sets())
-  return Readout(slice(*fields['at']), codes.from_json(fields['code']))
+  code = codes.from_json(fields['code'])
+  if not isinstance(code, codes.Readable):
+    raise InputError(f'answers cannot be read from the code {fields["code"]}')
+  return Readout(slice(*fields['at']), code)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

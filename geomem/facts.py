@@ -195,14 +195,14 @@ def read_table(path: str | os.PathLike) -> Facts:
       'every subject needs one row for every relation'
     )
   answers = np.zeros(shape, np.int32)
-  for at, attribute in given.items():
-    answers[at] = attribute
+  for at, answer in given.items():
+    answers[at] = answer
   return Facts(answers, len(attributes), closed, *map(tuple, (subjects, relations, attributes)))
 
 
 def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
   """Relation → subject → its attributes, of such a file in which a row may be missing, or one of several."""
-  found = {}
+  found: dict[str, dict[str, dict[str, None]]] = {}
   for subject, relation, attribute in _rows(path):
     values = found.setdefault(relation, {}).setdefault(subject, {})
     values[attribute] = None
@@ -215,12 +215,12 @@ def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
 def _rows(path) -> list[tuple[str, str, str]]:
   """The file's non-empty rows, each three non-empty names, the header dropped."""
   delimiter = '\t' if str(path).lower().endswith('.tsv') else ','
-  rows = []
+  rows: list[tuple[str, str, str]] = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
       reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
-      for row in reader:
-        row = tuple(cell.strip() for cell in row)
+      for cells in reader:
+        row = tuple(cell.strip() for cell in cells)
         if any('\0' in cell for cell in row):
           raise csv.Error('a NUL character, which no name has')
         if not any(row) or (not rows and tuple(c.lower() for c in row) == COLUMNS):

@@ -52,6 +52,7 @@ def local(tree):
   def gather(a):
     if not isinstance(a, jax.Array) or a.is_fully_addressable:
       return a
+    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` lays all
     return np.asarray(a if a.is_fully_replicated else _replicate(a.sharding.mesh)(a))
 
   return jax.tree.map(gather, tree)
@@ -66,13 +67,13 @@ def share(value):
   """The first process's value, on every process; anything that can be pickled, array by array."""
   if jax.process_count() == 1:
     return value
-  buffers = []
+  buffers: list[pickle.PickleBuffer] = []
   pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
-  parts = [pickled, *(buffer.raw() for buffer in buffers)]
+  parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
   count = _send_number(len(parts))
-  parts = parts if first() else [b''] * count
-  pickled, *buffers = [_send(part, _send_number(len(part))) for part in parts]
-  return pickle.loads(pickled, buffers=buffers)
+  parts = parts if first() else [memoryview(b'')] * count
+  whole, *rest = [_send(part, _send_number(len(part))) for part in parts]
+  return pickle.loads(whole, buffers=rest)
 
 
 def _send_number(number: int) -> int:

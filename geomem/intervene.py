@@ -63,8 +63,13 @@ def _at_mlp(change):
 def at_mlp(config: Config, params, e_SxD):
   """What the MLP reads, SxRxD, and how its units fire, SxRxF."""
   read = []
+
+  def note(x):
+    read.append(x)
+    return x
+
   paths_Rx1 = jnp.arange(config.relations)[:, None]
-  with nn.intercept_methods(_at_mlp(lambda x: read.append(x) or x)):
+  with nn.intercept_methods(_at_mlp(note)):
     _, seen = model.apply(config, params, e_SxD, paths_Rx1, method='told', mutable=['trace'])
   return read[0], seen['trace']['blocks_0']['mlp']['hidden'][0]
 

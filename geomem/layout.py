@@ -59,6 +59,12 @@ class Layout:
   def slot(self, name: str) -> Slot:
     return next(slot for slot in self.slots if slot.name == name)
 
+  def code(self, name: str) -> codes.Code:
+    """That a slot of words is written in."""
+    if (code := self.slot(name).code) is None:
+      raise KeyError(f'slot {name!r} holds numbers, not words of a code')
+    return code
+
   def __getitem__(self, key) -> slice:
     name, *index = key if isinstance(key, tuple) else (key,)
     start = 0

@@ -11,6 +11,7 @@ Shapes: N facts, D width of the embeddings, F hidden units; M models.
 import dataclasses
 import functools
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,9 @@ class Recipe:
 class Memory:
   """One model: its facts (the first `count` rows), its weights."""
 
-  count: jax.Array
-  keys_NxD: jax.Array
-  values_NxD: jax.Array
+  count: chex.Array
+  keys_NxD: chex.Array
+  values_NxD: chex.Array
   params: dict
 
 

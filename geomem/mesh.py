@@ -34,5 +34,6 @@ def look_up(mesh: Mesh, table_NxD, index_B):
     found_BxD = jnp.where(inside_B[..., None], slice_NxD[jnp.clip(here_B, 0, count - 1)], 0.0)
     return jax.lax.psum_scatter(found_BxD, VOCABULARY, tiled=True)
 
-  places = {'in_specs': (SLICED, SPREAD), 'out_specs': SPREAD}
-  return jax.shard_map(share, mesh=mesh, **places, check_vma=False)(table_NxD, index_B)
+  return jax.shard_map(
+    share, mesh=mesh, in_specs=(SLICED, SPREAD), out_specs=SPREAD, check_vma=False
+  )(table_NxD, index_B)

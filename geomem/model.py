@@ -8,6 +8,7 @@ Shapes: B batch, L length, D residual width, H heads, N subjects, R relations, A
 C paths of relations, K relations in a path.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -131,7 +132,7 @@ class Embed(_Part):
 class Attention(_Part):
   """Causal heads of their own width: in general, and for all pairs of a subject and a path."""
 
-  block: BlockConfig | None = None
+  block: BlockConfig = dataclasses.field(kw_only=True)
 
   def setup(self):
     d, b = self.config.dim, self.block
@@ -182,7 +183,7 @@ class Attention(_Part):
 class MLP(_Part):
   """ReLU MLP of one or two hidden layers."""
 
-  block: BlockConfig | None = None
+  block: BlockConfig = dataclasses.field(kw_only=True)
 
   def setup(self):
     widths = (self.config.dim, *self.block.hidden, self.config.dim)
@@ -217,16 +218,14 @@ class MLP(_Part):
 class Block(_Part):
   """Pre-norm residual block."""
 
-  block: BlockConfig | None = None
+  block: BlockConfig = dataclasses.field(kw_only=True)
 
   def setup(self):
     self.norm_attention = Norm(self.config, self.used)
-    self.attention = Attention(self.config, self.used, self.block)
+    self.attention = Attention(self.config, self.used, block=self.block)
     if self.block.hidden:
-      self.norm_mlp, self.mlp = (
-        Norm(self.config, self.used),
-        MLP(self.config, self.used, self.block),
-      )
+      self.norm_mlp = Norm(self.config, self.used)
+      self.mlp = MLP(self.config, self.used, block=self.block)
 
   def add_mlp(self, x):
     self.sow('trace', 'residual', x)
@@ -254,7 +253,7 @@ class Transformer(_Part):
 
   def setup(self):
     self.embed = Embed(self.config, mesh=self.mesh)
-    self.blocks = tuple(Block(self.config, self.used, block) for block in self.config.blocks)
+    self.blocks = tuple(Block(self.config, self.used, block=b) for b in self.config.blocks)
     self.norm_final = Norm(self.config, self.used)
     if not self.config.tied:
       self.unembed = Unembed(self.config)

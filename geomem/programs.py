@@ -89,8 +89,8 @@ def train(
   for program, members in share(tasks, recipe, known, jax.device_count(), _costs(), rounds):
     if program not in known:
       known.append(program)
-    members = np.array(members)
-    values[members] = fit(recipe, program, [tasks[i] for i in members], rivals[members])
+    own = np.array(members)
+    values[own] = fit(recipe, program, [tasks[i] for i in members], rivals[own])
   return dict(zip(FOUND, values.T, strict=True))
 
 
@@ -176,7 +176,7 @@ def _merge(groups, recipe, time, costs):
 
 
 def _gather(groups):
-  together = {}
+  together: dict[Program, list[int]] = {}
   for program, members in groups:
     together.setdefault(program, []).extend(members)
   return together.items()

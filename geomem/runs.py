@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from flax.traverse_util import flatten_dict
 
@@ -28,7 +29,8 @@ class Run:
   def __init__(
     self, folder: str | os.PathLike, description: dict, warn: Callable[[str], None] = print
   ):
-    self.folder, self.warn, self._lock = Path(folder), warn, None
+    self.folder, self.warn = Path(folder), warn
+    self._lock: TextIO | None = None
     self._open(description)
 
   @hosts.by_first

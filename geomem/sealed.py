@@ -27,8 +27,9 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
   need = sum(array.nbytes for array in jax.tree.leaves(arrays))
   if need > (free := shutil.disk_usage(path.parent).free):
     raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
-  place = {'dir': path.parent.absolute(), 'prefix': f'.{path.name}-'}
-  with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as aside:
+  with tempfile.TemporaryDirectory(
+    dir=path.parent.absolute(), prefix=f'.{path.name}-', ignore_cleanup_errors=True
+  ) as aside:
     new, old = Path(aside, 'new'), Path(aside, 'old')
     try:
       (new / 'arrays').mkdir(parents=True)
@@ -77,7 +78,7 @@ def reason(error: Exception) -> str:
 
 def _restore(path: Path, described: dict):
   """The arrays as `described` (name → shape, dtype)."""
-  tree = {}
+  tree: dict = {}
   for name, (shape, dtype) in described.items():
     *parents, leaf = name.split('/')
     node = tree

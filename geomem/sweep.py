@@ -107,9 +107,13 @@ def job(task: Task, config: Config) -> Job:
   answers_RxN[: f.relations, : f.subjects] = f.answers_RxN
   return Job(
     answers_RxN,
-    *(np.int32(size) for size in (f.subjects, f.relations, f.attributes, task.config.dim)),
-    *(np.float32(rate) for rate in (task.learning_rate, task.weight_decay)),
-    np.uint32(task.seed),
+    subjects=np.int32(f.subjects),
+    relations=np.int32(f.relations),
+    attributes=np.int32(f.attributes),
+    dim=np.int32(task.config.dim),
+    learning_rate=np.float32(task.learning_rate),
+    weight_decay=np.float32(task.weight_decay),
+    seed=np.uint32(task.seed),
   )
 
 
@@ -128,11 +132,16 @@ class Sweep:
   together: int
   height: int
   rows: np.ndarray
-  jobs: Job
+
+  @functools.cached_property
+  def jobs(self) -> Job:
+    """The tasks as data, each in its row."""
+    jobs = [job(task, self.config) for task in self.tasks]
+    return _put(self, _stack(jobs, _task_of_row(self, self.rows)))
 
   def placed(self, rows: np.ndarray) -> 'Sweep':
     """The same tasks in other rows."""
-    return dataclasses.replace(self, rows=rows, jobs=_jobs(self, rows))
+    return dataclasses.replace(self, rows=rows)
 
   def each(self, values_M) -> np.ndarray:
     """A number of the states, for every task."""
@@ -166,7 +175,7 @@ def lay_out(
   each = -(-each // together) * together
   rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
   mesh = jax.sharding.Mesh(devices, ('models',))
-  sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows, None).placed(rows)
+  sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows)
   resting = np.isin(np.arange(sweep.height), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
   states = _start(recipe, _put(sweep, params))
@@ -201,11 +210,6 @@ def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
   tasks = np.zeros(sweep.height, int)
   tasks[rows] = np.arange(len(rows))
   return tasks
-
-
-def _jobs(sweep: Sweep, rows: np.ndarray) -> Job:
-  jobs = [job(task, sweep.config) for task in sweep.tasks]
-  return _put(sweep, _stack(jobs, _task_of_row(sweep, rows)))
 
 
 def check(recipe: Recipe, tasks, config: Config):

@@ -195,7 +195,7 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   if slot.of == OWN_ANSWER:  # a set that is smaller than the largest leaves words without a meaning
     own = np.unique(facts.answers_RxN[entry])
     name = facts.attribute_name(own[symbol]) if symbol < len(own) else name
-  if kind == 'empty' and symbol == 0 and _has_levels(slot.code):
+  if kind == 'empty' and symbol == 0 and slot.code and _has_levels(slot.code):
     return f'{name} or empty'  # zero is a word too where words have levels
   if kind in ('empty', 'closed'):
     return str(kind)
@@ -217,10 +217,10 @@ def changes(trace: Trace, values_D, before_D, laid_D=None) -> Iterator[tuple]:
     laid = None if laid_D is None else laid_D[at].reshape(shape)
     if slot.of != ATTRIBUTE:  # gates close attributes only
       laid = np.zeros_like(values)
-    decoded = slot.code and decode(values, slot.code, laid)
+    decoded = decode(values, slot.code, laid) if slot.code else None
     new_E = np.any(values != before_D[at].reshape(shape), axis=1)
     closed_E = decoded.kind_E == 'closed' if decoded else np.zeros_like(new_E)
-    if closed_E.any():
+    if decoded and closed_E.any():
       new_E |= ~np.isin(decoded.kind_E, ('closed', 'empty'))
     yield slot, values, decoded, new_E & ~closed_E, closed_E
 
@@ -302,10 +302,10 @@ def _held(trace: Trace, values_D, before_D, laid_D=None) -> list[str]:
   """What is new, in words."""
   facts, held, closed = trace.construction.facts, [], []
   for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, laid_D):
-    closed += [entry_label(facts, slot, e) for e in np.flatnonzero(closed_E)]
+    closed += [entry_label(facts, slot, int(e)) for e in np.flatnonzero(closed_E)]
     new = np.flatnonzero(new_E)
     if decoded is None and len(values) > 1 and len(new):
-      norm = number(np.linalg.norm(values), 3)
+      norm = number(float(np.linalg.norm(values)), 3)
       held.append(f'{slot.name} = {len(values):,} numbers of norm {norm}')
       continue
     for e in new[:SHOWN]:

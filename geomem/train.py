@@ -10,6 +10,7 @@ Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A 
 import dataclasses
 import functools
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -90,22 +91,20 @@ class Recipe:
     return 2 * self.hops if self.chain_of_thought else self.hops + 1
 
 
-@flax.struct.dataclass
-class Job:
+class Job(flax.struct.PyTreeNode):
   """What is a model's own. The sizes say how much of its padded arrays is in use."""
 
-  answers_RxN: jax.Array
-  subjects: jax.Array
-  relations: jax.Array
-  attributes: jax.Array
-  dim: jax.Array
-  learning_rate: jax.Array
-  weight_decay: jax.Array
-  seed: jax.Array
+  answers_RxN: chex.Array
+  subjects: chex.Array
+  relations: chex.Array
+  attributes: chex.Array
+  dim: chex.Array
+  learning_rate: chex.Array
+  weight_decay: chex.Array
+  seed: chex.Array
 
 
-@flax.struct.dataclass
-class State:
+class State(flax.struct.PyTreeNode):
   """Where a model's training stands: the loss of its last batch, its accuracy when last looked at."""
 
   params: dict

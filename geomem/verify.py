@@ -215,6 +215,7 @@ def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
   """
   check_representable(c, dtype)
   stored, choices = universal_contents(c)
+  assert c.encode is not None  # or there had been no contents
   every = fact.every_content(choices)
   own_WxN = fact.tree(c.facts.answers_RxN, c.hops) if c.hops > 1 else c.facts.answers_RxN
   differs_N = np.any(np.asarray(c.params['embed']['subjects']) != c.encode(own_WxN), axis=1)

@@ -9,6 +9,7 @@ Shapes: S subjects, R relations, L length, D width, T places, A attributes of a 
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +112,7 @@ class Asker:
 
   def __init__(self, model: Pretrained, told=lambda done, total: None):
     self.model, self.told = model, told
-    self._programs = {}
+    self._programs: dict[tuple, Callable] = {}
 
   def older(self, prompts: Prompts):
     """The stream before the subjects' last tokens, SxTxOxD."""
@@ -145,8 +146,7 @@ class Asker:
     """As `relational.jacobians`, of one prompt."""
     if ('jacobian', *places) not in self._programs:
       one = functools.partial(relational.jacobians, self.model.config)
-      program = jax.jit(one, static_argnums=2)
-      self._programs['jacobian', *places] = program
+      self._programs['jacobian', *places] = jax.jit(one, static_argnums=2)
     program = self._programs['jacobian', *places]
     return np.asarray(program(self.model.params, x_LxD, tuple(places), older, last))
 

@@ -12,7 +12,9 @@ width, V vocabulary, P patches of a prompt, O older tokens, M all tokens read (O
 """
 
 import functools
+from collections.abc import Callable
 
+import chex
 import flax.linen as nn
 import flax.struct
 import jax
@@ -22,6 +24,11 @@ from geomem.model import product
 from geomem.pretrained.config import DecoderConfig
 
 ZEROS = nn.initializers.zeros
+ACTIVATIONS: dict[str, Callable] = {
+  'silu': nn.silu,
+  'gelu': functools.partial(nn.gelu, approximate=False),
+  'gelu_tanh': functools.partial(nn.gelu, approximate=True),
+}
 einsum = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -29,18 +36,18 @@ einsum = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
 class Patch:
   """At `place` and `position`, x becomes keep · x + add. A prompt has P of them, one after another."""
 
-  place_P: jax.Array
-  position_P: jax.Array
-  keep_P: jax.Array
-  add_PxD: jax.Array
+  place_P: chex.Array
+  position_P: chex.Array
+  keep_P: chex.Array
+  add_PxD: chex.Array
 
 
 @flax.struct.dataclass
 class Older:
   """What stands before the tokens of a stream, at all places; the first `count` of O rows mean something."""
 
-  x_TxOxD: jax.Array
-  count: jax.Array
+  x_TxOxD: chex.Array
+  count: chex.Array
 
 
 class Norm(nn.Module):
@@ -113,8 +120,7 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_LxD):
     c = self.config
-    act = {'silu': nn.silu, 'gelu': functools.partial(nn.gelu, approximate=False)}
-    act = act.get(c.activation, functools.partial(nn.gelu, approximate=True))
+    act = ACTIVATIONS[c.activation]
     if c.gated:
       hidden = act(self._linear('gate', x_LxD, c.hidden)) * self._linear('in', x_LxD, c.hidden)
     else:
@@ -131,13 +137,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_LxD, x_OxD, count):
-    norm = {name: Norm(self.config, name=name) for name in ('norm_attention', 'norm_mlp')}
+    norm = Norm(self.config, name='norm_attention')
+    norm_mlp = Norm(self.config, name='norm_mlp')
     attention, mlp = Attention(self.config, name='attention'), MLP(self.config, name='mlp')
-    read_LxD = attention(*map(norm['norm_attention'], (x_LxD, x_OxD)), count)
+    read_LxD = attention(norm(x_LxD), norm(x_OxD), count)
     if self.config.parallel:
-      return x_LxD + read_LxD + mlp(norm['norm_mlp'](x_LxD))
+      return x_LxD + read_LxD + mlp(norm_mlp(x_LxD))
     x_LxD = x_LxD + read_LxD
-    return x_LxD + mlp(norm['norm_mlp'](x_LxD))
+    return x_LxD + mlp(norm_mlp(x_LxD))
 
 
 class Embed(nn.Module):

@@ -129,7 +129,7 @@ def _llama_config(fields: dict, _) -> DecoderConfig:
 
 
 def _llama_block(take, c: DecoderConfig, at: str, names: dict, undo=lambda w, heads: w) -> dict:
-  mlp = {}
+  mlp: dict = {}
   for ours in ('gate', 'in'):
     mlp |= _dense(at + names[ours], take, c.mlp_bias, c.dim, c.hidden, ours)
   return {

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TypeGuard
 
 from geomem.errors import InputError
 from geomem.pretrained.safetensors_file import read_json
@@ -41,8 +42,7 @@ def from_gguf(fields: dict) -> Tokenizer:
     raise InputError('a tokenizer that begins every text with a token of its own is not known')
   names = ('tokens', 'merges', 'token_type')
   tokens, merges, types = (fields.get(f'tokenizer.ggml.{name}') for name in names)
-  texts = lambda values: isinstance(values, list) and all(isinstance(v, str) for v in values)
-  if not texts(tokens) or not texts(merges) or len(set(tokens)) < len(tokens):
+  if not _texts(tokens) or not _texts(merges) or len(set(tokens)) < len(tokens):
     raise InputError('tokens or merges of the tokenizer are not lists of texts, each token once')
   if not isinstance(types, list) or len(types) != len(tokens):
     raise InputError('the tokenizer does not say of every token what type it is')
@@ -83,6 +83,10 @@ def from_folder(folder: Path) -> Tokenizer:
   # A limit of its own would cut prompts without a word, padding would move their ends.
   text = json.dumps({**about, 'truncation': None, 'padding': None})
   return Tokenizer(_guarded(path, lambda: tokenizers.Tokenizer.from_str(text)))
+
+
+def _texts(values) -> TypeGuard[list[str]]:
+  return isinstance(values, list) and all(isinstance(v, str) for v in values)
 
 
 def _package():
