@@ -1,17 +1,21 @@
-# make test: the tests. make demo: build and verify every construction, print the table.
-# Both set up .venv by themselves, and repeat in seconds when nothing changed.
+# make test: the tests. make check: lint, format, types. make demo: build and verify every
+# construction, print the table. All set up .venv by themselves, and repeat in seconds when nothing changed.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
+NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 
-.PHONY: test demo weights language-model clean
+.PHONY: test check demo weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
 	@echo 'All tests passed; nothing has changed since.'
+
+check: .venv/checked
+	@echo 'Lint, format and types are sound; nothing has changed since.'
 
 demo: runs/demo/results.json
 	@cat runs/demo/table.txt
@@ -34,6 +38,12 @@ weights: .venv/weights
 
 .venv/tests-passed: .venv/installed $(SOURCES) $(TESTS) README.md
 	$(BIN)/python -m pytest
+	@touch $@
+
+.venv/checked: .venv/installed $(SOURCES) $(TESTS) $(NOTEBOOKS)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 	@touch $@
 
 runs/demo/results.json: .venv/installed $(SOURCES)
