@@ -145,6 +145,12 @@ def test_every_construction_has_its_statement(name):
   assert '](../tests/test_' in row
 
 
+def test_no_formula_is_read_as_emphasis():
+  """After a prime an underscore opens emphasis in Markdown; after a letter it does not."""
+  lines = (ROOT / 'docs/theory.md').read_text(encoding='utf-8').splitlines()
+  assert [line for line in lines if '′_' in line and not line.startswith('    ')] == []
+
+
 @pytest.mark.parametrize('relations, hops', [(2, 2), (2, 4), (3, 3), (8, 2), (16, 3)])
 def test_the_corollary_follows_from_the_bounds(relations, hops):
   """B_emb ≤ ⅛ R^k log₂(N/4e) leaves B_int ≥ ⅛ N R log₂(N/4e), as soon as a tree fits."""
