@@ -72,6 +72,6 @@ for name, source in {[*ran, ('what must be true', TRUE)]!r}:
 """)
   done = subprocess.run(
     [sys.executable, '-W', 'error', str(program)],
-    check=False, env=strict, cwd=tmp_path, capture_output=True, text=True, timeout=300,
+    check=False, env=strict, cwd=tmp_path, capture_output=True, text=True, timeout=1800,
   )  # fmt: skip
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
