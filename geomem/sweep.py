@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
+import chex
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
@@ -178,14 +179,18 @@ def lay_out(
   sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows)
   resting = np.isin(np.arange(sweep.height), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
-  states = _start(recipe, _put(sweep, params))
+  states = _start(recipe, mesh, _put(sweep, params))
   status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
   return sweep, states.replace(status=_put(sweep, status))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _start(recipe: Recipe, params):
-  return jax.vmap(functools.partial(train.start, recipe))(params)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(recipe: Recipe, mesh, params):
+  """Each on its device, as `_advance` hands them on: laid otherwise, that would be compiled twice."""
+  start = jax.vmap(functools.partial(train.start, recipe))
+  return jax.shard_map(
+    start, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
+  )(params)
 
 
 def _together(config: Config, recipe: Recipe) -> int:
@@ -231,7 +236,10 @@ def check(recipe: Recipe, tasks, config: Config):
 
 def parameters(task: Task, config: Config):
   """Before training, at the size of `config`."""
-  return pad(model.draw(task.config, task.seed) if task.params is None else task.params, config)
+  if task.params is None:
+    return pad(model.draw(task.config, task.seed), config)
+  chex.assert_trees_all_equal_shapes(task.params, model.shapes(task.config))
+  return pad(task.params, config)
 
 
 def _stack(trees, index):

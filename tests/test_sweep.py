@@ -110,3 +110,11 @@ def test_rates_that_are_no_numbers_are_refused():
   for bad in ({'learning_rate': float('nan')}, {'weight_decay': -1.0}, {'seed': 2**32}):
     with pytest.raises(InputError, match='must be'):
       task(5, 4, **bad)
+
+
+def test_a_program_is_compiled_once():
+  laid, states = sweep.lay_out(RECIPE, [task(7, 5), task(6, 4)])
+  before = sweep._advance._cache_size()
+  for _ in range(3):
+    states = sweep.advance(laid, states, 2)
+  assert sweep._advance._cache_size() == before + 1
