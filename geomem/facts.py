@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,8 @@ class Facts:
       raise InputError(
         f'facts: answers have shape {answers.shape}; need R ≥ 1 rows of N ≥ 2 answers'
       )
+    if not np.issubdtype(answers.dtype, np.integer):
+      raise InputError(f'facts: answers are {answers.dtype}; they must be whole numbers')
     if self.attributes < 2:
       raise InputError(
         f'facts: {self.attributes} attribute(s); at least 2 are needed to tell one from another'
@@ -46,6 +49,10 @@ class Facts:
       raise InputError(
         f'facts: {self.attributes} attributes cannot be the {answers.shape[1]} subjects'
       )
+    sizes = {'subject': self.subjects, 'relation': self.relations, 'attribute': self.attributes}
+    for kind, size in sizes.items():
+      if (names := getattr(self, f'{kind}_names')) is not None and len(names) != size:
+        raise InputError(f'facts: {len(names)} {kind} names for {size} {kind}s')
 
   @property
   def subjects(self) -> int:
@@ -247,6 +254,7 @@ def _rows(path) -> list[tuple[str, str, str]]:
 
 def compose(answers_RxN, subjects_B, paths_BxK):
   """Every subject on the way: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
+  chex.assert_shape(paths_BxK, (*jnp.shape(subjects_B), None))
   answers_RxN = jnp.asarray(answers_RxN)
 
   def hop(s_B, r_B):

@@ -13,6 +13,7 @@ Shapes: B rows, D width, A answers, T blocks of S rows.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -43,7 +44,7 @@ def cross_entropy(
   x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
   share out evenly over all devices, and the answers over those of the vocabulary.
   """
-  rows = _rows(u_AxD, targets_B, weights_B, in_use_A)
+  rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
   return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
 
 
@@ -51,16 +52,20 @@ def right(
   x_BxD, u_AxD, targets_B, in_use_A=None, block: int | None = None, precision=None, mesh=None
 ):
   """Of every row, whether the target's logit is the one largest."""
-  rows = _rows(u_AxD, targets_B, None, in_use_A)
+  rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
   block = block or rows_at_once(len(u_AxD))
   return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=False)[1]
 
 
-def _rows(u_AxD, targets_B, weights_B, in_use_A):
+def _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A):
   if weights_B is None:
     weights_B = jnp.ones(targets_B.shape, jnp.float32)
   if in_use_A is None:
     in_use_A = jnp.ones(len(u_AxD), bool)
+  chex.assert_rank(u_AxD, 2)
+  chex.assert_shape(x_BxD, (None, u_AxD.shape[1]))
+  chex.assert_shape([targets_B, weights_B], (len(x_BxD),))
+  chex.assert_shape(in_use_A, (len(u_AxD),))
   return targets_B.astype(jnp.int32), weights_B.astype(jnp.float32), in_use_A
 
 

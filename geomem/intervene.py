@@ -8,6 +8,7 @@ Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects 
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ AT_ONCE = 256  # subjects whose logits exist together
 
 def final(config: Config, params, e_SxD, add_RxD=None):
   """Final residuals SxRxD of every one-hop query; `add_RxD` is added to what the MLP reads."""
+  if add_RxD is not None:
+    chex.assert_shape(add_RxD, (config.relations, config.dim))
   paths_Rx1 = jnp.arange(config.relations)[:, None]
   with nn.intercept_methods(_at_mlp(lambda x: x if add_RxD is None else x + add_RxD[None])):
     return model.apply(config, params, e_SxD, paths_Rx1, method='told')
@@ -38,6 +41,8 @@ def answers(config: Config, params, e_SxD, add_RxD=None):
 
 def by_blocks(function, *rows):
   """`function` of matrices with a row a subject, block of subjects after block; its rows put together."""
+  chex.assert_rank(rows, 2)
+  chex.assert_equal_shape_prefix(rows, 1)
   count, size = len(rows[0]), min(AT_ONCE, len(rows[0]))
   blocks = lambda a: jnp.pad(a, ((0, -count % size), (0, 0))).reshape(-1, size, a.shape[1])
   found_TxBxP = jax.lax.map(lambda block: function(*block), tuple(map(blocks, rows)))
@@ -46,6 +51,7 @@ def by_blocks(function, *rows):
 
 def accuracy(config: Config, params, e_SxD, targets_SxR):
   """Share of right answers."""
+  chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
 
 
@@ -80,6 +86,7 @@ def units(hidden_SxRxF):
   `relation`: 0 if it fires alike for all relations, 1 if for one alone. `attribute`: 0 if it fires
   alike for all answers of that relation, near 1 if for one alone. `share`: of all activation.
   """
+  chex.assert_rank(hidden_SxRxF, 3)
   mass_RxF = jnp.mean(hidden_SxRxF, axis=0)
   total_F = jnp.sum(mass_RxF, axis=0)
   own_F = jnp.argmax(mass_RxF, axis=0)
@@ -102,12 +109,14 @@ def _some(x):
 def without(params, off_F):
   """The model with these units cut off."""
   mlp = params['blocks_0']['mlp']
+  chex.assert_shape(off_F, mlp['out'].shape[:1])
   out = jnp.where(off_F[:, None], 0.0, mlp['out'])
   return {**params, 'blocks_0': {**params['blocks_0'], 'mlp': {**mlp, 'out': out}}}
 
 
 def ablated(config: Config, params, e_SxD, targets_SxR, own_F):
   """Share of right answers to every relation, once the units of another (or the same) are cut off: RxR."""
+  chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
   def one(r):
     said_SxR = answers(config, without(params, own_F == r), e_SxD)
@@ -118,6 +127,7 @@ def ablated(config: Config, params, e_SxD, targets_SxR, own_F):
 
 def patched(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
   """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to what it reads."""
+  chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   said_SxR = answers(config, params, e_SxD, add_RxD)
   return jnp.mean(said_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
 
@@ -125,6 +135,8 @@ def patched(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
 def swapped(config: Config, params, e_SxD, moves_RxSxD, wanted_SxR, doses_T):
   """Embeddings moved for one relation at a time, by each dose: how often the answer to that relation
   becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
+  chex.assert_shape(moves_RxSxD, (config.relations, *e_SxD.shape))
+  chex.assert_shape(wanted_SxR, (len(e_SxD), config.relations))
   before_SxR = answers(config, params, e_SxD)
   others_RxR = ~jnp.eye(config.relations, dtype=bool)
 
@@ -143,6 +155,7 @@ def swapped(config: Config, params, e_SxD, moves_RxSxD, wanted_SxR, doses_T):
 
 def moves(maps_RxDxE, u_AxD, targets_SxR, wanted_SxR):
   """What carries a subject from one attribute to another along the superposition: M_r (u_wanted − u_own)."""
+  chex.assert_equal_shape([targets_SxR, wanted_SxR])
   difference_SxRxD = u_AxD[wanted_SxR] - u_AxD[targets_SxR]
   return jnp.einsum('srd,rde->rse', difference_SxRxD, maps_RxDxE)
 

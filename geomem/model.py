@@ -11,6 +11,7 @@ C paths of relations, K relations in a path.
 import dataclasses
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,7 @@ class Transformer(_Part):
   def residual(self, tokens_BxL, last: int | None = None):
     """The final residual at the last positions (default: all), as the unembedding sees it."""
     tokens_BxL = jnp.asarray(tokens_BxL)
+    chex.assert_rank(tokens_BxL, 2)
     length = tokens_BxL.shape[-1]
     last = length if last is None else last
     x = self.embed(tokens_BxL)
@@ -280,6 +282,8 @@ class Transformer(_Part):
 
   def told(self, e_BxD, paths_CxK):
     """As `grid`, for subjects whose embeddings are given."""
+    chex.assert_rank(paths_CxK, 2)
+    chex.assert_shape(e_BxD, (None, self.config.dim))
     k = paths_CxK.shape[1]
     x_BxD = e_BxD.astype(self.dtype) + self.embed.position(slice(0, 1))
     x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
@@ -306,8 +310,7 @@ class Transformer(_Part):
 
 class Unembed(_Part):
   def setup(self):
-    c = self.config
-    self.answers = self.weight('answers', (c.answers, c.dim))
+    self.answers = self.weight('answers', (self.config.answers, self.config.dim))
 
 
 def init(config: Config, key) -> dict:

@@ -6,6 +6,7 @@ and which it is judged on come in as indices, and never overlap.
 Shapes: N subjects, R relations, D width, A attributes; T subjects fitted to, S subjects held out.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -33,8 +34,16 @@ def affine(x_TxP, y_TxQ, ridge=1e-6) -> tuple[jax.Array, jax.Array]:
 
 def explained(y_SxQ, guess_SxQ, mean_Q) -> jax.Array:
   """R²: the share of the variance around `mean_Q` that the guess explains."""
+  chex.assert_equal_shape([y_SxQ, guess_SxQ])
+  chex.assert_shape(mean_Q, y_SxQ.shape[1:])
   left, all_ = jnp.sum((y_SxQ - guess_SxQ) ** 2), jnp.sum((y_SxQ - mean_Q[None]) ** 2)
   return 1 - left / all_
+
+
+def _check(embedding_NxE, unembedding_AxD, answers_RxN):
+  """An index past the end would be the last one, without a word."""
+  chex.assert_rank([embedding_NxE, unembedding_AxD], 2)
+  chex.assert_shape(answers_RxN, (None, len(embedding_NxE)))
 
 
 def attributes(unembedding_AxD, answers_RxN) -> jax.Array:
@@ -45,6 +54,7 @@ def attributes(unembedding_AxD, answers_RxN) -> jax.Array:
 
 def maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge=1e-6):
   """e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map a relation: (M_RxDxE, b_E)."""
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
   w_PxE, b_E = affine(attributes(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
   return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
 
@@ -52,6 +62,7 @@ def maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge=1e-6):
 def superpose(maps, unembedding_AxD, answers_RxN) -> jax.Array:
   """Embeddings for any facts, Σ_r M_r u_{g_r(s)} + b."""
   m_RxDxE, b_E = maps
+  chex.assert_shape(m_RxDxE, (len(answers_RxN), unembedding_AxD.shape[1], len(b_E)))
   return attributes(unembedding_AxD, answers_RxN) @ m_RxDxE.reshape(-1, len(b_E)) + b_E[None]
 
 
@@ -73,6 +84,7 @@ def best_ridge(embedding_NxE, unembedding_AxD, answers_RxN) -> jax.Array:
 
 def superposition(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
   """R² on held-out subjects of the best superposition; how far to trust its maps the others say."""
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
   guess_SxE = superpose(maps(*known, best_ridge(*known)), unembedding_AxD, answers_RxN[:, held_S])
   return explained(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
@@ -80,6 +92,7 @@ def superposition(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) ->
 
 def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
   """How often a linear map a relation, e_s to u_{g_r(s)}, lands nearest to the right attribute of all A."""
+  _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
   size_A = jnp.sum(u_AxD**2, axis=1)
 

@@ -173,10 +173,12 @@ def schedule(recipe: Recipe, step):
 
 def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
   """Final residuals, the answers due there, and what each counts for: as the head wants them."""
+  chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
   paths_CxK = jnp.asarray(fact.every_path(config.relations, recipe.hops))
   weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
   every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
+  chex.assert_equal_shape([every_B, valid_B])
   c, b = len(paths_CxK), len(every_B)
   pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
   if recipe.loss == 'answer' and not recipe.chain_of_thought:

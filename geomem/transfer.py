@@ -3,6 +3,7 @@
 Shapes: R relations, D width, A attributes; B subjects in a step, each with attributes at random.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -42,6 +43,7 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
   old embeddings' spread. Nothing else moves, so that subjects have nothing to do with each
   other: blocks of them, one by one.
   """
+  chex.assert_shape(answers_RxN, (config.relations, None))
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   scale = jnp.std(params['embed']['subjects'])
   left = optax.cosine_decay_schedule(1.0, steps)
@@ -68,6 +70,7 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
 
 def shared_cosine(unembedding_AxD, answers_RxN):
   """Mean cosine between the vectors of two attributes of one subject: 0 if they have nothing to do with each other."""
+  chex.assert_rank([unembedding_AxD, answers_RxN], 2)
   u_AxD = unembedding_AxD - jnp.mean(unembedding_AxD, axis=0, keepdims=True)
   u_AxD = u_AxD / jnp.linalg.norm(u_AxD, axis=1, keepdims=True)
   u_NxRxD = u_AxD[answers_RxN.T]

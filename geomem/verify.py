@@ -13,6 +13,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,8 @@ def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER
   rows_AxD = (
     params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
   )
+  chex.assert_shape(rows_AxD, (config.answers, config.dim))
+  chex.assert_shape(x_BxD, (*targets_B.shape, config.dim))
   dot = functools.partial(model.product, precision=config.precision)
   own_B = dot('bd,bd->b', x_BxD, rows_AxD[targets_B].astype(kind))
   size = min(answer_block, config.answers)

@@ -181,6 +181,7 @@ def shapes(config: DecoderConfig) -> dict:
 
 def embed(config: DecoderConfig, params, tokens_L, start=0):
   """Place 0 of tokens that stand at `start` and after."""
+  chex.assert_rank(tokens_L, 1)
   return Embed(config).apply({'params': params['embed']}, tokens_L, start)
 
 
@@ -196,6 +197,12 @@ def residuals(
 
   Positions of a patch count from the first token of x.
   """
+  chex.assert_shape(x_LxD, (None, config.dim))
+  if older is not None:
+    chex.assert_shape(older.x_TxOxD, (config.depth + 1, None, config.dim))
+  if patch is not None:
+    chex.assert_equal_shape([patch.place_P, patch.position_P, patch.keep_P])
+    chex.assert_shape(patch.add_PxD, (len(patch.place_P), config.dim))
   x_LxD = _patched(x_LxD, first, patch)
   at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 

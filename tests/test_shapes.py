@@ -1,0 +1,158 @@
+"""Arrays that do not fit together are refused at the door: JAX would broadcast them, or read the last row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from geomem import facts as fact
+from geomem import head, intervene, model, structure, sweep, train, transfer, verify
+from geomem.config import Config
+from geomem.errors import InputError
+from geomem.pretrained import decoder
+from geomem.pretrained.config import DecoderConfig
+from geomem.train import Recipe
+
+N, R, D = 6, 2, 4
+CONFIG = Config.trained(N, R, D, 8)
+DECODER = DecoderConfig(9, 8, D, 2, 1, 1, D, 8, rotary=2)
+PARAMS = model.draw(CONFIG, 0)
+FACTS = fact.bijections(jax.random.key(0), N, R)
+E, U, G = PARAMS['embed']['subjects'], PARAMS['unembed']['answers'], FACTS.answers_RxN
+MAPS = np.zeros((R, D, D), np.float32), np.zeros(D, np.float32)
+
+
+def said(**changes):
+  arrays = {'x_BxD': E, 'u_AxD': U, 'targets_B': G[0], 'weights_B': np.ones(N, np.float32)}
+  return head.cross_entropy(**{**arrays, 'in_use_A': np.ones(N, bool), **changes})
+
+
+def swapped(moves=(R, N, D), wanted=(N, R)):
+  arrays = np.zeros(moves, np.float32), np.zeros(wanted, np.int32), np.ones(1, np.float32)
+  return intervene.swapped(CONFIG, PARAMS, E, *map(jnp.asarray, arrays))
+
+
+def loss(answers_RxN=G, valid=N, params=PARAMS):
+  job = sweep.job(sweep.Task(CONFIG, FACTS), CONFIG).replace(answers_RxN=answers_RxN)
+  return train.loss(CONFIG, Recipe(), params, job, None, np.ones(valid, bool))
+
+
+def stream(x=(3, D), place=1, add=(1, D), older=None):
+  params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), decoder.shapes(DECODER))
+  at = np.zeros(1, np.int32)
+  patch = decoder.Patch(np.zeros(place, np.int32), at, np.ones(1), np.zeros(add))
+  before = older and decoder.Older(np.zeros(older, np.float32), np.int32(0))
+  return decoder.residuals(DECODER, params, jnp.zeros(x), patch, older=before)
+
+
+def relations(count):
+  return np.zeros((N, count), np.int32)
+
+
+FITTING = {
+  'logits': lambda: model.apply(CONFIG, PARAMS, np.array([[0, N]])),
+  'cross-entropy': said,
+  'superposed': lambda: structure.superpose(MAPS, U, G),
+  'readout': lambda: structure.readout(E, U, G, np.arange(4), np.arange(4, 6)),
+  'swapped': swapped,
+  'loss': loss,
+  'stream': lambda: stream(older=(3, 2, D)),
+  'composed': lambda: fact.compose(G, np.zeros(3, np.int32), np.zeros((3, 2), np.int32)),
+}
+MISFITS = {
+  'a prompt that is no batch': lambda: model.apply(CONFIG, PARAMS, np.array([0, N])),
+  'one subject, not a list': lambda: model.apply(
+    CONFIG, PARAMS, np.int32(0), np.zeros((1, 1), np.int32), method='grid'
+  ),
+  'embeddings of width 1': lambda: model.apply(
+    CONFIG, PARAMS, E[:, :1], np.zeros((1, 1), np.int32), method='told'
+  ),
+  'a path that is no list of paths': lambda: model.apply(
+    CONFIG, PARAMS, E, np.zeros(1, np.int32), method='told'
+  ),
+  'fewer targets than rows': lambda: said(targets_B=G[0, :3]),
+  'one weight for all rows': lambda: said(weights_B=np.ones(1, np.float32)),
+  'one switch for all answers': lambda: said(in_use_A=np.ones(1, bool)),
+  'rows of another width': lambda: said(x_BxD=E[:, :2]),
+  'targets that are no row of numbers': lambda: head.right(E, U, G[0][:, None]),
+  'a table of fewer subjects': lambda: structure.maps(E, U, G[:, :4]),
+  'a table of more subjects': lambda: structure.readout(E[:4], U, G, np.arange(3), np.arange(3)),
+  'indices past the end': lambda: structure.superposition(
+    E[:4], U, G, np.arange(3), np.arange(3, 6)
+  ),
+  'maps of other relations': lambda: structure.superpose(
+    (MAPS[0].reshape(2 * R, D // 2, D), MAPS[1]), U, G
+  ),
+  'one guess for all': lambda: structure.explained(E, E[:1], E[0]),
+  'a table of fewer relations': lambda: transfer.relearn(
+    CONFIG, PARAMS, G[:1], jax.random.key(0), 1
+  ),
+  'one relation that is no table': lambda: transfer.shared_cosine(U, G[0]),
+  'one column of targets': lambda: intervene.accuracy(CONFIG, PARAMS, E, relations(1)),
+  'one column of targets, patched': lambda: intervene.patched(
+    CONFIG, PARAMS, E, relations(1), np.zeros((R, D), np.float32), 1
+  ),
+  'one column of targets, ablated': lambda: intervene.ablated(
+    CONFIG, PARAMS, E, relations(1), np.zeros(8, np.int32)
+  ),
+  'one addition for all relations': lambda: intervene.final(
+    CONFIG, PARAMS, E, np.zeros((1, D), np.float32)
+  ),
+  'one switch for all units': lambda: intervene.without(PARAMS, np.ones(1, bool)),
+  'moves of fewer relations': lambda: swapped(moves=(1, N, D)),
+  'one column of wishes': lambda: swapped(wanted=(N, 1)),
+  'wishes of other subjects': lambda: intervene.moves(MAPS[0], U, G.T, G.T[:1]),
+  'units without relations': lambda: intervene.units(E),
+  'rows of other subjects': lambda: intervene.by_blocks(
+    jnp.add, jnp.asarray(E), jnp.asarray(E[:3])
+  ),
+  'an unembedding of fewer answers': lambda: verify.accuracy(
+    CONFIG, {**PARAMS, 'unembed': {'answers': U[:4]}}, FACTS
+  ),
+  'facts of fewer subjects': lambda: loss(G[:, :4]),
+  'facts of fewer relations': lambda: loss(G[:1]),
+  'one mark for all subjects': lambda: loss(valid=1),
+  'parameters of a smaller model': lambda: sweep.parameters(
+    sweep.Task(CONFIG, FACTS, params=model.draw(Config.trained(N, R, 2, 8), 0)), CONFIG
+  ),
+  'a stream of width 1': lambda: stream(x=(3, 1)),
+  'an addition of width 1': lambda: stream(add=(1, 1)),
+  'places without a position': lambda: stream(place=2),
+  'older tokens at fewer places': lambda: stream(older=(2, 2, D)),
+  'tokens that are a batch': lambda: decoder.embed(
+    DECODER, {'embed': {'tokens': np.zeros((9, D))}}, np.zeros((1, 3), np.int32)
+  ),
+  'one path for all subjects': lambda: fact.compose(
+    G, np.zeros(3, np.int32), np.zeros((1, 2), np.int32)
+  ),
+}
+
+
+@pytest.mark.parametrize('name', FITTING)
+def test_what_fits_is_taken(name):
+  jax.eval_shape(FITTING[name])
+
+
+@pytest.mark.parametrize('name', MISFITS)
+def test_what_does_not_fit_is_refused(name):
+  with pytest.raises(AssertionError, match=r'\[Chex\]'):
+    MISFITS[name]()
+
+
+def test_a_refusal_names_the_shapes():
+  with pytest.raises(AssertionError, match=r'\(6, 1\).*\(6, 2\)'):
+    intervene.accuracy(CONFIG, PARAMS, E, relations(1))
+
+
+@pytest.mark.parametrize(
+  'changes,says',
+  [
+    ({'answers_RxN': G.astype(np.float32)}, 'whole numbers'),
+    ({'subject_names': ('a', 'b')}, '2 subject names for 6 subjects'),
+    ({'relation_names': ('a', 'b', 'c')}, '3 relation names for 2 relations'),
+    ({'attribute_names': ()}, '0 attribute names for 6 attributes'),
+  ],
+)
+def test_facts_that_do_not_fit_are_bad_input(changes, says):
+  with pytest.raises(InputError, match=says):
+    fact.Facts(**{'answers_RxN': G, 'attributes': N, **changes})
