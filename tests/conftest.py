@@ -12,8 +12,9 @@ if jax.__version_info__ < (0, 11):  # XLA stops at a flag it does not know, and 
   flags.append('--xla_cpu_use_fusion_emitters=false')  # compiles four times as fast
 os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')])
 
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
-jax.config.update('jax_numpy_rank_promotion', 'raise')
+for name, value in (('jax_numpy_dtype_promotion', 'strict'), ('jax_numpy_rank_promotion', 'raise')):
+  jax.config.update(name, value)
+  os.environ[name.upper()] = value  # for the processes that tests start
 # Hundreds of small programs: compiling them is most of the work, so compile them in haste.
 jax.config.update('jax_disable_most_optimizations', True)
 

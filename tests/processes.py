@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(binary, folder, *arguments):
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'error'}
   command = [sys.executable, '-m', f'experiments.{binary}', *arguments, f'--workdir={folder}']
   pipe = subprocess.PIPE
   return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)

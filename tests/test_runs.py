@@ -31,7 +31,7 @@ with runs.Run(sys.argv[1], {'seed': 3}) as run:
 
 
 def start(folder, **options):
-  path = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
+  path = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'error'}
   return subprocess.Popen([sys.executable, '-c', LOOP, str(folder)], env=path, text=True, **options)
 
 

@@ -1,5 +1,9 @@
 """Arrays that do not fit together are refused at the door: JAX would broadcast them, or read the last row."""
 
+import subprocess
+import sys
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,3 +160,19 @@ def test_a_refusal_names_the_shapes():
 def test_facts_that_do_not_fit_are_bad_input(changes, says):
   with pytest.raises(InputError, match=says):
     fact.Facts(**{'answers_RxN': G, 'attributes': N, **changes})
+
+
+def test_tests_run_under_the_strictest_settings():
+  assert jax.device_count() > 1
+  for other in (jnp.ones(3), jnp.ones((2, 3), int)):
+    with pytest.raises(ValueError, match='promotion'):
+      jnp.ones((2, 3)) + other
+  with pytest.raises(UserWarning):
+    warnings.warn('an error', stacklevel=1)
+
+
+@pytest.mark.parametrize('other', ['jnp.ones(3)', 'jnp.ones((2, 3), int)'])
+def test_so_do_the_processes_that_they_start(other):
+  code = f'import jax.numpy as jnp; jnp.ones((2, 3)) + {other}'
+  ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+  assert ended.returncode and 'promotion' in ended.stderr
