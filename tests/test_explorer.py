@@ -1,0 +1,185 @@
+"""The explorer tells what the library says: in its data, and in a real browser on every query."""
+
+import json
+import re
+from urllib.parse import urlencode
+
+import browser
+import jax
+import numpy as np
+import pytest
+
+from experiments import explorer, explorer_models
+from geomem import facts as fact
+from geomem import model, trace
+
+LIMIT = 3_000_000
+PAGE = (
+  '<!doctype html><html lang="en"><meta charset="utf-8">'
+  '<meta name="viewport" content="width=device-width, initial-scale=1"><title>t</title>'
+  '<body style="margin:0 1rem">{}</body></html>'
+)
+
+
+@pytest.fixture(scope='module')
+def offers():
+  """All models; the trained one hardly, so that it is wrong now and then."""
+  return explorer_models.models(steps=20)
+
+
+@pytest.fixture(scope='module')
+def section(offers):
+  return explorer.section(offers)
+
+
+@pytest.fixture(scope='module')
+def told(section):
+  text = re.search('<script type="application/json"[^>]*>(.*?)</script>', section, re.DOTALL)[1]
+  return json.loads(text)['models']
+
+
+def answers(offer) -> list[list[str]]:
+  """By the model itself, every step of every query in order."""
+  c = offer.construction
+  subjects_B = np.array([s for s, _ in offer.queries()], np.int32)
+  paths_BxK = np.array([path for _, path in offer.queries()], np.int32)
+  tokens = np.asarray(fact.prompts(c.facts.subjects, subjects_B, paths_BxK))
+  say = jax.jit(lambda tokens: model.apply(c.config, c.params, tokens)[:, -1].argmax(-1))
+  steps = []
+  for _ in range(c.hops if c.chain_of_thought else 1):
+    steps.append(np.asarray(say(tokens), np.int32))
+    tokens = np.concatenate([tokens, steps[-1][:, None]], axis=1)
+  return [[c.facts.attribute_name(int(a)) for a in chain] for chain in np.stack(steps, 1)]
+
+
+def asked(offer) -> list[str]:
+  facts = offer.construction.facts
+  names = lambda s, path: [facts.subject_name(s), *map(facts.relation_name, path)]
+  return [trace.spoken(names(s, path)) for s, path in offer.queries()]
+
+
+def test_the_data_are_what_the_models_say(offers, told):
+  assert len(told) == len(offers) >= 9
+  for offer, shown in zip(offers, told, strict=True):
+    assert [query['query'] for query in shown['queries']] == asked(offer)
+    assert [query['answer'] for query in shown['queries']] == answers(offer)
+    for query in shown['queries']:
+      assert [step['logits'][0][0] for step in query['steps']] == query['answer']
+
+
+def test_readouts_tell_a_superposition_from_an_associative_memory(offers, told):
+  found = {shown['name']: shown['readout'] for shown in told}
+  assert found['superposition'] == [1, 1] and found['selector'] is None
+  assert found['associative_mlp'][0] < 0.1 and found['associative_mlp'][1] < 0.2
+  for offer in offers:
+    if offer.readouts:  # taken apart, an embedding is the sum of its parts
+      embed = offer.construction.params['embed']
+      whole = embed['subjects'][offer.subjects] + embed['positions'][0][None]
+      parts = offer.readouts.parts_SxPxD.sum(axis=1)
+      np.testing.assert_allclose(parts, whole, rtol=1e-3, atol=1e-4)
+
+
+def test_the_section_is_small_and_whole(section):
+  assert len(section.encode()) < LIMIT
+  assert not re.search(r'//\w+\.\w|src=|href=|@import|fetch\(|XMLHttp|innerHTML', section)
+  assert not re.search(r'(id|class)="(?!explorer)', section)
+
+
+def test_names_cannot_break_out(offers):
+  c = offers[0].construction
+  names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
+  facts = fact.Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
+  offer = explorer_models.Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
+  section = explorer.section([offer])
+  assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
+
+
+CHECK = """((number) => {
+  const at = (id) => document.getElementById('explorer-' + id), found = []
+  const change = (control) => control.dispatchEvent(new Event('change', {bubbles: true}))
+  const wide = () => document.documentElement.scrollWidth - document.documentElement.clientWidth
+  const texts = (list) => [...list.children].map((one) => one.textContent)
+  at('model').value = number
+  change(at('model'))
+  const fields = [...at('hops').querySelectorAll('fieldset')].map((field) => [...field.querySelectorAll('input')])
+  const paths = fields.reduce((some, inputs) => some.flatMap((path) => inputs.map((one) => [...path, one])), [[]])
+  for (const subject of at('subject').options) {
+    for (const path of paths) {
+      subject.selected = true
+      path.forEach((input) => { input.checked = true })
+      change(path[0])
+      const right = !at('answer').classList.contains('explorer-wrong')
+      const fired = [...document.querySelectorAll('.explorer-fired')].map(texts)
+      const over = path === paths[1] && subject.index < 2 ? wide() : 0
+      found.push([at('answer').querySelector('b').textContent, right, fired, over])
+    }
+  }
+  return found
+})(%d)"""
+
+
+def fired(offer, query) -> list[list[str]]:
+  """The names of all units that fire, layer by layer, where these are few enough to be named."""
+  c, (subject, path) = offer.construction, query
+  seen = trace.run(c, [subject, *(c.facts.subjects + r for r in path)])
+  layers = [(i, j, v[-1]) for i, b in enumerate(seen.blocks) for j, v in enumerate(b.hidden)]
+  return [
+    sorted(trace.unit_name(seen, i, j, u) for u in np.flatnonzero(v)) or [trace.idle(seen, i, j, c.hops)]
+    for i, j, v in layers
+  ]  # fmt: skip
+
+
+@pytest.mark.skipif(not browser.PATH, reason=browser.MISSING)
+def test_in_a_browser(offers, section, told, tmp_path):
+  page = tmp_path / 'page.html'
+  page.write_text(PAGE.format(section), encoding='utf-8')
+  with browser.tab(tmp_path / 'profile') as tab:
+    tab.open(page.as_uri(), 375)
+    for i, (offer, shown) in enumerate(zip(offers, told, strict=True)):
+      check_answers(offer, shown, tab.ask(CHECK % i))
+    for shown in told:
+      check_link(tab, page, shown)
+    check_keys(tab, page)
+    assert not tab.complaints
+    assert all(url.startswith(('file:', 'about:')) for url in tab.asked)
+
+
+def check_answers(offer, shown: dict, found: list):
+  """Every query in a narrow window: the answer, whether it is right, which units fire, no overflow."""
+  said = [f'{q} → {" → ".join(a)}' for q, a in zip(asked(offer), answers(offer), strict=True)]
+  assert [answer for answer, *_ in found] == said
+  right = [query['answer'][-1] == query['truth'] for query in shown['queries']]
+  assert [is_right for _, is_right, *_ in found] == right
+  assert all(over <= 0 for *_, over in found), shown['name']
+  c = offer.construction
+  if c.hidden and not offer.readouts and not c.chain_of_thought:
+    for i in (0, len(found) // 2, len(found) - 1):
+      assert [sorted(names) for names in found[i][2]] == fired(offer, offer.queries()[i])
+
+
+ANSWER = "document.querySelector('#explorer-answer b').textContent"
+
+
+def check_link(tab, page, shown: dict):
+  """A link selects a query; a wide window holds it."""
+  query = shown['queries'][-1]
+  link = urlencode({'model': shown['name'], 'query': query['query']})
+  tab.open(f'{page.as_uri()}#explorer:{link}', 1280)
+  assert tab.ask(ANSWER).startswith(f'{query["query"]} → {query["answer"][0]}')
+  assert tab.ask('document.documentElement.scrollWidth <= innerWidth')
+
+
+def check_keys(tab, page):
+  """The arrow keys select another query, and the link follows, without new history."""
+  tab.open(page.as_uri() + '#explorer:model=selector&query=s2+r1', 1280)
+  before = tab.ask('history.length')
+  assert tab.ask(ANSWER).startswith('s2 r1 → ')
+  tab.ask("document.getElementById('explorer-subject').focus()")
+  tab.press('ArrowDown', 40)
+  assert tab.ask(ANSWER).startswith('s3 r1 → ')
+  tab.press('Tab', 9)
+  tab.press('ArrowRight', 39)
+  assert tab.ask(ANSWER).startswith('s3 r2 → ')
+  tab.ask('new Promise((done) => setTimeout(done, 300))')
+  assert tab.ask('location.hash') == '#explorer:model=selector&query=s3+r2'
+  assert tab.ask('history.length') == before
