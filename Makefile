@@ -1,3 +1,4 @@
+# make reproduce: measure every claim and write the report; SCALE=accelerator for the full sizes.
 # make test: the tests. make check: lint, format, types. make demo: build and verify every
 # construction, print the table. All set up .venv by themselves, and repeat in seconds when nothing changed.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.
@@ -8,7 +9,9 @@ SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/nul
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
 NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 
-.PHONY: test check demo weights language-model clean
+SCALE ?= laptop
+
+.PHONY: reproduce test check demo weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -16,6 +19,11 @@ test: .venv/tests-passed
 
 check: .venv/checked
 	@echo 'Lint, format and types are sound; nothing has changed since.'
+
+# The pretrained model bears on one claim of many: where it cannot be had, the others go on.
+reproduce: .venv/installed
+	-@$(MAKE) --no-print-directory weights
+	$(BIN)/python -m experiments.reproduce --scale=$(SCALE)
 
 demo: runs/demo/results.json
 	@cat runs/demo/table.txt

@@ -49,7 +49,7 @@ class Setting:
 
 PRESETS = {
   'smoke': Setting(((8, 2),), 200, 1),
-  'laptop': Setting(tuple(itertools.product((32, 64, 128), (2, 4))), 2000, 5),
+  'laptop': Setting(tuple(itertools.product((32, 128), (2, 4))), 2000, 5),
   'accelerator': Setting(tuple(itertools.product((64, 256, 1024, 4096), (2, 4, 8))), 4000, 5),
 }
 
@@ -171,7 +171,7 @@ def findings(records: list[dict]) -> list[Finding]:
     sizes = lambda rows, name=group[0]['model']: len(
       {(r['subjects'], r['relations']) for r in rows if r['model'] == name}
     )
-    name = f'{group[0]["name"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
+    name = f'{group[0]["model"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
     found_all += found(f'{name}: bits a parameter', mean(group, 'bits_a_parameter'))
     found_all += found(f'{name}: bits a bit of weight', mean(group, 'bits_a_bit'))
   highest = [max(r['bits_a_bit'] for r in own) for own in statistics.groups(known, 'seed')]

@@ -194,13 +194,18 @@ def write_text(path: Path, text: str):
 def write_results(
   folder: Path, records: Sequence[dict], name: str = 'results.json', about: dict | None = None
 ):
-  """Records, one a line, or these and what they are about; what is no number in JSON (∞) becomes null."""
+  """Records, one a line; what is no number in JSON (∞) becomes null.
+
+  Or, to be kept, what they are about, the names of their fields, and a line of values for each.
+  """
   finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
   records = [{key: finite(value) for key, value in record.items()} for record in records]
   dumped = functools.partial(json.dumps, allow_nan=False)
-  text = '[' + ','.join(f'\n{dumped(record)}' for record in records) + '\n]'
+  fields = list(dict.fromkeys(key for record in records for key in record))
+  rows = [[record.get(key) for key in fields] for record in records] if about else records
+  text = '[' + ','.join(f'\n{dumped(row)}' for row in rows) + '\n]'
   if about:
-    text = f'{{"about": {dumped(about)},\n"records": {text}}}'
+    text = f'{{"about": {dumped(about)},\n"fields": {dumped(fields)},\n"records": {text}}}'
   write_text(Path(folder) / name, text + '\n')
 
 
@@ -213,7 +218,10 @@ def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
   except (OSError, ValueError) as error:
     raise InputError(f'{path}: not readable as results: {error}') from error
   if isinstance(records, dict):
-    records = records.get('records')
+    rows, fields = records.get('records'), records.get('fields')
+    if not isinstance(fields, list) or not isinstance(rows, list):
+      raise InputError(f'{path}: not a list of records')
+    records = [dict(zip(fields, row, strict=True)) for row in rows]
   if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
     raise InputError(f'{path}: not a list of records')
   return records

@@ -22,23 +22,26 @@ from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of an experiment lists what is defined here for it
+FIRST = 100  # the first seed of what is measured: settings were chosen on those below
 CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
 
 
-def define(name: str):
+def define(name: str, first: int = FIRST):
   """The flags of an experiment that `main` runs."""
   cli.define(
     'scale',
     'redraw',
     'save_seconds',
     'profile',
-    seed='The first seed, of parameters and facts (default: 0).',
+    seed=f'The first seed, of parameters and facts (default: {first}).',
     seeds='How many seeds, from --seed on (default: what the preset says).',
     workdir=f'Folder of the run (default: runs/{name}).',
   )
 
 
-def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary):
+def main(
+  argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary, first=FIRST
+):
   """An experiment: what `measure` records of a preset, or recorded before; its table and its figure."""
   cli.no_arguments(argv)
   cli.one_device_a_core()
@@ -48,12 +51,13 @@ def main(argv, name: str, presets: dict, measure: Callable, draw: Callable, colu
     records = cli.read_results(folder)
   else:
     setting = presets[FLAGS.scale]
-    seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', setting.seeds))
+    first = FLAGS.seed if FLAGS['seed'].present else first
+    seeds = range(first, first + cli.value('seeds', setting.seeds))
     about = {
       'command': command(name, 'scale', 'seed', 'seeds', 'relations'),
       'scale': FLAGS.scale,
       'setting': dataclasses.asdict(setting),
-      'first': FLAGS.seed,
+      'first': first,
       'seeds': len(seeds),
     }
     with run(folder, about) as fitter:

@@ -39,7 +39,7 @@ from geomem.errors import InputError
 from geomem.pretrained import asking, load
 
 FLAGS = flags.FLAGS
-fitting.define('language_model')
+fitting.define('language_model', first=0)
 cli.define(
   table='Your own CSV of subject,relation,attribute instead; several rows for several answers.'
 )
@@ -221,7 +221,7 @@ def main(argv):
   elif FLAGS.scale in PRESETS:
     presets = {FLAGS.scale: _chosen(PRESETS[FLAGS.scale])}
   draw = language_model_figure.draw
-  fitting.main(argv, 'language_model', presets, measure, draw, COLUMNS, summary)
+  fitting.main(argv, 'language_model', presets, measure, draw, COLUMNS, summary, first=0)
   folder = cli.workdir('runs/language_model')
   text = told(cli.read_results(folder))
   cli.write_text(folder / 'examples.txt', text + '\n')

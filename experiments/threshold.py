@@ -54,7 +54,7 @@ flags.DEFINE_multi_enum('find', None, FINDS, 'What to look for (repeatable; defa
 
 PRESETS = {  # find, N, R, seeds
   'smoke': (('dim',), (8, 16), (2,), 1),
-  'laptop': (('dim', 'dim_at_width', 'width'), (32, 64, 128, 256), (2, 4), 5),
+  'laptop': (('dim', 'dim_at_width', 'width'), (32, 64, 128), (2, 4), 5),
   'accelerator': (FINDS, (64, 256, 1024, 4096), (2, 4, 8), 5),
 }
 CONSTRUCTIONS = ('selector', 'attention_only', 'keyvalue')
