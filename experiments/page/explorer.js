@@ -22,7 +22,7 @@
   const written = (value) => (Math.abs(value) === 0.5 ? '½' : `${Math.abs(value)}`).replace(/^/, value < 0 ? '−' : '')
   const mixed = (color, share) => `rgb(${color.map((c) => Math.round(255 + (c - 255) * share))})`
   const shade = (value, top, faded = 1) => mixed(value < 0 ? NEGATIVE : POSITIVE, faded * Math.sqrt(Math.min(1, Math.abs(value) / top)))
-  const dark = (color) => color.match(/\d+/g).reduce((sum, part) => sum + Number(part), 0) < 420
+  const dark = (color) => color.match(/\d+/g).reduce((sum, part) => sum + Number(part), 0) < 380
   const largest = (rows) => Math.max(1e-9, ...rows.flat().map(Math.abs))
 
   // One step of one query, with all numbers looked up and the scale of its colours.
