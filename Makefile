@@ -8,7 +8,7 @@ BIN := .venv/bin
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
 NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
-
+PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
 .PHONY: reproduce test check demo weights language-model clean
@@ -44,7 +44,7 @@ weights: .venv/weights
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/tests-passed: .venv/installed $(SOURCES) $(TESTS) README.md
+.venv/tests-passed: .venv/installed $(SOURCES) $(TESTS) $(PAGES) $(NOTEBOOKS)
 	$(BIN)/python -m pytest
 	@touch $@
 

@@ -38,7 +38,11 @@ def if_all(group: Sequence[dict], *fields: str) -> dict:
   row = {'seeds': len(group), 'found': len(found), 'value': None, **dict.fromkeys(fields)}
   if len(found) < len(group):
     return row
-  means = {name: float(np.mean([r[name] for r in group])) for name in fields if group[0].get(name) is not None}
+  means = {
+    name: float(np.mean([r[name] for r in group]))
+    for name in fields
+    if group[0].get(name) is not None
+  }
   return row | spread(group, 'value') | means
 
 

@@ -1,0 +1,151 @@
+"""What the paper states and what we add to it: every statement, and the experiment that measures it."""
+
+import dataclasses
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+
+from experiments.findings import Finding
+from geomem.pretrained import load
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """`flags`: beyond the scale, where it has one. `minutes`: of the laptop's preset on two cores, about.
+  `lacks`: says what must be fetched before it can run, if anything.
+  """
+
+  name: str
+  about: str
+  minutes: float
+  flags: tuple[str, ...] = ()
+  scaled: bool = True
+  lacks: Callable[[], str | None] = lambda: None
+
+  def command(self, scale: str) -> list[str]:
+    preset = [f'--scale={scale}'] if self.scaled else []
+    return ['python', '-m', f'experiments.{self.name}', *preset, *self.flags]
+
+  @property
+  def module(self):
+    return importlib.import_module(f'experiments.{self.name}')
+
+  @property
+  def figure(self):
+    """The module that draws it, or nothing."""
+    name = f'experiments.{self.name}_figure'
+    found = importlib.import_module(name) if importlib.util.find_spec(name) else self.module
+    return found if hasattr(found, 'draw') else None
+
+
+EXPERIMENTS = {
+  e.name: e
+  for e in (
+    Experiment(
+      'construct', 'every construction, built and verified on every query', 1,
+      ('--construction=all', '--subjects=32', '--relations=4', '--hops=2'), scaled=False,
+    ),
+    Experiment('bounds', 'the lower bounds, with every construction beside them', 0.5, scaled=False),
+    Experiment('threshold', 'the smallest models that learn all facts, against R·log₂N', 4),
+    Experiment('capacity', 'bits of facts a parameter: built, associative, trained', 3),
+    Experiment('structure', 'superposition, readouts, units, patches and swaps, with controls', 5),
+    Experiment('transfer', 'frozen models given facts that they were never trained on', 5),
+    Experiment('frozen_embeddings', 'what it costs when embeddings cannot learn', 4),
+    Experiment('multihop', 'chains of relations, with and without chain of thought', 5),
+    Experiment('from_constructed', 'gradient descent started at the constructions', 3),
+    Experiment(
+      'language_model', 'a pretrained language model: is there a superposition in it?', 9,
+      lacks=load.missing,
+    ),
+  )
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """`says`: in our words, and what is expected of the measurement. Which findings of the experiment bear on
+  it is said by the start of their own `claim`; of an experiment that measures one claim, all do.
+  """
+
+  name: str
+  says: str
+  experiment: str
+
+  def own(self, findings: Sequence[Finding]) -> list[Finding]:
+    return [f for f in findings if not f.claim or f.claim.startswith(self.name)]
+
+
+CLAIMS = (
+  Claim(
+    'Theorem 4.1',
+    'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP of '
+    'width O(R log N) or R attention heads select. Every query right, by the margin proved.',
+    'construct',
+  ),
+  Claim(
+    'Theorem F.1',
+    'Where every relation has attributes of its own, no MLP is needed: relations as signs suffice.',
+    'construct',
+  ),
+  Claim(
+    'Theorem 4.2',
+    'Without chain of thought the bits inside the network and in an embedding trade off: no construction '
+    'lies below the bound. Ours is the sharper one.',
+    'bounds',
+  ),
+  Claim(
+    'Theorem 4.3',
+    'k hops at once cost an MLP of width N·R or an embedding of R^k·log N. Ours: width N + R, and depth 1.',
+    'construct',
+  ),
+  Claim(
+    'Theorem 4.4',
+    'With chain of thought one layer and an embedding of O(R log N) answer any number of hops.',
+    'construct',
+  ),
+  Claim(
+    'Claim 1',
+    'The smallest width that gradient descent needs grows as R·log₂N, at a fixed number of bits a parameter.',
+    'threshold',
+  ),
+  Claim('Claim 1, bits', 'Nothing stores more than one bit of facts a bit of weight.', 'capacity'),
+  Claim(
+    'Claim 2',
+    'A trained subject embedding is the sum of one linear map a relation of its attributes’ vectors, judged on '
+    'subjects that the maps were not fitted to.',
+    'structure',
+  ),
+  Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding.', 'structure'),
+  Claim(
+    'Claim 4',
+    'The MLP selects by relation: units keep to one, patching the relation or moving the embedding along '
+    'one map changes that answer and no other.',
+    'structure',
+  ),
+  Claim(
+    'Claim 5',
+    'Frozen, the model answers for new bijections once embeddings are put together for them; an '
+    'associative memory does not.',
+    'transfer',
+  ),
+  Claim(
+    'Claim 6',
+    'With fixed random embeddings the weights must hold the facts: parameters grow as N·R·log(N·R).',
+    'frozen_embeddings',
+  ),
+  Claim(
+    'Claim 7',
+    'Hops at once cost width that grows with their number; with chain of thought they do not.',
+    'multihop',
+  ),
+  Claim(
+    'From built to learned',
+    'Gradient descent stays at a construction, and comes back to it when shaken.',
+    'from_constructed',
+  ),
+  Claim(
+    'Claim 8',
+    'In a pretrained language model a subject’s representation is in part such a superposition, and is used so.',
+    'language_model',
+  ),
+)

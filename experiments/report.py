@@ -1,0 +1,275 @@
+"""Write the report of a reproduction, report.html and report.md, from what its runs recorded.
+
+  python -m experiments.report
+  python -m experiments.report --scale=accelerator
+
+Reads WORKDIR/SCALE/NAME/results.json of every experiment, draws all figures anew, as PNG and PDF, and writes
+both pages. What was not measured there is taken from docs/results, and marked so.
+"""
+
+import base64
+import dataclasses
+import html
+import json
+import math
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from constructions import registry
+from experiments import claims, cli, explorer, trace_figure
+from experiments.claims import Claim, Experiment
+from experiments.findings import Finding, table
+from geomem import facts, trace
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+cli.define('scale', workdir='Folder of the runs and the report (default: runs/reproduce).')
+
+ROOT = Path(__file__).parents[1]
+COMMITTED, PAGE = ROOT / 'docs' / 'results', Path(__file__).parent / 'page'
+SHOWN = 3  # findings of a claim in the table; the others stand below
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+  """An experiment's records, and what they were measured with. `seconds`: None where it is not known."""
+
+  experiment: Experiment
+  records: list[dict]
+  command: str
+  device: str
+  seconds: float | None
+  here: bool
+  findings: list[Finding]
+
+  @property
+  def origin(self) -> str:
+    if self.here:
+      return f'{self.device}, {minutes(self.seconds)}'
+    return f'not measured in this run; from the committed records: {self.device}'
+
+
+def minutes(seconds: float | None) -> str:
+  return (
+    '' if seconds is None else f'{seconds / 60:.1f} min' if seconds >= 60 else f'{seconds:.0f} s'
+  )
+
+
+def gather(folder: Path, scale: str) -> dict[str, Measured]:
+  """What is known of every experiment: from the run, else from what was committed."""
+  found = {}
+  for name, experiment in claims.EXPERIMENTS.items():
+    own, kept = folder / name, _kept(name)
+    if (own / 'reproduced.json').exists():
+      about = json.loads((own / 'reproduced.json').read_text(encoding='utf-8'))
+      records, device, here = cli.read_results(own), _device(own), True
+    elif kept:
+      about = json.loads(kept.read_text(encoding='utf-8'))
+      about = about.get('about', {}) if isinstance(about, dict) else {}
+      records, device, here = cli.read_results(COMMITTED, kept.name), about.get('device', ''), False
+    else:
+      continue
+    command = about.get('command', ' '.join(experiment.command(scale)))
+    says = experiment.module.findings(records)
+    found[name] = Measured(experiment, records, command, device, about.get('seconds'), here, says)
+  return found
+
+
+def _kept(name: str) -> Path | None:
+  """The committed records, of the laptop's preset or else of the accelerator's."""
+  found = (COMMITTED / f'{stem}.json' for stem in (name, f'{name}_accelerator'))
+  return next((path for path in found if path.exists()), None)
+
+
+def _device(folder: Path) -> str:
+  """Where a run was; what is exact is the same everywhere, and does not say."""
+  path = folder / 'config.json'
+  return json.loads(path.read_text(encoding='utf-8'))['device'] if path.exists() else 'any device'
+
+
+def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
+  """In a word and in short: of what was expected, how much was found."""
+  expected = [f.holds for f in findings if f.holds is not None]
+  if not expected:
+    return 'none', 'not measured'
+  if all(expected):
+    return 'holds', 'holds'
+  return (
+    ('part', f'{sum(expected)} of {len(expected)} hold')
+    if any(expected)
+    else ('short', 'falls short')
+  )
+
+
+def telling(findings: Sequence[Finding]) -> list[Finding]:
+  """What was expected of a claim; what fell short first."""
+  return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
+
+
+def answer(rows: Sequence[tuple[Claim, list[Finding]]]) -> str:
+  """The report in a paragraph."""
+  names = {kind: [] for kind in ('holds', 'part', 'short', 'none')}
+  for claim, findings in rows:
+    names[verdict(findings)[0]].append(claim.name)
+  said = [f'Of {len(rows)} statements {len(names["holds"])} hold as expected.']
+  for kind, words in (
+    ('part', 'In part'), ('short', 'Short of what was expected'), ('none', 'Not measured'),
+  ):  # fmt: skip
+    if names[kind]:
+      said.append(f'{words}: {", ".join(names[kind])}.')
+  return ' '.join(said) + (
+    ' A transformer can hold its facts in the embeddings, as superpositions from which a small MLP '
+    'selects by relation: that is exact in the weights built here, and what gradient descent finds '
+    'comes as near to it as the numbers below say, each with its spread over seeds and its controls.'
+  )
+
+
+def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
+  """Every experiment's figure drawn from its records, and the mechanism's; the PNG of each."""
+  folder.mkdir(parents=True, exist_ok=True)
+  drawn = {}
+  for name, m in measured.items():
+    if m.experiment.figure:
+      drawn[name] = next(p for p in map(Path, m.experiment.figure.draw(m.records, folder)) if p.suffix == '.png')  # fmt: skip
+  return drawn
+
+
+def mechanism() -> str:
+  """The selector at work on one query, as SVG."""
+  table = facts.bijections(jax.random.key(0), 8, 3)
+  with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, 'selector.svg')
+    trace_figure.draw(trace.run(registry.build('selector', table), [2, 8 + 1]), path)
+    return path.read_text(encoding='utf-8')
+
+
+def number(finding: Finding) -> str:
+  """Mean and interval."""
+  interval = f' [{finding.low:.3g}, {finding.high:.3g}]' if not math.isnan(finding.low) else ''
+  return f'{finding.value:.3g}{interval}'
+
+
+def beside(finding: Finding) -> str:
+  """What was expected, and the controls."""
+  parts = [f'expected {finding.expected}'] * bool(finding.expected) + [finding.control] * bool(
+    finding.control
+  )
+  return f' ({"; ".join(parts)})' if parts else ''
+
+
+def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
+  out = ['# Geometric factual recall, reproduced\n', answer(rows) + '\n']
+  out += ['| statement | what it says | verdict | measured | by |', '|---|---|---|---|---|']
+  for claim, found in rows:
+    some = '<br>'.join(f'{f.what}: **{number(f)}**{beside(f)}' for f in telling(found)[:SHOWN])
+    by = (
+      f'[{claim.experiment}](#{claim.experiment})'
+      if claim.experiment in measured
+      else claim.experiment
+    )
+    out.append(f'| {claim.name} | {claim.says} | {verdict(found)[1]} | {some} | {by} |')
+  for name, m in measured.items():
+    out += [
+      f'\n## {name}\n',
+      f'{m.experiment.about[0].upper()}{m.experiment.about[1:]}. `{m.command}`; {m.origin}.\n',
+    ]
+    if name in drawn:
+      out.append(f'![{name}](figures/{drawn[name].name})\n')
+    out.append(table(m.findings))
+  return '\n'.join(out)
+
+
+def page(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
+  """One file with all in it."""
+  e, asset = html.escape, lambda name: (PAGE / name).read_text(encoding='utf-8')
+  lines = []
+  for claim, found in rows:
+    kind, word = verdict(found)
+    own = telling(found)
+    some = ''.join(
+      f'<li class="{"yes" if f.holds else "no"}">{e(f.what)}: <b>{e(number(f))}</b>{e(beside(f))}</li>'
+      for f in own[:SHOWN]
+    )
+    more = f'<li class="more">and {len(own) - SHOWN} more</li>' if len(own) > SHOWN else ''
+    m = measured.get(claim.experiment)
+    by = f'<a href="#{claim.experiment}">{claim.experiment}</a>' if m else claim.experiment
+    by += (
+      f'<br><span class="aside">{minutes(m.seconds) if m.here else "committed records"}</span>'
+      if m
+      else ''
+    )
+    lines.append(
+      f'<tr><th scope="row">{e(claim.name)}<p>{e(claim.says)}</p></th><td><span class="{kind}">{word}</span></td>'
+      f'<td><ul>{some}{more}</ul></td><td>{by}</td></tr>'
+    )
+  sections = [_section(name, m, drawn.get(name)) for name, m in measured.items()]
+  return (
+    asset('report.html')
+    .replace('{{style}}', asset('report.css'))
+    .replace('{{answer}}', e(answer(rows)))
+    .replace('{{rows}}', '\n'.join(lines))
+    .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in cli.versions().items())))
+    .replace('{{mechanism}}', _inline(mechanism()))
+    .replace('{{sections}}', '\n'.join(sections))
+    .replace('{{explorer}}', explorer.section())
+  )
+
+
+def _inline(svg: str) -> str:
+  """Without the XML prologue, sized by the page."""
+  return svg[svg.index('<svg') :]
+
+
+def _section(name: str, m: Measured, picture: Path | None) -> str:
+  e = html.escape
+  rows = []
+  for f in m.findings:
+    interval = '' if math.isnan(f.low) else f'{f.low:.3g} to {f.high:.3g}'
+    holds = {None: ('', ''), True: ('yes', 'yes'), False: ('no', 'no')}[f.holds]
+    cells = f.what, f'{f.value:.3g}', interval, f'{f.seeds}', f.control, f.expected
+    rows.append(
+      ''.join(f'<td>{e(cell)}</td>' for cell in cells) + f'<td class="{holds[0]}">{holds[1]}</td>'
+    )
+  image = ''
+  if picture:
+    data = base64.b64encode(picture.read_bytes()).decode()
+    image = f'<img alt="{e(m.experiment.about)}" src="data:image/png;base64,{data}">'
+  return (
+    f'<section id="{name}"><h3>{name.replace("_", " ")}</h3>'
+    f'<p>{e(m.experiment.about[0].upper() + m.experiment.about[1:])}.</p>{image}'
+    f'<p class="aside"><code>{e(m.command)}</code><br>{e(m.origin)}</p>'
+    f'<details><summary>{len(m.findings)} findings</summary><div class="wide"><table><thead><tr><th>what<th>mean'
+    f'<th>95% interval<th>seeds<th>controls<th>expected<th>holds</tr></thead><tbody>'
+    + ''.join(f'<tr>{row}</tr>' for row in rows)
+    + '</tbody></table></div></details></section>'
+  )
+
+
+def write(folder: Path, scale: str) -> list[Path]:
+  """Figures and both pages."""
+  measured = gather(folder, scale)
+  if not measured:
+    raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
+  drawn = figures(measured, folder / 'figures')
+  rows = [
+    (claim, claim.own(measured[claim.experiment].findings) if claim.experiment in measured else [])
+    for claim in claims.CLAIMS
+  ]
+  paths = [folder / 'report.html', folder / 'report.md']
+  for path, make in zip(paths, (page, markdown), strict=True):
+    cli.write_text(path, make(rows, measured, drawn))
+  return paths
+
+
+def main(argv):
+  cli.no_arguments(argv)
+  folder = cli.workdir('runs/reproduce') / FLAGS.scale
+  print('\n'.join(map(str, write(folder, FLAGS.scale))))
+
+
+if __name__ == '__main__':
+  cli.run(main)
