@@ -4,6 +4,7 @@ import math
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from experiments import figures, statistics
 
@@ -34,10 +35,12 @@ def draw(records: list[dict], folder) -> list:
   grid = figure.add_gridspec(3, 4, width_ratios=(1.5, 1, 1, 1))
   _cases(figure.add_subplot(grid[:, 0]), cases)
   trained = [r for r in records if r['model'] == 'trained']
+  floor = min([1.0, *(r['value'] for r in trained if r['measurement'] in ('a', 'b'))])
+  low = (0.0 if floor < 0.5 else floor) - 0.04  # one scale for all, that shows what differs
   for i, (name, (title, label)) in enumerate(CAUSES.items()):
     ax = figure.add_subplot(grid[i // 3, 1 + i % 3])
     _against(ax, trained, name)
-    ax.set(xlabel=label, title=title)
+    ax.set(xlabel=label, title=title, ylim=(low, 1.02))
   found = [{r['measurement']: r['value'] for r in group} | {'unembedding': group[0]['unembedding']}
            for group in statistics.groups(trained, *NAMES, 'seed')]  # fmt: skip
   for i, (name, label) in enumerate((
@@ -47,7 +50,8 @@ def draw(records: list[dict], folder) -> list:
   )):  # fmt: skip
     ax = figure.add_subplot(grid[2, 1 + i])
     _beside(ax, found, name)
-    ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
+    ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=(low, 1.02))
+    ax.xaxis.set_major_locator(MaxNLocator(3))
   return figures.save(figure, folder / 'transfer')
 
 
@@ -61,7 +65,7 @@ def differs(case: dict, base: dict) -> list[str]:
 def plain(case: dict, base: dict | None) -> str:
   """What a case is; of one that varies another, in what it differs."""
   if base and case['model'] in ('associative', 'constructed'):
-    return f'R = {case["relations"]}, {case["model"]}, d = {case["dim"]}, F = {case["width"]}'
+    return f'R = {case["relations"]}, {case["model"]}, F = {case["width"]}'
   if base is None:
     sizes = ', '.join(f'{SHORT[name]} = {case[name]:,}' for name in NAMES[1:5])
     return sizes if case['model'] == 'trained' else f'{case["model"]}, {sizes}'
@@ -117,7 +121,7 @@ def _against(ax, records, name):
     ax.set_xscale('log', base=2)
     ticks = sorted({r[name] for line in lines for r in line})
     ax.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
-  ax.set(ylabel='zero-shot', ylim=(-0.03, 1.03))
+  ax.set(ylabel='zero-shot')
   figures.legend(ax)
 
 
