@@ -5,20 +5,22 @@
   python -m experiments.reproduce --scale=accelerator
   python -m experiments.reproduce --list
 
-Every experiment runs as by its own command, in WORKDIR/SCALE/NAME, with what it prints in log.txt there.
+Every experiment runs as by its own command, in WORKDIR/SCALE/NAME, with what it prints in log.txt there; on
+CPUs several at once, on cores of their own.
 What is finished is kept and skipped when the command is given again; what was interrupted goes on where
 it was; --again measures anew. In the end experiments.report writes report.html and report.md into
 WORKDIR/SCALE; claims that were not measured here it fills from docs/results.
 """
 
-import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -38,6 +40,7 @@ _AGAIN = flags.DEFINE_bool('again', False, 'Measure anew what is finished.')
 
 PACKAGES = ('geomem', 'constructions', 'experiments')
 DONE = 'reproduced.json'
+MOST_AT_ONCE = 4  # as many gigabytes and more
 
 
 def chosen() -> list[Experiment]:
@@ -68,83 +71,135 @@ def code() -> str:
 
 
 class Progress:
-  """One line: what runs, what is done, how long it may still take. Without a terminal only starts and ends."""
+  """One line: what runs, what is done, how long it may still take. Without a terminal only the ends."""
 
-  def __init__(self, experiments: list[Experiment]):
-    self.left, self.count, self.done = list(experiments), len(experiments), 0
-    self.pace, self.live = 1.0, sys.stderr.isatty()
+  def __init__(self, experiments: Sequence[Experiment], lanes: int = 1):
+    self.count, self.lanes, self.live = len(experiments), lanes, sys.stderr.isatty()
+    self.left, self.started = list(experiments), {}
+    self.paces = []  # this machine beside the one that the minutes are of
 
-  def skipped(self, experiment: Experiment, seconds: float):
-    self.ended(experiment, seconds, 'finished before, kept')
+  def start(self, experiment: Experiment):
+    self.started[experiment.name] = time.monotonic()
 
-  def running(self, experiment: Experiment, seconds: float):
+  def show(self):
     if not self.live:
       return
-    now = self.left[0].minutes * 60 * self.pace
-    rest = max(0.0, now - seconds) + sum(e.minutes for e in self.left[1:]) * 60 * self.pace
-    text = (
-      f'[{self.done + 1}/{self.count}] {experiment.name} {clock(seconds)}, about {clock(rest)} left'
+    pace = sum(self.paces) / len(self.paces) if self.paces else 1.0
+    now, rest = time.monotonic(), {e.name: 60 * e.minutes * pace for e in self.left}
+    for name, since in self.started.items():
+      rest[name] = max(0.0, rest[name] - (now - since))
+    left = max([sum(rest.values()) / self.lanes, *rest.values()])
+    running = ', '.join(f'{name} {clock(now - since)}' for name, since in self.started.items())
+    self._say(
+      f'[{self.count - len(self.left)}/{self.count}] {running}; about {clock(left)} left', ''
     )
-    print(f'\r{text:<78}', end='', file=sys.stderr, flush=True)
 
   def ended(self, experiment: Experiment, seconds: float, how: str):
     self.left.remove(experiment)
-    self.done += 1
-    if how == 'done':  # this machine beside the one that the minutes are of
-      self.pace = seconds / (60 * experiment.minutes)
-    start = '\r' if self.live else ''
-    line = f'[{self.done}/{self.count}] {experiment.name}: {how} ({clock(seconds)})'
-    print(f'{start}{line:<78}', file=sys.stderr, flush=True)
+    if self.started.pop(experiment.name, None) and how == 'done':
+      self.paces.append(seconds / (60 * experiment.minutes))
+    self._say(
+      f'[{self.count - len(self.left)}/{self.count}] {experiment.name}: {how} ({clock(seconds)})'
+    )
+
+  def _say(self, text: str, end: str = '\n'):
+    print(f'\r{text:<78}' if self.live else text, end=end, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:
   return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
-@contextlib.contextmanager
-def timed(folder: Path) -> Iterator[dict]:
-  """The seconds spent in a folder, over all tries; kept also when this one is interrupted."""
-  path, start = folder / 'seconds.json', time.monotonic()
-  spent = json.loads(path.read_text())['seconds'] if path.exists() else 0.0
-  total = {'seconds': spent}
-  try:
-    yield total
-  finally:
-    total['seconds'] = spent + time.monotonic() - start
-    cli.write_text(path, json.dumps(total))
-
-
-def measure(experiment: Experiment, scale: str, folder: Path, progress: Progress) -> bool:
-  """Run it as its own command would, unless that is done; whether it succeeded."""
-  command = experiment.command(scale)
-  about = {'command': ' '.join(command), 'code': code()}
-  with contextlib.suppress(FileNotFoundError):
-    before = json.loads((folder / DONE).read_text(encoding='utf-8'))
-    if before['command'] == about['command'] and not _AGAIN.value:
-      if before['code'] != about['code']:
-        cli.warn(f'{experiment.name} was measured by other code; --again measures anew')
-      progress.skipped(experiment, before['seconds'])
-      return True
+def finished(experiment: Experiment, scale: str, folder: Path) -> float | None:
+  """The seconds that it took, if it is done and not to be measured again."""
+  path, command = folder / DONE, ' '.join(experiment.command(scale))
+  if not path.exists():
+    return None
+  before = json.loads(path.read_text(encoding='utf-8'))
+  if before['command'] != command or _AGAIN.value:
     shutil.rmtree(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  with timed(folder) as total, open(folder / 'log.txt', 'a', encoding='utf-8') as log:
-    start = time.monotonic()
-    run = subprocess.Popen(
-      [sys.executable, *command[1:], f'--workdir={folder}'], stdout=log, stderr=log
-    )
-    try:
-      while run.poll() is None:
-        progress.running(experiment, time.monotonic() - start)
-        time.sleep(0.5)
-    except KeyboardInterrupt:
-      run.wait()
-      raise
-  if run.returncode:
-    progress.ended(experiment, total['seconds'], f'FAILED, see {folder / "log.txt"}')
-    return False
-  cli.write_text(folder / DONE, json.dumps({**about, **total}))
-  progress.ended(experiment, total['seconds'], 'done')
-  return True
+    return None
+  if before['code'] != code():
+    cli.warn(f'{experiment.name} was measured by other code; --again measures anew')
+  return before['seconds']
+
+
+class Run:
+  """An experiment under way, as by its own command, on some of the cores; it goes on from where it was left."""
+
+  def __init__(self, experiment: Experiment, scale: str, folder: Path, cores: set[int] | None):
+    self.experiment, self.folder, self.cores = experiment, folder, cores
+    self.command, self.begun = experiment.command(scale), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    spent = folder / 'seconds.json'
+    self.before = json.loads(spent.read_text())['seconds'] if spent.exists() else 0.0
+    with open(folder / 'log.txt', 'a', encoding='utf-8') as log:
+      self.process = subprocess.Popen(
+        [sys.executable, *self.command[1:], f'--workdir={folder}'], stdout=log, stderr=log
+      )
+    if cores:
+      os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
+
+  def stop(self) -> float:
+    """Wait for its end; the seconds of all tries, which are kept."""
+    self.process.wait()
+    total = self.before + time.monotonic() - self.begun
+    cli.write_text(self.folder / 'seconds.json', json.dumps({'seconds': total}))
+    if self.process.returncode == 0:
+      done = {'command': ' '.join(self.command), 'code': code(), 'seconds': total}
+      cli.write_text(self.folder / DONE, json.dumps(done))
+    return total
+
+
+def lanes(scale: str) -> list[set[int] | None]:
+  """The cores of each of the experiments that run at once: an accelerator runs one, cores share out.
+
+  Half of what a small sweep does is compiling, on one core: two at once waste less of two.
+  """
+  shared = scale != 'accelerator' and hasattr(os, 'sched_setaffinity') and _backend() == 'cpu'
+  if not shared:
+    return [None]
+  cores = sorted(os.sched_getaffinity(0))
+  count = min(MOST_AT_ONCE, len(cores))
+  return [set(cores[i::count]) for i in range(count)]
+
+
+def _backend() -> str:
+  """Asked in a process of its own, for who asks holds the device."""
+  asked = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
+  return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) -> list[str]:
+  """Run what is not finished, the longest first; the names of what failed."""
+  progress, failed, running = Progress(experiments, len(lanes)), [], []
+  waiting = []
+  for e in experiments:
+    if (seconds := finished(e, scale, folder / e.name)) is None:
+      waiting.append(e)
+    else:
+      progress.ended(e, seconds, 'finished before, kept')
+  waiting.sort(key=lambda e: -e.minutes)
+  free = list(lanes)
+  try:
+    while waiting or running:
+      while waiting and free:
+        running.append(Run(e := waiting.pop(0), scale, folder / e.name, free.pop()))
+        progress.start(e)
+      progress.show()
+      time.sleep(0.2)
+      for run in [run for run in running if run.process.poll() is not None]:
+        running.remove(run)
+        free.append(run.cores)
+        seconds, bad = run.stop(), run.process.returncode
+        failed += [run.experiment.name] * bool(bad)
+        progress.ended(run.experiment, seconds, f'FAILED, see {run.folder / "log.txt"}' if bad else 'done')  # fmt: skip
+  except KeyboardInterrupt:
+    for run in running:
+      run.process.send_signal(signal.SIGINT)
+      run.stop()
+    raise
+  return failed
 
 
 def main(argv):
@@ -158,8 +213,7 @@ def main(argv):
     return
   folder = cli.workdir('runs/reproduce') / FLAGS.scale
   experiments = chosen()
-  progress = Progress(experiments)
-  failed = [e.name for e in experiments if not measure(e, FLAGS.scale, folder / e.name, progress)]
+  failed = measure(experiments, FLAGS.scale, folder, lanes(FLAGS.scale))
   for path in report.write(folder, FLAGS.scale):
     print(path)
   if failed:

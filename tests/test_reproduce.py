@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import time
 from html.parser import HTMLParser
@@ -34,9 +35,13 @@ def parsed():
   FLAGS(['reproduce'])
 
 
-def run(folder, line='pass'):
-  fake = Fake('fake', 'nothing', 0.01, line=line)
-  return reproduce.measure(fake, 'smoke', folder, reproduce.Progress([fake]))
+def run(folder, *lines, lanes=(None,)):
+  """Whether each succeeded."""
+  fakes = [
+    Fake(f'fake{i}', 'nothing', 0.01, line=line) for i, line in enumerate(lines or ('pass',))
+  ]
+  failed = reproduce.measure(fakes, 'smoke', folder, lanes)
+  return [fake.name not in failed for fake in fakes]
 
 
 def counted(folder):
@@ -44,35 +49,69 @@ def counted(folder):
 
 
 def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys, monkeypatch):
-  folder = tmp_path / 'fake'
-  assert run(folder) and counted(folder) == 1
-  assert run(folder) and counted(folder) == 1
+  folder = tmp_path / 'fake0'
+  assert run(tmp_path) == [True] and counted(folder) == 1
+  assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'kept' in capsys.readouterr().err
   monkeypatch.setattr(reproduce, 'code', lambda: 'other')
-  assert run(folder) and counted(folder) == 1
+  assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'measured by other code' in capsys.readouterr().err
+  (folder / 'old').touch()
   FLAGS(['reproduce', '--again'])
-  assert run(folder) and counted(folder) == 1  # the folder was emptied first
+  assert run(tmp_path) == [True] and not (folder / 'old').exists()
   assert json.loads((folder / reproduce.DONE).read_text())['code'] == 'other'
 
 
-def test_a_failure_is_said_and_goes_on_from_where_it_was(tmp_path, capsys):
-  folder = tmp_path / 'fake'
-  assert not run(folder, 'raise SystemExit("no luck")')
+def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path, capsys):
+  assert run(tmp_path, 'raise SystemExit("no luck")', 'pass') == [False, True]
   assert 'FAILED' in capsys.readouterr().err
-  assert 'no luck' in (folder / 'log.txt').read_text()
-  assert not (folder / reproduce.DONE).exists()
-  assert run(folder) and counted(folder) == 2  # the same folder, so that a run takes itself up
+  assert 'no luck' in (tmp_path / 'fake0' / 'log.txt').read_text()
+  assert not (tmp_path / 'fake0' / reproduce.DONE).exists()
+  assert run(tmp_path, 'pass', 'pass') == [True, True]
+  assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run takes itself up
+  assert counted(tmp_path / 'fake1') == 1
 
 
-def test_time_is_counted_over_interruptions(tmp_path):
-  tmp_path.joinpath('x').mkdir()
-  with pytest.raises(KeyboardInterrupt), reproduce.timed(tmp_path / 'x'):
-    time.sleep(0.05)
-    raise KeyboardInterrupt
-  with reproduce.timed(tmp_path / 'x') as total:
-    time.sleep(0.05)
-  assert 0.1 <= total['seconds'] < 10
+def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):
+  cores = sorted(os.sched_getaffinity(0))[:2]
+  line = 'import os, time; time.sleep(1); open(sys.argv[-1].split("=")[1] + "/on", "w").write(str(os.sched_getaffinity(0)))'
+  begun = time.monotonic()
+  assert run(tmp_path, line, line, lanes=[{core} for core in cores]) == [True] * 2
+  assert {(tmp_path / f'fake{i}' / 'on').read_text() for i in range(2)} == {
+    f'{{{c}}}' for c in cores
+  }
+  assert time.monotonic() - begun >= 1
+
+
+def test_time_is_counted_over_interruptions(tmp_path, monkeypatch):
+  def interrupt(self):
+    if counted(tmp_path / 'fake0'):
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    patched.setattr(reproduce.Progress, 'show', interrupt)
+    (tmp_path / 'fake0').mkdir()
+    (tmp_path / 'fake0' / 'counted.txt').touch()
+    run(tmp_path, 'import time; time.sleep(60)')
+  first = json.loads((tmp_path / 'fake0' / 'seconds.json').read_text())['seconds']
+  assert 0 < first < 30
+  assert run(tmp_path) == [True]
+  assert json.loads((tmp_path / 'fake0' / reproduce.DONE).read_text())['seconds'] > first
+
+
+def test_progress_says_what_runs_and_how_long_it_may_take(capsys):
+  a, b = (Fake(name, 'nothing', 1.0) for name in 'ab')
+  progress = reproduce.Progress([a, b])
+  progress.live = True
+  progress.start(a)
+  progress.show()
+  assert re.search(r'\[0/2\] a 0:0.; about (2:00|1:5.) left', capsys.readouterr().err)
+  progress.ended(a, 30.0, 'done')  # twice as fast as the minutes say
+  progress.start(b)
+  progress.show()
+  told = capsys.readouterr().err
+  assert '[1/2] a: done (0:30)' in told
+  assert re.search(r'\[1/2\] b 0:0.; about 0:(30|2.) left', told)
 
 
 @pytest.mark.parametrize(
