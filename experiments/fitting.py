@@ -45,6 +45,7 @@ def main(
   """An experiment: what `measure` records of a preset, or recorded before; its table and its figure."""
   cli.no_arguments(argv)
   cli.one_device_a_core()
+  cli.compile_in_haste()
   folder = cli.workdir(f'runs/{name}')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)

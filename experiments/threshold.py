@@ -204,6 +204,7 @@ def findings(records: list[dict]) -> list[Finding]:
 def main(argv):
   cli.no_arguments(argv)
   cli.one_device_a_core()
+  cli.compile_in_haste()
   folder = cli.workdir('runs/threshold')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)
