@@ -1,15 +1,13 @@
-"""Write the tables and figures of docs/results.md from the committed records.
+"""Write the tables and figures of docs/results.md and docs/language_model.md from the committed records.
 
   python -m experiments.results
   python -m experiments.results --take=transfer --workdir=runs/transfer
 
 Run it from the root of the repository. For every experiment of which docs/results holds the records,
 docs/results/NAME.json, or NAME_accelerator.json, it draws docs/results/NAME.png and puts the table of its
-findings into docs/results.md, after the line that marks its place. --take first copies a run's records
-there.
+findings into the page, after the line that marks its place. --take first copies a run's records there.
 """
 
-import importlib
 import json
 import shutil
 import tempfile
@@ -17,18 +15,17 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import cli, findings
+from experiments import claims, cli, findings
 from experiments import readme as tables
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
-NAMES = (
-  'threshold', 'structure', 'transfer', 'frozen_embeddings', 'multihop', 'from_constructed', 'capacity',
-)  # fmt: skip
+NAMES = [name for name in claims.EXPERIMENTS if name not in ('construct', 'bounds')]
 cli.define(workdir='Where the run to take has written its results.json.')
 flags.DEFINE_enum('take', None, NAMES, 'Take the records of a run of this experiment.')
 
 PAGE, RESULTS = Path('docs/results.md'), Path('docs/results')
+OWN_PAGES = {'language_model': Path('docs/language_model.md')}
 SHORT = 12  # rows of a table; of longer ones what was expected stands first
 LARGE = '_accelerator'
 MARK = '{}: written by python -m experiments.results'
@@ -42,8 +39,7 @@ def taken() -> list[str]:
 
 def section(name: str) -> str:
   """An experiment's findings, and what they were measured with."""
-  binary = importlib.import_module(f'experiments.{name.removesuffix(LARGE)}')
-  about = read_about(name)
+  binary, about = _experiment(name).module, read_about(name)
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
   found = binary.findings(cli.read_results(RESULTS, f'{name}.json'))
   text = where + f'![{name}](results/{name}.png)\n\n'
@@ -54,13 +50,20 @@ def section(name: str) -> str:
   return text + findings.table(expected) + '\n' + every
 
 
+def page(name: str) -> Path:
+  """Where its table stands."""
+  return OWN_PAGES.get(name, PAGE)
+
+
+def _experiment(name: str) -> claims.Experiment:
+  return claims.EXPERIMENTS[name.removesuffix(LARGE)]
+
+
 def draw(name: str):
   """The figure that the page shows."""
-  plain = name.removesuffix(LARGE)
-  figure = importlib.import_module(f'experiments.{plain}_figure')
-  with tempfile.TemporaryDirectory() as drawn:
-    figure.draw(cli.read_results(RESULTS, f'{name}.json'), Path(drawn))
-    shutil.copyfile(Path(drawn) / f'{plain}.png', RESULTS / f'{name}.png')
+  with tempfile.TemporaryDirectory() as folder:
+    drawn = _experiment(name).figure.draw(cli.read_results(RESULTS, f'{name}.json'), Path(folder))
+    shutil.copyfile(next(path for path in drawn if path.suffix == '.png'), RESULTS / f'{name}.png')
 
 
 def read_about(name: str) -> dict:
@@ -83,12 +86,11 @@ def main(argv):
     raise InputError(f'no {PAGE} here; run this from the root of the repository')
   if FLAGS.take:
     take(FLAGS.take, Path(FLAGS.workdir or f'runs/{FLAGS.take}'))
-  text = PAGE.read_text(encoding='utf-8')
   for name in taken():
     draw(name)
-    text = tables.splice(text, MARK.format(name), section(name))
-  cli.write_text(PAGE, text)
-  print(PAGE)
+    text = page(name).read_text(encoding='utf-8')
+    cli.write_text(page(name), tables.splice(text, MARK.format(name), section(name)))
+  print(', '.join(str(path) for path in (PAGE, *OWN_PAGES.values())))
 
 
 if __name__ == '__main__':

@@ -47,7 +47,7 @@ def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark():
 
 @pytest.mark.parametrize('name', results.taken())
 def test_the_page_says_what_the_records_say(name):
-  assert results.section(name) in results.PAGE.read_text(encoding='utf-8')
+  assert results.section(name) in results.page(name).read_text(encoding='utf-8')
 
 
 def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
