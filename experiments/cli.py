@@ -197,13 +197,14 @@ def write_results(
 ):
   """Records, one a line; what is no number in JSON (∞) becomes null.
 
-  Or, to be kept, what they are about, the names of their fields, and a line of values for each.
+  Or, to be kept, what they are about, the names of their fields, and a line of values for each, to six digits.
   """
   finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
   records = [{key: finite(value) for key, value in record.items()} for record in records]
   dumped = functools.partial(json.dumps, allow_nan=False)
   fields = list(dict.fromkeys(key for record in records for key in record))
-  rows = [[record.get(key) for key in fields] for record in records] if about else records
+  short = lambda v: float(f'{v:.6g}') if isinstance(v, float) else v
+  rows = [[short(record.get(key)) for key in fields] for record in records] if about else records
   text = '[' + ','.join(f'\n{dumped(row)}' for row in rows) + '\n]'
   if about:
     text = f'{{"about": {dumped(about)},\n"fields": {dumped(fields)},\n"records": {text}}}'
