@@ -140,7 +140,9 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
   ax.set_xlabel('bits in one subject embedding, $B_{emb}$')
   ax.set_ylabel('bits in the rest of the network, $B_{int}$')
   sizes = ', '.join(f'{a} = {built[0][name]}' for a, name in zip('NRk', SIZES, strict=True))
-  figure.suptitle(f'{sizes}: without chain of thought, no model lies in the shaded region', fontsize=9)
+  figure.suptitle(
+    f'{sizes}: without chain of thought, no model lies in the shaded region', fontsize=9
+  )
   figures.legend_beside(ax)
   return figures.save(figure, folder / 'bounds')
 
