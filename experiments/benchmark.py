@@ -160,7 +160,7 @@ SIZES = {  # for each scale, the arguments of each measurement
   },
 }
 
-flags.DEFINE_multi_enum('only', None, MEASUREMENTS, 'Measure this alone (repeatable).')
+cli.define(only=f'Measure these alone: of {", ".join(MEASUREMENTS)}, with commas between.')
 
 
 def measure(names, scale: str, folder) -> list[dict]:
@@ -211,6 +211,8 @@ def main(argv):
     if not all('measurement' in r for r in records):
       raise InputError(f'{folder}: not results of experiments.benchmark')
   else:
+    if unknown := set(FLAGS.only or ()) - set(MEASUREMENTS):
+      raise InputError(f'--only={min(unknown)}: known are {", ".join(MEASUREMENTS)}')
     records = measure(FLAGS.only or MEASUREMENTS, FLAGS.scale, folder)
   paths = draw(records, folder)
   print(cli.table(COLUMNS, [r for r in records if r['measurement'] != 'scaling_exponent']))

@@ -52,6 +52,7 @@ _SHARED = {
     'Preset: smoke takes seconds and shows nothing, laptop suits two cores.',
   ),
   'list': lambda: flags.DEFINE_bool('list', False, 'List what there is, one line each, and stop.'),
+  'only': lambda: flags.DEFINE_list('only', None, 'These alone, by name, with commas between.'),
   'redraw': lambda: flags.DEFINE_bool(
     'redraw', False, 'Draw the figure again from the results.json in the workdir, and stop.'
   ),

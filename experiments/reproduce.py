@@ -33,9 +33,9 @@ FLAGS = flags.FLAGS
 cli.define(
   'scale',
   list='List the experiments, one line each, and stop.',
+  only='Names of experiments, of those that --list shows, with commas between.',
   workdir='Folder of the runs and the report (default: runs/reproduce).',
 )
-_ONLY = flags.DEFINE_list('only', None, 'Names of experiments, of those that --list shows.')
 _AGAIN = flags.DEFINE_bool('again', False, 'Measure anew what is finished.')
 
 PACKAGES = ('geomem', 'constructions', 'experiments')
@@ -45,16 +45,16 @@ MOST_AT_ONCE = 4  # as many gigabytes and more
 
 def chosen() -> list[Experiment]:
   """What is asked for; of all, what needs something that is not there is left out, and named."""
-  if _ONLY.value is None:
+  if FLAGS.only is None:
     lacks = {e: e.lacks() for e in claims.EXPERIMENTS.values()}
     for e, reason in lacks.items():
       if reason:
         cli.warn(f'{e.name} is left out: {reason}')
     return [e for e, reason in lacks.items() if not reason]
-  unknown = [name for name in _ONLY.value if name not in claims.EXPERIMENTS]
-  if unknown or not _ONLY.value:
-    raise InputError(f'--only={",".join(_ONLY.value)}: known are {", ".join(claims.EXPERIMENTS)}')
-  asked = [claims.EXPERIMENTS[name] for name in dict.fromkeys(_ONLY.value)]
+  unknown = [name for name in FLAGS.only if name not in claims.EXPERIMENTS]
+  if unknown or not FLAGS.only:
+    raise InputError(f'--only={",".join(FLAGS.only)}: known are {", ".join(claims.EXPERIMENTS)}')
+  asked = [claims.EXPERIMENTS[name] for name in dict.fromkeys(FLAGS.only)]
   for e in asked:
     if reason := e.lacks():
       raise InputError(f'{e.name}: {reason}')

@@ -53,7 +53,7 @@ def structure(records):
   assert values(built, measurement='ablated_own', control=None)[0] < 0.1
   for name, control in (('superposition', 'shuffled facts'), ('readout', 'shuffled facts'),
                         ('patched', 'random direction'), ('ablated_other', 'random units')):  # fmt: skip
-    assert values(built, measurement=name, control=control)[0] < 0.5
+    assert values(built, measurement=name, control=control)[0] < 0.7
   assert values(built, measurement='flipped', control='random direction', dose=1.0)[0] < 0.3
 
 

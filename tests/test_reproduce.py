@@ -163,7 +163,9 @@ def written(tmp_path_factory):
   cli.write_results(own, [{'others_facts': 0.0, **r} for r in records])
   done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
   (own / reproduce.DONE).write_text(json.dumps(done))
-  report.write(folder, 'laptop')
+  with pytest.MonkeyPatch.context() as patched:  # tests/test_explorer.py has the real one
+    patched.setattr(report.explorer, 'section', lambda: '<p>explored</p>')
+    report.write(folder, 'laptop')
   return folder
 
 
@@ -175,6 +177,7 @@ def test_the_report_is_one_file_that_names_every_claim(written):
   assert {link[1:] for link in page.links if link.startswith('#')} <= page.ids
   for claim in claims.CLAIMS:
     assert claim.says in page.text
+  assert 'explored' in page.text
   assert 'experiments.construct <b>&' in page.text and '{{' not in text
   assert '1.0 min' in page.text and 'from the committed records' in page.text
   assert len(text) < 15 * 2**20
