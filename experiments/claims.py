@@ -42,19 +42,19 @@ EXPERIMENTS = {
   e.name: e
   for e in (
     Experiment(
-      'construct', 'every construction, built and verified on every query', 1,
+      'construct', 'every construction, built and verified on every query', 0.5,
       ('--construction=all', '--subjects=32', '--relations=4', '--hops=2'), scaled=False,
     ),
-    Experiment('bounds', 'the lower bounds, with every construction beside them', 0.5, scaled=False),
-    Experiment('threshold', 'the smallest models that learn all facts, against R·log₂N', 4),
-    Experiment('capacity', 'bits of facts a parameter: built, associative, trained', 3),
-    Experiment('structure', 'superposition, readouts, units, patches and swaps, with controls', 5),
+    Experiment('bounds', 'the lower bounds, with every construction beside them', 0.3, scaled=False),
+    Experiment('threshold', 'the smallest models that learn all facts, against R·log₂N', 2.5),
+    Experiment('capacity', 'bits of facts a parameter: built, associative, trained', 2.5),
+    Experiment('structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5),
     Experiment('transfer', 'frozen models given facts that they were never trained on', 5),
-    Experiment('frozen_embeddings', 'what it costs when embeddings cannot learn', 4),
-    Experiment('multihop', 'chains of relations, with and without chain of thought', 5),
-    Experiment('from_constructed', 'gradient descent started at the constructions', 3),
+    Experiment('frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5),
+    Experiment('multihop', 'chains of relations, with and without chain of thought', 6),
+    Experiment('from_constructed', 'gradient descent started at the constructions', 2),
     Experiment(
-      'language_model', 'a pretrained language model: is there a superposition in it?', 9,
+      'language_model', 'a pretrained language model: is there a superposition in it?', 8,
       lacks=load.missing,
     ),
   )
