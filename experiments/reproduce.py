@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -196,7 +195,7 @@ def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) 
         progress.ended(run.experiment, seconds, f'FAILED, see {run.folder / "log.txt"}' if bad else 'done')  # fmt: skip
   except KeyboardInterrupt:
     for run in running:
-      run.process.send_signal(signal.SIGINT)
+      run.process.terminate()  # a run can be killed at any moment
       run.stop()
     raise
   return failed
