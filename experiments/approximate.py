@@ -15,7 +15,7 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from experiments import building, cli, figures, statistics
+from experiments import building, cli, figures, statistics, storage
 from geomem import facts as fact
 from geomem.errors import InputError
 
@@ -114,7 +114,7 @@ def main(argv):
   folder = cli.workdir('runs/approximate')
   if FLAGS.redraw:
     cli.check_redraw('subjects', 'relations', 'seed', 'seeds')
-    records = cli.read_results(folder)
+    records = storage.read_results(folder)
   else:
     subjects, relations = cli.value('subjects', 256), cli.value('relations', 4)
     seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', 3))
@@ -122,7 +122,7 @@ def main(argv):
     progress = cli.Progress('models', 'models')
     records = measure(subjects, relations, seeds, progress)
     progress.clear()
-    cli.write_results(folder, records)
+    storage.write_results(folder, records)
   paths = draw(records, folder)
   print(cli.table(COLUMNS, summary(records)))
   print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')

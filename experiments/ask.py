@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, trace_figure
+from experiments import cli, storage, trace_figure
 from geomem import checkpoint, model, trace
 from geomem.config import Config
 from geomem.construction import Construction, check_representable
@@ -287,7 +287,7 @@ def show(seen: trace.Trace, in_words: bool, figure: Path | None):
     print('\n'.join(['', *trace.lines(seen), '']), flush=True)
   if figure:
     trace_figure.draw(seen, figure)
-    cli.write_text(figure.with_suffix('.json'), json.dumps(numbers(seen)) + '\n')
+    storage.write_text(figure.with_suffix('.json'), json.dumps(numbers(seen)) + '\n')
 
 
 def main(argv):
@@ -318,7 +318,7 @@ def main(argv):
         show(trace.run(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
   finally:
     if records:
-      cli.write_results(path.absolute().parent / 'ask', records)
+      storage.write_results(path.absolute().parent / 'ask', records)
       print(cli.table(CHAIN_COLUMNS if c.chain_of_thought else COLUMNS, records), flush=True)
   if not records:
     raise InputError(f'no query; {_wanted(c.facts, c.hops)}')

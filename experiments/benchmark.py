@@ -5,14 +5,15 @@
   python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median
-over the rounds of theirs / ours, above 1 where ours is faster. Of capacity, which takes minutes, ours
-is timed before and after theirs. What is measured:
+over the rounds of theirs / ours, above 1 where ours is faster. Of the searches, which take minutes,
+ours is timed before and after theirs. What is measured:
 
   exhaustive    every logit of every query with its runner-up, beside the bare matrix product
   certificate   a command: a million subjects' facts drawn, built, certified; seconds and peak memory
   step          training steps of one model, beside plain JAX, PyTorch and torch.compile
   sweep         a step of one model among many trained at once, beside loops over the models
   capacity      smallest d for several N and seeds, compiling included, beside a loop over the models
+  mlp_memory    the largest N of the MLP memory, a seed, compiling included, beside a loop over its models
   products      a step beside its multiplications at the best speed that this machine shows
   memory        peak memory of a process that takes a step of a large model
   scaling       a step of one model as the number of models, N, R and d grow: exponents and a figure
@@ -35,7 +36,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import benchmark_training as training
-from experiments import cli, figures, timing
+from experiments import cli, figures, machine, storage, timing
 from geomem import facts as fact
 from geomem import model, verify
 from geomem.errors import InputError
@@ -95,7 +96,7 @@ def certificate(subjects: int, relations: int) -> dict:
     seconds = time.perf_counter() - start
     if process.returncode:
       raise SystemExit(f'{" ".join(command)} ended with status {process.returncode}')
-    (record,) = cli.read_results(folder)
+    (record,) = storage.read_results(folder)
   return {
     'ours_seconds': seconds,
     'theirs_seconds': None,
@@ -115,6 +116,7 @@ MEASUREMENTS = {
   'step': training.step,
   'sweep': training.many,
   'capacity': training.capacity,
+  'mlp_memory': training.mlp_memory,
   'products': training.products,
   'memory': training.memory,
   'scaling': training.scaling,
@@ -134,6 +136,7 @@ SIZES = {  # for each scale, the arguments of each measurement
     'step': (16, 2, 4, 2, ('jax',)),
     'sweep': (2, 2, ((8, 2, 4),), ('jax',), 1),
     'capacity': ((8,), 2, 1, (0.03,), 100),
+    'mlp_memory': ((4,), 2, 512),
     'products': (16, 2, 4),
     'memory': (64, 2, 8),
     'scaling': ({**BASE, 'models': 2}, {'dim': (2, 4)}, 2),
@@ -144,6 +147,7 @@ SIZES = {  # for each scale, the arguments of each measurement
     'step': (1024, 4, 64, 10),
     'sweep': (64, 20, SMALL),
     'capacity': ((32, 64, 128, 256), 4, 3, (0.01, 0.03, 0.1)),
+    'mlp_memory': ((8, 11, 16), 5),
     'products': (4096, 4, 64),
     'memory': (65_536, 4, 64),
     'scaling': (BASE, AXES, 50),
@@ -154,6 +158,7 @@ SIZES = {  # for each scale, the arguments of each measurement
     'step': (1024, 4, 64, 100),
     'sweep': (1024, 20, SMALL, ('jax', 'torch'), 1),
     'capacity': ((32, 64, 128, 256), 4, 3, (0.01, 0.03, 0.1)),
+    'mlp_memory': ((8, 11, 16), 5),
     'products': (4096, 4, 64),
     'memory': (65_536, 4, 64),
     'scaling': (BASE, {**AXES, 'models': (16, 64, 256, 1024)}, 50),
@@ -171,9 +176,12 @@ def measure(names, scale: str, folder) -> list[dict]:
     print(f'{name}: {arguments}', file=sys.stderr, flush=True)
     made = MEASUREMENTS[name](*arguments)
     for record in [made] if isinstance(made, dict) else made:
-      about = {'device': cli.device(), 'versions': {**cli.versions(), **training.torch_version()}}
+      about = {
+        'device': machine.device(),
+        'versions': {**machine.versions(), **training.torch_version()},
+      }
       records.append({'measurement': name, **record, **about})
-      cli.write_results(folder, records)
+      storage.write_results(folder, records)
   return records
 
 
@@ -203,11 +211,11 @@ LABELS = {
 
 def main(argv):
   cli.no_arguments(argv)
-  cli.one_device_a_core()
+  machine.one_device_a_core()
   folder = cli.workdir('runs/benchmark')
   if FLAGS.redraw:
     cli.check_redraw('only', 'scale')
-    records = cli.read_results(folder)
+    records = storage.read_results(folder)
     if not all('measurement' in r for r in records):
       raise InputError(f'{folder}: not results of experiments.benchmark')
   else:

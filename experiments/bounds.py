@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, figures
+from experiments import building, cli, figures, storage
 from experiments.findings import Finding, found
 from geomem import bounds
 from geomem import facts as fact
@@ -172,7 +172,7 @@ def main(argv):
   folder = cli.workdir('runs/bounds')
   if FLAGS.redraw:
     cli.check_redraw(*SIZES, 'seed')
-    records = cli.read_results(folder)
+    records = storage.read_results(folder)
   else:
     sizes = tuple(itertools.starmap(cli.value, SIZES.items()))
     fact.check_sizes(*sizes)
@@ -180,7 +180,7 @@ def main(argv):
     records = points(*sizes, FLAGS.seed, progress)
     progress.clear()
     records += curves(*sizes, 4 * max(r['subject_bits'] for r in records))
-    cli.write_results(folder, records)
+    storage.write_results(folder, records)
   paths = draw(records, folder)
   print(cli.table(COLUMNS, [r for r in records if r.get('kind') == 'construction']))
   print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')

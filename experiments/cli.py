@@ -1,16 +1,11 @@
-"""What every binary shares: flags of the same name, errors in one line, records, tables, progress."""
+"""What every binary shares: flags of the same name, errors in one line, tables, progress."""
 
-import contextlib
-import functools
-import json
 import math
 import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -23,7 +18,6 @@ from geomem.errors import InputError
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help lists a shared flag under the binary that asked for it
 
-HASTE = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 SCALES = ('smoke', 'laptop', 'accelerator')
 
 _SHARED = {
@@ -182,75 +176,6 @@ def workdir(default: str) -> Path:
   return path
 
 
-def write_text(path: Path, text: str):
-  """Write a whole file or none of it."""
-  aside = path.with_name(f'.{path.name}.{os.getpid()}')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  try:
-    aside.write_text(text, encoding='utf-8')
-    aside.replace(path)
-  finally:
-    aside.unlink(missing_ok=True)
-
-
-def write_results(
-  folder: Path, records: Sequence[dict], name: str = 'results.json', about: dict | None = None
-):
-  """Records, one a line; what is no number in JSON (∞) becomes null.
-
-  Or, to be kept, what they are about, the names of their fields, and a line of values for each, to six digits.
-  """
-  finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
-  records = [{key: finite(value) for key, value in record.items()} for record in records]
-  dumped = functools.partial(json.dumps, allow_nan=False)
-  fields = list(dict.fromkeys(key for record in records for key in record))
-  short = lambda v: float(f'{v:.6g}') if isinstance(v, float) else v
-  rows = [[short(record.get(key)) for key in fields] for record in records] if about else records
-  text = '[' + ','.join(f'\n{dumped(row)}' for row in rows) + '\n]'
-  if about:
-    text = f'{{"about": {dumped(about)},\n"fields": {dumped(fields)},\n"records": {text}}}'
-  write_text(Path(folder) / name, text + '\n')
-
-
-def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
-  path = Path(folder) / name
-  try:
-    records = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError as error:
-    raise InputError(f'{path}: no results there') from error
-  except (OSError, ValueError) as error:
-    raise InputError(f'{path}: not readable as results: {error}') from error
-  if isinstance(records, dict):
-    rows, fields = records.get('records'), records.get('fields')
-    if not isinstance(fields, list) or not isinstance(rows, list):
-      raise InputError(f'{path}: not a list of records')
-    records = [dict(zip(fields, row, strict=True)) for row in rows]
-  if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-    raise InputError(f'{path}: not a list of records')
-  return records
-
-
-def one_device_a_core():
-  """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
-  if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  if 'JAX_NUM_CPU_DEVICES' in os.environ:
-    return
-  with contextlib.suppress(RuntimeError):  # it has started
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    jax.config.update('jax_num_cpu_devices', ours)
-
-
-def compile_in_haste():
-  """Let CPUs compile in half the time, for what trains many small models: compiling them takes longer.
-
-  If JAX has not started yet, and is one whose flags these are known to be.
-  """
-  if jax.__version_info__ < (0, 11):  # XLA stops at a flag that it does not know
-    given = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = ' '.join([*HASTE, given]).strip()
-
-
 def join():
   """Join the other processes, if there are any, before JAX starts."""
   given = FLAGS.coordinator, FLAGS.processes, FLAGS.process
@@ -261,26 +186,8 @@ def join():
   hosts.join(*given)
 
 
-def keep_compiled(folder: Path):
-  """Compiled programs are kept here for the next run."""
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update('jax_compilation_cache_dir', str(Path(folder, '.jax_cache').absolute()))
-
-
 def warn(text: str):
   print(f'warning: {text}', file=sys.stderr)
-
-
-def device() -> str:
-  """What computes here, in words."""
-  devices = jax.devices()
-  text = f'{len(devices)} × {devices[0].device_kind}'
-  return f'{text}, {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
-
-
-def versions() -> dict[str, str]:
-  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def table(columns: Sequence[str], records: Sequence[dict]) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli
+from experiments import building, cli, storage
 from experiments.findings import Finding, found
 from geomem import checkpoint, verify
 from geomem import facts as fact
@@ -170,7 +170,7 @@ def main(argv):
       checkpoint.save(folder / model.name, model)
   if not records:
     raise InputError(next(iter(skipped)))
-  cli.write_results(folder, records)
+  storage.write_results(folder, records)
   print(cli.table(COLUMNS, records))
   for reason, without in skipped.items():
     print(f'skipped {", ".join(without)}: {reason}')

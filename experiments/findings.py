@@ -7,6 +7,8 @@ import numpy as np
 
 from experiments import statistics
 
+COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'holds')
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -29,6 +31,17 @@ class Finding:
   def expected(self) -> str:
     bounds = (('≥', self.least), ('≤', self.most))
     return ' and '.join(f'{sign} {bound:g}' for sign, bound in bounds if bound is not None)
+
+  @property
+  def interval(self) -> str:
+    return '' if np.isnan(self.low) else f'{self.low:.3g} to {self.high:.3g}'
+
+  @property
+  def cells(self) -> tuple[str, ...]:
+    """Its row in a table of `COLUMNS`."""
+    holds = {None: '', True: 'yes', False: 'no'}[self.holds]
+    value, seeds = f'{self.value:.3g}', f'{self.seeds}'
+    return self.what, value, self.interval, seeds, self.control, self.expected, holds
 
   @property
   def holds(self) -> bool | None:
@@ -61,10 +74,6 @@ def found(
 
 def table(findings: Sequence[Finding]) -> str:
   """Markdown."""
-  lines = ['| what | mean | 95% interval | seeds | controls | expected | holds |', '|---|---|---|---|---|---|---|']  # fmt: skip
-  for f in findings:
-    interval = '' if np.isnan(f.low) else f'{f.low:.3g} to {f.high:.3g}'
-    holds = {None: '', True: 'yes', False: '**no**'}[f.holds]
-    cells = f.what, f'{f.value:.3g}', interval, f'{f.seeds}', f.control, f.expected, holds
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+  rows = [COLUMNS, ['---'] * len(COLUMNS), *(f.cells for f in findings)]
+  bold = lambda cell: '**no**' if cell == 'no' else cell
+  return ''.join(f'| {" | ".join(map(bold, row))} |\n' for row in rows)

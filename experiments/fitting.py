@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli
+from experiments import cli, machine, storage
 from geomem import hosts, programs, runs, sweep, train
 from geomem.train import Recipe
 
@@ -44,12 +44,11 @@ def main(
 ):
   """An experiment: what `measure` records of a preset, or recorded before; its table and its figure."""
   cli.no_arguments(argv)
-  cli.one_device_a_core()
-  cli.compile_in_haste()
+  machine.suit_small_models()
   folder = cli.workdir(f'runs/{name}')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)
-    records = cli.read_results(folder)
+    records = storage.read_results(folder)
   else:
     setting = presets[FLAGS.scale]
     first = FLAGS.seed if FLAGS['seed'].present else first
@@ -64,7 +63,7 @@ def main(
     with run(folder, about) as fitter:
       records = measure(fitter, setting, seeds)
       fitter.save()
-      cli.write_results(folder, records)
+      storage.write_results(folder, records)
   print(cli.table(columns, summary(records)))
   print('figure: ' + ', '.join(map(str, draw(records, folder))))
   print(f'records: {folder / "results.json"}')
@@ -83,8 +82,8 @@ def command(name: str, *options: str) -> str:
 @contextlib.contextmanager
 def run(folder: Path, about: dict):
   """A `Fitter` in `folder`, with progress and whatever else the flags ask for; `about` says what the run is."""
-  about = {**about, 'device': cli.device(), 'versions': cli.versions()}
-  cli.keep_compiled(folder.parent)
+  about = {**about, 'device': machine.device(), 'versions': machine.versions()}
+  machine.keep_compiled(folder.parent)
   progress = cli.Training()
   with runs.Run(folder, about, cli.warn) as held:
     trace = folder / 'profile' if FLAGS.profile and hosts.first() else None

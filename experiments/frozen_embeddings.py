@@ -12,6 +12,7 @@ and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -93,31 +94,36 @@ def _trained(case, size: int | None, search) -> int | None:
 
 
 def memories(fitter, setting: Setting, seeds) -> list[dict]:
-  """The largest N that the MLP memory holds, every seed's search advancing with the others."""
+  """The largest N that the MLP memory holds."""
   records = []
   for dim in setting.memories:
-    recipe = memory.Recipe(dim, dim, setting.memory_steps)
-    # From d to F·d facts, halved in the middle, to one part in a hundred: as they searched.
-    span = threshold.Range(dim, dim * dim, (dim + dim * dim) // 2, False, resolution=0.01)
-
-    def attempt(asked, recipe=recipe):
-      held = fitter.once(lambda: _held(recipe, asked))
-      return held >= recipe.target
-
-    found = threshold.search({seed: span for seed in seeds}, attempt)
+    held = lambda recipe, asked: fitter.once(lambda: best(recipe, asked))
+    found = largest(memory.Recipe(dim, dim, setting.memory_steps), seeds, held)
     records += [
       {
-        'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': found[seed].found,
-        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': found[seed].found,
+        'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': facts,
+        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': facts,
         'parameters': 2 * dim * dim + dim,
       }
-      for seed in seeds
+      for seed, facts in found.items()
     ]  # fmt: skip
   return records
 
 
-def _held(recipe: memory.Recipe, asked) -> np.ndarray:
-  """The best accuracy of each (seed, N)."""
+def largest(recipe: memory.Recipe, seeds, best: Callable) -> dict[int, int]:
+  """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
+
+  From d to F·d facts, halved in the middle, to one part in a hundred: as they searched.
+  """
+  least, most = recipe.dim, recipe.dim * recipe.width
+  span = threshold.Range(least, most, (least + most) // 2, False, resolution=0.01)
+  attempt = lambda asked: [held >= recipe.target for held in best(recipe, asked)]
+  found = threshold.search({seed: span for seed in seeds}, attempt)
+  return {seed: found[seed].found for seed in seeds}
+
+
+def best(recipe: memory.Recipe, asked) -> np.ndarray:
+  """The best accuracy of each (seed, N), trained together."""
   seeds, sizes = zip(*asked, strict=True)
   return memory.learn_all(recipe, sizes, seeds)[0]
 

@@ -33,6 +33,7 @@ from experiments import (
   language_structure,
   language_swaps,
   statistics,
+  storage,
 )
 from experiments.findings import Finding, found, only
 from geomem.errors import InputError
@@ -223,8 +224,8 @@ def main(argv):
   draw = language_model_figure.draw
   fitting.main(argv, 'language_model', presets, measure, draw, COLUMNS, summary, first=0)
   folder = cli.workdir('runs/language_model')
-  text = told(cli.read_results(folder))
-  cli.write_text(folder / 'examples.txt', text + '\n')
+  text = told(storage.read_results(folder))
+  storage.write_text(folder / 'examples.txt', text + '\n')
   print(f'examples: {folder / "examples.txt"}\n{text}')
 
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import building, cli, fitting, statistics
+from experiments import building, cli, fitting, machine, statistics, storage
 from geomem import intervene, structure, sweep
 from geomem.config import Config
 from geomem.train import Recipe
@@ -137,7 +137,7 @@ PRESETS = {  # subjects and steps; subjects, batch and steps, twice; seeds
 
 def main(argv):
   cli.no_arguments(argv)
-  cli.one_device_a_core()
+  machine.one_device_a_core()
   folder = cli.workdir('runs/learning')
   width, decay, new, seeds = PRESETS[FLAGS.scale]
   seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', seeds))
@@ -151,7 +151,7 @@ def main(argv):
     records = against_width(fitter, seeds, *width) + against_decay(fitter, seeds, *decay)
     records += new_facts(fitter, seeds, *new)
     fitter.save()
-    cli.write_results(folder, records)
+    storage.write_results(folder, records)
   print(cli.table(COLUMNS, summary(records)))
   print(f'records: {folder / "results.json"}')
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from constructions import registry
-from experiments import cli
+from experiments import cli, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -77,14 +77,14 @@ def main(argv):
   cli.no_arguments(argv)
   records = [
     {name: value for name, value in record.items() if not name.endswith('_seconds')}
-    for record in cli.read_results(Path(FLAGS.workdir or 'runs/demo'))
+    for record in storage.read_results(Path(FLAGS.workdir or 'runs/demo'))
   ]
   if not README.exists():
     raise InputError('no README.md here; run this from the root of the repository')
   text = splice(README.read_text(encoding='utf-8'), MARK.format('theorems'), theorems(records))
-  text = splice(text, MARK.format('timings'), timings(cli.read_results(RESULTS, TIMINGS.name)))
-  cli.write_text(README, text)
-  cli.write_results(RESULTS, records, RECORDS.name)
+  text = splice(text, MARK.format('timings'), timings(storage.read_results(RESULTS, TIMINGS.name)))
+  storage.write_text(README, text)
+  storage.write_results(RESULTS, records, RECORDS.name)
   print(theorems(records))
 
 

@@ -20,9 +20,9 @@ import jax
 from absl import flags
 
 from constructions import registry
-from experiments import claims, cli, explorer, trace_figure
+from experiments import claims, cli, explorer, machine, storage, trace_figure
 from experiments.claims import Claim, Experiment
-from experiments.findings import Finding, table
+from experiments.findings import COLUMNS, Finding, table
 from geomem import facts, trace
 from geomem.errors import InputError
 
@@ -31,6 +31,7 @@ cli.define('scale', workdir='Folder of the runs and the report (default: runs/re
 
 ROOT = Path(__file__).parents[1]
 COMMITTED, PAGE = ROOT / 'docs' / 'results', Path(__file__).parent / 'page'
+DONE = 'reproduced.json'  # what `experiments.reproduce` leaves where an experiment is finished
 SHOWN = 3  # findings of a claim in the table; the others stand below
 
 
@@ -64,18 +65,20 @@ def gather(folder: Path, scale: str) -> dict[str, Measured]:
   found = {}
   for name, experiment in claims.EXPERIMENTS.items():
     own, kept = folder / name, _kept(name)
-    if (own / 'reproduced.json').exists():
-      about = json.loads((own / 'reproduced.json').read_text(encoding='utf-8'))
-      records, device, here = cli.read_results(own), _device(own), True
+    if (own / DONE).exists():
+      about = json.loads((own / DONE).read_text(encoding='utf-8'))
+      records, device = storage.read_results(own), _device(own)
     elif kept:
       about = json.loads(kept.read_text(encoding='utf-8'))
       about = about.get('about', {}) if isinstance(about, dict) else {}
-      records, device, here = cli.read_results(COMMITTED, kept.name), about.get('device', ''), False
+      records, device = storage.read_results(COMMITTED, kept.name), about.get('device', '')
     else:
       continue
     command = about.get('command', ' '.join(experiment.command(scale)))
-    says = experiment.module.findings(records)
-    found[name] = Measured(experiment, records, command, device, about.get('seconds'), here, says)
+    found[name] = Measured(
+      experiment, records, command, device, about.get('seconds'), (own / DONE).exists(),
+      experiment.module.findings(records),
+    )  # fmt: skip
   return found
 
 
@@ -212,7 +215,7 @@ def page(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
     .replace('{{style}}', asset('report.css'))
     .replace('{{answer}}', e(answer(rows)))
     .replace('{{rows}}', '\n'.join(lines))
-    .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in cli.versions().items())))
+    .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in machine.versions().items())))
     .replace('{{mechanism}}', _inline(mechanism()))
     .replace('{{sections}}', '\n'.join(sections))
     .replace('{{explorer}}', explorer.section())
@@ -226,14 +229,10 @@ def _inline(svg: str) -> str:
 
 def _section(name: str, m: Measured, picture: Path | None) -> str:
   e = html.escape
-  rows = []
-  for f in m.findings:
-    interval = '' if math.isnan(f.low) else f'{f.low:.3g} to {f.high:.3g}'
-    holds = {None: ('', ''), True: ('yes', 'yes'), False: ('no', 'no')}[f.holds]
-    cells = f.what, f'{f.value:.3g}', interval, f'{f.seeds}', f.control, f.expected
-    rows.append(
-      ''.join(f'<td>{e(cell)}</td>' for cell in cells) + f'<td class="{holds[0]}">{holds[1]}</td>'
-    )
+  row = lambda f: (
+    ''.join(f'<td>{e(cell)}</td>' for cell in f.cells[:-1])
+    + f'<td class="{f.cells[-1]}">{f.cells[-1]}</td>'
+  )
   image = ''
   if picture:
     data = base64.b64encode(picture.read_bytes()).decode()
@@ -242,9 +241,9 @@ def _section(name: str, m: Measured, picture: Path | None) -> str:
     f'<section id="{name}"><h3>{name.replace("_", " ")}</h3>'
     f'<p>{e(m.experiment.about[0].upper() + m.experiment.about[1:])}.</p>{image}'
     f'<p class="aside"><code>{e(m.command)}</code><br>{e(m.origin)}</p>'
-    f'<details><summary>{len(m.findings)} findings</summary><div class="wide"><table><thead><tr><th>what<th>mean'
-    f'<th>95% interval<th>seeds<th>controls<th>expected<th>holds</tr></thead><tbody>'
-    + ''.join(f'<tr>{row}</tr>' for row in rows)
+    f'<details><summary>{len(m.findings)} findings</summary><div class="wide"><table><thead>'
+    f'<tr><th>{"<th>".join(COLUMNS)}</tr></thead><tbody>'
+    + ''.join(f'<tr>{row(f)}</tr>' for f in m.findings)
     + '</tbody></table></div></details></section>'
   )
 
@@ -252,8 +251,6 @@ def _section(name: str, m: Measured, picture: Path | None) -> str:
 def write(folder: Path, scale: str) -> list[Path]:
   """Figures and both pages."""
   measured = gather(folder, scale)
-  if not measured:
-    raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
   drawn = figures(measured, folder / 'figures')
   rows = [
     (claim, claim.own(measured[claim.experiment].findings) if claim.experiment in measured else [])
@@ -261,13 +258,15 @@ def write(folder: Path, scale: str) -> list[Path]:
   ]
   paths = [folder / 'report.html', folder / 'report.md']
   for path, make in zip(paths, (page, markdown), strict=True):
-    cli.write_text(path, make(rows, measured, drawn))
+    storage.write_text(path, make(rows, measured, drawn))
   return paths
 
 
 def main(argv):
   cli.no_arguments(argv)
   folder = cli.workdir('runs/reproduce') / FLAGS.scale
+  if not any(folder.glob(f'*/{DONE}')):
+    raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
   print('\n'.join(map(str, write(folder, FLAGS.scale))))
 
 

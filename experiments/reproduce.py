@@ -24,7 +24,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims, cli, report
+from experiments import claims, cli, report, storage
 from experiments.claims import Experiment
 from geomem.errors import InputError
 
@@ -38,7 +38,6 @@ cli.define(
 _AGAIN = flags.DEFINE_bool('again', False, 'Measure anew what is finished.')
 
 PACKAGES = ('geomem', 'constructions', 'experiments')
-DONE = 'reproduced.json'
 MOST_AT_ONCE = 4  # as many gigabytes and more
 
 
@@ -109,16 +108,16 @@ def clock(seconds: float) -> str:
   return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
-def finished(experiment: Experiment, scale: str, folder: Path) -> float | None:
+def finished(experiment: Experiment, scale: str, folder: Path, mark: str) -> float | None:
   """The seconds that it took, if it is done and not to be measured again."""
-  path, command = folder / DONE, ' '.join(experiment.command(scale))
+  path, command = folder / report.DONE, ' '.join(experiment.command(scale))
   if not path.exists():
     return None
   before = json.loads(path.read_text(encoding='utf-8'))
   if before['command'] != command or _AGAIN.value:
     shutil.rmtree(folder)
     return None
-  if before['code'] != code():
+  if before['code'] != mark:
     cli.warn(f'{experiment.name} was measured by other code; --again measures anew')
   return before['seconds']
 
@@ -126,8 +125,8 @@ def finished(experiment: Experiment, scale: str, folder: Path) -> float | None:
 class Run:
   """An experiment under way, as by its own command, on some of the cores; it goes on from where it was left."""
 
-  def __init__(self, experiment: Experiment, scale: str, folder: Path, cores: set[int] | None):
-    self.experiment, self.folder, self.cores = experiment, folder, cores
+  def __init__(self, experiment: Experiment, scale: str, folder: Path, mark: str, cores):
+    self.experiment, self.folder, self.mark, self.cores = experiment, folder, mark, cores
     self.command, self.begun = experiment.command(scale), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     spent = folder / 'seconds.json'
@@ -143,10 +142,10 @@ class Run:
     """Wait for its end; the seconds of all tries, which are kept."""
     self.process.wait()
     total = self.before + time.monotonic() - self.begun
-    cli.write_text(self.folder / 'seconds.json', json.dumps({'seconds': total}))
+    storage.write_text(self.folder / 'seconds.json', json.dumps({'seconds': total}))
     if self.process.returncode == 0:
-      done = {'command': ' '.join(self.command), 'code': code(), 'seconds': total}
-      cli.write_text(self.folder / DONE, json.dumps(done))
+      done = {'command': ' '.join(self.command), 'code': self.mark, 'seconds': total}
+      storage.write_text(self.folder / report.DONE, json.dumps(done))
     return total
 
 
@@ -172,9 +171,9 @@ def _backend() -> str:
 def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) -> list[str]:
   """Run what is not finished, the longest first; the names of what failed."""
   progress, failed, running = Progress(experiments, len(lanes)), [], []
-  waiting = []
+  mark, waiting = code(), []
   for e in experiments:
-    if (seconds := finished(e, scale, folder / e.name)) is None:
+    if (seconds := finished(e, scale, folder / e.name, mark)) is None:
       waiting.append(e)
     else:
       progress.ended(e, seconds, 'finished before, kept')
@@ -183,7 +182,7 @@ def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) 
   try:
     while waiting or running:
       while waiting and free:
-        running.append(Run(e := waiting.pop(0), scale, folder / e.name, free.pop()))
+        running.append(Run(e := waiting.pop(0), scale, folder / e.name, mark, free.pop()))
         progress.start(e)
       progress.show()
       time.sleep(0.2)

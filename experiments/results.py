@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims, cli, findings
+from experiments import claims, cli, findings, storage
 from experiments import readme as tables
 from geomem.errors import InputError
 
@@ -41,7 +41,7 @@ def section(name: str) -> str:
   """An experiment's findings, and what they were measured with."""
   binary, about = _experiment(name).module, read_about(name)
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
-  found = binary.findings(cli.read_results(RESULTS, f'{name}.json'))
+  found = binary.findings(storage.read_results(RESULTS, f'{name}.json'))
   text = where + f'![{name}](results/{name}.png)\n\n'
   expected = [f for f in found if f.holds is not None]
   if len(found) <= SHORT or not expected:
@@ -62,7 +62,9 @@ def _experiment(name: str) -> claims.Experiment:
 def draw(name: str):
   """The figure that the page shows."""
   with tempfile.TemporaryDirectory() as folder:
-    drawn = _experiment(name).figure.draw(cli.read_results(RESULTS, f'{name}.json'), Path(folder))
+    drawn = _experiment(name).figure.draw(
+      storage.read_results(RESULTS, f'{name}.json'), Path(folder)
+    )
     shutil.copyfile(next(path for path in drawn if path.suffix == '.png'), RESULTS / f'{name}.png')
 
 
@@ -73,11 +75,11 @@ def read_about(name: str) -> dict:
 
 def take(name: str, folder: Path):
   """A run's records into docs/results, with the device and the versions."""
-  records = cli.read_results(folder)
+  records = storage.read_results(folder)
   about = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
   stem = name + LARGE * (about['scale'] == 'accelerator')
   about = {key: about[key] for key in ('command', 'device', 'versions', 'setting')}
-  cli.write_results(RESULTS, records, f'{stem}.json', about)
+  storage.write_results(RESULTS, records, f'{stem}.json', about)
 
 
 def main(argv):
@@ -89,7 +91,7 @@ def main(argv):
   for name in taken():
     draw(name)
     text = page(name).read_text(encoding='utf-8')
-    cli.write_text(page(name), tables.splice(text, MARK.format(name), section(name)))
+    storage.write_text(page(name), tables.splice(text, MARK.format(name), section(name)))
   print(', '.join(str(path) for path in (PAGE, *OWN_PAGES.values())))
 
 

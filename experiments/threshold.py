@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import cli, fitting, statistics, threshold_figure
+from experiments import cli, fitting, machine, statistics, storage, threshold_figure
 from experiments.findings import Finding, found
 from experiments.searching import FINDS, Case, Setting, amount, measure
 from geomem import facts as fact
@@ -177,7 +177,7 @@ def _search(folder) -> list[dict]:
     records = measure(cases, setting, fitter)
     fitter.save()
     records += fits(records) + constructed(cases)
-    cli.write_results(folder, records)
+    storage.write_results(folder, records)
   return records
 
 
@@ -203,12 +203,11 @@ def findings(records: list[dict]) -> list[Finding]:
 
 def main(argv):
   cli.no_arguments(argv)
-  cli.one_device_a_core()
-  cli.compile_in_haste()
+  machine.suit_small_models()
   folder = cli.workdir('runs/threshold')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)
-  records = cli.read_results(folder) if FLAGS.redraw else _search(folder)
+  records = storage.read_results(folder) if FLAGS.redraw else _search(folder)
   if not any(r.get('kind') == 'threshold' for r in records):
     raise InputError(f'{folder}: no thresholds among the results; run experiments.threshold first')
   print(cli.table(COLUMNS, summary(records)))

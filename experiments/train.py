@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting, statistics
+from experiments import cli, fitting, machine, statistics, storage
 from geomem import facts as fact
 from geomem import hosts, sharded, sweep, train
 from geomem import mesh as meshes
@@ -149,7 +149,7 @@ def _configured() -> tuple[Config, Recipe]:
 
 def main(argv):
   cli.no_arguments(argv)
-  cli.one_device_a_core()
+  machine.one_device_a_core()
   cli.join()
   config, recipe = _configured()
   folder = hosts.by_first(cli.workdir)('runs/train')
@@ -179,7 +179,7 @@ def main(argv):
     fitter.save(laid, states)
     states = jax.device_get(hosts.local(states))
     records = [record(laid, states, i) for i in range(len(laid.tasks))]
-    hosts.by_first(cli.write_results)(folder, records)
+    hosts.by_first(storage.write_results)(folder, records)
   if hosts.first():
     print(cli.table(COLUMNS, summary(records)))
     print(f'records: {folder / "results.json"}, curves: {folder / "metrics.jsonl"}')

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments import approximate, benchmark, bounds, building, cli, readme, timing
+from experiments import approximate, benchmark, bounds, building, cli, readme, storage, timing
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,9 +44,9 @@ def test_curves_are_in_order_and_below_every_point(records):
 
 
 def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
-  cli.write_results(tmp_path, records)
+  storage.write_results(tmp_path, records)
   first = [path.read_bytes() for path in bounds.draw(records, tmp_path)]
-  again = [path.read_bytes() for path in bounds.draw(cli.read_results(tmp_path), tmp_path)]
+  again = [path.read_bytes() for path in bounds.draw(storage.read_results(tmp_path), tmp_path)]
   assert first == again and all(len(drawn) > 5000 for drawn in first)
 
 
@@ -77,8 +77,8 @@ def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, caps
 
 
 def test_what_is_no_number_is_null(tmp_path):
-  cli.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
-  assert cli.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]
+  storage.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
+  assert storage.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]
 
 
 def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import benchmark_training as training
 from experiments import peers
+from geomem import memory as mlp
 from geomem import train
 from geomem.train import Recipe
 
@@ -47,11 +48,22 @@ def test_a_search_one_model_after_another_finds_the_same():
   assert 0 < record['ratio_range'][0] <= record['ratio'] <= record['ratio_range'][1]
 
 
-@pytest.mark.parametrize('name', ['step', 'many', 'products', 'scaling'])
+def test_the_mlp_memory_of_the_loop_takes_the_same_steps():
+  recipe = mlp.Recipe(4, 5, steps=8, check=8)
+  one, peer = mlp.draw(recipe, 9, 3, mlp.ROWS), peers.MlpMemory(recipe, 9, 3)
+  np.testing.assert_allclose(peer.step(), mlp.loss(one.params, one), rtol=1e-5)
+  for _ in range(7):
+    peer.step()
+  best, _ = mlp.learn(recipe, one)
+  assert peer.accuracy() == pytest.approx(float(best), abs=1e-6) and best > 1 / 9
+
+
+@pytest.mark.parametrize('name', ['step', 'many', 'mlp_memory', 'products', 'scaling'])
 def test_training_is_measured(name):
   arguments = {
     'step': (16, 2, 4, 2, ('jax',)),
     'many': (3, 2, ((8, 2, 4),), ('jax',), 1),
+    'mlp_memory': ((4,), 2, 512),
     'products': (16, 2, 4, 2, ((32, 32, 32),)),
     'scaling': ({'subjects': 8, 'relations': 2, 'dim': 4, 'models': 2}, {'dim': (2, 4)}, 2),
   }

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import claims, cli, report, reproduce
+from experiments import claims, report, reproduce, storage
 from experiments.findings import found
 from geomem.errors import InputError
 
@@ -158,9 +158,9 @@ class Page(HTMLParser):
 def written(tmp_path_factory):
   """A report of what is committed, and of one run in which a control has a hostile name."""
   folder = tmp_path_factory.mktemp('report')
-  records = cli.read_results(report.COMMITTED, 'construct.json')
+  records = storage.read_results(report.COMMITTED, 'construct.json')
   own = folder / 'construct'
-  cli.write_results(own, [{'others_facts': 0.0, **r} for r in records])
+  storage.write_results(own, [{'others_facts': 0.0, **r} for r in records])
   done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
   (own / reproduce.DONE).write_text(json.dumps(done))
   with pytest.MonkeyPatch.context() as patched:  # tests/test_explorer.py has the real one
@@ -191,10 +191,10 @@ def test_the_markdown_links_to_figures_that_are_there(written):
   assert text.count('| Theorem') == 5
 
 
-def test_a_report_of_nothing_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(report, 'COMMITTED', tmp_path)
+def test_a_report_of_nothing_is_refused_though_there_are_committed_records(tmp_path):
+  FLAGS(['report', f'--workdir={tmp_path / "nothing"}'])
   with pytest.raises(InputError, match='nothing was measured'):
-    report.write(tmp_path, 'laptop')
+    report.main(['report'])
 
 
 def test_the_list_names_every_experiment(capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import cli, findings, readme, results
+from experiments import findings, readme, results, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -52,7 +52,7 @@ def test_the_page_says_what_the_records_say(name):
 
 def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   root = Path.cwd()
-  records = cli.read_results(root / results.RESULTS, 'threshold.json')
+  records = storage.read_results(root / results.RESULTS, 'threshold.json')
   run = tmp_path / 'run'
   run.mkdir()
   (run / 'results.json').write_text(json.dumps(records[:60]))

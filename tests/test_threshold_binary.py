@@ -9,7 +9,7 @@ import numpy as np
 import processes
 import pytest
 
-from experiments import cli, statistics, threshold, threshold_figure
+from experiments import statistics, storage, threshold, threshold_figure
 
 SMALL = ('--find=dim', '--find=subjects', '--dim=3', '--subjects=6', '--subjects=8', '--relations=2', '--seeds=1',
          '--steps=300', '--save_seconds=0', '--learning_rate=0.03')  # fmt: skip
@@ -65,7 +65,7 @@ def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
 
 def test_the_figure_is_drawn_from_the_saved_records(whole):
   first = (whole[0] / 'threshold.png').read_bytes()
-  paths = threshold_figure.draw(cli.read_results(whole[0]), whole[0])
+  paths = threshold_figure.draw(storage.read_results(whole[0]), whole[0])
   assert paths[0].read_bytes() == first and len(first) > 5000
 
 
