@@ -105,7 +105,7 @@ CLAIMS = (
   ),
   Claim(
     'Claim 1',
-    'The smallest width that gradient descent needs grows as R·log₂N, at a fixed number of bits a parameter.',
+    'The smallest d that gradient descent needs grows as R·log₂N, and a parameter holds at most two bits of facts.',
     'threshold',
   ),
   Claim('Claim 1, bits', 'Nothing stores more than one bit of facts a bit of weight.', 'capacity'),
@@ -140,7 +140,7 @@ CLAIMS = (
   ),
   Claim(
     'From built to learned',
-    'Gradient descent stays at a construction, and comes back to it when shaken.',
+    'Gradient descent stays at a construction; shaken, it comes back to right answers, though not to the weights.',
     'from_constructed',
   ),
   Claim(

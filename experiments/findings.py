@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments import statistics
 
+CHECK = 'check'
 COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'holds')
 
 
@@ -14,7 +15,8 @@ COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'hol
 class Finding:
   """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out.
 
-  `claim`: which one, where an experiment measures several.
+  `claim`: which one, where an experiment measures several; `CHECK` where it is a measurement's own test, as on
+  constructed models, and bears on none.
   """
 
   what: str
@@ -30,7 +32,7 @@ class Finding:
   @property
   def expected(self) -> str:
     bounds = (('≥', self.least), ('≤', self.most))
-    return ' and '.join(f'{sign} {bound:g}' for sign, bound in bounds if bound is not None)
+    return ' and '.join(f'{sign} {bound:.4g}' for sign, bound in bounds if bound is not None)
 
   @property
   def interval(self) -> str:

@@ -10,7 +10,7 @@ PANELS = {
   'loss': 'loss',
   'aligned': 'linear in the built ones, $R^2$',
   'superposition': 'superposition of its own, $R^2$',
-  'moved': 'moved, share of the start',
+  'away': 'away from the built, share',
 }
 
 

@@ -56,7 +56,7 @@ class Setting:
 PRESETS = {
   'smoke': Setting(((8, 2),), (8,), (4,), 100, 512, 1),
   'laptop': Setting(
-    ((32, 1), (128, 1), (32, 4), (64, 4)), (16,), (8, 11, 16), 2000, 2**15, 5
+    ((64, 1), (256, 1), (64, 4), (128, 4)), (16,), (8, 11, 16), 2000, 2**15, 5
   ),
   'accelerator': Setting(
     tuple((n, r) for n in (64, 256, 1024) for r in (1, 4, 8)), (32, 64, 128), (8, 11, 16, 22, 32, 45),
@@ -79,7 +79,7 @@ def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
     {
       'claim': 6, 'control': None, 'measurement': f'smallest {find}', 'kind': kind,
       'model': f'{kind} embeddings', 'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
-      'width': r.get('width'), 'value': r['value'], 'parameters': _trained(case, r['value'], search),
+      'width': r.get('width'), 'value': r['value'], 'floor': r.get('floor'), 'parameters': _trained(case, r['value'], search),
     }
     for case, r in zip(cases, records, strict=True)
   ]  # fmt: skip
@@ -158,7 +158,7 @@ def _asked(records: list[dict]) -> list[dict]:
 
 def findings(records: list[dict]) -> list[Finding]:
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  known = statistics.complete(_asked(records), *ASKED)
+  known = [r for r in statistics.complete(_asked(records), *ASKED) if not r.get('floor')]
   found_all = []
   for dim, count in frozen_embeddings_figure.PUBLISHED.items():
     held = only(known, kind='memory', dim=dim)
@@ -179,10 +179,14 @@ def findings(records: list[dict]) -> list[Finding]:
              for r in known if r['kind'] == 'learned']  # fmt: skip
   found_all += found('learned embeddings: d / (R·log2 N)', _by_seed(learned))
   for name in ('learned', 'fixed'):
-    bits = [r | {'value': r['parameters'] / facts(r)} for r in known if r['kind'] == name]
+    bits = [
+      r | {'value': (r['parameters'] - 4 * r['dim'] ** 2) / facts(r)}
+      for r in known
+      if r['kind'] == name
+    ]
     for group in statistics.groups(sorted(bits, key=facts), 'subjects', 'relations'):
       first = group[0]
-      text = f'{name}: trained parameters a fact, N = {first["subjects"]}, R = {first["relations"]}'
+      text = f'{name}: trained parameters a fact beside attention, N = {first["subjects"]}, R = {first["relations"]}'
       found_all += found(text, _by_seed(group))
   return found_all
 

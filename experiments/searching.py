@@ -122,6 +122,7 @@ def record(case: Case, size: int | None, setting: Setting) -> dict:
   about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': size}
   if size is None:
     return about
+  about['floor'] = size == looked_for(case, setting).least  # no threshold: less was not asked for
   config = configured(case, size, setting)
   return {**about, 'subjects': config.subjects, **amount(config)}
 

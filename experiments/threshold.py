@@ -12,7 +12,9 @@ learning rates, found by halving; all cases are halved together. What can be loo
   width          the smallest F, at d = --dim
   subjects       the largest N, at d = --dim and F = 4d
 
-Expected: d* grows as R·log2 N, at about four bits of facts a coordinate. The run can be killed and
+Expected: d* grows as R·log2 N, at about four bits of facts a coordinate, and no other law that is as simple
+explains it better. F* is 1 until d is too small for the facts, then it grows with them: no line is put
+through it. The run can be killed and
 taken up again. Two minutes on two cores.
 """
 
@@ -26,7 +28,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import cli, fitting, machine, statistics, storage, threshold_figure
-from experiments.findings import Finding, found
+from experiments.findings import Finding, found, only
 from experiments.searching import FINDS, Case, Setting, amount, measure
 from geomem import facts as fact
 from geomem.errors import InputError
@@ -46,7 +48,7 @@ cli.define(
   weight_decay='Weight decay of AdamW (repeatable; default: 0.01); the best counts.',
   dim='d, where it is fixed (default: 8).',
   width='F, where it is fixed (default: 64).',
-  seed='The first seed, of parameters and facts (default: 0).',
+  seed=f'The first seed, of parameters and facts (default: {fitting.FIRST}).',
   seeds='How many seeds, from --seed on (default: 5; 1 at --scale=smoke).',
   workdir='Folder of the run (default: runs/threshold).',
 )
@@ -54,7 +56,7 @@ flags.DEFINE_multi_enum('find', None, FINDS, 'What to look for (repeatable; defa
 
 PRESETS = {  # find, N, R, seeds
   'smoke': (('dim',), (8, 16), (2,), 1),
-  'laptop': (('dim', 'dim_at_width', 'width'), (32, 64, 128), (2, 4), 5),
+  'laptop': (('dim', 'dim_at_width', 'width'), (16, 48, 144), (2, 4), 5),
   'accelerator': (FINDS, (64, 256, 1024, 4096), (2, 4, 8), 5),
 }
 CONSTRUCTIONS = ('selector', 'attention_only', 'keyvalue')
@@ -67,6 +69,11 @@ USED_BY = {  # what a size of one's own means something to
   'dim': {'width', 'subjects'},
   'width': {'dim_at_width'},
 }
+LAWS = {  # of the size in N and R
+  'R·log2 N': lambda n, r: r * math.log2(n),
+  'R·√N': lambda n, r: r * math.sqrt(n),
+  'R·N': lambda n, r: r * n,
+}
 FIT_COLUMNS = (
   'find',
   'seeds',
@@ -75,7 +82,7 @@ FIT_COLUMNS = (
   'slope_low',
   'slope_high',
   'intercept',
-  'explained',
+  *(f'explained by {name}' for name in LAWS),
 )
 COLUMNS = (
   'find',
@@ -103,21 +110,22 @@ def constructed(cases: list[Case]) -> list[dict]:
 
 
 def fits(records: list[dict]) -> list[dict]:
-  """The line through size against R·log2 N, a seed's points drawn together.
+  """The line through size against R·log2 N, a seed's points drawn together; and what rival laws explain.
 
-  Cases in which no size succeeded are left out, and counted.
+  Cases in which no size succeeded, or the smallest of all, are left out, and counted.
   """
   rows = []
   for find in FINDS:
     own = [r for r in records if r.get('kind') == 'threshold' and r['find'] == find]
-    found = [r for r in own if r['value'] is not None]
+    found = _bordered(own)
+    law = LAWS['R·log2 N']
     by_seed = [
-      [(r['relations'] * math.log2(r['subjects']), r['value']) for r in group]
+      [(law(r['subjects'], r['relations']), r['value']) for r in group]
       for group in statistics.groups(found, 'seed')
     ]
     through_all = lambda seeds: statistics.line(list(itertools.chain(*seeds)))
     points = list(itertools.chain(*by_seed))
-    if find == 'subjects' or len({x for x, _ in points}) < 2:
+    if not find.startswith('dim') or len({x for x, _ in points}) < 2:
       continue
     through = statistics.line(points)
     low, high = statistics.interval(by_seed, through_all)
@@ -125,20 +133,35 @@ def fits(records: list[dict]) -> list[dict]:
       'kind': 'fit', 'find': find, 'seeds': len(by_seed), 'missing': len(own) - len(found),
       'intercept': through[0], 'slope': through[1],
       'slope_low': low[1], 'slope_high': high[1],
-      'explained': statistics.explained(points, through),
+      **{f'explained by {name}': _explained(law, found) for name, law in LAWS.items()},
     })  # fmt: skip
   return [{k: float(v) if isinstance(v, np.floating) else v for k, v in r.items()} for r in rows]
 
 
-def summary(records: list[dict]) -> list[dict]:
-  """A row a case, over its seeds; no mean where some seed found nothing, for that would be too good."""
-  named = [
+def _thresholds(records: list[dict]) -> list[dict]:
+  """What was found, with the N that was asked for."""
+  return [
     {**r, 'subjects': 'any'} if r['find'] == 'subjects' else r
     for r in records
     if r.get('kind') == 'threshold'
   ]
+
+
+def _bordered(records: list[dict]) -> list[dict]:
+  """Those that found a threshold."""
+  return [r for r in records if r['value'] is not None and not r.get('floor')]
+
+
+def _explained(law, records: list[dict]) -> float:
+  """R² of the line through size against this law's."""
+  points = [(law(r['subjects'], r['relations']), r['value']) for r in records]
+  return statistics.explained(points, statistics.line(points))
+
+
+def summary(records: list[dict]) -> list[dict]:
+  """A row a case, over its seeds; no mean where some seed found nothing, for that would be too good."""
   rows = []
-  for group in statistics.groups(named, 'find', 'subjects', 'relations'):
+  for group in statistics.groups(_thresholds(records), 'find', 'subjects', 'relations'):
     row = {name: group[0][name] for name in ('find', 'subjects', 'relations')}
     rows.append(row | statistics.if_all(group, 'parameters', 'bits'))
   return rows
@@ -148,6 +171,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
   """The cases and their setting by the flags, and where those are silent by the scale."""
   find, subjects, relations, seeds = PRESETS[FLAGS.scale]
   find, seeds = cli.values('find', find), range(cli.value('seeds', seeds))
+  first = FLAGS.seed if FLAGS['seed'].present else fitting.FIRST
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
@@ -158,7 +182,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
       raise InputError(f'--{name} means nothing to --find={",".join(find)}; leave it out')
   sizes = cli.value('dim', 8), cli.value('width', 64)
   return [
-    Case(f, n, r, FLAGS.seed + s)
+    Case(f, n, r, first + s)
     for f in find
     for n, r, s in itertools.product([0] if f == 'subjects' else subjects, relations, seeds)
   ], Setting(recipe, *sizes, tuple(itertools.product(*rates)))
@@ -190,15 +214,28 @@ def findings(records: list[dict]) -> list[Finding]:
     for r in records if r.get('kind') == 'fit'
   ]  # fmt: skip
   found_all += [
-    Finding(f'{r["find"]}: R² of that line', r['explained'], np.nan, np.nan, r['seeds'], least=0.8)
-    for r in records if r.get('kind') == 'fit'
+    _straightness(r) for r in records if r.get('kind') == 'fit'
   ]  # fmt: skip
-  known = [r for r in records if r.get('kind') == 'threshold' and r['value'] is not None]
-  for group in statistics.groups(known, 'find'):
+  all_found = statistics.complete(_thresholds(records), 'find', 'subjects', 'relations')
+  for group in statistics.groups(
+    statistics.where(all_found, find='width'), 'subjects', 'relations'
+  ):
+    text = f'smallest F at d = {group[0]["dim"]}, N = {group[0]["subjects"]}, R = {group[0]["relations"]}'
+    found_all += found(text, only(group))
+  known = _bordered(all_found)
+  for group in statistics.groups(known, 'find', 'subjects'):
     bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
-    text = f'bits of facts a parameter at the threshold in {group[0]["find"]}'
+    text = f'bits of facts a parameter at the threshold in {group[0]["find"]}, N = {group[0]["subjects"]}'
     found_all += found(text, bits, most=2.0)
   return found_all
+
+
+def _straightness(fit: dict) -> Finding:
+  """How well the law explains the sizes found; expected: better than its rivals."""
+  own, *rivals = ((name, fit[f'explained by {name}']) for name in LAWS)
+  least, control = max(0.8, *(r for _, r in rivals)), ', '.join(f'{n} {r:.3g}' for n, r in rivals)
+  text = f'{fit["find"]}: R² of that line'
+  return Finding(text, own[1], np.nan, np.nan, fit['seeds'], least, control=control)
 
 
 def main(argv):

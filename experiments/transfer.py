@@ -20,7 +20,7 @@ from absl import flags
 
 from constructions import registry
 from experiments import building, cli, fitting, statistics, transfer_figure
-from experiments.findings import Finding, found, only
+from experiments.findings import CHECK, Finding, found, only
 from geomem import intervene, model, structure, sweep, transfer
 from geomem.config import Config
 from geomem.errors import InputError
@@ -224,10 +224,13 @@ def findings(records: list[dict]) -> list[Finding]:
     least = 1.0 if case['model'] == 'constructed' else 0.95 if hoped else None
     most = 0.5 if case['model'] in CONTROLS else None
     right = f'{text}: right on the facts learned'
-    found_all += found(right, of('accuracy'), 0.99 if hoped else None)
+    claim = CHECK if case['model'] == 'constructed' else ''
+    found_all += found(right, of('accuracy'), 0.99 if hoped else None, claim=claim)
     for name in 'abc':
       at_least = 0.99 if least and name == 'c' else least
-      found_all += found(f'{text}: ({name})', of(name), at_least, most, **beside.get(name, {}))
+      found_all += found(
+        f'{text}: ({name})', of(name), at_least, most, claim, **beside.get(name, {})
+      )
   return found_all
 
 

@@ -60,7 +60,7 @@ def structure(records):
 def from_constructed(records):
   """Gradient descent starts at what was built, and does not leave the right answers."""
   first = [r for r in records if r['step'] == 0 and r['start'] == 'exact']
-  assert values(first, measurement='accuracy') == [1] and values(first, measurement='moved') == [0]
+  assert values(first, measurement='accuracy') == [1] and values(first, measurement='away') == [0]
   assert values(first, measurement='aligned', control=None) == pytest.approx([1], abs=1e-4)
   assert values(first, measurement='aligned', control='shuffled facts')[0] < 0.5
   last = [r for r in records if r['step'] == 40 and r['start'] == 'exact']

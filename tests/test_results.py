@@ -1,6 +1,7 @@
 """What the pages say was measured: findings against their records, pages against what they are made from."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import findings, readme, results, storage
+from experiments import findings, readme, results, statistics, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -69,3 +70,23 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   results.take('threshold', run)
   assert '--scale=smoke --seed=7 --seeds=2`, an abacus, jax 9' in results.section('threshold')
+
+
+def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
+  """Every `value [low, high]` of the text is some group of records, averaged over its runs."""
+  root = Path(__file__).parents[1] / 'docs'
+  text = (root / 'language_model.md').read_text(encoding='utf-8').replace('−', '-')
+  quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
+  records = [
+    r for r in storage.read_results(root / 'results', 'language_model.json') if r['low'] is not None
+  ]
+  about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
+  means = np.array([
+    [np.mean([r[name] for r in group]) for name in ('value', 'low', 'high')]
+    for names in (about, (*about, 'place'), (*about, 'place', 'dose', 'seed', 'frame'))
+    for group in statistics.groups(records, *names)
+  ])  # fmt: skip
+  assert len(quoted) > 15
+  for one in quoted:
+    half = 0.5 * 10.0 ** -max(len(number.partition('.')[2]) for number in one) + 1e-6
+    assert (np.abs(means - np.array(one, float)) <= half).all(axis=1).any(), one

@@ -76,7 +76,11 @@ def test_the_slope_is_that_of_the_points():
   ]  # fmt: skip
   (fit,) = threshold.fits(points)
   assert [fit[name] for name in ('slope', 'slope_low', 'slope_high')] == pytest.approx([2, 2, 2])
-  assert fit['intercept'] == pytest.approx(2) and fit['seeds'] == 3 and 0.9 < fit['explained'] < 1
+  assert (
+    fit['intercept'] == pytest.approx(2)
+    and fit['seeds'] == 3
+    and 0.9 < fit['explained by R·log2 N'] < 1
+  )
 
 
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
