@@ -15,7 +15,7 @@ import pytest
 from absl import flags
 
 from constructions import registry
-from experiments import cli
+from experiments import machine
 from geomem import bounds, facts, verify
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def experiment(monkeypatch):
   """The page's experiment as a module, as if it lay in its folder; its flags are left as they were."""
   module = types.ModuleType('experiments.noise')
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setattr(cli, 'keep_compiled', lambda folder: None)
+  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
   exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)  # noqa: S102
   yield module
   FLAGS.unparse_flags()

@@ -14,7 +14,7 @@ import pretrained_models as models
 import pytest
 from absl import flags
 
-from experiments import cli, language_scene, language_swaps, statistics
+from experiments import cli, language_scene, language_swaps, machine, statistics
 from geomem import facts
 from geomem.errors import InputError
 from geomem.pretrained import asking, decoder, linear, load, relational
@@ -265,7 +265,7 @@ def test_fits_do_not_see_the_subjects_they_are_judged_on(scene):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-  monkeypatch.setattr(cli, 'keep_compiled', lambda folder: None)
+  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
 
 
 def run(folder, *arguments):
@@ -284,7 +284,7 @@ def own(place):
 def whole_run(place):
   """A run of the tiny model that nothing interrupted."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(cli, 'keep_compiled', lambda folder: None)
+    patch.setattr(machine, 'keep_compiled', lambda folder: None)
     return run(place / 'run', *own(place))
 
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from absl import flags
 
-from experiments import cli
+from experiments import machine
 
 FLAGS = flags.FLAGS
 NAMES = ('structure', 'transfer', 'frozen_embeddings', 'multihop', 'from_constructed', 'capacity')
@@ -29,7 +29,7 @@ def run(name, folder, *arguments):
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
-  monkeypatch.setattr(cli, 'keep_compiled', lambda folder: None)
+  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
 
 
 def values(records, **about):

@@ -59,14 +59,14 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
   (folder / 'old').touch()
   FLAGS(['reproduce', '--again'])
   assert run(tmp_path) == [True] and not (folder / 'old').exists()
-  assert json.loads((folder / reproduce.DONE).read_text())['code'] == 'other'
+  assert json.loads((folder / report.DONE).read_text())['code'] == 'other'
 
 
 def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path, capsys):
   assert run(tmp_path, 'raise SystemExit("no luck")', 'pass') == [False, True]
   assert 'FAILED' in capsys.readouterr().err
   assert 'no luck' in (tmp_path / 'fake0' / 'log.txt').read_text()
-  assert not (tmp_path / 'fake0' / reproduce.DONE).exists()
+  assert not (tmp_path / 'fake0' / report.DONE).exists()
   assert run(tmp_path, 'pass', 'pass') == [True, True]
   assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run takes itself up
   assert counted(tmp_path / 'fake1') == 1
@@ -96,7 +96,7 @@ def test_time_is_counted_over_interruptions(tmp_path, monkeypatch):
   first = json.loads((tmp_path / 'fake0' / 'seconds.json').read_text())['seconds']
   assert 0 < first < 30
   assert run(tmp_path) == [True]
-  assert json.loads((tmp_path / 'fake0' / reproduce.DONE).read_text())['seconds'] > first
+  assert json.loads((tmp_path / 'fake0' / report.DONE).read_text())['seconds'] > first
 
 
 def test_progress_says_what_runs_and_how_long_it_may_take(capsys):
@@ -162,7 +162,7 @@ def written(tmp_path_factory):
   own = folder / 'construct'
   storage.write_results(own, [{'others_facts': 0.0, **r} for r in records])
   done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
-  (own / reproduce.DONE).write_text(json.dumps(done))
+  (own / report.DONE).write_text(json.dumps(done))
   with pytest.MonkeyPatch.context() as patched:  # tests/test_explorer.py has the real one
     patched.setattr(report.explorer, 'section', lambda: '<p>explored</p>')
     report.write(folder, 'laptop')
