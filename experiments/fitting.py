@@ -3,6 +3,7 @@
 An experiment asks for sweeps one after another, each a function of what came before. A checkpoint
 holds what the finished ones found and the states of the one under way; started again, the
 experiment asks for the same, is answered from the checkpoint as far as that goes, and trains on.
+Other code may ask for something else, and is refused.
 """
 
 import contextlib
@@ -82,10 +83,10 @@ def command(name: str, *options: str) -> str:
 @contextlib.contextmanager
 def run(folder: Path, about: dict):
   """A `Fitter` in `folder`, with progress and whatever else the flags ask for; `about` says what the run is."""
-  about = {**about, 'device': machine.device(), 'versions': machine.versions()}
+  made = {'code': machine.code(), 'device': machine.device(), 'versions': machine.versions()}
   machine.keep_compiled(folder.parent)
   progress = cli.Training()
-  with runs.Run(folder, about, cli.warn) as held:
+  with runs.Run(folder, about | made, cli.warn) as held:
     trace = folder / 'profile' if FLAGS.profile and hosts.first() else None
     fitter = Fitter(held, FLAGS.save_seconds, progress, trace)
     yield fitter

@@ -1,6 +1,8 @@
-"""What computes here: how it is set up before JAX starts, and what it is."""
+"""What computes here: how it is set up before JAX starts, what it is, and by what code."""
 
 import contextlib
+import functools
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+PACKAGES = ('geomem', 'constructions', 'experiments')
 HASTE = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 
 
@@ -54,3 +57,13 @@ def device() -> str:
 def versions() -> dict[str, str]:
   names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+@functools.lru_cache
+def code() -> str:
+  """A mark of the code that measures, as it was when this was first asked."""
+  root, digest = Path(__file__).parents[1], hashlib.sha256()
+  for package in PACKAGES:
+    for path in sorted((root / package).rglob('*.py')):
+      digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]

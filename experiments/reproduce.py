@@ -8,11 +8,10 @@
 Every experiment runs as by its own command, in WORKDIR/SCALE/NAME, with what it prints in log.txt there; on
 CPUs several at once, on cores of their own.
 What is finished is kept and skipped when the command is given again; what was interrupted goes on where
-it was; --again measures anew. In the end experiments.report writes report.html and report.md into
+it was, or anew if the code has changed; --again measures anew. In the end experiments.report writes report.html and report.md into
 WORKDIR/SCALE; claims that were not measured here it fills from docs/results.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims, cli, report, storage
+from experiments import claims, cli, machine, report, storage
 from experiments.claims import Experiment
 from geomem.errors import InputError
 
@@ -37,7 +36,6 @@ cli.define(
 )
 _AGAIN = flags.DEFINE_bool('again', False, 'Measure anew what is finished.')
 
-PACKAGES = ('geomem', 'constructions', 'experiments')
 MOST_AT_ONCE = 4  # as many gigabytes and more
 
 
@@ -57,15 +55,6 @@ def chosen() -> list[Experiment]:
     if reason := e.lacks():
       raise InputError(f'{e.name}: {reason}')
   return asked
-
-
-def code() -> str:
-  """A mark of the code that measures."""
-  root, digest = Path(__file__).parents[1], hashlib.sha256()
-  for package in PACKAGES:
-    for path in sorted((root / package).rglob('*.py')):
-      digest.update(path.read_bytes())
-  return digest.hexdigest()[:16]
 
 
 class Progress:
@@ -112,6 +101,9 @@ def finished(experiment: Experiment, scale: str, folder: Path, mark: str) -> flo
   """The seconds that it took, if it is done and not to be measured again."""
   path, command = folder / report.DONE, ' '.join(experiment.command(scale))
   if not path.exists():
+    if begun_by(folder, mark) != mark:
+      cli.warn(f'{experiment.name} was begun by other code, and is begun anew')
+      shutil.rmtree(folder)
     return None
   before = json.loads(path.read_text(encoding='utf-8'))
   if before['command'] != command or _AGAIN.value:
@@ -120,6 +112,12 @@ def finished(experiment: Experiment, scale: str, folder: Path, mark: str) -> flo
   if before['code'] != mark:
     cli.warn(f'{experiment.name} was measured by other code; --again measures anew')
   return before['seconds']
+
+
+def begun_by(folder: Path, mark: str) -> str | None:
+  """The mark of the code of the run there; of what cannot be taken up, and begins anew, `mark`."""
+  path = folder / 'config.json'
+  return json.loads(path.read_text(encoding='utf-8')).get('code') if path.exists() else mark
 
 
 class Run:
@@ -144,7 +142,8 @@ class Run:
     total = self.before + time.monotonic() - self.begun
     storage.write_text(self.folder / 'seconds.json', json.dumps({'seconds': total}))
     if self.process.returncode == 0:
-      done = {'command': ' '.join(self.command), 'code': self.mark, 'seconds': total}
+      mark = begun_by(self.folder, self.mark)
+      done = {'command': ' '.join(self.command), 'code': mark, 'seconds': total}
       storage.write_text(self.folder / report.DONE, json.dumps(done))
     return total
 
@@ -171,7 +170,7 @@ def _backend() -> str:
 def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) -> list[str]:
   """Run what is not finished, the longest first; the names of what failed."""
   progress, failed, running = Progress(experiments, len(lanes)), [], []
-  mark, waiting = code(), []
+  mark, waiting = machine.code(), []
   for e in experiments:
     if (seconds := finished(e, scale, folder / e.name, mark)) is None:
       waiting.append(e)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from experiments import claims, report, reproduce, storage
+from experiments import claims, machine, report, reproduce, storage
 from experiments.findings import found
 from geomem.errors import InputError
 
@@ -53,7 +53,7 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'kept' in capsys.readouterr().err
-  monkeypatch.setattr(reproduce, 'code', lambda: 'other')
+  monkeypatch.setattr(machine, 'code', lambda: 'other')
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'measured by other code' in capsys.readouterr().err
   (folder / 'old').touch()
@@ -70,6 +70,21 @@ def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path
   assert run(tmp_path, 'pass', 'pass') == [True, True]
   assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run takes itself up
   assert counted(tmp_path / 'fake1') == 1
+
+
+def test_what_other_code_has_begun_is_begun_anew(tmp_path, capsys):
+  begun = {'fake0': {'code': machine.code()}, 'fake1': {'code': 'other'}, 'fake2': {'seed': 0}}
+  for name, about in begun.items():
+    storage.write_text(tmp_path / name / 'config.json', json.dumps(about))
+    (tmp_path / name / 'counted.txt').write_text('x')
+  assert run(tmp_path, 'pass', 'pass', 'pass') == [True] * 3
+  assert [counted(tmp_path / name) for name in begun] == [2, 1, 1]
+  told = capsys.readouterr().err
+  assert 'fake0 was begun' not in told and told.count('was begun by other code') == 2
+  assert all(
+    json.loads((tmp_path / name / report.DONE).read_text())['code'] == machine.code()
+    for name in begun
+  )
 
 
 def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):

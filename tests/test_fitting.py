@@ -1,0 +1,43 @@
+"""A run of an experiment: by one code."""
+
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import fitting, machine, structure
+from geomem.errors import InputError
+
+FLAGS = flags.FLAGS
+
+
+@pytest.fixture(autouse=True)
+def parsed(monkeypatch):
+  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
+  FLAGS.unparse_flags()
+  FLAGS([structure.__name__])
+
+
+def found(folder, value):
+  """What the run's only piece of work finds, or found before."""
+  with fitting.run(folder, {'scale': 'smoke'}) as fitter:
+    got = fitter.once(lambda: np.array(value))
+    fitter.save()
+  return int(got)
+
+
+def test_a_run_goes_on_by_the_code_that_began_it_alone(tmp_path, monkeypatch):
+  assert found(tmp_path, 1) == found(tmp_path, 2) == 1
+  config = tmp_path / 'config.json'
+  about = json.loads(config.read_text())
+  assert about.pop('code') == machine.code()
+  with (
+    monkeypatch.context() as patched,
+    pytest.raises(InputError, match='its code is .* not .other.'),
+  ):
+    patched.setattr(machine, 'code', lambda: 'other')
+    found(tmp_path, 2)
+  config.write_text(json.dumps(about))  # as runs were before they said
+  with pytest.raises(InputError, match='its code is None'):
+    found(tmp_path, 2)
