@@ -37,7 +37,10 @@ SHOWN = 3  # findings of a claim in the table; the others stand below
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-  """An experiment's records, and what they were measured with. `seconds`: None where it is not known."""
+  """An experiment's records, and what they were measured with. `seconds`: None where it is not known.
+
+  `code`: a mark of the code that measured, of records from here.
+  """
 
   experiment: Experiment
   records: list[dict]
@@ -46,11 +49,13 @@ class Measured:
   seconds: float | None
   here: bool
   findings: list[Finding]
+  code: str | None = None
 
   @property
   def origin(self) -> str:
     if self.here:
-      return f'{self.device}, {minutes(self.seconds)}'
+      other = '; measured by other code than this report’s' * (self.code != machine.code())
+      return f'{self.device}, {minutes(self.seconds)}{other}'
     return f'not measured in this run; from the committed records: {self.device}'
 
 
@@ -77,7 +82,7 @@ def gather(folder: Path, scale: str) -> dict[str, Measured]:
     command = about.get('command', ' '.join(experiment.command(scale)))
     found[name] = Measured(
       experiment, records, command, device, about.get('seconds'), (own / DONE).exists(),
-      experiment.module.findings(records),
+      experiment.module.findings(records), about.get('code'),
     )  # fmt: skip
   return found
 

@@ -153,6 +153,14 @@ def test_a_verdict_is_of_all_that_was_expected(values, kind):
   assert report.verdict(findings)[0] == kind
 
 
+@pytest.mark.parametrize(('code', 'said'), [(None, True), ('other', True), (machine.code(), False)])
+def test_a_section_says_what_other_code_measured(code, said):
+  here = report.Measured(claims.EXPERIMENTS['bounds'], [], '', 'an abacus', 1.0, True, [], code)
+  assert ('measured by other code' in here.origin) is said
+  committed = dataclasses.replace(here, here=False)
+  assert 'other code' not in committed.origin
+
+
 class Page(HTMLParser):
   """What a page refers to, and its text."""
 
@@ -194,7 +202,8 @@ def test_the_report_is_one_file_that_names_every_claim(written):
     assert claim.says in page.text
   assert 'explored' in page.text
   assert 'experiments.construct <b>&' in page.text and '{{' not in text
-  assert '1.0 min' in page.text and 'from the committed records' in page.text
+  assert '1.0 min; measured by other code' in page.text
+  assert 'from the committed records' in page.text
   assert len(text) < 15 * 2**20
 
 
