@@ -69,7 +69,7 @@ def gather(folder: Path, scale: str) -> dict[str, Measured]:
   """What is known of every experiment: from the run, else from what was committed."""
   found = {}
   for name, experiment in claims.EXPERIMENTS.items():
-    own, kept = folder / name, _kept(name)
+    own, kept = folder / name, _kept(name, scale)
     if (own / DONE).exists():
       about = json.loads((own / DONE).read_text(encoding='utf-8'))
       records, device = storage.read_results(own), _device(own)
@@ -87,9 +87,10 @@ def gather(folder: Path, scale: str) -> dict[str, Measured]:
   return found
 
 
-def _kept(name: str) -> Path | None:
-  """The committed records, of the laptop's preset or else of the accelerator's."""
-  found = (COMMITTED / f'{stem}.json' for stem in (name, f'{name}_accelerator'))
+def _kept(name: str, scale: str) -> Path | None:
+  """The committed records, of the preset that is as large or else of the other."""
+  stems = sorted((name, f'{name}_accelerator'), reverse=scale == 'accelerator')
+  found = (COMMITTED / f'{stem}.json' for stem in stems)
   return next((path for path in found if path.exists()), None)
 
 

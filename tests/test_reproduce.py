@@ -161,6 +161,17 @@ def test_a_section_says_what_other_code_measured(code, said):
   assert 'other code' not in committed.origin
 
 
+@pytest.mark.parametrize('scale', ['smoke', 'laptop', 'accelerator'])
+def test_committed_records_are_of_the_scale_if_there_are_any(scale, tmp_path, monkeypatch):
+  monkeypatch.setattr(report, 'COMMITTED', tmp_path)
+  for name in ('both', 'small', 'both_accelerator', 'large_accelerator'):
+    (tmp_path / f'{name}.json').touch()
+  stem = lambda name: report._kept(name, scale).stem
+  assert stem('both') == ('both_accelerator' if scale == 'accelerator' else 'both')
+  assert stem('small') == 'small' and stem('large') == 'large_accelerator'
+  assert report._kept('none', scale) is None
+
+
 class Page(HTMLParser):
   """What a page refers to, and its text."""
 
