@@ -32,6 +32,11 @@ cli.define('scale', workdir='Folder of the runs and the report (default: runs/re
 ROOT = Path(__file__).parents[1]
 COMMITTED, PAGE = ROOT / 'docs' / 'results', Path(__file__).parent / 'page'
 DONE = 'reproduced.json'  # what `experiments.reproduce` leaves where an experiment is finished
+EXACT = (
+  'A transformer can hold its facts in the embeddings, as superpositions from which a small MLP '
+  'selects by relation: that is exact in the weights built here, and what gradient descent finds '
+  'comes as near to it as the numbers below say, each with its spread over seeds and its controls.'
+)
 SHOWN = 3  # findings of a claim in the table; the others stand below
 
 
@@ -119,22 +124,28 @@ def telling(findings: Sequence[Finding]) -> list[Finding]:
   return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
 
 
-def answer(rows: Sequence[tuple[Claim, list[Finding]]]) -> str:
-  """The report in a paragraph."""
+def answer(rows: Sequence[tuple[Claim, list[Finding]]], measured: dict[str, Measured]) -> str:
+  """The report in a paragraph: where its numbers are from, what they say, and what follows if it does."""
   names = {kind: [] for kind in ('holds', 'part', 'short', 'none')}
   for claim, findings in rows:
     names[verdict(findings)[0]].append(claim.name)
-  said = [f'Of {len(rows)} statements {len(names["holds"])} hold as expected.']
+  judged = [claim for claim, findings in rows if verdict(findings)[0] != 'none']
+  here = sum(measured[claim.experiment].here for claim in judged)
+  counts = {
+    'measured in this run': here,
+    'from committed records': len(judged) - here,
+    'not measured': len(rows) - len(judged),
+  }
+  origins = ', '.join(f'{count} {words}' for words, count in counts.items() if count)
+  said = [f'{len(rows)} statements: {origins}.', f'{len(names["holds"])} hold as expected.']
   for kind, words in (
     ('part', 'In part'), ('short', 'Short of what was expected'), ('none', 'Not measured'),
   ):  # fmt: skip
     if names[kind]:
       said.append(f'{words}: {", ".join(names[kind])}.')
-  return ' '.join(said) + (
-    ' A transformer can hold its facts in the embeddings, as superpositions from which a small MLP '
-    'selects by relation: that is exact in the weights built here, and what gradient descent finds '
-    'comes as near to it as the numbers below say, each with its spread over seeds and its controls.'
-  )
+  if 'construct' in measured and verdict(measured['construct'].findings)[0] == 'holds':
+    said.append(EXACT)
+  return ' '.join(said)
 
 
 def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
@@ -171,7 +182,7 @@ def beside(finding: Finding) -> str:
 
 
 def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
-  out = ['# Geometric factual recall, reproduced\n', answer(rows) + '\n']
+  out = ['# Geometric factual recall, reproduced\n', answer(rows, measured) + '\n']
   out += ['| statement | what it says | verdict | measured | by |', '|---|---|---|---|---|']
   for claim, found in rows:
     some = '<br>'.join(f'{f.what}: **{number(f)}**{beside(f)}' for f in telling(found)[:SHOWN])
@@ -219,7 +230,7 @@ def page(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
   return (
     asset('report.html')
     .replace('{{style}}', asset('report.css'))
-    .replace('{{answer}}', e(answer(rows)))
+    .replace('{{answer}}', e(answer(rows, measured)))
     .replace('{{rows}}', '\n'.join(lines))
     .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in machine.versions().items())))
     .replace('{{mechanism}}', _inline(mechanism()))

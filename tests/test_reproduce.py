@@ -161,6 +161,32 @@ def test_a_section_says_what_other_code_measured(code, said):
   assert 'other code' not in committed.origin
 
 
+def answered(**findings) -> str:
+  """The paragraph of these findings; those of construct were measured here."""
+  measured = {
+    name: report.Measured(claims.EXPERIMENTS[name], [], '', '', None, name == 'construct', own)
+    for name, own in findings.items()
+  }
+  rows = [(claim, claim.own(findings.get(claim.experiment, []))) for claim in claims.CLAIMS]
+  return report.answer(rows, measured)
+
+
+def test_the_paragraph_says_where_its_numbers_are_from():
+  right, wrong, silent = found('x', [1.0], 0.5), found('x', [0.0], 0.5), found('x', [1.0])
+  told = answered(construct=right, capacity=wrong, transfer=silent)
+  count = len(claims.CLAIMS)
+  assert f'{count} statements: 4 measured in this run, 1 from committed records' in told
+  assert f', {count - 5} not measured. 4 hold as expected.' in told
+  assert 'measured in this run' not in answered(capacity=right)
+
+
+def test_the_conclusion_is_drawn_only_where_what_is_built_is_exact():
+  right, wrong = found('x', [1.0], 0.5), found('x', [0.0], 0.5)
+  assert report.EXACT in answered(construct=right)
+  assert report.EXACT not in answered(construct=right + wrong)
+  assert report.EXACT not in answered(capacity=right)
+
+
 @pytest.mark.parametrize('scale', ['smoke', 'laptop', 'accelerator'])
 def test_committed_records_are_of_the_scale_if_there_are_any(scale, tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'COMMITTED', tmp_path)
