@@ -15,6 +15,7 @@ WORKDIR/SCALE; claims that were not measured here it fills from docs/results.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -191,12 +192,23 @@ def measure(experiments: Sequence[Experiment], scale: str, folder: Path, lanes) 
         seconds, bad = run.stop(), run.process.returncode
         failed += [run.experiment.name] * bool(bad)
         progress.ended(run.experiment, seconds, f'FAILED, see {run.folder / "log.txt"}' if bad else 'done')  # fmt: skip
-  except KeyboardInterrupt:
+  finally:
     for run in running:
       run.process.terminate()  # a run can be killed at any moment
+    for run in running:
       run.stop()
-    raise
   return failed
+
+
+def leave_when_told():
+  """Let a request to end, or a terminal that is closed, end this as an error does, and with it what it has started."""
+
+  def leave(number, _):
+    raise SystemExit(128 + number)
+
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+      signal.signal(number, leave)
 
 
 def main(argv):
@@ -208,6 +220,7 @@ def main(argv):
     ]
     print(cli.table(('experiment', 'minutes', 'measures'), rows))
     return
+  leave_when_told()
   folder = cli.workdir('runs/reproduce') / FLAGS.scale
   experiments = chosen()
   failed = measure(experiments, FLAGS.scale, folder, lanes(FLAGS.scale))

@@ -1,5 +1,6 @@
 """Binaries in processes of their own, to be killed."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -13,3 +14,12 @@ def start(binary, folder, *arguments):
   command = [sys.executable, '-m', f'experiments.{binary}', *arguments, f'--workdir={folder}']
   pipe = subprocess.PIPE
   return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def at_work(folder) -> list[str]:
+  """The command lines of the processes that are told of a folder."""
+  lines = []
+  for path in Path('/proc').glob('[0-9]*/cmdline'):
+    with contextlib.suppress(OSError):  # it has ended
+      lines.append(path.read_bytes().replace(b'\0', b' ').decode(errors='replace'))
+  return [line for line in lines if str(folder) in line]

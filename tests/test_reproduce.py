@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import time
 from html.parser import HTMLParser
 from pathlib import Path
 
+import processes
 import pytest
 from absl import flags
 
@@ -98,12 +100,13 @@ def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):
   assert time.monotonic() - begun >= 1
 
 
-def test_time_is_counted_over_interruptions(tmp_path, monkeypatch):
+@pytest.mark.parametrize('end', [KeyboardInterrupt, SystemExit, OSError])
+def test_time_is_counted_over_interruptions(end, tmp_path, monkeypatch):
   def interrupt(self):
     if counted(tmp_path / 'fake0'):
-      raise KeyboardInterrupt
+      raise end
 
-  with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+  with monkeypatch.context() as patched, pytest.raises(end):
     patched.setattr(reproduce.Progress, 'show', interrupt)
     (tmp_path / 'fake0').mkdir()
     (tmp_path / 'fake0' / 'counted.txt').touch()
@@ -112,6 +115,20 @@ def test_time_is_counted_over_interruptions(tmp_path, monkeypatch):
   assert 0 < first < 30
   assert run(tmp_path) == [True]
   assert json.loads((tmp_path / 'fake0' / report.DONE).read_text())['seconds'] > first
+
+
+@pytest.mark.skipif(not Path('/proc/self/cmdline').exists(), reason='no /proc')
+def test_told_to_end_it_ends_what_it_has_started(tmp_path):
+  process = processes.start('reproduce', tmp_path, '--scale=smoke', '--only=threshold')
+  own, deadline = tmp_path / 'smoke' / 'threshold', time.monotonic() + 300
+  started = lambda: [line for line in processes.at_work(own) if 'experiments.threshold' in line]
+  while not started() and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert started()
+  process.terminate()
+  process.communicate()
+  assert process.returncode == 128 + signal.SIGTERM and not processes.at_work(tmp_path)
+  assert (own / 'seconds.json').exists() and not (own / report.DONE).exists()
 
 
 def test_progress_says_what_runs_and_how_long_it_may_take(capsys):
