@@ -8,6 +8,8 @@ Other code may ask for something else, and is refused.
 
 import contextlib
 import dataclasses
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ from geomem.train import Recipe
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of an experiment lists what is defined here for it
 FIRST = 100  # the first seed of what is measured: settings were chosen on those below
+UNCHANGING = ('workdir', 'redraw', 'save_seconds', 'profile')  # flags that no result depends on
 CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
 
 
@@ -55,7 +58,7 @@ def main(
     first = FLAGS.seed if FLAGS['seed'].present else first
     seeds = range(first, first + cli.value('seeds', setting.seeds))
     about = {
-      'command': command(name, 'scale', 'seed', 'seeds', 'relations'),
+      'command': command(name),
       'scale': FLAGS.scale,
       'setting': dataclasses.asdict(setting),
       'first': first,
@@ -70,14 +73,14 @@ def main(
   print(f'records: {folder / "results.json"}')
 
 
-def command(name: str, *options: str) -> str:
-  """What redoes a run: its scale, and of these flags those that were given."""
-  known = [o for o in options if o in FLAGS and (FLAGS[o].present or o == 'scale')]
-  values = {
-    o: FLAGS[o].value if isinstance(FLAGS[o].value, list) else [FLAGS[o].value] for o in known
-  }
-  flags_ = [f'--{o}={value}' for o, own in values.items() for value in own]
-  return ' '.join(['python -m', f'experiments.{name}', *flags_])
+def command(name: str) -> str:
+  """What redoes a run: its scale, and what was given of its other flags, but for those that change no result."""
+  modules = f'experiments.{name}', sys.argv[0]  # whose its flags are if it is imported, or run
+  own = {flag.name: flag for m in modules for flag in FLAGS.get_key_flags_for_module(m)}
+  told = [f for o, f in own.items() if o == 'scale' or (f.present and o not in UNCHANGING)]
+  told.sort(key=lambda flag: flag.name != 'scale')
+  given = [line for flag in told for line in flag.serialize().splitlines()]
+  return shlex.join(['python', '-m', f'experiments.{name}', *given])
 
 
 @contextlib.contextmanager

@@ -190,9 +190,8 @@ def _asked_for() -> tuple[list[Case], Setting]:
 
 def _search(folder) -> list[dict]:
   cases, setting = _asked_for()
-  options = [name for name in CHANGES if name not in ('profile', 'save_seconds')]
   about = {
-    'command': fitting.command('threshold', *options),
+    'command': fitting.command('threshold'),
     'scale': FLAGS.scale,
     'setting': dataclasses.asdict(setting),
     'cases': [dataclasses.astuple(c) for c in cases],

@@ -1,12 +1,13 @@
-"""A run of an experiment: by one code."""
+"""A run of an experiment: by one code, and told by the command that redoes it."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
 from absl import flags
 
-from experiments import fitting, machine, structure
+from experiments import fitting, language_model, machine, structure, threshold, transfer
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -41,3 +42,21 @@ def test_a_run_goes_on_by_the_code_that_began_it_alone(tmp_path, monkeypatch):
   config.write_text(json.dumps(about))  # as runs were before they said
   with pytest.raises(InputError, match='its code is None'):
     found(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+  ('binary', 'given'),
+  [
+    (structure, ()),
+    (transfer, ('--seed=3', '--seeds=2', '--relations=2', '--relations=4')),
+    (language_model, ('--model=a folder', '--table=mine.csv')),
+    (threshold, ('--find=dim', '--find=width', '--learning_rate=0.03', '--target=0.9', '--dim=4')),
+  ],
+)
+def test_the_command_redoes_a_run(binary, given):
+  FLAGS.unparse_flags()
+  FLAGS(['x', *given, '--scale=smoke', '--workdir=w', '--save_seconds=1', '--noprofile'])
+  name = binary.__name__.removeprefix('experiments.')
+  python, m, module, scale, *rest = shlex.split(fitting.command(name))
+  assert (python, m, module, scale) == ('python', '-m', binary.__name__, '--scale=smoke')
+  assert sorted(rest) == sorted(given)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 import signal
 import time
 
@@ -29,6 +30,13 @@ def whole(tmp_path_factory):
 
 def records(folder, kind):
   return [r for r in json.loads((folder / 'results.json').read_text()) if r['kind'] == kind]
+
+
+def test_the_command_that_redoes_it_is_recorded(whole):
+  about = json.loads((whole[0] / 'config.json').read_text())
+  _, _, module, scale, *rest = shlex.split(about['command'])
+  assert (module, scale) == ('experiments.threshold', '--scale=laptop')
+  assert set(rest) == {*SMALL} - {'--save_seconds=0'}
 
 
 def test_a_border_lies_between_its_probes(whole):
