@@ -1,18 +1,20 @@
 """The explorer of the report: every query of small models, to be seen as it travels through the network.
 
-`section()` is a piece of a page, with its style, script and data inside. What it shows was computed
-here, by `geomem.trace`; the script only draws. Its files are in `page/`. Where
+`section` is a piece of a page, with its style, script and data inside. What it shows was computed
+here, by `geomem.trace`, and is kept; the script only draws. Its files are in `page/`. Where
 coordinates have no names, it also shows what linear readouts say of them.
 
 Shapes as in `geomem.trace`.
 """
 
+import contextlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from experiments import ask
+from experiments import ask, machine, storage
 from experiments.explorer_models import Offer, models
 from geomem import trace as tracing
 from geomem.construction import Construction
@@ -194,10 +196,25 @@ def _add_readouts(offer: Offer, pool: Pool, step: dict, row: int, asked: int):
   step['parts'] = pool([[label, pool(values_D)] for label, values_D in parts])
 
 
-def section(offers: list[Offer] | None = None) -> str:
-  """The piece of a page; without arguments of all `models()`."""
-  found = data(models() if offers is None else offers)
-  text = json.dumps(found, ensure_ascii=False, separators=(',', ':')).replace('<', '\\u003c')
+def kept(path: Path) -> dict:
+  """The data of all `models()`; those that this code has left there, or else made, and left there."""
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    known = json.loads(path.read_text(encoding='utf-8'))
+    if known['code'] == machine.code():
+      return known['data']
+  print('making the models of the explorer: about a minute, once', file=sys.stderr)
+  found = data(models())
+  storage.write_text(path, _text({'code': machine.code(), 'data': found}))
+  return found
+
+
+def _text(found: dict) -> str:
+  return json.dumps(found, ensure_ascii=False, separators=(',', ':'))
+
+
+def section(found: dict) -> str:
+  """The piece of a page that shows these data."""
+  text = _text(found).replace('<', '\\u003c')
   read = lambda name: (PAGE / name).read_text(encoding='utf-8')
   return (
     f'<style>\n{read("explorer.css")}</style>\n{read("explorer.html")}'

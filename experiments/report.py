@@ -4,7 +4,8 @@
   python -m experiments.report --scale=accelerator
 
 Reads WORKDIR/SCALE/NAME/results.json of every experiment, draws all figures anew, as PNG and PDF, and writes
-both pages. What was not measured there is taken from docs/results, and marked so.
+both pages. What was not measured there is taken from docs/results, and marked so. The data of the explorer
+are made once, and kept in WORKDIR/SCALE/explorer.json until the code changes.
 """
 
 import base64
@@ -203,8 +204,8 @@ def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str
   return '\n'.join(out)
 
 
-def page(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
-  """One file with all in it."""
+def page(rows, measured: dict[str, Measured], drawn: dict[str, Path], explored: dict) -> str:
+  """One file with all in it; `explored`: the data of the explorer."""
   e, asset = html.escape, lambda name: (PAGE / name).read_text(encoding='utf-8')
   lines = []
   for claim, found in rows:
@@ -235,7 +236,7 @@ def page(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
     .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in machine.versions().items())))
     .replace('{{mechanism}}', _inline(mechanism()))
     .replace('{{sections}}', '\n'.join(sections))
-    .replace('{{explorer}}', explorer.section())
+    .replace('{{explorer}}', explorer.section(explored))
   )
 
 
@@ -273,10 +274,14 @@ def write(folder: Path, scale: str) -> list[Path]:
     (claim, claim.own(measured[claim.experiment].findings) if claim.experiment in measured else [])
     for claim in claims.CLAIMS
   ]
-  paths = [folder / 'report.html', folder / 'report.md']
-  for path, make in zip(paths, (page, markdown), strict=True):
-    storage.write_text(path, make(rows, measured, drawn))
-  return paths
+  explored = explorer.kept(folder / 'explorer.json')
+  pages = {
+    folder / 'report.html': page(rows, measured, drawn, explored),
+    folder / 'report.md': markdown(rows, measured, drawn),
+  }
+  for path, text in pages.items():
+    storage.write_text(path, text)
+  return list(pages)
 
 
 def main(argv):

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import explorer, explorer_models
+from constructions import registry
+from experiments import building, explorer, explorer_models, machine
 from geomem import facts as fact
 from geomem import model, trace
 
@@ -29,7 +30,7 @@ def offers():
 
 @pytest.fixture(scope='module')
 def section(offers):
-  return explorer.section(offers)
+  return explorer.section(explorer.data(offers))
 
 
 @pytest.fixture(scope='module')
@@ -90,8 +91,23 @@ def test_names_cannot_break_out(offers):
   names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
   facts = fact.Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
   offer = explorer_models.Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
-  section = explorer.section([offer])
+  section = explorer.section(explorer.data([offer]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
+
+
+def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
+  c = registry.build('selector', building.bijections(4, 2, 0))
+  made, path = [explorer_models.Offer('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
+  monkeypatch.setattr(explorer, 'models', lambda: made)
+  first = explorer.kept(path)
+  assert first == explorer.data(made) and 'making' in capsys.readouterr().err
+  made *= 2
+  assert explorer.section(explorer.kept(path)) == explorer.section(first)
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(machine, 'code', lambda: 'other')
+  assert len(explorer.kept(path)['models']) == 2
+  path.write_text('{')
+  assert len(explorer.kept(path)['models']) == 2 and json.loads(path.read_text())['code'] == 'other'
 
 
 CHECK = """((number) => {

@@ -241,7 +241,8 @@ def written(tmp_path_factory):
   done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
   (own / report.DONE).write_text(json.dumps(done))
   with pytest.MonkeyPatch.context() as patched:  # tests/test_explorer.py has the real one
-    patched.setattr(report.explorer, 'section', lambda: '<p>explored</p>')
+    patched.setattr(report.explorer, 'kept', lambda path: {'models': []})
+    patched.setattr(report.explorer, 'section', lambda found: f'<p>explored {found}</p>')
     report.write(folder, 'laptop')
   return folder
 
@@ -254,7 +255,7 @@ def test_the_report_is_one_file_that_names_every_claim(written):
   assert {link[1:] for link in page.links if link.startswith('#')} <= page.ids
   for claim in claims.CLAIMS:
     assert claim.says in page.text
-  assert 'explored' in page.text
+  assert "explored {'models': []}" in page.text
   assert 'experiments.construct <b>&' in page.text and '{{' not in text
   assert '1.0 min; measured by other code' in page.text
   assert 'from the committed records' in page.text
