@@ -82,7 +82,7 @@ class Setting:
 
 
 def plain(dim: int, width: int, decays, steps: int) -> tuple[Kind, ...]:
-  """As the quick trials had it, at several weight decays."""
+  """Nothing but AdamW, at several weight decays."""
   return tuple(Kind('trained', dim, width, decay, steps) for decay in decays)
 
 

@@ -83,16 +83,3 @@ def test_a_diverged_model_spoils_nothing_and_a_profile_is_written(tmp_path):
   results = json.loads((tmp_path / 'sick/results.json').read_text())
   assert [r['status'] for r in results][1] == 'diverged' and results[0]['status'] == 'steps over'
   assert list((tmp_path / 'sick/profile').rglob('*.xplane.pb'))
-
-
-def test_what_trials_saw_is_looked_for(tmp_path):
-  """The smoke preset of experiments.learning: its records, not its numbers."""
-  process = processes.start('learning', tmp_path / 'l', '--scale=smoke')
-  _, err = process.communicate(timeout=200)
-  assert process.returncode == 0, err
-  records = json.loads((tmp_path / 'l/results.json').read_text())
-  names = [r['measurement'] for r in records]
-  assert names.count('accuracy') == 4 + 4 + 1 and names.count('zero_shot') == 1
-  assert names.count('r2') == names.count('readout') == 4
-  assert all(0 <= r['value'] <= 1 for r in records if r['measurement'] in ('accuracy', 'readout'))
-  assert all(r['value'] <= 1 for r in records)
