@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments import cli, machine, storage
 from geomem import hosts, programs, runs, sweep, train
+from geomem.errors import InputError
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
@@ -54,6 +55,8 @@ def main(
     cli.check_redraw(*CHANGES)
     records = storage.read_results(folder)
   else:
+    if FLAGS.scale not in presets:
+      raise InputError(f'--scale={FLAGS.scale}: experiments.{name} has {", ".join(presets)}')
     setting = presets[FLAGS.scale]
     first = FLAGS.seed if FLAGS['seed'].present else first
     seeds = range(first, first + cli.value('seeds', setting.seeds))

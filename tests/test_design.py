@@ -17,6 +17,7 @@ from absl import flags
 from constructions import registry
 from experiments import machine
 from geomem import bounds, facts, verify
+from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
@@ -103,7 +104,7 @@ def experiment(monkeypatch):
   FLAGS.unparse_flags()
 
 
-def test_the_experiment_of_the_page(experiment, tmp_path, capsys):
+def test_the_experiment_of_the_page(experiment, tmp_path, capsys, monkeypatch):
   assert len(code_lines(examples()[2])) < 50
 
   def run(*arguments):
@@ -114,12 +115,15 @@ def test_the_experiment_of_the_page(experiment, tmp_path, capsys):
 
   first = run('--scale=smoke')
   records = json.loads(first[0])
-  assert len(records) == 2 * 2 * 3 and 'records: ' in capsys.readouterr().out
+  assert len(records) == 2 * 2 * 6 and 'records: ' in capsys.readouterr().out
   assert run('--scale=smoke') == run('--redraw') == first
   right, ruined = experiment.findings(records)
   assert right.holds and ruined.holds and right.seeds == 2 and 'other facts' in right.control
   exact = [r['value'] for r in records if r['noise'] == 0 and r['control'] is None]
   assert exact == [1, 1]
+  monkeypatch.delitem(experiment.PRESETS, 'accelerator')
+  with pytest.raises(InputError, match='--scale=accelerator: experiments.noise has smoke, laptop'):
+    run('--scale=accelerator')
 
 
 # --- docs/theory.md -------------------------------------------------------------------------------
