@@ -43,7 +43,8 @@ _SHARED = {
     'scale',
     'laptop',
     SCALES,
-    'Preset: smoke takes seconds and shows nothing, laptop suits two cores.',
+    'Preset: smoke takes a minute or two, most of it compiling, and shows nothing; '
+    'laptop suits two cores.',
   ),
   'list': lambda: flags.DEFINE_bool('list', False, 'List what there is, one line each, and stop.'),
   'only': lambda: flags.DEFINE_list('only', None, 'These alone, by name, with commas between.'),

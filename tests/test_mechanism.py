@@ -1,4 +1,4 @@
-"""The mechanism experiments, whole, at sizes of seconds: records, controls, figures, bad claims caught."""
+"""The mechanism experiments, whole, at their smoke presets: records, controls, figures, bad claims caught."""
 
 import importlib
 import json
