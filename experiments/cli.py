@@ -78,6 +78,9 @@ _SHARED = {
 }
 
 
+_GENERAL: dict[str, str] = {}  # what a shared flag says of itself where a binary says nothing else
+
+
 def define(*names: str, **helps: str):
   """Define shared flags for the calling binary; a flag that exists already is only listed.
 
@@ -86,7 +89,8 @@ def define(*names: str, **helps: str):
   for name in (*names, *helps):
     if name not in FLAGS:
       _SHARED[name]()
-    FLAGS[name].help = helps.get(name, FLAGS[name].help)
+    general = _GENERAL.setdefault(name, FLAGS[name].help)
+    FLAGS[name].help = helps.get(name, general)
     flags.declare_key_flag(name)
 
 

@@ -76,6 +76,13 @@ def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, caps
   assert '600/2,000, 20 steps/s, 7 models, loss 0.25, 50% solved, 70 s left' in third
 
 
+def test_what_a_flag_says_for_one_binary_it_does_not_say_for_the_next():
+  cli.define(workdir='Mine alone.')
+  assert cli.FLAGS['workdir'].help == 'Mine alone.'
+  cli.define('workdir')
+  assert 'results.json' in cli.FLAGS['workdir'].help
+
+
 def test_what_is_no_number_is_null(tmp_path):
   storage.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
   assert storage.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]
