@@ -7,7 +7,7 @@ memories at the smallest of a few sizes that reaches accuracy 0.99; and models t
 threshold, the smallest d at F = 4d, rounded to the fewest bits a weight at which they stay at 0.99.
 Expected: a construction stores at most one bit of facts for each bit of weight, and 0.1 to 1 a
 parameter; trained models about 1, below the 2 and 3.6 bits reported of language models; nothing is
-above the limit of one bit a bit. Two minutes on two cores.
+above the limit of one bit a bit.
 """
 
 import bisect

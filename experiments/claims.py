@@ -11,8 +11,8 @@ from geomem.pretrained import load
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """`flags`: beyond the scale, where it has one. `minutes`: of the laptop's preset on two cores, about.
-  `lacks`: says what must be fetched before it can run, if anything.
+  """`flags`: beyond the scale, where it has one. `minutes`: of the laptop's preset on two cores, about; said
+  here alone, and shown by `--help`. `lacks`: says what must be fetched before it can run, if anything.
   """
 
   name: str

@@ -20,6 +20,16 @@ flags.disclaim_key_flags()  # so that --help lists a shared flag under the binar
 
 SCALES = ('smoke', 'laptop', 'accelerator')
 
+
+def scale(minutes: float | None = None) -> str:
+  """What --scale means; `minutes`: that the laptop's preset takes, where that is known."""
+  taken = f' and takes about {minutes:g} minutes there' if minutes else ''
+  return (
+    'Preset: smoke takes a minute or two, most of it compiling, and shows nothing; laptop suits two '
+    f'cores{taken}; accelerator is the whole thing.'
+  )
+
+
 _SHARED = {
   'subjects': lambda: flags.DEFINE_multi_integer('subjects', None, 'N, the number of subjects.'),
   'relations': lambda: flags.DEFINE_multi_integer('relations', None, 'R, the number of relations.'),
@@ -43,8 +53,7 @@ _SHARED = {
     'scale',
     'laptop',
     SCALES,
-    'Preset: smoke takes a minute or two, most of it compiling, and shows nothing; '
-    'laptop suits two cores.',
+    scale(),
   ),
   'list': lambda: flags.DEFINE_bool('list', False, 'List what there is, one line each, and stop.'),
   'only': lambda: flags.DEFINE_list('only', None, 'These alone, by name, with commas between.'),

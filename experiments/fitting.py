@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, machine, storage
+from experiments import claims, cli, machine, storage
 from geomem import hosts, programs, runs, sweep, train
 from geomem.errors import InputError
 from geomem.train import Recipe
@@ -31,13 +31,19 @@ UNCHANGING = ('workdir', 'redraw', 'save_seconds', 'profile')  # flags that no r
 CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
 
 
+def scale(name: str) -> str:
+  """What --scale means to an experiment: its minutes are those of the list of experiments, if it is there."""
+  known = claims.EXPERIMENTS.get(name)
+  return cli.scale(known.minutes if known else None)
+
+
 def define(name: str, first: int = FIRST):
   """The flags of an experiment that `main` runs."""
   cli.define(
-    'scale',
     'redraw',
     'save_seconds',
     'profile',
+    scale=scale(name),
     seed=f'The first seed, of parameters and facts (default: {first}).',
     seeds='How many seeds, from --seed on (default: what the preset says).',
     workdir=f'Folder of the run (default: runs/{name}).',

@@ -8,7 +8,7 @@ same size. Expected: from the exact weights accuracy never falls, the loss shrin
 linear map of the built ones, which is one map a relation; from noise accuracy comes back, though the
 weights need not. Found from scratch embeddings are no such map, for a free unembedding need not be
 linear in the built codes; but they are the superposition of its own vectors. Both are judged on
-held-out subjects; the control is shuffled facts. Two minutes on two cores.
+held-out subjects; the control is shuffled facts.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ unembedding: the smallest F at several d, counting what is trained. With learned
 at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
 (2025) holds, as they ran it (`geomem.memory`), at d = F; their code found 43, 65 and 166 at 8, 11
 and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
-0.35 of it (their fit), learned ones d in proportion to R·log N alone. Four minutes on two cores.
+0.35 of it (their fit), learned ones d in proportion to R·log N alone.
 """
 
 import dataclasses

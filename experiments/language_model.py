@@ -9,8 +9,7 @@ along one attribute's vector flips that answer in more than half of the cases, a
 about as many; whole vectors stop carrying the fact after block 23 of 30. What was found stands in
 docs/language_model.md; the bounds of its table were set when that was known. Controls: shuffled facts,
 random directions, class means, whole donors, the token alone, linear relational embeddings.
-Cost of the laptop preset: twelve minutes of one CPU core, 2.1 GB; accelerator asks for more frames,
-seeds and places.
+The laptop preset takes 2.1 GB of memory; accelerator asks for more frames, seeds and places.
 """
 
 import dataclasses

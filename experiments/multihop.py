@@ -8,8 +8,7 @@ answer alone (last). Expected: direct, the width grows with k, exponentially, or
 together hold N·R facts; with chain of thought one layer and a width that does not depend on k are
 enough. Those found for the most hops are rounded to the fewest bits a weight at which they stay at
 0.99, and stand in the figure of the bounds beside the constructions. Last, chains of fewer hops than the
-most are learned together and one hop more is asked for, at a position that was never trained. Three
-minutes on two cores.
+most are learned together and one hop more is asked for, at a position that was never trained.
 """
 
 import dataclasses

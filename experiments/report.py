@@ -28,7 +28,10 @@ from geomem import facts, trace
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
-cli.define('scale', workdir='Folder of the runs and the report (default: runs/reproduce).')
+cli.define(
+  scale='Preset of the runs: smoke, laptop or accelerator.',
+  workdir='Folder of the runs and the report (default: runs/reproduce).',
+)
 
 ROOT = Path(__file__).parents[1]
 COMMITTED, PAGE = ROOT / 'docs' / 'results', Path(__file__).parent / 'page'

@@ -30,7 +30,8 @@ from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
 cli.define(
-  'scale',
+  scale='Preset of every experiment: smoke shows nothing, laptop takes the minutes that --list '
+  'shows, accelerator is the whole thing.',
   list='List the experiments, one line each, and stop.',
   only='Names of experiments, of those that --list shows, with commas between.',
   workdir='Folder of the runs and the report (default: runs/reproduce).',

@@ -8,8 +8,7 @@ attributes among all N; each hidden unit keeps to one relation; moving an embedd
 changes that one answer. All of it is clearer in models trained as `experiments.transfer` does.
 Controls: models that are untrained, or learned with fixed random
 embeddings, maps fitted to shuffled facts, random directions and random units; and a constructed
-selector, for which every score must be perfect. Two minutes on two cores; the accelerator's preset, of
-twice the subjects, six.
+selector, for which every score must be perfect.
 """
 
 import dataclasses

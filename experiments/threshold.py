@@ -14,8 +14,7 @@ learning rates, found by halving; all cases are halved together. What can be loo
 
 Expected: d* grows as R·log2 N, at about four bits of facts a coordinate, and no other law that is as simple
 explains it better. F* is 1 until d is too small for the facts, then it grows with them: no line is put
-through it. The run can be killed and
-taken up again. Two minutes on two cores.
+through it. The run can be killed and taken up again.
 """
 
 import dataclasses
@@ -36,12 +35,12 @@ from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(
-  'scale',
   'redraw',
   'steps',
   'target',
   'save_seconds',
   'profile',
+  scale=fitting.scale('threshold'),
   subjects='N (repeatable; default: by --scale).',
   relations='R (repeatable; default: by --scale).',
   learning_rate='Peak learning rate (repeatable; default: 0.01 and 0.03); the best counts.',

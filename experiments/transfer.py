@@ -9,7 +9,7 @@ are trained, nothing else. Expected where the embeddings were learned fast and u
 (b) at least 0.95, (c) 1. Each thing that may decide it is changed alone. Beside them stand a
 constructed selector, which must score 1, an untrained model, and an associative memory (fixed random
 embeddings, the facts in the MLP), which were said not to transfer. Every case has several seeds. The
-laptop preset takes five minutes on two cores; the accelerator's has R = 2, 4 and 8, and --relations picks.
+accelerator's preset has R = 2, 4 and 8, and --relations picks.
 """
 
 import dataclasses
