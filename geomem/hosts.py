@@ -87,21 +87,31 @@ def _send(data, size: int) -> bytearray:
 
 
 def by_first(work):
-  """A function that runs on the first process alone: all get its value, or its error."""
+  """A function that runs on the first process alone: all get its value, or its error.
 
-  def attempt(args, options):
-    try:
-      return work(*args, **options), None
-    except (InputError, OSError) as error:
-      return None, error
-    except Exception as error:  # noqa: BLE001 (the others wait to hear; not every error can be sent)
-      return None, RuntimeError(f'{type(error).__name__} on the first process: {error}')
+  The first process raises the error itself; to the others one that is not foreseen comes in words.
+  """
 
   @functools.wraps(work)
   def everywhere(*args, **options):
-    value, error = share(attempt(args, options) if first() else None)
-    if error:
-      raise error
+    if jax.process_count() == 1:
+      return work(*args, **options)
+    value = own = None
+    if first():
+      try:
+        value = work(*args, **options)
+      except Exception as error:  # noqa: BLE001 (the others wait to hear)
+        own = error
+    value, error = share((value, _portable(own)))
+    if own or error:
+      raise own or error
     return value
 
   return everywhere
+
+
+def _portable(error: Exception | None) -> Exception | None:
+  """Not every error can be sent."""
+  if error is None or isinstance(error, (InputError, OSError)):
+    return error
+  return RuntimeError(f'{type(error).__name__} on the first process: {error}')

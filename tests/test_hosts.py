@@ -70,6 +70,12 @@ try:
 except InputError as error:
   assert str(error) == 'no, says 0'
   print('refused')
+def break_off():
+  raise KeyError('x')
+try:
+  hosts.by_first(break_off)()
+except (KeyError, RuntimeError) as error:
+  print(repr(error))
 """
 
 
@@ -122,6 +128,7 @@ def test_two_processes_agree_with_one(tmp_path):
   finally:
     said = end(processes, tmp_path)
   assert all('refused' in text for text in said)
+  assert "\nKeyError('x')" in said[0] and 'RuntimeError("KeyError on the first process' in said[1]
   zero, one = (list(np.load(tmp_path / f'{i}.npz').values()) for i in range(2))
   for a, b, want in zip(zero, one, alone, strict=True):
     np.testing.assert_array_equal(a, b)
@@ -181,3 +188,14 @@ def test_a_sharded_model_of_two_processes_resumes_to_the_same_bits(tmp_path):
 def test_a_meeting_that_makes_no_sense_is_refused(arguments, told):
   with pytest.raises(InputError, match=told):
     hosts.join(*arguments)
+
+
+def test_alone_an_error_stays_what_it_is():
+  broken = TypeError('no such thing')
+
+  def work():
+    raise broken
+
+  with pytest.raises(TypeError) as error:
+    hosts.by_first(work)()
+  assert error.value is broken and error.traceback[-1].name == 'work'
