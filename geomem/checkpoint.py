@@ -59,9 +59,13 @@ def load(path: str | os.PathLike) -> Construction:
   if version != VERSION:
     raise InputError(f'{path}: version {version} of the format; this code reads {VERSION}')
   try:
-    return _assemble(*sealed.read(path))
-  except InputError as error:
+    fields, arrays = sealed.read(path)
+  except sealed.Damaged as error:
     raise InputError(f'{path}: damaged model: {error}') from error
+  try:
+    return _assemble(fields, arrays)
+  except MemoryError:
+    raise
   except Exception as error:  # fields that are there, and make no sense
     raise InputError(f'{path}: damaged model: {sealed.reason(error)}') from error
 

@@ -81,16 +81,28 @@ class Run:
 
   @hosts.by_first
   def restore(self) -> tuple[int, dict] | None:
-    """The newest checkpoint that is whole, and its number; what is damaged is reported and removed."""
+    """The newest checkpoint that is whole, and its number; what is damaged is reported and set aside.
+
+    Refuses to begin anew beside damaged ones; what cannot be read just now stays as it is.
+    """
     for path in reversed(self._checkpoints()):
       try:
         fields, arrays = sealed.read(path)
-      except InputError as error:
-        self.warn(f'{path}: damaged checkpoint, the one before it is used: {error}')
-        shutil.rmtree(path)
+      except sealed.Damaged as error:
+        aside = path
+        while aside.exists():
+          aside = aside.with_name(f'{aside.name}.damaged')
+        path.rename(aside)
+        self.warn(f'{path}: damaged checkpoint, set aside as {aside.name}: {error}')
         continue
       self._cut(fields['metrics_bytes'])
       return int(path.name), arrays
+    folder = self.folder / 'checkpoints'
+    if any(folder.glob('*.damaged')):
+      raise InputError(
+        f'{folder}: every checkpoint is damaged; put back a whole one, or remove the folder to '
+        'begin anew'
+      )
     self._cut(0)
     return None
 

@@ -19,6 +19,12 @@ import orbax.checkpoint as ocp
 
 from geomem.errors import InputError
 
+GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class Damaged(InputError):
+  """What is there is not what was written. An error of the machine that reads it is no damage."""
+
 
 def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
   """Replace the folder `path`, whole, by one that holds these."""
@@ -55,20 +61,19 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
 
 
 def read(path: str | os.PathLike) -> tuple[dict, dict]:
-  """The fields and the arrays, as NumPy; refuses any other bits than were written."""
+  """The fields and the arrays, as NumPy; refuses any other bits than were written as `Damaged`."""
   path = Path(path)
   try:
     fields = json.loads((path / 'config.json').read_text())
-    if fields.pop('crc32') != _checksum(fields):
-      raise InputError('config.json is not what was saved')
-    for name, digest in fields['files'].items():  # before Orbax, which is not brief about damage
-      if not (path / name).is_file() or _digest(path / name) != digest:
-        raise InputError(f'{name} is missing, or not what was saved')
-    return fields, _restore(path / 'arrays', fields['arrays'])
-  except InputError:
-    raise
-  except Exception as error:  # Orbax and TensorStore raise many kinds for a file that is not whole.
-    raise InputError(reason(error)) from error
+    crc32, digests, described = fields.pop('crc32'), fields['files'], fields['arrays']
+  except (*GONE, ValueError, LookupError, TypeError, AttributeError) as error:
+    raise Damaged(reason(error)) from error
+  if crc32 != _checksum(fields):
+    raise Damaged('config.json is not what was saved')
+  for name, digest in digests.items():  # before Orbax, which is not brief about damage
+    if _digest(path / name) != digest:
+      raise Damaged(f'{name} is missing, or not what was saved')
+  return fields, _restore(path / 'arrays', described)
 
 
 def reason(error: Exception) -> str:
@@ -97,9 +102,12 @@ def _manager(path: Path) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(path, options=options)
 
 
-def _digest(path: Path) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+def _digest(path: Path) -> str | None:
+  try:
+    with open(path, 'rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest()
+  except GONE:
+    return None
 
 
 def _checksum(fields: dict) -> int:

@@ -1,5 +1,6 @@
 """Runs that survive: killed at any moment, damaged, started twice, or taken for another."""
 
+import errno
 import json
 import os
 import signal
@@ -89,8 +90,52 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(two, damage
     number, state = run.restore()
     assert number == 2 and np.array_equal(state['x'], np.full(4, 2))
     assert len(told) == 1 and '000000003: damaged checkpoint' in told[0]
-    lines = (two / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line)['number'] for line in lines] == [1, 2]
+    assert logged(two) == [1, 2]
+    run.save(3, state)
+    assert run.restore()[0] == 3
+  assert (newest.with_name('000000003.damaged') / 'config.json').exists()
+
+
+def logged(folder) -> list[int]:
+  lines = (folder / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line)['number'] for line in lines]
+
+
+@pytest.mark.parametrize(
+  ('place', 'name', 'error'),
+  [
+    (runs.sealed.hashlib, 'file_digest', OSError(errno.EIO, 'Input/output error')),
+    (runs.sealed.hashlib, 'file_digest', MemoryError()),
+    (Path, 'read_text', PermissionError(errno.EACCES, 'Permission denied')),
+    (runs.sealed.ocp.CheckpointManager, 'restore', ValueError('a fault of its own')),
+  ],
+)
+def test_an_error_that_passes_costs_nothing(place, name, error, two, monkeypatch):
+  def fail(*_, **__):
+    raise error
+
+  with runs.Run(two, {'seed': 3}) as run:
+    with monkeypatch.context() as patch:
+      patch.setattr(place, name, fail)
+      with pytest.raises(type(error)) as raised:
+        run.restore()
+    assert not isinstance(raised.value, InputError) and logged(two) == [1, 2, 3]
+    assert run.restore()[0] == 3
+
+
+def test_damage_to_all_is_refused_and_nothing_is_lost(two):
+  for config in two.glob('checkpoints/*/config.json'):
+    config.unlink()
+  for _ in range(2):
+    with (
+      runs.Run(two, {'seed': 3}, lambda _: None) as run,
+      pytest.raises(InputError, match='every checkpoint is damaged; put back a whole one') as error,
+    ):
+      run.restore()
+    assert '\n' not in str(error.value) and logged(two) == [1, 2, 3]
+  aside = sorted(two.glob('checkpoints/*'))
+  assert [path.name for path in aside] == ['000000002.damaged', '000000003.damaged']
+  assert all((path / 'arrays').is_dir() for path in aside)
 
 
 def test_a_second_process_is_refused(two):
