@@ -228,7 +228,7 @@ def find_model(folder: Path, name: str | None) -> Path:
     raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
   if checkpoint.is_model(folder) and name in (None, folder.absolute().name):
     return folder
-  models = sorted(path.name for path in folder.iterdir() if checkpoint.is_model(path))
+  models = checkpoint.names(folder)
   if name is None and len(models) == 1:
     return folder / models[0]
   if not models:

@@ -43,14 +43,19 @@ def save(path: str | os.PathLike, construction: Construction) -> None:
 def is_model(path: str | os.PathLike) -> bool:
   """Whether the folder holds something that `save` wrote."""
   try:
-    return json.loads((Path(path) / 'config.json').read_text())['format'] == FORMAT
+    return json.loads((sealed.found(path) / 'config.json').read_text())['format'] == FORMAT
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
 
+def names(folder: str | os.PathLike) -> list[str]:
+  """The models in the folder."""
+  return [name for name in sealed.names(folder) if is_model(Path(folder) / name)]
+
+
 def load(path: str | os.PathLike) -> Construction:
   """The construction in the folder `path`, its parameters bit for bit."""
-  path = Path(path)
+  path = sealed.found(path)
   if not path.is_dir():
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
   if not is_model(path):

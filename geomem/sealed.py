@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from geomem.errors import InputError
 
 GONE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+REPLACED = '.replaced'
 
 
 class Damaged(InputError):
@@ -27,7 +28,10 @@ class Damaged(InputError):
 
 
 def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
-  """Replace the folder `path`, whole, by one that holds these."""
+  """Replace the folder `path`, whole, by one that holds these.
+
+  Killed at any moment, this leaves the old one or the new one where `found` looks.
+  """
   path = Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   need = sum(array.nbytes for array in jax.tree.leaves(arrays))
@@ -36,7 +40,7 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
   with tempfile.TemporaryDirectory(
     dir=path.parent.absolute(), prefix=f'.{path.name}-', ignore_cleanup_errors=True
   ) as aside:
-    new, old = Path(aside, 'new'), Path(aside, 'old')
+    new, old = Path(aside, 'new'), _replaced(path)
     try:
       (new / 'arrays').mkdir(parents=True)
       with _manager(new / 'arrays') as manager:
@@ -50,7 +54,10 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
       'files': {str(file.relative_to(new)): _digest(file) for file in files},
     }
     (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
+    _flush(new, *new.rglob('*'))
     if path.exists():
+      if old.exists():
+        old.rename(Path(aside, 'older'))
       path.rename(old)
     try:
       new.rename(path)
@@ -58,11 +65,27 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
       if old.exists():
         old.rename(path)
       raise
+    _flush(path.parent)
+    if old.exists():
+      old.rename(Path(aside, 'old'))
+
+
+def found(path: str | os.PathLike) -> Path:
+  """Where to read what belongs at `path`: beside it, if a `write` was killed as it replaced that."""
+  path = Path(path)
+  return old if not path.exists() and (old := _replaced(path)).exists() else path
+
+
+def names(folder: str | os.PathLike) -> list[str]:
+  """What is in the folder, and what is `found` there."""
+  entries = {entry.name for entry in Path(folder).iterdir()}
+  old = {name[1:].removesuffix(REPLACED) for name in entries if _is_replaced(name)}
+  return sorted(old | {name for name in entries if not _is_replaced(name)})
 
 
 def read(path: str | os.PathLike) -> tuple[dict, dict]:
   """The fields and the arrays, as NumPy; refuses any other bits than were written as `Damaged`."""
-  path = Path(path)
+  path = found(path)
   try:
     fields = json.loads((path / 'config.json').read_text())
     crc32, digests, described = fields.pop('crc32'), fields['files'], fields['arrays']
@@ -100,6 +123,25 @@ def _manager(path: Path) -> ocp.CheckpointManager:
   alone = ocp.options.MultiprocessingOptions(us, {us}, f'process_{us}')
   options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
   return ocp.CheckpointManager(path, options=options)
+
+
+def _replaced(path: Path) -> Path:
+  path = path.absolute()
+  return path.parent / f'.{path.name}{REPLACED}'
+
+
+def _is_replaced(name: str) -> bool:
+  return name.startswith('.') and name.endswith(REPLACED)
+
+
+def _flush(*paths: Path) -> None:
+  """Have them on the disk before anything that comes after."""
+  for path in paths:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
 
 
 def _digest(path: Path) -> str | None:

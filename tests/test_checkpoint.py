@@ -1,7 +1,10 @@
 """What is saved loads back to the same bits, or is refused in one line; nothing is half-written."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -238,6 +241,31 @@ def test_an_interrupted_save_leaves_things_as_they_were(step, older, saved, tmp_
   assert '\n' not in str(error.value)
   monkeypatch.undo()
   assert contents(tmp_path) == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from geomem import checkpoint
+built, rename = checkpoint.load(sys.argv[1]), Path.rename
+Path.rename = lambda path, to: os._exit(9) if path.name == sys.argv[3] else rename(path, to)
+checkpoint.save(sys.argv[2], built)
+"""
+
+
+@pytest.mark.parametrize('step', ['new', '.model.replaced'])
+def test_a_save_that_is_killed_leaves_one_model(step, saved, tmp_path):
+  older, newer = build('selector', seed=1), checkpoint.load(saved)
+  checkpoint.save(tmp_path / 'model', older)
+  arguments = (sys.executable, '-c', KILLED, saved, tmp_path / 'model', step)
+  environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
+  assert subprocess.run(arguments, check=False, env=environment).returncode == 9
+  assert (tmp_path / 'model').exists() == (step != 'new')
+  assert checkpoint.names(tmp_path) == ['model'] and checkpoint.is_model(tmp_path / 'model')
+  assert same(checkpoint.load(tmp_path / 'model'), older if step == 'new' else newer)
+  checkpoint.save(tmp_path / 'model', newer)
+  assert same(checkpoint.load(tmp_path / 'model'), newer)
+  assert not list(tmp_path.glob('.*.replaced'))
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
