@@ -109,8 +109,10 @@ class Run:
   @hosts.by_first
   def save(self, number: int, arrays: dict):
     """Seal the state, and let all but the newest few go."""
-    metrics = self.folder / 'metrics.jsonl'
-    size = metrics.stat().st_size if metrics.exists() else 0
+    metrics, size = self.folder / 'metrics.jsonl', 0
+    if metrics.exists():
+      sealed.flush(metrics)
+      size = metrics.stat().st_size
     sealed.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
     for path in self._checkpoints()[:-KEPT]:
       shutil.rmtree(path)
@@ -130,6 +132,17 @@ class Run:
     return sorted(path for path in folder.iterdir() if path.name.isdigit())
 
   def _cut(self, size: int):
+    """Cut metrics.jsonl to what it held at the checkpoint.
+
+    What is missing from it is told, and the run goes on after the last whole line: a lost log is no
+    reason to lose the training.
+    """
     metrics = self.folder / 'metrics.jsonl'
+    held = metrics.read_bytes()[:size] if metrics.exists() else b''
+    kept = held.rfind(b'\n') + 1
+    if kept < size:
+      self.warn(
+        f'{metrics}: {size - kept:,} bytes are lost; the run goes on after the last whole line'
+      )
     if metrics.exists():
-      os.truncate(metrics, size)
+      os.truncate(metrics, kept)

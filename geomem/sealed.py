@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
       'files': {str(file.relative_to(new)): _digest(file) for file in files},
     }
     (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
-    _flush(new, *new.rglob('*'))
+    flush(new, *new.rglob('*'))
     if path.exists():
       if old.exists():
         old.rename(Path(aside, 'older'))
@@ -65,7 +65,7 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
       if old.exists():
         old.rename(path)
       raise
-    _flush(path.parent)
+    flush(path.parent)
     if old.exists():
       old.rename(Path(aside, 'old'))
 
@@ -134,7 +134,7 @@ def _is_replaced(name: str) -> bool:
   return name.startswith('.') and name.endswith(REPLACED)
 
 
-def _flush(*paths: Path) -> None:
+def flush(*paths: Path) -> None:
   """Have them on the disk before anything that comes after."""
   for path in paths:
     descriptor = os.open(path, os.O_RDONLY)

@@ -138,6 +138,22 @@ def test_damage_to_all_is_refused_and_nothing_is_lost(two):
   assert all((path / 'arrays').is_dir() for path in aside)
 
 
+@pytest.mark.parametrize(('left', 'numbers'), [(None, []), (0, []), (20, [1]), (28, [1, 2])])
+def test_metrics_that_were_lost_are_told_and_not_made_up(left, numbers, two):
+  metrics, told = two / 'metrics.jsonl', []
+  whole = metrics.read_bytes()
+  assert len(whole) == 42
+  if left is None:
+    metrics.unlink()
+  else:
+    metrics.write_bytes(whole[:left])
+  with runs.Run(two, {'seed': 3}, told.append) as run:
+    assert run.restore()[0] == 3
+    run.log({'number': 4})
+  assert len(told) == 1 and 'metrics.jsonl' in told[0] and 'bytes are lost' in told[0]
+  assert logged(two) == [*numbers, 4]
+
+
 def test_a_second_process_is_refused(two):
   with (
     runs.Run(two, {'seed': 3}),
