@@ -18,6 +18,7 @@ from geomem import codes, model
 from geomem import facts as fact
 from geomem.config import Config
 from geomem.construction import Construction
+from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import ATTRIBUTE, BRANCH, OWN_ANSWER, RELATION, SUBJECT, Slot
 
@@ -73,7 +74,7 @@ def spoken(names) -> str:
 
 def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
   """One forward pass with everything it sows."""
-  c, tokens_L = construction, np.asarray(tokens_L, np.int32)
+  c, tokens_L = construction, _checked(construction, np.asarray(tokens_L))
   logits, sown = _sow(c.config.replace(dtype=dtype), c.params, tokens_L)
   sown = jax.tree.map(lambda a: np.asarray(a[0], np.float32), sown['trace'])
   blocks = []
@@ -83,6 +84,28 @@ def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
     hidden = parts.get('mlp', {}).get('hidden', ())
     blocks.append(BlockTrace(weights_HxLxL, residual[0], hidden, residual[-1]))
   return Trace(c, dtype, tokens_L, sown['residual'][0], tuple(blocks), np.asarray(logits[0]))
+
+
+def _checked(c: Construction, tokens_L: np.ndarray) -> np.ndarray:
+  """A prompt that the model reads: a subject, its relations, and thoughts before the last step."""
+  if tokens_L.ndim != 1 or not np.issubdtype(tokens_L.dtype, np.integer):
+    raise InputError(
+      f'tokens are {tokens_L.dtype} of shape {tokens_L.shape}; give a row of integers'
+    )
+  n, shortest = c.facts.subjects, 1 + c.hops
+  longest = 2 * c.hops if c.chain_of_thought else shortest
+  if not shortest <= len(tokens_L) <= longest:
+    raise InputError(
+      f'{len(tokens_L)} tokens; the model reads a subject and {c.hops} relation(s), then up to '
+      f'{longest - shortest} thought(s)'
+    )
+  for p, token in enumerate(tokens_L.tolist()):
+    kind, low, high = 'subject', 0, n
+    if 1 <= p < shortest:
+      kind, low, high = 'relation', n, n + c.facts.relations
+    if not low <= token < high:
+      raise InputError(f'token {p} is {token}; a {kind} belongs there, {low} … {high - 1}')
+  return tokens_L.astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames='config')

@@ -10,6 +10,7 @@ import pytest
 from constructions import registry
 from geomem import codes, trace
 from geomem import facts as fact
+from geomem.errors import InputError
 from geomem.layout import Slot
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
@@ -297,6 +298,33 @@ def test_lines_of_a_huge_layout_are_few():
   text = '\n'.join(lines)
   assert len(lines) < 30 and '… 208 more' in text and '… 207 more' in text
   assert f'tree[r2 r1 r5] = s{steps[-1]}' in text
+
+
+@pytest.mark.parametrize(
+  ('name', 'tokens', 'told'),
+  [
+    ('selector', [-1, 9], 'token 0 is -1; a subject belongs there, 0 … 7'),
+    ('selector', [8, 9], 'token 0 is 8; a subject'),
+    ('selector', [3, 11], 'token 1 is 11; a relation belongs there, 8 … 10'),
+    ('selector', [3, 2**40], 'token 1 is 1099511627776'),
+    ('selector', [3, 4], 'token 1 is 4; a relation'),
+    ('selector', [3], '1 tokens; the model reads a subject and 1 relation'),
+    ('selector', [3, 9, 9], '3 tokens'),
+    ('selector', [[3, 9]], 'give a row of integers'),
+    ('selector', [3.0, 9.5], 'give a row of integers'),
+    ('keyvalue', [3, 9, 9, 1], 'then up to 0 thought'),
+    ('chain_of_thought', [3, 9, 9, 9], 'token 3 is 9; a subject'),
+    ('chain_of_thought', [3, 9, 9, 1, 1], 'then up to 1 thought'),
+  ],
+)
+def test_a_prompt_that_does_not_exist_is_refused(name, tokens, told):
+  with pytest.raises(InputError, match=told):
+    trace.run(build(name), tokens)
+
+
+def test_a_chain_is_traced_as_far_as_it_goes():
+  c = build('chain_of_thought')
+  assert [len(trace.run(c, tokens).positions) for tokens in ([3, 9, 9], [3, 9, 9, 1])] == [1, 2]
 
 
 def test_bfloat16_traces_the_same():
