@@ -19,8 +19,8 @@ import numpy as np
 from constructions import parts
 from geomem import codes
 from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank, check_closed
-from geomem.facts import Facts
+from geomem.construction import Construction, Readout, blank
+from geomem.facts import Facts, check_closed
 from geomem.layout import POSITION, RELATION, Layout, Slot
 
 

@@ -15,9 +15,9 @@ from constructions import parts
 from geomem import codes
 from geomem import facts as fact
 from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank, check_closed
+from geomem.construction import Construction, Readout, blank
 from geomem.errors import InputError
-from geomem.facts import Facts
+from geomem.facts import Facts, check_closed
 from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
 
 

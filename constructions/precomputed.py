@@ -15,8 +15,8 @@ from constructions import parts
 from geomem import codes
 from geomem import facts as fact
 from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank, check_closed
-from geomem.facts import Facts
+from geomem.construction import Construction, Readout, blank
+from geomem.facts import Facts, check_closed
 from geomem.layout import BRANCH, POSITION, RELATION, Layout, Slot
 
 

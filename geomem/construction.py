@@ -157,17 +157,6 @@ def blank(config: Config) -> dict:
   return model.zeros(config)
 
 
-def check_closed(facts: Facts, hops: int):
-  """Hops can be chained only where attributes are subjects."""
-  if hops < 1:
-    raise InputError(f'hops is {hops}; it must be at least 1')
-  if not facts.closed:
-    strange = set(facts.attribute_names or ()) - set(facts.subject_names or ())
-    names = [name for name in facts.attribute_names or () if name in strange]
-    which = f'{names[0]!r} is not a subject' if names else 'some attributes are not subjects'
-    raise InputError(f'these facts cannot be chained: {which}')
-
-
 def check_representable(construction: Construction, dtype: str):
   """Refuse a dtype in which some weight is not exact: the construction would quietly be another.
 

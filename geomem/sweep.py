@@ -227,6 +227,14 @@ def check(recipe: Recipe, tasks, config: Config):
       )
   if config.length < recipe.length():
     raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
+  for facts in (task.facts for task in tasks):
+    if recipe.hops > 1:
+      fact.check_closed(facts, recipe.hops)
+    if recipe.loss == 'every' and facts.attributes > facts.subjects:
+      raise InputError(
+        f"loss='every' asks for relations too, in the rows after the {facts.subjects} subjects': "
+        f'no room for {facts.attributes} attributes; choose another loss'
+      )
   if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
     raise InputError(
       "loss='every' asks for every token: give all models of a program the same subjects, and "

@@ -151,6 +151,8 @@ def _affordable(config: Config) -> int:
 def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
   """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
   fact.check_fit(facts, config)
+  if hops > 1:
+    fact.check_closed(facts, hops)
   return _check(
     'exhaustive', config, params, facts.answers_RxN, hops, margins, **{**_DEFAULTS, **options}
   )

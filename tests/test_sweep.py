@@ -1,5 +1,7 @@
 """Sweeps: padding changes nothing, nor do devices, order, batching, or what happens to a neighbour."""
 
+import contextlib
+
 import jax
 import numpy as np
 import pytest
@@ -80,6 +82,20 @@ def test_facts_must_fit_the_model():
   c = task(5, 4).config
   with pytest.raises(InputError, match='do not fit'):
     sweep.Task(c, fact.bijections(jax.random.key(0), 6, 2))
+
+
+@pytest.mark.parametrize('attributes, options, told', [
+  (3, {'hops': 2}, 'cannot be chained'),
+  (3, {'hops': 2, 'chain_of_thought': True, 'loss': 'chain'}, 'cannot be chained'),
+  (6, {'loss': 'every'}, 'no room for 6 attributes'),
+  (5, {'loss': 'every'}, None),
+])  # fmt: skip
+def test_attributes_that_are_no_subjects_are_not_chained(attributes, options, told):
+  c = Config(5, 2, 7, 4, 4, (BlockConfig(1, 4, 4, (8,)),))
+  open_facts = fact.maps(jax.random.key(0), 5, 2, attributes)
+  recipe = Recipe(steps=1, warmup=0, **options)
+  with pytest.raises(InputError, match=told) if told else contextlib.nullcontext():
+    sweep.check(recipe, (sweep.Task(c, open_facts),), c)
 
 
 @pytest.mark.parametrize('together', [1, 2])

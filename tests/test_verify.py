@@ -319,6 +319,7 @@ def test_certificate_is_refused_without_a_readout():
   (lambda key: fact.bijections(key, 4, 2), 1, 'do not fit'),
   (lambda key: fact.bijections(key, 5, 1), 1, 'do not fit'),
   (lambda key: fact.maps(key, 5, 2, 9), 1, 'do not fit'),
+  (lambda key: fact.maps(key, 5, 2, 4), 2, 'cannot be chained'),
   (lambda key: fact.bijections(key, 5, 2), 0, 'hops is 0'),
   (lambda key: fact.bijections(key, 5, 2), 2, 'the model has 2 positions'),
 ])  # fmt: skip
