@@ -3,7 +3,9 @@
 Most of it runs on tiny random models; what needs the packaged weights is skipped where they are not.
 """
 
+import contextlib
 import csv
+import dataclasses
 import importlib
 import json
 
@@ -221,6 +223,23 @@ def test_the_subject_is_never_first_and_must_end_in_a_token(scene):
   long = asking.Frame('x' * 500, {'colour': ' is', 'shape': ' is'})
   with pytest.raises(InputError, match='the model reads'):
     asking.prompts(scene.asker.model, ('abc',), ('colour',), long)
+
+
+@pytest.mark.parametrize('prompt, value, told', [
+  ('at', 'he', 'other tokens'), ('to', '', 'no token'), ('to', 'the', None),
+])  # fmt: skip
+def test_an_attribute_begins_where_the_prompt_ends(prompt, value, told, scene):
+  """Of a tokenizer that reads over spaces, 'at he' is a, the."""
+
+  class Spaceless:
+    def encode(self, text):
+      return scene.asker.model.tokenizer.encode(text.replace(' ', ''))
+
+  model = dataclasses.replace(scene.asker.model, tokenizer=Spaceless())
+  rows = {'shape': {'x': (value,)}}
+  with pytest.raises(InputError, match=told) if told else contextlib.nullcontext():
+    (relation,) = asking.relations(model, rows, ('x',), asking.Frame(prompt, {'shape': prompt}))
+    assert relation.token_A == model.tokenizer.encode(value)[:1]
 
 
 def test_the_three_groups_are_apart_and_swaps_change_the_answer(scene):

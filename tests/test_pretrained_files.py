@@ -144,6 +144,22 @@ def test_tokenizers_that_are_not_known_are_refused(text, word, tmp_path):
   refused(tmp_path, word)
 
 
+@pytest.mark.parametrize('around', ['<s> $A', '$A </s>', '<s> $A </s>'])
+def test_tokenizers_that_end_every_text_are_refused(around, tmp_path):
+  import tokenizers
+
+  models.write(tmp_path, 'llama')
+  inner = tokenizers.Tokenizer.from_str(models.tokenizer())
+  inner.add_special_tokens(['<s>', '</s>'])
+  special = [(token, inner.token_to_id(token)) for token in ('<s>', '</s>')]
+  inner.post_processor = tokenizers.processors.TemplateProcessing(around, special_tokens=special)
+  (tmp_path / 'tokenizer.json').write_text(inner.to_str())
+  if around == '<s> $A':
+    assert load.load(tmp_path).tokenizer.encode('the')[0] == special[0][1]
+  else:
+    refused(tmp_path, 'ends every text')
+
+
 @pytest.mark.parametrize('where, word', [
   ({'a': '../../etc/passwd'}, 'not a file'), ({'a': '/abs.safetensors'}, 'not a file'),
   ({'a': 3}, 'not a file'), ({}, 'weight_map'), ([], 'weight_map'),

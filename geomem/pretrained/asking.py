@@ -64,13 +64,20 @@ def relations(model: Pretrained, table, subjects, frame: Frame) -> list[Relation
     for s, subject in enumerate(subjects):
       right_SxA[s, [column[value] for value in rows.get(subject, ())]] = True
     prompt = frame.before + subjects[0] + frame.after[name]
-    start = len(model.tokenizer.encode(prompt))
-    spelled = (model.tokenizer.encode(f'{prompt} {value}')[start:] for value in attributes)
-    token_A = np.array([ids[0] if ids else -1 for ids in spelled])
-    if (token_A < 0).any():
-      raise InputError(f'{attributes[int(token_A.argmin())]!r} adds no token to {prompt!r}')
+    token_A = np.array([_first_token(model, prompt, value) for value in attributes])
     found.append(Relation(name, attributes, right_SxA, token_A))
   return found
+
+
+def _first_token(model: Pretrained, prompt: str, value: str) -> int:
+  """Of the value, after the prompt."""
+  before = model.tokenizer.encode(prompt)
+  ids = model.tokenizer.encode(f'{prompt} {value}')
+  if ids[: len(before)] != before:
+    raise InputError(f'{prompt!r} is other tokens where {value!r} comes after it')
+  if len(ids) == len(before):
+    raise InputError(f'{value!r} adds no token to {prompt!r}')
+  return ids[len(before)]
 
 
 def prompts(model: Pretrained, subjects, names, frame: Frame) -> Prompts:

@@ -82,7 +82,11 @@ def from_folder(folder: Path) -> Tokenizer:
     raise InputError(f'{path}: a tokenizer of type {str(kind)[:40]!r}; only BPE is known')
   # A limit of its own would cut prompts without a word, padding would move their ends.
   text = json.dumps({**about, 'truncation': None, 'padding': None})
-  return Tokenizer(_guarded(path, lambda: tokenizers.Tokenizer.from_str(text)))
+  inner = _guarded(path, lambda: tokenizers.Tokenizer.from_str(text))
+  whole, bare = (inner.encode('a', add_special_tokens=added).ids for added in (True, False))
+  if whole[len(whole) - len(bare) :] != bare:
+    raise InputError(f'{path}: a tokenizer that ends every text with a token of its own')
+  return Tokenizer(inner)
 
 
 def _texts(values) -> TypeGuard[list[str]]:
