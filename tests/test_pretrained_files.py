@@ -360,7 +360,7 @@ def test_flipped_and_cut_gguf_files_are_refused_or_read_and_nothing_else(seed, t
       assert '\n' not in str(error)
 
 
-def small_gguf(folder):
+def small_gguf(folder, **more):
   """The tiny Llama as a GGUF file, its queries and keys permuted as that format has them."""
   weights = models.tensors('llama')
   names = {'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
@@ -394,9 +394,16 @@ def small_gguf(folder):
     listed('tokenizer.ggml.merges', 8, [text(m) for m in ('t h', 'th e', 'Ġ a', 'a n')]),
     listed('tokenizer.ggml.token_type', 5, [struct.pack('<i', 1)] * len(vocabulary)),
   ]  # fmt: skip
+  fields += [number(name, value) for name, value in more.items()]
   path = folder / 'tiny.gguf'
   path.write_bytes(gguf(tensors, fields, data))
   return path, weights
+
+
+@pytest.mark.parametrize('name, value', [('rope.dimension_count', 2), ('attention.key_length', 3)])
+def test_a_rotation_of_other_than_whole_heads_in_pairs_is_refused(name, value, tmp_path):
+  path, _ = small_gguf(tmp_path, **{name: value})
+  refused(path, 'coordinates of a head turn')
 
 
 def test_the_rows_of_queries_and_keys_are_put_back(tmp_path):

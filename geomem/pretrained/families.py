@@ -161,6 +161,8 @@ def _gguf_config(fields: dict, names) -> DecoderConfig:
   size = lambda name, *default: field(fields, f'llama.{name}', int, *default)
   dim, heads = size('embedding_length'), size('attention.head_count')
   head_dim = size('attention.key_length', dim // max(1, heads))
+  if (rotary := size('rope.dimension_count', head_dim)) != head_dim or head_dim % 2:
+    raise InputError(f'{rotary} of {head_dim} coordinates of a head turn; only all, in pairs, may')
   tokens = field(fields, 'tokenizer.ggml.tokens', list)
   return DecoderConfig(
     vocabulary=size('vocab_size', len(tokens)),
@@ -172,7 +174,7 @@ def _gguf_config(fields: dict, names) -> DecoderConfig:
     head_dim=head_dim,
     hidden=size('feed_forward_length'),
     norm_eps=field(fields, 'llama.attention.layer_norm_rms_epsilon', float),
-    rotary=size('rope.dimension_count', head_dim),
+    rotary=rotary,
     rotary_base=field(fields, 'llama.rope.freq_base', float, 10000.0),
     tied='output.weight' not in names,
   )
