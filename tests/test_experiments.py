@@ -43,6 +43,15 @@ def test_curves_are_in_order_and_below_every_point(records):
     assert point['internal_bits'] > np.interp(point['subject_bits'], price, exact)
 
 
+def test_only_the_global_bound_is_called_the_papers():
+  assert [name for name, style in bounds.STYLES.items() if 'the paper' in style[0]] == ['global']
+  told = [finding.what for finding in bounds.findings(bounds.curves(64, 4, 2, reach=500))]
+  assert told == [
+    'global bound: ours / the paper’s, the least over B_emb',
+    'local bound, both ours: the sharper / by trees, the least over B_emb',
+  ]
+
+
 def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
   storage.write_results(tmp_path, records)
   first = [path.read_bytes() for path in bounds.draw(records, tmp_path)]
