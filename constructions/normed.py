@@ -1,10 +1,10 @@
 """The additive selector inside the architecture that is trained: pre-RMSNorms and a final norm on.
 
-d = R·m, F = R·m with constant-weight words, no biases. Every norm met before the MLP's output is
-the same for all subjects and all relations, because all words weigh the same; ReLU is positively
-homogeneous, so a norm is a known positive scale: the first is undone in W_V, the second in the
-output gain, and the last cannot change an argmax. (ε of the norm only perturbs the scales. With
-R = 1 the relation's embedding is zero, and with ε > 0 so is its norm.)
+d = R·m, F = R·m with constant-weight words of A attributes, C(m, ⌊m/2⌋) ≥ A, and no biases. Every
+norm met before the MLP's output is the same for all subjects and all relations, because all words
+weigh the same; ReLU is positively homogeneous, so a norm is a known positive scale: the first is
+undone in W_V, the second in the output gain, and the last cannot change an argmax. (ε of the norm
+only perturbs the scales. With R = 1 the relation's embedding is zero, and with ε > 0 so is its norm.)
 """
 
 import math

@@ -59,7 +59,7 @@ REGISTRY: dict[str, Entry] = {
   'selector_constant_weight': Entry(
     ONE_HOP,
     'the same with 0/1 words of constant weight and no biases',
-    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ N',
+    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ A',
     selector.constant_weight,
   ),
   'selector_multilevel': Entry(
@@ -71,7 +71,7 @@ REGISTRY: dict[str, Entry] = {
   'selector_normed': Entry(
     ONE_HOP,
     'the same inside the trained architecture, every RMSNorm switched on',
-    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ N',
+    'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ A',
     normed.normed,
   ),
   'selector_literal': Entry(

@@ -1,7 +1,8 @@
 """One hop: the subject's embedding is a superposition, and the MLP selects (Theorem 4.1).
 
-d = R·m and F = R·m exactly, one head, one hidden layer. Block r of e_s holds the code of g_r(s);
-that is all the memory there is. The relation's embedding is negative on every block but r, so
+d = R·m and F = R·m exactly, one head, one hidden layer; a word of m coordinates names one of A
+attributes. Block r of e_s holds the word of g_r(s); that is all the memory there is. The relation's
+embedding is negative on every block but r, so
 
   x = e_s + 2 e_r       has the answer's code in block r, and nothing positive elsewhere,
   hidden = ReLU(x)      keeps what is positive in block r: the gate *is* the sum,
@@ -19,7 +20,7 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def selector(facts: Facts) -> Construction:
-  """Sign code, m = ⌈log₂ N⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit a coordinate, margin 4.
+  """Sign code, m = ⌈log₂ A⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit a coordinate, margin 4.
 
   What block 0 held before shifts a logit difference by at most 4h against a signal of 8h, where
   h ≥ 1 is the Hamming distance of two codewords.
@@ -31,7 +32,7 @@ def selector(facts: Facts) -> Construction:
 
 
 def constant_weight(facts: Facts) -> Construction:
-  """Words of 0 and 1 of constant weight, m the least with C(m, ⌊m/2⌋) ≥ N: no biases; margin 3.
+  """Words of 0 and 1 of constant weight, m the least with C(m, ⌊m/2⌋) ≥ A: no biases; margin 3.
 
   Two words swap h ≥ 1 ones: a signal of 4h, less at most h for what block 0 held before.
   """
@@ -76,9 +77,9 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
 
 
 def multilevel(facts: Facts, bits: int = 4) -> Construction:
-  """b bits a coordinate: d = (R+1)·⌈log₂N / b⌉ + 1, F = R·⌈log₂N / b⌉, margin 1.
+  """b bits a coordinate: d = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉, m = ⌈log₂A⌉, margin 1.
 
-  Dimensions are traded for precision; what is conserved is bits, R·log₂N a subject. The answer
+  Dimensions are traded for precision; what is conserved is bits, R·log₂A a subject. The answer
   has a slot of its own, so that nothing is added to its levels, next to a constant that brings
   −|v_a|² into the logits 2⟨v_a, x⟩ − |v_a|².
   """

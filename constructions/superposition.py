@@ -28,9 +28,9 @@ from geomem.layout import RELATION, Layout, Slot
 def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
   """Total residual width `dim`; by default D = ⌈2·R·m·ln(4·N·R·m)⌉.
 
-  A union bound over Gaussian noise then has all N·R·m bits right with probability 7/8. Measured on
-  random bijections, N = 2 … 1024, R = 1 … 8: mean accuracy .993 or more, every table all right
-  from N = 16 on.
+  Proved: with probability 3/4 or more all N·R queries are right (docs/theory.md, δ = ¼). Heuristic: a
+  union bound as if the noise were Gaussian gives 7/8. Measured on random bijections, N = 2 … 1024,
+  R = 1 … 8: mean accuracy .993 or more, every table all right from N = 16 on.
   """
   R, code = facts.relations, codes.Sign(facts.attributes)
   layout, hidden = _layouts(facts, code, dim)

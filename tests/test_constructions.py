@@ -186,8 +186,10 @@ def test_fewer_or_more_attributes_than_subjects(name):
     pytest.skip('its attributes are its own by definition: see test_arbitrary_maps')
   for attributes in (2, 3, 40):
     facts = fact.maps(jax.random.key(2), 9, 2, attributes)
-    report = verify.exhaustive(build(name, 9, 2, 1, facts))
-    assert report.accuracy == 1.0
+    built = build(name, 9, 2, 1, facts)
+    sizes = built.config.dim, [block.hidden for block in built.config.blocks]
+    assert sizes == expected_size(name, attributes, 2, 1)
+    assert verify.exhaustive(built).accuracy == 1.0
 
 
 @pytest.mark.parametrize('k,j', [(2, 2), (3, 2), (3, 3), (4, 2), (4, 3), (5, 2)])
