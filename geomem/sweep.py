@@ -303,16 +303,21 @@ def measure(sweep: Sweep, states: State, function, *more_M):
   """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
 
   `more_M`: trees of arrays with a row a task. Models are looked at as they are trained: on a CPU one
-  after another on every core, elsewhere together.
+  after another on every core, elsewhere together. Partials of one function with equal arguments, which
+  must be hashable, share a program.
   """
   index = _task_of_row(sweep, sweep.rows)
   more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
-  values = _measure(function, sweep.mesh, (states.params, sweep.jobs, *more))
+  call = functools.partial(function)  # which equals itself alone: its parts are compared
+  parts = call.func, call.args, tuple(sorted(call.keywords.items()))
+  values = _measure(parts, sweep.mesh, (states.params, sweep.jobs, *more))
   return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.local(values))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(function, mesh, arguments_M):
+def _measure(parts, mesh, arguments_M):
+  function = functools.partial(parts[0], *parts[1], **dict(parts[2]))
+
   def share(arguments_M):
     if jax.default_backend() == 'cpu':
       return jax.lax.map(lambda arguments: function(*arguments), arguments_M)

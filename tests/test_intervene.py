@@ -1,5 +1,7 @@
 """Interventions on a built selector do exactly what they must; on models where they mean nothing, nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,3 +169,23 @@ def test_what_is_measured_of_a_sweep_is_that_of_each_model():
   np.testing.assert_allclose(found['more'], [0, 2, 4, 6, 8])
   sums = [laid.result(states, i).params['embed']['subjects'].sum() for i in range(5)]
   np.testing.assert_allclose(found['sum'], sums, rtol=1e-5)
+
+
+def test_equal_partials_share_a_program():
+  config, traced = Config.trained(6, 2, 4), []
+  laid, states = sweep.lay_out(
+    Recipe(), [sweep.Task(config, fact.bijections(jax.random.key(0), 6, 2))]
+  )
+
+  def function(config, params, job, *, times):
+    traced.append(times)
+    return times * config.dim * jnp.sum(params['embed']['subjects'])
+
+  of = lambda dim, times: sweep.measure(
+    laid, states, functools.partial(function, Config.trained(6, 2, dim), times=times)
+  )
+  one = of(4, 1.0)
+  assert traced == [1.0]
+  assert of(4, 1.0) == one and traced == [1.0]
+  np.testing.assert_allclose([of(4, 2.0), of(8, 1.0)], [2 * one] * 2, rtol=1e-6)
+  assert traced == [1.0, 2.0, 1.0]
