@@ -113,7 +113,7 @@ def _doses(ax, models):
   arms = [('flipped', None, 'flips'), ('kept', None, 'keeps the others'),
           ('flipped', 'random direction', 'flips, random direction'),
           ('kept', 'random direction', 'keeps, random direction')]  # fmt: skip
-  for j, (model, records) in enumerate(models.items()):
+  for j, records in enumerate(models.values()):
     for i, (name, control, label) in enumerate(arms):
       if j and control:
         continue

@@ -100,7 +100,7 @@ def by_first(work):
     if first():
       try:
         value = work(*args, **options)
-      except Exception as error:  # noqa: BLE001 (the others wait to hear)
+      except Exception as error:
         own = error
     value, error = share((value, _portable(own)))
     if own or error:

@@ -46,7 +46,7 @@ def forward(params, s, r):
   x = np.stack([p['embed', 'subjects'][s], p['embed', 'relations'][r]], 1) + p['embed', 'positions']
   last = x[:, 1]
   for q, k, v, o in zip(
-    *(p['blocks_0', 'attention', n] for n in ('query', 'key', 'value', 'output'))
+    *(p['blocks_0', 'attention', n] for n in ('query', 'key', 'value', 'output')), strict=True
   ):
     scores = ((x[:, 1] @ q)[:, None] * (x @ k)).sum(-1)
     weights = np.exp(scores - scores.max(1, keepdims=True))

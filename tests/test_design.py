@@ -85,7 +85,7 @@ def test_the_construction_of_the_page(capsys):
   assert len(code_lines(construction)) < 50
   space = {}
   for source in (construction, use):
-    exec(source, space)  # noqa: S102
+    exec(source, space)
   told = capsys.readouterr().out
   assert space['report'].queries == 48 and space['report'].accuracy == 1
   assert 'one_hot: d = 48, 16.2 bits' in told and 'selector: d = 12, 12.0 bits' in told
@@ -99,7 +99,7 @@ def experiment(monkeypatch):
   module = types.ModuleType('experiments.noise')
   monkeypatch.setitem(sys.modules, module.__name__, module)
   monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
-  exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)  # noqa: S102
+  exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)
   yield module
   FLAGS.unparse_flags()
 

@@ -258,7 +258,9 @@ def test_any_names_survive(tmp_path_factory, symbols, data):
     answers[:2] = symbols[:2]
   path = tmp_path_factory.mktemp('names') / 'f.csv'
   with open(path, 'w', newline='', encoding='utf-8') as file:
-    csv.writer(file, quoting=csv.QUOTE_ALL).writerows((s, 'r', a) for s, a in zip(symbols, answers))
+    csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
+      (s, 'r', a) for s, a in zip(symbols, answers, strict=True)
+    )
   facts = fact.read_table(path)
   assert facts.closed and facts.subject_names == tuple(symbols)
   assert [symbols[a] for a in facts.answers_RxN[0]] == answers
