@@ -51,6 +51,16 @@ def test_the_page_says_what_the_records_say(name):
   assert results.section(name) in results.page(name).read_text(encoding='utf-8')
 
 
+@pytest.mark.parametrize('path', sorted(results.RESULTS.glob('*.json')), ids=lambda path: path.stem)
+def test_records_say_what_they_were_measured_with(path):
+  if path.stem == 'construct':  # computed, and the same everywhere
+    return
+  kept = json.loads(path.read_text(encoding='utf-8'))
+  by_line = path.stem == 'benchmark_cpu'
+  for about in kept if by_line else [kept['about']]:
+    assert about['device'] and about['versions']['jax'] and (by_line or about['command'])
+
+
 def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   root = Path.cwd()
   records = storage.read_results(root / results.RESULTS, 'threshold.json')
