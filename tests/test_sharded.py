@@ -1,6 +1,6 @@
 """One model over many devices is the same model: the head, the training, what no device may hold.
 
-All of this needs eight devices, which the first test finds in a process of its own; sweeps of many
+All of this needs four devices, which the first test finds in a process of its own; sweeps of many
 models are there too.
 """
 
@@ -25,23 +25,23 @@ from geomem.errors import InputError
 from geomem.mesh import AXES
 from geomem.train import Recipe
 
-EIGHT = len(jax.devices()) == 8
-on_eight = pytest.mark.skipif(not EIGHT, reason='done by test_on_eight_devices')
+FOUR = len(jax.devices()) == 4
+on_four = pytest.mark.skipif(not FOUR, reason='done by test_on_four_devices')
 
 
 def mesh(shape):
   return Mesh(np.array(jax.devices()[: math.prod(shape)]).reshape(shape), AXES)
 
 
-@pytest.mark.skipif(EIGHT, reason='here they are')
-def test_on_eight_devices():
-  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=8'
+@pytest.mark.skipif(FOUR, reason='here they are')
+def test_on_four_devices():
+  flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=4'
   path = Path(__file__)
   command = [sys.executable, '-m', 'pytest', '-n', '0', '-p', 'no:cacheprovider', str(path)]
   environment = {**os.environ, 'XLA_FLAGS': flags}
   for name in [name for name in environment if name.startswith('PYTEST_')]:
     del environment[name]
-  eight = subprocess.run(
+  four = subprocess.run(
     command,
     check=False,
     env=environment,
@@ -50,7 +50,7 @@ def test_on_eight_devices():
     text=True,
     capture_output=True,
   )
-  assert eight.returncode == 0, eight.stdout + eight.stderr
+  assert four.returncode == 0, four.stdout + four.stderr
 
 
 def inputs(rows, answers, dim, dtype=jnp.float32, scale=1.0):
@@ -67,14 +67,14 @@ def slopes(x, u, *rows, **options):
   return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, u, *rows)
 
 
-@on_eight
+@on_four
 @pytest.mark.parametrize(
   ('shape', 'block', 'options'),
   [
-    ((1, 8), 16, {}),
-    ((8, 1), 256, {}),
-    ((2, 4), 32, {'scale': 3e4}),
-    ((2, 4), 32, {'dtype': jnp.bfloat16}),
+    ((1, 4), 16, {}),
+    ((4, 1), 256, {}),
+    ((2, 2), 32, {'scale': 3e4}),
+    ((2, 2), 32, {'dtype': jnp.bfloat16}),
   ],
 )
 def test_the_head_is_that_of_one_device(shape, block, options):
@@ -97,13 +97,13 @@ def test_the_head_is_that_of_one_device(shape, block, options):
   np.testing.assert_allclose(plain, (loss, right), rtol=2e-6)
 
 
-@on_eight
+@on_four
 def test_a_tie_with_another_slice_is_wrong():
   u = np.zeros((8, 2), np.float32)
   u[[0, 7]] = 1
   x, targets, weights = np.ones((8, 2), np.float32), np.zeros(8, np.int32), np.ones(8, np.float32)
   right = jax.jit(
-    lambda used: head.cross_entropy(x, u, targets, weights, used, mesh=mesh((2, 4)))[1]
+    lambda used: head.cross_entropy(x, u, targets, weights, used, mesh=mesh((1, 4)))[1]
   )
   assert right(np.ones(8, bool)) == 0 and right(np.arange(8) < 7) == 8
   assert right(np.arange(8) < 1) == 8  # most slices have no answer in use
@@ -137,16 +137,16 @@ def close(got, want, atol=1e-5):
 SHORT = functools.partial(Recipe, steps=6, warmup=2, check=3, target=None, block=16)
 
 
-@on_eight
+@on_four
 @pytest.mark.parametrize(
   ('recipe', 'options', 'shapes'),
   [
-    ({}, {'n': 13}, [(1, 2), (2, 4)]),
-    ({'batch': 8, 'frozen': ('unembed',)}, {'n': 16, 'norm': 'layer'}, [(1, 8)]),
-    ({}, {'n': 13, 'answers': 13, 'tied': True}, [(2, 4)]),
-    ({'batch': 8, 'hops': 2}, {'n': 13, 'depth': 2, 'length': 3}, [(2, 4)]),
-    ({'loss': 'every'}, {'n': 16, 'answers': 18, 'depth': 2}, [(2, 4)]),
-    ({}, {'n': 16, 'dtype': 'bfloat16'}, [(2, 4)]),
+    ({}, {'n': 13}, [(1, 2), (2, 2)]),
+    ({'batch': 8, 'frozen': ('unembed',)}, {'n': 16, 'norm': 'layer'}, [(1, 4)]),
+    ({}, {'n': 13, 'answers': 13, 'tied': True}, [(1, 4)]),
+    ({'batch': 8, 'hops': 2}, {'n': 13, 'depth': 2, 'length': 3}, [(2, 2)]),
+    ({'loss': 'every'}, {'n': 16, 'answers': 18, 'depth': 2}, [(4, 1)]),
+    ({}, {'n': 16, 'dtype': 'bfloat16'}, [(2, 2)]),
   ],
 )
 def test_training_is_that_of_one_device(recipe, options, shapes):
@@ -156,17 +156,17 @@ def test_training_is_that_of_one_device(recipe, options, shapes):
     close(spread(recipe, t, shape), want, atol=0.02 if 'dtype' in options else 1e-5)
 
 
-@on_eight
+@on_four
 @pytest.mark.parametrize(('rate', 'status'), [(1e-2, train.SOLVED), (1e30, train.DIVERGED)])
 def test_it_ends_when_one_device_does(rate, status):
   recipe = Recipe(steps=60, warmup=2, check=10, target=0.5)
   t = task(8, norm='none' if rate > 1 else 'rms', rate=rate)
-  got, want = spread(recipe, t, (2, 4)), alone(recipe, t)
+  got, want = spread(recipe, t, (2, 2)), alone(recipe, t)
   assert got.status == want.status == status and got.step == want.step < 60
 
 
-@on_eight
-@pytest.mark.parametrize(('shape', 'batch'), [((2, 4), None), ((1, 8), 64)])
+@on_four
+@pytest.mark.parametrize(('shape', 'batch'), [((2, 2), None), ((1, 4), 64)])
 def test_no_device_holds_a_whole_vocabulary(shape, batch):
   n, dim = 2**16, 16
   t = task(n, dim=dim, blocks=(BlockConfig(1, 4, 4, (8,)),))
@@ -176,7 +176,7 @@ def test_no_device_holds_a_whole_vocabulary(shape, batch):
   ).compile()
   sizes = re.findall(r'\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]', program.as_text())
   largest = max(math.prod(map(int, size.split(','))) for size in sizes)
-  assert n * dim // shape[1] <= largest < n * dim / 2
+  assert n * dim // shape[1] <= largest < 2 * n * dim / shape[1]
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_what_cannot_be_shared_out_is_refused(recipe, n, axes, told):
     sharded.lay_out(SHORT(**recipe), t, Mesh(np.array(jax.devices()).reshape(1, -1), axes))
 
 
-@on_eight
-def test_a_sweep_on_eight_devices_is_that_of_one():
+@on_four
+def test_a_sweep_on_four_devices_is_that_of_one():
   tasks = [task(n, r) for n, r in zip((9, 12, 7) * 4, (2, 3) * 6, strict=True)]
   recipe = Recipe(steps=8, warmup=2, target=None, check=4)
   ends = []
