@@ -4,8 +4,10 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import time
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from experiments.findings import found
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
+SMALLER = 'capacity', 'frozen_embeddings'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,24 +244,34 @@ class Page(HTMLParser):
     self.text += data
 
 
-@pytest.fixture(scope='module')
-def written(tmp_path_factory):
-  """A report of what is committed, and of one run in which a control has a hostile name."""
-  folder = tmp_path_factory.mktemp('report')
+def test_every_experiment_has_committed_records(tmp_path, monkeypatch):
+  # tests/test_results.py has the real findings
+  monkeypatch.setattr(claims.Experiment, 'module', types.SimpleNamespace(findings=len))
+  found = report.gather(tmp_path, 'laptop')
+  assert found.keys() == claims.EXPERIMENTS.keys() - {'bounds'}  # which takes seconds
+  assert all(m.findings > 0 and not m.here for m in found.values())
+
+
+def write_report(folder, monkeypatch):
+  """Of the smaller committed records, and of one run in which a control has a hostile name."""
   records = storage.read_results(report.COMMITTED, 'construct.json')
-  own = folder / 'construct'
+  own, committed = folder / 'construct', folder / 'committed'
   storage.write_results(own, [{'others_facts': 0.0, **r} for r in records])
   done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
   (own / report.DONE).write_text(json.dumps(done))
-  with pytest.MonkeyPatch.context() as patched:  # tests/test_explorer.py has the real one
-    patched.setattr(report.explorer, 'kept', lambda path: {'models': []})
-    patched.setattr(report.explorer, 'section', lambda found: f'<p>explored {found}</p>')
-    report.write(folder, 'laptop')
-  return folder
+  committed.mkdir()
+  for name in SMALLER:
+    shutil.copy(report.COMMITTED / f'{name}.json', committed)
+  monkeypatch.setattr(report, 'COMMITTED', committed)
+  # tests/test_explorer.py has the real one
+  monkeypatch.setattr(report.explorer, 'kept', lambda path: {'models': []})
+  monkeypatch.setattr(report.explorer, 'section', lambda found: f'<p>explored {found}</p>')
+  report.write(folder, 'laptop')
 
 
-def test_the_report_is_one_file_that_names_every_claim(written):
-  text = (written / 'report.html').read_text(encoding='utf-8')
+def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypatch):
+  write_report(tmp_path, monkeypatch)
+  text = (tmp_path / 'report.html').read_text(encoding='utf-8')
   page = Page()
   page.feed(text)
   assert not [link for link in page.links if not link.startswith(('#', 'data:image/'))]
@@ -270,13 +283,11 @@ def test_the_report_is_one_file_that_names_every_claim(written):
   assert '1.0 min; measured by other code' in page.text
   assert 'from the committed records' in page.text
   assert len(text) < 15 * 2**20
-
-
-def test_the_markdown_links_to_figures_that_are_there(written):
-  text = (written / 'report.md').read_text(encoding='utf-8')
-  pictures = re.findall(r'!\[.*?\]\((.*?)\)', text)
-  assert pictures and all((written / p).stat().st_size > 8000 for p in pictures)
-  assert all(Path(written / p).with_suffix('.pdf').exists() for p in pictures)
+  text = (tmp_path / 'report.md').read_text(encoding='utf-8')
+  pictures = [Path(tmp_path, p) for p in re.findall(r'!\[.*?\]\((.*?)\)', text)]
+  assert {picture.stem for picture in pictures} == set(SMALLER)
+  assert all(picture.stat().st_size > 8000 for picture in pictures)
+  assert all(picture.with_suffix('.pdf').exists() for picture in pictures)
   assert text.count('| Theorem') == 5
 
 
