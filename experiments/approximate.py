@@ -124,7 +124,7 @@ def main(argv):
     records = measure(subjects, relations, seeds, progress)
     progress.clear()
     about = {
-      'command': fitting.command('approximate', 'subjects', 'relations', 'seed', 'seeds'),
+      'command': fitting.command('approximate'),
       'device': machine.device(),
       'versions': machine.versions(),
     }
