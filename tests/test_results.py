@@ -69,6 +69,7 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   (run / 'results.json').write_text(json.dumps(records[:60]))
   about = {
     'scale': 'smoke',
+    'code': '0123',
     'setting': {'seeds': 5},
     'command': 'python -m experiments.threshold --scale=smoke --seed=7 --seeds=2',
     'device': 'an abacus',
@@ -79,6 +80,7 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   shutil.copy(root / results.PAGE, tmp_path / 'docs')
   monkeypatch.chdir(tmp_path)
   results.take('threshold', run)
+  assert results.read_about('threshold').keys() == {'command', 'device', 'versions', 'setting'}
   assert '--scale=smoke --seed=7 --seeds=2`, an abacus, jax 9' in results.section('threshold')
 
 
