@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_mechanism
 
 from constructions import registry
 from experiments import approximate, benchmark, bounds, building, cli, readme, storage, timing
@@ -130,23 +131,37 @@ def test_the_table_in_the_readme_is_what_was_measured():
   assert not any(building.failed(record) for record in records)
 
 
-def test_the_lines_of_the_readme_run(tmp_path):
-  """In a folder of their own, as a new user would; the environment is already active here."""
-  text = (ROOT / 'README.md').read_text()
-  shell = [
-    line for block in re.findall(r'```sh\n(.*?)```', text, re.DOTALL) for line in block.splitlines()
-  ]
-  (python,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-  (tmp_path / 'docs').symlink_to(ROOT / 'docs')
-  (tmp_path / 'example.py').write_text(python)
+def in_readme(language):
+  return re.findall(rf'```{language}\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+
+
+def as_a_new_user(lines, folder):
+  """What the last of the lines says, run in a folder; the environment is already active here."""
+  (folder / 'docs').symlink_to(ROOT / 'docs')
   path = {
     **os.environ,
     'PYTHONPATH': str(ROOT),
     'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
   }
-  for line in [*shell, 'python example.py']:
+  for line in lines:
     done = subprocess.run(
-      line, shell=True, check=False, cwd=tmp_path, env=path, capture_output=True, text=True
+      line, shell=True, check=False, cwd=folder, env=path, capture_output=True, text=True
     )
     assert done.returncode == 0, f'{line}: {done.stderr}'
-  assert 'queries=4000, correct=4000' in done.stdout
+  return done.stdout
+
+
+SMOKE = [f'python -m experiments.{name} --scale=smoke' for name in test_mechanism.NAMES]
+BLOCKS = [[line for line in b.splitlines() if line not in SMOKE] for b in in_readme('sh')]
+
+
+@pytest.mark.parametrize('lines', [lines for lines in BLOCKS if lines], ids=lambda lines: lines[0])
+def test_the_lines_of_the_readme_run(lines, tmp_path):
+  """Of every block, but for the presets that test_mechanism runs."""
+  as_a_new_user(lines, tmp_path)
+
+
+def test_the_python_of_the_readme_runs(tmp_path):
+  (python,) = in_readme('python')
+  (tmp_path / 'example.py').write_text(python)
+  assert 'queries=4000, correct=4000' in as_a_new_user(['python example.py'], tmp_path)
