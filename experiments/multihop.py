@@ -46,7 +46,10 @@ MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, '
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """`depths`: of the direct models (with chain of thought there is one layer). `size`: d, of the longer chains."""
+  """`depths`: of the direct models (with chain of thought there is one layer). `size`: d, of the longer chains.
+
+  `modes`: of `MODES`, those searched. `guess`: the d where a mode's first search begins, if known better.
+  """
 
   subjects: int
   relations: int
@@ -55,10 +58,12 @@ class Setting:
   size: int
   steps: int
   seeds: int
+  modes: tuple[str, ...] = tuple(MODES)
+  guess: int | None = None
 
 
 PRESETS = {
-  'smoke': Setting(6, 2, (2,), (1,), 8, 300, 1),
+  'smoke': Setting(4, 2, (2,), (1,), 8, 300, 1, ('direct', 'chain'), 16),
   'laptop': Setting(16, 2, (1, 2, 3, 4), (1, 2), 16, 800, 4),
   'accelerator': Setting(64, 3, (1, 2, 3, 4), (1, 2, 4), 64, 4000, 5),
 }
@@ -126,9 +131,9 @@ def longer(fitter, setting: Setting, seeds) -> list[dict]:
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
   """Records of all searches, of the longer chains, and the bounds."""
   records = longer(fitter, setting, seeds)
-  kinds = [('direct', depth) for depth in setting.depths] + [('chain', 1), ('last', 1)]
+  kinds = [(m, d) for m in setting.modes for d in (setting.depths if m == 'direct' else (1,))]
   for mode, depth in kinds:
-    guess = None
+    guess = setting.guess
     for hops in setting.hops:
       if mode == 'last' and hops == 1:
         continue  # one hop is a chain of one
