@@ -51,11 +51,15 @@ def define(name: str, first: int = FIRST):
 
 
 def main(
-  argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary, first=FIRST
-):
-  """An experiment: what `measure` records of a preset, or recorded before; its table and its figure."""
+  argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary, first=FIRST,
+  haste: bool = True,
+):  # fmt: skip
+  """An experiment: what `measure` records of a preset, or recorded before; its table and its figure.
+
+  `haste`: compile in haste, as suits short training.
+  """
   cli.no_arguments(argv)
-  machine.suit_small_models()
+  machine.suit_small_models(haste)
   folder = cli.workdir(f'runs/{name}')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)

@@ -197,7 +197,7 @@ def _by_seed(records) -> list[float]:
 
 def main(argv):
   draw = frozen_embeddings_figure.draw
-  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary)
+  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary, haste=False)
 
 
 if __name__ == '__main__':

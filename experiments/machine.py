@@ -14,10 +14,11 @@ PACKAGES = ('geomem', 'constructions', 'experiments')
 HASTE = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 
 
-def suit_small_models():
-  """Set up for training many small models: a device a core, and compile in haste."""
+def suit_small_models(haste: bool = True):
+  """Set up for training many small models: a device a core, and compile in haste, unless they run for long."""
   one_device_a_core()
-  compile_in_haste()
+  if haste:
+    compile_in_haste()
 
 
 def one_device_a_core():
@@ -34,7 +35,8 @@ def one_device_a_core():
 def compile_in_haste():
   """Let CPUs compile in half the time, for what trains many small models: compiling them takes longer.
 
-  If JAX has not started yet, and is one whose flags these are known to be.
+  What is compiled so can run four times as slowly: not for long training. Only if JAX has not started
+  yet, and is one whose flags these are known to be.
   """
   if jax.__version_info__ < (0, 11):  # XLA stops at a flag that it does not know
     given = os.environ.get('XLA_FLAGS', '')
