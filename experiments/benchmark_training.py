@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import frozen_embeddings, peers, searching, statistics
 from experiments.timing import seconds, side_by_side
 from geomem import facts as fact
-from geomem import memory as mlp
+from geomem import mlp_memory as mlp
 from geomem import model, programs, sweep, threshold, train
 from geomem.config import Config
 from geomem.train import Recipe

@@ -5,7 +5,7 @@
 Two searches for the smallest model that reaches accuracy 0.99. With fixed random embeddings and
 unembedding: the smallest F at several d, counting what is trained. With learned ones: the smallest d
 at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
-(2025) holds, as they ran it (`geomem.memory`), at d = F; their code found 43, 65 and 166 at 8, 11
+(2025) holds, as they ran it (`geomem.mlp_memory`), at d = F; their code found 43, 65 and 166 at 8, 11
 and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
 0.35 of it (their fit), learned ones d in proportion to R·log N alone.
 """
@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import cli, fitting, frozen_embeddings_figure, searching, statistics
 from experiments.findings import Finding, found, only
-from geomem import memory, model, threshold, train
+from geomem import mlp_memory, model, threshold, train
 from geomem.train import Recipe
 
 FLAGS = flags.FLAGS
@@ -98,7 +98,7 @@ def memories(fitter, setting: Setting, seeds) -> list[dict]:
   records = []
   for dim in setting.memories:
     held = lambda recipe, asked: fitter.once(lambda: best(recipe, asked))
-    found = largest(memory.Recipe(dim, dim, setting.memory_steps), seeds, held)
+    found = largest(mlp_memory.Recipe(dim, dim, setting.memory_steps), seeds, held)
     records += [
       {
         'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': facts,
@@ -110,7 +110,7 @@ def memories(fitter, setting: Setting, seeds) -> list[dict]:
   return records
 
 
-def largest(recipe: memory.Recipe, seeds, best: Callable) -> dict[int, int]:
+def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, int]:
   """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
 
   From d to F·d facts, halved in the middle, to one part in a hundred: as they searched.
@@ -122,10 +122,10 @@ def largest(recipe: memory.Recipe, seeds, best: Callable) -> dict[int, int]:
   return {seed: found[seed].found for seed in seeds}
 
 
-def best(recipe: memory.Recipe, asked) -> np.ndarray:
+def best(recipe: mlp_memory.Recipe, asked) -> np.ndarray:
   """The best accuracy of each (seed, N), trained together."""
   seeds, sizes = zip(*asked, strict=True)
-  return memory.learn_all(recipe, sizes, seeds)[0]
+  return mlp_memory.learn_all(recipe, sizes, seeds)[0]
 
 
 def measure(fitter, setting: Setting, seeds) -> list[dict]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from geomem import memory, model, sweep, train
+from geomem import mlp_memory, model, sweep, train
 from geomem.config import Config
 from geomem.train import Recipe
 
@@ -80,10 +80,10 @@ class Jax:
 
 
 class MlpMemory:
-  """The MLP memory of `geomem.memory` as its authors train it: a jitted step a call, compiled for every run."""
+  """The MLP memory of `geomem.mlp_memory` as its authors train it: a jitted step a call, compiled for every run."""
 
-  def __init__(self, recipe: memory.Recipe, facts: int, seed: int):
-    one = memory.draw(recipe, facts, seed, facts)
+  def __init__(self, recipe: mlp_memory.Recipe, facts: int, seed: int):
+    one = mlp_memory.draw(recipe, facts, seed, facts)
     keys_NxD, values_NxD, answers_N = one.keys_NxD, one.values_NxD, np.arange(facts)
     adam = optax.adam(recipe.rate)
 

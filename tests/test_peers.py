@@ -7,7 +7,7 @@ import pytest
 
 from experiments import benchmark_training as training
 from experiments import peers
-from geomem import memory as mlp
+from geomem import mlp_memory as mlp
 from geomem import train
 from geomem.train import Recipe
 
