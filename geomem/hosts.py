@@ -96,15 +96,15 @@ def by_first(work):
   def everywhere(*args, **options):
     if jax.process_count() == 1:
       return work(*args, **options)
-    value = own = None
+    value, own = None, None
     if first():
       try:
         value = work(*args, **options)
       except Exception as error:
         own = error
-    value, error = share((value, _portable(own)))
-    if own or error:
-      raise own or error
+    value, told = share((value, _portable(own)))
+    if own or told:
+      raise own or told
     return value
 
   return everywhere
