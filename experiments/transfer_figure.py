@@ -28,16 +28,19 @@ CAUSES = {
 
 @matplotlib.rc_context(figures.STYLE)
 def draw(records: list[dict], folder) -> list:
-  """A row a case; and zero-shot transfer against each cause, all else the same."""
+  """A row a case; and zero-shot transfer against each cause that was varied, all else the same."""
   cases = statistics.groups(records, *NAMES)
+  trained = [r for r in records if r['model'] == 'trained']
+  causes = [name for name in CAUSES if _varied(trained, name)]
+  rows = math.ceil(len(causes) / 3) + 1
   figure, _ = figures.new(12, max(5.4, 0.8 + 0.26 * len(cases)))
   figure.clear()
-  grid = figure.add_gridspec(3, 4, width_ratios=(1.5, 1, 1, 1))
+  grid = figure.add_gridspec(rows, 4, width_ratios=(1.5, 1, 1, 1))
   _cases(figure.add_subplot(grid[:, 0]), cases)
-  trained = [r for r in records if r['model'] == 'trained']
   floor = min([1.0, *(r['value'] for r in trained if r['measurement'] in ('a', 'b'))])
   low = (0.0 if floor < 0.5 else floor) - 0.04  # one scale for all, that shows what differs
-  for i, (name, (title, label)) in enumerate(CAUSES.items()):
+  for i, name in enumerate(causes):
+    title, label = CAUSES[name]
     ax = figure.add_subplot(grid[i // 3, 1 + i % 3])
     _against(ax, trained, name)
     ax.set(xlabel=label, title=title, ylim=(low, 1.02))
@@ -48,7 +51,7 @@ def draw(records: list[dict], folder) -> list:
     ('superposition', '$R^2$ of the superposition, held out'),
     ('accuracy', 'right answers on the facts learned'),
   )):  # fmt: skip
-    ax = figure.add_subplot(grid[2, 1 + i])
+    ax = figure.add_subplot(grid[rows - 1, 1 + i])
     _beside(ax, found, name)
     ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=(low, 1.02))
     ax.xaxis.set_major_locator(MaxNLocator(3))
@@ -93,7 +96,7 @@ def _cases(ax, cases):
       )
       ax.plot(np.mean(values), y, marker, color=color, markersize=4, label=None if row else ARMS[name])  # fmt: skip
   ax.set_yticks(range(len(cases), 0, -1), names, fontsize=6, ha='left')
-  ax.tick_params(axis='y', pad=105, length=0)
+  ax.tick_params(axis='y', pad=112, length=0)
   ax.axvline(0.95, color=figures.GREY, linestyle='--', linewidth=1)
   ax.set(xlabel='right answers on new bijections', xlim=(-0.03, 1.03), title='freeze and swap')
   ax.set_ylim(0.4, len(cases) + 0.6)
@@ -104,10 +107,15 @@ def _at(name: str, r: dict) -> float:
   return r['dim'] / (r['relations'] * math.log2(r['subjects'])) if name == 'dim' else r[name]
 
 
+def _varied(records, name) -> list[list[dict]]:
+  """Records that differ in this alone."""
+  others = [n for n in NAMES if n != name]
+  return [g for g in statistics.groups(records, *others) if len({r[name] for r in g}) > 1]
+
+
 def _against(ax, records, name):
   """(a) full and (b) open against one cause, where nothing else differs; seeds faint, means joined."""
-  others = [n for n in NAMES if n != name]
-  lines = [g for g in statistics.groups(records, *others) if len({r[name] for r in g}) > 1]
+  lines = _varied(records, name)
   for i, line in enumerate(lines):
     color, marker = figures.cycle(i)
     for arm, face, dashes in (('a', color, '-'), ('b', 'white', ':')):
@@ -117,7 +125,7 @@ def _against(ax, records, name):
               markersize=2.5, markeredgewidth=0)  # fmt: skip
       ax.plot(*zip(*means, strict=True), marker=marker, color=color, markerfacecolor=face, linestyle=dashes,
               markersize=4, label=f'$R$ = {line[0]["relations"]}, ({arm})')  # fmt: skip
-  if name in ('width', 'subjects') and lines:
+  if name in ('width', 'subjects'):
     ax.set_xscale('log', base=2)
     ticks = sorted({r[name] for line in lines for r in line})
     ax.set_xticks(ticks, [f'{tick:,}' for tick in ticks])
