@@ -158,7 +158,7 @@ def _asked(records: list[dict]) -> list[dict]:
 
 def findings(records: list[dict]) -> list[Finding]:
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  known = [r for r in statistics.complete(_asked(records), *ASKED) if not r.get('floor')]
+  known = statistics.complete(_asked(records), *ASKED, bordered=True)
   found_all = []
   for dim, count in frozen_embeddings_figure.PUBLISHED.items():
     held = only(known, kind='memory', dim=dim)

@@ -214,13 +214,14 @@ def findings(records: list[dict]) -> list[Finding]:
   found_all += [
     _straightness(r) for r in records if r.get('kind') == 'fit'
   ]  # fmt: skip
-  all_found = statistics.complete(_thresholds(records), 'find', 'subjects', 'relations')
+  cell = 'find', 'subjects', 'relations'
+  all_found = statistics.complete(_thresholds(records), *cell)
   for group in statistics.groups(
     statistics.where(all_found, find='width'), 'subjects', 'relations'
   ):
     text = f'smallest F at d = {group[0]["dim"]}, N = {group[0]["subjects"]}, R = {group[0]["relations"]}'
     found_all += found(text, only(group))
-  known = _bordered(all_found)
+  known = statistics.complete(all_found, *cell, bordered=True)
   for group in statistics.groups(known, 'find', 'subjects'):
     bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
     text = f'bits of facts a parameter at the threshold in {group[0]["find"]}, N = {group[0]["subjects"]}'
