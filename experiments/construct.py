@@ -122,7 +122,7 @@ def findings(records: list[dict]) -> list[Finding]:
     about = f'{name}, {sizes}: '
     others = [value for value in (record['others_facts'],) if value is not None]
     found_all += found(
-      about + f'right of {record["queries"]:,} queries', [record['accuracy']],
+      about + f'share of {record["queries"]:,} queries right', [record['accuracy']],
       1.0 if known.exact else None, claim=known.theorem, others_facts=others,
     )  # fmt: skip
     if record['promised_margin']:

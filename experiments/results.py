@@ -86,6 +86,8 @@ def main(argv):
   cli.no_arguments(argv)
   if not PAGE.exists():
     raise InputError(f'no {PAGE} here; run this from the root of the repository')
+  if FLAGS.workdir and not FLAGS.take:
+    raise InputError('--workdir means nothing without --take')
   if FLAGS.take:
     take(FLAGS.take, Path(FLAGS.workdir or f'runs/{FLAGS.take}'))
   for name in taken():

@@ -124,7 +124,8 @@ def fits(records: list[dict]) -> list[dict]:
     ]
     through_all = lambda seeds: statistics.line(list(itertools.chain(*seeds)))
     points = list(itertools.chain(*by_seed))
-    if not find.startswith('dim') or len({x for x, _ in points}) < 2:
+    varied = min(len({point[i] for point in points}) for i in (0, 1))
+    if not find.startswith('dim') or varied < 2:  # no line through one size
       continue
     through = statistics.line(points)
     low, high = statistics.interval(by_seed, through_all)

@@ -91,6 +91,14 @@ def test_the_slope_is_that_of_the_points():
   )
 
 
+def test_no_line_goes_through_one_size():
+  points = [
+    {'kind': 'threshold', 'find': 'dim', 'subjects': n, 'relations': 2, 'seed': 0, 'value': 3}
+    for n in (16, 24)
+  ]
+  assert threshold.fits(points) == [] == threshold.fits([])
+
+
 def test_an_interval_holds_the_truth_about_as_often_as_it_says():
   rng = np.random.default_rng(0)
   held = 0
