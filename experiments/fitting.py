@@ -50,6 +50,10 @@ def define(name: str, first: int = FIRST):
   )
 
 
+def first_seed(default: int = FIRST) -> int:
+  return FLAGS.seed if FLAGS['seed'].present else default
+
+
 def main(
   argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary, first=FIRST,
   haste: bool = True,
@@ -68,7 +72,7 @@ def main(
     if FLAGS.scale not in presets:
       raise InputError(f'--scale={FLAGS.scale}: experiments.{name} has {", ".join(presets)}')
     setting = presets[FLAGS.scale]
-    first = FLAGS.seed if FLAGS['seed'].present else first
+    first = first_seed(first)
     seeds = range(first, first + cli.value('seeds', setting.seeds))
     about = {
       'command': command(name),

@@ -20,12 +20,17 @@ def where(records: Sequence[dict], **about) -> list[dict]:
   return [r for r in records if all(r.get(name) == value for name, value in about.items())]
 
 
+def is_border(record: dict) -> bool:
+  """Of a search: something was found, and smaller was tried in vain."""
+  return record['value'] is not None and not record.get('floor')
+
+
 def complete(records: Sequence[dict], *names: str, bordered: bool = False) -> list[dict]:
   """Records of the groups in which every seed found something: a mean over the lucky ones would be too good.
 
   `bordered`: and none found the smallest size of all, which is no threshold.
   """
-  good = lambda r: r['value'] is not None and not (bordered and r.get('floor'))
+  good = is_border if bordered else lambda r: r['value'] is not None
   whole = [g for g in groups(records, *names) if all(map(good, g))]
   return [record for group in whole for record in group]
 

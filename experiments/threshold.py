@@ -116,7 +116,7 @@ def fits(records: list[dict]) -> list[dict]:
   rows = []
   for find in FINDS:
     own = [r for r in records if r.get('kind') == 'threshold' and r['find'] == find]
-    found = _bordered(own)
+    found = [r for r in own if statistics.is_border(r)]
     law = LAWS['R·log2 N']
     by_seed = [
       [(law(r['subjects'], r['relations']), r['value']) for r in group]
@@ -147,11 +147,6 @@ def _thresholds(records: list[dict]) -> list[dict]:
   ]
 
 
-def _bordered(records: list[dict]) -> list[dict]:
-  """Those that found a threshold."""
-  return [r for r in records if r['value'] is not None and not r.get('floor')]
-
-
 def _explained(law, records: list[dict]) -> float:
   """R² of the line through size against this law's."""
   points = [(law(r['subjects'], r['relations']), r['value']) for r in records]
@@ -171,7 +166,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
   """The cases and their setting by the flags, and where those are silent by the scale."""
   find, subjects, relations, seeds = PRESETS[FLAGS.scale]
   find, seeds = cli.values('find', find), range(cli.value('seeds', seeds))
-  first = FLAGS.seed if FLAGS['seed'].present else fitting.FIRST
+  first = fitting.first_seed()
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
