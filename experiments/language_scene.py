@@ -95,14 +95,16 @@ class Scene:
   def _streams(self):
     """Residuals of the subjects SxTxD, of the ends SxRxD, and the stream at the places, by relation."""
     p, everyone = self.prompts, np.arange(len(self.table.subjects))
-    found = [
-      self.asker.stream(
-        p.tokens_SxRxL[:, r], self.older(everyone), p.last_SxR[:, r], (0, *self.places)
+    length_R, longest = p.last_SxR.max(axis=0) + 1, p.tokens_SxRxL.shape[-1]
+    reads, ends, streams = [], [], []
+    for r, length in enumerate(length_R):  # what comes later only costs
+      read, end, stream = self.asker.stream(
+        p.tokens_SxRxL[:, r, :length], self.older(everyone), p.last_SxR[:, r], (0, *self.places)
       )
-      for r in range(len(self.relations))
-    ]
-    read, end, stream = zip(*found, strict=True)
-    return read[0], np.stack(end, axis=1), np.stack(stream)
+      reads.append(read)
+      ends.append(end)
+      streams.append(np.pad(stream, ((0, 0), (0, 0), (0, longest - length), (0, 0))))
+    return reads[0], np.stack(ends, axis=1), np.stack(streams)
 
   def observe(self) -> dict[str, np.ndarray]:
     """Residuals SxTxD of the subjects, ends SxRxD, answers SxR, known SxR, the names' tokens SxD."""

@@ -118,7 +118,7 @@ def draw(scene: Scene, seed: int, fit_T, group_S) -> list[Swaps]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
-  """What the model says after swaps of one relation. Facts that it did not know are not `others`."""
+  """What the model says after swaps of one relation; -1 where it was not asked, as it did not know before."""
 
   swaps: Swaps
   said_WxR: np.ndarray
@@ -127,22 +127,25 @@ class Outcome:
   others_WxR: np.ndarray
 
 
-def outcomes(scene: Scene, place: int, all_swaps, moves, keep=1.0) -> list[Outcome]:
-  """Every swap asked for every relation, in one go."""
-  relations = len(scene.relations)
-  subjects = np.concatenate([np.repeat(swaps.subject_W, relations) for swaps in all_swaps])
-  moved = np.concatenate([np.repeat(move, relations, axis=0) for move in moves])
-  r_B = np.tile(np.arange(relations), len(subjects) // relations)
-  end = scene.changed(r_B, subjects, place, keep, moved).reshape(-1, relations, moved.shape[1])
-  said = np.stack([scene.says(r, end[:, r]) for r in range(relations)], axis=1)
+def outcomes(
+  scene: Scene, place: int, all_swaps, moves, keep=1.0, everything=False
+) -> list[Outcome]:
+  """Every swap asked for its own relation and for the others that were known, or for `everything`."""
+  relations = np.arange(len(scene.relations))
+  asked = [everything | scene.seen['known'][x.subject_W] | (relations == x.r) for x in all_swaps]
+  w_B, r_B = np.nonzero(np.concatenate(asked))
+  subject_W, move_WxD = (np.concatenate(a) for a in ([x.subject_W for x in all_swaps], moves))
+  end_BxD = scene.changed(r_B, subject_W[w_B], place, keep, move_WxD[w_B])
+  said_WxR = np.full((len(subject_W), len(relations)), -1)
+  for r in np.unique(r_B):
+    said_WxR[w_B[r_B == r], r] = scene.says(r, end_BxD[r_B == r])
   found = []
   for swaps in all_swaps:
-    said_WxR, said = np.split(said, [len(swaps.subject_W)])
-    others_WxR = scene.seen['known'][swaps.subject_W].copy()
-    others_WxR[:, swaps.r] = False
-    stays_WxR = (said_WxR == scene.seen['said'][swaps.subject_W]) & others_WxR
-    flips_W = said_WxR[:, swaps.r] == scene.relations[swaps.r].token_A[swaps.wanted_W]
-    found.append(Outcome(swaps, said_WxR, flips_W, stays_WxR, others_WxR))
+    said, said_WxR = np.split(said_WxR, [len(swaps.subject_W)])
+    others_WxR = scene.seen['known'][swaps.subject_W] & (relations != swaps.r)
+    stays_WxR = (said == scene.seen['said'][swaps.subject_W]) & others_WxR
+    flips_W = said[:, swaps.r] == scene.relations[swaps.r].token_A[swaps.wanted_W]
+    found.append(Outcome(swaps, said, flips_W, stays_WxR, others_WxR))
   return found
 
 
@@ -178,11 +181,12 @@ def measure(scene: Scene, setting, seed: int) -> list[dict]:
   for arm in ARMS:
     moves = [mover.move(arm, swaps) for swaps in test]
     for by in setting.doses if arm == 'superposition' else setting.choices:
-      found = outcomes(scene, place, test, [by * move for move in moves])
+      told = arm == 'superposition' and by == dose
+      found = outcomes(scene, place, test, [by * move for move in moves], everything=told)
       fields = {**about, 'control': arm, 'place': place, 'dose': by, 'chosen': by == best[arm]}
       fields['length'] = by * mover.length(moves)
       records += records_of(scene, found, fields)
-      if arm == 'superposition' and by == dose:
+      if told:
         records += examples(scene, found, {**about, 'place': place, 'dose': dose})
   donors = [_donors(scene, seed, fit_T, place, swaps) for swaps in test]
   found = outcomes(scene, place, test, donors, keep=0.0)

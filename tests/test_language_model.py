@@ -263,6 +263,38 @@ def test_the_three_groups_are_apart_and_swaps_change_the_answer(scene):
     scene.seen = kept
 
 
+def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(scene):
+  rng = np.random.default_rng(0)
+  known = rng.random(scene.seen['known'].shape) < 0.5
+  scene.seen, kept = {**scene.seen, 'known': known}, scene.seen
+  all_swaps = [language_swaps.Swaps(r, np.array([4, 9, 2, 17]), np.zeros(4, int)) for r in (0, 1)]
+  moves = rng.standard_normal((2, 4, scene.seen['read'].shape[-1]))
+  try:
+    some, all_ = (
+      language_swaps.outcomes(scene, 2, all_swaps, moves, everything=everything)
+      for everything in (False, True)
+    )
+  finally:
+    scene.seen = kept
+  assert any((x.said_WxR == -1).any() for x in some)
+  for x, y in zip(some, all_, strict=True):
+    assert (y.said_WxR != -1).all() and not x.others_WxR[:, x.swaps.r].any()
+    np.testing.assert_array_equal(x.others_WxR, y.others_WxR)
+    np.testing.assert_array_equal(x.stays_WxR, y.stays_WxR)
+    np.testing.assert_array_equal(x.flips_W, y.flips_W)
+
+
+def test_prompts_asked_together_say_what_they_say_alone(scene):
+  """Those of other lengths are in other batches, and come back in the order asked."""
+  r_B, subjects = np.tile([1, 0], 15), np.arange(30) % 24
+  add = np.random.default_rng(0).standard_normal((30, scene.seen['read'].shape[-1]))
+  together = scene.changed(r_B, subjects, 2, 1.0, add)
+  for i in (0, 1, 17, 29):
+    one = slice(i, i + 1)
+    alone = scene.changed(r_B[one], subjects[one], 2, 1.0, add[one])
+    np.testing.assert_allclose(together[one], alone, atol=1e-5)
+
+
 def test_fits_do_not_see_the_subjects_they_are_judged_on(scene):
   """Other residuals and facts of those who are not fitted to leave every map as it was."""
   fit_T = language_swaps.split(3, 24)[0]

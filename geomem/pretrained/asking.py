@@ -141,13 +141,23 @@ class Asker:
     return self._mapped(('stream', *places), one, tokens_BxL, older, last_B)
 
   def changed(self, x_BxLxD, first: int, patch: decoder.Patch, older: decoder.Older, last_B):
-    """Final residuals BxD, given the stream at place `first`, and patched from there on."""
+    """Final residuals BxD, given the stream at place `first`, and patched from there on.
+
+    Prompts of like length go together: what comes after a batch's longest only costs.
+    """
 
     def one(params, x_LxD, patch, older, last):
       c = self.model.config
       return decoder.residuals(c, params, x_LxD, patch, first, older)[-1, last]
 
-    return self._mapped(('changed', first), one, x_BxLxD, patch, older, last_B)
+    order_B, end_BxD = np.argsort(last_B, kind='stable'), np.empty_like(x_BxLxD[:, 0])
+    for start in range(0, len(order_B), BATCH):
+      rows = order_B[start : start + BATCH]
+      length = last_B[rows].max() + 1
+      x, *others = jax.tree.map(lambda a, rows=rows: a[rows], (x_BxLxD, patch, older, last_B))
+      end_BxD[rows] = self._batch(('changed', first), one, x[:, :length], *others)
+      self.told(start + len(rows), len(order_B))
+    return end_BxD
 
   def jacobian(self, x_LxD, places, older: decoder.Older, last):
     """As `relational.jacobians`, of one prompt."""
@@ -174,20 +184,24 @@ class Asker:
     return self._mapped(('says',), one, x_BxD)
 
   def _mapped(self, name, function, *rows):
-    """The function of every row, batch after batch; the last one is filled up with row 0."""
+    """The function of every row, batch after batch."""
+    count, found = len(jax.tree.leaves(rows)[0]), []
+    for start in range(0, count, BATCH):
+      batch = jax.tree.map(lambda a, start=start: a[start : start + BATCH], rows)
+      found.append(self._batch(name, function, *batch))
+      self.told(min(start + BATCH, count), count)
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+  def _batch(self, name, function, *rows):
+    """The function of at most BATCH rows, filled up with the first."""
     if name not in self._programs:
       axes = (None, *[0] * len(rows))
       self._programs[name] = jax.jit(jax.vmap(function, axes))
     count = len(jax.tree.leaves(rows)[0])
-    found = []
-    for start in range(0, count, BATCH):
-      index = np.arange(start, start + BATCH)
-      index = np.where(index < count, index, 0)
-      batch = jax.tree.map(lambda a, index=index: jnp.asarray(np.asarray(a)[index]), rows)
-      found.append(jax.device_get(self._programs[name](self.model.params, *batch)))
-      self.told(min(start + BATCH, count), count)
-    whole = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
-    return whole
+    index = np.where(np.arange(BATCH) < count, np.arange(BATCH), 0)
+    filled = jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[index]), rows)
+    found = jax.device_get(self._programs[name](self.model.params, *filled))
+    return jax.tree.map(lambda a: a[:count], found)
 
 
 def patch(place, keep: float, add_BxD) -> decoder.Patch:
