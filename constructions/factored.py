@@ -12,8 +12,7 @@ last layer with fewer hops left is built for just those.
 import numpy as np
 
 from constructions import parts
-from geomem import codes
-from geomem import facts as fact
+from geomem import codes, queries
 from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.errors import InputError
@@ -88,9 +87,9 @@ def _fill_mlp(mlp: dict, facts: Facts, layout: Layout, hidden, span: int):
   mlp['in_bias'][first['detector']] = -(m - 1)
   mlp['in'][fetched, first['relations']] = np.eye(span * R)
   # Row s, path w: the bits of the answer. With its j flags an AND-unit reaches j + 1, else at most j.
-  answers_NxW = fact.tree(facts.answers_RxN, span).T
+  answers_NxW = queries.tree(facts.answers_RxN, span).T
   mlp['middle'][first['detector'], second['path']] = bits[answers_NxW].reshape(len(bits), -1)
-  paths = fact.every_path(R, span)
+  paths = queries.every_path(R, span)
   for h in range(span):
     flags_RxW = (paths[:, h] == np.arange(R)[:, None]).astype(np.float32)
     relation = slice(first['relations', h].start, first['relations', h].stop)

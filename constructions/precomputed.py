@@ -12,8 +12,7 @@ d = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m. Margin 2.
 import numpy as np
 
 from constructions import parts
-from geomem import codes
-from geomem import facts as fact
+from geomem import codes, queries
 from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, Readout, blank
 from geomem.facts import Facts, check_closed
@@ -70,7 +69,7 @@ def precomputed_depth1(facts: Facts, hops: int) -> Construction:
   attention, mlp = params['blocks_0']['attention'], params['blocks_0']['mlp']
   parts.look_at(attention, 0, layout, 0, length)
   parts.move(attention, 0, parts.copy(layout['tree'], layout['tree']))
-  paths = fact.every_path(R, hops)
+  paths = queries.every_path(R, hops)
   for hop in range(hops):
     off_path_RxW = (paths[:, hop] != np.arange(R)[:, None]).astype(np.float32)
     parts.look_at(attention, hop + 1, layout, hop + 1, length)
@@ -115,7 +114,7 @@ def _finish(name, config, params, layout, facts, hops, hidden, memory, answer) -
   code = codes.Sign(facts.attributes)
   encode = parts.encoder(layout, memory, code)
   readout = Readout(layout[answer], code)
-  params['embed']['subjects'] = encode(fact.tree(facts.answers_RxN, hops))
+  params['embed']['subjects'] = encode(queries.tree(facts.answers_RxN, hops))
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(
     name,

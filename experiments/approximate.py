@@ -15,7 +15,8 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from experiments import building, cli, figures, fitting, machine, statistics, storage
+from experiments.figures import drawing
+from experiments.harness import building, cli, fitting, machine, statistics, storage
 from geomem import facts as fact
 from geomem.errors import InputError
 
@@ -82,15 +83,15 @@ def summary(records: list[dict]) -> list[dict]:
   return statistics.over_seeds(records, 'construction', 'constant', of='accuracy')
 
 
-@matplotlib.rc_context(figures.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def draw(records: list[dict], folder: Path) -> list[Path]:
   """Accuracy against parameters, the band from the worst seed to the best."""
   if not records or any('constant' not in record for record in records):
     raise InputError(f'{folder}: not results of experiments.approximate')
-  figure, ax = figures.new(width=6.0, height=3.4)
+  figure, ax = drawing.new(width=6.0, height=3.4)
   rows = summary(records)
   for i, name in enumerate((*CONSTANTS, *EXACT)):
-    color, marker = figures.cycle(i)
+    color, marker = drawing.cycle(i)
     own = [row for row in rows if row['construction'] == name]
     x = [row['parameters'] for row in own]
     ax.plot(x, [row['accuracy'] for row in own], marker + '-', color=color, label=name)
@@ -103,11 +104,11 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
       linewidth=0,
     )
   first = records[0]
-  figures.logarithmic(ax.xaxis)
+  drawing.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
   ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows[0]["seeds"]} seeds')
-  figures.legend_beside(ax)
-  return figures.save(figure, folder / 'approximate')
+  drawing.legend_beside(ax)
+  return drawing.save(figure, folder / 'approximate')
 
 
 def main(argv):

@@ -26,12 +26,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, storage, trace_figure
-from geomem import checkpoint, model, trace
+from experiments.figures import trace as trace_figure
+from experiments.harness import cli, storage
+from geomem import model
 from geomem.config import Config
 from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
+from geomem.inside import trace
+from geomem.saved import checkpoint
 
 FLAGS = flags.FLAGS
 cli.define(

@@ -36,9 +36,11 @@ from absl import flags
 
 from constructions import registry
 from experiments import benchmark_training as training
-from experiments import cli, figures, machine, storage, timing
+from experiments.figures import drawing
+from experiments.harness import cli, machine, storage, timing
 from geomem import facts as fact
-from geomem import model, verify
+from geomem import model
+from geomem.checks import verify
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -185,23 +187,23 @@ def measure(names, scale: str, folder) -> list[dict]:
   return records
 
 
-@matplotlib.rc_context(figures.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def draw(records: list[dict], folder) -> list:
   """Seconds a step of one model against each size that grew, with the power law through them."""
   axes = list(dict.fromkeys(r['axis'] for r in records if r.get('measurement') == 'scaling'))
   if not axes:
     return []
-  figure, panels = figures.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
+  figure, panels = drawing.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
   for i, (ax, axis) in enumerate(zip(panels[0], axes, strict=True)):
-    color, marker = figures.cycle(i)
+    color, marker = drawing.cycle(i)
     own = [r for r in records if r.get('axis') == axis]
     points = [(r['value'], r['ours_seconds']) for r in own if r.get('measurement') == 'scaling']
     ax.plot(*zip(*points, strict=True), marker + '-', color=color)
     exponent = next(r['exponent'] for r in own if r.get('measurement') == 'scaling_exponent')
-    figures.logarithmic(ax.xaxis, ax.yaxis)
+    drawing.logarithmic(ax.xaxis, ax.yaxis)
     ax.set(xlabel=LABELS[axis], title=f'exponent {exponent:.2f}')
   panels[0][0].set_ylabel('seconds a model-step')
-  return figures.save(figure, folder / 'scaling')
+  return drawing.save(figure, folder / 'scaling')
 
 
 LABELS = {

@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import frozen_embeddings, peers, searching, statistics
-from experiments.timing import seconds, side_by_side
+from experiments import frozen_embeddings, peers
+from experiments.harness import searching, statistics
+from experiments.harness.timing import seconds, side_by_side
 from geomem import facts as fact
-from geomem import mlp_memory as mlp
-from geomem import model, programs, sweep, threshold, train
+from geomem import model
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.training import mlp_memory as mlp
+from geomem.training import programs, sweep, threshold, train
+from geomem.training.train import Recipe
 
 
 def task(subjects: int, relations: int, dim: int, seed: int = 0) -> sweep.Task:

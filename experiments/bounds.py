@@ -20,10 +20,11 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, figures, storage
-from experiments.findings import Finding, found
-from geomem import bounds
+from experiments.figures import drawing
+from experiments.harness import building, cli, storage
+from experiments.harness.findings import Finding, found
 from geomem import facts as fact
+from geomem.checks import bounds
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -42,11 +43,11 @@ COLUMNS = (
 )  # fmt: skip
 SIZES = {'subjects': 64, 'relations': 4, 'hops': 2}
 STYLES = {
-  'global': ('global, the paper', figures.BLUE, '--'),
-  'sharp_global': ('global, ours', figures.BLUE, '-'),
-  'local': ('local by trees, ours', figures.ORANGE, '--'),
-  'sharp_local': ('local sharper, ours', figures.ORANGE, '-'),
-  'exact': ('exact count', figures.BLACK, ':'),
+  'global': ('global, the paper', drawing.BLUE, '--'),
+  'sharp_global': ('global, ours', drawing.BLUE, '-'),
+  'local': ('local by trees, ours', drawing.ORANGE, '--'),
+  'sharp_local': ('local sharper, ours', drawing.ORANGE, '-'),
+  'exact': ('exact count', drawing.BLACK, ':'),
 }
 MAX_QUERIES = 2**17  # more are not verified here: experiments.construct does that
 GRID = 300  # points of a curve, and at most as many numbers of roots behind a local bound
@@ -110,13 +111,13 @@ def _share(point: dict) -> str:
   return f' ({point["accuracy"]:.1%} right)'
 
 
-@matplotlib.rc_context(figures.STYLE)
+@matplotlib.rc_context(drawing.STYLE)
 def draw(records: list[dict], folder: Path) -> list[Path]:
   """The figure from the records alone."""
   built = [record for record in records if record.get('kind') == 'construction']
   if not built:
     raise InputError(f'{folder}: no constructions among the results; run experiments.bounds first')
-  figure, ax = figures.new(width=6.4, height=3.9)
+  figure, ax = drawing.new(width=6.4, height=3.9)
   best, lowest = {}, min(point['internal_bits'] for point in built)
   for name, (label, color, dashes) in STYLES.items():
     curve = [(c['subject_bits'], c['internal_bits']) for c in records if c.get('bound') == name]
@@ -126,9 +127,9 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
     ax.plot(*zip(*curve, strict=True), dashes, color=color, label=label)
     for price, bits in curve:
       best[price] = max(bits, best.get(price, 0))
-  ax.fill_between(list(best), list(best.values()), color=figures.GREY, alpha=0.15, linewidth=0)
+  ax.fill_between(list(best), list(best.values()), color=drawing.GREY, alpha=0.15, linewidth=0)
   for i, point in enumerate(built):
-    color, marker = figures.cycle(i)
+    color, marker = drawing.cycle(i)
     face = 'white' if point['chain_of_thought'] else color
     name = point['construction'] + _share(point)
     name += ' (global bounds)' if point['chain_of_thought'] else ''
@@ -143,8 +144,8 @@ def draw(records: list[dict], folder: Path) -> list[Path]:
   figure.suptitle(
     f'{sizes}: without chain of thought, no model lies in the shaded region', fontsize=9
   )
-  figures.legend_beside(ax)
-  return figures.save(figure, folder / 'bounds')
+  drawing.legend_beside(ax)
+  return drawing.save(figure, folder / 'bounds')
 
 
 def findings(records: list[dict]) -> list[Finding]:

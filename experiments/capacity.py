@@ -20,12 +20,15 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import approximate, building, capacity_figure, cli, fitting, searching, statistics
-from experiments.findings import Finding, found
+from experiments import approximate
+from experiments.figures import capacity as capacity_figure
+from experiments.harness import building, cli, fitting, searching, statistics
+from experiments.harness.findings import Finding, found
 from geomem import facts as fact
-from geomem import rounding, train
+from geomem.checks import rounding
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.training import train
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('capacity')

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 
-from experiments.findings import Finding
+from experiments.harness.findings import Finding
 from geomem.pretrained import load
 
 
@@ -33,7 +33,7 @@ class Experiment:
   @property
   def figure(self):
     """The module that draws it, or nothing."""
-    name = f'experiments.{self.name}_figure'
+    name = f'experiments.figures.{self.name}'
     found = importlib.import_module(name) if importlib.util.find_spec(name) else self.module
     return found if hasattr(found, 'draw') else None
 

@@ -16,13 +16,15 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, storage
-from experiments.findings import Finding, found
-from geomem import checkpoint, verify
+from experiments.harness import building, cli, storage
+from experiments.harness.findings import Finding, found
 from geomem import facts as fact
+from geomem import tables
+from geomem.checks import verify
 from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
+from geomem.saved import checkpoint
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -80,7 +82,7 @@ def _source() -> Callable[[bool], Facts]:
     for name in ('subjects', 'relations', 'facts'):
       if FLAGS[name].present:
         raise InputError(f'--{name} and --table contradict each other: the table decides')
-    table = fact.read_table(FLAGS.table)
+    table = tables.read_table(FLAGS.table)
     return lambda own_answers: table
   subjects, relations = cli.value('subjects', 32), cli.value('relations', 4)
   fact.check_sizes(subjects, relations, _hops())

@@ -21,11 +21,14 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, fitting, from_constructed_figure, statistics
-from experiments.findings import Finding, found, only
-from geomem import model, structure, sweep, train
+from experiments.figures import from_constructed as from_constructed_figure
+from experiments.harness import building, cli, fitting, statistics
+from experiments.harness.findings import Finding, found, only
+from geomem import model
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.inside import structure
+from geomem.training import sweep, train
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('from_constructed')

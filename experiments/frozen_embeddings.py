@@ -5,7 +5,7 @@
 Two searches for the smallest model that reaches accuracy 0.99. With fixed random embeddings and
 unembedding: the smallest F at several d, counting what is trained. With learned ones: the smallest d
 at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
-(2025) holds, as they ran it (`geomem.mlp_memory`), at d = F; their code found 43, 65 and 166 at 8, 11
+(2025) holds, as they ran it (`geomem.training.mlp_memory`), at d = F; their code found 43, 65 and 166 at 8, 11
 and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
 0.35 of it (their fit), learned ones d in proportion to R·log N alone.
 """
@@ -18,10 +18,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting, frozen_embeddings_figure, searching, statistics
-from experiments.findings import Finding, found, only
-from geomem import mlp_memory, model, threshold, train
-from geomem.train import Recipe
+from experiments.figures import frozen_embeddings as frozen_embeddings_figure
+from experiments.harness import cli, fitting, searching, statistics
+from experiments.harness.findings import Finding, found, only
+from geomem import model
+from geomem.training import mlp_memory, threshold, train
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('frozen_embeddings')

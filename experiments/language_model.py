@@ -23,18 +23,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from experiments import (
-  cli,
-  fitting,
-  language_model_figure,
-  language_relational,
-  language_scene,
-  language_structure,
-  language_swaps,
-  statistics,
-  storage,
-)
-from experiments.findings import Finding, found, only
+from experiments.figures import language_model as language_model_figure
+from experiments.harness import cli, fitting, statistics, storage
+from experiments.harness.findings import Finding, found, only
+from experiments.language import explained, linearized, scenes, swapping
 from geomem.errors import InputError
 from geomem.pretrained import asking, load
 
@@ -108,16 +100,16 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
     for frame in range(frames):
       progress.label = f'{table.name}, frame {frame}'
       places = tuple(sorted({*here.edits, here.linearized[0]}))
-      scene = language_scene.Scene(asker, table, frame, places)
+      scene = scenes.Scene(asker, table, frame, places)
       scene.seen = stage('observe', scene.observe)
-      found = [stage('knowledge', _recorded(language_structure.knowledge, scene))]
+      found = [stage('knowledge', _recorded(explained.knowledge, scene))]
       for seed in seeds:
-        work = [(language_structure.superposition, here.places, seed, setting.shuffles),
-                (language_structure.readout, here.places, seed)]  # fmt: skip
+        work = [(explained.superposition, here.places, seed, setting.shuffles),
+                (explained.readout, here.places, seed)]  # fmt: skip
         if number == 0 and (seed - seeds[0]) % frames == frame:
-          work += [(language_swaps.measure, here, seed), (language_swaps.depth, here, seed)]
+          work += [(swapping.measure, here, seed), (swapping.depth, here, seed)]
           if seed == seeds[0]:
-            work.append((language_relational.measure, here, seed))
+            work.append((linearized.measure, here, seed))
         for function, *rest in work:
           found.append(
             stage(f'{function.__module__}.{function.__name__}', _recorded(function, scene, *rest))
@@ -127,10 +119,10 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   return records
 
 
-def _tables(setting: Setting) -> list[language_scene.Table]:
+def _tables(setting: Setting) -> list[scenes.Table]:
   if setting.facts:
-    return [language_scene.read('own', setting.facts, setting.most)]
-  return [language_scene.read(n, DATA / f'{n}.csv', setting.most) for n in setting.tables]
+    return [scenes.read('own', setting.facts, setting.most)]
+  return [scenes.read(n, DATA / f'{n}.csv', setting.most) for n in setting.tables]
 
 
 def _recorded(function, *arguments):
@@ -244,7 +236,7 @@ def _chosen(setting: Setting) -> Setting:
   """The preset with the flags' model and table, tried before anything is written."""
   facts = FLAGS.table
   if facts is not None:
-    language_scene.read('own', facts, setting.most)
+    scenes.read('own', facts, setting.most)
     digest = hashlib.sha256(Path(facts).read_bytes()).hexdigest()[:12]
     setting = dataclasses.replace(setting, tables=(digest,))
   if _MODEL.value is None and (reason := load.missing()):

@@ -18,11 +18,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bounds, building, cli, fitting, multihop_figure, searching, statistics
-from experiments.findings import Finding, found, only
-from geomem import ledger, model, rounding, sweep, train
+from experiments import bounds
+from experiments.figures import multihop as multihop_figure
+from experiments.harness import building, cli, fitting, searching, statistics
+from experiments.harness.findings import Finding, found, only
+from geomem import model
+from geomem.checks import ledger, rounding
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.training import sweep, train
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('multihop')

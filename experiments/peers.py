@@ -2,7 +2,7 @@
 
 One model after another, a step a call: the model reads every prompt (s, r), optax's or PyTorch's own
 cross-entropy is taken of all logits, derivatives are the library's, AdamW is the library's. Same
-parameters, facts, schedule and steps as `geomem.train`; a test holds the losses against each other.
+parameters, facts, schedule and steps as `geomem.training.train`; a test holds the losses against each other.
 """
 
 import functools
@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from geomem import mlp_memory, model, sweep, train
+from geomem import model
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.training import mlp_memory, sweep, train
+from geomem.training.train import Recipe
 
 NAMES = ('jax', 'torch', 'torch_compile')
 
@@ -80,7 +81,7 @@ class Jax:
 
 
 class MlpMemory:
-  """The MLP memory of `geomem.mlp_memory` as its authors train it: a jitted step a call, compiled for every run."""
+  """The MLP memory of `geomem.training.mlp_memory` as its authors train it: a jitted step a call, compiled for every run."""
 
   def __init__(self, recipe: mlp_memory.Recipe, facts: int, seed: int):
     one = mlp_memory.draw(recipe, facts, seed, facts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from constructions import registry
-from experiments import cli, storage
+from experiments.harness import cli, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

@@ -21,11 +21,15 @@ import jax
 from absl import flags
 
 from constructions import registry
-from experiments import claims, cli, explorer, machine, storage, trace_figure
+from experiments import claims
 from experiments.claims import Claim, Experiment
-from experiments.findings import COLUMNS, Finding, table
-from geomem import facts, trace
+from experiments.figures import trace as trace_figure
+from experiments.harness import cli, machine, storage
+from experiments.harness.findings import COLUMNS, Finding, table
+from experiments.page import explorer
+from geomem import facts
 from geomem.errors import InputError
+from geomem.inside import trace
 
 FLAGS = flags.FLAGS
 cli.define(

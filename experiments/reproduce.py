@@ -24,8 +24,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims, cli, machine, report, storage
+from experiments import claims, report
 from experiments.claims import Experiment
+from experiments.harness import cli, machine, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims, cli, findings, storage
+from experiments import claims
 from experiments import readme as tables
+from experiments.harness import cli, findings, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

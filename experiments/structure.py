@@ -21,11 +21,14 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, fitting, statistics, structure_figure
-from experiments.findings import CHECK, Finding, found, only
-from geomem import intervene, model, structure, sweep
+from experiments.figures import structure as structure_figure
+from experiments.harness import building, cli, fitting, statistics
+from experiments.harness.findings import CHECK, Finding, found, only
+from geomem import model
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.inside import intervene, structure
+from geomem.training import sweep
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('structure')

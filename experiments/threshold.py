@@ -26,12 +26,13 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import cli, fitting, machine, statistics, storage, threshold_figure
-from experiments.findings import Finding, found, only
-from experiments.searching import FINDS, Case, Setting, amount, measure
+from experiments.figures import threshold as threshold_figure
+from experiments.harness import cli, fitting, machine, statistics, storage
+from experiments.harness.findings import Finding, found, only
+from experiments.harness.searching import FINDS, Case, Setting, amount, measure
 from geomem import facts as fact
 from geomem.errors import InputError
-from geomem.train import Recipe
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(

@@ -21,13 +21,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, fitting, machine, statistics, storage
+from experiments.harness import cli, fitting, machine, statistics, storage
 from geomem import facts as fact
-from geomem import hosts, sharded, sweep, train
+from geomem import hosts
 from geomem import mesh as meshes
 from geomem.config import NORMS, Config
 from geomem.errors import InputError
-from geomem.train import Recipe
+from geomem.training import sharded, sweep, train
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(

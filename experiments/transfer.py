@@ -19,12 +19,15 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import building, cli, fitting, statistics, transfer_figure
-from experiments.findings import CHECK, Finding, found, only
-from geomem import intervene, model, structure, sweep, transfer
+from experiments.figures import transfer as transfer_figure
+from experiments.harness import building, cli, fitting, statistics
+from experiments.harness.findings import CHECK, Finding, found, only
+from geomem import model
 from geomem.config import Config
 from geomem.errors import InputError
-from geomem.train import Recipe
+from geomem.inside import intervene, structure, transfer
+from geomem.training import sweep
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('transfer')

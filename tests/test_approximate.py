@@ -8,7 +8,8 @@ import pytest
 
 from constructions import associative, registry
 from geomem import facts as fact
-from geomem import model, verify
+from geomem import model
+from geomem.checks import verify
 from geomem.errors import InputError
 
 NAMES = ('superposition', 'associative_attention', 'associative_mlp')

@@ -16,9 +16,10 @@ from absl.testing import flagsaver
 
 from constructions import registry
 from experiments import ask
-from geomem import checkpoint, model
 from geomem import facts as fact
+from geomem import model
 from geomem.errors import InputError
+from geomem.saved import checkpoint
 
 PLAIN = fact.bijections(jax.random.key(0), 8, 3)
 NAMED = fact.Facts(

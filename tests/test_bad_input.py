@@ -23,7 +23,6 @@ from experiments import (
   benchmark,
   bounds,
   capacity,
-  cli,
   construct,
   from_constructed,
   frozen_embeddings,
@@ -33,8 +32,10 @@ from experiments import (
   train,
   transfer,
 )
-from geomem import checkpoint, construction
+from experiments.harness import cli
+from geomem import construction
 from geomem import facts as fact
+from geomem.saved import checkpoint
 
 ROOT = Path(__file__).parents[1]
 BINARIES = {

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from geomem import bounds
+from geomem.checks import bounds
 from geomem.errors import InputError
 
 SLACK = 1e-9

@@ -6,7 +6,7 @@ import pytest
 
 from constructions import registry
 from geomem import facts as fact
-from geomem import verify
+from geomem.checks import verify
 from geomem.errors import InputError
 
 

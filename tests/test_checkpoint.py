@@ -13,9 +13,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from constructions import registry
-from geomem import checkpoint, trace, verify
 from geomem import facts as fact
+from geomem.checks import verify
 from geomem.errors import InputError
+from geomem.inside import trace
+from geomem.saved import checkpoint
 
 NAMES = ('Marie Curie', 'Zoë', '居里', 'a | b', 'e')
 CLOSED = fact.Facts(

@@ -9,8 +9,9 @@ import oracle
 import pytest
 
 from constructions import registry
-from geomem import codes, verify
+from geomem import codes
 from geomem import facts as fact
+from geomem.checks import verify
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
 ONE_HOP = [name for name in EXACT if not registry.REGISTRY[name].multi_hop]

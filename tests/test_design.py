@@ -15,8 +15,9 @@ import pytest
 from absl import flags
 
 from constructions import registry
-from experiments import machine
-from geomem import bounds, facts, verify
+from experiments.harness import machine
+from geomem import facts
+from geomem.checks import bounds, verify
 from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]

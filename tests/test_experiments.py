@@ -12,7 +12,8 @@ import pytest
 import test_mechanism
 
 from constructions import registry
-from experiments import approximate, benchmark, bounds, building, cli, readme, storage, timing
+from experiments import approximate, benchmark, bounds, readme
+from experiments.harness import building, cli, storage, timing
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments import building, explorer, explorer_models, machine
+from experiments.harness import building, machine
+from experiments.page import explorer
+from experiments.page.offers import Offer, models
 from geomem import facts as fact
-from geomem import model, trace
+from geomem import model, queries
+from geomem.inside import trace
 
 LIMIT = 3_000_000
 PAGE = (
@@ -25,7 +28,7 @@ PAGE = (
 @pytest.fixture(scope='module')
 def offers():
   """All models; the trained one hardly, so that it is wrong now and then."""
-  return explorer_models.models(steps=20)
+  return models(steps=20)
 
 
 @pytest.fixture(scope='module')
@@ -44,7 +47,7 @@ def answers(offer) -> list[list[str]]:
   c = offer.construction
   subjects_B = np.array([s for s, _ in offer.queries()], np.int32)
   paths_BxK = np.array([path for _, path in offer.queries()], np.int32)
-  tokens = np.asarray(fact.prompts(c.facts.subjects, subjects_B, paths_BxK))
+  tokens = np.asarray(queries.prompts(c.facts.subjects, subjects_B, paths_BxK))
   say = jax.jit(lambda tokens: model.apply(c.config, c.params, tokens)[:, -1].argmax(-1))
   steps = []
   for _ in range(c.hops if c.chain_of_thought else 1):
@@ -90,14 +93,14 @@ def test_names_cannot_break_out(offers):
   c = offers[0].construction
   names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
   facts = fact.Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
-  offer = explorer_models.Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
+  offer = Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
   section = explorer.section(explorer.data([offer]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
 
 
 def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
   c = registry.build('selector', building.bijections(4, 2, 0))
-  made, path = [explorer_models.Offer('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
+  made, path = [Offer('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
   monkeypatch.setattr(explorer, 'models', lambda: made)
   first = explorer.kept(path)
   assert first == explorer.data(made) and 'making' in capsys.readouterr().err

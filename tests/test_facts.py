@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geomem import facts as fact
+from geomem import queries, tables
 from geomem.errors import InputError
 
 quick = settings(
@@ -116,25 +117,25 @@ def test_hops_against_a_plain_loop():
   n, r = 9, 3
   answers = fact.maps(key(), n, r).answers_RxN
   for hops in (1, 2, 3):
-    paths = fact.every_path(r, hops)
+    paths = queries.every_path(r, hops)
     assert [tuple(path) for path in paths] == list(itertools.product(range(r), repeat=hops))
     s, p = (i.ravel() for i in np.meshgrid(np.arange(n), np.arange(r**hops), indexing='ij'))
-    steps = np.asarray(fact.compose(answers, s, paths[p]))
+    steps = np.asarray(queries.compose(answers, s, paths[p]))
     for subject, path, got in zip(s, paths[p], steps, strict=True):
       for relation, step in zip(path, got, strict=True):
         subject = answers[relation][subject]
         assert step == subject
-    tree = fact.tree(answers, hops)
+    tree = queries.tree(answers, hops)
     np.testing.assert_array_equal(tree[p, s], steps[:, -1])
-    np.testing.assert_array_equal(fact.look_up(tree, s, paths[p]), steps[:, -1:])
+    np.testing.assert_array_equal(queries.look_up(tree, s, paths[p]), steps[:, -1:])
 
 
 def test_tokens_by_hand():
   """0 → 1 → 2 → 0 along relation 0; relation 1 swaps 0 and 1. Relations are the tokens 3 and 4."""
   answers = np.array([[1, 2, 0], [1, 0, 2]], np.int32)
   subjects, paths = np.array([0, 2], np.int32), np.array([[0, 1], [1, 0]], np.int32)
-  assert fact.prompts(3, subjects, paths).tolist() == [[0, 3, 4], [2, 4, 3]]
-  assert fact.chains(answers, subjects, paths).tolist() == [[0, 3, 4, 1, 0], [2, 4, 3, 2, 0]]
+  assert queries.prompts(3, subjects, paths).tolist() == [[0, 3, 4], [2, 4, 3]]
+  assert queries.chains(answers, subjects, paths).tolist() == [[0, 3, 4, 1, 0], [2, 4, 3, 2, 0]]
   facts = fact.Facts(answers, 3)
   assert (facts.subject_name(2), facts.relation_name(1), facts.attribute_name(0)) == (
     's2',
@@ -157,8 +158,8 @@ def test_every_content_is_every_choice():
 def test_blocks_cover_every_query_once(n, r, k, size):
   seen = np.zeros((n, r**k), int)
   index = {path: i for i, path in enumerate(itertools.product(range(r), repeat=k))}
-  blocks = list(fact.blocks(n, r, k, size))
-  assert len(blocks) == fact.count_blocks(n, r, k, size)
+  blocks = list(queries.blocks(n, r, k, size))
+  assert len(blocks) == queries.count_blocks(n, r, k, size)
   assert len({block.valid_SxP.shape for block in blocks}) == 1
   for block in blocks:
     s, p = np.nonzero(block.valid_SxP)
@@ -172,12 +173,12 @@ def test_blocks_cover_every_query_once(n, r, k, size):
 
 def test_a_quarter_of_a_trillion_queries_are_made_lazily():
   n, r, k, size = 10**6, 8, 6, 4096
-  first, second = itertools.islice(fact.blocks(n, r, k, size), 2)
+  first, second = itertools.islice(queries.blocks(n, r, k, size), 2)
   assert first.valid_SxP.all() and first.valid_SxP.shape == (1, size)
   assert first.subjects_S.tolist() == [0] and second.subjects_S.tolist() == [1]
   np.testing.assert_array_equal(first.paths_PxK, list(itertools.product(range(8), repeat=6))[:size])
-  assert fact.count_blocks(n, r, k, size) * size == n * r**k
-  assert fact.paths(8, 20, 8**20 - 1).tolist() == [7] * 20
+  assert queries.count_blocks(n, r, k, size) * size == n * r**k
+  assert queries.paths(8, 20, 8**20 - 1).tolist() == [7] * 20
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_a_quarter_of_a_trillion_queries_are_made_lazily():
   [(7, 3, 2, 6000, 512), (5, 1, 1, 40, 4096), (10**6, 8, 6, 999, 64)],
 )
 def test_sampled_blocks_are_uniform_and_the_key_decides(n, r, k, count, size):
-  one, same, other = (list(fact.sampled_blocks(key(s), n, r, k, count, size)) for s in (0, 0, 1))
+  one, same, other = (list(queries.sampled_blocks(key(s), n, r, k, count, size)) for s in (0, 0, 1))
   assert count <= sum(block.valid_SxP.size for block in one) < count + size
   assert all(block.valid_SxP.all() and block.valid_SxP.size <= size for block in one)
   subjects = np.concatenate([block.subjects_S for block in one])
@@ -227,7 +228,7 @@ def table(tmp_path):
 )
 def test_table_in_many_guises(table, content):
   for name, text in (('f.csv', content), ('f.tsv', content.replace(',', '\t'))):
-    facts = fact.read_table(table(text, name))
+    facts = tables.read_table(table(text, name))
     assert facts.closed and facts.attributes == 3
     assert facts.subject_names == facts.attribute_names == ('a', 'b', 'c')
     assert facts.relation_names == ('next',) and facts.answers_RxN.tolist() == [[1, 2, 0]]
@@ -238,7 +239,7 @@ def test_open_table_in_order_of_appearance(table):
     'Überlingen,Staat,"Reich, Deutsches"\n日本,大陸,アジア\n'
     'Überlingen,大陸,Euro  pa\n日本,Staat,"a ""b"""'
   )
-  facts = fact.read_table(table(text))
+  facts = tables.read_table(table(text))
   assert facts.subject_names == ('Überlingen', '日本') and facts.relation_names == ('Staat', '大陸')
   assert facts.attribute_names == ('Reich, Deutsches', 'アジア', 'Euro  pa', 'a "b"')
   assert not facts.closed and facts.answers_RxN.tolist() == [[0, 3], [2, 1]]
@@ -261,7 +262,7 @@ def test_any_names_survive(tmp_path_factory, symbols, data):
     csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
       (s, 'r', a) for s, a in zip(symbols, answers, strict=True)
     )
-  facts = fact.read_table(path)
+  facts = tables.read_table(path)
   assert facts.closed and facts.subject_names == tuple(symbols)
   assert [symbols[a] for a in facts.answers_RxN[0]] == answers
 
@@ -295,7 +296,7 @@ def test_any_names_survive(tmp_path_factory, symbols, data):
 def test_malformed_table_is_refused(table, content, says):
   path = table(content)
   with pytest.raises(InputError) as error:
-    fact.read_table(path)
+    tables.read_table(path)
   for part in [str(path), *says]:
     assert part in str(error.value)
   assert '\n' not in str(error.value) and '\0' not in str(error.value)
@@ -304,9 +305,9 @@ def test_malformed_table_is_refused(table, content, says):
 
 def test_what_is_no_file_is_refused(tmp_path):
   with pytest.raises(InputError, match='cannot be read: Is a directory'):
-    fact.read_table(tmp_path)
+    tables.read_table(tmp_path)
   with pytest.raises(InputError, match='nowhere.csv: cannot be read: No such file'):
-    fact.read_table(tmp_path / 'nowhere.csv')
+    tables.read_table(tmp_path / 'nowhere.csv')
 
 
 @quick
@@ -315,7 +316,7 @@ def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
   path = tmp_path_factory.mktemp('bytes') / 'f.csv'
   path.write_bytes(content)
   try:
-    facts = fact.read_table(path)
+    facts = tables.read_table(path)
   except InputError as error:
     assert str(error).startswith(str(path))
   else:

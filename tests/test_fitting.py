@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import fitting, language_model, machine, structure, threshold, transfer
+from experiments import language_model, structure, threshold, transfer
+from experiments.harness import fitting, machine
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

@@ -15,11 +15,12 @@ import pytest
 from jax.sharding import Mesh
 
 from geomem import facts as fact
-from geomem import hosts, sharded, sweep
+from geomem import hosts
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.mesh import AXES
-from geomem.train import Recipe
+from geomem.training import sharded, sweep
+from geomem.training.train import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(steps=6, warmup=2, check=3, target=None, block=16)

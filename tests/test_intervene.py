@@ -9,9 +9,12 @@ import pytest
 
 from constructions import registry
 from geomem import facts as fact
-from geomem import intervene, model, structure, sweep, transfer, verify
+from geomem import model
+from geomem.checks import verify
 from geomem.config import Config
-from geomem.train import Recipe
+from geomem.inside import intervene, structure, transfer
+from geomem.training import sweep
+from geomem.training.train import Recipe
 
 N, R = 48, 3
 

@@ -16,10 +16,12 @@ import pretrained_models as models
 import pytest
 from absl import flags
 
-from experiments import cli, language_scene, language_swaps, machine, statistics
-from geomem import facts
+from experiments.harness import cli, machine, statistics
+from experiments.language import scenes, swapping
+from geomem import tables
 from geomem.errors import InputError
-from geomem.pretrained import asking, decoder, linear, load, relational
+from geomem.inside import ridge
+from geomem.pretrained import asking, decoder, load, relational
 
 pytest.importorskip('gguf', reason='the extra lm is not installed')
 pytest.importorskip('tokenizers', reason='the extra lm is not installed')
@@ -38,53 +40,53 @@ def planted(seed=0, subjects=90, noise=0.0, both=0.0):
   y = sum(x @ m for x, m in zip(groups, maps, strict=True)) + 5
   pairs = (groups[0][:, :, None] * groups[1][:, None]).reshape(subjects, -1)
   y += both * pairs @ rng.standard_normal((16, 40)) + noise * rng.standard_normal(y.shape)
-  return groups, y, linear.folds(rng, subjects, 5)
+  return groups, y, ridge.folds(rng, subjects, 5)
 
 
 def explained(kernels, y, fold):
-  guess, mean = linear.held_out(kernels, y, fold)
+  guess, mean = ridge.held_out(kernels, y, fold)
   return 1 - ((y - guess) ** 2).sum() / ((y - mean) ** 2).sum()
 
 
 def test_a_planted_superposition_is_found_and_shuffled_ones_are_not():
   groups, y, fold = planted()
-  kernels = [linear.kernel(x) for x in groups]
+  kernels = [ridge.kernel(x) for x in groups]
   assert explained([sum(kernels)], y, fold) > 0.98
   order = np.random.default_rng(1).permutation(len(y))
-  assert explained([sum(linear.kernel(x[order]) for x in groups)], y, fold) < 0.02
+  assert explained([sum(ridge.kernel(x[order]) for x in groups)], y, fold) < 0.02
 
 
 def test_noise_is_not_explained():
   groups, y, fold = planted(noise=3.0)
   clean = planted()[1]
   share = np.var(clean, axis=0).sum() / np.var(y, axis=0).sum()
-  assert explained([sum(map(linear.kernel, groups))], y, fold) < share + 0.03
+  assert explained([sum(map(ridge.kernel, groups))], y, fold) < share + 0.03
 
 
 def test_interactions_are_found_where_they_are_and_only_there():
   for both, least, most in ((0.0, -0.02, 0.01), (1.5, 0.2, 1.0)):
     groups, y, fold = planted(both=both)
-    kernels = [linear.kernel(x) for x in groups]
-    gain = explained([sum(kernels), linear.products(kernels)], y, fold)
+    kernels = [ridge.kernel(x) for x in groups]
+    gain = explained([sum(kernels), ridge.products(kernels)], y, fold)
     assert least <= gain - explained([sum(kernels)], y, fold) <= most
 
 
 def test_more_features_than_subjects_explain_nothing_that_is_held_out():
   rng = np.random.default_rng(0)
-  y, fold = rng.standard_normal((60, 30)), linear.folds(rng, 60, 5)
-  assert explained([linear.kernel(rng.standard_normal((60, 500)))], y, fold) < 0.05
+  y, fold = rng.standard_normal((60, 30)), ridge.folds(rng, 60, 5)
+  assert explained([ridge.kernel(rng.standard_normal((60, 500)))], y, fold) < 0.05
 
 
 def test_the_dual_form_is_ridge_regression():
   rng = np.random.default_rng(0)
   x, y = rng.standard_normal((50, 6)), rng.standard_normal((50, 3))
-  fit, held, k = np.arange(40), np.arange(40, 50), linear.kernel(x)
+  fit, held, k = np.arange(40), np.arange(40, 50), ridge.kernel(x)
   size = np.trace((x - x.mean(0)) @ (x - x.mean(0)).T) / 50
   c = x[fit] - x[fit].mean(0)
   w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
   expected = (x[held] - x[fit].mean(0)) @ w + y[fit].mean(0)
-  np.testing.assert_allclose(linear._smoother(k, fit, held, 0.3) @ y[fit], expected, atol=1e-5)
-  found = linear.weights(x[fit], y[fit], shares=(0.3,))
+  np.testing.assert_allclose(ridge._smoother(k, fit, held, 0.3) @ y[fit], expected, atol=1e-5)
+  found = ridge.weights(x[fit], y[fit], shares=(0.3,))
   size = np.trace(c @ c.T) / 40
   w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
   np.testing.assert_allclose(found, w, atol=1e-9)
@@ -105,9 +107,7 @@ def test_the_interval_of_a_ratio():
 
 def test_the_tables_are_normalized():
   for name, subjects, relations in (('countries', 153, 4), ('elements', 103, 3)):
-    table = language_scene.read(
-      name, language_scene.__file__.replace('language_scene.py', f'data/{name}.csv')
-    )
+    table = scenes.read(name, scenes.__file__.replace('scenes.py', f'data/{name}.csv'))
     assert (len(table.subjects), len(table.relations)) == (subjects, relations)
     assert all(set(rows) == set(table.subjects) for rows in table.rows.values())
     assert all(set(frame.after) == set(table.relations) for frame in table.frames)
@@ -117,16 +117,14 @@ def test_the_tables_are_normalized():
       *values,
       *table.subjects,
     }
-  table = facts.read_many(
-    language_scene.__file__.replace('language_scene.py', 'data/countries.csv')
-  )
+  table = tables.read_many(scenes.__file__.replace('scenes.py', 'data/countries.csv'))
   assert table['language']['Switzerland'] == ('German', 'French', 'Italian')
   assert table['continent']['Turkey'] == ('Asia', 'Europe')
 
 
 def test_several_rows_are_several_answers(tmp_path):
   (tmp_path / 'x.csv').write_text('subject,relation,attribute\na,r,x\na,r,y\na,r,x\nb,q,z\n')
-  assert facts.read_many(tmp_path / 'x.csv') == {'r': {'a': ('x', 'y')}, 'q': {'b': ('z',)}}
+  assert tables.read_many(tmp_path / 'x.csv') == {'r': {'a': ('x', 'y')}, 'q': {'b': ('z',)}}
 
 
 # --- a tiny model ---------------------------------------------------------------------------------
@@ -156,8 +154,8 @@ def place(tmp_path_factory):
 @pytest.fixture(scope='module')
 def scene(place):
   model = load.load(place / 'tiny')
-  table = language_scene.read('own', place / 'facts.csv')
-  scene = language_scene.Scene(asking.Asker(model), table, 0, (1, 2))
+  table = scenes.read('own', place / 'facts.csv')
+  scene = scenes.Scene(asking.Asker(model), table, 0, (1, 2))
   scene.seen = scene.observe()
   return scene
 
@@ -243,19 +241,19 @@ def test_an_attribute_begins_where_the_prompt_ends(prompt, value, told, scene):
 
 
 def test_the_three_groups_are_apart_and_swaps_change_the_answer(scene):
-  groups = language_swaps.split(3, 24)
+  groups = swapping.split(3, 24)
   assert sorted(np.concatenate(groups)) == list(range(24))
   known = {**scene.seen, 'known': np.ones_like(scene.seen['known'])}
   scene.seen, kept = known, scene.seen
   try:
-    for swaps in language_swaps.draw(scene, 0, groups[0], groups[2]):
+    for swaps in swapping.draw(scene, 0, groups[0], groups[2]):
       relation = scene.relations[swaps.r]
       own = relation.right_SxA[swaps.subject_W]
       token = relation.token_A[swaps.wanted_W]
       assert set(swaps.subject_W) <= set(groups[2])
       assert not ((relation.token_A[None] == token[:, None]) & own).any()
       assert scene.shared(swaps.r, groups[0])[swaps.wanted_W].all()
-      mover = language_swaps.Mover(scene, 0, groups[0], 2)
+      mover = swapping.Mover(scene, 0, groups[0], 2)
       lengths = [np.linalg.norm(mover.move(arm, swaps), axis=1) for arm in
                  ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
       np.testing.assert_allclose(lengths[1:], [lengths[0]] * 2, rtol=1e-6)
@@ -267,11 +265,11 @@ def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(scene):
   rng = np.random.default_rng(0)
   known = rng.random(scene.seen['known'].shape) < 0.5
   scene.seen, kept = {**scene.seen, 'known': known}, scene.seen
-  all_swaps = [language_swaps.Swaps(r, np.array([4, 9, 2, 17]), np.zeros(4, int)) for r in (0, 1)]
+  all_swaps = [swapping.Swaps(r, np.array([4, 9, 2, 17]), np.zeros(4, int)) for r in (0, 1)]
   moves = rng.standard_normal((2, 4, scene.seen['read'].shape[-1]))
   try:
     some, all_ = (
-      language_swaps.outcomes(scene, 2, all_swaps, moves, everything=everything)
+      swapping.outcomes(scene, 2, all_swaps, moves, everything=everything)
       for everything in (False, True)
     )
   finally:
@@ -297,15 +295,15 @@ def test_prompts_asked_together_say_what_they_say_alone(scene):
 
 def test_fits_do_not_see_the_subjects_they_are_judged_on(scene):
   """Other residuals and facts of those who are not fitted to leave every map as it was."""
-  fit_T = language_swaps.split(3, 24)[0]
-  swaps = language_swaps.Swaps(0, fit_T[:3], np.array([0, 1, 2]))
-  before = language_swaps.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
+  fit_T = swapping.split(3, 24)[0]
+  swaps = swapping.Swaps(0, fit_T[:3], np.array([0, 1, 2]))
+  before = swapping.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
   others = np.setdiff1d(np.arange(24), fit_T)
   kept = scene.seen['read'].copy()
   try:
     scene.seen['read'] = scene.seen['read'].copy()
     scene.seen['read'][others] += 100
-    after = language_swaps.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
+    after = swapping.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
   finally:
     scene.seen['read'] = kept
   np.testing.assert_array_equal(before, after)
@@ -416,7 +414,7 @@ def _nothing(*_):
 
 @WEIGHTS
 def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch):
-  relational = importlib.import_module('experiments.language_relational')
+  relational = importlib.import_module('experiments.language.linearized')
   monkeypatch.setattr(relational, 'measure', _nothing)  # costly, and tested on a tiny model
   jax.config.update('jax_disable_most_optimizations', False)  # much arithmetic in few programs
   try:

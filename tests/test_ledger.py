@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from geomem import bounds, ledger, model
 from geomem import facts as fact
+from geomem import model
+from geomem.checks import bounds, ledger
 from geomem.config import NORMS, BlockConfig, Config
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]

@@ -6,7 +6,7 @@ import json
 import pytest
 from absl import flags
 
-from experiments import machine
+from experiments.harness import machine
 
 FLAGS = flags.FLAGS
 NAMES = ('structure', 'transfer', 'frozen_embeddings', 'multihop', 'from_constructed', 'capacity')

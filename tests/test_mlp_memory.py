@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem import mlp_memory
+from geomem.training import mlp_memory
 
 
 def test_its_loss_and_accuracy_are_those_of_plain_numpy():

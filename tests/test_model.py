@@ -11,8 +11,7 @@ import numpy as np
 import oracle
 import pytest
 
-from geomem import facts as fact
-from geomem import model
+from geomem import model, queries
 from geomem.config import DTYPES, NORMS, BlockConfig, Config
 from geomem.errors import InputError
 
@@ -61,7 +60,7 @@ def views(config, params, tokens_BxL, subjects_B, paths_CxK):
   """Logits at all positions and at the last two; last residuals of a grid, made in two ways."""
   apply = functools.partial(model.apply, config, params)
   c = len(paths_CxK)
-  prompts = fact.prompts(N, jnp.repeat(subjects_B, c), jnp.tile(paths_CxK, (len(subjects_B), 1)))
+  prompts = queries.prompts(N, jnp.repeat(subjects_B, c), jnp.tile(paths_CxK, (len(subjects_B), 1)))
   one_by_one = apply(prompts, last=1, method='residual').reshape(len(subjects_B), c, -1)
   grid = apply(subjects_B, paths_CxK, method='grid')
   return apply(tokens_BxL), apply(tokens_BxL, last=2), grid, one_by_one
@@ -70,7 +69,7 @@ def views(config, params, tokens_BxL, subjects_B, paths_CxK):
 def see(config, params):
   subjects = np.arange(N, dtype=np.int32)
   return views(
-    config, params, share_prefixes(), subjects, fact.paths(R, L - 1, np.array([5, 0, 21]))
+    config, params, share_prefixes(), subjects, queries.paths(R, L - 1, np.array([5, 0, 21]))
   )
 
 
@@ -267,7 +266,7 @@ def test_more_tokens_than_positions_are_refused(depth):
   config = make_config('none', (), False, depth=depth).replace(length=2)
   params, subjects = model.zeros(config), np.arange(N)
   for hops in (2, 3):
-    paths = fact.every_path(R, hops)
+    paths = queries.every_path(R, hops)
     with pytest.raises(InputError, match=f'{hops + 1} tokens, but the model has 2 positions'):
       model.apply(config, params, subjects, paths, method='grid')
     with pytest.raises(InputError, match='positions'):

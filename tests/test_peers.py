@@ -7,9 +7,9 @@ import pytest
 
 from experiments import benchmark_training as training
 from experiments import peers
-from geomem import mlp_memory as mlp
-from geomem import train
-from geomem.train import Recipe
+from geomem.training import mlp_memory as mlp
+from geomem.training import train
+from geomem.training.train import Recipe
 
 TORCH = pytest.mark.skipif(
   importlib.util.find_spec('torch') is None, reason='needs PyTorch: pip install torch==2.13.0'

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geomem import facts as fact
-from geomem import programs, sweep, train
 from geomem.config import BlockConfig, Config
-from geomem.programs import Costs
-from geomem.train import Recipe
+from geomem.training import programs, sweep, train
+from geomem.training.programs import Costs
+from geomem.training.train import Recipe
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
 

@@ -15,8 +15,9 @@ import processes
 import pytest
 from absl import flags
 
-from experiments import claims, machine, report, reproduce, storage
-from experiments.findings import found
+from experiments import claims, report, reproduce
+from experiments.harness import machine, storage
+from experiments.harness.findings import found
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

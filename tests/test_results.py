@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import findings, readme, results, statistics, storage
+from experiments import readme, results
+from experiments.harness import findings, statistics, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from geomem import rounding
+from geomem.checks import rounding
 
 
 @pytest.mark.parametrize('bits', [2, 3, 8])

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from geomem import runs
 from geomem.errors import InputError
+from geomem.saved import runs
 
 ROOT = Path(__file__).parents[1]
 # A run whose state is a function of its number: 40 steps, a checkpoint and a line at each.

@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from geomem import facts as fact
-from geomem import head, intervene, model, structure, sweep, train, transfer, verify
+from geomem import head, model, queries
+from geomem.checks import verify
 from geomem.config import Config
 from geomem.errors import InputError
+from geomem.inside import intervene, structure, transfer
 from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
-from geomem.train import Recipe
+from geomem.training import sweep, train
+from geomem.training.train import Recipe
 
 N, R, D = 6, 2, 4
 CONFIG = Config.trained(N, R, D, 8)
@@ -61,7 +64,7 @@ FITTING = {
   'swapped': swapped,
   'loss': loss,
   'stream': lambda: stream(older=(3, 2, D)),
-  'composed': lambda: fact.compose(G, np.zeros(3, np.int32), np.zeros((3, 2), np.int32)),
+  'composed': lambda: queries.compose(G, np.zeros(3, np.int32), np.zeros((3, 2), np.int32)),
 }
 MISFITS = {
   'a prompt that is no batch': lambda: model.apply(CONFIG, PARAMS, np.array([0, N])),
@@ -126,7 +129,7 @@ MISFITS = {
   'tokens that are a batch': lambda: decoder.embed(
     DECODER, {'embed': {'tokens': np.zeros((9, D))}}, np.zeros((1, 3), np.int32)
   ),
-  'one path for all subjects': lambda: fact.compose(
+  'one path for all subjects': lambda: queries.compose(
     G, np.zeros(3, np.int32), np.zeros((1, 2), np.int32)
   ),
 }

@@ -19,11 +19,12 @@ import pytest
 from jax.sharding import Mesh
 
 from geomem import facts as fact
-from geomem import head, sharded, sweep, train
+from geomem import head
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.mesh import AXES
-from geomem.train import Recipe
+from geomem.training import sharded, sweep, train
+from geomem.training.train import Recipe
 
 FOUR = len(jax.devices()) == 4
 on_four = pytest.mark.skipif(not FOUR, reason='done by test_on_four_devices')

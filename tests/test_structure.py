@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments import building
 from experiments import structure as experiment
+from experiments.harness import building
 from geomem import facts as fact
-from geomem import model, structure, sweep
+from geomem import model
 from geomem.config import Config
+from geomem.inside import structure
+from geomem.training import sweep
 
 N, R, D = 400, 3, 9
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from geomem import facts as fact
-from geomem import model, sweep, train
+from geomem import model
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.train import Recipe
+from geomem.training import sweep, train
+from geomem.training.train import Recipe
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomem import threshold
 from geomem.errors import InputError
-from geomem.threshold import Range
+from geomem.training import threshold
+from geomem.training.threshold import Range
 
 
 @pytest.mark.parametrize('larger_is_easier', [True, False])

@@ -10,7 +10,9 @@ import numpy as np
 import processes
 import pytest
 
-from experiments import statistics, storage, threshold, threshold_figure
+from experiments import threshold
+from experiments.figures import threshold as threshold_figure
+from experiments.harness import statistics, storage
 
 SMALL = ('--find=dim', '--find=subjects', '--dim=3', '--subjects=6', '--subjects=8', '--relations=2', '--seeds=1',
          '--steps=300', '--save_seconds=0', '--learning_rate=0.03')  # fmt: skip

@@ -8,9 +8,10 @@ import oracle
 import pytest
 
 from constructions import registry
-from geomem import codes, trace
+from geomem import codes
 from geomem import facts as fact
 from geomem.errors import InputError
+from geomem.inside import trace
 from geomem.layout import Slot
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]

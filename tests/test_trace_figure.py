@@ -9,9 +9,9 @@ import pytest
 from test_trace import ask, build
 
 from constructions import registry
-from experiments import trace_figure
+from experiments.figures import trace as trace_figure
 from geomem import facts as fact
-from geomem import trace
+from geomem.inside import trace
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import optax
 import pytest
 
 from geomem import facts as fact
-from geomem import model, sweep, train, verify
+from geomem import model, queries
+from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.train import Recipe
+from geomem.training import sweep, train
+from geomem.training.train import Recipe
 
 
 def config(n=7, r=3, d=6, f=10, **changes):
@@ -148,8 +150,10 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   logits = jax.jit(functools.partial(model.apply, c))
   terms, last_right = [], []
   for s in range(n):
-    for path in fact.every_path(r, hops):
-      steps = np.asarray(fact.compose(t.facts.answers_RxN, jnp.array([s]), path[None]))[0].tolist()
+    for path in queries.every_path(r, hops):
+      steps = np.asarray(queries.compose(t.facts.answers_RxN, jnp.array([s]), path[None]))[
+        0
+      ].tolist()
       prompt = [s, *(n + path).tolist()]
       whole = prompt + (steps if cot else steps[-1:])
       log = np.asarray(jax.nn.log_softmax(logits(params, np.array([whole[:-1]]))[0]))

@@ -10,7 +10,9 @@ import pytest
 
 from constructions import registry
 from geomem import facts as fact
-from geomem import model, verify
+from geomem import model
+from geomem import queries as query
+from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 
@@ -194,7 +196,7 @@ def test_margins_are_those_of_numpy(n, r, k, answers, tied, blocks):
   want = oracle_margins(config, params, facts, k)
   near = {'rtol': 1e-4, 'atol': 1e-4}
 
-  grid = np.arange(n, dtype=np.int32), fact.every_path(r, k), False, fact.compose
+  grid = np.arange(n, dtype=np.int32), query.every_path(r, k), False, query.compose
   residuals = jax.jit(verify.residuals, static_argnums=(0, 5, 6))
   x, targets = residuals(config, params, facts.answers_RxN, *grid)
   for size in blocks:
@@ -225,7 +227,7 @@ def test_block_size_changes_nothing(name, check):
     seen = []
     note = lambda *at, seen=seen: seen.append(at)
     reports.add(check(mistaken, block_size=size, progress=note))
-    total = fact.count_blocks(c.facts.subjects, c.facts.relations, c.hops, size)
+    total = query.count_blocks(c.facts.subjects, c.facts.relations, c.hops, size)
     assert seen == [(i + 1, total) for i in range(total)]
   (report,) = reports
   assert 0 < report.correct < report.queries
@@ -249,8 +251,8 @@ def test_a_certificate_never_says_too_much(name, sizes, dtype):
 
   @jax.jit
   def both(params):
-    grid = c.facts.answers_RxN, subjects, fact.every_path(sizes[1], c.hops)
-    x, targets = verify.residuals(config, params, *grid, c.chain_of_thought, fact.compose)
+    grid = c.facts.answers_RxN, subjects, query.every_path(sizes[1], c.hops)
+    x, targets = verify.residuals(config, params, *grid, c.chain_of_thought, query.compose)
     x, targets = x.reshape(-1, config.dim), targets.ravel()
     bounds = c.readout.bound(params['unembed']['answers'], x, targets)
     return verify.margins(config, params, x, targets), bounds

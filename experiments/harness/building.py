@@ -1,0 +1,97 @@
+"""One construction built, verified and accounted for: what `construct` and `bounds` both record."""
+
+import time
+
+import jax
+
+from constructions import registry
+from geomem import facts as fact
+from geomem.checks import verify
+from geomem.checks.ledger import ledger
+from geomem.construction import Construction, check_representable
+from geomem.facts import Facts
+
+AUTO_LOGITS = 2**31
+# Trained, a head may look away from the subject for all relations but one, early, and has no slope back.
+LOOK = ('blocks_0/attention/query', 'blocks_0/attention/key')
+
+
+def random_facts(
+  kind: str, subjects: int, relations: int, seed: int, own_answers: bool = False
+) -> Facts:
+  """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
+  key = jax.random.key(seed)
+  if own_answers:
+    return fact.disjoint(key, subjects, relations, subjects)
+  return {'bijections': fact.bijections, 'maps': fact.maps}[kind](key, subjects, relations)
+
+
+def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:
+  """A seed's facts; or others of the same size, for what was learned of these to be held against."""
+  return random_facts('bijections', subjects, relations, seed + 10**6 * other)
+
+
+def looking(seed, count: int) -> jax.Array:
+  """Keys for what looks at a model that this seed trained, apart from the random numbers of training."""
+  return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), count)
+
+
+def choose_check(construction: Construction, check: str) -> str:
+  if check != 'auto':
+    return check
+  logits = construction.queries * construction.facts.attributes
+  return 'exhaustive' if construction.readout is None or logits <= AUTO_LOGITS else 'certificate'
+
+
+def build_and_check(
+  name: str,
+  facts: Facts,
+  hops: int,
+  *,
+  dtype: str = 'float32',
+  check: str | None = 'auto',
+  progress=None,
+  **options,
+) -> tuple[Construction, dict]:
+  """One construction, built and (unless `check` is None) verified, and its record."""
+  start = time.perf_counter()
+  built = registry.build(name, facts, hops, **options)
+  check_representable(built, dtype)
+  built_at = time.perf_counter()
+  report = None
+  if check is not None:
+    check = choose_check(built, check)
+    report = getattr(verify, check)(built, dtype, progress=progress)
+  checked_at = time.perf_counter()
+  book = ledger(built.config, built.params, facts, hops, chain_of_thought=built.chain_of_thought)
+  return built, {
+    'construction': name,
+    'subjects': facts.subjects,
+    'relations': facts.relations,
+    'hops': hops,
+    'exact': built.margin is not None,
+    'chain_of_thought': built.chain_of_thought,
+    'dim': built.config.dim,
+    'width': max((max(hidden, default=0) for hidden in book.hidden), default=0),
+    'heads': max(book.heads),
+    'depth': book.depth,
+    'dtype': dtype,
+    'check': check,
+    'queries': built.queries,
+    'accuracy': report and report.accuracy,
+    'min_margin': report and report.min_margin,
+    'promised_margin': built.margin,
+    'parameters': book.total_parameters,
+    'subject_bits': book.subject_bits,
+    'internal_bits': book.internal_bits,
+    'bound_bits': book.bound_bits,
+    'times_bound': book.times_bound if book.bound_bits else None,  # 0 bounds nothing
+    'build_seconds': built_at - start,
+    'check_seconds': checked_at - built_at,
+  }
+
+
+def failed(record: dict) -> bool:
+  """Whether an exact construction broke its promise."""
+  promised = record['promised_margin']
+  return promised is not None and (record['accuracy'] < 1 or record['min_margin'] < promised)

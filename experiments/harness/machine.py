@@ -1,0 +1,71 @@
+"""What computes here: how it is set up before JAX starts, what it is, and by what code."""
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+PACKAGES = ('geomem', 'constructions', 'experiments')
+HASTE = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
+
+
+def suit_small_models(haste: bool = True):
+  """Set up for training many small models: a device a core, and compile in haste, unless they run for long."""
+  one_device_a_core()
+  if haste:
+    compile_in_haste()
+
+
+def one_device_a_core():
+  """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
+  if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  if 'JAX_NUM_CPU_DEVICES' in os.environ:
+    return
+  with contextlib.suppress(RuntimeError):  # it has started
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    jax.config.update('jax_num_cpu_devices', ours)
+
+
+def compile_in_haste():
+  """Let CPUs compile in half the time, for what trains many small models: compiling them takes longer.
+
+  What is compiled so can run four times as slowly: not for long training. Only if JAX has not started
+  yet, and is one whose flags these are known to be.
+  """
+  if jax.__version_info__ < (0, 11):  # XLA stops at a flag that it does not know
+    given = os.environ.get('XLA_FLAGS', '')
+    os.environ['XLA_FLAGS'] = ' '.join([*HASTE, given]).strip()
+
+
+def keep_compiled(folder: Path):
+  """Compiled programs are kept here for the next run."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(Path(folder, '.jax_cache').absolute()))
+
+
+def device() -> str:
+  """What computes here, in words."""
+  devices = jax.devices()
+  text = f'{len(devices)} × {devices[0].device_kind}'
+  return f'{text}, {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
+
+
+def versions() -> dict[str, str]:
+  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+@functools.lru_cache
+def code() -> str:
+  """A mark of the code that measures, as it was when this was first asked."""
+  root, digest = Path(__file__).parents[2], hashlib.sha256()
+  for package in PACKAGES:
+    for path in sorted((root / package).rglob('*.py')):
+      digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,136 @@
+"""The smallest models that learn: which model a case is at a size, and the search over all cases."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+
+from geomem import facts as fact
+from geomem import model
+from geomem.config import Config
+from geomem.training import sweep, threshold, train
+from geomem.training.threshold import Range
+from geomem.training.train import Recipe
+
+ROUNDS = 4  # that a search takes, about
+FINDS = ('dim', 'dim_at_width', 'width', 'subjects')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One search: what is found, for which N (0 where N is found), R and seed."""
+
+  find: str
+  subjects: int
+  relations: int
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts.
+
+  `length`: tokens that a model has positions for, if more than it is trained on. `guess`: where a search
+  for d begins, if it is known better; sizes closer than `resolution`, a share of d, are not told apart.
+  """
+
+  recipe: Recipe
+  dim: int
+  width: int
+  rates: tuple[tuple[float, float], ...]
+  depth: int = 1
+  length: int | None = None
+  guess: int | None = None
+  resolution: float = 0.0
+
+
+def configured(case: Case, size: int, setting: Setting) -> Config:
+  """The model of a case at a size."""
+  n = size if case.find == 'subjects' else case.subjects
+  d = size if case.find.startswith('dim') else setting.dim
+  f = {'width': size, 'dim_at_width': setting.width}.get(case.find, 4 * d)
+  length = setting.length or setting.recipe.length()
+  return Config.trained(n, case.relations, d, f, setting.depth, length=length)
+
+
+def looked_for(case: Case, setting: Setting) -> Range:
+  """From where to where, and where first: near four and a half bits of facts a coordinate."""
+  if case.find == 'subjects':
+    guess = round(2 ** min(14.0, 3 * setting.dim / case.relations))
+    return Range(2, 2**16, max(2, guess), larger_is_easier=False, resolution=0.02)
+  if case.find == 'width':
+    return Range(1, 4096, 2 * setting.dim)
+  bits = case.relations * math.log2(case.subjects)
+  first = setting.guess or math.ceil(bits / 4.5)
+  return Range(1, 16 * math.ceil(bits), first, resolution=setting.resolution)
+
+
+def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[sweep.Task]:
+  """A model a case, size and pair of rates."""
+  tasks = []
+  for case, size in cases:
+    config = configured(case, size, setting)
+    table = fact.bijections(jax.random.key(case.seed), config.subjects, config.relations)
+    tasks += [sweep.Task(config, table, *rates, case.seed) for rates in setting.rates]
+  return tasks
+
+
+def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
+  """A record a case, and one a probe; `train_all` trains tasks and says how they ended."""
+  probes, rates = [], len(setting.rates)
+
+  def attempt(asked):
+    rivals = np.repeat(np.arange(len(asked)), rates)
+    found = train_all(setting.recipe, attempts(asked, setting), rivals, rounds=ROUNDS)
+    accuracies = found['accuracy'].reshape(len(asked), rates)
+    passed = (found['status'].reshape(len(asked), rates) == train.SOLVED).any(axis=1)
+    steps = found['step'].reshape(len(asked), rates)
+    for (case, size), values, ok, step in zip(asked, accuracies, passed, steps, strict=True):
+      best = int(np.argmax(values))
+      probes.append({
+        'kind': 'probe', **dataclasses.asdict(case), 'size': size, 'passed': bool(ok),
+        'accuracy': float(values[best]), 'learning_rate': setting.rates[best][0],
+        'weight_decay': setting.rates[best][1], 'step': int(step[best]),
+      })  # fmt: skip
+    return passed
+
+  found = threshold.search({case: looked_for(case, setting) for case in cases}, attempt)
+  return [record(case, found[case].found, setting) for case in cases] + probes
+
+
+def looked_at(found: dict[Case, int], setting: Setting, fitter, scores) -> dict[Case, dict]:
+  """`scores(config, recipe, params, job)` of models of the sizes found, trained anew and to the end.
+
+  Of the learning rates the one that leaves the fewest 'bits' a weight.
+  """
+  if not found:
+    return {}
+  tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
+  recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
+  config = sweep.hull([task.config for task in tasks])
+  seen = fitter.measured(recipe, tasks, functools.partial(scores, config, recipe))
+  best = {
+    case: i * rates + int(np.argmin(seen['bits'][i * rates : (i + 1) * rates]))
+    for i, case in enumerate(found)
+  }
+  return {case: {name: v[i] for name, v in seen.items()} for case, i in best.items()}
+
+
+def record(case: Case, size: int | None, setting: Setting) -> dict:
+  """What was found, and what that size amounts to."""
+  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': size}
+  if size is None:
+    return about
+  about['floor'] = size == looked_for(case, setting).least  # no threshold: less was not asked for
+  config = configured(case, size, setting)
+  return {**about, 'subjects': config.subjects, **amount(config)}
+
+
+def amount(config: Config) -> dict:
+  """Facts, in bits, for each parameter of the whole model."""
+  parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
+  bits = config.relations * math.lgamma(config.subjects + 1) / math.log(2)
+  sizes = {'dim': config.dim, 'width': max(config.blocks[0].hidden, default=0)}
+  return {**sizes, 'parameters': parameters, 'fact_bits': bits, 'bits': bits / parameters}

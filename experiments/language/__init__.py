@@ -1,0 +1,1 @@
+"""What experiments.language_model measures: scenes of prompts, what explains them, swaps."""

@@ -1,0 +1,1 @@
+"""The page of a reproduction: its HTML, styles and script, and the explorer in it."""

@@ -1,0 +1,144 @@
+"""What a model spends and what it stores, in parameters and in bits, for any parameter pytree.
+
+Bits of a weight: the entropy of the values that its array actually uses (a sign costs 1 bit, a
+structural zero next to nothing), or the width of its dtype where more than 2⁸ values are in use.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from geomem.checks import bounds
+from geomem.config import Config
+from geomem.facts import Facts
+
+ROLES = ('subjects', 'relations_and_positions', 'attention', 'mlp', 'norm', 'unembedding')
+MAX_VALUES = 2**8
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound."""
+
+  dim: int
+  depth: int
+  heads: tuple[int, ...]
+  hidden: tuple[tuple[int, ...], ...]
+  parameters: dict[str, int]
+  bits: dict[str, float]
+  subject_bits: float
+  stored_bits: float
+  bound_bits: float
+
+  @property
+  def internal_bits(self) -> float:
+    """Everything that is not a subject's input embedding."""
+    return sum(bits for role, bits in self.bits.items() if role != 'subjects')
+
+  @property
+  def total_parameters(self) -> int:
+    return sum(self.parameters.values())
+
+  @property
+  def bits_per_parameter(self) -> float:
+    return self.stored_bits / self.total_parameters
+
+  @property
+  def efficiency(self) -> float:
+    """Stored bits for every bit that the weights take."""
+    return self.stored_bits / sum(self.bits.values())
+
+  @property
+  def times_bound(self) -> float:
+    """Internal bits over the least that any model with this B_emb needs (∞ where that is 0)."""
+    return self.internal_bits / self.bound_bits if self.bound_bits else math.inf
+
+
+def entropy(values) -> float:
+  """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
+
+  Which values are in use is not charged for, so this flatters arrays of few entries.
+  """
+  rest = np.asarray(values).ravel()
+  size, bits = rest.size, 0.0
+  if len(np.unique(rest[:: max(1, size // 2**12)])) > MAX_VALUES:
+    return _fixed_point(rest)
+  for _ in range(MAX_VALUES):
+    if not rest.size:
+      return bits
+    same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
+    share = np.count_nonzero(same) / size
+    bits -= share * math.log2(share)
+    rest = rest[~same]
+  return _fixed_point(np.asarray(values).ravel()) if rest.size else bits
+
+
+def _fixed_point(values) -> float:
+  """Bits that tell all multiples of 2⁻ᵇ apart, from least to most, if such they are; at most their dtype's."""
+  most = 8.0 * values.dtype.itemsize
+  for bits in range(0, 17, 4):
+    sample = values[:: max(1, len(values) // 2**12)] * 2.0**bits
+    if np.array_equal(sample, np.round(sample)):
+      scaled = values * 2.0**bits
+      if np.array_equal(scaled, np.round(scaled)):
+        return min(most, math.log2(float(scaled.max()) - float(scaled.min()) + 1))
+  return most
+
+
+def role_of(path) -> str:
+  """The role of a parameter, from its path in the pytree."""
+  names = [key.key for key in path]
+  if names[0] == 'embed':
+    return 'subjects' if names[1] == 'subjects' else 'relations_and_positions'
+  if names[0] == 'unembed':
+    return 'unembedding'
+  return next((role for role in ('attention', 'mlp') if role in names), 'norm')
+
+
+def fact_bits(facts: Facts) -> float:
+  """The information in the facts: log₂ N! a bijection, N·log₂(number of answers in use) a map."""
+  bits = 0.0
+  for answers_N in facts.answers_RxN:
+    used = len(np.unique(answers_N))
+    if used == facts.subjects:
+      bits += bounds.log2_factorial(used)
+    else:
+      bits += facts.subjects * math.log2(used)
+  return bits
+
+
+def ledger(
+  config: Config, params, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
+) -> Ledger:
+  """The ledger of `params`, trained or constructed."""
+  parameters, bits = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0.0)
+  for path, weight in jax.tree_util.tree_leaves_with_path(params):
+    parameters[role_of(path)] += weight.size
+    if role_of(path) != 'subjects':
+      bits[role_of(path)] += weight.size * entropy(weight)
+  # Coordinate by coordinate: what is the same for all subjects says nothing about any.
+  columns = np.asarray(params['embed']['subjects']).T
+  subject_bits = sum(entropy(np.ascontiguousarray(column)) for column in columns)
+  bits['subjects'] = config.subjects * subject_bits
+  return Ledger(
+    dim=config.dim,
+    depth=config.depth,
+    heads=tuple(block.heads for block in config.blocks),
+    hidden=tuple(block.hidden for block in config.blocks),
+    parameters=parameters,
+    bits=bits,
+    subject_bits=subject_bits,
+    stored_bits=fact_bits(facts),
+    bound_bits=bounds.internal_bits(
+      config.subjects,
+      config.relations,
+      hops,
+      subject_bits,
+      tied=config.tied,
+      chain_of_thought=chain_of_thought,
+    )
+    if facts.bijective
+    else 0.0,
+  )

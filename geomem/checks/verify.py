@@ -1,0 +1,259 @@
+"""Three proofs that a model knows its facts: by exhaustion, by certificate, for all facts at once.
+
+`exhaustive`  every query, against every other answer, no matrix of queries × answers in memory.
+`certificate` every query's residual from the real forward pass; that its answer slot decodes to the
+              right word with room to spare proves the argmax over all answers without their logits.
+`universal`   every content that a subject's embedding could have: one check for all fact tables.
+
+Shapes: B queries, P answer positions in a query (k with chain of thought, else 1), A answers,
+S × C a block's subjects and paths, D residual width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem import facts as fact
+from geomem import model
+from geomem import queries as query
+from geomem.config import Config
+from geomem.construction import Construction, check_representable
+from geomem.errors import InputError
+
+CHECKS = ('exhaustive', 'certificate', 'universal')
+MAX_NUMBERS = 2**27  # in all contents of an embedding
+MAX_QUERIES = 2**33  # hours, and more is days
+ANSWER_BLOCK = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """`min_margin` is the least of logit(answer) − largest other logit; a certificate's bounds it from
+  below where it is positive."""
+
+  check: str
+  dtype: str
+  queries: int
+  correct: int
+  min_margin: float
+
+  @property
+  def accuracy(self) -> float:
+    return self.correct / self.queries
+
+  def holds(self, margin: float) -> bool:
+    """Every query right, by the promised margin."""
+    return self.correct == self.queries and self.min_margin >= margin
+
+
+def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER_BLOCK):
+  """logit(answer) − largest other logit, for every row, over blocks of answers."""
+  kind = jnp.dtype(config.dtype)
+  rows_AxD = (
+    params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
+  )
+  chex.assert_shape(rows_AxD, (config.answers, config.dim))
+  chex.assert_shape(x_BxD, (*targets_B.shape, config.dim))
+  dot = functools.partial(model.product, precision=config.precision)
+  own_B = dot('bd,bd->b', x_BxD, rows_AxD[targets_B].astype(kind))
+  size = min(answer_block, config.answers)
+
+  def best_other(i, best_B):
+    # The last block overlaps the one before it instead of running past the end.
+    start = jnp.minimum(i * size, config.answers - size)
+    block = jax.lax.dynamic_slice_in_dim(rows_AxD, start, size).astype(kind)
+    logits = dot('ad,bd->ab', block, x_BxD)
+    is_own = start + jnp.arange(size)[:, None] == targets_B[None]
+    return jnp.maximum(best_B, jnp.max(jnp.where(is_own, -jnp.inf, logits), axis=0))
+
+  start = jnp.full(targets_B.shape, -jnp.inf, jnp.float32)
+  return own_B - jax.lax.fori_loop(0, -(-config.answers // size), best_other, start)
+
+
+def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_thought, target):
+  """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
+  s, (c, k) = subjects_S.shape[0], paths_CxK.shape
+  pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
+  targets = target(answers, *pairs).reshape(s, c, -1)
+  if not chain_of_thought:
+    x = model.apply(config, params, subjects_S, paths_CxK, method='grid')
+    return x[:, :, None], targets[..., -1:]
+  tokens = query.chains(answers, *pairs)[:, :-1]
+  x = model.apply(config, params, tokens, last=k, method='residual')
+  return x.reshape(s, c, k, config.dim), targets
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target'))
+def _check_block(config, params, answers, block, chain_of_thought, score, target):
+  """How many queries of a block are right at every step, and the least margin among them."""
+  subjects_S, paths_CxK, valid_SxC = block
+  x, targets = residuals(config, params, answers, subjects_S, paths_CxK, chain_of_thought, target)
+  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1))
+  # Not a number is not right: it would compare false, but win no minimum.
+  margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
+  margin_SxC = margin.reshape(targets.shape).min(axis=-1)
+  right = jnp.sum(valid_SxC & (margin_SxC > 0))
+  return right, jnp.min(jnp.where(valid_SxC, margin_SxC, jnp.inf))
+
+
+Progress = Callable[[int, int], None]
+
+
+def _check(
+  check: str,
+  config: Config,
+  params,
+  answers,
+  hops: int,
+  score,
+  *,
+  block_size: int,
+  progress: Progress | None,
+  chain_of_thought: bool = False,
+  target=query.compose,
+  sample: tuple | None = None,
+) -> Report:
+  """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
+  fact.check_sizes(config.subjects, config.relations, hops)
+  sizes, size = (config.subjects, config.relations, hops), min(block_size, _affordable(config))
+  if sample is not None:
+    blocks = list(query.sampled_blocks(sample[0], *sizes, sample[1], size))
+    total, queries = len(blocks), sum(block.valid_SxP.size for block in blocks)
+  else:
+    total, queries = query.count_blocks(*sizes, size), config.subjects * config.relations**hops
+    blocks = query.blocks(*sizes, size)
+  if queries > MAX_QUERIES:
+    raise InputError(
+      f'{config.subjects:,} subjects × {config.relations:,} relations over {hops} hops are more than '
+      f'{MAX_QUERIES:,} queries to check; use fewer, or verify.accuracy with a sample'
+    )
+  params, answers = jax.device_put((params, answers))
+  right, least = 0, np.inf
+  for i, block in enumerate(blocks):
+    arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
+    got = _check_block(config, params, answers, arrays, chain_of_thought, score, target)
+    right, least = right + int(got[0]), min(least, float(got[1]))
+    if progress:
+      progress(i + 1, total)
+  return Report(check, config.dtype, queries, right, least)
+
+
+def _affordable(config: Config) -> int:
+  """Queries in a block whose widest array stays within half a gigabyte."""
+  widest = max(config.dim, *(max(b.hidden, default=1) for b in config.blocks))
+  return max(1, 2**27 // (widest * config.length))
+
+
+def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
+  """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
+  fact.check_fit(facts, config)
+  if hops > 1:
+    fact.check_closed(facts, hops)
+  return _check(
+    'exhaustive', config, params, facts.answers_RxN, hops, margins, **{**_DEFAULTS, **options}
+  )
+
+
+_DEFAULTS = {'block_size': 4096, 'progress': None}
+
+
+def exhaustive(c: Construction, dtype: str = 'float32', **options) -> Report:
+  """Every query against every answer."""
+  check_representable(c, dtype)
+  config = c.config.replace(dtype=dtype)
+  return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
+
+
+def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
+  """Every query, its margin bounded from its answer slot alone.
+
+  The bound speaks about one unembedding, so that the model has exactly this one is checked first;
+  where it has not, nothing is certified.
+  """
+  if c.readout is None:
+    raise InputError(f'{c.name} has no certificate; use --check=exhaustive')
+  check_representable(c, dtype)
+  # As the model sees it: a dtype that rounds the unembedding makes it another.
+  rows_AxD = np.asarray(c.params['unembed']['answers']).astype(jnp.dtype(dtype), copy=False)
+  if c.config.tied or not c.readout.matches(rows_AxD):
+    return Report('certificate', dtype, c.queries, 0, -np.inf)
+  return _check(
+    'certificate',
+    c.config.replace(dtype=dtype),
+    c.params,
+    c.facts.answers_RxN,
+    c.hops,
+    _bound_score(c.readout, c.config.dim),
+    chain_of_thought=c.chain_of_thought,
+    **{**_DEFAULTS, 'block_size': 2**14, **options},
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def _bound_score(readout, dim: int):
+  """The readout's bound, less what rounding may take from two logits; nothing where x is not finite."""
+  largest_D = readout.largest(dim)
+
+  def score(config, params, x_BxD, targets_B):
+    bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
+    x_BxD = x_BxD.astype(jnp.float32)
+    size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
+    slack_B = 2 * np.count_nonzero(largest_D) * 2.0**-23 * size_B
+    for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
+      whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
+      slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
+    return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
+
+  return score
+
+
+def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
+  """Every possible content of an embedding, answered through the model's own other weights.
+
+  With W answers stored in an embedding these are A^W subjects, which hold all fact tables at once.
+  It proves the model right for its own facts if its embeddings are what its facts encode to: where
+  one is anything else, all its queries count as wrong.
+  """
+  check_representable(c, dtype)
+  stored, choices = universal_contents(c)
+  assert c.encode is not None  # or there had been no contents
+  every = fact.every_content(choices)
+  own_WxN = query.tree(c.facts.answers_RxN, c.hops) if c.hops > 1 else c.facts.answers_RxN
+  differs_N = np.any(np.asarray(c.params['embed']['subjects']) != c.encode(own_WxN), axis=1)
+  params = {**c.params, 'embed': {**c.params['embed'], 'subjects': c.encode(every)}}
+  report = _check(
+    'universal',
+    c.config.replace(dtype=dtype, subjects=every.shape[1]),
+    params,
+    every,
+    c.hops,
+    margins,
+    target=query.look_up,
+    **{**_DEFAULTS, **options},
+  )
+  if not differs_N.any():
+    return report
+  wrong = int(differs_N.sum()) * stored
+  return dataclasses.replace(report, correct=max(0, report.correct - wrong), min_margin=-np.inf)
+
+
+def universal_contents(c: Construction):
+  """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
+  if c.encode is None or c.chain_of_thought:
+    raise InputError(
+      f'{c.name} has no universal check: one embedding does not hold all answers; use another check'
+    )
+  stored = c.facts.relations**c.hops
+  choices = c.choices or (np.arange(c.facts.attributes),) * stored
+  numbers = sum(np.log2(len(choice)) for choice in choices) + np.log2(c.config.dim)
+  if numbers > np.log2(MAX_NUMBERS):
+    raise InputError(
+      f'{c.name}: {c.facts.attributes}^{stored} contents of {c.config.dim} coordinates are more than '
+      f'{MAX_NUMBERS:,} numbers; use fewer subjects, relations or hops for --check=universal'
+    )
+  return stored, choices

@@ -1,0 +1,1 @@
+"""Looking inside a model: one prompt in words, superpositions, patches, new facts."""

@@ -1,0 +1,81 @@
+"""Freeze a trained model, swap its facts: does what it learned to do with superpositions hold for others?
+
+Shapes: R relations, D width, A attributes; B subjects in a step, each with attributes at random.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from geomem import head, model
+from geomem.config import Config
+from geomem.inside import intervene, structure
+from geomem.training import train
+
+
+def through(config: Config, params, maps, key, steps: int, batch: int, rate: float = 1e-3):
+  """The maps (M_RxDxE, b_E) from which the frozen model answers best, by gradient descent from `maps`.
+
+  Every step draws subjects anew, their attributes independent and uniform: no table of facts is seen twice.
+  """
+  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
+  adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+  def loss(maps, answers_BxR):
+    e_BxE = structure.superpose(maps, u_AxD, answers_BxR.T)
+    x_QxD = intervene.final(config, params, e_BxE).reshape(-1, config.dim)
+    return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0] / len(x_QxD)
+
+  def step(state, key):
+    maps, moments = state
+    answers_BxR = jax.random.randint(key, (batch, config.relations), 0, config.answers)
+    value, slopes = jax.value_and_grad(loss)(maps, answers_BxR)
+    updates, moments = train.adapt(adam, slopes, moments)
+    return (optax.apply_updates(maps, updates), moments), value
+
+  (maps, _), losses = jax.lax.scan(step, (maps, adam.init(maps)), jax.random.split(key, steps))
+  return maps, losses
+
+
+def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 0.1):
+  """Embeddings NxD for these facts, each trained by itself through the frozen model, from near zero.
+
+  Under noise that dies away, so that no unit stays shut for good; noise and rate are in units of the
+  old embeddings' spread. Nothing else moves, so that subjects have nothing to do with each
+  other: blocks of them, one by one.
+  """
+  chex.assert_shape(answers_RxN, (config.relations, None))
+  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
+  scale = jnp.std(params['embed']['subjects'])
+  left = optax.cosine_decay_schedule(1.0, steps)
+  adam = optax.adam(lambda count: rate * scale * left(count))
+
+  def loss(e_BxD, answers_BxR):
+    x_QxD = intervene.final(config, params, e_BxD).reshape(-1, config.dim)
+    return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0]
+
+  def some(e_BxD, answers_BxR):
+
+    def step(i, state):
+      e_BxD, moments = state
+      drawn_BxD = jax.random.normal(jax.random.fold_in(key, i), e_BxD.shape)
+      slopes = jax.grad(loss)(e_BxD + scale * left(i) * drawn_BxD, answers_BxR)
+      updates, moments = train.adapt(adam, slopes, moments)
+      return optax.apply_updates(e_BxD, updates), moments
+
+    return jax.lax.fori_loop(0, steps, step, (e_BxD, adam.init(e_BxD)))[0]
+
+  start_NxD = 0.1 * scale * jax.random.normal(key, (answers_RxN.shape[1], config.dim))
+  return intervene.by_blocks(some, start_NxD, answers_RxN.T)
+
+
+def shared_cosine(unembedding_AxD, answers_RxN):
+  """Mean cosine between the vectors of two attributes of one subject: 0 if they have nothing to do with each other."""
+  chex.assert_rank([unembedding_AxD, answers_RxN], 2)
+  u_AxD = unembedding_AxD - jnp.mean(unembedding_AxD, axis=0, keepdims=True)
+  u_AxD = u_AxD / jnp.linalg.norm(u_AxD, axis=1, keepdims=True)
+  u_NxRxD = u_AxD[answers_RxN.T]
+  relations = len(answers_RxN)
+  total_N = jnp.sum(jnp.sum(u_NxRxD, axis=1) ** 2, axis=1) - relations
+  return jnp.mean(total_N) / max(1, relations * (relations - 1))

@@ -1,0 +1,1 @@
+"""What outlives a process: models, and runs that can be killed at any time."""

@@ -1,0 +1,149 @@
+"""A run that survives: its folder is locked, its state is sealed now and then, and taken up again.
+
+A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
+Killed at any moment and started again, a run that is a function of its state ends in the same bits
+(a GPU may add up in another order every time: there, in the same to rounding).
+
+Of several processes each makes the same calls, and the first alone touches the folder.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from flax.traverse_util import flatten_dict
+
+from geomem import hosts
+from geomem.errors import InputError
+from geomem.saved import sealed
+
+KEPT = 2
+
+
+class Run:
+  """The only process at work in `folder`. `description` says what the run is; another's is refused."""
+
+  def __init__(
+    self, folder: str | os.PathLike, description: dict, warn: Callable[[str], None] = print
+  ):
+    self.folder, self.warn = Path(folder), warn
+    self._lock: TextIO | None = None
+    self._open(description)
+
+  @hosts.by_first
+  def _open(self, description: dict):
+    self.folder.mkdir(parents=True, exist_ok=True)
+    self._lock = open(self.folder / '.lock', 'w')  # noqa: SIM115 (held as long as the run)
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      self._lock.close()
+      raise InputError(
+        f'{self.folder}: another process is at work there; wait, or name another'
+      ) from error
+    try:
+      self._check(json.loads(json.dumps(description)))
+    except BaseException:
+      self.close()
+      raise
+
+  def _check(self, description: dict):
+    path = self.folder / 'config.json'
+    if not path.exists():
+      aside = path.with_suffix('.new')
+      aside.write_text(json.dumps(description, indent=1) + '\n')
+      aside.replace(path)
+      return
+    try:
+      known = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+      raise InputError(f'{path}: damaged; remove the folder, or name another') from error
+    known, description = flatten_dict(known, sep='/'), flatten_dict(description, sep='/')
+    for name in sorted(known.keys() | description.keys()):
+      if known.get(name) != description.get(name):
+        raise InputError(
+          f'{self.folder} holds another run: its {name} is {known.get(name)!r}, not '
+          f'{description.get(name)!r}; name another workdir, or remove this one'
+        )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+  def close(self):
+    if self._lock:
+      self._lock.close()
+
+  @hosts.by_first
+  def restore(self) -> tuple[int, dict] | None:
+    """The newest checkpoint that is whole, and its number; what is damaged is reported and set aside.
+
+    Refuses to begin anew beside damaged ones; what cannot be read just now stays as it is.
+    """
+    for path in reversed(self._checkpoints()):
+      try:
+        fields, arrays = sealed.read(path)
+      except sealed.Damaged as error:
+        aside = path
+        while aside.exists():
+          aside = aside.with_name(f'{aside.name}.damaged')
+        path.rename(aside)
+        self.warn(f'{path}: damaged checkpoint, set aside as {aside.name}: {error}')
+        continue
+      self._cut(fields['metrics_bytes'])
+      return int(path.name), arrays
+    folder = self.folder / 'checkpoints'
+    if any(folder.glob('*.damaged')):
+      raise InputError(
+        f'{folder}: every checkpoint is damaged; put back a whole one, or remove the folder to '
+        'begin anew'
+      )
+    self._cut(0)
+    return None
+
+  @hosts.by_first
+  def save(self, number: int, arrays: dict):
+    """Seal the state, and let all but the newest few go."""
+    metrics, size = self.folder / 'metrics.jsonl', 0
+    if metrics.exists():
+      sealed.flush(metrics)
+      size = metrics.stat().st_size
+    sealed.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
+    for path in self._checkpoints()[:-KEPT]:
+      shutil.rmtree(path)
+
+  @hosts.by_first
+  def log(self, record: dict):
+    """A line of metrics.jsonl. Lines after the checkpoint that is taken up are cut and written again."""
+    with open(self.folder / 'metrics.jsonl', 'a') as file:
+      file.write(json.dumps(record, allow_nan=False) + '\n')
+
+  def _checkpoints(self) -> list[Path]:
+    folder = self.folder / 'checkpoints'
+    if not folder.is_dir():
+      return []
+    for path in folder.glob('.*'):  # a write that was killed
+      shutil.rmtree(path, ignore_errors=True)
+    return sorted(path for path in folder.iterdir() if path.name.isdigit())
+
+  def _cut(self, size: int):
+    """Cut metrics.jsonl to what it held at the checkpoint.
+
+    What is missing from it is told, and the run goes on after the last whole line: a lost log is no
+    reason to lose the training.
+    """
+    metrics = self.folder / 'metrics.jsonl'
+    held = metrics.read_bytes()[:size] if metrics.exists() else b''
+    kept = held.rfind(b'\n') + 1
+    if kept < size:
+      self.warn(
+        f'{metrics}: {size - kept:,} bytes are lost; the run goes on after the last whole line'
+      )
+    if metrics.exists():
+      os.truncate(metrics, kept)

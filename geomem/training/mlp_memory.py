@@ -1,0 +1,137 @@
+"""The associative memory in its smallest form, trained: random embeddings in and out, an MLP between.
+
+N keys x_n and N values u_n, random and of length 1, are fixed; the MLP's output for key n must be
+nearer to u_n than to any other. This is the MLP memory of Nichani et al. (2025), as they trained it:
+no transformer around it, full batch, AdamW without decay at a constant rate, success if at one of the
+looks at it the accuracy is reached.
+
+Shapes: N facts, D width of the embeddings, F hidden units; M models.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from geomem.training import train
+
+ROWS = 32  # facts are padded to a multiple of: compiling anew costs more than rows of zeros
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How they are trained; a look after every `check` steps."""
+
+  dim: int
+  width: int
+  steps: int = 2**15
+  check: int = 2**8
+  rate: float = 3e-2
+  target: float = 0.99
+
+
+@flax.struct.dataclass
+class Memory:
+  """One model: its facts (the first `count` rows), its weights."""
+
+  count: chex.Array
+  keys_NxD: chex.Array
+  values_NxD: chex.Array
+  params: dict
+
+
+def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
+  """Facts and initial weights, laid out in arrays of `rows` facts. Weights as flax's Dense draws them."""
+  d, f = recipe.dim, recipe.width
+  rng = np.random.default_rng((seed, facts, d, f))
+
+  def directions():
+    x_NxD = np.zeros((rows, d), np.float32)
+    x_NxD[:facts] = rng.standard_normal((facts, d))
+    return x_NxD / np.maximum(np.linalg.norm(x_NxD, axis=1, keepdims=True), 1e-30)
+
+  def dense(a, b):
+    w = rng.standard_normal((a, b))
+    while (far := np.abs(w) > 2).any():  # cut off at two standard deviations
+      w[far] = rng.standard_normal(far.sum())
+    return np.asarray(w / (0.87962566 * np.sqrt(a)), np.float32)
+
+  params = {'in': dense(d, f), 'in_bias': np.zeros(f, np.float32), 'out': dense(f, d)}
+  return Memory(np.int32(facts), directions(), directions(), params)
+
+
+def logits(memory: Memory, params):
+  """NxN; what is no fact cannot be the answer."""
+  hidden_NxF = jax.nn.relu(memory.keys_NxD @ params['in'] + params['in_bias'][None])
+  logits_NxN = (hidden_NxF @ params['out']) @ memory.values_NxD.T
+  inside_N = jnp.arange(len(memory.keys_NxD)) < memory.count
+  return jnp.where(inside_N[None], logits_NxN, -jnp.inf), inside_N
+
+
+def loss(params, memory: Memory):
+  """Mean cross-entropy over the facts."""
+  logits_NxN, inside_N = logits(memory, params)
+  each_N = jax.nn.logsumexp(logits_NxN, axis=1) - jnp.where(inside_N, jnp.diagonal(logits_NxN), 0.0)
+  return jnp.sum(jnp.where(inside_N, each_N, 0.0)) / memory.count.astype(jnp.float32)
+
+
+def accuracy(params, memory: Memory):
+  """Share of facts recalled."""
+  logits_NxN, inside_N = logits(memory, params)
+  right_N = inside_N & (jnp.argmax(logits_NxN, axis=1) == jnp.arange(len(logits_NxN)))
+  return jnp.sum(right_N, dtype=jnp.float32) / memory.count.astype(jnp.float32)
+
+
+def learn(recipe: Recipe, memory: Memory):
+  """The best accuracy seen, and the steps it took."""
+  adam = optax.adam(recipe.rate)
+
+  def step(_, state):
+    params, moments = state
+    slopes = jax.grad(loss)(params, memory)
+    updates, moments = train.adapt(adam, slopes, moments)
+    return optax.apply_updates(params, updates), moments
+
+  def look(state):
+    params, moments, best, done = state
+    params, moments = jax.lax.fori_loop(0, recipe.check, step, (params, moments))
+    return params, moments, jnp.maximum(best, accuracy(params, memory)), done + recipe.check
+
+  def on(state):
+    return (state[2] < recipe.target) & (state[3] < recipe.steps)
+
+  start = memory.params, adam.init(memory.params), jnp.float32(0), jnp.int32(0)
+  *_, best, done = jax.lax.while_loop(on, look, start)
+  return best, done
+
+
+def learn_all(recipe: Recipe, sizes, seeds) -> tuple[np.ndarray, np.ndarray]:
+  """`learn` for many (facts, seed), shared out over all devices."""
+  devices = np.array(jax.devices()[: len(sizes)])
+  rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // devices.size) * devices.size
+  models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
+  order = np.argsort(-np.array(sizes), kind='stable')  # the dear ones dealt out first
+  place = np.arange(count).reshape(devices.size, -1).T.ravel()
+  laid = np.zeros(count, int)
+  laid[place[: len(order)]] = order
+  memories = jax.tree.map(lambda *leaves: np.stack(leaves)[laid], *models)
+  best, done = _learn_all(recipe, jax.sharding.Mesh(devices, ('models',)), memories)
+  found = np.empty(len(sizes), int)
+  found[order] = place[: len(order)]
+  return np.asarray(best)[found], np.asarray(done)[found]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _learn_all(recipe, mesh, memories):
+  one = functools.partial(learn, recipe)
+  each = jax.lax.map if jax.default_backend() == 'cpu' else lambda f, x: jax.vmap(f)(x)
+  share = lambda memories: each(one, memories)
+  return jax.shard_map(
+    share, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
+  )(memories)

@@ -1,0 +1,210 @@
+"""Which models share a compiled program: padding costs arithmetic, another program costs compiling."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from geomem.config import BlockConfig, Config
+from geomem.training import sweep
+from geomem.training.train import Recipe
+
+LEAST_ROWS = 8
+STRETCHES = 4  # looks at all queries between two returns to the host, at most,
+STRETCH_SECONDS = 10.0  # and about so long
+FOUND = ('accuracy', 'loss', 'step', 'status')
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """What an estimate needs: seconds to compile, of a model's step that does next to nothing and of one
+  of all models of a sweep, and multiplications a second.
+
+  Orders of magnitude do: they decide how much padding a program is worth, not what comes out.
+  """
+
+  compiling: float = 3.0
+  model: float = 8e-5
+  sweep: float = 0.0
+  products: float = 2e10
+
+
+CPU, ACCELERATOR = Costs(), Costs(compiling=15.0, model=0.0, sweep=1e-3, products=1e13)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is compiled: `rows` models at once, padded to `config`."""
+
+  config: Config
+  rows: int
+
+
+def _costs() -> Costs:
+  return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
+
+
+def stretch(laid) -> int:
+  """Steps between looks at the host: some seconds of work, which depend on sizes alone."""
+  models = -(-len(laid.tasks) // jax.device_count())
+  step = models * seconds(laid.config, laid.recipe, _costs())
+  return max(1, min(STRETCHES * laid.recipe.check, round(STRETCH_SECONDS / step)))
+
+
+def follow(fit: Callable, laid, states):
+  """Train what is laid out to the end."""
+  ended, stretches = (laid, states), fit(laid, states, stretch(laid))
+  for ended in stretches:
+    pass
+  return ended
+
+
+def fit(recipe: Recipe, program: Program, tasks, rivals, follow: Callable = follow) -> np.ndarray:
+  """Train the tasks in the program: a row of `FOUND` for each, how it ended."""
+  laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
+  laid, states = follow(functools.partial(sweep.fit, rivals=rivals), laid, states)
+  return np.stack([laid.each(getattr(states, name)) for name in FOUND], axis=1)
+
+
+def train(
+  recipe: Recipe,
+  tasks,
+  rivals=None,
+  known: list[Program] | None = None,
+  fit: Callable = fit,
+  rounds: int = 1,
+) -> dict[str, np.ndarray]:
+  """Train all tasks in as few programs as is cheapest; `FOUND` by name, a number a task.
+
+  `rivals`: a label a task; when one of a label is solved the others rest. `known`: programs compiled
+  before, and after this call these too. `fit`: what trains a program's tasks. `rounds`: as in `share`.
+  """
+  known = [] if known is None else known
+  rivals = np.arange(len(tasks)) if rivals is None else np.asarray(rivals)
+  values = np.zeros((len(tasks), len(FOUND)))
+  for program, members in share(tasks, recipe, known, jax.device_count(), _costs(), rounds):
+    if program not in known:
+      known.append(program)
+    own = np.array(members)
+    values[own] = fit(recipe, program, [tasks[i] for i in members], rivals[own])
+  return dict(zip(FOUND, values.T, strict=True))
+
+
+def multiplications(config: Config, recipe: Recipe) -> int:
+  """Of a forward pass over a batch; a step has three times as many, and as many additions."""
+  c, d = config, config.dim
+  subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
+  prompts = subjects * paths
+  once = len(c.blocks) == 1 and not recipe.chain_of_thought  # keys and values a subject and a path
+  tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
+  total = prompts * d * c.answers
+  for b in c.blocks:
+    widths = (d, *b.hidden, d) if b.hidden else ()
+    total += (prompts if once else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
+    total += tokens * b.heads * d * (b.key_dim + 2 * b.head_dim)
+  return total
+
+
+def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
+  """Estimated time of a model's step on one device: forward, and backward twice as much."""
+  return costs.model + 3 * multiplications(config, recipe) / costs.products
+
+
+def share(
+  tasks, recipe: Recipe, known=(), devices: int = 1, costs: Costs = CPU, rounds: int = 1
+) -> list[tuple[Program, tuple[int, ...]]]:
+  """Groups of tasks by number, each with its program: one that is `known`, compiled already, or a new one.
+
+  `rounds`: how often as much as this is likely to be asked for; padding counts every time.
+  """
+  by_config: dict[Config, list[int]] = {}
+  for i, task in enumerate(tasks):
+    by_config.setdefault(task.config, []).append(i)
+  steps = rounds * recipe.steps
+
+  def time(config, count, rows=None):
+    sweeps = math.ceil(count / (rows or count))
+    return steps * (sweeps * costs.sweep + count * seconds(config, recipe, costs) / devices)
+
+  groups, rest = [], []
+  for config, members in by_config.items():
+    fits = [p for p in known if _fits(config, p.config, recipe)]
+    taken = lambda p: time(p.config, len(members), p.rows)  # noqa: B023
+    best = min(fits, key=taken, default=None)
+    worth = best and taken(best) < time(config, len(members)) + costs.compiling
+    if worth:
+      groups.append((best, members))
+    else:
+      rest.append((config, members))
+  for config, members in _merge(rest, recipe, time, costs):
+    config = _roomy(config, len(members), recipe, time, costs)
+    rows = max(LEAST_ROWS, 2 ** math.ceil(math.log2(len(members))))
+    groups.append((Program(config, -(-rows // devices) * devices), members))
+  return [
+    (program, tuple(members[at : at + program.rows]))
+    for program, members in _gather(groups)
+    for at in range(0, len(members), program.rows)
+  ]
+
+
+@functools.lru_cache(maxsize=2**16)
+def _hull(a: Config, b: Config, recipe: Recipe) -> Config | None:
+  """The config that both can be padded to, if there is one."""
+  both = sweep.hull([a, b]) if sweep.alike(a, b) else None
+  return both if both and all(_fits(c, both, recipe) for c in (a, b)) else None
+
+
+def _merge(groups, recipe, time, costs):
+  """Join the two whose padding costs least, as long as it costs less than compiling one more program."""
+  groups = list(groups)
+  while len(groups) > 1:
+    joined = []
+    for (i, (a, m)), (j, (b, n)) in itertools.combinations(enumerate(groups), 2):
+      if both := _hull(a, b, recipe):
+        padding = time(both, len(m) + len(n)) - time(a, len(m)) - time(b, len(n))
+        joined.append((padding, i, j, both))
+    padding, i, j, both = min(joined, key=lambda pair: pair[0], default=(math.inf, 0, 0, None))
+    if padding >= costs.compiling:
+      break
+    members = groups[i][1] + groups[j][1]
+    groups = [g for k, g in enumerate(groups) if k not in (i, j)] + [(both, members)]
+  return groups
+
+
+def _gather(groups):
+  together: dict[Program, list[int]] = {}
+  for program, members in groups:
+    together.setdefault(program, []).extend(members)
+  return together.items()
+
+
+def _fits(small: Config, large: Config, recipe: Recipe) -> bool:
+  if recipe.loss == 'every' and small.answers != large.vocabulary:
+    return False  # what else is a token must be one in both
+  return sweep.alike(small, large) and sweep.hull([small, large]) == large
+
+
+def _roomy(config: Config, count: int, recipe: Recipe, time, costs: Costs) -> Config:
+  """Sizes rounded up, where that costs little, so that the program fits the next sizes asked for too."""
+  block = lambda b: BlockConfig(
+    b.heads, _round(b.key_dim), _round(b.head_dim), tuple(map(_round, b.hidden))
+  )
+  wider = config.replace(dim=_round(config.dim), blocks=tuple(map(block, config.blocks)))
+  for roomy in (
+    wider.replace(subjects=_round(config.subjects), answers=_round(config.answers)),
+    wider,
+  ):
+    padding = time(roomy, count) - time(config, count)
+    if padding < costs.compiling and _fits(config, roomy, recipe):
+      return roomy
+  return config
+
+
+def _round(size: int) -> int:
+  """Up to the next of 1, 2, 3, 4, 6, 8, 12, 16, 24, 32 …"""
+  step = max(1, 2 ** (size.bit_length() - 2))
+  return -(-size // step) * step

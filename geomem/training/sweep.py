@@ -1,0 +1,347 @@
+"""Many models trained at once: one compiled program for a batch of jobs, spread over all devices.
+
+Models of different sizes share a program by padding: parameters are drawn at their own size and
+laid into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
+them), and `train.Job` says how much is in use. On an accelerator all models of a device advance
+together under `vmap`; on a CPU, a device a core, as many as its cache holds, batch after batch.
+
+Shapes: M models, N subjects, R relations.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import chex
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from geomem import facts as fact
+from geomem import hosts, model
+from geomem.config import BlockConfig, Config
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.training import train
+from geomem.training.train import Job, Recipe, State
+
+CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+  """One model to train: its size, its facts, what moves it; from `params` if given, else drawn by `seed`."""
+
+  config: Config
+  facts: Facts
+  learning_rate: float = 1e-2
+  weight_decay: float = 0.1
+  seed: int = 0
+  params: dict | None = None
+
+  def __post_init__(self):
+    fact.check_fit(self.facts, self.config)
+    for name in ('learning_rate', 'weight_decay'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
+    if not 0 <= self.seed < 2**32:
+      raise InputError(f'seed is {self.seed}; it must be from 0 to 2^32 - 1')
+
+
+def alike(one: Config, other: Config) -> bool:
+  """Whether the two differ in their sizes alone."""
+  shape = lambda c: (
+    c.length,
+    len(c.blocks),
+    c.norm,
+    c.norm_eps,
+    c.bias,
+    c.tied,
+    c.dtype,
+    c.precision,
+    [(b.heads, len(b.hidden)) for b in c.blocks],
+  )
+  return shape(one) == shape(other)
+
+
+def hull(configs) -> Config:
+  """The smallest config that all of these can be padded to; refuses what differs in more than size."""
+  first = configs[0]
+  if not all(alike(first, c) for c in configs):
+    raise InputError('models of one program may differ in their sizes alone')
+  largest = lambda get: max(map(get, configs))
+  blocks = tuple(
+    BlockConfig(
+      b.heads,
+      largest(lambda c, i=i: c.blocks[i].key_dim),
+      largest(lambda c, i=i: c.blocks[i].head_dim),
+      tuple(largest(lambda c, i=i, j=j: c.blocks[i].hidden[j]) for j in range(len(b.hidden))),
+    )
+    for i, b in enumerate(first.blocks)
+  )
+  sizes = {name: largest(lambda c, name=name: getattr(c, name)) for name in SIZES}
+  return first.replace(blocks=blocks, **sizes)
+
+
+SIZES = ('subjects', 'relations', 'answers', 'dim')
+
+
+def pad(params, config: Config):
+  """Parameters laid into the corner of zeros of the size of `config`."""
+  lay = lambda a, shape: np.pad(
+    a, [(0, big - small) for small, big in zip(a.shape, shape.shape, strict=True)]
+  )
+  return jax.tree.map(lay, params, model.shapes(config))
+
+
+def crop(params, config: Config):
+  """What `pad` laid in."""
+  return jax.tree.map(
+    lambda a, shape: a[tuple(map(slice, shape.shape))], params, model.shapes(config)
+  )
+
+
+def job(task: Task, config: Config) -> Job:
+  """The task as data for the program of `config`."""
+  f = task.facts
+  answers_RxN = np.zeros((config.relations, config.subjects), np.int32)
+  answers_RxN[: f.relations, : f.subjects] = f.answers_RxN
+  return Job(
+    answers_RxN,
+    subjects=np.int32(f.subjects),
+    relations=np.int32(f.relations),
+    attributes=np.int32(f.attributes),
+    dim=np.int32(task.config.dim),
+    learning_rate=np.float32(task.learning_rate),
+    weight_decay=np.float32(task.weight_decay),
+    seed=np.uint32(task.seed),
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sweep:
+  """A batch of tasks laid out for one program: task i is row `rows[i]` of `jobs` and of the states.
+
+  There are `height` rows, as many on every device, of which `together` advance at once; rows that
+  are no task's rest from the start.
+  """
+
+  recipe: Recipe
+  tasks: tuple[Task, ...]
+  config: Config
+  mesh: jax.sharding.Mesh
+  together: int
+  height: int
+  rows: np.ndarray
+
+  @functools.cached_property
+  def jobs(self) -> Job:
+    """The tasks as data, each in its row."""
+    jobs = [job(task, self.config) for task in self.tasks]
+    return _put(self, _stack(jobs, _task_of_row(self, self.rows)))
+
+  def placed(self, rows: np.ndarray) -> 'Sweep':
+    """The same tasks in other rows."""
+    return dataclasses.replace(self, rows=rows)
+
+  def each(self, values_M) -> np.ndarray:
+    """A number of the states, for every task."""
+    return np.asarray(hosts.local(values_M))[self.rows]
+
+  def result(self, states: State, i: int) -> State:
+    """The state of task i, on this host, its parameters at their own size."""
+    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), hosts.local(states))
+    return state.replace(params=crop(state.params, self.tasks[i].config))
+
+
+def lay_out(
+  recipe: Recipe,
+  tasks,
+  devices=None,
+  together: int | None = None,
+  config: Config | None = None,
+  least_rows: int = 1,
+) -> tuple[Sweep, State]:
+  """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
+  tasks = tuple(tasks)
+  devices = np.array(jax.devices() if devices is None else devices)
+  if jax.process_count() == 1:  # no more than there is work for: a row is a whole state
+    devices = devices[: max(len(tasks), least_rows)]
+  config = hull([*(task.config for task in tasks), *([config] if config else [])])
+  check(recipe, tasks, config)
+  # Neighbours in the list tend to cost alike: deal them out, one to each device in turn.
+  each = -(-max(len(tasks), least_rows) // devices.size)
+  if together is None:
+    together = min(each, _together(config, recipe)) if devices[0].platform == 'cpu' else each
+  each = -(-each // together) * together
+  rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
+  mesh = jax.sharding.Mesh(devices, ('models',))
+  sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows)
+  resting = np.isin(np.arange(sweep.height), rows, invert=True)
+  params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
+  states = _start(recipe, mesh, _put(sweep, params))
+  status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
+  return sweep, states.replace(status=_put(sweep, status))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _start(recipe: Recipe, mesh, params):
+  """Each on its device, as `_advance` hands them on: laid otherwise, that would be compiled twice."""
+  start = jax.vmap(functools.partial(train.start, recipe))
+  return jax.shard_map(
+    start, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
+  )(params)
+
+
+def _together(config: Config, recipe: Recipe) -> int:
+  """Models whose activations fit in a core's cache: fewer calls, as long as they do."""
+  prompts = (recipe.batch or config.subjects) * config.relations**recipe.hops
+  widths = config.answers + 4 * config.dim + sum(sum(b.hidden) for b in config.blocks)
+  fit = CACHE // (prompts * widths)
+  return min(8, 1 << (fit.bit_length() - 1)) if fit else 1
+
+
+def _sharding(sweep: Sweep) -> NamedSharding:
+  return NamedSharding(sweep.mesh, P('models'))
+
+
+def _put(sweep: Sweep, tree):
+  """Arrays of a row a model, a share of the rows on every device."""
+  return hosts.put(tree, jax.tree.map(lambda _: _sharding(sweep), tree))
+
+
+def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
+  """A task for every row; rows that are no task's are copies of the first."""
+  tasks = np.zeros(sweep.height, int)
+  tasks[rows] = np.arange(len(rows))
+  return tasks
+
+
+def check(recipe: Recipe, tasks, config: Config):
+  """Refuse a recipe that these models cannot be trained by."""
+  trained, frozen = train.split(recipe, model.shapes(config))
+  for name in recipe.frozen:
+    if not train.below(name, frozen):
+      raise InputError(
+        f'frozen names {name!r}, which the model has not; it has {", ".join({**trained, **frozen})}'
+      )
+  if config.length < recipe.length():
+    raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
+  for facts in (task.facts for task in tasks):
+    if recipe.hops > 1:
+      fact.check_closed(facts, recipe.hops)
+    if recipe.loss == 'every' and facts.attributes > facts.subjects:
+      raise InputError(
+        f"loss='every' asks for relations too, in the rows after the {facts.subjects} subjects': "
+        f'no room for {facts.attributes} attributes; choose another loss'
+      )
+  if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
+    raise InputError(
+      "loss='every' asks for every token: give all models of a program the same subjects, and "
+      'answers = subjects + relations'
+    )
+
+
+def parameters(task: Task, config: Config):
+  """Before training, at the size of `config`."""
+  if task.params is None:
+    return pad(model.draw(task.config, task.seed), config)
+  chex.assert_trees_all_equal_shapes(task.params, model.shapes(task.config))
+  return pad(task.params, config)
+
+
+def _stack(trees, index):
+  return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *trees)
+
+
+def fit(sweep: Sweep, states: State, steps: int, rivals=None) -> Iterator[tuple[Sweep, State]]:
+  """Advance by so many steps at a time until no model is under way; yields after each stretch.
+
+  `rivals`: a label a task (NumPy); when one of a label is solved, the others of it rest.
+  """
+  while _running(sweep, states).any():
+    states = advance(sweep, states, steps)
+    if rivals is not None:
+      states = _rest(sweep, states, rivals)
+    sweep, states = _balance(sweep, states)
+    yield sweep, states
+
+
+def _running(sweep: Sweep, states: State) -> np.ndarray:
+  """By row, whether there is anything left to do."""
+  status, step = map(np.asarray, hosts.local((states.status, states.step)))
+  return (status == train.RUNNING) & (step < sweep.recipe.steps)
+
+
+def _rest(sweep: Sweep, states: State, rivals) -> State:
+  """Those of a label of which one is solved go no further."""
+  status = np.array(hosts.local(states.status))
+  solved = rivals[status[sweep.rows] == train.SOLVED]
+  beaten = np.isin(rivals, solved) & (status[sweep.rows] == train.RUNNING)
+  status[sweep.rows[beaten]] = train.RESTING
+  return states.replace(status=_put(sweep, status))
+
+
+def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
+  """Rows dealt out anew where a device has more batches under way than if all shared them evenly."""
+  running = _running(sweep, states)
+  batches = running.reshape(sweep.mesh.size, -1, sweep.together).any(2).sum(1)
+  if batches.max() <= -(-running.sum() // (sweep.mesh.size * sweep.together)):
+    return sweep, states
+  order = np.argsort(~running, kind='stable').reshape(-1, sweep.mesh.size).T.ravel()
+  states = jax.tree.map(lambda a: np.asarray(a)[order], hosts.local(states))
+  return sweep.placed(np.argsort(order)[sweep.rows]), _put(sweep, states)
+
+
+def advance(sweep: Sweep, states: State, steps: int) -> State:
+  """Up to so many steps more of every model that is not done. The old states are used up."""
+  shared = (sweep.config, sweep.recipe, sweep.together, sweep.mesh)
+  return _advance(*shared, np.int32(steps), sweep.jobs, states)
+
+
+def measure(sweep: Sweep, states: State, function, *more_M):
+  """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
+
+  `more_M`: trees of arrays with a row a task. Models are looked at as they are trained: on a CPU one
+  after another on every core, elsewhere together. Partials of one function with equal arguments, which
+  must be hashable, share a program.
+  """
+  index = _task_of_row(sweep, sweep.rows)
+  more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
+  call = functools.partial(function)  # which equals itself alone: its parts are compared
+  parts = call.func, call.args, tuple(sorted(call.keywords.items()))
+  values = _measure(parts, sweep.mesh, (states.params, sweep.jobs, *more))
+  return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.local(values))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _measure(parts, mesh, arguments_M):
+  function = functools.partial(parts[0], *parts[1], **dict(parts[2]))
+
+  def share(arguments_M):
+    if jax.default_backend() == 'cpu':
+      return jax.lax.map(lambda arguments: function(*arguments), arguments_M)
+    return jax.vmap(function)(*arguments_M)
+
+  return jax.shard_map(
+    share, mesh=mesh, in_specs=(P('models'),), out_specs=P('models'), check_vma=False
+  )(arguments_M)
+
+
+@functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)
+def _advance(config, recipe, together, mesh, steps, jobs, states):
+  def share(steps, jobs, states):
+    one = functools.partial(train.stretch, config, recipe, steps)
+    if 1 < together == len(states.step):
+      return jax.vmap(one)(jobs, states)
+    batch = together if together > 1 else None
+    return jax.lax.map(lambda pair: one(*pair), (jobs, states), batch_size=batch)
+
+  return jax.shard_map(
+    share,
+    mesh=mesh,
+    in_specs=(P(), P('models'), P('models')),
+    out_specs=P('models'),
+    check_vma=False,
+  )(steps, jobs, states)

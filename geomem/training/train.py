@@ -1,0 +1,322 @@
+"""Training one model: its loss, its step, a stretch of steps that ends early when it may.
+
+Everything that differs between the models of a sweep is data (`Job`), so that one compiled program
+trains them all: facts, sizes (a model may be padded to larger arrays, where zeros stay zero),
+learning rate, weight decay. What they share is a `Recipe`, which shapes the program.
+
+Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A answers, D width.
+"""
+
+import dataclasses
+import functools
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.flatten_util import ravel_pytree
+
+from geomem import head, model, queries
+from geomem.config import Config
+from geomem.errors import InputError
+
+LOSSES = ('answer', 'chain', 'every')
+SUBJECTS = 'embed/subjects'
+RUNNING, SOLVED, DIVERGED, RESTING = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How to train; the same for all models of a sweep.
+
+  `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
+  `shorter`: the queries of fewer hops are trained as well, each number of hops alike.
+  `batch`: subjects in a step, each with all its paths; None: all of them.
+  `target`: stop at this accuracy over all queries, looked at every `check` steps; None: train to the end,
+  and look there.
+  `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
+  `noise`: Gaussian, that share of their root mean square, added to the subjects' embeddings at every
+  step. `haste`: how many times the learning rate of the rest the subjects' embeddings have.
+  """
+
+  steps: int = 2000
+  warmup: int = 100
+  hops: int = 1
+  chain_of_thought: bool = False
+  shorter: bool = False
+  loss: str = 'answer'
+  batch: int | None = None
+  target: float | None = 0.99
+  check: int = 50
+  frozen: tuple[str, ...] = ()
+  noise: float = 0.0
+  haste: float = 1.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  block: int | None = None
+
+  def __post_init__(self):
+    for name, least in (
+      ('steps', 1),
+      ('warmup', 0),
+      ('hops', 1),
+      ('batch', 1),
+      ('check', 1),
+      ('block', 1),
+    ):
+      value = getattr(self, name)
+      if value is not None and value < least:
+        raise InputError(f'{name} is {value}; it must be at least {least}')
+    for name in ('noise', 'haste'):
+      if not 0 <= getattr(self, name) < float('inf'):
+        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
+    if self.loss not in LOSSES:
+      raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
+    if self.loss == 'chain' and not self.chain_of_thought:
+      raise InputError("loss='chain' needs chain_of_thought=True: there is no chain otherwise")
+    if self.target is not None and not 0 < self.target <= 1:
+      raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
+
+  @classmethod
+  def warmed(cls, steps: int, **changes) -> 'Recipe':
+    """With the usual warm-up: a tenth of the steps, a hundred at most."""
+    return cls(steps, min(100, steps // 10), **changes)
+
+  def length(self) -> int:
+    """Tokens that a model reads."""
+    return 2 * self.hops if self.chain_of_thought else self.hops + 1
+
+
+class Job(flax.struct.PyTreeNode):
+  """What is a model's own. The sizes say how much of its padded arrays is in use."""
+
+  answers_RxN: chex.Array
+  subjects: chex.Array
+  relations: chex.Array
+  attributes: chex.Array
+  dim: chex.Array
+  learning_rate: chex.Array
+  weight_decay: chex.Array
+  seed: chex.Array
+
+
+class State(flax.struct.PyTreeNode):
+  """Where a model's training stands: the loss of its last batch, its accuracy when last looked at."""
+
+  params: dict
+  moments: optax.ScaleByAdamState
+  step: jax.Array
+  loss: jax.Array
+  accuracy: jax.Array
+  status: jax.Array
+
+
+def start(recipe: Recipe, params, apart: bool = False) -> State:
+  """Before the first step.
+
+  The optimizer sees one long vector: a small model has more arrays than it has work. Or it keeps the
+  arrays `apart`, so that each can be spread over devices in its own way.
+  """
+  trained, _ = split(recipe, params)
+  weights, _ = (_apart if apart else ravel_pytree)(trained)
+  zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+  return State(params, _adam(recipe).init(weights), none, zero, zero, none)
+
+
+def split(recipe: Recipe, params) -> tuple[dict, dict]:
+  """Parameters by path: those that are trained, and the frozen ones."""
+  flat = flatten_dict(params, sep='/')
+  frozen = {name for start in recipe.frozen for name in below(start, flat)}
+  return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
+
+
+def below(start: str, names) -> list[str]:
+  """Parameters whose path begins so."""
+  return [name for name in names if f'{name}/'.startswith(f'{start}/')]
+
+
+def merge(trained: dict, frozen: dict) -> dict:
+  return unflatten_dict({**trained, **frozen}, sep='/')
+
+
+def _apart(trained: dict):
+  """As `ravel_pytree`, for those who want no vector: the arrays, and the way back."""
+  return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
+
+
+def decays(weight) -> float:
+  """Matrices and embeddings decay, biases and the scales of norms do not: as is usual."""
+  return float(weight.ndim > 1)
+
+
+def _adam(recipe: Recipe):
+  return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
+
+
+def adapt(adam: optax.GradientTransformation, slopes, moments):
+  """The updates, and the new moments."""
+  with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
+    return adam.update(slopes, moments)
+
+
+def schedule(recipe: Recipe, step):
+  """Linear warm-up, then a cosine to zero; the peak is 1."""
+  step = jnp.asarray(step, jnp.float32)
+  rising = (step + 1) / (recipe.warmup + 1)
+  done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+  return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
+
+
+def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
+  """Final residuals, the answers due there, and what each counts for: as the head wants them."""
+  chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
+  apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
+  paths_CxK = jnp.asarray(queries.every_path(config.relations, recipe.hops))
+  weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
+  every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
+  chex.assert_equal_shape([every_B, valid_B])
+  c, b = len(paths_CxK), len(every_B)
+  pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
+  if recipe.loss == 'answer' and not recipe.chain_of_thought:
+    x_BxCxD = apply(subjects_B, paths_CxK, method='grid')
+    targets_BxC = queries.compose(job.answers_RxN, *pairs)[:, -1]
+    return x_BxCxD.reshape(-1, config.dim), targets_BxC, weights_BxC.reshape(-1)
+  whole = queries.chains(job.answers_RxN, *pairs)
+  if not recipe.chain_of_thought:
+    whole = whole[:, [*range(recipe.hops + 1), -1]]
+  last = {'answer': 1, 'chain': recipe.hops, 'every': whole.shape[1] - 1}[recipe.loss]
+  x_QxLxD = apply(whole[:, :-1], last=last, method='residual')
+  weights = jnp.repeat(weights_BxC.reshape(-1), last)
+  return x_QxLxD.reshape(-1, config.dim), whole[:, -last:].reshape(-1), weights
+
+
+def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
+  """Mean cross-entropy over the rows that count."""
+  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
+  unembedding_AxD = model.apply(config, params, method='unembedding')
+  total, _ = head.cross_entropy(
+    x_BxD, unembedding_AxD, targets_B, weights_B, _in_use(config, recipe, job), recipe.block,
+    config.precision, mesh,
+  )  # fmt: skip
+  return total / jnp.sum(weights_B, dtype=jnp.float32)
+
+
+def _in_use(config: Config, recipe: Recipe, job: Job):
+  """Answers that this model has; where every token is asked for, relations are tokens too."""
+  answer_A = jnp.arange(config.answers)
+  in_use_A = answer_A < job.attributes
+  if recipe.loss == 'every':
+    relation_A = answer_A - config.subjects
+    in_use_A |= (relation_A >= 0) & (relation_A < job.relations)
+  return in_use_A
+
+
+def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> State:
+  """One step of AdamW on a batch of subjects with all their paths."""
+  subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
+  key = jax.random.fold_in(jax.random.key(job.seed), state.step)
+  if recipe.batch:
+    subjects_B = jax.random.randint(key, (recipe.batch,), 0, job.subjects)
+    valid_B = jnp.ones(recipe.batch, bool)
+  trained, frozen = split(recipe, state.params)
+
+  def objective(trained):
+    params = merge(trained, frozen)
+    if recipe.noise:
+      params['embed']['subjects'] += _noise(recipe, job, params['embed']['subjects'], key)
+    hops = range(1, recipe.hops + 1) if recipe.shorter else (recipe.hops,)
+    some = [dataclasses.replace(recipe, hops=k) for k in hops]
+    return sum(loss(config, r, params, job, subjects_B, valid_B, mesh) for r in some) / len(some)
+
+  value, slopes = jax.value_and_grad(objective)(trained)
+  lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
+  weights, restore = lay(trained)
+  updates, moments = adapt(_adam(recipe), lay(slopes)[0], state.moments)
+  rate = job.learning_rate * schedule(recipe, state.step)
+
+  def alike(number):  # one for every parameter, laid out as the weights are
+    full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
+    return lay(full)[0]
+
+  move = lambda w, update, share: rate * (update + job.weight_decay * share * w)
+  moves = jax.tree.map(move, weights, updates, alike(lambda _, w: decays(w)))
+  if recipe.haste != 1:
+    haste = alike(lambda name, _: recipe.haste if name == SUBJECTS else 1.0)
+    moves = jax.tree.map(jnp.multiply, moves, haste)
+  weights = jax.tree.map(jnp.subtract, weights, moves)
+  status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
+  params = merge(restore(weights), frozen)
+  return State(params, moments, state.step + 1, value, state.accuracy, status)
+
+
+def _noise(recipe: Recipe, job: Job, e_NxD, key):
+  """For the embeddings in use; padding stays zero."""
+  square = jnp.sum(jax.lax.stop_gradient(e_NxD) ** 2) / (job.subjects * job.dim).astype(jnp.float32)
+  drawn_NxD = jax.random.normal(jax.random.fold_in(key, 1), e_NxD.shape)
+  in_use_NxD = (jnp.arange(len(e_NxD)) < job.subjects)[:, None] & (
+    jnp.arange(e_NxD.shape[1]) < job.dim
+  )[None]
+  return jnp.where(in_use_NxD, recipe.noise * jnp.sqrt(square) * drawn_NxD, 0.0)
+
+
+def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
+  """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step,
+  unless the loss is of the last answer alone: then after the right chain.
+
+  Not a number where a residual is not finite. Blocks of subjects, one after another.
+  """
+  size = min(1024 * (mesh.size if mesh else 1), config.subjects)
+  chained = recipe.chain_of_thought and recipe.loss != 'answer'
+  asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
+  steps = recipe.hops if chained else 1
+  unembedding_AxD = model.apply(config, params, method='unembedding')
+
+  def block(right, first):
+    subject_B = first + jnp.arange(size)
+    inside_B = subject_B < job.subjects
+    subjects_B = jnp.minimum(subject_B, config.subjects - 1)
+    x_BxD, targets_B, weights_B = rows(config, asked, params, job, subjects_B, inside_B, mesh)
+    right_B = head.right(
+      x_BxD, unembedding_AxD, targets_B, _in_use(config, recipe, job), recipe.block,
+      config.precision, mesh,
+    )  # fmt: skip
+    all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
+    sick = ~jnp.all(jnp.isfinite(x_BxD))
+    share = jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
+    return right + jnp.where(sick, jnp.nan, share), None
+
+  right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
+  return right / (job.subjects * job.relations**recipe.hops).astype(jnp.float32)
+
+
+def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
+  """Up to `steps` more, looking at all queries when that is due; a model that is done rests.
+
+  When it is due does not depend on how training is cut into stretches.
+  """
+  until = jnp.minimum(state.step + steps, recipe.steps)
+  every = recipe.check if recipe.target else recipe.steps
+
+  def on(state):
+    return (state.step < until) & (state.status == RUNNING)
+
+  def look(state):
+    right = accuracy(config, recipe, job, state.params, mesh)
+    status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
+    status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))
+    right = jnp.where(jnp.isfinite(right), right, 0.0)
+    return state.replace(
+      accuracy=right, status=jnp.where(state.status == RUNNING, status, state.status)
+    )
+
+  def on_to_look(state):
+    pause = jnp.minimum((state.step // every + 1) * every, until)
+    inner = lambda state: on(state) & (state.step < pause)
+    state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state, mesh), state)
+    ended = (state.step >= recipe.steps) | (state.status != RUNNING)
+    return jax.lax.cond((state.step % every == 0) | ended, look, lambda state: state, state)
+
+  return jax.lax.while_loop(on, on_to_look, state)
