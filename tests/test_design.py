@@ -70,9 +70,30 @@ def examples():
 
 
 def test_every_module_is_on_the_map():
+  """But for constructions, binaries, figures and the parts of the language model, which are many and alike."""
   text = (ROOT / 'docs/design.md').read_text(encoding='utf-8')
-  for path in (ROOT / 'geomem').glob('*.py'):
-    assert path.name == '__init__.py' or f'](../geomem/{path.name})' in text, path.name
+  shown = [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'experiments/harness').glob('*.py'),
+           *(ROOT / 'experiments/page').glob('*.py')]  # fmt: skip
+  modules = {path.relative_to(ROOT) for path in shown if path.name != '__init__.py'}
+  assert len(modules) > 40
+  for path in modules:
+    assert path.parent.name == 'pretrained' or f'](../{path})' in text, path
+  for path in {*ROOT.glob('geomem/*/'), *ROOT.glob('experiments/*/')}:
+    if (path / '__init__.py').exists():
+      assert f'](../{path.relative_to(ROOT)})' in text, path
+
+
+def test_no_folders_of_the_library_import_each_other():
+  """Nor do the modules beside them import any folder."""
+  folders = {path.parent.name for path in ROOT.glob('geomem/*/__init__.py')}
+
+  def rooms(paths):
+    parts = [name.split('.') for path in paths for name in imported(path)]
+    return {name[1] for name in parts if name[0] == 'geomem' and len(name) > 1} & folders
+
+  graph = {f: rooms((ROOT / 'geomem' / f).glob('*.py')) - {f} for f in folders}
+  assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(folders) == 5
+  assert not rooms(ROOT.glob('geomem/*.py'))
 
 
 def code_lines(source):
