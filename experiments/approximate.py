@@ -119,7 +119,8 @@ def main(argv):
     records = storage.read_results(folder)
   else:
     subjects, relations = cli.value('subjects', 256), cli.value('relations', 4)
-    seeds = range(FLAGS.seed, FLAGS.seed + cli.value('seeds', 3))
+    first = cli.value('seed', 0)
+    seeds = range(first, first + cli.value('seeds', 3))
     fact.check_sizes(subjects, relations)
     progress = cli.Progress('models', 'models')
     records = measure(subjects, relations, seeds, progress)

@@ -227,10 +227,10 @@ def _wanted(facts: Facts, hops: int) -> str:
 
 def find_model(folder: Path, name: str | None) -> Path:
   """The model called `name`, or the only one in the folder, or the folder if it is the model."""
-  if not folder.is_dir():
-    raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
   if checkpoint.is_model(folder) and name in (None, folder.absolute().name):
     return folder
+  if not folder.is_dir():
+    raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
   models = checkpoint.names(folder)
   if name is None and len(models) == 1:
     return folder / models[0]

@@ -179,7 +179,7 @@ def main(argv):
     sizes = tuple(itertools.starmap(cli.value, SIZES.items()))
     fact.check_sizes(*sizes)
     progress = cli.Progress('constructions')
-    records = points(*sizes, FLAGS.seed, progress)
+    records = points(*sizes, cli.value('seed', 0), progress)
     progress.clear()
     records += curves(*sizes, 4 * max(r['subject_bits'] for r in records))
     storage.write_results(folder, records)

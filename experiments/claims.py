@@ -12,7 +12,8 @@ from geomem.pretrained import load
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """`flags`: beyond the scale, where it has one. `minutes`: of the laptop's preset on two cores, about; said
-  here alone, and shown by `--help`. `lacks`: says what must be fetched before it can run, if anything.
+  here alone, and shown by `--help`. `terms`: what the words in its findings mean. `lacks`: says what must be
+  fetched before it can run, if anything.
   """
 
   name: str
@@ -20,6 +21,7 @@ class Experiment:
   minutes: float
   flags: tuple[str, ...] = ()
   scaled: bool = True
+  terms: str = ''
   lacks: Callable[[], str | None] = lambda: None
 
   def command(self, scale: str) -> list[str]:
@@ -44,18 +46,54 @@ EXPERIMENTS = {
     Experiment(
       'construct', 'every construction, built and verified on every query', 0.5,
       ('--construction=all', '--subjects=32', '--relations=4', '--hops=2'), scaled=False,
+      terms='Margin: the logit of the right answer less the highest other one. Others’ facts: the '
+      'share right by facts that the model was not built for.',
     ),
-    Experiment('bounds', 'the lower bounds, with every construction beside them', 0.3, scaled=False),
-    Experiment('threshold', 'the smallest models that learn all facts, against R·log₂N', 2.5),
-    Experiment('capacity', 'bits of facts a parameter: built, associative, trained', 2.5),
-    Experiment('structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5),
-    Experiment('transfer', 'frozen models given facts that they were never trained on', 5),
-    Experiment('frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5),
-    Experiment('multihop', 'chains of relations, with and without chain of thought', 6),
-    Experiment('from_constructed', 'gradient descent started at the constructions', 2),
     Experiment(
-      'language_model', 'a pretrained language model: is there a superposition in it?', 8,
-      lacks=load.missing,
+      'bounds', 'the lower bounds, with every construction beside them', 0.3, scaled=False,
+      terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
+    ),
+    Experiment(
+      'threshold', 'the smallest models that learn all facts, against R·log₂N', 2.5,
+      terms='Each size is the smallest that answers 99% of the queries, searched in three ways: d at F = 4d, d at '
+      'F = 64, F at d = 8. A case counts where no seed succeeded at the smallest size tried.',
+    ),
+    Experiment(
+      'capacity', 'bits of facts a parameter: built, associative, trained', 2.5,
+      terms='Bits of facts are N·R·log₂ of the number of answers; bits of weight those that the weights take once '
+      'rounded to the fewest at which the model still answers.',
+    ),
+    Experiment(
+      'structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5,
+      terms='A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
+      'flip the answer to r and keep the others: the lower of these two shares counts, for an edit that does '
+      'nothing keeps everything. A relation’s own units are those that fire most for it.',
+    ),
+    Experiment(
+      'transfer', 'frozen models given facts that they were never trained on', 5,
+      terms='New bijections, and all but the subjects’ embeddings frozen: (a) these are put together by the maps that '
+      'explain the old ones, (b) by maps fitted through the model to attributes at random, (c) trained. Haste: how '
+      'many times as fast as the rest embeddings learned the old facts. Associative: fixed random embeddings, the '
+      'facts in the MLP.',
+    ),
+    Experiment(
+      'frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5,
+      terms='MLP memory: one MLP that stores pairs of random vectors, as Nichani et al. (2024) trained it. Fixed and '
+      'learned are of a transformer’s embeddings, the smallest F or d searched.',
+    ),
+    Experiment(
+      'multihop', 'chains of relations, with and without chain of thought', 6,
+      terms='At once: only the answer is said. Chain of thought: every subject on the way is said, trained, and must be '
+      'right. Chain shown, last trained: the way is given, the answer alone trained and asked.',
+    ),
+    Experiment(
+      'from_constructed', 'gradient descent started at the constructions', 2,
+      terms='Noise of so many times the RMS of every array is added to the built weights. Decay: weight decay.',
+    ),
+    Experiment(
+      'language_model', 'a pretrained language model: is there a superposition in it?', 8, lacks=load.missing,
+      terms='A swap moves the subject’s residual from its own attribute’s fitted vector to another’s, at the block '
+      'and the dose that were best on subjects set aside for it; flipped and kept are of known facts.',
     ),
   )
 }  # fmt: skip
@@ -75,7 +113,7 @@ class Claim:
     return [f for f in findings if not f.claim or f.claim.startswith(self.name)]
 
 
-CLAIMS = (
+CLAIMS = (  # the paper numbers its theorems; the numbers of what it found are ours
   Claim(
     'Theorem 4.1',
     'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP of '

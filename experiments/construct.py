@@ -86,7 +86,9 @@ def _source() -> Callable[[bool], Facts]:
     return lambda own_answers: table
   subjects, relations = cli.value('subjects', 32), cli.value('relations', 4)
   fact.check_sizes(subjects, relations, _hops())
-  return lambda own: building.random_facts(FLAGS.facts, subjects, relations, FLAGS.seed, own)
+  return lambda own: building.random_facts(
+    FLAGS.facts, subjects, relations, cli.value('seed', 0), own
+  )
 
 
 def _hops() -> int:

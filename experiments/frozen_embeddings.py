@@ -166,6 +166,7 @@ def findings(records: list[dict]) -> list[Finding]:
     held = only(known, kind='memory', dim=dim)
     found_all += found(f'MLP memory, d = F = {dim}: facts held', held, 0.8 * count, 1.25 * count,
                        published=[count])  # fmt: skip
+  found_all += _growth(statistics.where(known, kind='memory'))
   facts = lambda r: r['subjects'] * r['relations']
   fixed = [r | {'value': r['width'] * r['dim'] / (facts(r) * math.log(facts(r)))}
            for r in known if r['kind'] == 'fixed']  # fmt: skip
@@ -193,13 +194,32 @@ def findings(records: list[dict]) -> list[Finding]:
   return found_all
 
 
+def _growth(memory) -> list[Finding]:
+  """The exponent of F·d in the facts held; expected nearer to that of n·ln n than to n's."""
+  ends = (
+    [statistics.where(memory, dim=of(r['dim'] for r in memory)) for of in (min, max)]
+    if memory
+    else []
+  )
+  if not ends or ends[0] == ends[1]:
+    return []
+  (small, large), dims = map(np.array, map(only, ends)), [own[0]['dim'] for own in ends]
+  law = lambda f: float(
+    np.log(f(large.mean()) / f(small.mean())) / np.log(large.mean() / small.mean())
+  )
+  exponents = 2 * np.log(dims[1] / dims[0]) / np.log(large / small)
+  rival, own = law(lambda n: n), law(lambda n: n * np.log(n))
+  text = f'MLP memory, d = F from {dims[0]} to {dims[1]}: F·d grows as n to the power'
+  return found(text, exponents, (rival + own) / 2, **{'n·ln_n': [own], 'n': [rival]})
+
+
 def _by_seed(records) -> list[float]:
   return [float(np.mean(only(group))) for group in statistics.groups(records, 'seed')]
 
 
 def main(argv):
   draw = frozen_embeddings_figure.draw
-  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary, haste=False)
+  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary, quick=False)
 
 
 if __name__ == '__main__':

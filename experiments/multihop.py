@@ -21,7 +21,7 @@ from absl import flags
 from experiments import bounds
 from experiments.figures import multihop as multihop_figure
 from experiments.harness import building, cli, fitting, searching, statistics
-from experiments.harness.findings import Finding, found, only
+from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
 from geomem.checks import ledger, rounding
 from geomem.config import Config
@@ -192,16 +192,17 @@ def findings(records: list[dict]) -> list[Finding]:
     for hops in sorted({r['hops'] for r in group}):
       found_all += found(f'{name}: smallest d for {hops} hops', only(group, hops=hops))
     most = max(r['hops'] for r in group)
-    one = only(trained, model=first['model'], depth=first['depth'], hops=1)
+    alike = {'last': 'chain'}.get(first['model'], first['model'])  # one hop is a chain of one
+    one = only(trained, model=alike, depth=first['depth'], hops=1)
     if most > 1 and one and None not in one:
       growth = np.array(only(group, hops=most)) / one
-      bounds_of = {'most': 1.5} if first['model'] == 'chain' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
+      bounds_of = {'most': 1.5} if first['model'] != 'direct' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
       found_all += found(f'{name}: d for {most} hops / d for one', growth, **bounds_of)
   for group in statistics.groups([r for r in records if r['kind'] == 'longer'], 'hops'):
     first = group[0]
     text = f'chains of up to {first["trained_to"]} learned, {first["hops"]} asked'
     learned = first['hops'] <= first['trained_to']
-    found_all += found(text, only(group), 0.99 if learned else None,
+    found_all += found(text, only(group), 0.99 if learned else None, claim=CHECK,
                        chance=[first['subjects'] ** -first['hops']])  # fmt: skip
   return found_all
 

@@ -75,12 +75,15 @@ def splice(text: str, mark: str, table: str) -> str:
 
 def main(argv):
   cli.no_arguments(argv)
-  records = [
-    {name: value for name, value in record.items() if not name.endswith('_seconds')}
-    for record in storage.read_results(Path(FLAGS.workdir or 'runs/demo'))
-  ]
   if not README.exists():
     raise InputError('no README.md here; run this from the root of the repository')
+  folder = Path(FLAGS.workdir or 'runs/demo')
+  if not (folder / 'results.json').exists():
+    raise InputError(f'{folder}: no results there; run `make demo` first')
+  records = [
+    {name: value for name, value in record.items() if not name.endswith('_seconds')}
+    for record in storage.read_results(folder)
+  ]
   text = splice(README.read_text(encoding='utf-8'), MARK.format('theorems'), theorems(records))
   text = splice(text, MARK.format('timings'), timings(storage.read_results(RESULTS, TIMINGS.name)))
   storage.write_text(README, text)

@@ -3,13 +3,15 @@
   python -m experiments.report
   python -m experiments.report --scale=accelerator
 
-Reads WORKDIR/SCALE/NAME/results.json of every experiment, draws all figures anew, as PNG and PDF, and writes
-both pages. What was not measured there is taken from docs/results, and marked so. The data of the explorer
-are made once, and kept in WORKDIR/SCALE/explorer.json until the code changes.
+Reads WORKDIR/SCALE/NAME/results.json of every experiment, draws the figures, as PNG and PDF, and writes both
+pages. What was not measured there is taken from docs/results, and marked so. Figures whose records are the
+same are kept until the code changes, and so are the data of the explorer, in WORKDIR/SCALE/explorer.json.
 """
 
 import base64
+import contextlib
 import dataclasses
+import hashlib
 import html
 import json
 import math
@@ -157,12 +159,21 @@ def answer(rows: Sequence[tuple[Claim, list[Finding]]], measured: dict[str, Meas
 
 
 def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
-  """Every experiment's figure drawn from its records, and the mechanism's; the PNG of each."""
-  folder.mkdir(parents=True, exist_ok=True)
+  """Every experiment's figure drawn from its records, unless this code has drawn these; the PNG of each."""
+  index, known = folder / 'drawn.json', {}
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    known = json.loads(index.read_text(encoding='utf-8'))
   drawn = {}
   for name, m in measured.items():
     if m.experiment.figure:
-      drawn[name] = next(p for p in map(Path, m.experiment.figure.draw(m.records, folder)) if p.suffix == '.png')  # fmt: skip
+      told = json.dumps([machine.code(), machine.versions(), m.records], sort_keys=True)
+      mark, (old, files) = hashlib.sha256(told.encode()).hexdigest(), known.get(name, (None, []))
+      if mark != old or not all((folder / file).exists() for file in files):
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [Path(path).name for path in m.experiment.figure.draw(m.records, folder)]
+        known[name] = mark, files
+        storage.write_text(index, json.dumps(known))
+      drawn[name] = next(folder / file for file in files if file.endswith('.png'))
   return drawn
 
 
@@ -203,7 +214,8 @@ def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str
   for name, m in measured.items():
     out += [
       f'\n## {name}\n',
-      f'{m.experiment.about[0].upper()}{m.experiment.about[1:]}. `{m.command}`; {m.origin}.\n',
+      f'{m.experiment.about[0].upper()}{m.experiment.about[1:]}. {m.experiment.terms}\n',
+      f'`{m.command}`; {m.origin}.\n',
     ]
     if name in drawn:
       out.append(f'![{name}](figures/{drawn[name].name})\n')
@@ -264,7 +276,7 @@ def _section(name: str, m: Measured, picture: Path | None) -> str:
     image = f'<img alt="{e(m.experiment.about)}" src="data:image/png;base64,{data}">'
   return (
     f'<section id="{name}"><h3>{name.replace("_", " ")}</h3>'
-    f'<p>{e(m.experiment.about[0].upper() + m.experiment.about[1:])}.</p>{image}'
+    f'<p>{e(m.experiment.about[0].upper() + m.experiment.about[1:])}. {e(m.experiment.terms)}</p>{image}'
     f'<p class="aside"><code>{e(m.command)}</code><br>{e(m.origin)}</p>'
     f'<details><summary>{len(m.findings)} findings</summary><div class="wide"><table><thead>'
     f'<tr><th>{"<th>".join(COLUMNS)}</tr></thead><tbody>'

@@ -39,16 +39,19 @@ def taken() -> list[str]:
 
 
 def section(name: str) -> str:
-  """An experiment's findings, and what they were measured with."""
-  binary, about = _experiment(name).module, read_about(name)
+  """What an experiment is to show, what it found, and with what this was measured."""
+  experiment, about = _experiment(name), read_about(name)
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
-  found = binary.findings(storage.read_results(RESULTS, f'{name}.json'))
-  text = where + f'![{name}](results/{name}.png)\n\n'
+  found = experiment.module.findings(storage.read_results(RESULTS, f'{name}.json'))
+  claimed = [f'> **{c.name}.** {c.says}\n>\n' for c in claims.CLAIMS if c.experiment == name]
+  said = ''.join(claimed) + f'> {experiment.terms}\n\n' if claimed else ''  # once, of both presets
+  text = said + where + f'![{name}](results/{name}.png)\n\n'
   expected = [f for f in found if f.holds is not None]
   if len(found) <= SHORT or not expected:
     return text + findings.table(found)
-  every = f'<details><summary>All {len(found)} findings</summary>\n\n{findings.table(found)}\n</details>\n'
-  return text + findings.table(expected) + '\n' + every
+  others = [f for f in found if f.holds is None]
+  rest = f'<details><summary>{len(others)} more findings</summary>\n\n{findings.table(others)}\n</details>\n'
+  return text + findings.table(expected) + '\n' + rest
 
 
 def page(name: str) -> Path:

@@ -167,7 +167,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
   """The cases and their setting by the flags, and where those are silent by the scale."""
   find, subjects, relations, seeds = PRESETS[FLAGS.scale]
   find, seeds = cli.values('find', find), range(cli.value('seeds', seeds))
-  first = fitting.first_seed()
+  first = cli.value('seed', fitting.FIRST)
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
@@ -200,11 +200,18 @@ def _search(folder) -> list[dict]:
   return records
 
 
+FOUND = {
+  'dim': 'smallest d at F = 4d',
+  'dim_at_width': 'smallest d at fixed F',
+  'width': 'smallest F at fixed d',
+}
+
+
 def findings(records: list[dict]) -> list[Finding]:
   """The slopes of the fits, with their intervals over seeds, and the bits at threshold."""
   found_all = [
     Finding(
-      f'{r["find"]}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds'],
+      f'{FOUND[r["find"]]}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds'],
     )
     for r in records if r.get('kind') == 'fit'
   ]  # fmt: skip
@@ -221,7 +228,7 @@ def findings(records: list[dict]) -> list[Finding]:
   known = statistics.complete(all_found, *cell, bordered=True)
   for group in statistics.groups(known, 'find', 'subjects'):
     bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
-    text = f'bits of facts a parameter at the threshold in {group[0]["find"]}, N = {group[0]["subjects"]}'
+    text = f'bits of facts a parameter at the {FOUND[group[0]["find"]]}, N = {group[0]["subjects"]}'
     found_all += found(text, bits, most=2.0)
   return found_all
 
@@ -230,7 +237,7 @@ def _straightness(fit: dict) -> Finding:
   """How well the law explains the sizes found; expected: better than its rivals."""
   own, *rivals = ((name, fit[f'explained by {name}']) for name in LAWS)
   least, control = max(0.8, *(r for _, r in rivals)), ', '.join(f'{n} {r:.3g}' for n, r in rivals)
-  text = f'{fit["find"]}: R² of that line'
+  text = f'{FOUND[fit["find"]]}: R² of that line'
   return Finding(text, own[1], np.nan, np.nan, fit['seeds'], least, control=control)
 
 

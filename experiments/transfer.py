@@ -228,7 +228,7 @@ def findings(records: list[dict]) -> list[Finding]:
     most = 0.5 if case['model'] in CONTROLS else None
     right = f'{text}: right on the facts learned'
     claim = CHECK if case['model'] == 'constructed' else ''
-    found_all += found(right, of('accuracy'), 0.99 if hoped else None, claim=claim)
+    found_all += found(right, of('accuracy'), 0.99 if hoped else None, claim=CHECK)
     for name in 'abc':
       at_least = 0.99 if least and name == 'c' else least
       found_all += found(

@@ -17,7 +17,7 @@ os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')])
 for name, value in (
   ('jax_numpy_dtype_promotion', 'strict'),
   ('jax_numpy_rank_promotion', 'raise'),
-  # Hundreds of small programs: compiling them is most of the work, so compile them in haste.
+  # Hundreds of small programs: compiling them is most of the work, so compile them quickly.
   ('jax_disable_most_optimizations', True),
 ):
   jax.config.update(name, value)

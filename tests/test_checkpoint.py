@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from constructions import registry
+from experiments import ask
 from geomem import facts as fact
 from geomem.checks import verify
 from geomem.errors import InputError
@@ -248,7 +249,7 @@ def test_an_interrupted_save_leaves_things_as_they_were(step, older, saved, tmp_
 KILLED = """
 import os, sys
 from pathlib import Path
-from geomem import checkpoint
+from geomem.saved import checkpoint
 built, rename = checkpoint.load(sys.argv[1]), Path.rename
 Path.rename = lambda path, to: os._exit(9) if path.name == sys.argv[3] else rename(path, to)
 checkpoint.save(sys.argv[2], built)
@@ -265,6 +266,7 @@ def test_a_save_that_is_killed_leaves_one_model(step, saved, tmp_path):
   assert (tmp_path / 'model').exists() == (step != 'new')
   assert checkpoint.names(tmp_path) == ['model'] and checkpoint.is_model(tmp_path / 'model')
   assert same(checkpoint.load(tmp_path / 'model'), older if step == 'new' else newer)
+  assert ask.find_model(tmp_path, None) == ask.find_model(tmp_path / 'model', None)
   checkpoint.save(tmp_path / 'model', newer)
   assert same(checkpoint.load(tmp_path / 'model'), newer)
   assert not list(tmp_path.glob('.*.replaced'))

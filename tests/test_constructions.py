@@ -89,7 +89,7 @@ def expected_size(name, n, r, k):
 
 @pytest.fixture
 def hasty():
-  """Puts the haste of conftest.py back after a test that had none."""
+  """Puts what conftest.py has set back after a test without it."""
   yield
   jax.config.update('jax_disable_most_optimizations', True)
 

@@ -292,6 +292,29 @@ def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypat
   assert text.count('| Theorem') == 5
 
 
+def test_a_figure_is_drawn_when_its_records_its_files_or_the_code_changed(tmp_path, monkeypatch):
+  drawn = []
+
+  def draw(records, folder):
+    drawn.append(records)
+    for suffix in ('.pdf', '.png'):
+      (folder / f'fake{suffix}').touch()
+    return [str(folder / 'fake.pdf'), folder / 'fake.png']
+
+  monkeypatch.setattr(claims.Experiment, 'figure', types.SimpleNamespace(draw=draw))
+  of = lambda value: {'fake': report.Measured(
+    claims.EXPERIMENTS['bounds'], [{'value': value}], '', '', None, True, [])}  # fmt: skip
+  look = lambda value: report.figures(of(value), tmp_path / 'figures')
+  for value, count in ((1.0, 1), (1.0, 1), (float('nan'), 2), (float('nan'), 2), (1.0, 3)):
+    assert look(value) == {'fake': tmp_path / 'figures' / 'fake.png'} and len(drawn) == count
+  (tmp_path / 'figures' / 'fake.pdf').unlink()
+  assert look(1.0) and len(drawn) == 4 and (tmp_path / 'figures' / 'fake.pdf').exists()
+  monkeypatch.setattr(machine, 'code', lambda: 'other')
+  assert look(1.0) and look(1.0) and len(drawn) == 5
+  (tmp_path / 'figures' / 'drawn.json').write_text('torn')
+  assert look(1.0) and len(drawn) == 6
+
+
 def test_a_report_of_nothing_is_refused_though_there_are_committed_records(tmp_path):
   FLAGS(['report', f'--workdir={tmp_path / "nothing"}'])
   with pytest.raises(InputError, match='nothing was measured'):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 # A run whose state is a function of its number: 40 steps, a checkpoint and a line at each.
 LOOP = """
 import sys, numpy as np
-from geomem import runs
+from geomem.saved import runs
 with runs.Run(sys.argv[1], {'seed': 3}) as run:
   number, state = run.restore() or (0, {'x': np.zeros(50), 'y': {'z': np.int32(7)}})
   while number < 40:

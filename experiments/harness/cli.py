@@ -38,7 +38,9 @@ _SHARED = {
   'width': lambda: flags.DEFINE_integer(
     'width', None, 'F, the hidden width of the MLP.', lower_bound=1
   ),
-  'seed': lambda: flags.DEFINE_integer('seed', 0, 'Seed of everything random.', lower_bound=0),
+  'seed': lambda: flags.DEFINE_integer(
+    'seed', None, 'Seed of everything random (default: 0).', lower_bound=0
+  ),
   'seeds': lambda: flags.DEFINE_integer(
     'seeds', None, 'How many seeds, from --seed on.', lower_bound=1
   ),

@@ -16,7 +16,7 @@ class Finding:
   """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out.
 
   `claim`: which one, where an experiment measures several; `CHECK` where it is a measurement's own test, as on
-  constructed models, and bears on none.
+  constructed models or of facts that had to be learned first, and bears on none.
   """
 
   what: str

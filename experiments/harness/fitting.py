@@ -53,20 +53,16 @@ def define(name: str, first: int = FIRST):
   )
 
 
-def first_seed(default: int = FIRST) -> int:
-  return FLAGS.seed if FLAGS['seed'].present else default
-
-
 def main(
   argv, name: str, presets: dict, measure: Callable, draw: Callable, columns, summary, first=FIRST,
-  haste: bool = True,
+  quick: bool = True,
 ):  # fmt: skip
   """An experiment: what `measure` records of a preset, or recorded before; its table and its figure.
 
-  `haste`: compile in haste, as suits short training.
+  `quick`: compile quickly, as suits short training.
   """
   cli.no_arguments(argv)
-  machine.suit_small_models(haste)
+  machine.suit_small_models(quick)
   folder = cli.workdir(f'runs/{name}')
   if FLAGS.redraw:
     cli.check_redraw(*CHANGES)
@@ -75,7 +71,7 @@ def main(
     if FLAGS.scale not in presets:
       raise InputError(f'--scale={FLAGS.scale}: experiments.{name} has {", ".join(presets)}')
     setting = presets[FLAGS.scale]
-    first = first_seed(first)
+    first = cli.value('seed', first)
     seeds = range(first, first + cli.value('seeds', setting.seeds))
     about = {
       'command': command(name),

@@ -11,14 +11,14 @@ from pathlib import Path
 import jax
 
 PACKAGES = ('geomem', 'constructions', 'experiments')
-HASTE = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
+QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 
 
-def suit_small_models(haste: bool = True):
-  """Set up for training many small models: a device a core, and compile in haste, unless they run for long."""
+def suit_small_models(quick: bool = True):
+  """Set up for training many small models: a device a core, and compile quickly, unless they run for long."""
   one_device_a_core()
-  if haste:
-    compile_in_haste()
+  if quick:
+    compile_quickly()
 
 
 def one_device_a_core():
@@ -32,7 +32,7 @@ def one_device_a_core():
     jax.config.update('jax_num_cpu_devices', ours)
 
 
-def compile_in_haste():
+def compile_quickly():
   """Let CPUs compile in half the time, for what trains many small models: compiling them takes longer.
 
   What is compiled so can run four times as slowly: not for long training. Only if JAX has not started
@@ -40,7 +40,7 @@ def compile_in_haste():
   """
   if jax.__version_info__ < (0, 11):  # XLA stops at a flag that it does not know
     given = os.environ.get('XLA_FLAGS', '')
-    os.environ['XLA_FLAGS'] = ' '.join([*HASTE, given]).strip()
+    os.environ['XLA_FLAGS'] = ' '.join([*QUICK, given]).strip()
 
 
 def keep_compiled(folder: Path):
