@@ -61,7 +61,8 @@ EXPERIMENTS = {
     Experiment(
       'capacity', 'bits of facts a parameter: built, associative, trained', 2.5,
       terms='Bits of facts are N·R·log₂ of the number of answers; bits of weight those that the weights take once '
-      'rounded to the fewest at which the model still answers.',
+      'rounded to the fewest at which the model still answers. 2 and 3.6 bits a parameter are what was reported of '
+      'language models.',
     ),
     Experiment(
       'structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5,

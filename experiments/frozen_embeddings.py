@@ -183,7 +183,7 @@ def findings(records: list[dict]) -> list[Finding]:
   found_all += found('learned embeddings: d / (R·log2 N)', _by_seed(learned))
   for name in ('learned', 'fixed'):
     bits = [
-      r | {'value': (r['parameters'] - 4 * r['dim'] ** 2) / facts(r)}
+      r | {'value': frozen_embeddings_figure.beside_attention(r) / facts(r)}
       for r in known
       if r['kind'] == name
     ]

@@ -21,6 +21,11 @@ def draw(records: list[dict], folder) -> list:
   return drawing.save(figure, folder / 'frozen_embeddings')
 
 
+def beside_attention(record: dict) -> int:
+  """The parameters that were trained, but for attention's four matrices."""
+  return record['parameters'] - 4 * record['dim'] ** 2
+
+
 def _parameters(ax, records):
   """What had to be trained until 0.99, but for the four matrices of attention, against the number of facts."""
   names = {'learned': 'learned embeddings'}
@@ -28,7 +33,7 @@ def _parameters(ax, records):
   for i, (kind, dim) in enumerate(groups):
     own = [r for r in records if r['kind'] == kind and dim in (None, r['dim'])]
     color, marker = drawing.cycle(i)
-    points = [(r['subjects'] * r['relations'], r['parameters'] - 4 * r['dim'] ** 2) for r in own]
+    points = [(r['subjects'] * r['relations'], beside_attention(r)) for r in own]
     label = names.get(kind, f'fixed embeddings, $d$ = {dim}')
     ax.plot(*zip(*points, strict=True), marker, color=color, alpha=0.6, label=label)
   facts = np.geomspace(*(f(r['subjects'] * r['relations'] for r in records) for f in (min, max)))

@@ -105,7 +105,8 @@ def _units(ax, models):
       )
   ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units, one seed')
   ax.set(xlabel='keeps to one relation', ylabel='keeps to few attributes')
-  for handle in ax.legend(fontsize=6).legend_handles:
+  below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.2), 'ncol': 2}
+  for handle in ax.legend(fontsize=6, **below).legend_handles:
     handle.set_sizes([20])
 
 
