@@ -79,7 +79,7 @@ EXPERIMENTS = {
     ),
     Experiment(
       'frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5,
-      terms='MLP memory: one MLP that stores pairs of random vectors, as Nichani et al. (2024) trained it. Fixed and '
+      terms='MLP memory: one MLP that stores pairs of random vectors, as Nichani et al. (2025) trained it. Fixed and '
       'learned are of a transformer’s embeddings, the smallest F or d searched.',
     ),
     Experiment(

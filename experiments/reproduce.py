@@ -216,11 +216,9 @@ def leave_when_told():
 def main(argv):
   cli.no_arguments(argv)
   if FLAGS.list:
-    rows = [
-      {'experiment': e.name, 'minutes': e.minutes, 'measures': e.about}
-      for e in claims.EXPERIMENTS.values()
-    ]
-    print(cli.table(('experiment', 'minutes', 'measures'), rows))
+    columns = 'experiment', 'minutes, two cores', 'measures'
+    rows = [(e.name, e.minutes, e.about) for e in claims.EXPERIMENTS.values()]
+    print(cli.table(columns, [dict(zip(columns, row, strict=True)) for row in rows]))
     return
   leave_when_told()
   folder = cli.workdir('runs/reproduce') / FLAGS.scale
