@@ -10,15 +10,12 @@ relations, which are those of docs/results/approximate.json, a copy of the resul
 """
 
 import math
-from pathlib import Path
 
-import matplotlib
 from absl import flags
 
-from experiments.figures import drawing
+from experiments.figures import approximate as approximate_figure
 from experiments.harness import building, cli, fitting, machine, statistics, storage
 from geomem import facts as fact
-from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -83,34 +80,6 @@ def summary(records: list[dict]) -> list[dict]:
   return statistics.over_seeds(records, 'construction', 'constant', of='accuracy')
 
 
-@matplotlib.rc_context(drawing.STYLE)
-def draw(records: list[dict], folder: Path) -> list[Path]:
-  """Accuracy against parameters, the band from the worst seed to the best."""
-  if not records or any('constant' not in record for record in records):
-    raise InputError(f'{folder}: not results of experiments.approximate')
-  figure, ax = drawing.new(width=6.0, height=3.4)
-  rows = summary(records)
-  for i, name in enumerate((*CONSTANTS, *EXACT)):
-    color, marker = drawing.cycle(i)
-    own = [row for row in rows if row['construction'] == name]
-    x = [row['parameters'] for row in own]
-    ax.plot(x, [row['accuracy'] for row in own], marker + '-', color=color, label=name)
-    ax.fill_between(
-      x,
-      [row['least'] for row in own],
-      [row['most'] for row in own],
-      color=color,
-      alpha=0.2,
-      linewidth=0,
-    )
-  first = records[0]
-  drawing.logarithmic(ax.xaxis)
-  ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
-  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows[0]["seeds"]} seeds')
-  drawing.legend_beside(ax)
-  return drawing.save(figure, folder / 'approximate')
-
-
 def main(argv):
   cli.no_arguments(argv)
   folder = cli.workdir('runs/approximate')
@@ -131,7 +100,7 @@ def main(argv):
       'versions': machine.versions(),
     }
     storage.write_results(folder, records, about=about)
-  paths = draw(records, folder)
+  paths = approximate_figure.draw(records, folder)
   print(cli.table(COLUMNS, summary(records)))
   print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
 

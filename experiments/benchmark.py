@@ -31,12 +31,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 from absl import flags
 
 from constructions import registry
 from experiments import benchmark_training as training
-from experiments.figures import drawing
+from experiments.figures import benchmark as benchmark_figure
 from experiments.harness import cli, machine, storage, timing
 from geomem import facts as fact
 from geomem import model
@@ -187,30 +186,6 @@ def measure(names, scale: str, folder) -> list[dict]:
   return records
 
 
-@matplotlib.rc_context(drawing.STYLE)
-def draw(records: list[dict], folder) -> list:
-  """Seconds a step of one model against each size that grew, with the power law through them."""
-  axes = list(dict.fromkeys(r['axis'] for r in records if r.get('measurement') == 'scaling'))
-  if not axes:
-    return []
-  figure, panels = drawing.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
-  for i, (ax, axis) in enumerate(zip(panels[0], axes, strict=True)):
-    color, marker = drawing.cycle(i)
-    own = [r for r in records if r.get('axis') == axis]
-    points = [(r['value'], r['ours_seconds']) for r in own if r.get('measurement') == 'scaling']
-    ax.plot(*zip(*points, strict=True), marker + '-', color=color)
-    exponent = next(r['exponent'] for r in own if r.get('measurement') == 'scaling_exponent')
-    drawing.logarithmic(ax.xaxis, ax.yaxis)
-    ax.set(xlabel=LABELS[axis], title=f'exponent {exponent:.2f}')
-  panels[0][0].set_ylabel('seconds a model-step')
-  return drawing.save(figure, folder / 'scaling')
-
-
-LABELS = {
-  'models': 'models, $M$', 'subjects': 'subjects, $N$', 'relations': 'relations, $R$', 'dim': 'width, $d$',
-}  # fmt: skip
-
-
 def main(argv):
   cli.no_arguments(argv)
   machine.one_device_a_core()
@@ -224,7 +199,7 @@ def main(argv):
     if unknown := set(FLAGS.only or ()) - set(MEASUREMENTS):
       raise InputError(f'--only={min(unknown)}: known are {", ".join(MEASUREMENTS)}')
     records = measure(FLAGS.only or MEASUREMENTS, FLAGS.scale, folder)
-  paths = draw(records, folder)
+  paths = benchmark_figure.draw(records, folder)
   print(cli.table(COLUMNS, [r for r in records if r['measurement'] != 'scaling_exponent']))
   print(f'records: {folder / "results.json"}' + ''.join(f', {path}' for path in paths))
 

@@ -14,7 +14,6 @@ import bisect
 import dataclasses
 import functools
 import itertools
-import math
 
 import numpy as np
 from absl import flags
@@ -25,9 +24,7 @@ from experiments.figures import capacity as capacity_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import Finding, found
 from geomem import facts as fact
-from geomem.checks import rounding
-from geomem.config import Config
-from geomem.training import train
+from geomem.checks import ledger
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
@@ -90,16 +87,12 @@ def _smallest(name: str, n: int, r: int, seed: int) -> dict:
 def _built(name: str, table, first: int, **options) -> dict:
   _, found = building.build_and_check(name, table, 1, **options)
   n, r = table.subjects, table.relations
-  weights = n * found['subject_bits'] + found['internal_bits']
+  weights, stored = n * found['subject_bits'] + found['internal_bits'], ledger.fact_bits(table)
   return {
     **_about(name, n, r, first), 'dim': found['dim'], 'width': found['width'], 'accuracy': found['accuracy'],
     'parameters': found['parameters'], 'weight_bits': weights / found['parameters'],
-    'bits_a_parameter': _stored(n, r) / found['parameters'], 'bits_a_bit': _stored(n, r) / weights,
+    'bits_a_parameter': stored / found['parameters'], 'bits_a_bit': stored / weights,
   }  # fmt: skip
-
-
-def _stored(n: int, r: int) -> float:
-  return r * math.lgamma(n + 1) / math.log(2)
 
 
 def _about(name: str, n: int, r: int, seed: int) -> dict:
@@ -124,7 +117,7 @@ def trained(fitter, setting: Setting, seeds) -> list[dict]:
 def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
   """The models found, trained again and rounded, those of one N in one program."""
   found = {case: at['value'] for case, at in group if at['value'] is not None}
-  scored = searching.looked_at(found, search, fitter, scores)
+  scored = searching.rounded(found, search, fitter)
   records = []
   for case, at in group:
     about = _about('trained', case.subjects, case.relations, case.seed)
@@ -138,12 +131,6 @@ def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
       'bits_a_parameter': at['bits'], 'bits_a_bit': at['bits'] / bits,
     })  # fmt: skip
   return records
-
-
-def scores(config: Config, recipe: Recipe, params, job):
-  """Accuracy, and the bits a weight that it needs."""
-  right = functools.partial(train.accuracy, config, recipe, job)
-  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params, TARGET)}
 
 
 def measure(fitter, setting: Setting, seeds) -> list[dict]:

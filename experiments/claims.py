@@ -36,8 +36,7 @@ class Experiment:
   def figure(self):
     """The module that draws it, or nothing."""
     name = f'experiments.figures.{self.name}'
-    found = importlib.import_module(name) if importlib.util.find_spec(name) else self.module
-    return found if hasattr(found, 'draw') else None
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 EXPERIMENTS = {
@@ -55,41 +54,46 @@ EXPERIMENTS = {
     ),
     Experiment(
       'threshold', 'the smallest models that learn all facts, against R·log₂N', 2.5,
-      terms='Each size is the smallest that answers 99% of the queries, searched in three ways: d at F = 4d, d at '
-      'F = 64, F at d = 8. A case counts where no seed succeeded at the smallest size tried.',
+      terms='A size is the smallest at which 99% of the queries are right. The smallest that can be tried is no '
+      'threshold: lines leave such sizes out, and bits the cases in which a seed has one.',
     ),
     Experiment(
       'capacity', 'bits of facts a parameter: built, associative, trained', 2.5,
-      terms='Bits of facts are N·R·log₂ of the number of answers; bits of weight those that the weights take once '
-      'rounded to the fewest at which the model still answers. 2 and 3.6 bits a parameter are what was reported of '
-      'language models.',
+      terms='Bits of facts: R·log₂N!. A weight of what is trained takes the fewest bits at which accuracy stays at 0.99, '
+      'of what is built the entropy of the values in its array, or the width of its dtype where they are many. 2 and '
+      '3.6 bits a parameter are what was reported of language models.',
     ),
     Experiment(
       'structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5,
-      terms='A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
+      terms='R² is of held-out subjects’ residuals, explained by their attributes or by their name’s own token. A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
       'flip the answer to r and keep the others: the lower of these two shares counts, for an edit that does '
-      'nothing keeps everything. A relation’s own units are those that fire most for it.',
+      'nothing keeps everything. Every unit is the own one of the relation for which it fires most on average; '
+      'it keeps to one relation (1) if it fires for no other, and to none (0) if for all alike. Fixed embeddings: '
+      'only the rest was trained.',
     ),
     Experiment(
       'transfer', 'frozen models given facts that they were never trained on', 5,
       terms='New bijections, and all but the subjects’ embeddings frozen: (a) these are put together by the maps that '
-      'explain the old ones, (b) by maps fitted through the model to attributes at random, (c) trained. Haste: how '
-      'many times as fast as the rest embeddings learned the old facts. Associative: fixed random embeddings, the '
-      'facts in the MLP.',
+      'explain the old ones, (b) by these maps fitted anew, through the model, to attributes at random, (c) trained. '
+      'Haste: how many times the learning rate and weight decay of the rest the embeddings had. Untrained: the '
+      'same model as it was drawn. Associative: fixed random embeddings, the facts in the MLP.',
     ),
     Experiment(
       'frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5,
-      terms='MLP memory: one MLP that stores pairs of random vectors, as Nichani et al. (2025) trained it. Fixed and '
-      'learned are of a transformer’s embeddings, the smallest F or d searched.',
+      terms='MLP memory: one MLP on fixed random embeddings, trained as Nichani et al. (2025) did; n is the most facts '
+      'that it holds. Fixed: the smallest F of a transformer whose embeddings are fixed. Learned: its smallest d, at '
+      'F = 4d, where all is trained.',
     ),
     Experiment(
       'multihop', 'chains of relations, with and without chain of thought', 6,
-      terms='At once: only the answer is said. Chain of thought: every subject on the way is said, trained, and must be '
-      'right. Chain shown, last trained: the way is given, the answer alone trained and asked.',
+      terms='Smallest d, at F = 4d, for 99% of all queries. At once: only the answer is said. Chain of thought: every '
+      'subject on the way is said, trained, and must be right. Chain shown, last trained: the way is given, the answer '
+      'alone trained and asked.',
     ),
     Experiment(
       'from_constructed', 'gradient descent started at the constructions', 2,
-      terms='Noise of so many times the RMS of every array is added to the built weights. Decay: weight decay.',
+      terms='Exact: training starts at the built weights; noise: of so many times every array’s RMS is added to them '
+      'first; scratch: it starts at random ones. The worst look is over all of training. Decay: weight decay.',
     ),
     Experiment(
       'language_model', 'a pretrained language model: is there a superposition in it?', 8, lacks=load.missing,

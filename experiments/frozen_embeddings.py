@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import cli, fitting, searching, statistics
-from experiments.harness.findings import Finding, found, only
+from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
 from geomem.training import mlp_memory, threshold, train
 from geomem.training.train import Recipe
@@ -165,14 +165,15 @@ def findings(records: list[dict]) -> list[Finding]:
   for dim, count in frozen_embeddings_figure.PUBLISHED.items():
     held = only(known, kind='memory', dim=dim)
     found_all += found(f'MLP memory, d = F = {dim}: facts held', held, 0.8 * count, 1.25 * count,
-                       published=[count])  # fmt: skip
+                       CHECK, published=[count])  # fmt: skip
   found_all += _growth(statistics.where(known, kind='memory'))
   facts = lambda r: r['subjects'] * r['relations']
   fixed = [r | {'value': r['width'] * r['dim'] / (facts(r) * math.log(facts(r)))}
            for r in known if r['kind'] == 'fixed']  # fmt: skip
   for group in statistics.groups(fixed, 'dim'):
+    sizes = ', '.join(map(str, sorted({facts(r) for r in group})))
     found_all += found(
-      f'fixed embeddings, d = {group[0]["dim"]}: F·d / (N·R·ln N·R)',
+      f'fixed embeddings, d = {group[0]["dim"]}, n = N·R = {sizes}: F·d / (n·ln n)',
       _by_seed(group),
       0.35 / 2,
       0.35 * 2,
@@ -196,21 +197,20 @@ def findings(records: list[dict]) -> list[Finding]:
 
 def _growth(memory) -> list[Finding]:
   """The exponent of F·d in the facts held; expected nearer to that of n·ln n than to n's."""
-  ends = (
-    [statistics.where(memory, dim=of(r['dim'] for r in memory)) for of in (min, max)]
-    if memory
-    else []
-  )
-  if not ends or ends[0] == ends[1]:
+  slope = lambda n, size: float(np.polyfit(np.log(n), np.log(size), 1)[0])
+  by_seed = [{r['dim']: r['value'] for r in own} for own in statistics.groups(memory, 'seed')]
+  if not by_seed or len(by_seed[0]) < 3:
     return []
-  (small, large), dims = map(np.array, map(only, ends)), [own[0]['dim'] for own in ends]
-  law = lambda f: float(
-    np.log(f(large.mean()) / f(small.mean())) / np.log(large.mean() / small.mean())
-  )
-  exponents = 2 * np.log(dims[1] / dims[0]) / np.log(large / small)
-  rival, own = law(lambda n: n), law(lambda n: n * np.log(n))
-  text = f'MLP memory, d = F from {dims[0]} to {dims[1]}: F·d grows as n to the power'
-  return found(text, exponents, (rival + own) / 2, **{'n·ln_n': [own], 'n': [rival]})
+  dims = np.array(sorted(by_seed[0]))
+  held = np.array([[sizes[dim] for dim in dims.tolist()] for sizes in by_seed], float)
+  mean, published = held.mean(axis=0), frozen_embeddings_figure.PUBLISHED
+  law = slope(mean, mean * np.log(mean))
+  rivals = {'n·ln_n': [law], 'n': [1.0]}
+  if published.keys() >= {*dims.tolist()}:
+    rivals['published'] = [slope([published[dim] for dim in dims.tolist()], dims**2)]
+  text = f'MLP memory, d = F = {", ".join(map(str, dims))}: F·d grows as n to the power'
+  bounds = (1 + law) / 2, law + (law - 1) / 2
+  return found(text, [slope(n, dims**2) for n in held], *bounds, **rivals)
 
 
 def _by_seed(records) -> list[float]:

@@ -7,12 +7,11 @@ layer and of more), naming every subject on the way (chain), or told the way and
 answer alone (last). Expected: direct, the width grows with k, exponentially, or depth and width
 together hold N·R facts; with chain of thought one layer and a width that does not depend on k are
 enough. Those found for the most hops are rounded to the fewest bits a weight at which they stay at
-0.99, and stand in the figure of the bounds beside the constructions. Last, chains of fewer hops than the
+0.99; at once and with the chain said they stand in the figure of the bounds, beside the constructions. Last, chains of fewer hops than the
 most are learned together and one hop more is asked for, at a position that was never trained.
 """
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -23,7 +22,7 @@ from experiments.figures import multihop as multihop_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
-from geomem.checks import ledger, rounding
+from geomem.checks import ledger
 from geomem.config import Config
 from geomem.training import sweep, train
 from geomem.training.train import Recipe
@@ -67,7 +66,7 @@ class Setting:
 
 
 PRESETS = {
-  'smoke': Setting(4, 2, (2,), (1,), 8, 300, 1, ('direct', 'chain'), 16),
+  'smoke': Setting(4, 2, (2,), (1,), 8, 300, 1, ('chain',), 14),
   'laptop': Setting(16, 2, (1, 2, 3, 4), (1, 2), 16, 800, 4),
   'accelerator': Setting(64, 3, (1, 2, 3, 4), (1, 2, 4), 64, 4000, 5),
 }
@@ -84,7 +83,7 @@ def searched(
   found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']
   sizes = {c: r['value'] for c, r in zip(cases, found, strict=True) if r['value'] is not None}
   last = hops == max(setting.hops)  # what stands in the figure of the bounds
-  looked = searching.looked_at(sizes, search, fitter, scores) if last else {}
+  looked = searching.rounded(sizes, search, fitter) if last else {}
   records = []
   for case in cases:
     about = {
@@ -98,12 +97,6 @@ def searched(
       about |= _bits(config, int(looked[case]['bits']))
     records.append(about)
   return records
-
-
-def scores(config: Config, recipe: Recipe, params, job):
-  """Accuracy, and the bits a weight that it needs."""
-  right = functools.partial(train.accuracy, config, recipe, job)
-  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params)}
 
 
 def longer(fitter, setting: Setting, seeds) -> list[dict]:
@@ -196,14 +189,29 @@ def findings(records: list[dict]) -> list[Finding]:
     one = only(trained, model=alike, depth=first['depth'], hops=1)
     if most > 1 and one and None not in one:
       growth = np.array(only(group, hops=most)) / one
-      bounds_of = {'most': 1.5} if first['model'] != 'direct' else {'least': 2.0} if first['depth'] == 1 else {}  # fmt: skip
+      bounds_of = {'most': 1.5} if first['model'] == 'chain' else {}
+      bounds_of = {'least': 2.0} if (first['model'], first['depth']) == ('direct', 1) else bounds_of
       found_all += found(f'{name}: d for {most} hops / d for one', growth, **bounds_of)
+  found_all += _beside_built(records, trained)
   for group in statistics.groups([r for r in records if r['kind'] == 'longer'], 'hops'):
     first = group[0]
     text = f'chains of up to {first["trained_to"]} learned, {first["hops"]} asked'
     learned = first['hops'] <= first['trained_to']
     found_all += found(text, only(group), 0.99 if learned else None, claim=CHECK,
                        chance=[first['subjects'] ** -first['hops']])  # fmt: skip
+  return found_all
+
+
+def _beside_built(records, trained) -> list[Finding]:
+  """The bits inside of models rounded, of the most hops, beside the smallest that is built."""
+  found_all = []
+  rounded = [r for r in trained if r.get('internal_bits') is not None]
+  for group in statistics.groups(rounded, 'model', 'depth'):
+    first = group[0]
+    chain = first['model'] != 'direct'
+    built = [r['internal_bits'] for r in records if r['kind'] == 'construction' and r['chain_of_thought'] == chain]  # fmt: skip
+    text = f'{multihop_figure.NAMES[first["model"]]}, depth {first["depth"]}: bits inside, {first["hops"]} hops / those of the smallest built'
+    found_all += found(text, [r['internal_bits'] / min(built) for r in group] if built else [])
   return found_all
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import matplotlib
 from absl import flags
 
 from constructions import registry
@@ -162,11 +163,11 @@ def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
   """Every experiment's figure drawn from its records, unless this code has drawn these; the PNG of each."""
   index, known = folder / 'drawn.json', {}
   with contextlib.suppress(FileNotFoundError, ValueError):
-    known = json.loads(index.read_text(encoding='utf-8'))
-  drawn = {}
+    known = dict(json.loads(index.read_text(encoding='utf-8')))
+  drawn, made = {}, [machine.code(), machine.versions(), matplotlib.__version__]
   for name, m in measured.items():
     if m.experiment.figure:
-      told = json.dumps([machine.code(), machine.versions(), m.records], sort_keys=True)
+      told = json.dumps([*made, m.records], sort_keys=True)
       mark, (old, files) = hashlib.sha256(told.encode()).hexdigest(), known.get(name, (None, []))
       if mark != old or not all((folder / file).exists() for file in files):
         folder.mkdir(parents=True, exist_ok=True)

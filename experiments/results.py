@@ -15,8 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import claims
-from experiments import readme as tables
+from experiments import claims, readme
 from experiments.harness import cli, findings, storage
 from geomem.errors import InputError
 
@@ -44,7 +43,9 @@ def section(name: str) -> str:
   where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
   found = experiment.module.findings(storage.read_results(RESULTS, f'{name}.json'))
   claimed = [f'> **{c.name}.** {c.says}\n>\n' for c in claims.CLAIMS if c.experiment == name]
-  said = ''.join(claimed) + f'> {experiment.terms}\n\n' if claimed else ''  # once, of both presets
+  said = (
+    ''.join(claimed) + f'> {experiment.terms}\n\n' if claimed else ''
+  )  # once, not of each preset
   text = said + where + f'![{name}](results/{name}.png)\n\n'
   expected = [f for f in found if f.holds is not None]
   if len(found) <= SHORT or not expected:
@@ -97,7 +98,7 @@ def main(argv):
   for name in taken():
     draw(name)
     text = page(name).read_text(encoding='utf-8')
-    storage.write_text(page(name), tables.splice(text, MARK.format(name), section(name)))
+    storage.write_text(page(name), readme.splice(text, MARK.format(name), section(name)))
   print(', '.join(str(path) for path in (PAGE, *OWN_PAGES.values())))
 
 

@@ -200,44 +200,44 @@ def _search(folder) -> list[dict]:
   return records
 
 
-FOUND = {
-  'dim': 'smallest d at F = 4d',
-  'dim_at_width': 'smallest d at fixed F',
-  'width': 'smallest F at fixed d',
-}
-
-
 def findings(records: list[dict]) -> list[Finding]:
-  """The slopes of the fits, with their intervals over seeds, and the bits at threshold."""
+  """The fits, with their intervals over seeds, and the bits at threshold."""
+  fits = [r for r in records if r.get('kind') == 'fit']
   found_all = [
     Finding(
-      f'{FOUND[r["find"]]}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds'],
+      f'{_told(records, r)}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds']
     )
-    for r in records if r.get('kind') == 'fit'
+    for r in fits
   ]  # fmt: skip
-  found_all += [
-    _straightness(r) for r in records if r.get('kind') == 'fit'
-  ]  # fmt: skip
+  found_all += [_straightness(records, r) for r in fits]
   cell = 'find', 'subjects', 'relations'
   all_found = statistics.complete(_thresholds(records), *cell)
   for group in statistics.groups(
     statistics.where(all_found, find='width'), 'subjects', 'relations'
   ):
-    text = f'smallest F at d = {group[0]["dim"]}, N = {group[0]["subjects"]}, R = {group[0]["relations"]}'
+    first = group[0]
+    text = f'{_told(records, first)}, N = {first["subjects"]}, R = {first["relations"]}'
     found_all += found(text, only(group))
-  known = statistics.complete(all_found, *cell, bordered=True)
+  known, highest = statistics.complete(all_found, *cell, bordered=True), []
   for group in statistics.groups(known, 'find', 'subjects'):
     bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
-    text = f'bits of facts a parameter at the {FOUND[group[0]["find"]]}, N = {group[0]["subjects"]}'
-    found_all += found(text, bits, most=2.0)
-  return found_all
+    highest = max(highest, bits, key=lambda values: np.mean(values) if values else 0.0)
+    text = f'bits of facts a parameter: {_told(records, group[0])}, N = {group[0]["subjects"]}'
+    found_all += found(text, bits)
+  return found_all + found('bits of facts a parameter, the highest of all sizes', highest, most=2.0)
 
 
-def _straightness(fit: dict) -> Finding:
+def _told(records, about: dict) -> str:
+  """What was looked for, as the figure has it."""
+  sizes = next(r for r in records if r.get('kind') == 'threshold' and r['find'] == about['find'])
+  return threshold_figure.TITLES[about['find']].format(**sizes).replace('$', '')
+
+
+def _straightness(records, fit: dict) -> Finding:
   """How well the law explains the sizes found; expected: better than its rivals."""
   own, *rivals = ((name, fit[f'explained by {name}']) for name in LAWS)
   least, control = max(0.8, *(r for _, r in rivals)), ', '.join(f'{n} {r:.3g}' for n, r in rivals)
-  text = f'{FOUND[fit["find"]]}: R² of that line'
+  text = f'{_told(records, fit)}: R² of a line in R·log2 N'
   return Finding(text, own[1], np.nan, np.nan, fit['seeds'], least, control=control)
 
 

@@ -13,6 +13,8 @@ import test_mechanism
 
 from constructions import registry
 from experiments import approximate, benchmark, bounds, readme
+from experiments.figures import approximate as approximate_figure
+from experiments.figures import bounds as bounds_figure
 from experiments.harness import building, cli, storage, timing
 
 ROOT = Path(__file__).parents[1]
@@ -46,7 +48,9 @@ def test_curves_are_in_order_and_below_every_point(records):
 
 
 def test_only_the_global_bound_is_called_the_papers():
-  assert [name for name, style in bounds.STYLES.items() if 'the paper' in style[0]] == ['global']
+  assert [name for name, style in bounds_figure.STYLES.items() if 'the paper' in style[0]] == [
+    'global'
+  ]
   told = [finding.what for finding in bounds.findings(bounds.curves(64, 4, 2, reach=500))]
   assert told == [
     'global bound: ours / the paper’s, the least over B_emb',
@@ -56,8 +60,10 @@ def test_only_the_global_bound_is_called_the_papers():
 
 def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
   storage.write_results(tmp_path, records)
-  first = [path.read_bytes() for path in bounds.draw(records, tmp_path)]
-  again = [path.read_bytes() for path in bounds.draw(storage.read_results(tmp_path), tmp_path)]
+  first = [path.read_bytes() for path in bounds_figure.draw(records, tmp_path)]
+  again = [
+    path.read_bytes() for path in bounds_figure.draw(storage.read_results(tmp_path), tmp_path)
+  ]
   assert first == again and all(len(drawn) > 5000 for drawn in first)
 
 
@@ -68,7 +74,7 @@ def test_accuracy_grows_with_size_and_the_exact_ones_are_exact(tmp_path):
     means = [row['accuracy'] for row in rows if row['construction'] == name]
     assert len(means) == len(approximate.CONSTANTS[name]) and means[0] < 0.9 < means[-1]
   assert all(row['least'] == 1 for row in rows if row['construction'] in approximate.EXACT)
-  assert all(path.stat().st_size > 5000 for path in approximate.draw(records, tmp_path))
+  assert all(path.stat().st_size > 5000 for path in approximate_figure.draw(records, tmp_path))
 
 
 def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, capsys):

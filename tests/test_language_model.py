@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import importlib
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from geomem.pretrained import asking, decoder, load, relational
 pytest.importorskip('gguf', reason='the extra lm is not installed')
 pytest.importorskip('tokenizers', reason='the extra lm is not installed')
 FLAGS = flags.FLAGS
+DATA = Path(__file__).parents[1] / 'experiments' / 'data'
 WEIGHTS = pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
 
 
@@ -107,7 +109,7 @@ def test_the_interval_of_a_ratio():
 
 def test_the_tables_are_normalized():
   for name, subjects, relations in (('countries', 153, 4), ('elements', 103, 3)):
-    table = scenes.read(name, scenes.__file__.replace('scenes.py', f'data/{name}.csv'))
+    table = scenes.read(name, DATA / f'{name}.csv')
     assert (len(table.subjects), len(table.relations)) == (subjects, relations)
     assert all(set(rows) == set(table.subjects) for rows in table.rows.values())
     assert all(set(frame.after) == set(table.relations) for frame in table.frames)
@@ -117,7 +119,7 @@ def test_the_tables_are_normalized():
       *values,
       *table.subjects,
     }
-  table = tables.read_many(scenes.__file__.replace('scenes.py', 'data/countries.csv'))
+  table = tables.read_many(DATA / 'countries.csv')
   assert table['language']['Switzerland'] == ('German', 'French', 'Italian')
   assert table['continent']['Turkey'] == ('Asia', 'Europe')
 
@@ -360,12 +362,12 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, whol
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(binary.language_structure, 'readout', interrupt)
+    patch.setattr(binary.explained, 'readout', interrupt)
     with pytest.raises(KeyboardInterrupt):
       run(place / 'cut', *own(place))
   assert list((place / 'cut').glob('checkpoints/*'))
   with monkeypatch.context() as patch:
-    patch.setattr(binary.language_structure, 'superposition', interrupt)  # it is known by now
+    patch.setattr(binary.explained, 'superposition', interrupt)  # it is known by now
     assert run(place / 'cut', *own(place)) == whole_run
   with pytest.raises(InputError, match='holds another run'):
     run(place / 'cut', '--seed=1', *own(place))

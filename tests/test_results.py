@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import readme, results
-from experiments.harness import findings, statistics, storage
+from experiments import frozen_embeddings, readme, results, threshold
+from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -37,6 +37,27 @@ def test_a_finding_holds_where_its_range_says(least, most, holds):
 def test_the_interval_of_one_seed_is_left_blank():
   (finding,) = findings.found('x', [0.6])
   assert np.isnan(finding.low) and '| 0.6 |  | 1 |' in findings.table([finding])
+
+
+@pytest.mark.parametrize('find', searching.FINDS)
+def test_whatever_was_searched_has_findings(find):
+  records = storage.read_results(results.RESULTS, 'threshold.json')
+  renamed = [{**r, 'find': find} for r in records if r.get('find') in ('dim', None)]
+  told = [f.what for f in threshold.findings(renamed)]
+  assert len(told) > 3 and not any('$' in what or '{' in what for what in told)
+
+
+def test_a_growth_is_told_from_its_rivals():
+  held = lambda size, law: next(n for n in range(2, 10**4) if law(n) >= size)
+  of = lambda law: [
+    {'seed': s, 'dim': d, 'value': held(d**2 / 2, law)} for s in (0, 1) for d in (30, 40, 60)
+  ]
+  (own,) = frozen_embeddings._growth(of(lambda n: n * np.log(n)))
+  assert own.holds and 1.1 < own.value < 1.3 and 'n 1' in own.control and own.seeds == 2
+  (linear,) = frozen_embeddings._growth(of(lambda n: n))
+  assert linear.value == pytest.approx(1, abs=0.01) and linear.holds is False
+  (steep,) = frozen_embeddings._growth(of(lambda n: n**1.5))
+  assert steep.holds is False and frozen_embeddings._growth([]) == []
 
 
 def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark():

@@ -3,8 +3,8 @@
 import matplotlib
 import numpy as np
 
-from experiments import bounds
 from experiments.figures import drawing
+from experiments.figures.bounds import STYLES
 from experiments.harness import statistics
 
 NAMES = {'direct': 'at once', 'chain': 'chain of thought', 'last': 'chain shown, last trained'}
@@ -50,7 +50,7 @@ def _bounds(ax, records, trained):
   most = max(r['hops'] for r in trained)
   own = [r for r in trained if r['hops'] == most and r['value'] is not None]
   built = [r for r in records if r['kind'] == 'construction']
-  for name, (label, color, dashes) in bounds.STYLES.items():
+  for name, (label, color, dashes) in STYLES.items():
     curve = [(c['subject_bits'], c['internal_bits']) for c in records if c.get('bound') == name]
     if any(bits for _, bits in curve):
       ax.plot(*zip(*curve, strict=True), dashes, color=color, label=label)

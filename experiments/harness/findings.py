@@ -1,6 +1,7 @@
 """What a claim comes to: one number with its interval over seeds, its control, and where it would hold."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,7 @@ class Finding:
   def cells(self) -> tuple[str, ...]:
     """Its row in a table of `COLUMNS`."""
     holds = {None: '', True: 'yes', False: 'no'}[self.holds]
+    holds += ' (check)' if holds and self.claim == CHECK else ''
     value, seeds = f'{self.value:.3g}', f'{self.seeds}'
     return self.what, value, self.interval, seeds, self.control, self.expected, holds
 
@@ -77,5 +79,5 @@ def found(
 def table(findings: Sequence[Finding]) -> str:
   """Markdown."""
   rows = [COLUMNS, ['---'] * len(COLUMNS), *(f.cells for f in findings)]
-  bold = lambda cell: '**no**' if cell == 'no' else cell
+  bold = lambda cell: re.sub('^no\\b', '**no**', cell)
   return ''.join(f'| {" | ".join(map(bold, row))} |\n' for row in rows)

@@ -9,6 +9,7 @@ import numpy as np
 
 from geomem import facts as fact
 from geomem import model
+from geomem.checks import bounds, rounding
 from geomem.config import Config
 from geomem.training import sweep, threshold, train
 from geomem.training.threshold import Range
@@ -100,22 +101,27 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
   return [record(case, found[case].found, setting) for case in cases] + probes
 
 
-def looked_at(found: dict[Case, int], setting: Setting, fitter, scores) -> dict[Case, dict]:
-  """`scores(config, recipe, params, job)` of models of the sizes found, trained anew and to the end.
+def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict]:
+  """Accuracy, and the bits a weight that it needs, of models of the sizes found, trained anew and to the end.
 
-  Of the learning rates the one that leaves the fewest 'bits' a weight.
+  Of the learning rates the one that leaves the fewest bits.
   """
   if not found:
     return {}
   tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
   config = sweep.hull([task.config for task in tasks])
-  seen = fitter.measured(recipe, tasks, functools.partial(scores, config, recipe))
+  seen = fitter.measured(recipe, tasks, functools.partial(_scores, config, recipe))
   best = {
     case: i * rates + int(np.argmin(seen['bits'][i * rates : (i + 1) * rates]))
     for i, case in enumerate(found)
   }
   return {case: {name: v[i] for name, v in seen.items()} for case, i in best.items()}
+
+
+def _scores(config: Config, recipe: Recipe, params, job):
+  right = functools.partial(train.accuracy, config, recipe, job)
+  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params)}
 
 
 def record(case: Case, size: int | None, setting: Setting) -> dict:
@@ -131,6 +137,6 @@ def record(case: Case, size: int | None, setting: Setting) -> dict:
 def amount(config: Config) -> dict:
   """Facts, in bits, for each parameter of the whole model."""
   parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
-  bits = config.relations * math.lgamma(config.subjects + 1) / math.log(2)
+  bits = config.relations * bounds.log2_factorial(config.subjects)
   sizes = {'dim': config.dim, 'width': max(config.blocks[0].hidden, default=0)}
   return {**sizes, 'parameters': parameters, 'fact_bits': bits, 'bits': bits / parameters}

@@ -19,7 +19,10 @@ from geomem.errors import InputError
 from geomem.pretrained import decoder, relational
 from geomem.pretrained.load import Pretrained
 
-BATCH, STEP = 24, 4  # prompts in a program, and what lengths are padded to a multiple of
+BATCH, STEP = (
+  24,
+  4,
+)  # prompts in a program; what stands before subjects is padded to a multiple of this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ def prompts(model: Pretrained, subjects, names, frame: Frame) -> Prompts:
   last_SxR = np.array([[len(one) - 1 for one in row] for row in ids]) - count_S[:, None]
   room = lambda most: -(-most // STEP) * STEP
   older_SxO = np.zeros((len(subjects), room(count_S.max())), np.int32)
-  tokens_SxRxL = np.zeros((*last_SxR.shape, room(1 + last_SxR.max())), np.int32)
+  tokens_SxRxL = np.zeros((*last_SxR.shape, 1 + last_SxR.max()), np.int32)
   for s, r in np.ndindex(last_SxR.shape):
     older_SxO[s, : count_S[s]] = ids[s][r][: count_S[s]]
     tokens_SxRxL[s, r, : last_SxR[s, r] + 1] = ids[s][r][count_S[s] :]

@@ -1,7 +1,7 @@
 """Write data/countries.csv and data/elements.csv from three packages, with what they get wrong put right.
 
   pip install countryinfo==1.0.1 babel==2.18.0 periodictable==2.1.0
-  python -m experiments.language.tables
+  python -m experiments.language.make_tables
 
 countryinfo (MIT): names, capitals, regions, demonyms. Babel (BSD-3-Clause; its data is Unicode's CLDR,
 Unicode-3.0): languages. periodictable (public domain): names and symbols. A subject has a row for every
