@@ -22,6 +22,9 @@ for name, value in (
 ):
   jax.config.update(name, value)
   os.environ[name.upper()] = str(value)  # for the processes that tests start
+# For the workers, which start after this: memory once had is kept, not asked for anew, page by page.
+for name in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'):
+  os.environ.setdefault(name, str(2**30))
 MAPS, LOOKS = Path('/proc/self/maps'), itertools.cycle([*[False] * 19, True])
 
 
