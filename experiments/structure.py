@@ -288,7 +288,14 @@ def _claims():
   for dose in (1.0, 1.5):
     for name, text in (('flipped', 'swaps that flip the answer'), ('kept', 'other answers kept')):
       yield name, f'{text}, α = {dose:g}', None, None, 'random direction', dose
-    yield BOTH, f'the lower of the two, α = {dose:g}', 0.9, None, 'random direction', dose
+    yield (
+      BOTH,
+      f'swaps, the lower of flipped and kept, α = {dose:g}',
+      0.9,
+      None,
+      'random direction',
+      dose,
+    )
 
 
 def _worst(records, claim: int) -> list[float]:

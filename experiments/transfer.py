@@ -232,7 +232,12 @@ def findings(records: list[dict]) -> list[Finding]:
     for name in 'abc':
       at_least = 0.99 if least and name == 'c' else least
       found_all += found(
-        f'{text}: ({name})', of(name), at_least, most, claim, **beside.get(name, {})
+        f'{text}: {transfer_figure.ARMS[name]}',
+        of(name),
+        at_least,
+        most,
+        claim,
+        **beside.get(name, {}),
       )
   return found_all
 
