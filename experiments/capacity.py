@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
-from experiments import approximate
+from experiments import approximate, claims
 from experiments.figures import capacity as capacity_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import Finding, found
@@ -28,7 +28,7 @@ from geomem.checks import ledger
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('capacity')
+fitting.define('capacity', claims.minutes('capacity'))
 
 COLUMNS = (
   'model', 'subjects', 'relations', 'seeds', 'found', 'parameters', 'value', 'least', 'most', 'bits_a_bit',

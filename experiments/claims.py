@@ -104,6 +104,10 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+def minutes(name: str) -> float:
+  return EXPERIMENTS[name].minutes
+
+
 @dataclasses.dataclass(frozen=True)
 class Claim:
   """`says`: in our words, and what is expected of the measurement. Which findings of the experiment bear on

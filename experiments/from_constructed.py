@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
+from experiments import claims
 from experiments.figures import from_constructed as from_constructed_figure
 from experiments.harness import building, cli, fitting, statistics
 from experiments.harness.findings import Finding, found, only
@@ -31,7 +32,7 @@ from geomem.training import sweep, train
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('from_constructed')
+fitting.define('from_constructed', claims.minutes('from_constructed'))
 
 COLUMNS = (
   'construction', 'start', 'weight_decay', 'measurement', 'control', 'seeds', 'value', 'least', 'most',

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from experiments import claims
 from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import cli, fitting, searching, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
@@ -26,7 +27,7 @@ from geomem.training import mlp_memory, threshold, train
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('frozen_embeddings')
+fitting.define('frozen_embeddings', claims.minutes('frozen_embeddings'))
 
 COLUMNS = (
   'kind',

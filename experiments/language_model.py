@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
+from experiments import claims
 from experiments.figures import language_model as language_model_figure
 from experiments.harness import cli, fitting, statistics, storage
 from experiments.harness.findings import Finding, found, only
@@ -31,7 +32,7 @@ from geomem.errors import InputError
 from geomem.pretrained import asking, load
 
 FLAGS = flags.FLAGS
-fitting.define('language_model', first=0)
+fitting.define('language_model', claims.minutes('language_model'), first=0)
 cli.define(
   table='Your own CSV of subject,relation,attribute instead; several rows for several answers.'
 )

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import bounds
+from experiments import bounds, claims
 from experiments.figures import multihop as multihop_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
@@ -28,7 +28,7 @@ from geomem.training import sweep, train
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('multihop')
+fitting.define('multihop', claims.minutes('multihop'))
 
 COLUMNS = (
   'measurement',

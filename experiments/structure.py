@@ -21,6 +21,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
+from experiments import claims
 from experiments.figures import structure as structure_figure
 from experiments.harness import building, cli, fitting, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
@@ -31,7 +32,7 @@ from geomem.training import sweep
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('structure')
+fitting.define('structure', claims.minutes('structure'))
 
 COLUMNS = (
   'model',

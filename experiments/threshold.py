@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
+from experiments import claims
 from experiments.figures import threshold as threshold_figure
 from experiments.harness import cli, fitting, machine, statistics, storage
 from experiments.harness.findings import Finding, found, only
@@ -41,7 +42,7 @@ cli.define(
   'target',
   'save_seconds',
   'profile',
-  scale=fitting.scale('threshold'),
+  scale=cli.scale(claims.minutes('threshold')),
   subjects='N (repeatable; default: by --scale).',
   relations='R (repeatable; default: by --scale).',
   learning_rate='Peak learning rate (repeatable; default: 0.01 and 0.03); the best counts.',

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from constructions import registry
+from experiments import claims
 from experiments.figures import transfer as transfer_figure
 from experiments.harness import building, cli, fitting, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
@@ -30,7 +31,7 @@ from geomem.training import sweep
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
-fitting.define('transfer')
+fitting.define('transfer', claims.minutes('transfer'))
 cli.define(relations='Only the cases of the preset with so many relations (repeatable).')
 
 BATCH = 256  # subjects by which (b) fits its maps

@@ -94,6 +94,8 @@ def test_no_folders_of_the_library_import_each_other():
   graph = {f: rooms((ROOT / 'geomem' / f).glob('*.py')) - {f} for f in folders}
   assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(folders) == 5
   assert not rooms(ROOT.glob('geomem/*.py'))
+  shared = {name for path in ROOT.glob('experiments/harness/*.py') for name in imported(path)}
+  assert all(name.startswith('experiments.harness') for name in shared if 'experiments' in name)
 
 
 def code_lines(source):

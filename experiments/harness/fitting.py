@@ -19,7 +19,6 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import claims
 from experiments.harness import cli, machine, storage
 from geomem import hosts
 from geomem.errors import InputError
@@ -34,19 +33,13 @@ UNCHANGING = ('workdir', 'redraw', 'save_seconds', 'profile')  # flags that no r
 CHANGES = ('scale', 'seed', 'seeds', 'profile', 'save_seconds')  # flags of a run, not of a figure
 
 
-def scale(name: str) -> str:
-  """What --scale means to an experiment: its minutes are those of the list of experiments, if it is there."""
-  known = claims.EXPERIMENTS.get(name)
-  return cli.scale(known.minutes if known else None)
-
-
-def define(name: str, first: int = FIRST):
-  """The flags of an experiment that `main` runs."""
+def define(name: str, minutes: float | None = None, first: int = FIRST):
+  """The flags of an experiment that `main` runs; `minutes`: as in `cli.scale`."""
   cli.define(
     'redraw',
     'save_seconds',
     'profile',
-    scale=scale(name),
+    scale=cli.scale(minutes),
     seed=f'The first seed, of parameters and facts (default: {first}).',
     seeds='How many seeds, from --seed on (default: what the preset says).',
     workdir=f'Folder of the run (default: runs/{name}).',
