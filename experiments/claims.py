@@ -65,7 +65,7 @@ EXPERIMENTS = {
     ),
     Experiment(
       'structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5,
-      terms='R² is of held-out subjects’ residuals, explained by their attributes or by their name’s own token. A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
+      terms='A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
       'flip the answer to r and keep the others: the lower of these two shares counts, for an edit that does '
       'nothing keeps everything. Every unit is the own one of the relation for which it fires most on average; '
       'it keeps to one relation (1) if it fires for no other, and to none (0) if for all alike. Fixed embeddings: '
@@ -97,7 +97,8 @@ EXPERIMENTS = {
     ),
     Experiment(
       'language_model', 'a pretrained language model: is there a superposition in it?', 8, lacks=load.missing,
-      terms='A swap moves the subject’s residual from its own attribute’s fitted vector to another’s, at the block '
+      terms='R² is of held-out subjects’ residuals, explained by their attributes or by their name’s own token. A swap '
+      'moves the residual from the own attribute’s fitted vector to another’s, at the block '
       'and the dose that were best on subjects set aside for it; flipped and kept are of known facts.',
     ),
   )
