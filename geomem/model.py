@@ -51,6 +51,12 @@ class _Part(nn.Module):
     return jnp.dtype(self.config.dtype)
 
   def stored(self, name, shape):
+    if self.has_variable('params', name):  # `param` would trace an initializer for its shape
+      value: jax.Array = self.get_variable('params', name)
+      if np.shape(value) != shape:
+        place = '/'.join((*self.path, name))
+        raise InputError(f'{place} is of shape {np.shape(value)}, the config asks for {shape}')
+      return value
     return self.param(
       name, lambda key: fresh(name, shape, functools.partial(jax.random.normal, key))
     )

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
 from geomem import facts as fact
 from geomem import head, model, queries
@@ -163,6 +164,13 @@ def test_a_refusal_names_the_shapes():
 def test_facts_that_do_not_fit_are_bad_input(changes, says):
   with pytest.raises(InputError, match=says):
     fact.Facts(**{'answers_RxN': G, 'attributes': N, **changes})
+
+
+def test_parameters_that_are_not_the_models_are_named():
+  with pytest.raises(InputError, match=r'^unembed/answers is of shape \(5, 4\), .* \(6, 4\)'):
+    model.apply(CONFIG, {**PARAMS, 'unembed': {'answers': U[:5]}}, [[0, N]])
+  with pytest.raises(errors.ScopeParamNotFoundError, match='answers'):
+    model.apply(CONFIG, {**PARAMS, 'unembed': {}}, [[0, N]])
 
 
 def test_tests_run_under_the_strictest_settings():
