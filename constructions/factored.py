@@ -1,11 +1,11 @@
-"""k hops, facts in the MLP, j hops a layer: subject detectors, then AND-units (ours).
+"""k hops, facts in the MLP, j hops per layer: subject detectors, then AND-units (ours).
 
 depth ⌈k/j⌉, d = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR). First hidden layer:
-detectors ReLU(⟨c_s, state⟩ − (m−1)), one a subject, beside a copy of the j fetched one-hots.
+detectors ReLU(⟨c_s, state⟩ − (m−1)), one per subject, beside a copy of the j fetched one-hots.
 Second: AND-units ReLU(Σ_s b_i(answer of s on path w)·detector_s + Σ_h fetched_h(w_h) − j), one for
 bit i of every path w, beside the old bits and the one-hots, to be taken away again. Margin 2.
 
-j = 1 is width N + R where a unit a fact takes N·R; j = k is depth 1 with all answers in the MLP. A
+j = 1 is width N + R where a unit per fact takes N·R; j = k is depth 1 with all answers in the MLP. A
 last layer with fewer hops left is built for just those.
 """
 

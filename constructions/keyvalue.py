@@ -1,4 +1,4 @@
-"""k hops, facts in the MLP: one hidden unit a fact, one layer a hop (Theorem 4.3, first half).
+"""k hops, facts in the MLP: one hidden unit per fact, one layer per hop (Theorem 4.3, first half).
 
 depth k, F = N·R a layer, d = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1. Layer l fetches r_l. Hidden unit
 (s, r) = ReLU(⟨c_s, state⟩ + ⟨ρ_r, fetched⟩ − (m + ⌈log₂R⌉) + 1) is 1 on a match and 0 otherwise;
@@ -18,7 +18,7 @@ from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
 
 
 def keyvalue(facts: Facts, hops: int) -> Construction:
-  """k layers of N·R hidden units, one a fact. Margin 2."""
+  """k layers of N·R hidden units, one per fact. Margin 2."""
   check_closed(facts, hops)
   N, R, length = facts.subjects, facts.relations, hops + 1
   c, rho = codes.Sign(N), codes.Sign(R)
@@ -74,7 +74,7 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
 
 
 def _memory(facts: Facts, layout: Layout, c: codes.Sign, rho: codes.Sign) -> dict:
-  """Keys (c_s, ρ_r), values (c_{g_r(s)} − c_s, −ρ_r), one unit a fact; the same in every layer."""
+  """Keys (c_s, ρ_r), values (c_{g_r(s)} − c_s, −ρ_r), one unit per fact; the same in every layer."""
   N, R = facts.subjects, facts.relations
   c_words, rho_words = c.words(), rho.words()
   subject_F, relation_F = np.divmod(np.arange(N * R), R)

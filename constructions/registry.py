@@ -64,7 +64,7 @@ REGISTRY: dict[str, Entry] = {
   ),
   'selector_multilevel': Entry(
     ONE_HOP,
-    'the same with several bits a coordinate: fewer dimensions, as many bits',
+    'the same with several bits per coordinate: fewer dimensions, as many bits',
     'd = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉',
     selector.multilevel,
   ),
@@ -102,13 +102,13 @@ REGISTRY: dict[str, Entry] = {
   ),
   'keyvalue': Entry(
     f'{TWO} (first half)',
-    'facts in the MLP, a hidden unit a fact, a layer a hop',
+    'facts in the MLP, a hidden unit per fact, a layer per hop',
     'd = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1, F = N·R, depth k',
     keyvalue.keyvalue,
   ),
   'factored': Entry(
     f'{TWO}, sharper',
-    'subject detectors, then AND-units: width N + R, j hops a layer',
+    'subject detectors, then AND-units: width N + R, j hops per layer',
     'd = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR), depth ⌈k/j⌉',
     factored.factored,
   ),

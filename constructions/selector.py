@@ -20,7 +20,7 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def selector(facts: Facts) -> Construction:
-  """Sign code, m = ⌈log₂ A⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit a coordinate, margin 4.
+  """Sign code, m = ⌈log₂ A⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit per coordinate, margin 4.
 
   What block 0 held before shifts a logit difference by at most 4h against a signal of 8h, where
   h ≥ 1 is the Hamming distance of two codewords.
@@ -77,15 +77,15 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
 
 
 def multilevel(facts: Facts, bits: int = 4) -> Construction:
-  """b bits a coordinate: d = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉, m = ⌈log₂A⌉, margin 1.
+  """b bits per coordinate: d = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉, m = ⌈log₂A⌉, margin 1.
 
-  Dimensions are traded for precision; what is conserved is bits, R·log₂A a subject. The answer
+  Dimensions are traded for precision; what is conserved is bits, R·log₂A per subject. The answer
   has a slot of its own, so that nothing is added to its levels, next to a constant that brings
   −|v_a|² into the logits 2⟨v_a, x⟩ − |v_a|².
   """
   code = codes.MultiLevel(facts.attributes, bits)
   R, m = facts.relations, code.width
-  parts.check_integers(2 * m * code.top**2, f'multi-level code with {bits} bits a coordinate')
+  parts.check_integers(2 * m * code.top**2, f'multi-level code with {bits} bits per coordinate')
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)

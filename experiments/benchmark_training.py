@@ -100,7 +100,7 @@ def _per(pair: dict, count: int) -> dict:
 
 
 def many(models: int, steps: int, sizes, names=('jax', 'torch'), rounds: int = 3):
-  """A sweep beside the same models trained one after another; seconds a step of one model."""
+  """A sweep beside the same models trained one after another; seconds per step of one model."""
   recipe = Recipe(steps=10**6, target=None, check=steps)
   for subjects, relations, dim in sizes:
     tasks = [task(subjects, relations, dim, seed) for seed in range(models)]

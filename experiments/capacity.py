@@ -1,13 +1,13 @@
-"""Bits of facts a parameter, and a bit of weight: constructions, associative memories, trained models.
+"""Bits of facts per parameter, and per bit of weight: constructions, associative memories, trained models.
 
   python -m experiments.capacity
 
 For every N and R: each exact one-hop construction; the random superposition and both associative
 memories at the smallest of a few sizes that reaches accuracy 0.99; and models trained at their
-threshold, the smallest d at F = 4d, rounded to the fewest bits a weight at which they stay at 0.99.
+threshold, the smallest d at F = 4d, rounded to the fewest bits per weight at which they stay at 0.99.
 Expected: a construction stores at most one bit of facts for each bit of weight, and 0.1 to 1 a
 parameter; trained models about 1, below the 2 and 3.6 bits reported of language models; nothing is
-above the limit of one bit a bit.
+above the limit of one bit per bit.
 """
 
 import bisect
@@ -142,7 +142,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 
 
 def summary(records: list[dict]) -> list[dict]:
-  """Means over the seeds, and the range of bits a parameter; no mean where some seed found nothing."""
+  """Means over the seeds, and the range of bits per parameter; no mean where some seed found nothing."""
   rows = []
   for group in statistics.groups(records, 'model', 'subjects', 'relations'):
     row = {name: group[0][name] for name in ('model', 'subjects', 'relations')}
@@ -162,10 +162,12 @@ def findings(records: list[dict]) -> list[Finding]:
       {(r['subjects'], r['relations']) for r in rows if r['model'] == name}
     )
     name = f'{group[0]["model"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
-    found_all += found(f'{name}: bits a parameter', mean(group, 'bits_a_parameter'))
-    found_all += found(f'{name}: bits a bit of weight', mean(group, 'bits_a_bit'))
+    found_all += found(f'{name}: bits per parameter', mean(group, 'bits_a_parameter'))
+    found_all += found(f'{name}: bits per bit of weight', mean(group, 'bits_a_bit'))
   highest = max(r['bits_a_bit'] for r in known)
-  return found_all + found('highest bits a bit of weight of all records', [highest], most=1.0)
+  return found_all + found(
+    'most bits of facts per bit of weight, of all records', [highest], most=1.0
+  )
 
 
 def main(argv):

@@ -58,25 +58,27 @@ EXPERIMENTS = {
       'threshold: lines leave such sizes out, and bits the cases in which a seed has one.',
     ),
     Experiment(
-      'capacity', 'bits of facts a parameter: built, associative, trained', 2.5,
+      'capacity', 'bits of facts per parameter: built, associative, trained', 2.5,
       terms='Bits of facts: R·log₂N!. A weight of what is trained takes the fewest bits at which accuracy stays at 0.99, '
       'of what is built the entropy of the values in its array, or the width of its dtype where they are many. 2 and '
-      '3.6 bits a parameter are what was reported of language models.',
+      '3.6 bits per parameter are what was reported of language models.',
     ),
     Experiment(
       'structure', 'superposition, readouts, units, patches and swaps, with controls', 2.5,
       terms='A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
       'flip the answer to r and keep the others: the lower of these two shares counts, for an edit that does '
-      'nothing keeps everything. Every unit is the own one of the relation for which it fires most on average; '
-      'it keeps to one relation (1) if it fires for no other, and to none (0) if for all alike. Fixed embeddings: '
+      'nothing keeps everything. Every unit belongs to the relation for which it fires most on average; '
+      'it keeps to that one by 1 if it fires for no other, and by 0 if it fires for all alike. Fixed embeddings: '
       'only the rest was trained.',
     ),
     Experiment(
       'transfer', 'frozen models given facts that they were never trained on', 5,
-      terms='New bijections, and all but the subjects’ embeddings frozen: (a) these are put together by the maps that '
-      'explain the old ones, (b) by these maps fitted anew, through the model, to attributes at random, (c) trained. '
-      'Haste: how many times the learning rate and weight decay of the rest the embeddings had. Untrained: the '
-      'same model as it was drawn. Associative: fixed random embeddings, the facts in the MLP.',
+      terms='New bijections, all but the subjects’ embeddings frozen. The new embeddings are (a) sums of maps of '
+      'attributes that were fitted to the old embeddings, (b) sums of maps that were trained through the frozen '
+      'model, on attributes at random, or (c) trained one by one. Haste: the embeddings’ learning rate and weight '
+      'decay, as a multiple of those of the rest. Query and key are fixed where nothing else is said, and so is the '
+      'unembedding. Untrained: the same model as it was drawn. Associative: fixed random embeddings, the facts in '
+      'the MLP.',
     ),
     Experiment(
       'frozen_embeddings', 'what it costs when embeddings cannot learn', 3.5,
@@ -93,13 +95,14 @@ EXPERIMENTS = {
     Experiment(
       'from_constructed', 'gradient descent started at the constructions', 2,
       terms='Exact: training starts at the built weights; noise: of so many times every array’s RMS is added to them '
-      'first; scratch: it starts at random ones. The worst look is over all of training. Decay: weight decay.',
+      'first; scratch: it starts at random ones. The worst look: the lowest accuracy at any look during training. Decay: weight decay.',
     ),
     Experiment(
       'language_model', 'a pretrained language model: is there a superposition in it?', 8, lacks=load.missing,
-      terms='R² is of held-out subjects’ residuals, explained by their attributes or by their name’s own token. A swap '
+      terms='R² is of held-out subjects’ residuals, explained by their attributes or by the tokens of their own name. A swap '
       'moves the residual from the own attribute’s fitted vector to another’s, at the block '
-      'and the dose that were best on subjects set aside for it; flipped and kept are of known facts.',
+      'and the dose (how many times that difference) that were best on subjects set aside for it; flipped and kept '
+      'are of the facts that the model knows.',
     ),
   )
 }  # fmt: skip
@@ -156,10 +159,12 @@ CLAIMS = (  # the paper numbers its theorems; the numbers of what it found are o
     'The smallest d that gradient descent needs grows as R·log₂N, and a parameter holds at most two bits of facts.',
     'threshold',
   ),
-  Claim('Claim 1, bits', 'Nothing stores more than one bit of facts a bit of weight.', 'capacity'),
+  Claim(
+    'Claim 1, bits', 'Nothing stores more than one bit of facts per bit of weight.', 'capacity'
+  ),
   Claim(
     'Claim 2',
-    'A trained subject embedding is the sum of one linear map a relation of its attributes’ vectors, judged on '
+    'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors, judged on '
     'subjects that the maps were not fitted to.',
     'structure',
   ),

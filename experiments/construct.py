@@ -50,10 +50,10 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_enum('facts', 'bijections', ('bijections', 'maps'), 'Kind of random facts.')
 flags.DEFINE_integer(
-  'bits', None, 'b, the bits a coordinate of selector_multilevel (default: 4).', lower_bound=1
+  'bits', None, 'b, the bits per coordinate of selector_multilevel (default: 4).', lower_bound=1
 )
 flags.DEFINE_integer(
-  'hops_per_layer', None, 'j, the hops a layer of factored takes (default: 1).', lower_bound=1
+  'hops_per_layer', None, 'j, the hops per layer of factored takes (default: 1).', lower_bound=1
 )
 flags.DEFINE_bool('save', True, 'Save the models.')
 

@@ -5,7 +5,7 @@
 The selector that lives in the architecture that is trained (norms on), and two without norms, are
 trained from their exact weights, from weights with noise on every one of them, and from scratch at the
 same size. Expected: from the exact weights accuracy never falls, the loss shrinks, and embeddings stay a
-linear map of the built ones, which is one map a relation; from noise accuracy comes back, though the
+linear map of the built ones, which is one map per relation; from noise accuracy comes back, though the
 weights need not. Found from scratch embeddings are no such map, for a free unembedding need not be
 linear in the built codes; but they are the superposition of its own vectors. Both are judged on
 held-out subjects; the control is shuffled facts.
@@ -107,7 +107,7 @@ def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD,
 
 
 def _aligned(built_NxD, e_NxD, fit_T, held_S):
-  """R² on held-out subjects of the best linear map of built embeddings, which is one map a relation."""
+  """R² on held-out subjects of the best linear map of built embeddings, which is one map per relation."""
   w, b = structure.affine(built_NxD[fit_T], e_NxD[fit_T])
   guess = built_NxD[held_S] @ w + b[None]
   return structure.explained(e_NxD[held_S], guess, jnp.mean(e_NxD[fit_T], axis=0))

@@ -191,7 +191,7 @@ def findings(records: list[dict]) -> list[Finding]:
     ]
     for group in statistics.groups(sorted(bits, key=facts), 'subjects', 'relations'):
       first = group[0]
-      text = f'{name}: trained parameters a fact beside attention, N = {first["subjects"]}, R = {first["relations"]}'
+      text = f'{name}: trained parameters per fact beside attention, N = {first["subjects"]}, R = {first["relations"]}'
       found_all += found(text, _by_seed(group))
   return found_all
 

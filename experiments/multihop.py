@@ -6,7 +6,7 @@ The smallest d, at F = 4d, that answers 0.99 of all N·R^k queries of k hops: at
 layer and of more), naming every subject on the way (chain), or told the way and asked for the last
 answer alone (last). Expected: direct, the width grows with k, exponentially, or depth and width
 together hold N·R facts; with chain of thought one layer and a width that does not depend on k are
-enough. Those found for the most hops are rounded to the fewest bits a weight at which they stay at
+enough. Those found for the most hops are rounded to the fewest bits per weight at which they stay at
 0.99; at once and with the chain said they stand in the figure of the bounds, beside the constructions. Last, chains of fewer hops than the
 most are learned together and one hop more is asked for, at a position that was never trained.
 """

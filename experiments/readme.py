@@ -41,18 +41,21 @@ def row(record: dict) -> str:
 
 
 def theorems(records: list[dict]) -> str:
-  head = '| statement | construction | exact size | verified |\n|---|---|---|---|\n'
+  head = '| statement | construction | size | verified |\n|---|---|---|---|\n'
   return head + '\n'.join(map(row, records)) + '\n'
 
 
 def timings(records: list[dict]) -> str:
   """What was measured side by side."""
-  lines = ['| measurement | beside | sizes | ours | theirs | ratio |', '|---|---|---|---|---|---|']
+  lines = ['| measurement | beside | sizes | ours | theirs | ratio | range |', f'|{"---|" * 7}']
   for r in records:
     if r.get('ratio') is not None:
       own = ' | '.join(_time(r[side]) for side in ('ours_seconds', 'theirs_seconds'))
       beside = (r.get('peer') or 'matrix products').replace('_', ' ')
-      lines.append(f'| {r["measurement"]} | {beside} | {r["sizes"]} | {own} | {r["ratio"]:.3g} |')
+      ratio, *ends = (f'{value:.2g}' for value in (r['ratio'], *r['ratio_range']))
+      lines.append(
+        f'| {r["measurement"]} | {beside} | {r["sizes"]} | {own} | {ratio} | {" to ".join(ends)} |'
+      )
   return '\n'.join(lines) + '\n'
 
 

@@ -28,7 +28,7 @@ from experiments import claims
 from experiments.claims import Claim, Experiment
 from experiments.figures import trace as trace_figure
 from experiments.harness import cli, machine, storage
-from experiments.harness.findings import COLUMNS, Finding, table
+from experiments.harness.findings import COLUMNS, Finding, table, verdict
 from experiments.page import explorer
 from geomem import facts
 from geomem.errors import InputError
@@ -48,6 +48,7 @@ EXACT = (
   'selects by relation: that is exact in the weights built here, and what gradient descent finds '
   'comes as near to it as the numbers below say, each with its spread over seeds and its controls.'
 )
+UNSURE = '~: the bound lies within the interval'
 SHOWN = 4  # findings of a claim in the table; the others stand below
 
 
@@ -114,20 +115,6 @@ def _device(folder: Path) -> str:
   """Where a run was; what is exact is the same everywhere, and does not say."""
   path = folder / 'config.json'
   return json.loads(path.read_text(encoding='utf-8'))['device'] if path.exists() else 'any device'
-
-
-def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
-  """In a word and in short: of what was expected, how much was found."""
-  expected = [f.holds for f in findings if f.holds is not None]
-  if not expected:
-    return 'none', 'not measured'
-  if all(expected):
-    return 'holds', 'holds'
-  return (
-    ('part', f'{sum(expected)} of {len(expected)} hold')
-    if any(expected)
-    else ('short', 'falls short')
-  )
 
 
 def telling(findings: Sequence[Finding]) -> list[Finding]:
@@ -212,6 +199,7 @@ def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str
       else claim.experiment
     )
     out.append(f'| {claim.name} | {claim.says} | {verdict(found)[1]} | {some} | {by} |')
+  out.append(f'\nIn the tables below, {UNSURE}.')
   for name, m in measured.items():
     out += [
       f'\n## {name}\n',
@@ -279,7 +267,7 @@ def _section(name: str, m: Measured, picture: Path | None) -> str:
     f'<section id="{name}"><h3>{name.replace("_", " ")}</h3>'
     f'<p>{e(m.experiment.about[0].upper() + m.experiment.about[1:])}. {e(m.experiment.terms)}</p>{image}'
     f'<p class="aside"><code>{e(m.command)}</code><br>{e(m.origin)}</p>'
-    f'<details><summary>{len(m.findings)} findings</summary><div class="wide"><table><thead>'
+    f'<details><summary>{len(m.findings)} findings ({UNSURE})</summary><div class="wide"><table><thead>'
     f'<tr><th>{"<th>".join(COLUMNS)}</tr></thead><tbody>'
     + ''.join(f'<tr>{row(f)}</tr>' for f in m.findings)
     + '</tbody></table></div></details></section>'

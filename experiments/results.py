@@ -1,11 +1,12 @@
-"""Write the tables and figures of docs/results.md and docs/language_model.md from the committed records.
+"""Write the tables and figures of the pages from the committed records.
 
   python -m experiments.results
   python -m experiments.results --take=transfer --workdir=runs/transfer
 
 Run it from the root of the repository. For every experiment of which docs/results holds the records,
 docs/results/NAME.json, or NAME_accelerator.json, it draws docs/results/NAME.png and puts the table of its
-findings into the page, after the line that marks its place. --take first copies a run's records there.
+findings into docs/results.md or docs/language_model.md, after the line that marks its place; what all claims
+come to stands in docs/results.md and the README. --take first copies a run's records there.
 """
 
 import json
@@ -26,8 +27,13 @@ flags.DEFINE_enum('take', None, NAMES, 'Take the records of a run of this experi
 
 PAGE, RESULTS = Path('docs/results.md'), Path('docs/results')
 OWN_PAGES = {'language_model': Path('docs/language_model.md')}
+OVERVIEWS = {PAGE: '', readme.README: 'docs/'}
 SHORT = 12  # rows of a table; of longer ones what was expected stands first
 LARGE = '_accelerator'
+SIZES = {
+  'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
+  'steps': '{} steps', 'batch': 'batch {}',
+}  # fmt: skip
 MARK = '{}: written by python -m experiments.results'
 
 
@@ -40,19 +46,49 @@ def taken() -> list[str]:
 def section(name: str) -> str:
   """What an experiment is to show, what it found, and with what this was measured."""
   experiment, about = _experiment(name), read_about(name)
-  where = f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}.\n\n'
+  where = (
+    f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}. {sizes(name)}\n\n'
+  )
   found = experiment.module.findings(storage.read_results(RESULTS, f'{name}.json'))
   claimed = [f'> **{c.name}.** {c.says}\n>\n' for c in claims.CLAIMS if c.experiment == name]
   said = (
     ''.join(claimed) + f'> {experiment.terms}\n\n' if claimed else ''
   )  # once, not of each preset
-  text = said + where + f'![{name}](results/{name}.png)\n\n'
+  text = f'<a id="{name}"></a>\n\n{said}{where}' + f'![{name}](results/{name}.png)\n\n'
   expected = [f for f in found if f.holds is not None]
   if len(found) <= SHORT or not expected:
     return text + findings.table(found)
   others = [f for f in found if f.holds is None]
   rest = f'<details><summary>{len(others)} more findings</summary>\n\n{findings.table(others)}\n</details>\n'
   return text + findings.table(expected) + '\n' + rest
+
+
+def sizes(name: str) -> str:
+  """Of what models and runs the records are, as far as these say it."""
+  setting = read_about(name).get('setting') or {}
+  each = [*setting.get('kinds', ()), *setting.get('cases', ())]
+  values = {'steps': [setting.get('steps'), *(kind.get('steps') for kind in each)]}
+  values |= {field: [kind.get(field) for kind in each] for field in ('dim', 'width')}
+  values['batch'] = [setting.get('batch'), *(kind.get('batch') for kind in each)]
+  records = storage.read_results(RESULTS, f'{name}.json')
+  values |= {field: [r.get(field) for r in records] for field in ('subjects', 'relations', 'hops')}
+  told = []
+  for field, words in SIZES.items():
+    known = sorted({value for value in values[field] if isinstance(value, int) and value})
+    told += [words.format(', '.join(f'{value:,}' for value in known))] * bool(known)
+  return f'{"; ".join(told)}.' if told else ''
+
+
+def overview(folder: str = '') -> str:
+  """What every claim comes to, for a page from which `folder` leads to the others."""
+  rows = ['| claim | what it says | verdict |', '|---|---|---|']
+  for claim in claims.CLAIMS:
+    if (name := claim.experiment) in taken():
+      records = storage.read_results(RESULTS, f'{name}.json')
+      word = findings.verdict(claim.own(_experiment(name).module.findings(records)))[1]
+      link = f'{folder}{page(name).name}#{name}'
+      rows.append(f'| {claim.name} | {claim.says} | [{word}]({link}) |')
+  return '\n'.join(rows) + '\n'
 
 
 def page(name: str) -> Path:
@@ -99,7 +135,10 @@ def main(argv):
     draw(name)
     text = page(name).read_text(encoding='utf-8')
     storage.write_text(page(name), readme.splice(text, MARK.format(name), section(name)))
-  print(', '.join(str(path) for path in (PAGE, *OWN_PAGES.values())))
+  for path, folder in OVERVIEWS.items():
+    text = path.read_text(encoding='utf-8')
+    storage.write_text(path, readme.splice(text, MARK.format('overview'), overview(folder)))
+  print(', '.join(str(path) for path in (*OVERVIEWS, *OWN_PAGES.values())))
 
 
 if __name__ == '__main__':

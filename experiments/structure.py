@@ -2,7 +2,7 @@
 
   python -m experiments.structure
 
-Expected: with weight decay 1 the sum of one linear map a relation explains at least 0.8 of the
+Expected: with weight decay 1 the sum of one linear map per relation explains at least 0.8 of the
 embeddings of subjects that it was not fitted to, and linear maps back find at least 0.95 of their
 attributes among all N; each hidden unit keeps to one relation; moving an embedding along one map
 changes that one answer. All of it is clearer in models trained as `experiments.transfer` does.
@@ -276,7 +276,7 @@ def findings(records: list[dict]) -> list[Finding]:
 
 
 def _values(records, name: str, **about) -> list[float]:
-  """A value a seed; an edit that changes nothing keeps everything, so that of a swap both must be high."""
+  """A value per seed; an edit that changes nothing keeps everything, so that of a swap both must be high."""
   if name != BOTH:
     return only(records, measurement=name, **about)
   both = [only(records, measurement=one, **about) for one in ('flipped', 'kept')]

@@ -12,7 +12,7 @@ learning rates, found by halving; all cases are halved together. What can be loo
   width          the smallest F, at d = --dim
   subjects       the largest N, at d = --dim and F = 4d
 
-Expected: d* grows as R·log2 N, at about four bits of facts a coordinate, and no other law that is as simple
+Expected: d* grows as R·log2 N, at about four bits of facts per coordinate, and no other law that is as simple
 explains it better. F* is 1 until d is too small for the facts, then it grows with them: no line is put
 through it. The run can be killed and taken up again.
 """
@@ -210,7 +210,7 @@ def findings(records: list[dict]) -> list[Finding]:
     )
     for r in fits
   ]  # fmt: skip
-  found_all += [_straightness(records, r) for r in fits]
+  found_all += itertools.chain(*(_straightness(records, r) for r in fits))
   cell = 'find', 'subjects', 'relations'
   all_found = statistics.complete(_thresholds(records), *cell)
   for group in statistics.groups(
@@ -223,9 +223,11 @@ def findings(records: list[dict]) -> list[Finding]:
   for group in statistics.groups(known, 'find', 'subjects'):
     bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
     highest = max(highest, bits, key=lambda values: np.mean(values) if values else 0.0)
-    text = f'bits of facts a parameter: {_told(records, group[0])}, N = {group[0]["subjects"]}'
+    text = f'bits of facts per parameter: {_told(records, group[0])}, N = {group[0]["subjects"]}'
     found_all += found(text, bits)
-  return found_all + found('bits of facts a parameter, the highest of all sizes', highest, most=2.0)
+  return found_all + found(
+    'bits of facts per parameter, the highest of all sizes', highest, most=2.0
+  )
 
 
 def _told(records, about: dict) -> str:
@@ -234,12 +236,24 @@ def _told(records, about: dict) -> str:
   return threshold_figure.TITLES[about['find']].format(**sizes).replace('$', '')
 
 
-def _straightness(records, fit: dict) -> Finding:
-  """How well the law explains the sizes found; expected: better than its rivals."""
-  own, *rivals = ((name, fit[f'explained by {name}']) for name in LAWS)
-  least, control = max(0.8, *(r for _, r in rivals)), ', '.join(f'{n} {r:.3g}' for n, r in rivals)
-  text = f'{_told(records, fit)}: R² of a line in R·log2 N'
-  return Finding(text, own[1], np.nan, np.nan, fit['seeds'], least, control=control)
+def _straightness(records, fit: dict) -> list[Finding]:
+  """R² of the law over the sizes found, and by how much it is ahead of the best of its rivals."""
+  own = statistics.where(records, kind='threshold', find=fit['find'])
+  by_seed = statistics.groups(filter(statistics.is_border, own), 'seed')
+
+  def judged(seeds) -> np.ndarray:
+    law, *rivals = (_explained(law, list(itertools.chain(*seeds))) for law in LAWS.values())
+    return np.array([law, law - max(rivals)])
+
+  ends = zip(judged(by_seed), *statistics.interval(by_seed, judged), strict=True)
+  (square, ahead), told = (tuple(map(float, row)) for row in ends), _told(records, fit)
+  _, *rivals = (f'{name} {fit[f"explained by {name}"]:.3g}' for name in LAWS)
+  return [
+    Finding(
+      f'{told}: R² of a line in R·log2 N', *square, fit['seeds'], 0.8, control=', '.join(rivals)
+    ),
+    Finding(f'{told}: R² ahead of the best other law', *ahead, fit['seeds'], 0.0),
+  ]
 
 
 def main(argv):

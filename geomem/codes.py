@@ -124,7 +124,7 @@ class ConstantWeight(Readable):
 
 @dataclasses.dataclass(frozen=True)
 class MultiLevel(Readable):
-  """The index in base 2^bits, one digit a coordinate: fewer coordinates, the same number of bits.
+  """The index in base 2^bits, one digit per coordinate: fewer coordinates, the same number of bits.
 
   Not of equal norm, so it is read by 2⟨v_a, x⟩ − |v_a|²; the first coordinate of its unembedding
   meets a constant 1 and carries −|v_a|².
@@ -134,7 +134,7 @@ class MultiLevel(Readable):
 
   def __post_init__(self):
     if not 1 <= self.bits <= 24:
-      raise InputError(f'multi-level code: bits a coordinate is {self.bits}; it must be 1 … 24')
+      raise InputError(f'multi-level code: bits per coordinate is {self.bits}; it must be 1 … 24')
 
   @property
   def width(self) -> int:

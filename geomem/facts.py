@@ -149,7 +149,7 @@ def disjoint(key, subjects: int, relations: int, attributes_each: int) -> Facts:
   """Relation r answers in a set of its own, r·D … (r+1)·D − 1, by a random map onto it."""
   check_sizes(subjects, relations)
   if not 1 <= attributes_each <= subjects:
-    raise InputError(f'{attributes_each} answers a relation; need 1 … {subjects}, the subjects')
+    raise InputError(f'{attributes_each} answers per relation; need 1 … {subjects}, the subjects')
   inner_RxN = _permutations(key, subjects, relations) % attributes_each
   offset_Rx1 = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
   return Facts(inner_RxN + offset_Rx1, relations * attributes_each, closed=False)

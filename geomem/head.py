@@ -5,7 +5,7 @@ its part of both gradients while they are in cache, and forgotten. So the forwar
 differentiated call does all the work, and the backward pass only scales what it kept.
 
 On a mesh a device holds rows of its own and a slice of the answers. For a block, the devices that
-share the vocabulary put their rows together, each looks at its answers, and the few numbers a row
+share the vocabulary put their rows together, each looks at its answers, and the few numbers per row
 that say something of all answers (the largest logit, the sum, the target's) are reduced.
 
 Shapes: B rows, D width, A answers, T blocks of S rows.

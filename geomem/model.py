@@ -104,7 +104,7 @@ class Norm(_Part):
 
 
 class Embed(_Part):
-  """Token and position embeddings: a row a subject, a relation, a position."""
+  """Token and position embeddings: a row per subject, per relation, per position."""
 
   mesh: jax.sharding.Mesh | None = None
 

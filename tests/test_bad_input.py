@@ -162,7 +162,7 @@ CONSTRUCT = [
   ('--width=99999 --construction=associative_mlp', 'width is 99999; the solver takes 32768 at most'),
   ('--width=8 --construction=keyvalue', '--width means nothing to keyvalue'),
   ('--bits=0 --construction=selector_multilevel', '--bits=0: 0 is not a positive integer'),
-  ('--bits=100 --construction=selector_multilevel', 'bits a coordinate is 100; it must be 1 … 24'),
+  ('--bits=100 --construction=selector_multilevel', 'bits per coordinate is 100; it must be 1 … 24'),
   ('--bits=20 --construction=selector_multilevel', 'more than float32 adds exactly (2²⁴); use fewer bits'),
   ('--hops_per_layer=0 --construction=factored', '--hops_per_layer=0: 0 is not a positive integer'),
   ('--hops_per_layer=3 --hops=2 --construction=factored', 'hops_per_layer is 3; it must be 1 … 2, the hops'),

@@ -100,7 +100,7 @@ def test_width_of_a_random_weight_is_its_dtype():
 @pytest.mark.parametrize('r', [1, 3, 5])
 @pytest.mark.parametrize('m', [1, 3, 6])
 def test_selector_of_a_power_of_two(r, m):
-  """Half of all subjects have any given bit: R·m bits a subject, not one more or less."""
+  """Half of all subjects have any given bit: R·m bits per subject, not one more or less."""
   n, c = 2**m, build('selector', 2**m, r)
   book = ledger_of(c)
   assert (

@@ -21,11 +21,12 @@ def prose(text):
 
 
 def anchors(path):
-  """The names that GitHub gives a page's headings."""
+  """The names that GitHub gives a page's headings, and those that stand in it."""
   text = re.sub(r'```.*?```', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
   titles = re.findall(r'^#+ +(.+?) *$', text, re.MULTILINE)
   names = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
-  return {f'{name}-{names[:i].count(name)}'.removesuffix('-0') for i, name in enumerate(names)}
+  headings = {f'{name}-{names[:i].count(name)}'.removesuffix('-0') for i, name in enumerate(names)}
+  return headings | set(re.findall('<a id="(.+?)">', text))
 
 
 def broken(page, link):

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import claims, report, reproduce
 from experiments.harness import machine, storage
-from experiments.harness.findings import found
+from experiments.harness.findings import found, verdict
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -181,7 +181,7 @@ def test_every_claim_names_an_experiment_that_has_findings():
 )
 def test_a_verdict_is_of_all_that_was_expected(values, kind):
   findings = [f for v in values for f in found('x', [v], 0.5)] + found('not expected', [0.0])
-  assert report.verdict(findings)[0] == kind
+  assert verdict(findings)[0] == kind
 
 
 @pytest.mark.parametrize(('code', 'said'), [(None, True), ('other', True), (machine.code(), False)])

@@ -73,6 +73,19 @@ def test_the_page_says_what_the_records_say(name):
   assert results.section(name) in results.page(name).read_text(encoding='utf-8')
 
 
+@pytest.mark.parametrize('path', results.OVERVIEWS, ids=str)
+def test_the_overview_says_what_the_records_say(path):
+  told = results.overview(results.OVERVIEWS[path])
+  assert told.count('\n') > 10 and told in path.read_text(encoding='utf-8')
+
+
+def test_a_bound_within_the_interval_is_marked():
+  (sure,), (unsure,) = (findings.found('x', values, 0.5) for values in ([0.7, 0.8], [0.2, 0.9]))
+  assert sure.cells[-1] == 'yes' and unsure.cells[-1] == 'yes ~'
+  (check,) = findings.found('x', [0.1, 0.6], 0.5, claim=findings.CHECK)
+  assert check.cells[-1] == 'no ~ (check)' and '**no** ~ (check)' in findings.table([check])
+
+
 @pytest.mark.parametrize('path', sorted(results.RESULTS.glob('*.json')), ids=lambda path: path.stem)
 def test_records_say_what_they_were_measured_with(path):
   if path.stem == 'construct':  # computed, and the same everywhere

@@ -24,5 +24,5 @@ def draw(records: list[dict], folder) -> list:
     exponent = next(r['exponent'] for r in own if r.get('measurement') == 'scaling_exponent')
     drawing.logarithmic(ax.xaxis, ax.yaxis)
     ax.set(xlabel=LABELS[axis], title=f'exponent {exponent:.2f}')
-  panels[0][0].set_ylabel('seconds a model-step')
+  panels[0][0].set_ylabel('seconds per step of a model')
   return drawing.save(figure, folder / 'scaling')

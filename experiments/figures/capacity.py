@@ -1,4 +1,4 @@
-"""Draw bits of facts a parameter, and a bit of weight, against the number of facts."""
+"""Draw bits of facts per parameter, and per bit of weight, against the number of facts."""
 
 import matplotlib
 import numpy as np
@@ -8,8 +8,8 @@ from experiments.figures.threshold import LINES
 from experiments.harness import statistics
 
 AXES = {
-  'bits_a_parameter': 'bits of facts a parameter',
-  'bits_a_bit': 'bits of facts a bit of weight',
+  'bits_a_parameter': 'bits of facts per parameter',
+  'bits_a_bit': 'bits of facts per bit of weight',
 }
 
 

@@ -43,7 +43,7 @@ class Finding:
   def cells(self) -> tuple[str, ...]:
     """Its row in a table of `COLUMNS`."""
     holds = {None: '', True: 'yes', False: 'no'}[self.holds]
-    holds += ' (check)' if holds and self.claim == CHECK else ''
+    holds += ' ~' * self.unsure + ' (check)' * bool(holds and self.claim == CHECK)
     value, seeds = f'{self.value:.3g}', f'{self.seeds}'
     return self.what, value, self.interval, seeds, self.control, self.expected, holds
 
@@ -55,6 +55,12 @@ class Finding:
     low, high = (x if x is not None else i * np.inf for i, x in ((-1, self.least), (1, self.most)))
     return bool(low <= self.value <= high)
 
+  @property
+  def unsure(self) -> bool:
+    """A bound lies within the interval: other seeds might have said otherwise."""
+    bounds = (bound for bound in (self.least, self.most) if bound is not None)
+    return any(self.low < bound < self.high for bound in bounds)
+
 
 def only(records: Sequence[dict], **about) -> list[float]:
   """The values of the records that are so."""
@@ -64,7 +70,7 @@ def only(records: Sequence[dict], **about) -> list[float]:
 def found(
   what: str, values: Sequence[float], least=None, most=None, claim: str = '', **controls
 ) -> list[Finding]:
-  """A finding of a value a seed; `controls`: their values by name. Nothing where there are none."""
+  """A finding of a value per seed; `controls`: their values by name. Nothing where there are none."""
   if not len(values):
     return []
   mean = lambda sample: np.mean(sample, keepdims=True)
@@ -74,6 +80,17 @@ def found(
   ]
   mean_value, control = float(np.mean(values)), ', '.join(said)
   return [Finding(what, mean_value, low, high, len(values), least, most, control, claim)]
+
+
+def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
+  """In a word and in short: of what was expected, how much was found."""
+  expected = [f.holds for f in findings if f.holds is not None]
+  if not expected:
+    return 'none', 'not measured'
+  if all(expected):
+    return 'holds', 'holds'
+  kind = 'part' if any(expected) else 'short'
+  return kind, f'{sum(expected)} of {len(expected)} hold' if any(expected) else 'falls short'
 
 
 def table(findings: Sequence[Finding]) -> str:

@@ -15,7 +15,7 @@ QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_pa
 
 
 def suit_small_models(quick: bool = True):
-  """Set up for training many small models: a device a core, and compile quickly, unless they run for long."""
+  """Set up for training many small models: a device per core, and compile quickly, unless they run for long."""
   one_device_a_core()
   if quick:
     compile_quickly()

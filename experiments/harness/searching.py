@@ -57,7 +57,7 @@ def configured(case: Case, size: int, setting: Setting) -> Config:
 
 
 def looked_for(case: Case, setting: Setting) -> Range:
-  """From where to where, and where first: near four and a half bits of facts a coordinate."""
+  """From where to where, and where first: near four and a half bits of facts per coordinate."""
   if case.find == 'subjects':
     guess = round(2 ** min(14.0, 3 * setting.dim / case.relations))
     return Range(2, 2**16, max(2, guess), larger_is_easier=False, resolution=0.02)
@@ -102,7 +102,7 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
 
 
 def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict]:
-  """Accuracy, and the bits a weight that it needs, of models of the sizes found, trained anew and to the end.
+  """Accuracy, and the bits per weight that it needs, of models of the sizes found, trained anew and to the end.
 
   Of the learning rates the one that leaves the fewest bits.
   """

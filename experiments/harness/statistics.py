@@ -65,7 +65,7 @@ def over_seeds(records: Sequence[dict], *names: str, of: str = 'value') -> list[
 def interval(
   samples: Sequence, statistic: Callable[[list], np.ndarray], share: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Percentile bootstrap: the samples (one a seed, say) are drawn anew with replacement, always alike.
+  """Percentile bootstrap: the samples (one per seed, say) are drawn anew with replacement, always alike.
 
   Not numbers for fewer than two; with three or four it is known to be too narrow.
   """

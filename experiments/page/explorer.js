@@ -273,7 +273,7 @@
     const now = state(), { model, path } = now, query = find(now)
     at('about').textContent = model.about
     const read = model.readout
-    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (read ? ` Where coordinates have no names, what is said of them is a linear readout, one map a relation, fitted to other subjects than those offered here. For such subjects the readouts of the embedding find ${Math.round(100 * read[1])} % of the answers, and a sum of one linear image of each answer explains R² = ${written(read[0])} of the embedding.` : '')
+    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (read ? ` Where coordinates have no names, what is said of them is a linear readout, one map per relation, fitted to other subjects than those offered here. For such subjects the readouts of the embedding find ${Math.round(100 * read[1])} % of the answers, and a sum of one linear image of each answer explains R² = ${written(read[0])} of the embedding.` : '')
     answer(model, query)
     at('journey').classList.toggle('explorer-roomy', model.cards.reduce((sum, [, , size]) => sum + size, 0) <= 20)
     at('journey').replaceChildren(...query.steps.map((step, i) => journey(model, query, step, i, path[0])))

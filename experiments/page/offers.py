@@ -176,7 +176,7 @@ def _stages(config: Config, params, answers_RxN):
 
 
 def _nearest(u_AxD, answers_RxN, fit_T, held_S, x_NxD):
-  """By one linear map a relation, fitted at this stage, the nearest attributes SxR."""
+  """By one linear map per relation, fitted at this stage, the nearest attributes SxR."""
 
   def one(answers_N):
     w_DxD, b_D = linear.affine(x_NxD[fit_T], u_AxD[answers_N[fit_T]])

@@ -18,7 +18,7 @@ def rounded(params, bits):
 
 
 def bits_needed(accuracy, params, target: float = 0.99):
-  """The fewest bits a weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
+  """The fewest bits per weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
   bits_T = jnp.array(BITS, jnp.float32)
   enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)
   from_there_T = jnp.flip(jnp.cumprod(jnp.flip(enough_T.astype(jnp.int32))))

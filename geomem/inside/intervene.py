@@ -40,7 +40,7 @@ def answers(config: Config, params, e_SxD, add_RxD=None):
 
 
 def by_blocks(function, *rows):
-  """`function` of matrices with a row a subject, block of subjects after block; its rows put together."""
+  """`function` of matrices with a row per subject, block of subjects after block; its rows put together."""
   chex.assert_rank(rows, 2)
   chex.assert_equal_shape_prefix(rows, 1)
   count, size = len(rows[0]), min(AT_ONCE, len(rows[0]))

@@ -53,7 +53,7 @@ def attributes(unembedding_AxD, answers_RxN) -> jax.Array:
 
 
 def maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge=1e-6):
-  """e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map a relation: (M_RxDxE, b_E)."""
+  """e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map per relation: (M_RxDxE, b_E)."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   w_PxE, b_E = affine(attributes(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
   return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
@@ -91,7 +91,7 @@ def superposition(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) ->
 
 
 def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
-  """How often a linear map a relation, e_s to u_{g_r(s)}, lands nearest to the right attribute of all A."""
+  """How often a linear map per relation, e_s to u_{g_r(s)}, lands nearest to the right attribute of all A."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
   size_A = jnp.sum(u_AxD**2, axis=1)

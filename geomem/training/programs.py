@@ -99,7 +99,9 @@ def multiplications(config: Config, recipe: Recipe) -> int:
   c, d = config, config.dim
   subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
   prompts = subjects * paths
-  once = len(c.blocks) == 1 and not recipe.chain_of_thought  # keys and values a subject and a path
+  once = (
+    len(c.blocks) == 1 and not recipe.chain_of_thought
+  )  # keys and values per subject and per path
   tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
   total = prompts * d * c.answers
   for b in c.blocks:

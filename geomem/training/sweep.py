@@ -3,7 +3,7 @@
 Models of different sizes share a program by padding: parameters are drawn at their own size and
 laid into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
 them), and `train.Job` says how much is in use. On an accelerator all models of a device advance
-together under `vmap`; on a CPU, a device a core, as many as its cache holds, batch after batch.
+together under `vmap`; on a CPU, a device per core, as many as its cache holds, batch after batch.
 
 Shapes: M models, N subjects, R relations.
 """
@@ -207,7 +207,7 @@ def _sharding(sweep: Sweep) -> NamedSharding:
 
 
 def _put(sweep: Sweep, tree):
-  """Arrays of a row a model, a share of the rows on every device."""
+  """Arrays of a row per model, a share of the rows on every device."""
   return hosts.put(tree, jax.tree.map(lambda _: _sharding(sweep), tree))
 
 
