@@ -45,7 +45,7 @@ EXPERIMENTS = {
     Experiment(
       'construct', 'every construction, built and verified on every query', 0.5,
       ('--construction=all', '--subjects=32', '--relations=4', '--hops=2'), scaled=False,
-      terms='Margin: the logit of the right answer less the highest other one. Others’ facts: the '
+      terms='Margin: the logit of the right answer less the highest other one. Facts of others: the '
       'share right by facts that the model was not built for.',
     ),
     Experiment(

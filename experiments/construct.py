@@ -127,7 +127,7 @@ def findings(records: list[dict]) -> list[Finding]:
     others = [value for value in (record['others_facts'],) if value is not None]
     found_all += found(
       about + f'share of {record["queries"]:,} queries right', [record['accuracy']],
-      1.0 if known.exact else None, claim=known.theorem, others_facts=others,
+      1.0 if known.exact else None, claim=known.theorem, facts_of_others=others,
     )  # fmt: skip
     if record['promised_margin']:
       share = record['min_margin'] / record['promised_margin']

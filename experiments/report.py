@@ -117,6 +117,31 @@ def _device(folder: Path) -> str:
   return json.loads(path.read_text(encoding='utf-8'))['device'] if path.exists() else 'any device'
 
 
+def agreement(measured: dict[str, Measured], scale: str) -> str:
+  """How the findings of this run lie beside those of the committed records, of this preset."""
+  pairs = []
+  for name, m in measured.items():
+    kept = (
+      COMMITTED / f'{name}{"_accelerator" * (scale == "accelerator" and m.experiment.scaled)}.json'
+    )
+    if m.here and kept.exists() and (scale != 'smoke' or not m.experiment.scaled):
+      committed = m.experiment.module.findings(storage.read_results(COMMITTED, kept.name))
+      there = {f.what: f for f in committed}
+      pairs += [(name, f, there[f.what]) for f in m.findings if f.what in there]
+  if not pairs:
+    return ''
+  spread = [pair for pair in pairs if not any(math.isnan(f.low) for f in pair[1:])]
+  met = sum(
+    max(f.low, g.low) <= min(f.high, g.high) + 1e-3 * abs(g.value) for _, f, g in spread
+  )  # what varies hardly, by a thousandth
+  judged = [pair for pair in pairs if pair[1].holds is not None]
+  other = [f'{f.what} ({name})' for name, f, g in judged if f.holds is not g.holds]
+  return (
+    f'Beside the committed records: of {len(spread)} intervals {met} overlap; of {len(judged)} expectations '
+    f'{len(judged) - len(other)} come out alike{", all but: " * bool(other)}{"; ".join(other)}.'
+  )
+
+
 def telling(findings: Sequence[Finding]) -> list[Finding]:
   """What was expected of a claim; what fell short first."""
   return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
@@ -188,8 +213,8 @@ def beside(finding: Finding) -> str:
   return f' ({"; ".join(parts)})' if parts else ''
 
 
-def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str:
-  out = ['# Geometric factual recall, reproduced\n', answer(rows, measured) + '\n']
+def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path], agreed: str) -> str:
+  out = ['# Geometric factual recall, reproduced\n', answer(rows, measured) + '\n', agreed + '\n']
   out += ['| statement | what it says | verdict | measured | by |', '|---|---|---|---|---|']
   for claim, found in rows:
     some = '<br>'.join(f'{f.what}: **{number(f)}**{beside(f)}' for f in telling(found)[:SHOWN])
@@ -212,7 +237,9 @@ def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path]) -> str
   return '\n'.join(out)
 
 
-def page(rows, measured: dict[str, Measured], drawn: dict[str, Path], explored: dict) -> str:
+def page(
+  rows, measured: dict[str, Measured], drawn: dict[str, Path], agreed: str, explored: dict
+) -> str:
   """One file with all in it; `explored`: the data of the explorer."""
   e, asset = html.escape, lambda name: (PAGE / name).read_text(encoding='utf-8')
   lines = []
@@ -240,6 +267,7 @@ def page(rows, measured: dict[str, Measured], drawn: dict[str, Path], explored: 
     asset('report.html')
     .replace('{{style}}', asset('report.css'))
     .replace('{{answer}}', e(answer(rows, measured)))
+    .replace('{{agreed}}', e(agreed))
     .replace('{{rows}}', '\n'.join(lines))
     .replace('{{versions}}', e(', '.join(f'{k} {v}' for k, v in machine.versions().items())))
     .replace('{{mechanism}}', _inline(mechanism()))
@@ -282,10 +310,10 @@ def write(folder: Path, scale: str) -> list[Path]:
     (claim, claim.own(measured[claim.experiment].findings) if claim.experiment in measured else [])
     for claim in claims.CLAIMS
   ]
-  explored = explorer.kept(folder / 'explorer.json')
+  explored, agreed = explorer.kept(folder / 'explorer.json'), agreement(measured, scale)
   pages = {
-    folder / 'report.html': page(rows, measured, drawn, explored),
-    folder / 'report.md': markdown(rows, measured, drawn),
+    folder / 'report.html': page(rows, measured, drawn, agreed, explored),
+    folder / 'report.md': markdown(rows, measured, drawn, agreed),
   }
   for path, text in pages.items():
     storage.write_text(path, text)

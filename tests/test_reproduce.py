@@ -253,6 +253,24 @@ def test_every_experiment_has_committed_records(tmp_path, monkeypatch):
   assert all(m.findings > 0 and not m.here for m in found.values())
 
 
+def test_a_run_is_held_against_the_committed_records():
+  experiment = claims.EXPERIMENTS['capacity']
+  records = storage.read_results(report.COMMITTED, 'capacity.json')
+  of = lambda records, here=True: {'capacity': report.Measured(
+    experiment, records, '', '', None, here, experiment.module.findings(records))}  # fmt: skip
+  told = report.agreement(of(records), 'laptop')
+  count = re.search(r'of (\d+) intervals \1 overlap; of 1 expectations 1 come out alike\.$', told)
+  assert count and int(count[1]) > 5
+  assert (
+    report.agreement(of(records), 'smoke') == report.agreement(of(records, False), 'laptop') == ''
+  )
+  tenfold = lambda r: {k: 10 * v if k.startswith('bits_a_') and v else v for k, v in r.items()}
+  told = report.agreement(of([tenfold(r) for r in records]), 'laptop')
+  assert (
+    f'of {count[1]} intervals 0 overlap' in told and 'all but: most bits of facts per bit' in told
+  )
+
+
 def write_report(folder, monkeypatch):
   """Of the smaller committed records, and of one run in which a control has a hostile name."""
   records = storage.read_results(report.COMMITTED, 'construct.json')
