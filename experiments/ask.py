@@ -29,6 +29,7 @@ from absl import flags
 from experiments.figures import trace as trace_figure
 from experiments.harness import cli, storage
 from geomem import model
+from geomem import queries as query
 from geomem.config import Config
 from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
@@ -105,17 +106,14 @@ def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
   check_representable(c, dtype)
   got = answer(c, subject, path, dtype)
   names = [c.facts.subject_name(subject), *map(c.facts.relation_name, path)]
-  truth, truths = subject, []
-  for r in path:
-    truth = int(c.facts.answers_RxN[r, truth])
-    truths.append(truth)
+  truths = query.walk(c.facts.answers_RxN, subject, path)
   pairs = enumerate(zip(got.steps, truths[-len(got.steps) :], strict=True), 1)
   record = {
     'construction': c.name,
     'query': trace.spoken(names),
     'answer': c.facts.attribute_name(got.steps[-1]),
-    'truth': c.facts.attribute_name(truth),
-    'correct': got.steps[-1] == truth,
+    'truth': c.facts.attribute_name(truths[-1]),
+    'correct': got.steps[-1] == truths[-1],
     'margin': got.margin,
     'runner_up': c.facts.attribute_name(got.runner_up),
     'step': got.step,

@@ -101,7 +101,7 @@ def _per(pair: dict, count: int) -> dict:
 
 def many(models: int, steps: int, sizes, names=('jax', 'torch'), rounds: int = 3):
   """A sweep beside the same models trained one after another; seconds per step of one model."""
-  recipe = Recipe(steps=10**6, target=None, check=steps)
+  recipe = Recipe(steps=10**6, target=None)
   for subjects, relations, dim in sizes:
     tasks = [task(subjects, relations, dim, seed) for seed in range(models)]
     ours = _Sweep(recipe, tasks)
@@ -214,7 +214,7 @@ def mlp_memory(dims, seeds: int, steps: int = 2**15):
     yield {
       'measurement': 'mlp_memory', 'peer': 'jax', 'ours_seconds': sum(each) / 2, 'theirs_seconds': taken,
       'ratio': 2 * taken / sum(each), 'ratio_range': [taken / each[1], taken / each[0]],
-      'sizes': f'd=F={dim}, seeds={seeds}', 'ours_found': list(found.values()), 'theirs_found': list(theirs.values()),
+      'sizes': f'd=F={dim}, seeds={seeds}', 'ours_found': [b.found for b in found.values()], 'theirs_found': [b.found for b in theirs.values()],
     }  # fmt: skip
 
 
@@ -300,7 +300,7 @@ def memory(subjects: int, relations: int, dim: int):
 
 def scaling(base: dict, axes: dict, steps: int):
   """Seconds a step of one model as one size grows, and the exponent of a power law through them."""
-  recipe = Recipe(steps=10**6, target=None, check=steps)
+  recipe = Recipe(steps=10**6, target=None)
   for axis, values in axes.items():
     points = []
     for value in values:

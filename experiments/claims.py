@@ -95,7 +95,7 @@ EXPERIMENTS = {
     Experiment(
       'from_constructed', 'gradient descent started at the constructions', 2,
       terms='Exact: training starts at the built weights; noise: of so many times every array’s RMS is added to them '
-      'first; scratch: it starts at random ones. The worst look: the lowest accuracy at any look during training. Decay: weight decay.',
+      'first; scratch: it starts at random ones, and at ten times the learning rate. The worst look: the lowest accuracy at any look during training. Decay: weight decay.',
     ),
     Experiment(
       'language_model', 'a pretrained language model: is there a superposition in it?', 8, lacks=load.missing,

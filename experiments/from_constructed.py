@@ -42,7 +42,9 @@ SCRATCH = 'scratch'
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """`noises`: of the perturbed starts, as a share of each array's root mean square; `looks`: steps at which."""
+  """`noises`: of the perturbed starts, as a share of each array's root mean square; `looks`: steps at which;
+  `rates`: learning rates, from built weights and from scratch.
+  """
 
   constructions: tuple[str, ...]
   subjects: int
@@ -51,6 +53,7 @@ class Setting:
   decays: tuple[float, ...]
   looks: tuple[int, ...]
   seeds: int
+  rates: tuple[float, float] = (1e-3, 1e-2)
 
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
@@ -121,7 +124,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
     for seed in seeds:
       built = _built(setting, name, seed)
       for label, params in starts(setting, name, seed):
-        rate = 1e-2 if params is None else 1e-3
+        rate = setting.rates[params is None]
         tasks.append(sweep.Task(built.config, built.facts, rate, decay, seed, params))
         labels.append(label)
     records += _followed(fitter, setting, name, tasks, labels)

@@ -105,24 +105,23 @@ def memories(fitter, setting: Setting, seeds) -> list[dict]:
     records += [
       {
         'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': facts,
-        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': facts,
+        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': facts, 'floor': border.failed is None,
         'parameters': 2 * dim * dim + dim,
       }
-      for seed, facts in found.items()
+      for seed, border in found.items() for facts in [border.found]
     ]  # fmt: skip
   return records
 
 
-def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, int]:
+def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, threshold.Bisection]:
   """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
 
-  From d to F·d facts, halved in the middle, to one part in a hundred: as they searched.
+  From d to F·d facts, the middle first, to one part in a hundred, which is where they searched.
   """
   least, most = recipe.dim, recipe.dim * recipe.width
   span = threshold.Range(least, most, (least + most) // 2, False, resolution=0.01)
   attempt = lambda asked: [held >= recipe.target for held in best(recipe, asked)]
-  found = threshold.search({seed: span for seed in seeds}, attempt)
-  return {seed: found[seed].found for seed in seeds}
+  return threshold.search({seed: span for seed in seeds}, attempt)
 
 
 def best(recipe: mlp_memory.Recipe, asked) -> np.ndarray:

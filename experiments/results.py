@@ -14,10 +14,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from experiments import claims, readme
-from experiments.harness import cli, findings, storage
+from experiments.harness import cli, findings, statistics, storage
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -32,7 +33,8 @@ SHORT = 12  # rows of a table; of longer ones what was expected stands first
 LARGE = '_accelerator'
 SIZES = {
   'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
-  'steps': '{} steps', 'batch': 'batch {}',
+  'steps': '{} steps', 'batch': 'batch {}', 'memory_steps': '{} steps of the MLP memory',
+  'maps': '{} steps of (b)', 'embeddings': '{} steps of (c)',
 }  # fmt: skip
 MARK = '{}: written by python -m experiments.results'
 
@@ -64,18 +66,20 @@ def section(name: str) -> str:
 
 
 def sizes(name: str) -> str:
-  """Of what models and runs the records are, as far as these say it."""
+  """Of what models and runs the records are, as far as their setting says it."""
   setting = read_about(name).get('setting') or {}
   each = [*setting.get('kinds', ()), *setting.get('cases', ())]
-  values = {'steps': [setting.get('steps'), *(kind.get('steps') for kind in each)]}
-  values |= {field: [kind.get(field) for kind in each] for field in ('dim', 'width')}
-  values['batch'] = [setting.get('batch'), *(kind.get('batch') for kind in each)]
-  records = storage.read_results(RESULTS, f'{name}.json')
-  values |= {field: [r.get(field) for r in records] for field in ('subjects', 'relations', 'hops')}
+  steps = {'steps': max(setting.get('looks', (0,)))} | setting.get('recipe', {})
+  asked = [{key: setting[key] for key in SIZES if key not in ('dim', 'width') and key in setting}]
+  asked += [*each, {'steps': steps['steps']}]
+  asked += [{'subjects': n, 'relations': r} for n, r in setting.get('sizes', ())]
+  if not any('subjects' in some for some in asked):  # in the cases of the search
+    asked += statistics.where(storage.read_results(RESULTS, f'{name}.json'), kind='threshold')
+    asked = [{key: some[key] for key in some if key not in ('dim', 'width')} for some in asked]
   told = []
-  for field, words in SIZES.items():
-    known = sorted({value for value in values[field] if isinstance(value, int) and value})
-    told += [words.format(', '.join(f'{value:,}' for value in known))] * bool(known)
+  for key, words in SIZES.items():
+    values = [value for some in asked for value in np.ravel(some.get(key) or [])]
+    told += [words.format(', '.join(f'{value:,}' for value in sorted(set(values))))] * bool(values)
   return f'{"; ".join(told)}.' if told else ''
 
 
@@ -118,6 +122,10 @@ def take(name: str, folder: Path):
   """A run's records into docs/results, with the device and the versions."""
   records = storage.read_results(folder)
   about = json.loads((folder / 'config.json').read_text(encoding='utf-8'))
+  if about['scale'] == 'smoke':
+    raise InputError(
+      f'{folder}: a run of --scale=smoke, whose numbers are no evidence; take a larger one'
+    )
   stem = name + LARGE * (about['scale'] == 'accelerator')
   about = {key: about[key] for key in ('command', 'device', 'versions', 'setting')}
   storage.write_results(RESULTS, records, f'{stem}.json', about)

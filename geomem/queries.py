@@ -25,6 +25,14 @@ def compose(answers_RxN, subjects_B, paths_BxK):
   return jnp.moveaxis(jax.lax.scan(hop, subjects_B, jnp.moveaxis(paths_BxK, -1, 0))[1], 0, -1)
 
 
+def walk(answers_RxN, subject: int, path) -> list[int]:
+  """`compose` of one query, in plain numbers."""
+  steps = [subject]
+  for r in path:
+    steps.append(int(answers_RxN[r, steps[-1]]))
+  return steps[1:]
+
+
 def tree(answers_RxN: np.ndarray, hops: int) -> np.ndarray:
   """The answers to all R^k paths (in the order of `every_path`) for every subject, R^k × N."""
   n = answers_RxN.shape[1]

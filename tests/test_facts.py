@@ -122,6 +122,7 @@ def test_hops_against_a_plain_loop():
     s, p = (i.ravel() for i in np.meshgrid(np.arange(n), np.arange(r**hops), indexing='ij'))
     steps = np.asarray(queries.compose(answers, s, paths[p]))
     for subject, path, got in zip(s, paths[p], steps, strict=True):
+      assert queries.walk(answers, subject, path) == list(got)
       for relation, step in zip(path, got, strict=True):
         subject = answers[relation][subject]
         assert step == subject

@@ -12,6 +12,8 @@ from absl import flags
 from experiments import frozen_embeddings, readme, results, threshold
 from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
+from geomem.training.threshold import search
+from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
 
@@ -60,6 +62,28 @@ def test_a_growth_is_told_from_its_rivals():
   assert steep.holds is False and frozen_embeddings._growth([]) == []
 
 
+@pytest.mark.parametrize('find', ['dim', 'subjects'])
+@pytest.mark.parametrize('border', [0, 40, 10**9])
+def test_a_size_is_a_threshold_only_if_something_harder_failed(find, border):
+  case, setting = (
+    searching.Case(find, 32, 2, 0),
+    searching.Setting(Recipe(1), 16, 0, ((0.01, 0.01),)),
+  )
+  harder = (lambda size: size <= border) if find == 'subjects' else (lambda size: size >= border)
+  attempt = lambda asked: [harder(size) for _, size in asked]
+  found = search({case: searching.looked_for(case, setting)}, attempt)[case]
+  record = searching.record(case, found, setting)
+  assert statistics.is_border(record) is (border == 40)
+  assert record['value'] is None or record['floor'] is (found.failed is None)
+
+
+def test_the_sizes_are_those_that_were_asked_for():
+  assert results.sizes('threshold') == 'N = 16, 48, 144; R = 2, 4; 2,000 steps.'
+  assert results.sizes('frozen_embeddings').startswith('N = 64, 256; R = 1, 4; 2,000 steps; 32,768')
+  assert results.sizes('structure').endswith('1,000, 1,600 steps; batch 128.')
+  assert results.sizes('language_model') == ''
+
+
 def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark():
   page = f'a\n<!-- m -->\nold\n{readme.END}b\n<!-- n -->\nkept\n{readme.END}'
   new = readme.splice(page, 'm', 'new\n')
@@ -103,10 +127,10 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   run.mkdir()
   (run / 'results.json').write_text(json.dumps(records[:60]))
   about = {
-    'scale': 'smoke',
+    'scale': 'laptop',
     'code': '0123',
     'setting': {'seeds': 5},
-    'command': 'python -m experiments.threshold --scale=smoke --seed=7 --seeds=2',
+    'command': 'python -m experiments.threshold --scale=laptop --seed=7 --seeds=2',
     'device': 'an abacus',
     'versions': {'jax': '9'},
   }
@@ -116,7 +140,10 @@ def test_a_run_is_taken_with_its_device_and_versions(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   results.take('threshold', run)
   assert results.read_about('threshold').keys() == {'command', 'device', 'versions', 'setting'}
-  assert '--scale=smoke --seed=7 --seeds=2`, an abacus, jax 9' in results.section('threshold')
+  assert '--scale=laptop --seed=7 --seeds=2`, an abacus, jax 9' in results.section('threshold')
+  (run / 'config.json').write_text(json.dumps({**about, 'scale': 'smoke'}))
+  with pytest.raises(InputError, match='no evidence'):
+    results.take('threshold', run)
 
 
 def test_what_the_page_of_the_language_model_quotes_is_in_the_records():

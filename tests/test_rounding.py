@@ -25,5 +25,5 @@ def test_the_fewest_bits_are_found(needed):
   step = 1 / (2.0 ** (needed - 1) - 1)
   w = jnp.array([1.0, step * (1 if needed > 2 else 0)])
   near = lambda params: jnp.where(jnp.max(jnp.abs(params['w'] - w)) < 0.5 * step, 1.0, 0.0)
-  assert rounding.bits_needed(near, {'w': w}) == needed
-  assert rounding.bits_needed(lambda _: jnp.float32(0.5), {'w': w}) == 32
+  assert rounding.bits_needed(near, {'w': w}, 0.99) == needed
+  assert rounding.bits_needed(lambda _: jnp.float32(0.5), {'w': w}, 0.99) == 32

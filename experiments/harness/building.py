@@ -1,4 +1,4 @@
-"""One construction built, verified and accounted for: what `construct` and `bounds` both record."""
+"""What a seed stands for, facts and keys; and one construction of them built, verified, accounted for."""
 
 import time
 

@@ -49,7 +49,10 @@ _SHARED = {
     'table', None, 'CSV or TSV file of subject, relation, attribute: your own facts instead.'
   ),
   'workdir': lambda: flags.DEFINE_string(
-    'workdir', None, 'Folder for results.json and all else that is written (default: runs/NAME).'
+    'workdir',
+    None,
+    'Folder for results.json and all else that is written (default: runs/NAME), but for '
+    'compiled programs of trainings, which are kept beside it.',
   ),
   'scale': lambda: flags.DEFINE_enum(
     'scale',

@@ -28,8 +28,12 @@ def one_device_a_core():
   if 'JAX_NUM_CPU_DEVICES' in os.environ:
     return
   with contextlib.suppress(RuntimeError):  # it has started
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    jax.config.update('jax_num_cpu_devices', ours)
+    jax.config.update('jax_num_cpu_devices', cores())
+
+
+def cores() -> int:
+  """Those that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def compile_quickly():
@@ -53,7 +57,7 @@ def device() -> str:
   """What computes here, in words."""
   devices = jax.devices()
   text = f'{len(devices)} × {devices[0].device_kind}'
-  return f'{text}, {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
+  return f'{text}, {cores()} of {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
     return passed
 
   found = threshold.search({case: looked_for(case, setting) for case in cases}, attempt)
-  return [record(case, found[case].found, setting) for case in cases] + probes
+  return [record(case, found[case], setting) for case in cases] + probes
 
 
 def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict]:
@@ -111,7 +111,8 @@ def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict
   tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
   config = sweep.hull([task.config for task in tasks])
-  seen = fitter.measured(recipe, tasks, functools.partial(_scores, config, recipe))
+  scores = functools.partial(_scores, config, recipe, target=setting.recipe.target)
+  seen = fitter.measured(recipe, tasks, scores)
   best = {
     case: i * rates + int(np.argmin(seen['bits'][i * rates : (i + 1) * rates]))
     for i, case in enumerate(found)
@@ -119,18 +120,18 @@ def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict
   return {case: {name: v[i] for name, v in seen.items()} for case, i in best.items()}
 
 
-def _scores(config: Config, recipe: Recipe, params, job):
+def _scores(config: Config, recipe: Recipe, params, job, *, target: float):
   right = functools.partial(train.accuracy, config, recipe, job)
-  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params)}
+  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params, target)}
 
 
-def record(case: Case, size: int | None, setting: Setting) -> dict:
-  """What was found, and what that size amounts to."""
-  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': size}
-  if size is None:
+def record(case: Case, border: threshold.Bisection, setting: Setting) -> dict:
+  """What was found, and what that size amounts to; `floor`: nothing harder failed, so it is no threshold."""
+  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found}
+  if border.found is None:
     return about
-  about['floor'] = size == looked_for(case, setting).least  # no threshold: less was not asked for
-  config = configured(case, size, setting)
+  about['floor'] = border.failed is None
+  config = configured(case, border.found, setting)
   return {**about, 'subjects': config.subjects, **amount(config)}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from experiments import ask
 from experiments.harness import machine, storage
 from experiments.page.offers import Offer, models
+from geomem import queries as query
 from geomem.construction import Construction
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
@@ -95,10 +96,7 @@ def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
   """One query: what is read, then every step of the answer."""
   c = offer.construction
   facts, got = c.facts, ask.answer(c, subject, path)
-  truths = [subject]
-  for r in path:
-    truths.append(int(facts.answers_RxN[r, truths[-1]]))
-  truths = truths[-len(got.steps) :]
+  truths = query.walk(facts.answers_RxN, subject, path)[-len(got.steps) :]
   seen = tracing.run(c, got.tokens_L)
   names = [facts.subject_name(subject), *map(facts.relation_name, path)]
   steps = [

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from constructions import registry
-from experiments import structure
+from experiments import approximate, structure
 from experiments.harness import building
 from geomem import model
 from geomem import queries as query
@@ -66,7 +66,7 @@ LEARNED = (
   'Trained by gradient descent on random facts; nobody gave its coordinates a meaning. Its embedding '
   'has become nearly a sum of one linear image of each answer, as in the constructed superposition.'
 )
-OPTIONS = {'superposition': {'dim': 3 + 6 + 4 * 18}}  # relation, answer, and 4·R·m for the memory
+OPTIONS = {'superposition': approximate.size('superposition', 4, *UNNAMED)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ def _look(config: Config, params, answers_RxN):
   fit_T, held_S = linear.hold_out(building.looking(0, 1)[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right, stages, hidden_NxRxF = _stages(config, params, answers_RxN)
-  nearest = functools.partial(_nearest, u_AxD, answers_RxN, fit_T, held_S)
+  nearest = lambda x_NxD: linear.read(x_NxD, u_AxD, answers_RxN, fit_T, held_S).T
   said = jax.vmap(jax.vmap(nearest, out_axes=1))(jnp.stack(list(stages.values())))
   parts_SxPxD = _parts(params['embed'], u_AxD, answers_RxN, fit_T, held_S)
   rest_SxD, embedded_SxD = parts_SxPxD[:, -1], e_NxD[held_S]
@@ -173,17 +173,6 @@ def _stages(config: Config, params, answers_RxN):
   hidden_RxNxF = by_relation(sown['blocks_0']['mlp']['hidden'][0][:, -1])
   right_B = jnp.argmax(logits_BxLxA[:, -1], axis=1) == answers_RxN.reshape(-1)
   return right_B, jax.tree.map(by_relation, stages), jnp.moveaxis(hidden_RxNxF, 0, 1)
-
-
-def _nearest(u_AxD, answers_RxN, fit_T, held_S, x_NxD):
-  """By one linear map per relation, fitted at this stage, the nearest attributes SxR."""
-
-  def one(answers_N):
-    w_DxD, b_D = linear.affine(x_NxD[fit_T], u_AxD[answers_N[fit_T]])
-    guess_SxD = x_NxD[held_S] @ w_DxD + b_D[None]
-    return jnp.argmin(jnp.sum(u_AxD**2, axis=1)[None] - 2 * guess_SxD @ u_AxD.T, axis=1)
-
-  return jax.vmap(one, out_axes=1)(answers_RxN)
 
 
 def _parts(embed, u_AxD, answers_RxN, fit_T, held_S):

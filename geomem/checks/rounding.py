@@ -17,7 +17,7 @@ def rounded(params, bits):
   return jax.tree.map(one, params)
 
 
-def bits_needed(accuracy, params, target: float = 0.99):
+def bits_needed(accuracy, params, target: float):
   """The fewest bits per weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
   bits_T = jnp.array(BITS, jnp.float32)
   enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)

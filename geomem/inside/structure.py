@@ -90,8 +90,8 @@ def superposition(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) ->
   return explained(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
 
 
-def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
-  """How often a linear map per relation, e_s to u_{g_r(s)}, lands nearest to the right attribute of all A."""
+def read(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+  """The attributes RxS, of all A, to which a linear map per relation, e_s to u_{g_r(s)}, lands nearest."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
   size_A = jnp.sum(u_AxD**2, axis=1)
@@ -100,6 +100,12 @@ def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.A
     w_DxD, b_D = affine(embedding_NxD[fit_T], u_AxD[answers_N[fit_T]])
     guess_SxD = embedding_NxD[held_S] @ w_DxD + b_D[None]
     distance_SxA = size_A[None] - 2 * guess_SxD @ u_AxD.T
-    return jnp.mean(jnp.argmin(distance_SxA, axis=1) == answers_N[held_S], dtype=jnp.float32)
+    return jnp.argmin(distance_SxA, axis=1)
 
-  return jnp.mean(jax.vmap(one)(jnp.asarray(answers_RxN)))
+  return jax.vmap(one)(jnp.asarray(answers_RxN))
+
+
+def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+  """How often `read` is right."""
+  read_RxS = read(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S)
+  return jnp.mean(read_RxS == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
