@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import types
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ import pytest
 from absl import flags
 
 from experiments.harness import cli, machine, statistics
-from experiments.language import scenes, swapping
+from experiments.language import linearized, scenes, swapping
 from geomem import tables
 from geomem.errors import InputError
 from geomem.inside import ridge
@@ -127,6 +128,17 @@ def test_the_tables_are_normalized():
 def test_several_rows_are_several_answers(tmp_path):
   (tmp_path / 'x.csv').write_text('subject,relation,attribute\na,r,x\na,r,y\na,r,x\nb,q,z\n')
   assert tables.read_many(tmp_path / 'x.csv') == {'r': {'a': ('x', 'y')}, 'q': {'b': ('z',)}}
+
+
+def test_a_relation_of_which_no_subject_is_drawn_is_left_out(tmp_path):
+  rows = [f'{i},r,{"xy"[i % 2]}\n' for i in range(40)]
+  (tmp_path / 'x.csv').write_text(''.join([*rows, *(f'{i},q,z\n' for i in range(40))]))
+  drawn = scenes.read('own', tmp_path / 'x.csv', 20).subjects
+  other = next(str(i) for i in range(40) if str(i) not in drawn)
+  for subject, relations in ((other, ('r',)), (drawn[0], ('r', 'q'))):
+    (tmp_path / 'x.csv').write_text(''.join([*rows, f'{subject},q,z\n']))
+    table = scenes.read('own', tmp_path / 'x.csv', 20)
+    assert table.subjects == drawn and table.relations == relations
 
 
 # --- a tiny model ---------------------------------------------------------------------------------
@@ -282,6 +294,18 @@ def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(scene):
     np.testing.assert_array_equal(x.others_WxR, y.others_WxR)
     np.testing.assert_array_equal(x.stays_WxR, y.stays_WxR)
     np.testing.assert_array_equal(x.flips_W, y.flips_W)
+
+
+@pytest.mark.parametrize('group', [1, 2])
+def test_of_a_relation_of_which_a_group_knows_nothing_there_is_no_relational_embedding(
+  group, scene, monkeypatch
+):
+  known = np.ones_like(scene.seen['known'])
+  known[swapping.split(0, 24)[group], 0] = False
+  monkeypatch.setattr(scene, 'seen', {**scene.seen, 'known': known})
+  setting = types.SimpleNamespace(examples=1, linearized=(1,), betas=(1.0,), ranks=(3,))
+  found = linearized.measure(scene, setting, 0)
+  assert {r['relation'] for r in found if r['measurement'] == 'faithful'} == {'shape'}
 
 
 def test_prompts_asked_together_say_what_they_say_alone(scene):

@@ -13,13 +13,19 @@ from geomem.pretrained import relational
 
 
 def measure(scene: Scene, setting, seed: int) -> list[dict]:
-  """Faithfulness and edits of the model's own linearization, on the subjects of `measure`."""
+  """Faithfulness and edits of the model's own linearization, on the subjects of `measure`.
+
+  Of the relations of which it knows enough examples, and a fact in each of the other two groups.
+  """
   fit_T, choose_S, report_S = swapping.split(seed, len(scene.table.subjects))
   dev, test = (swapping.draw(scene, seed, fit_T, group) for group in (choose_S, report_S))
   rng, records, edits = np.random.default_rng((seed, 9)), [], {}
   for r, relation in enumerate(scene.relations):
-    known_T = rng.permutation(fit_T[scene.seen['known'][fit_T, r]])[: setting.examples]
+    known_S = scene.seen['known'][:, r]
+    known_T = rng.permutation(fit_T[known_S[fit_T]])[: setting.examples]
     if relation.name in COPIES or len(known_T) < setting.examples:
+      continue
+    if not (known_S[choose_S].any() and known_S[report_S].any()):
       continue
     found = {}
     jacobian_ExTxDxD = np.stack([scene.jacobian(r, s, setting.linearized) for s in known_T])

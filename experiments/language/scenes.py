@@ -59,7 +59,7 @@ class Table:
 
 
 def read(name: str, path, most: int | None = None) -> Table:
-  """The table in that file, or `most` of its subjects, drawn alike from all of it."""
+  """The table in that file, or `most` of its subjects, drawn alike from all of it, and their relations."""
   rows = tables.read_many(path)
   subjects = sorted({subject for column in rows.values() for subject in column})
   if len(subjects) < 16:
@@ -67,6 +67,7 @@ def read(name: str, path, most: int | None = None) -> Table:
   if most and most < len(subjects):
     chosen = np.random.default_rng(0).permutation(len(subjects))[:most]
     subjects = [subjects[i] for i in sorted(chosen)]
+    rows = {r: column for r, column in rows.items() if not column.keys().isdisjoint(subjects)}
   plain = Frame('Here are some facts about ', {r: f'. The {r} is' for r in rows})
   frames = FRAMES.get(name, (plain,))
   return Table(

@@ -118,7 +118,7 @@ def _last_token(frame: Frame, subject: str, spans) -> int:
 
 
 class Asker:
-  """The compiled programs of one model; all take and give NumPy arrays, whatever the number of prompts."""
+  """The compiled programs of one model; all take and give NumPy arrays, of one prompt or more."""
 
   def __init__(self, model: Pretrained, told=lambda done, total: None):
     self.model, self.told = model, told
