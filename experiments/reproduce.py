@@ -28,6 +28,7 @@ from experiments import claims, report
 from experiments.claims import Experiment
 from experiments.harness import cli, machine, storage
 from geomem.errors import InputError
+from geomem.saved import runs
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -105,16 +106,22 @@ def finished(experiment: Experiment, scale: str, folder: Path, mark: str) -> flo
   path, command = folder / report.DONE, ' '.join(experiment.command(scale))
   if not path.exists():
     if begun_by(folder, mark) != mark:
+      remove(folder)
       cli.warn(f'{experiment.name} was begun by other code, and is begun anew')
-      shutil.rmtree(folder)
     return None
   before = json.loads(path.read_text(encoding='utf-8'))
   if before['command'] != command or _AGAIN.value:
-    shutil.rmtree(folder)
+    remove(folder)
     return None
   if before['code'] != mark:
     cli.warn(f'{experiment.name} was measured by other code; --again measures anew')
   return before['seconds']
+
+
+def remove(folder: Path):
+  """The folder of a run, unless a process is at work there."""
+  with runs.lock(folder):
+    shutil.rmtree(folder)
 
 
 def begun_by(folder: Path, mark: str) -> str | None:

@@ -19,6 +19,7 @@ from experiments import claims, report, reproduce
 from experiments.harness import machine, storage
 from experiments.harness.findings import found, verdict
 from geomem.errors import InputError
+from geomem.saved import runs
 
 FLAGS = flags.FLAGS
 SMALLER = 'capacity', 'frozen_embeddings'
@@ -91,6 +92,21 @@ def test_what_other_code_has_begun_is_begun_anew(tmp_path, capsys):
     json.loads((tmp_path / name / report.DONE).read_text())['code'] == machine.code()
     for name in begun
   )
+
+
+@pytest.mark.parametrize('again', [False, True])
+def test_a_folder_in_which_a_run_is_at_work_is_not_removed(again, tmp_path):
+  folder = tmp_path / 'fake0'
+  with runs.Run(folder, {'code': 'other'}):
+    if again:
+      FLAGS(['reproduce', '--again'])
+      done = {'command': 'other', 'code': 'other', 'seconds': 1.0}
+      storage.write_text(folder / report.DONE, json.dumps(done))
+    with pytest.raises(InputError, match='fake0: another process is at work there'):
+      run(tmp_path)
+    assert (folder / 'config.json').exists() and not (folder / 'counted.txt').exists()
+  assert run(tmp_path) == [True] and counted(folder) == 1
+  assert not (folder / 'config.json').exists()
 
 
 # Ends once another has begun, or after a minute.

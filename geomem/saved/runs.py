@@ -24,6 +24,19 @@ from geomem.saved import sealed
 KEPT = 2
 
 
+def lock(folder: str | os.PathLike) -> TextIO:
+  """A run's folder for this process alone, until what is returned is closed; refused where another has it."""
+  file = open(Path(folder, '.lock'), 'w')  # noqa: SIM115 (held as long as the run)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    file.close()
+    raise InputError(
+      f'{folder}: another process is at work there; wait, or name another'
+    ) from error
+  return file
+
+
 class Run:
   """The only process at work in `folder`. `description` says what the run is; another's is refused."""
 
@@ -37,14 +50,7 @@ class Run:
   @hosts.by_first
   def _open(self, description: dict):
     self.folder.mkdir(parents=True, exist_ok=True)
-    self._lock = open(self.folder / '.lock', 'w')  # noqa: SIM115 (held as long as the run)
-    try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      self._lock.close()
-      raise InputError(
-        f'{self.folder}: another process is at work there; wait, or name another'
-      ) from error
+    self._lock = lock(self.folder)
     try:
       self._check(json.loads(json.dumps(description)))
     except BaseException:
