@@ -45,6 +45,29 @@ def test_a_run_goes_on_by_the_code_that_began_it_alone(tmp_path, monkeypatch):
     found(tmp_path, 2)
 
 
+def test_the_mark_is_of_modules_their_names_and_tables(tmp_path):
+  module, table = tmp_path / 'geomem' / 'a.py', tmp_path / 'experiments' / 'data' / 'x.csv'
+  marks = []
+
+  def mark():
+    marks.append(machine.code.__wrapped__(tmp_path))
+
+  for path in (module, table):
+    path.parent.mkdir(parents=True)
+    path.write_text('one')
+  mark()
+  table.with_name('README.md').write_text('said')
+  mark()
+  assert marks[0] == marks[1]
+  table.write_text('other')
+  mark()
+  module.write_text('other')
+  mark()
+  module.rename(module.with_name('b.py'))
+  mark()
+  assert len(set(marks)) == 4
+
+
 @pytest.mark.parametrize(
   ('binary', 'given'),
   [

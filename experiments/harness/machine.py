@@ -66,10 +66,11 @@ def versions() -> dict[str, str]:
 
 
 @functools.lru_cache
-def code() -> str:
-  """A mark of the code that measures, as it was when this was first asked."""
-  root, digest = Path(__file__).parents[2], hashlib.sha256()
+def code(root: Path = Path(__file__).parents[2]) -> str:
+  """A mark of the code that measures, and the tables it asks about, as they were when this was first asked."""
+  digest = hashlib.sha256()
   for package in PACKAGES:
-    for path in sorted((root / package).rglob('*.py')):
-      digest.update(path.read_bytes())
+    for path in sorted((root / package).rglob('*')):
+      if path.suffix in ('.py', '.csv'):
+        digest.update(f'{path.relative_to(root).as_posix()}\0'.encode() + path.read_bytes())
   return digest.hexdigest()[:16]
