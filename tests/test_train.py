@@ -167,6 +167,27 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   assert train.accuracy(c, recipe, job, params) == pytest.approx(right) and right > 0
 
 
+def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
+  recipe, (n, r) = Recipe(hops=2), (40, 40)
+  c = config(n=n, r=r, length=3, blocks=(BlockConfig(2, 3, 4, (64,)),) * 2)
+  t = task(c)
+  params = jax.tree.map(np.asarray, model.draw(c, 0))
+  params['embed']['subjects'] *= 3  # or all answer alike
+  look = jax.jit(functools.partial(train.accuracy, c, recipe))
+  job = sweep.job(t, c)
+  assert look.lower(job, params).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
+  right = verify.accuracy(c, params, t.facts, 2).accuracy
+  assert right > 0 and look(job, params) == pytest.approx(right)
+
+
+def test_accuracy_among_more_queries_than_an_integer_counts():
+  c, recipe = config(), Recipe()
+  params, job = model.draw(c, 0), sweep.job(task(c), c)
+  more = job.replace(subjects=np.int32(2**30))  # times 3 relations
+  right, among_more = (train.accuracy(c, recipe, j, params) for j in (job, more))
+  assert among_more == pytest.approx(right * 7 / 2**30) and right > 0
+
+
 def test_shorter_chains_are_trained_alike():
   c = config(length=6)
   recipe = Recipe(hops=3, chain_of_thought=True, loss='chain', warmup=0)

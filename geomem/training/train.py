@@ -24,6 +24,7 @@ from geomem.errors import InputError
 
 LOSSES = ('answer', 'chain', 'every')
 SUBJECTS = 'embed/subjects'
+AT_ONCE = 2**13  # queries of which the accuracy is looked at
 RUNNING, SOLVED, DIVERGED, RESTING = 0, 1, 2, 3
 
 
@@ -266,9 +267,11 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
   """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step,
   unless the loss is of the last answer alone: then after the right chain.
 
-  Not a number where a residual is not finite. Blocks of subjects, one after another.
+  Not a number where a residual is not finite. Blocks of subjects, one after another: as many as have
+  `AT_ONCE` queries, and at least one, on every device.
   """
-  size = min(1024 * (mesh.size if mesh else 1), config.subjects)
+  share = min(1024, max(1, AT_ONCE // config.relations**recipe.hops))
+  size = min(share * (mesh.size if mesh else 1), config.subjects)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
   steps = recipe.hops if chained else 1
@@ -289,7 +292,8 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
     return right + jnp.where(sick, jnp.nan, share), None
 
   right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
-  return right / (job.subjects * job.relations**recipe.hops).astype(jnp.float32)
+  subjects, relations = (a.astype(jnp.float32) for a in (job.subjects, job.relations))
+  return right / (subjects * relations**recipe.hops)  # integers would overflow
 
 
 def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
