@@ -17,7 +17,6 @@ import functools
 import json
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +35,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.inside import trace
 from geomem.saved import checkpoint
+from geomem.tables import plain
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -143,7 +143,7 @@ def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...
   Names are separated by | or commas, or by spaces or a mixture where that leaves one reading.
   """
   subjects, relations, longest = _numbers(facts)
-  text = _plain(text)
+  text = plain(text)
   if not text:
     raise InputError(f'empty query; {_wanted(facts, hops)}')
   for separator, glue in (r'\|', ' | '), (',', ', '), (' ', ' '), (r' ?[|,] ?| ', ' '):
@@ -156,16 +156,11 @@ def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...
   raise _complaint(facts, text, hops)
 
 
-def _plain(name: str) -> str:
-  """One spelling for what looks the same."""
-  return ' '.join(unicodedata.normalize('NFC', name).split())
-
-
 @functools.lru_cache(maxsize=2)
 def _numbers(facts: Facts) -> tuple[dict[str, int], dict[str, int], int]:
   """Subjects and relations by name, and the most words that a name has."""
-  subjects = {_plain(facts.subject_name(s)): s for s in range(facts.subjects)}
-  relations = {_plain(facts.relation_name(r)): r for r in range(facts.relations)}
+  subjects = {plain(facts.subject_name(s)): s for s in range(facts.subjects)}
+  relations = {plain(facts.relation_name(r)): r for r in range(facts.relations)}
   longest = max(name.count(' ') + 1 for table in (subjects, relations) for name in table)
   return subjects, relations, longest
 

@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import unicodedata
 
 import numpy as np
 
@@ -65,15 +66,20 @@ def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
   }
 
 
+def plain(name: str) -> str:
+  """One spelling for what looks the same."""
+  return ' '.join(unicodedata.normalize('NFC', name).split())
+
+
 def _rows(path) -> list[tuple[str, str, str]]:
-  """The file's non-empty rows, each three non-empty names, the header dropped."""
+  """The file's non-empty rows, each three non-empty names as `plain` spells them, the header dropped."""
   delimiter = '\t' if str(path).lower().endswith('.tsv') else ','
   rows: list[tuple[str, str, str]] = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
       reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
       for cells in reader:
-        row = tuple(cell.strip() for cell in cells)
+        row = tuple(map(plain, cells))
         if any('\0' in cell for cell in row):
           raise csv.Error('a NUL character, which no name has')
         if not any(row) or (not rows and tuple(c.lower() for c in row) == COLUMNS):
