@@ -15,6 +15,7 @@ from geomem import queries as query
 from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
+from geomem.saved import checkpoint
 
 SIZES = {
   'selector': (5, 2, 1),
@@ -298,6 +299,12 @@ def test_a_tied_model_is_not_certified():
 def test_universal_is_refused_where_no_embedding_holds_all_answers(name):
   with pytest.raises(InputError, match='no universal check'):
     verify.universal(build(name, (4, 2, 1)))
+
+
+def test_universal_is_refused_for_a_loaded_model_and_says_that_it_was_loaded(tmp_path):
+  checkpoint.save(tmp_path / 'selector', build('selector'))
+  with pytest.raises(InputError, match='or the model was loaded, and how it does is not saved'):
+    verify.universal(checkpoint.load(tmp_path / 'selector'))
 
 
 def test_universal_is_refused_for_too_many_contents():

@@ -245,8 +245,9 @@ def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
 def universal_contents(c: Construction):
   """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
   if c.encode is None or c.chain_of_thought:
+    loaded = '' if c.chain_of_thought else ', or the model was loaded, and how it does is not saved'
     raise InputError(
-      f'{c.name} has no universal check: one embedding does not hold all answers; use another check'
+      f'{c.name} has no universal check: one embedding does not hold all answers{loaded}; use another check'
     )
   stored = c.facts.relations**c.hops
   choices = c.choices or (np.arange(c.facts.attributes),) * stored
