@@ -20,6 +20,7 @@ import time
 import zlib
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -242,9 +243,14 @@ def _chosen(setting: Setting) -> Setting:
     setting = dataclasses.replace(setting, tables=(digest,))
   if _MODEL.value is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  tokens_VxD = np.asarray(loaded(_MODEL.value).params['embed']['tokens'])
-  mark = zlib.crc32(np.ascontiguousarray(tokens_VxD))  # so that a run goes on with no other model
-  return dataclasses.replace(setting, model=_MODEL.value, weights=mark, facts=facts)
+  weights = mark(loaded(_MODEL.value).params)  # so that a run goes on with no other model
+  return dataclasses.replace(setting, model=_MODEL.value, weights=weights, facts=facts)
+
+
+def mark(params) -> int:
+  """A number that other parameters would hardly have."""
+  crc = lambda known, weights: zlib.crc32(np.ascontiguousarray(weights), known)
+  return functools.reduce(crc, jax.tree.leaves(params), 0)
 
 
 if __name__ == '__main__':

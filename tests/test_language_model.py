@@ -397,6 +397,17 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, whol
     run(place / 'cut', '--seed=1', *own(place))
 
 
+def test_the_mark_is_of_every_parameter(scene):
+  mark = importlib.import_module('experiments.language_model').mark
+  weights, form = jax.tree.flatten(scene.asker.model.params)
+  marks = {mark(jax.tree.unflatten(form, weights))}
+  for i, one in enumerate(weights):
+    other = np.array(one)
+    other.flat[-1] += 1
+    marks.add(mark(jax.tree.unflatten(form, [*weights[:i], other, *weights[i + 1 :]])))
+  assert len(marks) == 1 + len(weights) > 5
+
+
 BAD = (
   ('--model=nowhere', 'nowhere: no such model'),
   ('--model=bare', 'no config.json'),
