@@ -159,6 +159,7 @@ def test_in_a_browser(offers, section, told, tmp_path):
     for shown in told:
       check_link(tab, page, shown)
     check_keys(tab, page)
+    check_wrong_links(tab, page)
     assert not tab.complaints
     assert all(url.startswith(('file:', 'about:')) for url in tab.asked)
 
@@ -202,3 +203,14 @@ def check_keys(tab, page):
   tab.ask('new Promise((done) => setTimeout(done, 300))')
   assert tab.ask('location.hash') == '#explorer:model=selector&query=s3+r2'
   assert tab.ask('history.length') == before
+
+
+def check_wrong_links(tab, page):
+  """A link that names no model, or no query of it, shows what the page shows without one."""
+  tab.open(page.as_uri(), 1280)
+  without = tab.ask(ANSWER)
+  for words in ('model=typo&query=s2+r1', 'model=factored&query=typo', 'model=factored&query='):
+    tab.open(f'{page.as_uri()}#explorer:{words}', 1280)
+    assert tab.ask(ANSWER) == without, words
+  tab.open(f'{page.as_uri()}#explorer:model=selector', 1280)
+  assert tab.ask(ANSWER).startswith('s0 r0 → ')

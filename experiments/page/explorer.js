@@ -286,6 +286,7 @@
     const index = models.findIndex((model) => model.name === wanted.get('model'))
     if (index < 0) return false
     const model = models[index], found = model.queries.findIndex((query) => query.query === wanted.get('query'))
+    if (found < 0 && wanted.has('query')) return false
     const number = Math.max(0, found), R = model.relations.length
     const path = Array.from({ length: model.hops }, (_, hop) => Math.floor(number / R ** (model.hops - 1 - hop)) % R)
     choose(index, Math.floor(number / R ** model.hops), path)
