@@ -183,7 +183,8 @@ def findings(records: list[dict]) -> list[Finding]:
     )
     exact, learned = first['start'] == 'exact', first['start'] == SCRATCH
     if exact:
-      worst = [min(only(own, measurement='accuracy')) for own in statistics.groups(group, 'seed')]
+      by_seed = statistics.groups(statistics.where(group, measurement='accuracy'), 'seed')
+      worst = [np.min(only(own)).item() for own in by_seed]
       found_all += found(about + 'right answers at the worst look', worst, 1.0)
       shrunk = np.divide(of('loss'), of('loss', step=0))
       found_all += found(about + 'loss in the end / at the start', shrunk, most=1.0)

@@ -280,7 +280,7 @@ def _values(records, name: str, **about) -> list[float]:
   if name != BOTH:
     return only(records, measurement=name, **about)
   both = [only(records, measurement=one, **about) for one in ('flipped', 'kept')]
-  return list(map(min, *both))
+  return np.minimum(*both).tolist()
 
 
 def _claims():
@@ -308,7 +308,7 @@ def _worst(records, claim: int) -> list[float]:
     if r['model'] == 'constructed' and r['control'] is None
     and (r['measurement'] in perfect or (r['measurement'] in ('flipped', 'kept') and r['dose'] == 1.0))
   ]  # fmt: skip
-  return [min(r['value'] for r in group) for group in statistics.groups(own, 'seed')]
+  return [np.min(only(group)).item() for group in statistics.groups(own, 'seed')]
 
 
 def main(argv):

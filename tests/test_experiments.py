@@ -1,6 +1,7 @@
 """The binaries that compute records and draw: bounds, benchmark, and the README's table."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -100,9 +101,13 @@ def test_what_a_flag_says_for_one_binary_it_does_not_say_for_the_next():
   assert 'results.json' in cli.FLAGS['workdir'].help
 
 
-def test_what_is_no_number_is_null(tmp_path):
-  storage.write_results(tmp_path, [{'a': float('inf'), 'b': float('nan'), 'c': 1.5, 'd': None}])
-  assert storage.read_results(tmp_path) == [{'a': None, 'b': None, 'c': 1.5, 'd': None}]
+@pytest.mark.parametrize('about', [None, {'device': 'any'}])
+def test_what_is_not_finite_is_kept_and_null_is_nothing(about, tmp_path):
+  record = {'a': math.inf, 'b': -math.inf, 'c': math.nan, 'd': 1.5, 'e': None, 'f': 'infinite'}
+  storage.write_results(tmp_path, [record], about=about)
+  json.loads((tmp_path / 'results.json').read_text(), parse_constant=pytest.fail)
+  (again,) = storage.read_results(tmp_path)
+  assert math.isnan(again.pop('c')) and math.isnan(record.pop('c')) and again == record
 
 
 def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):

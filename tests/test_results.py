@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import frozen_embeddings, readme, results, threshold
+from experiments import claims, frozen_embeddings, readme, results, threshold
 from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
 from geomem.training.threshold import search
@@ -39,6 +39,32 @@ def test_a_finding_holds_where_its_range_says(least, most, holds):
 def test_the_interval_of_one_seed_is_left_blank():
   (finding,) = findings.found('x', [0.6])
   assert np.isnan(finding.low) and '| 0.6 |  | 1 |' in findings.table([finding])
+
+
+@pytest.mark.parametrize('values', [[np.nan, 0.9, 0.9], [np.nan, np.nan], [np.inf, 1.0]])
+def test_a_mean_that_is_no_number_is_shown_and_has_no_interval(values):
+  (finding,) = findings.found('x', values, 0.5, 2.0, control=values)
+  assert finding.holds is False and np.isnan(finding.low) and not finding.unsure
+  told = 'nan' if np.isnan(values[0]) else 'inf'
+  assert f'| {told} |  | {len(values)} | control {told} |' in findings.table([finding])
+
+
+@pytest.mark.parametrize('name', ['structure', 'transfer', 'from_constructed', 'language_model'])
+def test_a_model_that_diverged_ends_no_report(name, tmp_path):
+  experiment, about = claims.EXPERIMENTS[name], results.read_about(name)
+  records = storage.read_results(results.RESULTS, f'{name}.json')
+  which = lambda r: (r['seed'], r.get('weight_decay'), r.get('start'))
+  first = which(next(r for r in records if r['seed'] is not None))
+  spoilt = lambda r: {mark: np.nan for mark in {'low', 'high', 'value'} & r.keys()}
+  sick = [r | spoilt(r) if which(r) == first else r for r in records]
+  storage.write_results(tmp_path, sick, about=about)
+  again = storage.read_results(tmp_path)
+  told = experiment.module.findings(again)
+  assert [f.what for f in told] == [f.what for f in experiment.module.findings(records)]
+  spoiled = [f for f in told if np.isnan(f.value)]
+  assert spoiled and not any(f.holds for f in spoiled) and '| nan |' in findings.table(told)
+  assert any(np.isnan(row['value']) for row in experiment.module.summary(again))
+  assert experiment.figure.draw(again, tmp_path)
 
 
 @pytest.mark.parametrize('find', searching.FINDS)

@@ -38,7 +38,8 @@ def complete(records: Sequence[dict], *names: str, bordered: bool = False) -> li
 def spread(group: Sequence[dict], name: str) -> dict:
   """The mean of a field over a group, under its own name, and its range."""
   values = [record[name] for record in group]
-  return {name: float(np.mean(values)), 'least': min(values), 'most': max(values)}
+  least, most = np.min(values).item(), np.max(values).item()  # not a number if any is none
+  return {name: float(np.mean(values)), 'least': least, 'most': most}
 
 
 def if_all(group: Sequence[dict], *fields: str) -> dict:
@@ -67,10 +68,12 @@ def interval(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Percentile bootstrap: the samples (one per seed, say) are drawn anew with replacement, always alike.
 
-  Not numbers for fewer than two; with three or four it is known to be too narrow.
+  Not numbers for fewer than two, or where the statistic of all is none; with three or four it is known to be
+  too narrow.
   """
-  if len(samples) < 2:
-    return (np.full_like(statistic(list(samples)), np.nan),) * 2
+  whole = statistic(list(samples))
+  if len(samples) < 2 or not np.isfinite(whole).all():
+    return (np.full_like(whole, np.nan),) * 2
   rng = np.random.default_rng(0)
   draws = rng.integers(len(samples), size=(RESAMPLES, len(samples)))
   values = np.stack([statistic([samples[i] for i in draw]) for draw in draws])

@@ -1,4 +1,4 @@
-"""Records on disk: whole files or none, one record a line."""
+"""Records on disk: whole files or none, one record a line. `null` is what was not found or does not apply."""
 
 import functools
 import json
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geomem.errors import InputError
+
+NOT_FINITE = {name: float(name) for name in ('nan', 'inf', '-inf')}  # numbers that JSON has not
 
 
 def write_text(path: Path, text: str):
@@ -24,11 +26,11 @@ def write_text(path: Path, text: str):
 def write_results(
   folder: Path, records: Sequence[dict], name: str = 'results.json', about: dict | None = None
 ):
-  """Records, one a line; what is no number in JSON (∞) becomes null.
+  """Records, one a line; numbers that JSON has not become their names, 'nan', 'inf' and '-inf'.
 
   Or, to be kept, what they are about, the names of their fields, and a line of values for each, to six digits.
   """
-  finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
+  finite = lambda v: f'{v:g}' if isinstance(v, float) and not math.isfinite(v) else v
   records = [{key: finite(value) for key, value in record.items()} for record in records]
   dumped = functools.partial(json.dumps, allow_nan=False)
   fields = list(dict.fromkeys(key for record in records for key in record))
@@ -55,4 +57,5 @@ def read_results(folder: Path, name: str = 'results.json') -> list[dict]:
     records = [dict(zip(fields, row, strict=True)) for row in rows]
   if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
     raise InputError(f'{path}: not a list of records')
-  return records
+  number = lambda v: NOT_FINITE.get(v, v) if isinstance(v, str) else v
+  return [{key: number(value) for key, value in record.items()} for record in records]
