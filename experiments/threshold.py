@@ -231,8 +231,9 @@ def findings(records: list[dict]) -> list[Finding]:
 
 
 def _told(records, about: dict) -> str:
-  """What was looked for, as the figure has it."""
-  sizes = next(r for r in records if r.get('kind') == 'threshold' and r['find'] == about['find'])
+  """What was looked for, as the figure has it; only what was found has sizes."""
+  own = statistics.where(records, kind='threshold', find=about['find'])
+  sizes = next(r for r in own if r['value'] is not None)
   return threshold_figure.TITLES[about['find']].format(**sizes).replace('$', '')
 
 

@@ -75,6 +75,20 @@ def test_whatever_was_searched_has_findings(find):
   assert len(told) > 3 and not any('$' in what or '{' in what for what in told)
 
 
+@pytest.mark.parametrize(
+  ('find', 'at'),
+  [('dim', 'F = 4d'), ('dim_at_width', 'F = 64'), ('width', 'd = 8'), ('subjects', 'd = 8')],
+)
+def test_a_search_in_vain_takes_nothing_from_the_others(find, at):
+  setting = searching.Setting(Recipe(10), 8, 64, ((0.01, 0.01),))
+  cases = [searching.Case(find, 2**b, 2, seed) for seed in (0, 1) for b in (3, 5)]
+  found = [searching.record(c, c.subjects, setting) for c in cases]
+  vain = searching.record(searching.Case(find, 128, 3, 0), None, setting)
+  records = [vain, *found]
+  told = threshold.findings(records + threshold.fits(records))
+  assert len(told) > 1 and all(at in f.what for f in told[:-1])
+
+
 def test_a_growth_is_told_from_its_rivals():
   held = lambda size, law: next(n for n in range(2, 10**4) if law(n) >= size)
   of = lambda law: [
