@@ -88,8 +88,7 @@ def main(argv):
     records = storage.read_results(folder)
   else:
     subjects, relations = cli.value('subjects', 256), cli.value('relations', 4)
-    first = cli.value('seed', 0)
-    seeds = range(first, first + cli.value('seeds', 3))
+    seeds = cli.seeds(0, 3)
     fact.check_sizes(subjects, relations)
     progress = cli.Progress('models', 'models')
     records = measure(subjects, relations, seeds, progress)

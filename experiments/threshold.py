@@ -167,8 +167,7 @@ def summary(records: list[dict]) -> list[dict]:
 def _asked_for() -> tuple[list[Case], Setting]:
   """The cases and their setting by the flags, and where those are silent by the scale."""
   find, subjects, relations, seeds = PRESETS[FLAGS.scale]
-  find, seeds = cli.values('find', find), range(cli.value('seeds', seeds))
-  first = cli.value('seed', fitting.FIRST)
+  find, seeds = cli.values('find', find), cli.seeds(fitting.FIRST, seeds)
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
@@ -179,7 +178,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
       raise InputError(f'--{name} means nothing to --find={",".join(find)}; leave it out')
   sizes = cli.value('dim', 8), cli.value('width', 64)
   return [
-    Case(f, n, r, first + s)
+    Case(f, n, r, s)
     for f in find
     for n, r, s in itertools.product([0] if f == 'subjects' else subjects, relations, seeds)
   ], Setting(recipe, *sizes, tuple(itertools.product(*rates)))

@@ -157,7 +157,7 @@ def main(argv):
   grid = {
     'learning_rate': cli.values('learning_rate', [0.01]),
     'weight_decay': cli.values('weight_decay', [0.1]),
-    'seeds': [cli.value('seed', 0) + i for i in range(cli.value('seeds', 1))],
+    'seeds': list(cli.seeds(0, 1)),
   }
   models = tasks(config, *grid.values())
   if FLAGS.shard and len(models) > 1:

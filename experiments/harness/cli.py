@@ -19,6 +19,7 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help lists a shared flag under the binary that asked for it
 
 SCALES = ('smoke', 'laptop', 'accelerator')
+LAST_SEED = 2**32 - 1  # random keys are made of 32 bits; larger ones would be drawn from as smaller ones are
 
 
 def scale(minutes: float | None = None) -> str:
@@ -39,7 +40,7 @@ _SHARED = {
     'width', None, 'F, the hidden width of the MLP.', lower_bound=1
   ),
   'seed': lambda: flags.DEFINE_integer(
-    'seed', None, 'Seed of everything random (default: 0).', lower_bound=0
+    'seed', None, 'Seed of everything random (default: 0).', lower_bound=0, upper_bound=LAST_SEED
   ),
   'seeds': lambda: flags.DEFINE_integer(
     'seeds', None, 'How many seeds, from --seed on.', lower_bound=1
@@ -173,6 +174,14 @@ def values(name: str, default: Sequence) -> list:
     if isinstance(one, float) and not math.isfinite(one):
       raise InputError(f'--{name}={one}: it must be a finite number')
   return list(dict.fromkeys(given))
+
+
+def seeds(first: int, count: int) -> range:
+  """So many as --seeds says, from --seed on, or else by these defaults."""
+  first, count = value('seed', first), value('seeds', count)
+  if first + count - 1 > LAST_SEED:
+    raise InputError(f'--seeds={count} from {first} on: a seed is at most {LAST_SEED}; use fewer')
+  return range(first, first + count)
 
 
 def check_redraw(*others: str):

@@ -64,13 +64,12 @@ def main(
     if FLAGS.scale not in presets:
       raise InputError(f'--scale={FLAGS.scale}: experiments.{name} has {", ".join(presets)}')
     setting = presets[FLAGS.scale]
-    first = cli.value('seed', first)
-    seeds = range(first, first + cli.value('seeds', setting.seeds))
+    seeds = cli.seeds(first, setting.seeds)
     about = {
       'command': command(name),
       'scale': FLAGS.scale,
       'setting': dataclasses.asdict(setting),
-      'first': first,
+      'first': seeds[0],
       'seeds': len(seeds),
     }
     with run(folder, about) as fitter:
