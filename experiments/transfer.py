@@ -244,6 +244,8 @@ def findings(records: list[dict]) -> list[Finding]:
 
 
 def main(argv):
+  if FLAGS.redraw:
+    cli.check_redraw('relations')
   setting, asked = PRESETS[FLAGS.scale], FLAGS.relations
   if asked:
     cases = tuple(case for case in setting.cases if case.relations in asked)

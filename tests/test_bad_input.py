@@ -267,6 +267,8 @@ OTHERS = [
   ('structure', '--scale=smoke --seed=4294967290 --seeds=9', 'a seed is at most 4294967295'),
   ('train', '--weight_decay=inf', '--weight_decay=inf: it must be a finite'),
   ('benchmark', '--redraw --scale=smoke', 'contradict'),
+  ('transfer', '--redraw --relations=2', '--relations and --redraw contradict each other'),
+  ('transfer', '--relations=3', '--relations=3: --scale=laptop has no such case'),
   ('train', '--subjects=4 --subjects=5', 'this binary takes one'),
   ('train', '--seeds=0', '0 is not a positive integer'),
   ('train', '--shard --seeds=2', '--shard trains one model, not a grid of 2'),
