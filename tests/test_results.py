@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 
 from experiments import claims, frozen_embeddings, readme, results, threshold
+from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
 from geomem.training.threshold import search
@@ -87,6 +88,17 @@ def test_a_search_in_vain_takes_nothing_from_the_others(find, at):
   records = [vain, *found]
   told = threshold.findings(records + threshold.fits(records))
   assert len(told) > 1 and all(at in f.what for f in told[:-1])
+
+
+@pytest.mark.parametrize('vain', [{'memory'}, {'learned', 'fixed'}, {'memory', 'learned', 'fixed'}])
+def test_what_fixed_embeddings_cost_is_drawn_where_nothing_was_found(vain, tmp_path):
+  records = storage.read_results(results.RESULTS, 'frozen_embeddings.json')
+  nothing = dict.fromkeys(('value', 'parameters'))
+  records = [r | nothing if r['kind'] in vain else r for r in records]
+  assert all(path.exists() for path in frozen_embeddings_figure.draw(records, tmp_path))
+  rows = frozen_embeddings.summary(records)
+  assert all((row['value'] is None) == (row['kind'] in vain) for row in rows)
+  assert bool(frozen_embeddings.findings(records)) == (len(vain) < 3)
 
 
 def test_a_growth_is_told_from_its_rivals():

@@ -14,7 +14,7 @@ PUBLISHED = {
 
 @matplotlib.rc_context(drawing.STYLE)
 def draw(records: list[dict], folder) -> list:
-  """Two panels; every seed a mark."""
+  """Two panels; every seed that found something a mark."""
   figure, (left, right) = drawing.new(8.4, 3.2, 1, 2)
   _parameters(left, [r for r in records if r['kind'] != 'memory' and r['value'] is not None])
   _memories(right, [r for r in records if r['kind'] == 'memory' and r['value'] is not None])
@@ -36,26 +36,16 @@ def _parameters(ax, records):
     points = [(r['subjects'] * r['relations'], beside_attention(r)) for r in own]
     label = names.get(kind, f'fixed embeddings, $d$ = {dim}')
     ax.plot(*zip(*points, strict=True), marker, color=color, alpha=0.6, label=label)
-  facts = np.geomspace(*(f(r['subjects'] * r['relations'] for r in records) for f in (min, max)))
-  ax.plot(
-    facts,
-    1.3 * facts * np.log(facts),
-    '--',
-    color=drawing.GREY,
-    label='1.3 $n$ log $n$ (linear memory)',
-  )
-  ax.plot(
-    facts,
-    2 * 0.35 * facts * np.log(facts),
-    ':',
-    color=drawing.GREY,
-    label='2·0.35 $n$ log $n$ (MLP)',
-  )
+  if sizes := [r['subjects'] * r['relations'] for r in records]:
+    facts = np.geomspace(min(sizes), max(sizes))
+    growth, grey = facts * np.log(facts), {'color': drawing.GREY}
+    ax.plot(facts, 1.3 * growth, '--', label='1.3 $n$ log $n$ (linear memory)', **grey)
+    ax.plot(facts, 2 * 0.35 * growth, ':', label='2·0.35 $n$ log $n$ (MLP)', **grey)
   drawing.logarithmic(ax.xaxis, ax.yaxis)
   ax.set(
     xlabel='facts, $n = N R$', ylabel='parameters beside attention', title='trained until 0.99'
   )
-  ax.legend(fontsize=5.5)
+  drawing.legend(ax, fontsize=5.5)
 
 
 def _memories(ax, records):
@@ -72,12 +62,12 @@ def _memories(ax, records):
   known = {d: n for d, n in PUBLISHED.items() if any(r['dim'] == d for r in records)}
   ax.plot([d * d for d in known], list(known.values()), 'D', color=drawing.RED, markerfacecolor='white',
           label='Nichani et al., their code, one seed')  # fmt: skip
-  most = max(r['value'] for r in records)
-  n = np.linspace(2, 1.3 * most)
-  ax.plot(0.35 * n * np.log(n), n, ':', color=drawing.GREY, label='$F d = 0.35\\,N \\log N$')
+  if records:
+    n = np.linspace(2, 1.3 * max(r['value'] for r in records))
+    ax.plot(0.35 * n * np.log(n), n, ':', color=drawing.GREY, label='$F d = 0.35\\,N \\log N$')
   ax.set(
     xlabel='$F d$',
     ylabel='largest $N$',
     title=f'MLP memory, {len({r["seed"] for r in records})} seeds',
   )
-  ax.legend(fontsize=6)
+  drawing.legend(ax)

@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help lists a shared flag under the binary that asked for it
 
 SCALES = ('smoke', 'laptop', 'accelerator')
-LAST_SEED = 2**32 - 1  # random keys are made of 32 bits; larger ones would be drawn from as smaller ones are
+LAST_SEED = 2**32 - 1  # JAX would draw from a larger one as from one of these
 
 
 def scale(minutes: float | None = None) -> str:
