@@ -52,7 +52,7 @@ flags.DEFINE_bool(
 flags.DEFINE_string(
   'figure',
   None,
-  'Draw what --trace prints to this .png, .pdf or .svg file, its numbers beside it as .json.',
+  'Draw what --trace prints to this .png, .pdf or .svg file, its numbers beside it as .trace.json.',
 )
 
 DEFAULT_WORKDIR = 'runs/construct'
@@ -283,7 +283,8 @@ def show(seen: trace.Trace, in_words: bool, figure: Path | None):
     print('\n'.join(['', *trace.lines(seen), '']), flush=True)
   if figure:
     trace_figure.draw(seen, figure)
-    storage.write_text(figure.with_suffix('.json'), json.dumps(numbers(seen)) + '\n')
+    # NAME.json may be a run's records, as of runs/construct/results.svg.
+    storage.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers(seen)) + '\n')
 
 
 def main(argv):

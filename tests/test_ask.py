@@ -207,7 +207,8 @@ def test_answers_records_and_table(workdir, capsys):
 
 
 def test_trace_and_figure(workdir, tmp_path, capsys):
-  figure = tmp_path / 'seen.PNG'
+  figure, records = tmp_path / 'seen.PNG', tmp_path / 'seen.json'
+  records.write_text('[]')
   main('s2 r1', workdir=str(workdir), construction=['selector'], trace=True, figure=str(figure))
   told = capsys.readouterr().out
   answers = PLAIN.answers_RxN[:, 2]
@@ -216,7 +217,8 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
   )
   assert f'blocks[r1] = s{answers[1]}; closed: blocks[r0]; blocks[r2]' in told
   assert figure.read_bytes().startswith(b'\x89PNG')
-  kept = json.loads(figure.with_suffix('.json').read_text())
+  assert records.read_text() == '[]'
+  kept = json.loads(figure.with_suffix('.trace.json').read_text())
   assert kept['tokens'] == ['s2', 'r1'] and kept['blocks'][0]['attention'] == [[[1, 0], [0.5, 0.5]]]
 
 
