@@ -44,25 +44,32 @@ MAX_QUERIES = 2**17  # more are not verified here: experiments.construct does th
 GRID = 300  # points of a curve, and at most as many numbers of roots behind a local bound
 
 
-def points(subjects: int, relations: int, hops: int, seed: int, progress=None) -> list[dict]:
-  """A record for every construction that answers k-hop questions about bijections of the subjects."""
+def points(
+  subjects: int, relations: int, hops: int, seed: int, progress=None
+) -> tuple[list[dict], dict[str, list[str]]]:
+  """A record for every construction that answers k-hop questions about bijections of the subjects.
+
+  And by the reason, which of them cannot be built: R^k branches or N·R units can be too many.
+  """
   names = [
     name
     for name, known in registry.REGISTRY.items()
     if not known.own_answers and (known.multi_hop or hops == 1)
   ]
-  facts, records = building.random_facts('bijections', subjects, relations, seed), []
+  facts = building.random_facts('bijections', subjects, relations, seed)
+  records, skipped = [], {}
   check = 'auto' if subjects * relations**hops <= MAX_QUERIES else None
   for i, name in enumerate(names):
     try:
       _, record = building.build_and_check(name, facts, hops, check=check)
-    except InputError:  # R^k branches or N·R units can be too many at these sizes
+    except InputError as error:
+      skipped.setdefault(str(error), []).append(name)
       continue
     finally:
       if progress:
         progress(i + 1, len(names))
     records.append({'kind': 'construction', **record})
-  return records
+  return records, skipped
 
 
 def curves(subjects: int, relations: int, hops: int, reach: float) -> list[dict]:
@@ -119,7 +126,7 @@ def findings(records: list[dict]) -> list[Finding]:
 
 def main(argv):
   cli.no_arguments(argv)
-  folder = cli.workdir('runs/bounds')
+  folder, skipped = cli.workdir('runs/bounds'), {}
   if FLAGS.redraw:
     cli.check_redraw(*SIZES, 'seed')
     records = storage.read_results(folder)
@@ -127,12 +134,16 @@ def main(argv):
     sizes = tuple(itertools.starmap(cli.value, SIZES.items()))
     fact.check_sizes(*sizes)
     progress = cli.Progress('constructions')
-    records = points(*sizes, cli.value('seed', 0), progress)
+    records, skipped = points(*sizes, cli.value('seed', 0), progress)
     progress.clear()
+    if not records:
+      raise InputError(f'no construction can be built at these sizes: {next(iter(skipped))}')
     records += curves(*sizes, 4 * max(r['subject_bits'] for r in records))
     storage.write_results(folder, records)
   paths = bounds_figure.draw(records, folder)
   print(cli.table(COLUMNS, [r for r in records if r.get('kind') == 'construction']))
+  for reason, without in skipped.items():
+    print(f'skipped {", ".join(without)}: {reason}')
   print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
 
 

@@ -143,7 +143,9 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
 def _bounds(setting: Setting, records: list[dict], seed: int) -> list[dict]:
   """What is built for the most hops, and the bounds there: trained models stand beside them."""
   sizes = setting.subjects, setting.relations, max(setting.hops)
-  built = bounds.points(*sizes, seed)
+  built, skipped = bounds.points(*sizes, seed)
+  for reason, without in skipped.items():
+    cli.warn(f'skipped {", ".join(without)}: {reason}')
   reach = 4 * max(r.get('subject_bits', 0) for r in [*records, *built])
   timed = lambda name: name.endswith('_seconds')
   built = [{name: v for name, v in r.items() if not timed(name)} for r in built]

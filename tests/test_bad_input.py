@@ -324,6 +324,20 @@ def test_all_skips_what_cannot_be_built(tmp_path, monkeypatch):
   assert sorted(path.name for path in workdir.iterdir()) == ['results.json', 'selector']
 
 
+def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
+  some = {name: registry.entry(name) for name in ('keyvalue', 'precomputed')}
+  monkeypatch.setattr(registry, 'REGISTRY', some)
+  sizes = '--subjects=4', '--relations=2', '--hops=3', f'--workdir={tmp_path / "new"}'
+  monkeypatch.setattr(construction, 'MAX_PARAMETERS', 900)
+  status, out, err = run('bounds', *sizes)
+  assert (status, err) == (0, '')
+  assert 'skipped precomputed: this construction would have' in out and 'keyvalue  ' in out
+  monkeypatch.setattr(construction, 'MAX_PARAMETERS', 1)
+  status, _, err = run('bounds', *sizes)
+  assert status == 2 and err.count('\n') == 1
+  assert err.startswith('error: no construction can be built at these sizes: this construction')
+
+
 @pytest.mark.parametrize(
   ('command', 'status', 'told'),
   [

@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def records():
-  points = bounds.points(3, 2, 2, seed=0)
+  points, skipped = bounds.points(3, 2, 2, seed=0)
+  assert not skipped
   return points + bounds.curves(3, 2, 2, reach=4 * max(p['subject_bits'] for p in points))
 
 
