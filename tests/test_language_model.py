@@ -416,7 +416,7 @@ BAD = (
   ('--table=few.csv', 'at least 16'),
   ('--table=broken.csv', 'is not three names'),
   ('--scale=huge', 'value should be one of'),
-  ('--seed=-1', 'non-negative'),
+  ('--seed=-1', 'not an integer in the range [0, 4294967295]'),
   ('--redraw --model=tiny', 'contradict'),
   ('now', 'unexpected argument'),
 )

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import claims, frozen_embeddings, readme, results, threshold
+from experiments import capacity, claims, frozen_embeddings, readme, results, threshold
 from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
-from geomem.training.threshold import search
+from geomem.training.threshold import Bisection, search
 from geomem.training.train import Recipe
 
 FLAGS = flags.FLAGS
@@ -83,11 +83,20 @@ def test_whatever_was_searched_has_findings(find):
 def test_a_search_in_vain_takes_nothing_from_the_others(find, at):
   setting = searching.Setting(Recipe(10), 8, 64, ((0.01, 0.01),))
   cases = [searching.Case(find, 2**b, 2, seed) for seed in (0, 1) for b in (3, 5)]
-  found = [searching.record(c, c.subjects, setting) for c in cases]
-  vain = searching.record(searching.Case(find, 128, 3, 0), None, setting)
-  records = [vain, *found]
+  at_size = lambda case, size: searching.record(
+    case, Bisection(searching.looked_for(case, setting), passed=size, failed=1), setting
+  )
+  vain = at_size(searching.Case(find, 128, 3, 0), None)
+  records = [vain, *(at_size(case, case.subjects) for case in cases)]
   told = threshold.findings(records + threshold.fits(records))
   assert len(told) > 1 and all(at in f.what for f in told[:-1])
+
+
+def test_nothing_found_has_no_largest_value():
+  records = storage.read_results(results.RESULTS, 'capacity.json')
+  nothing = dict.fromkeys(('value', 'bits_a_parameter', 'bits_a_bit'))
+  assert capacity.findings([r | nothing for r in records]) == []
+  assert capacity.findings(records)[-1].holds
 
 
 @pytest.mark.parametrize('vain', [{'memory'}, {'learned', 'fixed'}, {'memory', 'learned', 'fixed'}])

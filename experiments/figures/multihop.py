@@ -61,7 +61,7 @@ def _bounds(ax, records, trained):
     face = 'white' if chain else drawing.BLACK
     label = 'built, chain of thought' if chain else 'built'
     ax.plot(
-      *zip(*points, strict=True),
+      *np.reshape(points, (-1, 2)).T,
       'P',
       color=drawing.BLACK,
       markerfacecolor=face,
