@@ -48,9 +48,8 @@ def taken() -> list[str]:
 def section(name: str) -> str:
   """What an experiment is to show, what it found, and with what this was measured."""
   experiment, about = _experiment(name), read_about(name)
-  where = (
-    f'`{about["command"]}`, {about["device"]}, jax {about["versions"]["jax"]}. {sizes(name)}\n\n'
-  )
+  device, jax = about['device'], about['versions']['jax']
+  where = f'`{about["command"]}`, {device}, jax {jax}. {sizes(name)}'.strip() + '\n\n'
   found = experiment.module.findings(storage.read_results(RESULTS, f'{name}.json'))
   claimed = [f'> **{c.name}.** {c.says}\n>\n' for c in claims.CLAIMS if c.experiment == name]
   said = (
