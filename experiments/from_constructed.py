@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from constructions import registry
 from experiments import claims
@@ -42,8 +43,8 @@ SCRATCH = 'scratch'
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """`noises`: of the perturbed starts, as a share of each array's root mean square; `looks`: steps at which;
-  `rates`: learning rates, from built weights and from scratch.
+  """`noises`: of the perturbed starts, as a share of each array's root mean square, or, where it is all zeros, of
+  a fresh initialization's; `looks`: steps at which; `rates`: learning rates, from built weights and from scratch.
   """
 
   constructions: tuple[str, ...]
@@ -71,11 +72,26 @@ def starts(setting: Setting, name: str, seed: int):
   built = _built(setting, name, seed)
   rng = np.random.default_rng((seed, 2))
   for noise in setting.noises:
-    shake = lambda w, noise=noise: np.asarray(
-      w + noise * np.sqrt(np.mean(np.square(w))) * rng.standard_normal(w.shape), np.float32
-    )
-    yield f'noise {noise:g}' if noise else 'exact', jax.tree.map(shake, built.params)
+    shaken = {
+      path: np.asarray(w + noise * size * rng.standard_normal(w.shape), np.float32)
+      for path, (w, size) in _sizes(built, seed).items()
+    }
+    yield f'noise {noise:g}' if noise else 'exact', unflatten_dict(shaken)
   yield SCRATCH, None
+
+
+def _sizes(built, seed: int) -> dict[tuple[str, ...], tuple[np.ndarray, float]]:
+  """Every array with its root mean square; of one that is all zeros, that of a fresh initialization.
+
+  A bias starts at zero too: it is shaken as much as the matrix before it would be.
+  """
+  fresh = flatten_dict(model.draw(built.config, seed))
+  size = lambda w: float(np.sqrt(np.mean(np.square(w))))
+  before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
+  return {
+    path: (w, size(w) or size(fresh[before(path)]))
+    for path, w in flatten_dict(built.params).items()
+  }
 
 
 @functools.lru_cache(maxsize=256)

@@ -141,10 +141,21 @@ def test_embeddings_are_learned_anew_one_by_one(built):
     pass
   params = laid.result(states, 0).params
   other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
-  e = transfer.relearn(config, params, other, jax.random.key(0), 200)
-  assert intervene.accuracy(config, params, e, other.T) > 0.95
+  learned = lambda steps: transfer.relearn(config, params, other, jax.random.key(0), steps)
+  right = [intervene.accuracy(config, params, learned(steps), other.T) for steps in (1, 200)]
+  assert right[0] < 0.2 and right[1] > 0.85  # from 0.94 to 0.97, as this or that version rounds
   first = transfer.relearn(config, params, other[:, :5], jax.random.key(0), 3)
   assert first.shape == (5, 32)
+
+
+def test_every_subject_learned_anew_has_random_numbers_of_its_own(built, monkeypatch):
+  """So it does not matter with which others it shares a block."""
+  other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
+  learned = lambda: transfer.relearn(built.config, built.params, other, jax.random.key(0), 2)
+  together = learned()
+  monkeypatch.setattr(intervene, 'AT_ONCE', 8)
+  # Where a gradient is next to nothing Adam's step has a sign that rounding decides.
+  assert np.mean(np.isclose(learned(), together, rtol=1e-3, atol=1e-4)) > 0.9
 
 
 def test_vectors_of_one_subject_that_point_one_way_are_seen():

@@ -1,9 +1,12 @@
 """The mechanism experiments, whole, at their smoke presets: records, controls, figures, bad claims caught."""
 
+import functools
 import importlib
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -68,6 +71,17 @@ def from_constructed(records):
   last = [r for r in records if r['step'] == 40 and r['start'] == 'exact']
   assert values(last, measurement='accuracy') == [1]
   assert values(last, measurement='loss') < values(first, measurement='loss')
+
+
+@pytest.mark.parametrize('name', ['selector_normed', 'selector', 'attention_only'])
+def test_noise_shakes_every_array(name):
+  """Also those that are all zeros, like a selector's query: unshaken they would get no gradient."""
+  from_constructed = importlib.import_module('experiments.from_constructed')
+  setting = from_constructed.Setting((name,), 16, 3, (0.0, 0.3), (0.0,), (1,), 1)
+  exact, shaken, _ = (params for _, params in from_constructed.starts(setting, name, 0))
+  for path, old in jax.tree_util.tree_leaves_with_path(exact):
+    new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
+    assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)
 
 
 def transfer(records):

@@ -43,7 +43,7 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
 
   Under noise that dies away, so that no unit stays shut for good; noise and rate are in units of the
   old embeddings' spread. Nothing else moves, so that subjects have nothing to do with each
-  other: blocks of them, one by one.
+  other: blocks of them, one by one, and each with random numbers of its own.
   """
   chex.assert_shape(answers_RxN, (config.relations, None))
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
@@ -55,19 +55,23 @@ def relearn(config: Config, params, answers_RxN, key, steps: int, rate: float = 
     x_QxD = intervene.final(config, params, e_BxD).reshape(-1, config.dim)
     return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0]
 
-  def some(e_BxD, answers_BxR):
+  def some(e_BxD, answers_BxR, subject_Bx1):
+    key_B = jax.vmap(lambda s: jax.random.fold_in(noise_key, s))(subject_Bx1[:, 0])
 
     def step(i, state):
       e_BxD, moments = state
-      drawn_BxD = jax.random.normal(jax.random.fold_in(key, i), e_BxD.shape)
+      drawn = lambda key: jax.random.normal(jax.random.fold_in(key, i), e_BxD.shape[1:])
+      drawn_BxD = jax.vmap(drawn)(key_B)
       slopes = jax.grad(loss)(e_BxD + scale * left(i) * drawn_BxD, answers_BxR)
       updates, moments = train.adapt(adam, slopes, moments)
       return optax.apply_updates(e_BxD, updates), moments
 
     return jax.lax.fori_loop(0, steps, step, (e_BxD, adam.init(e_BxD)))[0]
 
-  start_NxD = 0.1 * scale * jax.random.normal(key, (answers_RxN.shape[1], config.dim))
-  return intervene.by_blocks(some, start_NxD, answers_RxN.T)
+  subjects = answers_RxN.shape[1]
+  start_key, noise_key = jax.random.split(key)
+  start_NxD = 0.1 * scale * jax.random.normal(start_key, (subjects, config.dim))
+  return intervene.by_blocks(some, start_NxD, answers_RxN.T, jnp.arange(subjects)[:, None])
 
 
 def shared_cosine(unembedding_AxD, answers_RxN):
