@@ -1,23 +1,29 @@
-"""What a claim comes to: one number with its interval over seeds, its control, and where it would hold."""
+"""What a claim comes to: one number with its interval over seeds, its controls, and where it would hold."""
 
 import dataclasses
-import re
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from experiments.harness import statistics
 
-CHECK = 'check'
-COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'holds')
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A statement of the paper's, or ours: its name, what it says, and what is expected of the measurement."""
+
+  name: str
+  says: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """The mean over `seeds`, its 95% interval, and the range in which it bears the claim out.
+  """The mean over `seeds`, its 95% interval (nan: none), the range in which it bears the claim out, the controls.
 
-  `claim`: which one, where an experiment measures several; `CHECK` where it is a measurement's own test, as on
-  constructed models or of facts that had to be learned first, and bears on none.
+  `claim`: the start of the name of the claim it bears on, where a study has several. `check`: the measurement's own
+  test, as on constructed models or of facts that had to be learned first; it bears on no claim. `primary`: the
+  outcome that decides, named before the run.
   """
 
   what: str
@@ -25,61 +31,48 @@ class Finding:
   low: float
   high: float
   seeds: int
-  least: float | None = None
-  most: float | None = None
-  control: str = ''
+  at_least: float | None = None
+  at_most: float | None = None
   claim: str = ''
-
-  @property
-  def expected(self) -> str:
-    bounds = (('≥', self.least), ('≤', self.most))
-    return ' and '.join(f'{sign} {bound:.4g}' for sign, bound in bounds if bound is not None)
-
-  @property
-  def interval(self) -> str:
-    return '' if np.isnan(self.low) else f'{self.low:.3g} to {self.high:.3g}'
-
-  @property
-  def cells(self) -> tuple[str, ...]:
-    """Its row in a table of `COLUMNS`."""
-    holds = {None: '', True: 'yes', False: 'no'}[self.holds]
-    holds += ' ~' * self.unsure + ' (check)' * bool(holds and self.claim == CHECK)
-    value, seeds = f'{self.value:.3g}', f'{self.seeds}'
-    return self.what, value, self.interval, seeds, self.control, self.expected, holds
+  check: bool = False
+  primary: bool = False
+  controls: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def holds(self) -> bool | None:
     """None: nothing was expected."""
-    if self.least is None and self.most is None:
+    if self.at_least is None and self.at_most is None:
       return None
-    low, high = (x if x is not None else i * np.inf for i, x in ((-1, self.least), (1, self.most)))
+    low = -math.inf if self.at_least is None else self.at_least
+    high = math.inf if self.at_most is None else self.at_most
     return bool(low <= self.value <= high)
 
   @property
   def unsure(self) -> bool:
     """A bound lies within the interval: other seeds might have said otherwise."""
-    bounds = (bound for bound in (self.least, self.most) if bound is not None)
+    bounds = (bound for bound in (self.at_least, self.at_most) if bound is not None)
     return any(self.low < bound < self.high for bound in bounds)
 
 
-def only(records: Sequence[dict], **about) -> list[float]:
-  """The values of the records that are so."""
-  return [r['value'] for r in statistics.where(records, **about)]
-
-
-def found(
-  what: str, values: Sequence[float], least=None, most=None, claim: str = '', **controls
-) -> list[Finding]:
-  """A finding of a value per seed; `controls`: their values by name. Nothing where there are none."""
+def over_seeds(
+  what: str, values: Sequence[float], at_least: float | None = None, at_most: float | None = None,
+  claim: str = '', check: bool = False, primary: bool = False, **controls: Sequence[float],
+) -> list[Finding]:  # fmt: skip
+  """The finding of a value per seed, beside the values of its controls by name; none where there are no values."""
   if not len(values):
     return []
-  mean = lambda sample: np.mean(sample, keepdims=True)
-  low, high = (float(end[0]) for end in statistics.interval(values, mean))
-  said = [
-    f'{name.replace("_", " ")} {np.mean(own):.3g}' for name, own in controls.items() if len(own)
-  ]
-  mean_value, control = float(np.mean(values)), ', '.join(said)
-  return [Finding(what, mean_value, low, high, len(values), least, most, control, claim)]
+  means = {
+    name.replace('_', ' '): float(np.mean(own)) for name, own in controls.items() if len(own)
+  }
+  low, high = statistics.mean_interval(values)
+  return [Finding(what, float(np.mean(values)), low, high, len(values), at_least, at_most,
+                  claim, check, primary, means)]  # fmt: skip
+
+
+def of_claim(claim: Claim, findings: Sequence[Finding]) -> list[Finding]:
+  """Those that bear on it: where a finding names no claim, it bears on all of its study."""
+  own = [f for f in findings if not f.check]
+  return [f for f in own if not f.claim or f.claim.startswith(claim.name)]
 
 
 def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
@@ -91,10 +84,3 @@ def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     return 'holds', 'holds'
   kind = 'part' if any(expected) else 'short'
   return kind, f'{sum(expected)} of {len(expected)} hold' if any(expected) else 'falls short'
-
-
-def table(findings: Sequence[Finding]) -> str:
-  """Markdown."""
-  rows = [COLUMNS, ['---'] * len(COLUMNS), *(f.cells for f in findings)]
-  bold = lambda cell: re.sub('^no\\b', '**no**', cell)
-  return ''.join(f'| {" | ".join(map(bold, row))} |\n' for row in rows)

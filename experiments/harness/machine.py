@@ -14,14 +14,7 @@ PACKAGES = ('geomem', 'constructions', 'experiments')
 QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 
 
-def suit_small_models(quick: bool = True):
-  """Set up for training many small models: a device per core, and compile quickly, unless they run for long."""
-  one_device_a_core()
-  if quick:
-    compile_quickly()
-
-
-def one_device_a_core():
+def one_device_per_core():
   """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
   if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     return
@@ -61,13 +54,13 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 @functools.lru_cache
-def code(root: Path = Path(__file__).parents[2]) -> str:
-  """A mark of the code that measures, and the tables it asks about, as they were when this was first asked."""
+def code_hash(root: Path = Path(__file__).parents[2]) -> str:
+  """Of the code that measures, and the tables it asks about, as they were when this was first asked."""
   digest = hashlib.sha256()
   for package in PACKAGES:
     for path in sorted((root / package).rglob('*')):

@@ -11,7 +11,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 )  # fmt: skip
 GREY = '#6B6B6B'
 MARKERS = 'osD^v<>P*Xph'
-STYLE = {  # draw under @matplotlib.rc_context(drawing.STYLE)
+STYLE = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
   'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
   'grid.linewidth': 0.5, 'lines.linewidth': 1.4, 'lines.markersize': 6, 'legend.frameon': False,

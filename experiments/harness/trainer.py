@@ -1,0 +1,153 @@
+"""Train what a study asks for, in a run that can be killed at any time and taken up again.
+
+A study asks for one thing after another, each a function of what came before. A checkpoint holds what the
+finished ones found and the states of the sweep under way; started again, the study asks for the same, is
+answered from the checkpoint as far as that goes, and trains on. Other code may ask for something else, and is
+refused.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.serialization
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from geomem import hosts
+from geomem.saved import runs
+from geomem.training import batched, optimization, scheduling
+from geomem.training.optimization import Recipe
+
+
+class Progress:
+  """A line on a terminal: what is running, how far it is, how long it will take."""
+
+  def __init__(self, label: str):
+    console = rich.console.Console(stderr=True)
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.BarColumn(bar_width=20),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(),
+      console=console, transient=True, disable=not (console.is_terminal and hosts.first()),
+    )  # fmt: skip
+    self._task = self._bar.add_task(label, total=None)
+
+  def __enter__(self) -> 'Progress':
+    self._bar.start()
+    return self
+
+  def __exit__(self, *_):
+    self._bar.stop()
+
+  def __call__(self, done: int, total: int, label: str | None = None):
+    self._bar.update(self._task, completed=done, total=total, description=label)
+
+
+class Trainer:
+  """Trains sweeps in a run. `on_progress(done, total, label)` hears of every chunk; `trace`: a folder for a profile."""
+
+  def __init__(
+    self,
+    run: runs.Run,
+    save_seconds: float,
+    on_progress: Callable | None = None,
+    trace: Path | None = None,
+  ):
+    self.run, self.save_seconds, self.on_progress, self.trace = (
+      run,
+      save_seconds,
+      on_progress,
+      trace,
+    )
+    self.number, arrays = run.restore() or (0, {})
+    self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
+    self.resume_from = arrays.get('under_way')
+    self.asked, self.saved, self.programs = 0, time.monotonic(), []
+    self._compiled = False
+
+  def train(self, recipe: Recipe, tasks, groups=None, rounds: int = 1) -> dict[str, np.ndarray]:
+    """As `scheduling.train_tasks`, but what was found before the run was killed is not sought again."""
+    fit = lambda *program: self.cached(lambda: scheduling.fit(*program, self.run_to_end))
+    return scheduling.train_tasks(recipe, tasks, groups, self.programs, fit, rounds)
+
+  def train_and_evaluate(
+    self, recipe: Recipe, tasks, function, *more, trained: bool = True
+  ) -> dict:
+    """What `batched.evaluate` finds of the tasks once they are trained, or as they are."""
+
+    def work():
+      sweep, states = batched.set_up(recipe, tasks)
+      if trained:
+        sweep, states = self.run_to_end(batched.fit, sweep, states)
+      return batched.evaluate(sweep, states, function, *more)
+
+    return self.cached(work)
+
+  def cached(self, work: Callable):
+    """What `work` finds, an array or a tree of them, or found before the run was killed."""
+    self.asked += 1
+    if self.asked > len(self.finished):
+      self.finished.append(work())
+      if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
+        self.save()
+    return self.finished[self.asked - 1]
+
+  def run_to_end(self, fit: Callable, sweep, states):
+    """Train a sweep to its end, from where the run was left, if it was left in this one."""
+    if self.resume_from:
+      sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
+      places = jax.tree.map(lambda a: a.sharding, states)
+      states = hosts.put(
+        flax.serialization.from_state_dict(states, self.resume_from['states']), places
+      )
+      self.resume_from = None
+    steps = scheduling.chunk_steps(sweep)
+    chunks = fit(sweep, states, steps)
+    while chunk := self._next(chunks, only=steps >= sweep.recipe.steps):
+      sweep, states = chunk
+      self._log(sweep, states)
+      if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
+        self.save(sweep, states)
+    return sweep, states
+
+  def _next(self, chunks, only: bool):
+    """The next chunk; one that is compiled, or else the `only` one, is traced, if that is asked for."""
+    wanted = self.trace and (self._compiled or only)
+    with jax.profiler.trace(self.trace) if wanted else contextlib.nullcontext():
+      chunk = next(chunks, None)
+    self._compiled = chunk is not None
+    if wanted and chunk:
+      self.trace = None
+    return chunk
+
+  def save(self, sweep=None, states=None):
+    """Write a checkpoint of what was found, and of the states under way."""
+    arrays = {'finished': {f'{i:06d}': a for i, a in enumerate(self.finished)}}
+    if sweep is not None:
+      states = flax.serialization.to_state_dict(jax.device_get(hosts.to_host(states)))
+      arrays['under_way'] = {'states': states, 'rows': sweep.rows}
+    self.number += 1
+    self.run.save(self.number, {name: value for name, value in arrays.items() if value})
+    self.saved = time.monotonic()
+
+  def _log(self, sweep, states):
+    status, step, loss = map(sweep.of_tasks, (states.status, states.step, states.loss))
+    finite = loss[status != optimization.DIVERGED]
+    record = {
+      'sweep': self.asked,
+      'step': int(step.max()),
+      'loss': float(np.mean(finite)) if len(finite) else None,
+      'models': int(np.sum((status == optimization.RUNNING) & (step < sweep.recipe.steps))),
+      'solved': float(np.mean(status == optimization.SOLVED)),
+      'diverged': int(np.sum(status == optimization.DIVERGED)),
+    }
+    self.run.log(record)
+    if self.on_progress:
+      loss = '–' if record['loss'] is None else f'{record["loss"]:.3g}'
+      label = f'sweep {self.asked}: {record["models"]:,} models, loss {loss}, {record["solved"]:.0%} solved'
+      self.on_progress(record['step'], sweep.recipe.steps, label)
