@@ -176,7 +176,8 @@ def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
       files = [path.name for path in m.study.draw(m.records.table, folder)]
       known[name] = digest, files
       records.write_text(index, json.dumps(known))
-    drawn |= {name: folder / file for file in files if file.endswith('.png')}
+    if files:
+      drawn[name] = next(folder / file for file in files if file.endswith('.png'))
   return drawn
 
 

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import inspect
 import shlex
-import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
