@@ -42,7 +42,7 @@ def attention_only(facts: Facts) -> Construction:
   attention['query'][:, layout['is_relation'], 0] = -beta * (rho.width - 1)
   attention['key'][:, layout['is_subject'], 0] = 1
   for r in range(R):
-    parts.move(attention, r, parts.copy(layout['blocks', r], layout['blocks', 0]))
+    parts.write_ov(attention, r, parts.copy_ov(layout['blocks', r], layout['blocks', 0]))
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(
     'attention_only', config, params, layout, facts, margin=2, readout=readout, encode=encode

@@ -39,7 +39,7 @@ def disjoint(facts: Facts) -> Construction:
   params['embed']['relations'][:, layout['relation']] = rho.words()
   # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
   blocks = layout['blocks']
-  parts.move(params['blocks_0']['attention'], 0, parts.copy(blocks, blocks, times=2))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(
     'disjoint',

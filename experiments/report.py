@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import matplotlib
 from absl import flags
 
@@ -30,8 +29,8 @@ from experiments.figures import trace as trace_figure
 from experiments.harness import cli, machine, storage
 from experiments.harness.findings import COLUMNS, Finding, table, verdict
 from experiments.page import explorer
-from geomem import facts
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.inside import trace
 
 FLAGS = flags.FLAGS
@@ -192,10 +191,10 @@ def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
 
 def mechanism() -> str:
   """The selector at work on one query, as SVG."""
-  table = facts.bijections(jax.random.key(0), 8, 3)
+  table = Facts.bijections(8, 3)
   with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, 'selector.svg')
-    trace_figure.draw(trace.run(registry.build('selector', table), [2, 8 + 1]), path)
+    trace_figure.draw(trace.trace_prompt(registry.build('selector', table), [2, 8 + 1]), path)
     return path.read_text(encoding='utf-8')
 
 

@@ -46,7 +46,7 @@ def put(tree, places):
   return jax.tree.map(lay, tree, places)
 
 
-def local(tree):
+def to_host(tree):
   """The arrays such that this process can read all of them, one by one; every process must ask."""
 
   def gather(a):
@@ -63,7 +63,7 @@ def _replicate(mesh):
   return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))
 
 
-def share(value):
+def broadcast(value):
   """The first process's value, on every process; anything that can be pickled, array by array."""
   if jax.process_count() == 1:
     return value
@@ -102,9 +102,9 @@ def by_first(work):
         value = work(*args, **options)
       except Exception as error:
         own = error
-    value, told = share((value, _portable(own)))
-    if own or told:
-      raise own or told
+    value, failure = broadcast((value, _portable(own)))
+    if own or failure:
+      raise own or failure
     return value
 
   return everywhere

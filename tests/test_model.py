@@ -62,7 +62,7 @@ def views(config, params, tokens_BxL, subjects_B, paths_CxK):
   c = len(paths_CxK)
   prompts = queries.prompts(N, jnp.repeat(subjects_B, c), jnp.tile(paths_CxK, (len(subjects_B), 1)))
   one_by_one = apply(prompts, last=1, method='residual').reshape(len(subjects_B), c, -1)
-  grid = apply(subjects_B, paths_CxK, method='grid')
+  grid = apply(subjects_B, paths_CxK, method='all_pairs')
   return apply(tokens_BxL), apply(tokens_BxL, last=2), grid, one_by_one
 
 
@@ -268,6 +268,6 @@ def test_more_tokens_than_positions_are_refused(depth):
   for hops in (2, 3):
     paths = queries.every_path(R, hops)
     with pytest.raises(InputError, match=f'{hops + 1} tokens, but the model has 2 positions'):
-      model.apply(config, params, subjects, paths, method='grid')
+      model.apply(config, params, subjects, paths, method='all_pairs')
     with pytest.raises(InputError, match='positions'):
       model.apply(config, params, np.zeros((1, hops + 1), np.int32), method='residual')

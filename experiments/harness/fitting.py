@@ -23,8 +23,8 @@ from experiments.harness import cli, machine, storage
 from geomem import hosts
 from geomem.errors import InputError
 from geomem.saved import runs
-from geomem.training import programs, sweep, train
-from geomem.training.train import Recipe
+from geomem.training import batched, optimization, scheduling
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 flags.disclaim_key_flags()  # so that --help of an experiment lists what is defined here for it
@@ -123,20 +123,20 @@ class Fitter:
     self.asked, self.compiled, self.saved, self.known = 0, False, time.monotonic(), []
 
   def __call__(self, recipe: Recipe, tasks, rivals=None, rounds: int = 1) -> dict[str, np.ndarray]:
-    """As `programs.train`, but what was found before the run was killed is not sought again."""
-    return programs.train(recipe, tasks, rivals, self.known, self._fit, rounds)
+    """As `scheduling.train_tasks`, but what was found before the run was killed is not sought again."""
+    return scheduling.train_tasks(recipe, tasks, rivals, self.known, self._fit, rounds)
 
-  def _fit(self, recipe: Recipe, program: programs.Program, tasks, rivals) -> np.ndarray:
-    return self.once(lambda: programs.fit(recipe, program, tasks, rivals, self.follow))
+  def _fit(self, recipe: Recipe, program: scheduling.Program, tasks, rivals) -> np.ndarray:
+    return self.once(lambda: scheduling.fit(recipe, program, tasks, rivals, self.follow))
 
   def measured(self, recipe: Recipe, tasks, function, *more, trained: bool = True) -> dict:
-    """What `sweep.measure` finds of the tasks once they are trained, or as they are."""
+    """What `batched.evaluate` finds of the tasks once they are trained, or as they are."""
 
     def work():
-      laid, states = sweep.lay_out(recipe, tasks)
+      laid, states = batched.set_up(recipe, tasks)
       if trained:
-        laid, states = self.follow(sweep.fit, laid, states)
-      return sweep.measure(laid, states, function, *more)
+        laid, states = self.follow(batched.fit, laid, states)
+      return batched.evaluate(laid, states, function, *more)
 
     return self.once(work)
 
@@ -145,23 +145,23 @@ class Fitter:
     self.asked += 1
     if self.asked > len(self.finished):
       self.finished.append(work())
-      if hosts.share(time.monotonic() - self.saved >= self.save_seconds):
+      if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
         self.save()
     return self.finished[self.asked - 1]
 
   def follow(self, fit: Callable, laid, states):
     """Train what is laid out to the end, from where the run was left, if it was left in this."""
     if self.left:
-      laid = laid.placed(np.asarray(self.left['rows']))
+      laid = laid.with_rows(np.asarray(self.left['rows']))
       places = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(flax.serialization.from_state_dict(states, self.left['states']), places)
       self.left = None
-    steps = programs.stretch(laid)
+    steps = scheduling.chunk_steps(laid)
     stretches = fit(laid, states, steps)
     while stretch := self._next(stretches, only=steps >= laid.recipe.steps):
       laid, states = stretch
       self._tell(laid, states)
-      if hosts.share(time.monotonic() - self.saved >= self.save_seconds):
+      if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
         self.save(laid, states)
     return laid, states
 
@@ -179,22 +179,22 @@ class Fitter:
     """Seal what was found, and the states under way."""
     arrays = {'finished': {f'{i:06d}': a for i, a in enumerate(self.finished)}}
     if laid is not None:
-      states = flax.serialization.to_state_dict(jax.device_get(hosts.local(states)))
+      states = flax.serialization.to_state_dict(jax.device_get(hosts.to_host(states)))
       arrays['under_way'] = {'states': states, 'rows': laid.rows}
     self.number += 1
     self.run.save(self.number, {name: value for name, value in arrays.items() if value})
     self.saved = time.monotonic()
 
   def _tell(self, laid, states):
-    status, step, loss = map(laid.each, (states.status, states.step, states.loss))
-    finite = loss[status != train.DIVERGED]
+    status, step, loss = map(laid.of_tasks, (states.status, states.step, states.loss))
+    finite = loss[status != optimization.DIVERGED]
     record = {
       'sweep': self.asked,
       'step': int(step.max()),
       'loss': float(np.mean(finite)) if len(finite) else None,
-      'models': int(np.sum((status == train.RUNNING) & (step < laid.recipe.steps))),
-      'solved': float(np.mean(status == train.SOLVED)),
-      'diverged': int(np.sum(status == train.DIVERGED)),
+      'models': int(np.sum((status == optimization.RUNNING) & (step < laid.recipe.steps))),
+      'solved': float(np.mean(status == optimization.SOLVED)),
+      'diverged': int(np.sum(status == optimization.DIVERGED)),
     }
     self.run.log(record)
     if self.progress:

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from geomem import hosts
 from geomem.errors import InputError
-from geomem.saved import sealed
+from geomem.saved import atomic
 
 KEPT = 2
 
@@ -94,8 +94,8 @@ class Run:
     """
     for path in reversed(self._checkpoints()):
       try:
-        fields, arrays = sealed.read(path)
-      except sealed.Damaged as error:
+        fields, arrays = atomic.read(path)
+      except atomic.Damaged as error:
         aside = path
         while aside.exists():
           aside = aside.with_name(f'{aside.name}.damaged')
@@ -118,9 +118,9 @@ class Run:
     """Seal the state, and let all but the newest few go."""
     metrics, size = self.folder / 'metrics.jsonl', 0
     if metrics.exists():
-      sealed.flush(metrics)
+      atomic.flush(metrics)
       size = metrics.stat().st_size
-    sealed.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
+    atomic.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
     for path in self._checkpoints()[:-KEPT]:
       shutil.rmtree(path)
 

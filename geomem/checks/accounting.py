@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from geomem.checks import bounds
+from geomem.checks import lower_bounds
 from geomem.config import Config
 from geomem.facts import Facts
 
@@ -103,7 +103,7 @@ def fact_bits(facts: Facts) -> float:
   for answers_N in facts.answers_RxN:
     used = len(np.unique(answers_N))
     if used == facts.subjects:
-      bits += bounds.log2_factorial(used)
+      bits += lower_bounds.log2_factorial(used)
     else:
       bits += facts.subjects * math.log2(used)
   return bits
@@ -131,7 +131,7 @@ def ledger(
     bits=bits,
     subject_bits=subject_bits,
     stored_bits=fact_bits(facts),
-    bound_bits=bounds.internal_bits(
+    bound_bits=lower_bounds.internal_bits(
       config.subjects,
       config.relations,
       hops,
