@@ -34,7 +34,7 @@ BLOCK = 4096  # facts whose features are in memory at a time
 def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
   """W_r = Σ_s ẽ_s ũ_{g_r(s)}ᵀ in head r, outer products of dual vectors: least squares on the logits.
 
-  d = D + ⌈log₂R⌉ + 2. A head not asked for rests on the relation token, whose embedding slot is
+  d = D + ⌈log₂R⌉ + 2. A head not asked for attends to the relation token, whose embedding slot is
   empty. On random bijections accuracy .99 takes D² = 3.6 to 4.0·N·ln N for N = 64 … 1024 and any R;
   the Hebbian sum Σ e_s u_{g_r(s)}ᵀ takes 5.4 to 9. On average the default has .997
   or more, N = 2 … 1024.

@@ -2,7 +2,7 @@
 
 H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Head r scores the subject β(⟨ρ_r, ρ_query⟩ −
 (⌈log₂R⌉ − 1)), which is positive for the queried relation alone, and the relation token 0, whose
-value is zero: a head not asked for rests there. The value is block r, written into block 0, which
+value is zero: a head not asked for attends there. The value is block r, written into block 0, which
 a relation token has empty. Margin 2.
 """
 

@@ -5,11 +5,11 @@ subject (position 0 at first, afterwards the token itself), the other r_{i+1}, w
 block but its own; the MLP is the selector of one hop, F = R·m. Margin 4 at each step.
 
 `chain_of_thought`: d = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1. A position knows its own code and those of
-the two positions to look at.
+the two positions to attend to.
 
 `chain_of_thought_compact`, ours: d = R·m + ⌈log₂R⌉ + 2·max(1, ⌈log₂k⌉) + 2. After the first step
 the current subject is in place already, so there is no second set of blocks to copy it into: the
-head then rests on the relations, whose blocks are empty. Closing a block takes only the sign code
+head then attends to the relations, whose blocks are empty. Closing a block takes only the sign code
 of the relation, (⟨ρ_r, ρ_query⟩ − ⌈log₂R⌉)/2, which is 0 for the queried relation and at most −1
 for all others.
 """

@@ -17,7 +17,7 @@ from geomem.layout import OWN_ANSWER, RELATION, Layout, Slot
 
 
 def disjoint(facts: Facts) -> Construction:
-  """No MLP and no gate: the unembedding tells the relations apart. Margin 2."""
+  """No MLP and no gate: the unembedding distinguishes the relations. Margin 2."""
   relation_A, index_A = facts.own_sets()
   R, code, rho = facts.relations, codes.Sign(int(index_A.max()) + 1), codes.Sign(facts.relations)
   layout = Layout.of(

@@ -55,7 +55,7 @@ def copy_ov(source: slice, target: slice, times: float = 1):
 
 
 def attend_to_position(attention: dict, head: int, layout: Layout, position: int, length: int):
-  """The head looks at one absolute position: query β π_position from the constant, key π_p."""
+  """The head attends to one absolute position: query β π_position from the constant, key π_p."""
   code = codes.Sign(length)
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)

@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, that run the same program on the devices of all.
 
 Every process makes the same calls in the same order; what they compute lies on all their devices.
-Files and words are the first process's: `by_first` lets it alone act, and tells the others.
+Files and output are the first process's: `by_first` lets it alone act, and sends the others its result.
 """
 
 import functools
@@ -39,11 +39,11 @@ def first() -> bool:
 
 
 def put(tree, places):
-  """Arrays that every process has whole, each laid where `places` says."""
+  """Arrays that every process has whole, each put onto the devices that `places` says."""
   if jax.process_count() == 1:
     return jax.device_put(tree, places)
-  lay = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
-  return jax.tree.map(lay, tree, places)
+  make = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
+  return jax.tree.map(make, tree, places)
 
 
 def to_host(tree):
@@ -52,7 +52,7 @@ def to_host(tree):
   def gather(a):
     if not isinstance(a, jax.Array) or a.is_fully_addressable:
       return a
-    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` lays all
+    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` gives all
     return np.asarray(a if a.is_fully_replicated else _replicate(a.sharding.mesh)(a))
 
   return jax.tree.map(gather, tree)
@@ -89,7 +89,7 @@ def _send(data, size: int) -> bytearray:
 def by_first(work):
   """A function that runs on the first process alone: all get its value, or its error.
 
-  The first process raises the error itself; to the others one that is not foreseen comes in words.
+  The first process raises the error itself; to the others one of another type is sent as a RuntimeError.
   """
 
   @functools.wraps(work)

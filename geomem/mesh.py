@@ -1,4 +1,4 @@
-"""The mesh that one large model is spread over: what lies where, and look-ups in a sliced table.
+"""The mesh that one large model is split over: what lies where, and look-ups in a sliced table.
 
 What has a row for every word lies in slices along 'vocabulary'. Rows of a batch, one a question, are
 split over all devices, first along 'vocabulary': so a batch of all subjects lies where their

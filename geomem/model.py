@@ -37,7 +37,7 @@ def product(spec, a, b, precision=None):
 
 
 class _Part(nn.Module):
-  """What every part shares: its config, its parameters in the computation dtype, its products.
+  """What all parts have in common: its config, its parameters in the computation dtype, its products.
 
   `used`: how many of a padded model's coordinates mean something (traced; default all). The others
   are zero, and stay so, through everything but a norm's average.
@@ -166,8 +166,8 @@ class Attention(_Part):
   def all_pairs(self, x_BxD, x_CxKxD):
     """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
 
-    So is what each head would write if it looked there alone: a query only weighs these, for H·D
-    multiplications instead of H·head_dim·D.
+    So is the output of each head if it attended there alone: a query only weighs these outputs, for
+    H·D multiplications instead of H·head_dim·D.
     """
     q = self.einsum('cd,hdk->chk', x_CxKxD[:, -1], self.query).astype(self.dtype)
     k_B = self.einsum('bd,hdk->bhk', x_BxD, self.key).astype(self.dtype)

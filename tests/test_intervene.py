@@ -104,18 +104,18 @@ def test_a_swap_changes_one_answer_and_no_other(built):
   e, u, g = parts(built)
   wanted = intervene.other_attributes(jax.random.key(1), N, g.T)
   assert not np.any(wanted == g.T)
-  moves = intervene.steering_vectors(linear_maps.fit_maps(e, u, g)[0], u, g.T, wanted)
-  run = lambda moves: intervene.swap_effects(
-    built.config, built.params, e, moves, wanted, jnp.array([0.0, 1.0])
+  vectors = intervene.steering_vectors(linear_maps.fit_maps(e, u, g)[0], u, g.T, wanted)
+  run = lambda vectors: intervene.swap_effects(
+    built.config, built.params, e, vectors, wanted, jnp.array([0.0, 1.0])
   )
-  flipped, kept = run(moves)
+  flipped, kept = run(vectors)
   np.testing.assert_array_equal(flipped, [0, 1])
   np.testing.assert_array_equal(kept, [1, 1])
-  for wrong in (jnp.roll(moves, 1, axis=0), intervene.random_directions(jax.random.key(2), moves)):
+  for wrong in (jnp.roll(vectors, 1, axis=0), intervene.random_directions(jax.random.key(2), vectors)):
     flipped, kept = run(wrong)
     assert flipped[1] < 0.2 and kept[1] < 0.9
     np.testing.assert_allclose(
-      *(np.linalg.norm(a, axis=-1).sum() for a in (wrong, moves)), rtol=1e-5
+      *(np.linalg.norm(a, axis=-1).sum() for a in (wrong, vectors)), rtol=1e-5
     )
 
 

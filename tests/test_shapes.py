@@ -35,8 +35,8 @@ def said(**changes):
   return head.cross_entropy(**{**arrays, 'in_use_A': np.ones(N, bool), **changes})
 
 
-def swapped(moves=(R, N, D), wanted=(N, R)):
-  arrays = np.zeros(moves, np.float32), np.zeros(wanted, np.int32), np.ones(1, np.float32)
+def swapped(vectors=(R, N, D), wanted=(N, R)):
+  arrays = np.zeros(vectors, np.float32), np.zeros(wanted, np.int32), np.ones(1, np.float32)
   return intervene.swap_effects(CONFIG, PARAMS, E, *map(jnp.asarray, arrays))
 
 
@@ -109,7 +109,7 @@ MISFITS = {
     CONFIG, PARAMS, E, np.zeros((1, D), np.float32)
   ),
   'one switch for all units': lambda: intervene.ablate_units(PARAMS, np.ones(1, bool)),
-  'moves of fewer relations': lambda: swapped(moves=(1, N, D)),
+  'vectors of fewer relations': lambda: swapped(vectors=(1, N, D)),
   'one column of wishes': lambda: swapped(wanted=(N, 1)),
   'wishes of other subjects': lambda: intervene.steering_vectors(MAPS[0], U, G.T, G.T[:1]),
   'units without relations': lambda: intervene.unit_selectivity(E),

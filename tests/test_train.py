@@ -241,8 +241,8 @@ def test_the_lr_multiplier_applies_to_the_embeddings_of_subjects_alone():
       c, recipe, batched.job(t, c), optimization.initial_state(recipe, params)
     )
     moved[multiplier] = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, params)
-  hasty, slow = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
-  np.testing.assert_allclose(hasty, 4 * slow, atol=1e-6)
+  faster, slower = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
+  np.testing.assert_allclose(faster, 4 * slower, atol=1e-6)
   for got, want in zip(jax.tree.leaves(moved[4.0]), jax.tree.leaves(moved[1.0]), strict=True):
     np.testing.assert_array_equal(got, want)
 

@@ -87,8 +87,9 @@ def mlp_activations(config: Config, params, e_SxD):
 def unit_selectivity(hidden_SxRxF):
   """Of every unit: the relation it fires most for; how selective it is for it and for few of its answers; its activation.
 
-  `relation`: 0 if it fires alike for all relations, 1 if for one alone. `attribute`: 0 if it fires
-  alike for all answers of that relation, near 1 if for one alone. `activation_fraction`: its fraction of the total activation.
+  `relation`: 0 if it fires equally for all relations, 1 if for one alone. `attribute`: 0 if it fires
+  equally for all answers of that relation, near 1 if for one alone. `activation_fraction`: its part of
+  the total activation.
   """
   chex.assert_rank(hidden_SxRxF, 3)
   mass_RxF = jnp.mean(hidden_SxRxF, axis=0)

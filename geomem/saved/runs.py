@@ -1,4 +1,4 @@
-"""A run that survives: its folder is locked, its state is sealed now and then, and taken up again.
+"""A run that survives: its folder is locked, its state is saved now and then, and restored.
 
 A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
 Killed at any moment and started again, a run that is a function of its state ends in the same bits
@@ -115,7 +115,7 @@ class Run:
 
   @hosts.by_first
   def save(self, number: int, arrays: dict):
-    """Seal the state, and let all but the newest few go."""
+    """Save the state, and remove all checkpoints but the newest few."""
     metrics, size = self.folder / 'metrics.jsonl', 0
     if metrics.exists():
       atomic.flush(metrics)
@@ -126,7 +126,7 @@ class Run:
 
   @hosts.by_first
   def log(self, record: dict):
-    """A line of metrics.jsonl. Lines after the checkpoint that is taken up are cut and written again."""
+    """A line of metrics.jsonl. Lines after the checkpoint that is restored are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
       file.write(json.dumps(record, allow_nan=False) + '\n')
 
@@ -141,7 +141,7 @@ class Run:
   def _cut(self, size: int):
     """Cut metrics.jsonl to what it held at the checkpoint.
 
-    What is missing from it is told, and the run goes on after the last whole line: a lost log is no
+    What is missing from it is reported, and the run goes on after the last whole line: a lost log is no
     reason to lose the training.
     """
     metrics = self.folder / 'metrics.jsonl'

@@ -36,7 +36,7 @@ class Recipe:
   """How to train; the same for all models of a sweep.
 
   `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
-  `shorter`: the queries of fewer hops are trained as well, each number of hops alike.
+  `shorter`: the queries of fewer hops are trained as well, each number of hops with equal weight.
   `batch`: subjects in a step, each with all its paths; None: all of them.
   `target`: stop at this accuracy over all queries, evaluated every `check` steps; None: train to the end,
   and evaluate there.

@@ -2,7 +2,7 @@
 
 What is as long as the vocabulary (the subjects' embeddings, the unembedding, their moments) lies in
 slices along the axis 'vocabulary' and is never whole on a device; the rest is small, and everywhere.
-The rows of a batch are spread over all devices, and the head brings both together block by block.
+The rows of a batch are split over all devices, and the head brings both together block by block.
 Training is that of `optimization`: XLA partitions the model's products by where their inputs lie.
 
 A model whose sizes do not divide evenly among the devices is padded, as in a sweep.
