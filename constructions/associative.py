@@ -34,7 +34,7 @@ BLOCK = 4096  # facts whose features are in memory at a time
 def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
   """W_r = Σ_s ẽ_s ũ_{g_r(s)}ᵀ in head r, outer products of dual vectors: least squares on the logits.
 
-  d = D + ⌈log₂R⌉ + 2. A head not asked for rests on the relation token, whose embedding slot is
+  d = D + ⌈log₂R⌉ + 2. A head not asked for attends to the relation token, whose embedding slot is
   empty. On random bijections accuracy .99 takes D² = 3.6 to 4.0·N·ln N for N = 64 … 1024 and any R;
   the Hebbian sum Σ e_s u_{g_r(s)}ᵀ takes 5.4 to 9. On average the default has .997
   or more, N = 2 … 1024.
@@ -67,7 +67,7 @@ def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Constructi
   heads['key'][:, layout['is_subject'], 0] = 1
   keys_NxD, values_AxD = _dual(e_NxD), _dual(u_AxD)
   for r, answers_N in enumerate(facts.answers_RxN):
-    parts.move(heads, r, (own, own, keys_NxD.T @ values_AxD[answers_N]))
+    parts.write_ov(heads, r, (own, own, keys_NxD.T @ values_AxD[answers_N]))
   params['unembed']['answers'][:, own] = u_AxD
   return Construction('associative_attention', config, params, layout, facts)
 
@@ -107,7 +107,7 @@ def mlp(
   params['embed']['subjects'][:] = e_NxD
   params['embed']['relations'][:] = e_RxD
   # Both tokens are averaged; less that mean the relation is (e_r − e_s) / 2, both of equal weight.
-  parts.move(params['blocks_0']['attention'], 0, parts.copy(own, own, times=-1))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(own, own, times=-1))
   w_DxF = math.sqrt(2) * rng.standard_normal((dim, width), np.float32)
   params['blocks_0']['mlp']['in'][:] = w_DxF
   params['blocks_0']['mlp']['out'][:] = _solve(facts, e_NxD, e_RxD, u_AxD, w_DxF)

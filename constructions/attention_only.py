@@ -2,7 +2,7 @@
 
 H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Head r scores the subject β(⟨ρ_r, ρ_query⟩ −
 (⌈log₂R⌉ − 1)), which is positive for the queried relation alone, and the relation token 0, whose
-value is zero: a head not asked for rests there. The value is block r, written into block 0, which
+value is zero: a head not asked for attends there. The value is block r, written into block 0, which
 a relation token has empty. Margin 2.
 """
 
@@ -42,7 +42,7 @@ def attention_only(facts: Facts) -> Construction:
   attention['query'][:, layout['is_relation'], 0] = -beta * (rho.width - 1)
   attention['key'][:, layout['is_subject'], 0] = 1
   for r in range(R):
-    parts.move(attention, r, parts.copy(layout['blocks', r], layout['blocks', 0]))
+    parts.write_ov(attention, r, parts.copy_ov(layout['blocks', r], layout['blocks', 0]))
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(
     'attention_only', config, params, layout, facts, margin=2, readout=readout, encode=encode

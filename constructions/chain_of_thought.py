@@ -5,11 +5,11 @@ subject (position 0 at first, afterwards the token itself), the other r_{i+1}, w
 block but its own; the MLP is the selector of one hop, F = R·m. Margin 4 at each step.
 
 `chain_of_thought`: d = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1. A position knows its own code and those of
-the two positions to look at.
+the two positions to attend to.
 
 `chain_of_thought_compact`, ours: d = R·m + ⌈log₂R⌉ + 2·max(1, ⌈log₂k⌉) + 2. After the first step
 the current subject is in place already, so there is no second set of blocks to copy it into: the
-head then rests on the relations, whose blocks are empty. Closing a block takes only the sign code
+head then attends to the relations, whose blocks are empty. Closing a block takes only the sign code
 of the relation, (⟨ρ_r, ρ_query⟩ − ⌈log₂R⌉)/2, which is 0 for the queried relation and at most −1
 for all others.
 """
@@ -51,9 +51,9 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
   for head, target in enumerate(('subject_at', 'relation_at')):
     attention['query'][head, layout[target]] = parts.SHARPNESS * np.eye(pi.width)
     attention['key'][head, layout['position']] = np.eye(pi.width)
-  parts.move(attention, 0, parts.copy(layout['subject'], blocks))
+  parts.write_ov(attention, 0, parts.copy_ov(layout['subject'], blocks))
   own_back = np.repeat(np.eye(R), m, axis=1)  # −1 on all blocks, +1 again on the relation's own
-  parts.move(attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back))
+  parts.write_ov(attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back))
   return _select('chain_of_thought', params, config, layout, facts, hops, signal=4)
 
 
@@ -82,11 +82,11 @@ def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
   attention, blocks = params['blocks_0']['attention'], layout['blocks']
   attention['query'][0, layout['thinking'], 0] = parts.SHARPNESS
   attention['key'][0, layout['is_relation'], 0] = 1
-  parts.move(attention, 0, parts.copy(blocks, blocks))
+  parts.write_ov(attention, 0, parts.copy_ov(blocks, blocks))
   attention['query'][1, layout['hop_wanted']] = parts.SHARPNESS * np.eye(at.width)
   attention['key'][1, layout['hop']] = np.eye(at.width)
   closing = np.repeat(rho.words().T / 2, code.width, axis=1)
-  parts.move(
+  parts.write_ov(
     attention,
     1,
     (layout['relation'], blocks, closing),

@@ -17,7 +17,7 @@ from geomem.layout import OWN_ANSWER, RELATION, Layout, Slot
 
 
 def disjoint(facts: Facts) -> Construction:
-  """No MLP and no gate: the unembedding tells the relations apart. Margin 2."""
+  """No MLP and no gate: the unembedding distinguishes the relations. Margin 2."""
   relation_A, index_A = facts.own_sets()
   R, code, rho = facts.relations, codes.Sign(int(index_A.max()) + 1), codes.Sign(facts.relations)
   layout = Layout.of(
@@ -39,7 +39,7 @@ def disjoint(facts: Facts) -> Construction:
   params['embed']['relations'][:, layout['relation']] = rho.words()
   # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
   blocks = layout['blocks']
-  parts.move(params['blocks_0']['attention'], 0, parts.copy(blocks, blocks, times=2))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(
     'disjoint',

@@ -56,11 +56,11 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
   for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
     block = params[f'blocks_{i}']
     for h in range(span):
-      parts.look_at(block['attention'], h, layout, start + h + 1, length)
-      parts.move(block['attention'], h, parts.copy(layout['relation'], layout['fetched', h]))
+      parts.attend_to_position(block['attention'], h, layout, start + h + 1, length)
+      parts.write_ov(block['attention'], h, parts.copy_ov(layout['relation'], layout['fetched', h]))
     if start == 0:
-      parts.look_at(block['attention'], span, layout, 0, length)
-      parts.move(block['attention'], span, parts.copy(layout['subject'], layout['state']))
+      parts.attend_to_position(block['attention'], span, layout, 0, length)
+      parts.write_ov(block['attention'], span, parts.copy_ov(layout['subject'], layout['state']))
     _fill_mlp(block['mlp'], facts, layout, hidden[i], span)
   readout = Readout(layout['state'], c)
   params['unembed']['answers'] = readout.rows(layout.dim)

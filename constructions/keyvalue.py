@@ -31,8 +31,8 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
     Slot('one'),
   )
   hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
-  fetch_relation = parts.copy(layout['relation'], layout['fetched'])
-  fetch_subject = parts.copy(layout['subject'], layout['state'])
+  fetch_relation = parts.copy_ov(layout['relation'], layout['fetched'])
+  fetch_subject = parts.copy_ov(layout['subject'], layout['state'])
   sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(length), hidden=(hidden.dim,))
   first = sized(heads=2, head_dim=max(c.width, rho.width))
   later = sized(heads=1, head_dim=max(1, rho.width))
@@ -52,11 +52,11 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
   memory = _memory(facts, layout, c, rho)
   for hop in range(hops):
     block = params[f'blocks_{hop}']
-    parts.look_at(block['attention'], 0, layout, hop + 1, length)
-    parts.move(block['attention'], 0, fetch_relation)
+    parts.attend_to_position(block['attention'], 0, layout, hop + 1, length)
+    parts.write_ov(block['attention'], 0, fetch_relation)
     if hop == 0:
-      parts.look_at(block['attention'], 1, layout, 0, length)
-      parts.move(block['attention'], 1, fetch_subject)
+      parts.attend_to_position(block['attention'], 1, layout, 0, length)
+      parts.write_ov(block['attention'], 1, fetch_subject)
     block['mlp'].update(memory)
   readout = Readout(layout['state'], c)
   params['unembed']['answers'] = readout.rows(layout.dim)

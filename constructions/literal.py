@@ -40,7 +40,7 @@ def literal(facts: Facts) -> Construction:
   params['embed']['subjects'] = encode(facts.answers_RxN)
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
-  parts.move(attention, 0, parts.copy(layout['blocks'], layout['blocks'], times=2))
+  parts.write_ov(attention, 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
   mlp['in'][layout['blocks']] = np.eye(R * m)
   mlp['in'][layout['relation']] = 2 * np.repeat(np.eye(R), m, axis=1)
   mlp['in_bias'][:] = -2

@@ -51,7 +51,9 @@ def normed(facts: Facts) -> Construction:
   undo = 2 * rms_subject
   closed = 1 + rms_subject / rms_relation
   block = params['blocks_0']
-  parts.move(block['attention'], 0, parts.copy(layout['blocks'], layout['blocks'], times=undo))
+  parts.write_ov(
+    block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=undo)
+  )
   selected_square = w + (R - 1) * (w * (1 - closed) ** 2 + (m - w) * closed**2)
   rms_selected = math.sqrt(selected_square / d + eps)
   block['mlp']['in'][:] = np.eye(d)

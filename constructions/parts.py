@@ -39,10 +39,10 @@ def encoder(layout: Layout, slot: str, code: codes.Code, one: str | None = None)
   return encode
 
 
-def move(attention: dict, head: int, *moves):
+def write_ov(attention: dict, head: int, *writes):
   """Head values: each (source, target, matrix) carries matrixᵀ · x[source] into the target slice."""
   channel = 0
-  for source, target, matrix in moves:
+  for source, target, matrix in writes:
     width = source.stop - source.start
     channels = slice(channel, channel + width)
     attention['value'][head, source, channels] = np.eye(width)
@@ -50,12 +50,12 @@ def move(attention: dict, head: int, *moves):
     channel += width
 
 
-def copy(source: slice, target: slice, times: float = 1):
+def copy_ov(source: slice, target: slice, times: float = 1):
   return source, target, times * np.eye(source.stop - source.start)
 
 
-def look_at(attention: dict, head: int, layout: Layout, position: int, length: int):
-  """The head looks at one absolute position: query β π_position from the constant, key π_p."""
+def attend_to_position(attention: dict, head: int, layout: Layout, position: int, length: int):
+  """The head attends to one absolute position: query β π_position from the constant, key π_p."""
   code = codes.Sign(length)
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)

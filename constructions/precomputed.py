@@ -38,11 +38,13 @@ def precomputed(facts: Facts, hops: int) -> Construction:
   params, config = _embedded(facts, layout, length, blocks)
   for j in range(hops):
     block, level, rest = params[f'blocks_{j}'], layout[f'level{j}'], R ** (hops - j - 1)
-    parts.look_at(block['attention'], 0, layout, j + 1, length)
-    parts.move(block['attention'], 0, (layout['relation'], level, -parts.all_but_own(R, rest * m)))
+    parts.attend_to_position(block['attention'], 0, layout, j + 1, length)
+    parts.write_ov(
+      block['attention'], 0, (layout['relation'], level, -parts.all_but_own(R, rest * m))
+    )
     if j == 0:
-      parts.look_at(block['attention'], 1, layout, 0, length)
-      parts.move(block['attention'], 1, parts.copy(level, level))
+      parts.attend_to_position(block['attention'], 1, layout, 0, length)
+      parts.write_ov(block['attention'], 1, parts.copy_ov(level, level))
     block['mlp']['in'][level] = np.eye(layers[j].dim)
     block['mlp']['out'][:, layout[f'level{j + 1}']] = 2 * parts.sum_of_blocks(R, rest * m)
     block['mlp']['out_bias'][layout[f'level{j + 1}']] = -1
@@ -67,14 +69,14 @@ def precomputed_depth1(facts: Facts, hops: int) -> Construction:
   )
   params, config = _embedded(facts, layout, length, (block_config,))
   attention, mlp = params['blocks_0']['attention'], params['blocks_0']['mlp']
-  parts.look_at(attention, 0, layout, 0, length)
-  parts.move(attention, 0, parts.copy(layout['tree'], layout['tree']))
+  parts.attend_to_position(attention, 0, layout, 0, length)
+  parts.write_ov(attention, 0, parts.copy_ov(layout['tree'], layout['tree']))
   paths = queries.every_path(R, hops)
   for hop in range(hops):
     off_path_RxW = (paths[:, hop] != np.arange(R)[:, None]).astype(np.float32)
-    parts.look_at(attention, hop + 1, layout, hop + 1, length)
+    parts.attend_to_position(attention, hop + 1, layout, hop + 1, length)
     closing = -np.repeat(off_path_RxW, m, axis=1)
-    parts.move(attention, hop + 1, (layout['relation'], layout['tree'], closing))
+    parts.write_ov(attention, hop + 1, (layout['relation'], layout['tree'], closing))
   mlp['in'][layout['tree']] = np.eye(hidden.dim)
   mlp['out'][:, layout['tree', 0]] = 2 * (hops + 2) * parts.sum_of_blocks(branches, m)
   mlp['out_bias'][layout['tree', 0]] = -(hops + 2)

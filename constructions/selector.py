@@ -59,7 +59,7 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   block = params['blocks_0']
   params['embed']['subjects'] = encode(facts.answers_RxN)
   params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
-  parts.move(block['attention'], 0, parts.copy(layout['blocks'], layout['blocks'], times=2))
+  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
   block['mlp']['in'][:] = np.eye(R * m)
   block['mlp']['out'][:, layout['blocks', 0]] = gain * parts.sum_of_blocks(R, m)
   params['unembed']['answers'] = readout.rows(layout.dim)
@@ -106,7 +106,7 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   block = params['blocks_0']
   params['embed']['subjects'] = encode(facts.answers_RxN)
   params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
-  parts.move(block['attention'], 0, parts.copy(memory, memory, times=2))
+  parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, times=2))
   block['mlp']['in'][layout['blocks']] = np.eye(R * m)
   block['mlp']['out'][:, layout['answer']] = parts.sum_of_blocks(R, m)
   params['unembed']['answers'] = readout.rows(layout.dim)

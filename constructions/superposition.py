@@ -50,7 +50,7 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   params['embed']['subjects'] = encode(facts.answers_RxN)
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
-  parts.move(params['blocks_0']['attention'], 0, parts.copy(memory, memory, times=2))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
   _filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
   params['unembed']['answers'] = readout.rows(layout.dim)
   return Construction(

@@ -34,7 +34,7 @@ from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.inside import trace
-from geomem.saved import checkpoint
+from geomem.saved import models
 from geomem.tables import plain
 
 FLAGS = flags.FLAGS
@@ -110,7 +110,7 @@ def _ask(c: Construction, text: str, dtype: str) -> tuple[dict, Answer]:
   pairs = enumerate(zip(got.steps, truths[-len(got.steps) :], strict=True), 1)
   record = {
     'construction': c.name,
-    'query': trace.spoken(names),
+    'query': trace.join_names(names),
     'answer': c.facts.attribute_name(got.steps[-1]),
     'truth': c.facts.attribute_name(truths[-1]),
     'correct': got.steps[-1] == truths[-1],
@@ -214,26 +214,26 @@ def _suggestion(facts: Facts, kind: str, given: str) -> str:
 
 def _wanted(facts: Facts, hops: int) -> str:
   names = [facts.subject_name(0)] + [facts.relation_name(0)] * hops
-  example = trace.spoken(names)
+  example = trace.join_names(names)
   return f'the model answers a subject and {hops} relation(s), like "{example}"'
 
 
 def find_model(folder: Path, name: str | None) -> Path:
   """The model called `name`, or the only one in the folder, or the folder if it is the model."""
-  if checkpoint.is_model(folder) and name in (None, folder.absolute().name):
+  if models.is_model(folder) and name in (None, folder.absolute().name):
     return folder
   if not folder.is_dir():
     raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
-  models = checkpoint.names(folder)
-  if name is None and len(models) == 1:
-    return folder / models[0]
-  if not models:
+  names = models.names(folder)
+  if name is None and len(names) == 1:
+    return folder / names[0]
+  if not names:
     raise InputError(f'--workdir={folder} holds no model; experiments.construct saves models')
   if name is None:
-    raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(models)}')
-  if name not in models and not (folder / name).exists():
-    close = [f'; did you mean {model!r}?' for model in get_close_matches(name, models, 1)]
-    holds = ', '.join(models) + ''.join(close)
+    raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
+  if name not in names and not (folder / name).exists():
+    close = [f'; did you mean {model!r}?' for model in get_close_matches(name, names, 1)]
+    holds = ', '.join(names) + ''.join(close)
     raise InputError(f'--construction={name}: not in {folder}, which holds {holds}')
   return folder / name
 
@@ -299,7 +299,7 @@ def main(argv):
     raise InputError(f'--figure draws one query, in quotes; there are {len(argv) - 1}')
   path = find_model(Path(FLAGS.workdir or DEFAULT_WORKDIR), names[0])
   cli.workdir(DEFAULT_WORKDIR)
-  c, records = checkpoint.load(path), []
+  c, records = models.load(path), []
   try:
     for text in queries(argv[1:]):
       try:
@@ -312,7 +312,7 @@ def main(argv):
       records.append(record)
       print(sentence(c.facts, record, got), flush=True)
       if FLAGS.trace or figure:
-        show(trace.run(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
+        show(trace.trace_prompt(c, got.tokens_L, FLAGS.dtype), FLAGS.trace, figure)
   finally:
     if records:
       storage.write_results(path.absolute().parent / 'ask', records)

@@ -37,10 +37,10 @@ from constructions import registry
 from experiments import benchmark_training as training
 from experiments.figures import benchmark as benchmark_figure
 from experiments.harness import cli, machine, storage, timing
-from geomem import facts as fact
 from geomem import model
 from geomem.checks import verify
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 FLAGS = flags.FLAGS
 cli.define('scale', 'redraw', 'workdir')
@@ -59,10 +59,10 @@ COLUMNS = (
 
 def exhaustive(subjects: int, relations: int, rounds: int = timing.ROUNDS) -> dict:
   """N·R queries against N answers, beside the product of their residuals with the unembedding."""
-  built = registry.build('selector', fact.bijections(jax.random.key(0), subjects, relations))
+  built = registry.build('selector', Facts.bijections(subjects, relations))
   params = jax.device_put(built.params)
   paths = jnp.arange(relations)[:, None]
-  x_QxD = model.apply(built.config, params, jnp.arange(subjects), paths, method='grid')
+  x_QxD = model.apply(built.config, params, jnp.arange(subjects), paths, method='all_pairs')
   x_QxD = x_QxD.reshape(-1, built.config.dim)
   product = jax.jit(lambda x, u: jax.lax.dot_general(x, u, (((1,), (1,)), ((), ()))))
 

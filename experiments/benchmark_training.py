@@ -21,18 +21,18 @@ from jax.experimental.compilation_cache import compilation_cache
 from experiments import frozen_embeddings, peers
 from experiments.harness import searching, statistics
 from experiments.harness.timing import seconds, side_by_side
-from geomem import facts as fact
 from geomem import model
 from geomem.config import Config
+from geomem.facts import Facts
+from geomem.training import batched, bisection, optimization, scheduling
 from geomem.training import mlp_memory as mlp
-from geomem.training import programs, sweep, threshold, train
-from geomem.training.train import Recipe
+from geomem.training.optimization import Recipe
 
 
-def task(subjects: int, relations: int, dim: int, seed: int = 0) -> sweep.Task:
+def task(subjects: int, relations: int, dim: int, seed: int = 0) -> batched.Task:
   """The default model with F = 4d."""
   config = Config.trained(subjects, relations, dim)
-  return sweep.Task(config, fact.bijections(jax.random.key(seed), subjects, relations), seed=seed)
+  return batched.Task(config, Facts.bijections(subjects, relations, seed), seed=seed)
 
 
 def _sizes(subjects: int, relations: int, dim: int, **more) -> str:
@@ -73,13 +73,15 @@ def step(subjects: int, relations: int, dim: int, steps: int, names=peers.NAMES)
 class _Ours:
   """One model, a jitted step a call."""
 
-  def __init__(self, recipe: Recipe, one: sweep.Task):
-    run = functools.partial(train.step, one.config, recipe)
+  def __init__(self, recipe: Recipe, one: batched.Task):
+    run = functools.partial(optimization.step, one.config, recipe)
     self._step, self.job = (
       jax.jit(run, donate_argnums=1),
-      jax.device_put(sweep.job(one, one.config)),
+      jax.device_put(batched.job(one, one.config)),
     )
-    self.state = jax.device_put(train.start(recipe, model.draw(one.config, one.seed)))
+    self.state = jax.device_put(
+      optimization.initial_state(recipe, model.draw(one.config, one.seed))
+    )
 
   def step(self):
     self.state = self._step(self.job, self.state)
@@ -117,10 +119,10 @@ def many(models: int, steps: int, sizes, names=('jax', 'torch'), rounds: int = 3
 
 class _Sweep:
   def __init__(self, recipe: Recipe, tasks):
-    self.laid, self.states = sweep.lay_out(recipe, tasks)
+    self.laid, self.states = batched.set_up(recipe, tasks)
 
   def advance(self, steps: int):
-    self.states = jax.block_until_ready(sweep.advance(self.laid, self.states, steps))
+    self.states = jax.block_until_ready(batched.advance(self.laid, self.states, steps))
 
 
 def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
@@ -135,7 +137,9 @@ def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
     Recipe(steps, target=0.99), 0, 0, tuple((rate, 0.01) for rate in rates)
   )
   cases = [searching.Case('dim', n, relations, seed) for n in subjects for seed in range(seeds)]
-  ours = lambda: searching.measure(cases, setting, functools.partial(programs.train, known=[]))
+  ours = lambda: searching.measure(
+    cases, setting, functools.partial(scheduling.train_tasks, compiled=[])
+  )
   records, before = _from_nothing(ours)
   for name, search in (('jax', _halve), ('jax, our search', _as_ours)):
     found, theirs = _from_nothing(lambda: [search(case, setting) for case in cases])  # noqa: B023
@@ -178,7 +182,7 @@ def _halve(case: searching.Case, setting: searching.Setting) -> tuple[int, int]:
 
 def _as_ours(case: searching.Case, setting: searching.Setting) -> tuple[int, int]:
   """As `_halve`, by the steps of our search."""
-  search = threshold.Bisection(searching.looked_for(case, setting))
+  search = bisection.Bisection(searching.looked_for(case, setting))
   while size := search.ask():
     search.tell(size, _passes(case, size, setting))
   return search.found, search.asked
@@ -189,7 +193,7 @@ def _passes(case: searching.Case, size: int, setting: searching.Setting) -> bool
   return any(_succeeds(one, setting.recipe) for one in tasks)
 
 
-def _succeeds(one: sweep.Task, recipe: Recipe) -> bool:
+def _succeeds(one: batched.Task, recipe: Recipe) -> bool:
   peers.forget()
   peer = peers.Jax(recipe, one)
   for _ in range(0, recipe.steps, recipe.check):
@@ -235,7 +239,7 @@ def _in_turn(recipe: mlp.Recipe, asked) -> list[float]:
 def products(subjects: int, relations: int, dim: int, steps: int = 2, shapes=None):
   """Steps beside as many multiplications in the product of matrices that this machine does fastest."""
   one, recipe = task(subjects, relations, dim), Recipe(steps=10**6, target=None)
-  ours, operations = _Ours(recipe, one), 6 * steps * programs.multiplications(one.config, recipe)
+  ours, operations = _Ours(recipe, one), 6 * steps * scheduling.multiplications(one.config, recipe)
   run, own = _fastest(shapes or SHAPES[jax.default_backend() == 'cpu'])
   times = max(1, round(operations / own))
   pair = side_by_side(lambda: _steps(ours, steps), lambda: [run() for _ in range(times)])

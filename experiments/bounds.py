@@ -22,7 +22,7 @@ from experiments.figures import bounds as bounds_figure
 from experiments.harness import building, cli, storage
 from experiments.harness.findings import Finding, found
 from geomem import facts as fact
-from geomem.checks import bounds
+from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
 FLAGS = flags.FLAGS
@@ -32,7 +32,7 @@ cli.define(
   subjects='N, the number of subjects (default: 64).',
   relations='R, the number of relations (default: 4).',
   hops='k, the relations in a query (default: 2).',
-  workdir='Folder for results.json, bounds.png and bounds.pdf (default: runs/bounds).',
+  workdir='Folder for results.json, lower_bounds.png and lower_bounds.pdf (default: runs/bounds).',
 )
 
 COLUMNS = (
@@ -76,13 +76,13 @@ def curves(subjects: int, relations: int, hops: int, reach: float) -> list[dict]
   """The bounds on B_int as records, for B_emb from 1 to `reach` bits."""
   sizes = subjects, relations, hops
   lines = {  # bound → [(M, bits)]: B_int ≥ bits − M·B_emb
-    'global': [(subjects, bounds.global_bits(*sizes))],
-    'sharp_global': [(subjects, bounds.sharp_global_bits(*sizes))],
-    'local': _local(bounds.local_bits, sizes, bounds.max_roots(*sizes)),
-    'sharp_local': _local(bounds.sharp_local_bits, sizes, subjects // hops),
+    'global': [(subjects, lower_bounds.global_bits(*sizes))],
+    'sharp_global': [(subjects, lower_bounds.sharp_global_bits(*sizes))],
+    'local': _local(lower_bounds.local_bits, sizes, lower_bounds.max_roots(*sizes)),
+    'sharp_local': _local(lower_bounds.sharp_local_bits, sizes, subjects // hops),
   }
   with contextlib.suppress(InputError):  # too many tables to count
-    lines['exact'] = _local(bounds.exact_bits, sizes, subjects)
+    lines['exact'] = _local(lower_bounds.exact_bits, sizes, subjects)
   price_P = np.geomspace(1, reach, GRID)
   return [
     {'kind': 'bound', 'bound': name, 'subject_bits': price, 'internal_bits': bits}

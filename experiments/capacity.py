@@ -24,8 +24,8 @@ from experiments.figures import capacity as capacity_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import Finding, found
 from geomem import facts as fact
-from geomem.checks import ledger
-from geomem.training.train import Recipe
+from geomem.checks import accounting
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('capacity', claims.minutes('capacity'))
@@ -87,7 +87,7 @@ def _smallest(name: str, n: int, r: int, seed: int) -> dict:
 def _built(name: str, table, first: int, **options) -> dict:
   _, found = building.build_and_check(name, table, 1, **options)
   n, r = table.subjects, table.relations
-  weights, stored = n * found['subject_bits'] + found['internal_bits'], ledger.fact_bits(table)
+  weights, stored = n * found['subject_bits'] + found['internal_bits'], accounting.fact_bits(table)
   return {
     **_about(name, n, r, first), 'dim': found['dim'], 'width': found['width'], 'accuracy': found['accuracy'],
     'parameters': found['parameters'], 'weight_bits': weights / found['parameters'],
@@ -102,7 +102,7 @@ def _about(name: str, n: int, r: int, seed: int) -> dict:
 
 def trained(fitter, setting: Setting, seeds) -> list[dict]:
   """Models at their threshold; the best of the learning rates counts."""
-  recipe = Recipe.warmed(setting.steps, target=TARGET)
+  recipe = Recipe.with_warmup(setting.steps, target=TARGET)
   search = searching.Setting(recipe, 0, 0, RATES)
   cases = [searching.Case('dim', n, r, seed) for n, r in setting.sizes for seed in seeds]
   found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']

@@ -24,7 +24,7 @@ from geomem.checks import verify
 from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.saved import checkpoint
+from geomem.saved import models
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -148,7 +148,7 @@ def main(argv):
   options, source = _options(names, every), _source()
   folder = cli.workdir('runs/construct')
   for name in names if FLAGS.save else ():
-    checkpoint.check_free(folder / name)
+    models.check_free(folder / name)
   records, skipped, waiting = [], {}, []
   for name in names:
     known, progress = registry.entry(name), cli.Progress(name)
@@ -171,15 +171,15 @@ def main(argv):
     # Of those named, all are written or none; with all a refusal is no reason to keep any waiting.
     while waiting and (every or name == names[-1]):
       model = waiting.pop(0)
-      checkpoint.save(folder / model.name, model)
+      models.save(folder / model.name, model)
   if not records:
     raise InputError(next(iter(skipped)))
   storage.write_results(folder, records)
   print(cli.table(COLUMNS, records))
   for reason, without in skipped.items():
     print(f'skipped {", ".join(without)}: {reason}')
-  models = f'; models: {folder}/CONSTRUCTION, ask them with experiments.ask' if FLAGS.save else ''
-  print(f'records: {folder / "results.json"}{models}')
+  saved = f'; models: {folder}/CONSTRUCTION, ask them with experiments.ask' if FLAGS.save else ''
+  print(f'records: {folder / "results.json"}{saved}')
   broken = [record['construction'] for record in records if building.failed(record)]
   if broken:
     raise SystemExit(f'FAILED: {", ".join(broken)} did not keep the promised accuracy and margin')

@@ -28,9 +28,9 @@ from experiments.harness import building, cli, fitting, statistics
 from experiments.harness.findings import Finding, found, only
 from geomem import model
 from geomem.config import Config
-from geomem.inside import structure
-from geomem.training import sweep, train
-from geomem.training.train import Recipe
+from geomem.inside import linear_maps
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('from_constructed', claims.minutes('from_constructed'))
@@ -104,18 +104,18 @@ def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD,
   """Accuracy, loss, and how near the embeddings and all weights are to those built."""
   everyone = jnp.ones(config.subjects, bool)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  split = structure.hold_out(jax.random.key(job.seed), config.subjects)
+  split = linear_maps.hold_out(jax.random.key(job.seed), config.subjects)
   away, size = (
     sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
     for tree in (jax.tree.map(jnp.subtract, params, built), built)
   )
   return {
-    'accuracy': train.accuracy(config, recipe, job, params),
-    'loss': train.loss(config, recipe, params, job, None, everyone),
+    'accuracy': optimization.accuracy(config, recipe, job, params),
+    'loss': optimization.loss(config, recipe, params, job, None, everyone),
     'aligned': _aligned(built_NxD, e_NxD, *split),
     'aligned|shuffled facts': _aligned(shuffled_NxD, e_NxD, *split),
     **{
-      name: structure.superposition(e_NxD, u_AxD, table, *split)
+      name: linear_maps.superposition_r2(e_NxD, u_AxD, table, *split)
       for name, table in (
         ('superposition', job.answers_RxN),
         ('superposition|shuffled facts', other_RxN),
@@ -127,9 +127,9 @@ def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD,
 
 def _aligned(built_NxD, e_NxD, fit_T, held_S):
   """R² on held-out subjects of the best linear map of built embeddings, which is one map per relation."""
-  w, b = structure.affine(built_NxD[fit_T], e_NxD[fit_T])
+  w, b = linear_maps.affine(built_NxD[fit_T], e_NxD[fit_T])
   guess = built_NxD[held_S] @ w + b[None]
-  return structure.explained(e_NxD[held_S], guess, jnp.mean(e_NxD[fit_T], axis=0))
+  return linear_maps.r2(e_NxD[held_S], guess, jnp.mean(e_NxD[fit_T], axis=0))
 
 
 def measure(fitter, setting: Setting, seeds) -> list[dict]:
@@ -141,7 +141,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
       built = _built(setting, name, seed)
       for label, params in starts(setting, name, seed):
         rate = setting.rates[params is None]
-        tasks.append(sweep.Task(built.config, built.facts, rate, decay, seed, params))
+        tasks.append(batched.Task(built.config, built.facts, rate, decay, seed, params))
         labels.append(label)
     records += _followed(fitter, setting, name, tasks, labels)
   return records
@@ -159,11 +159,11 @@ def _followed(fitter, setting: Setting, name: str, tasks, labels) -> list[dict]:
   function = functools.partial(scores, config, recipe)
 
   def work():
-    laid, states = sweep.lay_out(recipe, tasks)
-    found = [sweep.measure(laid, states, function, *more)]
+    laid, states = batched.set_up(recipe, tasks)
+    found = [batched.evaluate(laid, states, function, *more)]
     for before, look in itertools.pairwise((0, *setting.looks)):
-      states = sweep.advance(laid, states, look - before)
-      found.append(sweep.measure(laid, states, function, *more))
+      states = batched.advance(laid, states, look - before)
+      found.append(batched.evaluate(laid, states, function, *more))
     return {key: np.stack([f[key] for f in found]) for key in found[0]}
 
   found = fitter.once(work)

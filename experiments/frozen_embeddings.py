@@ -23,8 +23,8 @@ from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import cli, fitting, searching, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
-from geomem.training import mlp_memory, threshold, train
-from geomem.training.train import Recipe
+from geomem.training import bisection, mlp_memory, optimization
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('frozen_embeddings', claims.minutes('frozen_embeddings'))
@@ -72,7 +72,7 @@ RATES = ((0.01, 0.01), (0.03, 0.01))
 def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
   """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
   frozen = () if dim is None else FROZEN
-  recipe = Recipe.warmed(setting.steps, target=0.99, frozen=frozen)
+  recipe = Recipe.with_warmup(setting.steps, target=0.99, frozen=frozen)
   search = searching.Setting(recipe, dim or 0, 0, RATES)
   find = 'dim' if dim is None else 'width'
   cases = [searching.Case(find, n, r, seed) for n, r in setting.sizes for seed in seeds]
@@ -92,7 +92,9 @@ def _trained(case, size: int | None, search) -> int | None:
   """Parameters that training moved, of the model found."""
   if size is None:
     return None
-  trained, _ = train.split(search.recipe, model.shapes(searching.configured(case, size, search)))
+  trained, _ = optimization.split(
+    search.recipe, model.shapes(searching.configured(case, size, search))
+  )
   return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))
 
 
@@ -113,15 +115,15 @@ def memories(fitter, setting: Setting, seeds) -> list[dict]:
   return records
 
 
-def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, threshold.Bisection]:
+def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, bisection.Bisection]:
   """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
 
   From d to F·d facts, the middle first, to one part in a hundred, which is where they searched.
   """
   least, most = recipe.dim, recipe.dim * recipe.width
-  span = threshold.Range(least, most, (least + most) // 2, False, resolution=0.01)
+  span = bisection.Range(least, most, (least + most) // 2, False, resolution=0.01)
   attempt = lambda asked: [held >= recipe.target for held in best(recipe, asked)]
-  return threshold.search({seed: span for seed in seeds}, attempt)
+  return bisection.search({seed: span for seed in seeds}, attempt)
 
 
 def best(recipe: mlp_memory.Recipe, asked) -> np.ndarray:

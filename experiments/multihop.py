@@ -22,10 +22,10 @@ from experiments.figures import multihop as multihop_figure
 from experiments.harness import building, cli, fitting, searching, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
-from geomem.checks import ledger
+from geomem.checks import accounting
 from geomem.config import Config
-from geomem.training import sweep, train
-from geomem.training.train import Recipe
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('multihop', claims.minutes('multihop'))
@@ -77,7 +77,7 @@ def searched(
 ) -> list[dict]:
   """The smallest d of every seed, sought from a guess on, and the bits that its weights need."""
   chain, loss = MODES[mode]
-  recipe = Recipe.warmed(setting.steps, hops=hops, chain_of_thought=chain, loss=loss)
+  recipe = Recipe.with_warmup(setting.steps, hops=hops, chain_of_thought=chain, loss=loss)
   search = searching.Setting(recipe, 0, 0, RATES, depth, guess=guess, resolution=NEAR)
   cases = [searching.Case('dim', setting.subjects, setting.relations, seed) for seed in seeds]
   found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']
@@ -102,16 +102,16 @@ def searched(
 def longer(fitter, setting: Setting, seeds) -> list[dict]:
   """Chains of up to one hop less than the most, learned together; each length asked for, and the most."""
   most = max(setting.hops)
-  recipe = Recipe.warmed(
+  recipe = Recipe.with_warmup(
     setting.steps, hops=most - 1, chain_of_thought=True, loss='chain', shorter=True, target=None
   )
   sizes = setting.subjects, setting.relations
   config = Config.trained(*sizes, setting.size, length=2 * most)
-  tasks = [sweep.Task(config, building.bijections(*sizes, s), *RATES[0], s) for s in seeds]
+  tasks = [batched.Task(config, building.bijections(*sizes, s), *RATES[0], s) for s in seeds]
 
   def asked(params, job):
     of = lambda hops: dataclasses.replace(recipe, hops=hops)
-    return {f'{k}': train.accuracy(config, of(k), job, params) for k in range(1, most + 1)}
+    return {f'{k}': optimization.accuracy(config, of(k), job, params) for k in range(1, most + 1)}
 
   found = fitter.measured(recipe, tasks, asked)
   return [
@@ -157,7 +157,7 @@ def _bits(config: Config, bits: int) -> dict:
   internal = sum(
     np.prod(a.shape)
     for path, a in jax.tree_util.tree_leaves_with_path(model.shapes(config))
-    if ledger.role_of(path) != 'subjects'
+    if accounting.role_of(path) != 'subjects'
   )
   return {
     'bits': bits,

@@ -15,13 +15,13 @@ import optax
 
 from geomem import model
 from geomem.config import Config
-from geomem.training import mlp_memory, sweep, train
-from geomem.training.train import Recipe
+from geomem.training import batched, mlp_memory, optimization
+from geomem.training.optimization import Recipe
 
 NAMES = ('jax', 'torch', 'torch_compile')
 
 
-def prompts(task: sweep.Task) -> tuple[np.ndarray, np.ndarray]:
+def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
   """All prompts (s, r) as tokens, and their answers."""
   f = task.facts
   s, r = np.meshgrid(np.arange(f.subjects), np.arange(f.relations), indexing='ij')
@@ -47,7 +47,7 @@ def _compiled(config: Config, recipe: Recipe):
     loss, slopes = jax.value_and_grad(objective)(params, tokens, targets)
     with jax.numpy_dtype_promotion('standard'):
       updates, moments = adam.update(slopes, moments, params)
-    rate = learning_rate * train.schedule(recipe, count)
+    rate = learning_rate * optimization.schedule(recipe, count)
     decayed = lambda u, w: -rate * (u + weight_decay * w if w.ndim > 1 else u)
     updates = jax.tree.map(decayed, updates, params)
     return (optax.apply_updates(params, updates), moments, count + 1), loss
@@ -62,7 +62,7 @@ def _compiled(config: Config, recipe: Recipe):
 class Jax:
   """Plain JAX: one jitted step, optax's loss and AdamW; compiled once a size."""
 
-  def __init__(self, recipe: Recipe, task: sweep.Task, params=None):
+  def __init__(self, recipe: Recipe, task: batched.Task, params=None):
     begin, self._step, self._right = _compiled(task.config, recipe)
     rates = np.float32(task.learning_rate), np.float32(task.weight_decay)
     self.data, self.rates = jax.device_put(prompts(task)), jax.device_put(rates)
@@ -124,7 +124,7 @@ def forget():
 class Torch:
   """PyTorch, eager or compiled: a module of tensors, torch's cross-entropy and AdamW."""
 
-  def __init__(self, recipe: Recipe, task: sweep.Task, params=None, compiled: bool = False):
+  def __init__(self, recipe: Recipe, task: batched.Task, params=None, compiled: bool = False):
     import torch
 
     self.torch, config = torch, task.config
@@ -181,7 +181,7 @@ def _check(config: Config):
 @functools.lru_cache
 def _rates(recipe: Recipe) -> np.ndarray:
   """The schedule as a table: asked for in JAX step by step, it would cost PyTorch time."""
-  return np.asarray(train.schedule(recipe, np.arange(recipe.steps + 1)))
+  return np.asarray(optimization.schedule(recipe, np.arange(recipe.steps + 1)))
 
 
 def _logits(torch, config: Config, params, tokens):
@@ -206,7 +206,7 @@ def _logits(torch, config: Config, params, tokens):
   return norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
 
 
-def make(name: str, recipe: Recipe, task: sweep.Task, params=None):
+def make(name: str, recipe: Recipe, task: batched.Task, params=None):
   """A peer by name."""
   if name == 'jax':
     return Jax(recipe, task, params)

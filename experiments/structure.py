@@ -27,9 +27,9 @@ from experiments.harness import building, cli, fitting, statistics
 from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
 from geomem.config import Config
-from geomem.inside import intervene, structure
-from geomem.training import sweep
-from geomem.training.train import Recipe
+from geomem.inside import intervene, linear_maps
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('structure', claims.minutes('structure'))
@@ -65,12 +65,14 @@ class Kind:
   frozen: tuple[str, ...] = ()
 
   def recipe(self, batch: int) -> Recipe:
-    options = {name: getattr(self, name) for name in ('noise', 'haste', 'frozen')}
-    return Recipe.warmed(self.steps, batch=batch, target=None, **options)
+    return Recipe.with_warmup(
+      self.steps, batch=batch, target=None, noise=self.noise, frozen=self.frozen,
+      embedding_lr_multiplier=self.haste,
+    )  # fmt: skip
 
-  def task(self, facts, seed: int) -> sweep.Task:
+  def task(self, facts, seed: int) -> batched.Task:
     config = Config.trained(facts.subjects, facts.relations, self.dim, self.width)
-    return sweep.Task(config, facts, self.rate, self.weight_decay, seed)
+    return batched.Task(config, facts, self.rate, self.weight_decay, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ def plain(dim: int, width: int, decays, steps: int) -> tuple[Kind, ...]:
   return tuple(Kind('trained', dim, width, decay, steps) for decay in decays)
 
 
-FOR_TRANSFER = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': building.LOOK}
+FOR_TRANSFER = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': optimization.QK_PARAMS}
 FIXED = {'frozen': ('embed/subjects', 'unembed')}  # the facts must go into the weights: larger ones
 PRESETS = {
   'smoke': Setting(
@@ -114,49 +116,53 @@ def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
   answers_RxN = job.answers_RxN
   keys = building.looking(job.seed, 6)
-  fit_T, held_S = structure.hold_out(keys[0], config.subjects)
+  fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = answers_RxN.T[held_S]
   linear = lambda table: {
-    'superposition': structure.superposition(e, u, table, fit_T, held_S),
-    'readout': structure.readout(e, u, table, fit_T, held_S),
+    'superposition': linear_maps.superposition_r2(e, u, table, fit_T, held_S),
+    'readout': linear_maps.probe_accuracy(e, u, table, fit_T, held_S),
   }
   values = {'accuracy': intervene.accuracy(config, params, e, answers_RxN.T), **linear(answers_RxN)}
   values |= {f'{name}|shuffled facts': value for name, value in linear(shuffled_RxN).items()}
-  read_TxRxD, hidden_TxRxF = intervene.at_mlp(config, params, e[fit_T])
-  units = intervene.units(hidden_TxRxF)
+  read_TxRxD, hidden_TxRxF = intervene.mlp_activations(config, params, e[fit_T])
+  units = intervene.unit_selectivity(hidden_TxRxF)
   values |= _selector(config, params, e[held_S], targets_SxR, units, keys[1])
   values |= _patches(config, params, e[held_S], targets_SxR, jnp.mean(read_TxRxD, axis=0), keys[2])
-  wanted_SxR = intervene.others(keys[3], config.answers, targets_SxR)
+  wanted_SxR = intervene.other_attributes(keys[3], config.answers, targets_SxR)
 
   def move(table):
     known = e[fit_T], u, table[:, fit_T]
-    maps, _ = structure.maps(*known, structure.best_ridge(*known))
-    return intervene.moves(maps, u, targets_SxR, wanted_SxR)
+    maps, _ = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+    return intervene.steering_vectors(maps, u, targets_SxR, wanted_SxR)
 
   moves = move(answers_RxN)
   arms = {
     '': moves,
     '|shuffled facts': move(shuffled_RxN),
-    '|random direction': intervene.turned(keys[4], moves),
+    '|random direction': intervene.random_directions(keys[4], moves),
   }
-  swap = lambda moved: intervene.swapped(
+  swap = lambda moved: intervene.swap_effects(
     config, params, e[held_S], moved, wanted_SxR, jnp.array(DOSES)
   )
   swapped = jax.lax.map(swap, jnp.stack(list(arms.values())))
   for name, shares in zip(('flipped', 'kept'), swapped, strict=True):
     values |= {f'{name}{arm}': share for arm, share in zip(arms, shares, strict=True)}
-  return values | {f'unit_{name}': units[name] for name in ('relation', 'attribute', 'share')}
+  return values | {
+    'unit_relation': units['relation'],
+    'unit_attribute': units['attribute'],
+    'unit_share': units['activation_fraction'],
+  }
 
 
 def _selector(config, params, e_SxD, targets_SxR, units, key):
   """Selectivity, and what cutting off a relation's units, or as many at random, leaves."""
   values = {
-    f'{name}_selectivity': jnp.sum(units['share'] * units[name])
+    f'{name}_selectivity': jnp.sum(units['activation_fraction'] * units[name])
     for name in ('relation', 'attribute')
   }
   own_2xF = jnp.stack([units['own'], jax.random.permutation(key, units['own'])])
-  cut = lambda own_F: intervene.ablated(config, params, e_SxD, targets_SxR, own_F)
+  cut = lambda own_F: intervene.accuracy_without_units(config, params, e_SxD, targets_SxR, own_F)
   others_RxR = ~jnp.eye(config.relations, dtype=bool)
   for arm, right_RxR in zip(('', '|random units'), jax.lax.map(cut, own_2xF), strict=True):
     values[f'ablated_own{arm}'] = jnp.mean(jnp.diagonal(right_RxR))
@@ -168,8 +174,8 @@ def _patches(config, params, e_SxD, targets_SxR, mean_RxD, key):
   """How often another relation, put in at the MLP's input, is the one answered; all shifts alike."""
   shifts = jnp.arange(1, config.relations)
   add_TxRxD = jax.vmap(lambda shift: jnp.roll(mean_RxD, -shift, axis=0) - mean_RxD)(shifts)
-  hit = lambda pair: intervene.patched(config, params, e_SxD, targets_SxR, *pair)
-  arms = {'': add_TxRxD, '|random direction': intervene.turned(key, add_TxRxD)}
+  hit = lambda pair: intervene.patched_accuracy(config, params, e_SxD, targets_SxR, *pair)
+  arms = {'': add_TxRxD, '|random direction': intervene.random_directions(key, add_TxRxD)}
   added = jnp.concatenate(list(arms.values())), jnp.tile(shifts, len(arms))
   patched = jax.lax.map(hit, added).reshape(len(arms), -1).mean(axis=1)
   return {f'patched{arm}': share for arm, share in zip(arms, patched, strict=True)}
@@ -186,7 +192,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   groups += [of_kind('untrained', kind, False) for kind in sizes.values()]
   selectors = [registry.build('selector', table(seed)) for seed in seeds]
   built = [
-    sweep.Task(b.config, b.facts, seed=seed, params=b.params)
+    batched.Task(b.config, b.facts, seed=seed, params=b.params)
     for seed, b in zip(seeds, selectors, strict=True)
   ]
   groups.append(('constructed', Recipe(), built, False))
@@ -196,14 +202,18 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
     one = functools.partial(scores, tasks[0].config)
     found = fitter.measured(recipe, tasks, one, shuffled, trained=trained)
     for i, task in enumerate(tasks):
-      how = {'weight_decay': task.weight_decay, 'noise': recipe.noise, 'haste': recipe.haste}
+      how = {
+        'weight_decay': task.weight_decay,
+        'noise': recipe.noise,
+        'haste': recipe.embedding_lr_multiplier,
+      }
       about = {'model': name, **(how if trained else dict.fromkeys(how))}
       values = {key: value[i] for key, value in found.items()}
       records += _records(about, task, values, seeds[0])
   return records
 
 
-def _records(about: dict, task: sweep.Task, values: dict, first: int) -> list[dict]:
+def _records(about: dict, task: batched.Task, values: dict, first: int) -> list[dict]:
   """One for every number; of single units only those of the first seed."""
   c = task.config
   about |= {

@@ -21,7 +21,6 @@ import dataclasses
 import itertools
 import math
 
-import jax
 import numpy as np
 from absl import flags
 
@@ -33,7 +32,8 @@ from experiments.harness.findings import Finding, found, only
 from experiments.harness.searching import FINDS, Case, Setting, amount, measure
 from geomem import facts as fact
 from geomem.errors import InputError
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -104,7 +104,7 @@ def constructed(cases: list[Case]) -> list[dict]:
   sizes = dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects)
   records = []
   for (n, r), name in itertools.product(sizes, CONSTRUCTIONS):
-    config = registry.build(name, fact.bijections(jax.random.key(0), n, r)).config
+    config = registry.build(name, Facts.bijections(n, r)).config
     about = {'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r}
     records.append({**about, **amount(config)})
   return records
@@ -171,7 +171,7 @@ def _asked_for() -> tuple[list[Case], Setting]:
   subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
   for n, r in itertools.product(subjects, relations):
     fact.check_sizes(n, r, 1)
-  recipe = Recipe.warmed(FLAGS.steps, target=FLAGS.target)
+  recipe = Recipe.with_warmup(FLAGS.steps, target=FLAGS.target)
   rates = cli.values('learning_rate', [0.01, 0.03]), cli.values('weight_decay', [0.01])
   for name, users in USED_BY.items():
     if FLAGS[name].value is not None and not set(find) & users:

@@ -27,8 +27,9 @@ from geomem import hosts
 from geomem import mesh as meshes
 from geomem.config import NORMS, Config
 from geomem.errors import InputError
-from geomem.training import sharded, sweep, train
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.training import batched, optimization, sharded
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 cli.define(
@@ -59,11 +60,15 @@ flags.DEFINE_bool('chain_of_thought', False, 'Let the model name every subject o
 flags.DEFINE_enum(
   'loss',
   None,
-  train.LOSSES,
+  optimization.LOSSES,
   'What it is trained to say (default: answer; chain of thought: chain).',
 )
 
-STATUS = {train.RUNNING: 'steps over', train.SOLVED: 'solved', train.DIVERGED: 'diverged'}
+STATUS = {
+  optimization.RUNNING: 'steps over',
+  optimization.SOLVED: 'solved',
+  optimization.DIVERGED: 'diverged',
+}
 COLUMNS = (
   'learning_rate',
   'weight_decay',
@@ -76,17 +81,17 @@ COLUMNS = (
 )
 
 
-def tasks(config: Config, rates, decays, seeds) -> list[sweep.Task]:
+def tasks(config: Config, rates, decays, seeds) -> list[batched.Task]:
   """The grid; the facts go by the seed alone."""
-  tables = {s: fact.bijections(jax.random.key(s), config.subjects, config.relations) for s in seeds}
+  tables = {s: Facts.bijections(config.subjects, config.relations, s) for s in seeds}
   return [
-    sweep.Task(config, tables[s], rate, decay, s)
+    batched.Task(config, tables[s], rate, decay, s)
     for rate, decay, s in itertools.product(rates, decays, seeds)
   ]
 
 
 def record(laid, states, i: int) -> dict:
-  task, state = laid.tasks[i], laid.result(states, i)
+  task, state = laid.tasks[i], laid.state_of(states, i)
   return {
     'subjects': task.config.subjects,
     'relations': task.config.relations,
@@ -126,7 +131,7 @@ def _configured() -> tuple[Config, Recipe]:
   )
   fact.check_sizes(n, r, hops)
   loss = FLAGS.loss or ('chain' if FLAGS.chain_of_thought else 'answer')
-  recipe = Recipe.warmed(
+  recipe = Recipe.with_warmup(
     FLAGS.steps,
     hops=hops,
     chain_of_thought=FLAGS.chain_of_thought,
@@ -172,13 +177,13 @@ def main(argv):
     **({'mesh': dict(mesh.shape)} if mesh else {}),
   }
   if mesh:
-    fit, (laid, states) = sharded.fit, sharded.lay_out(recipe, *models, mesh)
+    fit, (laid, states) = sharded.fit, sharded.set_up(recipe, *models, mesh)
   else:
-    fit, (laid, states) = sweep.fit, sweep.lay_out(recipe, models)
+    fit, (laid, states) = batched.fit, batched.set_up(recipe, models)
   with fitting.run(folder, about) as fitter:
     laid, states = fitter.follow(fit, laid, states)
     fitter.save(laid, states)
-    states = jax.device_get(hosts.local(states))
+    states = jax.device_get(hosts.to_host(states))
     records = [record(laid, states, i) for i in range(len(laid.tasks))]
     hosts.by_first(storage.write_results)(folder, records)
   if hosts.first():

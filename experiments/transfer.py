@@ -26,9 +26,9 @@ from experiments.harness.findings import CHECK, Finding, found, only
 from geomem import model
 from geomem.config import Config
 from geomem.errors import InputError
-from geomem.inside import intervene, structure, transfer
-from geomem.training import sweep
-from geomem.training.train import Recipe
+from geomem.inside import intervene, linear_maps, new_facts
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 fitting.define('transfer', claims.minutes('transfer'))
@@ -67,22 +67,22 @@ class Case:
   def recipe(self, steps: int) -> Recipe:
     frozen = {
       'unembed': self.unembedding == 'fixed',
-      **dict.fromkeys(building.LOOK, self.attention == 'fixed'),
+      **dict.fromkeys(optimization.QK_PARAMS, self.attention == 'fixed'),
       'embed/subjects': self.model == 'associative',
     }
-    return Recipe.warmed(
-      steps, batch=self.batch, target=None, noise=self.noise, haste=self.haste,
+    return Recipe.with_warmup(
+      steps, batch=self.batch, target=None, noise=self.noise, embedding_lr_multiplier=self.haste,
       frozen=tuple(name for name, is_frozen in frozen.items() if is_frozen),
     )  # fmt: skip
 
-  def task(self, seed: int) -> sweep.Task:
+  def task(self, seed: int) -> batched.Task:
     """A model of this kind before it is trained."""
     facts = building.bijections(self.subjects, self.relations, seed)
     if self.model == 'constructed':
       built = registry.build('selector', facts)
-      return sweep.Task(built.config, facts, seed=seed, params=built.params)
+      return batched.Task(built.config, facts, seed=seed, params=built.params)
     config = Config.trained(self.subjects, self.relations, self.dim, self.width)
-    return sweep.Task(config, facts, self.rate, self.weight_decay, seed)
+    return batched.Task(config, facts, self.rate, self.weight_decay, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,25 +100,25 @@ def scores(config: Config, setting: Setting, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
   keys = building.looking(job.seed, 3)
-  fit_T, held_S = structure.hold_out(keys[0], config.subjects)
+  fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)
 
   known = e_NxD, u_AxD, answers_RxN
-  maps = structure.maps(*known, structure.best_ridge(*known))
+  maps = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
   fitted = e_NxD[fit_T], u_AxD, answers_RxN[:, fit_T]
-  partly = structure.maps(*fitted, structure.best_ridge(*fitted))
+  partly = linear_maps.fit_maps(*fitted, linear_maps.best_ridge(*fitted))
   held_RxS = answers_RxN[:, held_S]
-  through, _ = transfer.through(config, params, maps, keys[1], setting.maps, BATCH)
+  through, _ = new_facts.fit_maps_through_model(config, params, maps, keys[1], setting.maps, BATCH)
   some_RxB = other_RxN[:, :RELEARNED]  # each embedding is trained by itself: some speak for all
-  relearned_BxD = transfer.relearn(config, params, some_RxB, keys[2], setting.embeddings)
+  relearned_BxD = new_facts.learn_embeddings(config, params, some_RxB, keys[2], setting.embeddings)
   return {
     'accuracy': right(e_NxD, answers_RxN),
-    'superposition': structure.superposition(*known, fit_T, held_S),
-    'shared_cosine': transfer.shared_cosine(u_AxD, answers_RxN),
-    'old_facts': right(structure.superpose(partly, u_AxD, held_RxS), held_RxS),
-    'a': right(structure.superpose(maps, u_AxD, other_RxN), other_RxN),
-    'b': right(structure.superpose(through, u_AxD, other_RxN), other_RxN),
+    'superposition': linear_maps.superposition_r2(*known, fit_T, held_S),
+    'shared_cosine': new_facts.shared_cosine(u_AxD, answers_RxN),
+    'old_facts': right(linear_maps.superpose(partly, u_AxD, held_RxS), held_RxS),
+    'a': right(linear_maps.superpose(maps, u_AxD, other_RxN), other_RxN),
+    'b': right(linear_maps.superpose(through, u_AxD, other_RxN), other_RxN),
     'c': right(relearned_BxD, some_RxB),
   }
 

@@ -5,8 +5,8 @@ Shapes: N subjects, R relations, A attributes.
 
 import dataclasses
 import math
+import os
 
-import jax
 import numpy as np
 
 from geomem.errors import InputError
@@ -17,11 +17,12 @@ class Facts:
   """`answers_RxN[r, s]` is the attribute g_r(s), in [0, attributes). Names are optional.
 
   Facts are *closed* when attributes are subjects, number for number: only then can hops be chained.
+  That the two are equally many does not say so; `closed=True` does.
   """
 
   answers_RxN: np.ndarray
   attributes: int
-  closed: bool = True
+  closed: bool = False
   subject_names: tuple[str, ...] | None = None
   relation_names: tuple[str, ...] | None = None
   attribute_names: tuple[str, ...] | None = None
@@ -48,6 +49,41 @@ class Facts:
     for kind, size in sizes.items():
       if (names := getattr(self, f'{kind}_names')) is not None and len(names) != size:
         raise InputError(f'facts: {len(names)} {kind} names for {size} {kind}s')
+
+  @classmethod
+  def bijections(cls, subjects: int, relations: int, seed: int = 0) -> 'Facts':
+    """R independent uniform permutations of the subjects."""
+    check_sizes(subjects, relations)
+    return cls(_permutations(_generator(seed), subjects, relations), subjects, closed=True)
+
+  @classmethod
+  def random_maps(
+    cls, subjects: int, relations: int, attributes: int | None = None, seed: int = 0
+  ) -> 'Facts':
+    """R independent uniform maps into the subjects, or into `attributes` symbols of their own."""
+    check_sizes(subjects, relations)
+    size = subjects if attributes is None else attributes
+    if size < 2:
+      raise InputError(f'attributes is {size}; it must be at least 2')
+    answers_RxN = _generator(seed).integers(0, size, (relations, subjects), np.int32)
+    return cls(answers_RxN, size, closed=attributes is None)
+
+  @classmethod
+  def disjoint(cls, subjects: int, relations: int, attributes_each: int, seed: int = 0) -> 'Facts':
+    """Relation r answers in a set of its own, r·D … (r+1)·D − 1, by a random map onto it."""
+    check_sizes(subjects, relations)
+    if not 1 <= attributes_each <= subjects:
+      raise InputError(f'{attributes_each} answers per relation; need 1 … {subjects}, the subjects')
+    inner_RxN = _permutations(_generator(seed), subjects, relations) % attributes_each
+    offset_Rx1 = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
+    return cls(inner_RxN + offset_Rx1, relations * attributes_each)
+
+  @classmethod
+  def from_csv(cls, path: str | os.PathLike) -> 'Facts':
+    """A CSV or TSV file with the columns subject, relation, attribute; see `tables.read_table`."""
+    from geomem import tables
+
+    return tables.read_table(path)
 
   @property
   def subjects(self) -> int:
@@ -93,6 +129,17 @@ class Facts:
     return relation_A, index_A
 
 
+def _generator(seed: int) -> np.random.Generator:
+  """Seeded by the numbers that jax.random.key(seed) holds, but without JAX, which would compile."""
+  if not 0 <= seed < 2**32:
+    raise InputError(f'seed is {seed}; it must be from 0 to 2^32 - 1')
+  return np.random.default_rng(np.array([0, seed], np.uint32))
+
+
+def _permutations(rng: np.random.Generator, subjects: int, relations: int) -> np.ndarray:
+  return np.stack([rng.permutation(subjects) for _ in range(relations)]).astype(np.int32)
+
+
 def check_sizes(subjects: int, relations: int, hops: int = 1):
   """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
   if subjects < 2:
@@ -125,40 +172,12 @@ def check_closed(facts: Facts, hops: int):
     strange = set(facts.attribute_names or ()) - set(facts.subject_names or ())
     names = [name for name in facts.attribute_names or () if name in strange]
     which = f'{names[0]!r} is not a subject' if names else 'some attributes are not subjects'
+    if facts.attributes == facts.subjects and not names:
+      which = (
+        'nothing says that attributes are subjects; if they are, number for number, say so: '
+        'Facts(..., closed=True)'
+      )
     raise InputError(f'these facts cannot be chained: {which}')
-
-
-def bijections(key, subjects: int, relations: int) -> Facts:
-  """R independent uniform permutations of the subjects."""
-  check_sizes(subjects, relations)
-  return Facts(_permutations(key, subjects, relations), subjects)
-
-
-def maps(key, subjects: int, relations: int, attributes: int | None = None) -> Facts:
-  """R independent uniform maps into the subjects, or into `attributes` symbols of their own."""
-  check_sizes(subjects, relations)
-  size = subjects if attributes is None else attributes
-  if size < 2:
-    raise InputError(f'attributes is {size}; it must be at least 2')
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  answers_RxN = rng.integers(0, size, (relations, subjects), np.int32)
-  return Facts(answers_RxN, size, closed=attributes is None)
-
-
-def disjoint(key, subjects: int, relations: int, attributes_each: int) -> Facts:
-  """Relation r answers in a set of its own, r·D … (r+1)·D − 1, by a random map onto it."""
-  check_sizes(subjects, relations)
-  if not 1 <= attributes_each <= subjects:
-    raise InputError(f'{attributes_each} answers per relation; need 1 … {subjects}, the subjects')
-  inner_RxN = _permutations(key, subjects, relations) % attributes_each
-  offset_Rx1 = np.arange(relations, dtype=np.int32)[:, None] * attributes_each
-  return Facts(inner_RxN + offset_Rx1, relations * attributes_each, closed=False)
-
-
-def _permutations(key, subjects: int, relations: int) -> np.ndarray:
-  """From NumPy's generator, seeded by the key: a tenth of a second for 10⁶ subjects, and no compilation."""
-  rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-  return np.stack([rng.permutation(subjects) for _ in range(relations)]).astype(np.int32)
 
 
 def every_content(choices) -> np.ndarray:

@@ -4,9 +4,9 @@ The rows × answers logits never exist at once: a block's logits are made, turne
 its part of both gradients while they are in cache, and forgotten. So the forward pass of a
 differentiated call does all the work, and the backward pass only scales what it kept.
 
-On a mesh a device holds rows of its own and a slice of the answers. For a block, the devices that
-share the vocabulary put their rows together, each looks at its answers, and the few numbers per row
-that say something of all answers (the largest logit, the sum, the target's) are reduced.
+On a mesh a device holds rows of its own and a slice of the answers. For a block, the devices
+along the vocabulary gather their rows, each computes the logits of its answers, and the few numbers
+per row that say something of all answers (the largest logit, the sum, the target's) are reduced.
 
 Shapes: B rows, D width, A answers, T blocks of S rows.
 """
@@ -42,7 +42,7 @@ def cross_entropy(
 
   The sums over a are over the answers `in_use_A` (default all; for padded models). Differentiable in
   x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
-  share out evenly over all devices, and the answers over those of the vocabulary.
+  divide evenly among all devices, and the answers over those of the vocabulary.
   """
   rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
   return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
@@ -89,10 +89,10 @@ _head.defvjp(_forward, _backward)
 def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
   """(loss, right), and the gradients in x and u; or, without these, which rows are right."""
   if mesh is None:
-    return _share(block, precision, False, gradients, x_BxD, u_AxD, rows)
-  each = max(1, block // mesh.shape[VOCABULARY])
+    return _per_device(block, precision, False, gradients, x_BxD, u_AxD, rows)
+  per_device_block = max(1, block // mesh.shape[VOCABULARY])
   return jax.shard_map(
-    functools.partial(_share, each, precision, True, gradients),
+    functools.partial(_per_device, per_device_block, precision, True, gradients),
     mesh=mesh,
     in_specs=(SPREAD, SLICED, (SPREAD, SPREAD, SLICED)),
     out_specs=((P(), P()), (SPREAD, SLICED) if gradients else SPREAD),
@@ -100,14 +100,14 @@ def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
   )(x_BxD, u_AxD, rows)
 
 
-def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
-  """A device's share of `_pass`, block by block."""
+def _per_device(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
+  """A device's part of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
   count, (total, dim) = len(u_AxD), x_BxD.shape
   block = min(block, max(1, total))
   blocks = -(-total // block)
-  together, apart, mine, largest, add, add_facts = _reductions(sharded)
+  gather, scatter, own_rows, largest, add, add_facts = _reductions(sharded)
 
   def split(a):
     a = jnp.pad(a, [(0, blocks * block - total)] + [(0, 0)] * (a.ndim - 1))
@@ -118,7 +118,7 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
 
   def step(carry, xs):
     loss, right, du_DxA = carry
-    x_SxD, target_S, weight_S = map(together, xs)
+    x_SxD, target_S, weight_S = map(gather, xs)
     target_S, row_S = target_S - first, jnp.arange(len(target_S))
     logits_SxA = dot('sd,ad->sa', x_SxD, u_AxD)
     logits_SxA = jnp.where(in_use_A[None], logits_SxA, -jnp.inf)
@@ -131,7 +131,7 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
     alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
     if not gradients:
-      return (loss, right, du_DxA), mine(alone_S)
+      return (loss, right, du_DxA), own_rows(alone_S)
     # p − [the target's], but for each row's factor, which the narrow arrays carry.
     odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-sum_S, mode='drop')
     scale_Sx1 = (weight_S / sum_S)[:, None]
@@ -139,7 +139,7 @@ def _share(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
     # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.
     x_DxS = jax.lax.optimization_barrier((scale_Sx1 * x_SxD.astype(jnp.float32)).T)
     du_DxA = du_DxA + dot('ds,sa->da', x_DxS, odds_SxA)
-    dx_SxD = apart(dx_SxD)
+    dx_SxD = scatter(dx_SxD)
     return (loss, right, du_DxA), dx_SxD.astype(x_BxD.dtype)
 
   du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)

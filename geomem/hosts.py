@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, that run the same program on the devices of all.
 
 Every process makes the same calls in the same order; what they compute lies on all their devices.
-Files and words are the first process's: `by_first` lets it alone act, and tells the others.
+Files and output are the first process's: `by_first` lets it alone act, and sends the others its result.
 """
 
 import functools
@@ -39,20 +39,20 @@ def first() -> bool:
 
 
 def put(tree, places):
-  """Arrays that every process has whole, each laid where `places` says."""
+  """Arrays that every process has whole, each put onto the devices that `places` says."""
   if jax.process_count() == 1:
     return jax.device_put(tree, places)
-  lay = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
-  return jax.tree.map(lay, tree, places)
+  make = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
+  return jax.tree.map(make, tree, places)
 
 
-def local(tree):
+def to_host(tree):
   """The arrays such that this process can read all of them, one by one; every process must ask."""
 
   def gather(a):
     if not isinstance(a, jax.Array) or a.is_fully_addressable:
       return a
-    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` lays all
+    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` gives all
     return np.asarray(a if a.is_fully_replicated else _replicate(a.sharding.mesh)(a))
 
   return jax.tree.map(gather, tree)
@@ -63,7 +63,7 @@ def _replicate(mesh):
   return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))
 
 
-def share(value):
+def broadcast(value):
   """The first process's value, on every process; anything that can be pickled, array by array."""
   if jax.process_count() == 1:
     return value
@@ -89,7 +89,7 @@ def _send(data, size: int) -> bytearray:
 def by_first(work):
   """A function that runs on the first process alone: all get its value, or its error.
 
-  The first process raises the error itself; to the others one that is not foreseen comes in words.
+  The first process raises the error itself; to the others one of another type is sent as a RuntimeError.
   """
 
   @functools.wraps(work)
@@ -102,9 +102,9 @@ def by_first(work):
         value = work(*args, **options)
       except Exception as error:
         own = error
-    value, told = share((value, _portable(own)))
-    if own or told:
-      raise own or told
+    value, failure = broadcast((value, _portable(own)))
+    if own or failure:
+      raise own or failure
     return value
 
   return everywhere

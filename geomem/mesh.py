@@ -1,7 +1,7 @@
-"""The mesh that one large model is spread over: what lies where, and look-ups in a sliced table.
+"""The mesh that one large model is split over: what lies where, and look-ups in a sliced table.
 
 What has a row for every word lies in slices along 'vocabulary'. Rows of a batch, one a question, are
-spread over all devices, first along 'vocabulary': so a batch of all subjects lies where their
+split over all devices, first along 'vocabulary': so a batch of all subjects lies where their
 embeddings do.
 
 Shapes: N rows of a table, D width, B look-ups.
@@ -26,7 +26,7 @@ def whole() -> Mesh:
 def look_up(mesh: Mesh, table_NxD, index_B):
   """Rows of a sliced table, each brought to where it was asked for; any rank of index."""
 
-  def share(slice_NxD, index_B):
+  def per_device(slice_NxD, index_B):
     all_B = jax.lax.all_gather(index_B, VOCABULARY, tiled=True)
     count = len(slice_NxD)
     here_B = all_B - count * jax.lax.axis_index(VOCABULARY)
@@ -35,5 +35,5 @@ def look_up(mesh: Mesh, table_NxD, index_B):
     return jax.lax.psum_scatter(found_BxD, VOCABULARY, tiled=True)
 
   return jax.shard_map(
-    share, mesh=mesh, in_specs=(SLICED, SPREAD), out_specs=SPREAD, check_vma=False
+    per_device, mesh=mesh, in_specs=(SLICED, SPREAD), out_specs=SPREAD, check_vma=False
   )(table_NxD, index_B)

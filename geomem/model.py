@@ -20,7 +20,7 @@ import numpy as np
 from geomem import mesh as meshes
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.initial import fresh
+from geomem.initialization import initial_value
 
 
 def product(spec, a, b, precision=None):
@@ -37,7 +37,7 @@ def product(spec, a, b, precision=None):
 
 
 class _Part(nn.Module):
-  """What every part shares: its config, its parameters in the computation dtype, its products.
+  """What all parts have in common: its config, its parameters in the computation dtype, its products.
 
   `used`: how many of a padded model's coordinates mean something (traced; default all). The others
   are zero, and stay so, through everything but a norm's average.
@@ -58,7 +58,7 @@ class _Part(nn.Module):
         raise InputError(f'{place} is of shape {np.shape(value)}, the config asks for {shape}')
       return value
     return self.param(
-      name, lambda key: fresh(name, shape, functools.partial(jax.random.normal, key))
+      name, lambda key: initial_value(name, shape, functools.partial(jax.random.normal, key))
     )
 
   def weight(self, name, shape):
@@ -163,11 +163,11 @@ class Attention(_Part):
     heads = self.einsum('bhql,bhlk->bhqk', weights, v).astype(self.dtype)
     return self.einsum('bhqk,hkd->bqd', heads, self.output).astype(self.dtype)
 
-  def read_grid(self, x_BxD, x_CxKxD):
+  def all_pairs(self, x_BxD, x_CxKxD):
     """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
 
-    So is what each head would write if it looked there alone: a query only weighs these, for H·D
-    multiplications instead of H·head_dim·D.
+    So is the output of each head if it attended there alone: a query only weighs these outputs, for
+    H·D multiplications instead of H·head_dim·D.
     """
     q = self.einsum('cd,hdk->chk', x_CxKxD[:, -1], self.query).astype(self.dtype)
     k_B = self.einsum('bd,hdk->bhk', x_BxD, self.key).astype(self.dtype)
@@ -245,8 +245,8 @@ class Block(_Part):
     read = self.attention(self.norm_attention(x_BxLxD), last)
     return self.add_mlp(x_BxLxD[:, x_BxLxD.shape[1] - last :] + read)
 
-  def grid(self, x_BxD, x_CxKxD):
-    read = self.attention.read_grid(self.norm_attention(x_BxD), self.norm_attention(x_CxKxD))
+  def all_pairs(self, x_BxD, x_CxKxD):
+    read = self.attention.all_pairs(self.norm_attention(x_BxD), self.norm_attention(x_CxKxD))
     return self.add_mlp(x_CxKxD[None, :, -1] + read)
 
 
@@ -277,24 +277,26 @@ class Transformer(_Part):
       x = block(x, last if i + 1 == len(self.blocks) else length)
     return self.norm_final(x[:, x.shape[1] - last :])
 
-  def grid(self, subjects_B, paths_CxK):
+  def all_pairs(self, subjects_B, paths_CxK):
     """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
 
     One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
     `subjects_B` None: all of them, without a look-up.
     """
     everyone = slice(self.config.subjects)
-    return self.told(self.embed.subject(everyone if subjects_B is None else subjects_B), paths_CxK)
+    return self.from_embeddings(
+      self.embed.subject(everyone if subjects_B is None else subjects_B), paths_CxK
+    )
 
-  def told(self, e_BxD, paths_CxK):
-    """As `grid`, for subjects whose embeddings are given."""
+  def from_embeddings(self, e_BxD, paths_CxK):
+    """As `all_pairs`, for subjects whose embeddings are given."""
     chex.assert_rank(paths_CxK, 2)
     chex.assert_shape(e_BxD, (None, self.config.dim))
     k = paths_CxK.shape[1]
     x_BxD = e_BxD.astype(self.dtype) + self.embed.position(slice(0, 1))
     x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
     if len(self.blocks) == 1:
-      return self.norm_final(self.blocks[0].grid(x_BxD, x_CxKxD))
+      return self.norm_final(self.blocks[0].all_pairs(x_BxD, x_CxKxD))
     shape = (len(x_BxD), *x_CxKxD.shape)
     x = jnp.broadcast_to(x_CxKxD[None], shape)
     x = jnp.concatenate([jnp.broadcast_to(x_BxD[:, None, None], x[:, :, :1].shape), x], axis=2)
@@ -329,7 +331,9 @@ def draw(config: Config, seed: int) -> dict:
   """As `init`, from NumPy's generator: no compilation, the same numbers on every device."""
   rng = np.random.default_rng((seed, 1))  # not the stream that facts of this seed are drawn from
   normal = functools.partial(rng.standard_normal, dtype=np.float32)
-  return _fill(config, lambda name, shape: np.asarray(fresh(name, shape, normal), np.float32))
+  return _fill(
+    config, lambda name, shape: np.asarray(initial_value(name, shape, normal), np.float32)
+  )
 
 
 def zeros(config: Config) -> dict:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from constructions import associative, registry
-from geomem import facts as fact
 from geomem import model
 from geomem.checks import verify
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 NAMES = ('superposition', 'associative_attention', 'associative_mlp')
 # The one array that the facts decide.
@@ -30,7 +30,7 @@ every = pytest.mark.parametrize('name', NAMES)
 
 @functools.cache
 def make_facts(n, r, seed=0):
-  return fact.bijections(jax.random.key(seed), n, r)
+  return Facts.bijections(n, r, seed)
 
 
 def accuracy(name, facts, dtype='float32', **options):
@@ -112,9 +112,7 @@ def test_plain_numpy_agrees(name, n, r, dim):
 @every
 @pytest.mark.parametrize('closed', [True, False])
 def test_facts_are_where_they_should_be(name, closed):
-  make = lambda seed: (
-    make_facts(30, 3, seed) if closed else fact.maps(jax.random.key(seed), 30, 3, 50)
-  )
+  make = lambda seed: make_facts(30, 3, seed) if closed else Facts.random_maps(30, 3, 50, seed)
   size = {'dim': 80}
   old, new = (registry.build(name, make(seed), **size) for seed in (0, 1))
   before, after = leaves(old.params), leaves(new.params)
@@ -137,9 +135,9 @@ def test_transplanted_memory_answers_the_new_facts(name):
 
 @every
 def test_open_facts(name):
-  few = fact.maps(jax.random.key(0), 120, 2, 6)
-  many = fact.maps(jax.random.key(0), 20, 3, 500)
-  own = fact.disjoint(jax.random.key(0), 40, 3, 10)
+  few = Facts.random_maps(120, 2, 6)
+  many = Facts.random_maps(20, 3, 500)
+  own = Facts.disjoint(40, 3, 10)
   for facts in (few, many, own):
     assert accuracy(name, facts) >= 0.98
 
@@ -218,7 +216,7 @@ def test_gate_passes_the_matched_filter_alone(dim):
   e_NxD = built.encode(np.random.default_rng(0).integers(0, 16, (4, 1000)))
   params['embed']['subjects'] = e_NxD
   config, relations = built.config.replace(subjects=1000), np.arange(4)[:, None]
-  x = model.apply(config, params, np.arange(1000), relations, method='grid')
+  x = model.apply(config, params, np.arange(1000), relations, method='all_pairs')
   directions = params['blocks_0']['mlp']['in'][layout['memory'], hidden['positive']]
   filtered = e_NxD[:, layout['memory']] @ directions
   np.testing.assert_allclose(x[..., layout['answer']].reshape(1000, -1), filtered, atol=2e-5)

@@ -16,13 +16,13 @@ from absl.testing import flagsaver
 
 from constructions import registry
 from experiments import ask
-from geomem import facts as fact
 from geomem import model
 from geomem.errors import InputError
-from geomem.saved import checkpoint
+from geomem.facts import Facts
+from geomem.saved import models
 
-PLAIN = fact.bijections(jax.random.key(0), 8, 3)
-NAMED = fact.Facts(
+PLAIN = Facts.bijections(8, 3)
+NAMED = Facts(
   np.array([[0, 1, 2, 3, 4], [1, 2, 3, 4, 0]]),
   5,
   True,
@@ -89,7 +89,7 @@ def test_queries_that_cannot(facts, hops, text, told):
 
 def test_a_query_with_two_readings_is_refused():
   names = ('a', 'a b'), ('b c', 'c'), ('a', 'a b')
-  facts = fact.Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)
+  facts = Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)
   with pytest.raises(InputError, match='more than one way; separate the names by |'):
     ask.parse_query(facts, 'a b c', 1)
   assert ask.parse_query(facts, 'a | b c', 1) == (0, (0,))
@@ -98,7 +98,7 @@ def test_a_query_with_two_readings_is_refused():
 
 def test_close_names_are_found_among_many():
   subjects = tuple(f'person {i}' for i in range(30_000))
-  facts = fact.Facts(np.zeros((1, 30_000), np.int32), 30_000, True, subjects, ('knows',), subjects)
+  facts = Facts(np.zeros((1, 30_000), np.int32), 30_000, True, subjects, ('knows',), subjects)
   with pytest.raises(
     InputError, match="unknown subject 'persom 29999'; did you mean 'person 29999'"
   ):
@@ -107,7 +107,7 @@ def test_close_names_are_found_among_many():
 
 @pytest.mark.parametrize('name', ['chain_of_thought', 'chain_of_thought_compact'])
 def test_a_chain_of_thought_is_the_models_own(name):
-  c = registry.build(name, fact.bijections(jax.random.key(1), 5, 2), 3)
+  c = registry.build(name, Facts.bijections(5, 2, 1), 3)
   for subject, path in itertools.product(range(5), itertools.product(range(2), repeat=3)):
     got = ask.answer(c, subject, path)
     assert list(got.steps) == oracle.answers(c.facts, subject, path)
@@ -134,7 +134,7 @@ def test_a_chain_goes_on_from_what_the_model_said():
 @pytest.mark.parametrize('name', ['selector', 'keyvalue', 'disjoint'])
 def test_records(name):
   known = registry.entry(name)
-  facts = fact.disjoint(jax.random.key(0), 8, 3, 8) if known.own_answers else PLAIN
+  facts = Facts.disjoint(8, 3, 8) if known.own_answers else PLAIN
   c = registry.build(name, facts, 1 + known.multi_hop)
   path = (2, 1)[: c.hops]
   record = ask.ask(c, ' '.join(['s3', *(f'r{r}' for r in path)]), 'bfloat16')
@@ -169,7 +169,7 @@ def test_a_wrong_answer_is_called_wrong():
 
 
 def test_a_dtype_that_cannot_hold_the_model_is_refused():
-  c = registry.build('selector_multilevel', fact.bijections(jax.random.key(0), 1024, 2), bits=10)
+  c = registry.build('selector_multilevel', Facts.bijections(1024, 2), bits=10)
   assert ask.ask(c, 's1000 r1')['correct']
   with pytest.raises(InputError, match='bfloat16 cannot hold'):
     ask.ask(c, 's1000 r1', 'bfloat16')
@@ -179,7 +179,7 @@ def test_a_dtype_that_cannot_hold_the_model_is_refused():
 def workdir(tmp_path_factory):
   path = tmp_path_factory.mktemp('runs')
   for name in ('selector', 'chain_of_thought'):
-    checkpoint.save(path / name, registry.build(name, PLAIN, 1 if name == 'selector' else 2))
+    models.save(path / name, registry.build(name, PLAIN, 1 if name == 'selector' else 2))
   return path
 
 
@@ -268,7 +268,7 @@ def test_the_folder_of_a_model_can_be_named(workdir, capsys):
 def test_a_lone_model_needs_no_name(tmp_path, capsys):
   with pytest.raises(InputError, match='holds no model'):
     main('s0 r0', workdir=str(tmp_path))
-  checkpoint.save(tmp_path / 'selector', registry.build('selector', PLAIN))
+  models.save(tmp_path / 'selector', registry.build('selector', PLAIN))
   main('s0 r0', workdir=str(tmp_path))
   assert capsys.readouterr().out.startswith('s0 r0 → ')
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -34,8 +33,8 @@ from experiments import (
 )
 from experiments.harness import cli
 from geomem import construction
-from geomem import facts as fact
-from geomem.saved import checkpoint
+from geomem.facts import Facts
+from geomem.saved import models
 
 ROOT = Path(__file__).parents[1]
 BINARIES = {
@@ -98,20 +97,18 @@ def place(tmp_path_factory):
   for name, text in TABLES.items():
     (place / name).write_text(text)
   (place / 'binary.csv').write_bytes(bytes(range(256)))
-  plain = fact.bijections(jax.random.key(0), 8, 3)
-  checkpoint.save(place / 'models' / 'selector', registry.build('selector', plain))
-  checkpoint.save(place / 'models' / 'keyvalue', registry.build('keyvalue', plain, 2))
-  multilevel = fact.bijections(jax.random.key(0), 1000, 1)
-  checkpoint.save(
-    place / 'fine' / 'model', registry.build('selector_multilevel', multilevel, bits=10)
-  )
+  plain = Facts.bijections(8, 3)
+  models.save(place / 'models' / 'selector', registry.build('selector', plain))
+  models.save(place / 'models' / 'keyvalue', registry.build('keyvalue', plain, 2))
+  multilevel = Facts.bijections(1000, 1)
+  models.save(place / 'fine' / 'model', registry.build('selector_multilevel', multilevel, bits=10))
   names = ('a', 'a b'), ('b c', 'c'), ('a', 'a b')
-  checkpoint.save(
+  models.save(
     place / 'named' / 'model',
-    registry.build('selector', fact.Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)),
+    registry.build('selector', Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)),
   )
   for damage in ('cut', 'bare', 'later'):
-    checkpoint.save(place / damage / 'model', registry.build('selector', plain))
+    models.save(place / damage / 'model', registry.build('selector', plain))
   data = next((place / 'cut').rglob('ocdbt.process_0/d/*'))
   data.write_bytes(data.read_bytes()[:-7])
   next((place / 'bare').rglob('_METADATA')).unlink()

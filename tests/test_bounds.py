@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from geomem.checks import bounds
+from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
 SLACK = 1e-9
@@ -54,7 +54,7 @@ def oracle_tables(subjects, relations, hops, roots):
 def test_exhaustion_agrees_with_the_oracle(subjects, relations, hops):
   for roots in range(subjects + 1):
     count = oracle_tables(subjects, relations, hops, roots)
-    assert bounds.exact_bits(subjects, relations, hops, roots) == math.log2(count)
+    assert lower_bounds.exact_bits(subjects, relations, hops, roots) == math.log2(count)
 
 
 @pytest.mark.parametrize(
@@ -70,37 +70,40 @@ def test_exhaustion_agrees_with_the_oracle(subjects, relations, hops):
   ],
 )
 def test_measured_values_of_the_theory(subjects, roots, bits):
-  assert round(bounds.exact_bits(subjects, 2, 2, roots), 3) == bits
-  if roots <= bounds.max_roots(subjects, 2, 2):
-    assert bounds.sharp_local_bits(subjects, 2, 2, roots) <= bits
+  assert round(lower_bounds.exact_bits(subjects, 2, 2, roots), 3) == bits
+  if roots <= lower_bounds.max_roots(subjects, 2, 2):
+    assert lower_bounds.sharp_local_bits(subjects, 2, 2, roots) <= bits
 
 
 @pytest.mark.parametrize('base', [1, 2, 3, 4, 7, 10])
 def test_packing_loses_nothing(base):
   flips_BxQ = np.eye(130, dtype=int) if base > 1 else np.zeros((130, 130), int)
   for rows_BxQ in (flips_BxQ, base - 1 - flips_BxQ):
-    packed_BxW = bounds._packed(rows_BxQ, base)
-    assert len(bounds._distinct(packed_BxW)) == (130 if base > 1 else 1)
+    packed_BxW = lower_bounds._packed(rows_BxQ, base)
+    assert len(lower_bounds._distinct(packed_BxW)) == (130 if base > 1 else 1)
 
 
 def test_formula_value_of_the_theory():
-  assert round(bounds.local_bits(6, 2, 2, 2), 2) == 9.17
+  assert round(lower_bounds.local_bits(6, 2, 2, 2), 2) == 9.17
 
 
 @pytest.mark.parametrize('subjects, relations, hops', GRID)
 def test_no_bound_exceeds_the_exact_count(subjects, relations, hops):
   sizes = subjects, relations, hops
-  assert bounds.global_bits(*sizes) <= bounds.sharp_global_bits(*sizes)
-  exact_bits = [bounds.exact_bits(*sizes, roots) for roots in range(subjects + 1)]
-  assert bounds.sharp_global_bits(*sizes) <= exact_bits[subjects] + SLACK
+  assert lower_bounds.global_bits(*sizes) <= lower_bounds.sharp_global_bits(*sizes)
+  exact_bits = [lower_bounds.exact_bits(*sizes, roots) for roots in range(subjects + 1)]
+  assert lower_bounds.sharp_global_bits(*sizes) <= exact_bits[subjects] + SLACK
   for roots, exact in enumerate(exact_bits):
-    if roots <= bounds.max_roots(*sizes):
-      assert bounds.local_bits(*sizes, roots) <= bounds.sharp_local_bits(*sizes, roots) + SLACK
+    if roots <= lower_bounds.max_roots(*sizes):
+      assert (
+        lower_bounds.local_bits(*sizes, roots)
+        <= lower_bounds.sharp_local_bits(*sizes, roots) + SLACK
+      )
     if roots <= subjects // hops:
-      assert bounds.sharp_local_bits(*sizes, roots) <= exact + SLACK
+      assert lower_bounds.sharp_local_bits(*sizes, roots) <= exact + SLACK
   for subject_bits in (0, 0.7, 2.5, 6):
     exact = max(bits - roots * subject_bits for roots, bits in enumerate(exact_bits))
-    assert bounds.internal_bits(*sizes, subject_bits) <= exact + SLACK
+    assert lower_bounds.internal_bits(*sizes, subject_bits) <= exact + SLACK
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,8 @@ def test_no_bound_exceeds_the_exact_count(subjects, relations, hops):
   ],
 )
 def test_sharp_local_bound_at_larger_sizes(subjects, relations, hops, roots):
-  bound = bounds.sharp_local_bits(subjects, relations, hops, roots)
-  assert 0 < bound <= bounds.exact_bits(subjects, relations, hops, roots)
+  bound = lower_bounds.sharp_local_bits(subjects, relations, hops, roots)
+  assert 0 < bound <= lower_bounds.exact_bits(subjects, relations, hops, roots)
 
 
 def test_every_tree_count_holds_on_its_own():
@@ -123,12 +126,14 @@ def test_every_tree_count_holds_on_its_own():
     if roots > subjects:
       continue
     exact = None
-    for branching, inner, leaves in bounds._trees(subjects, relations, hops):
+    for branching, inner, leaves in lower_bounds._trees(subjects, relations, hops):
       if roots * (inner + leaves) <= subjects:
-        exact = exact or bounds.exact_bits(subjects, relations, hops, roots) + SLACK
-        assert bounds._mean_bits(subjects, relations, branching, inner, leaves, roots) <= exact
+        exact = exact or lower_bounds.exact_bits(subjects, relations, hops, roots) + SLACK
+        assert (
+          lower_bounds._mean_bits(subjects, relations, branching, inner, leaves, roots) <= exact
+        )
       if roots * (inner + 2 * leaves) <= subjects:
-        assert bounds._free_bits(subjects, relations, leaves, roots) <= exact
+        assert lower_bounds._free_bits(subjects, relations, leaves, roots) <= exact
 
 
 def test_disjoint_trees_counted_as_in_the_proof():
@@ -140,7 +145,7 @@ def test_disjoint_trees_counted_as_in_the_proof():
       tables.add((g[g[0]], h[g[0]], g[h[0]], h[h[0]]))
   fiber = math.factorial(subjects - 2) ** 2
   assert good == (4 * 3) * math.factorial(4) ** 2
-  assert math.isclose(bounds._mean_bits(subjects, 2, 2, 1, 2, roots), math.log2(good / fiber))
+  assert math.isclose(lower_bounds._mean_bits(subjects, 2, 2, 1, 2, roots), math.log2(good / fiber))
   assert good / fiber <= len(tables)
 
 
@@ -188,20 +193,21 @@ def test_optimum_over_roots_is_the_brute_force_one(subjects, relations, hops):
   sizes = subjects, relations, hops
   for subject_bits in (0, 1.5, 4, 9.25, 20, 60, 150, 500):
     brute = max(
-      bounds.sharp_local_bits(*sizes, m) - m * subject_bits for m in range(subjects // hops + 1)
+      lower_bounds.sharp_local_bits(*sizes, m) - m * subject_bits
+      for m in range(subjects // hops + 1)
     )
-    brute = max(brute, 0, bounds.sharp_global_bits(*sizes) - subjects * subject_bits)
+    brute = max(brute, 0, lower_bounds.sharp_global_bits(*sizes) - subjects * subject_bits)
     assert math.isclose(
-      bounds.internal_bits(*sizes, subject_bits), brute, rel_tol=1e-12, abs_tol=1e-9
+      lower_bounds.internal_bits(*sizes, subject_bits), brute, rel_tol=1e-12, abs_tol=1e-9
     )
 
 
 @pytest.mark.parametrize('relations, hops', [(1, 1), (1, 4), (2, 1), (2, 3), (5, 2), (9, 3)])
 def test_counts_are_concave_in_the_roots(relations, hops):
   subjects = 500
-  for branching, inner, leaves in bounds._trees(subjects, relations, hops):
-    mean = functools.partial(bounds._mean_bits, subjects, relations, branching, inner, leaves)
-    free = functools.partial(bounds._free_bits, subjects, relations, leaves)
+  for branching, inner, leaves in lower_bounds._trees(subjects, relations, hops):
+    mean = functools.partial(lower_bounds._mean_bits, subjects, relations, branching, inner, leaves)
+    free = functools.partial(lower_bounds._free_bits, subjects, relations, leaves)
     for bits, limit in (
       (mean, subjects // (inner + leaves)),
       (free, subjects // (inner + 2 * leaves)),
@@ -213,103 +219,107 @@ def test_counts_are_concave_in_the_roots(relations, hops):
   'subjects, relations, hops', [(90, 1, 3), (90, 2, 2), (300, 3, 3), (1000, 7, 2)]
 )
 def test_sharp_local_bound_is_never_below_the_plain_one(subjects, relations, hops):
-  for roots in range(1, bounds.max_roots(subjects, relations, hops) + 1):
-    gain = bounds.sharp_local_bits(subjects, relations, hops, roots) - bounds.local_bits(
+  for roots in range(1, lower_bounds.max_roots(subjects, relations, hops) + 1):
+    gain = lower_bounds.sharp_local_bits(
       subjects, relations, hops, roots
-    )
+    ) - lower_bounds.local_bits(subjects, relations, hops, roots)
     assert gain > 0 if relations > 1 else gain > -SLACK
 
 
 @pytest.mark.parametrize('options', [{}, {'tied': True}, {'chain_of_thought': True}])
 def test_more_embedding_bits_never_need_more_internal_bits(options):
-  curve = [bounds.internal_bits(300, 3, 2, b, **options) for b in np.linspace(0, 200, 121)]
+  curve = [lower_bounds.internal_bits(300, 3, 2, b, **options) for b in np.linspace(0, 200, 121)]
   assert np.all(np.diff(curve) <= SLACK)
   assert curve[0] > 0 and curve[-1] == 0
 
 
 def test_local_bound_is_dropped_where_it_does_not_apply():
   subject_bits = 40.0
-  assert bounds.internal_bits(10_000, 8, 2, subject_bits) > 10_000 * 40
-  remainder = bounds.sharp_global_bits(10_000, 8, 2) - 10_000 * subject_bits
-  assert bounds.internal_bits(10_000, 8, 2, subject_bits, tied=True) == max(0, remainder)
-  remainder = bounds.sharp_global_bits(10_000, 8, 1) - 10_000 * subject_bits  # every step is seen
-  assert bounds.internal_bits(10_000, 8, 2, subject_bits, chain_of_thought=True) == max(
+  assert lower_bounds.internal_bits(10_000, 8, 2, subject_bits) > 10_000 * 40
+  remainder = lower_bounds.sharp_global_bits(10_000, 8, 2) - 10_000 * subject_bits
+  assert lower_bounds.internal_bits(10_000, 8, 2, subject_bits, tied=True) == max(0, remainder)
+  remainder = (
+    lower_bounds.sharp_global_bits(10_000, 8, 1) - 10_000 * subject_bits
+  )  # every step is seen
+  assert lower_bounds.internal_bits(10_000, 8, 2, subject_bits, chain_of_thought=True) == max(
     0, remainder
   )
 
 
 def test_one_hop_is_the_number_of_tuples():
   for n, r in ((1, 1), (4, 2), (5, 1), (1000, 7)):
-    whole = r * bounds.log2_factorial(n)
-    assert bounds.max_roots(n, r, 1) == n
+    whole = r * lower_bounds.log2_factorial(n)
+    assert lower_bounds.max_roots(n, r, 1) == n
     for value in (
-      bounds.global_bits(n, r, 1),
-      bounds.sharp_global_bits(n, r, 1),
-      bounds.local_bits(n, r, 1, n),
-      bounds.sharp_local_bits(n, r, 1, n),
-      bounds.internal_bits(n, r, 1, 0),
+      lower_bounds.global_bits(n, r, 1),
+      lower_bounds.sharp_global_bits(n, r, 1),
+      lower_bounds.local_bits(n, r, 1, n),
+      lower_bounds.sharp_local_bits(n, r, 1, n),
+      lower_bounds.internal_bits(n, r, 1, 0),
     ):
       assert math.isclose(value, whole, abs_tol=SLACK)
 
 
 def test_one_relation():
-  assert bounds.tree_vertices(1, 4) == 4 and bounds.tree_vertices(3, 3) == 13
-  assert bounds.global_bits(9, 1, 2) == 0
-  assert bounds.sharp_global_bits(2, 1, 2) == 0 == bounds.exact_bits(2, 1, 2, 2)
-  assert math.isclose(bounds.sharp_global_bits(7, 1, 2), math.log2(math.factorial(6)))
-  assert math.isclose(bounds.sharp_global_bits(6, 1, 2), math.log2(math.factorial(6) / 5))
-  assert math.isclose(bounds.local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
-  assert math.isclose(bounds.sharp_local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
+  assert lower_bounds.tree_vertices(1, 4) == 4 and lower_bounds.tree_vertices(3, 3) == 13
+  assert lower_bounds.global_bits(9, 1, 2) == 0
+  assert lower_bounds.sharp_global_bits(2, 1, 2) == 0 == lower_bounds.exact_bits(2, 1, 2, 2)
+  assert math.isclose(lower_bounds.sharp_global_bits(7, 1, 2), math.log2(math.factorial(6)))
+  assert math.isclose(lower_bounds.sharp_global_bits(6, 1, 2), math.log2(math.factorial(6) / 5))
+  assert math.isclose(lower_bounds.local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
+  assert math.isclose(lower_bounds.sharp_local_bits(9, 1, 3, 3), math.log2(math.factorial(3)))
 
 
 def test_more_branches_than_subjects_is_no_obstacle():
-  assert bounds.max_roots(1000, 32, 3) == 0
-  assert bounds.sharp_local_bits(1000, 32, 3, 1) > 0.8 * 32 * bounds.log2_factorial(1000)
+  assert lower_bounds.max_roots(1000, 32, 3) == 0
+  assert lower_bounds.sharp_local_bits(1000, 32, 3, 1) > 0.8 * 32 * lower_bounds.log2_factorial(
+    1000
+  )
 
 
 def test_log2_factorial():
   for n in (0, 1, 2, 20, 170):
     assert math.isclose(
-      bounds.log2_factorial(n), math.log2(math.factorial(n)), rel_tol=1e-14, abs_tol=1e-14
+      lower_bounds.log2_factorial(n), math.log2(math.factorial(n)), rel_tol=1e-14, abs_tol=1e-14
     )
   n = 10**9
   stirling = n * math.log2(n / math.e) + 0.5 * math.log2(2 * math.pi * n)
-  assert math.isclose(bounds.log2_factorial(n), stirling, rel_tol=1e-12)
+  assert math.isclose(lower_bounds.log2_factorial(n), stirling, rel_tol=1e-12)
 
 
 def test_a_million_subjects_cost_little_more_than_a_thousand(monkeypatch):
-  counts, log2_factorial = collections.Counter(), bounds.log2_factorial
+  counts, log2_factorial = collections.Counter(), lower_bounds.log2_factorial
 
   def counted(n):
     counts[subjects] += 1
     return log2_factorial(n)
 
-  monkeypatch.setattr(bounds, 'log2_factorial', counted)
+  monkeypatch.setattr(lower_bounds, 'log2_factorial', counted)
   for subjects in (10**3, 10**6):
-    curve = [bounds.internal_bits(subjects, 4, 3, b) for b in np.linspace(0, 1500, 50)]
+    curve = [lower_bounds.internal_bits(subjects, 4, 3, b) for b in np.linspace(0, 1500, 50)]
   assert 0 < counts[10**6] < 4 * counts[10**3]  # the logarithm of N doubles
-  whole = 4 * bounds.log2_factorial(10**6)
+  whole = 4 * lower_bounds.log2_factorial(10**6)
   assert 0.99999 * whole < curve[0] < whole and curve[20] > 0.2 * whole and curve[-1] == 0
 
 
 @pytest.mark.parametrize(
   'call',
   [
-    lambda: bounds.tree_vertices(0, 2),
-    lambda: bounds.tree_vertices(2, 0),
-    lambda: bounds.max_roots(0, 2, 2),
-    lambda: bounds.global_bits(5, 2.0, 2),
-    lambda: bounds.sharp_global_bits(5, True, 2),
-    lambda: bounds.local_bits(6, 2, 2, 3),
-    lambda: bounds.local_bits(6, 2, 2, -1),
-    lambda: bounds.local_bits(6, 2, 2, 1.0),
-    lambda: bounds.sharp_local_bits(6, 2, 2, 4),
-    lambda: bounds.internal_bits(6, 2, 2, -1),
-    lambda: bounds.internal_bits(6, 2, 2, math.nan),
-    lambda: bounds.internal_bits(6, 2, 2, math.inf, tied=True),
-    lambda: bounds.exact_bits(6, 2, 2, 7),
-    lambda: bounds.exact_bits(6, 3, 2, 1),
-    lambda: bounds.exact_bits(10**6, 2, 2, 1),
+    lambda: lower_bounds.tree_vertices(0, 2),
+    lambda: lower_bounds.tree_vertices(2, 0),
+    lambda: lower_bounds.max_roots(0, 2, 2),
+    lambda: lower_bounds.global_bits(5, 2.0, 2),
+    lambda: lower_bounds.sharp_global_bits(5, True, 2),
+    lambda: lower_bounds.local_bits(6, 2, 2, 3),
+    lambda: lower_bounds.local_bits(6, 2, 2, -1),
+    lambda: lower_bounds.local_bits(6, 2, 2, 1.0),
+    lambda: lower_bounds.sharp_local_bits(6, 2, 2, 4),
+    lambda: lower_bounds.internal_bits(6, 2, 2, -1),
+    lambda: lower_bounds.internal_bits(6, 2, 2, math.nan),
+    lambda: lower_bounds.internal_bits(6, 2, 2, math.inf, tied=True),
+    lambda: lower_bounds.exact_bits(6, 2, 2, 7),
+    lambda: lower_bounds.exact_bits(6, 3, 2, 1),
+    lambda: lower_bounds.exact_bits(10**6, 2, 2, 1),
   ],
 )
 def test_bad_input_is_refused_in_one_line(call):

@@ -1,20 +1,19 @@
 """The certificate against what would fool it: rounding, what is not finite, relations that are lost."""
 
-import jax
 import numpy as np
 import pytest
 
 from constructions import registry
-from geomem import facts as fact
 from geomem.checks import verify
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 
 def build(name, sizes=(5, 2, 1)):
   n, r, k = sizes
-  facts = fact.disjoint if registry.entry(name).own_answers else fact.bijections
-  more = (n,) if registry.entry(name).own_answers else ()
-  return registry.build(name, facts(jax.random.key(0), n, r, *more), k)
+  own = registry.entry(name).own_answers
+  facts = Facts.disjoint(n, r, n) if own else Facts.bijections(n, r)
+  return registry.build(name, facts, k)
 
 
 @pytest.mark.parametrize('check', verify.CHECKS)

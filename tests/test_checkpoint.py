@@ -14,17 +14,17 @@ import pytest
 
 from constructions import registry
 from experiments import ask
-from geomem import facts as fact
 from geomem.checks import verify
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.inside import trace
-from geomem.saved import checkpoint
+from geomem.saved import models
 
 NAMES = ('Marie Curie', 'Zoë', '居里', 'a | b', 'e')
-CLOSED = fact.Facts(
+CLOSED = Facts(
   np.array([[1, 2, 3, 4, 0], [0, 0, 2, 1, 4]], np.int32), 5, True, NAMES, ('born in', 'R'), NAMES
 )
-OWN = fact.Facts(  # two answers of the first relation, three of the second
+OWN = Facts(  # two answers of the first relation, three of the second
   np.array([[0, 3, 3, 0, 0], [4, 1, 2, 4, 4]], np.int32), 5, False, NAMES, ('born in', 'R'), NAMES
 )
 
@@ -33,7 +33,7 @@ def build(name, seed=None):
   known = registry.entry(name)
   facts = OWN if known.own_answers else CLOSED
   if seed is not None:
-    facts = fact.bijections(jax.random.key(seed), 6, 2)
+    facts = Facts.bijections(6, 2, seed)
   return registry.build(name, facts, 2 if known.multi_hop else 1)
 
 
@@ -61,8 +61,8 @@ def contents(folder) -> dict[str, bytes | None]:
 @pytest.mark.parametrize('name', registry.REGISTRY)
 def test_every_construction_loads_back(name, tmp_path):
   built = build(name)
-  checkpoint.save(tmp_path / name, built)
-  loaded = checkpoint.load(tmp_path / name)
+  models.save(tmp_path / name, built)
+  loaded = models.load(tmp_path / name)
   assert same(loaded, built)
   assert verify.exhaustive(loaded) == verify.exhaustive(built)
   if built.readout is None:
@@ -74,8 +74,8 @@ def test_every_construction_loads_back(name, tmp_path):
 
 
 def test_a_loaded_disjoint_model_is_traced_by_name(tmp_path):
-  checkpoint.save(tmp_path / 'own', build('disjoint'))
-  text = '\n'.join(trace.lines(trace.run(checkpoint.load(tmp_path / 'own'), [1, 6])))
+  models.save(tmp_path / 'own', build('disjoint'))
+  text = '\n'.join(trace.lines(trace.trace_prompt(models.load(tmp_path / 'own'), [1, 6])))
   assert 'blocks[born in] = a | b; blocks[R] = Zoë' in text and 'own answer' not in text
 
 
@@ -84,19 +84,19 @@ def test_odd_bits_survive(tmp_path):
   odd = np.array([-0.0, np.inf, np.nan, 1e-45, np.float32(0.1)], np.float32)
   built.params['embed']['relations'].ravel()[:5] = odd
   built.params['embed']['positions'].view(np.uint32).ravel()[0] = 0x7FC12345  # a NaN of its own
-  checkpoint.save(tmp_path / 'odd', built)
-  assert same(checkpoint.load(tmp_path / 'odd'), built)
+  models.save(tmp_path / 'odd', built)
+  assert same(models.load(tmp_path / 'odd'), built)
 
 
 def test_saving_again_replaces_all(tmp_path):
-  checkpoint.save(tmp_path / 'model', build('precomputed'))
+  models.save(tmp_path / 'model', build('precomputed'))
   (tmp_path / 'model' / 'notes.txt').touch()
   with pytest.raises(InputError, match=r'notes\.txt'):
-    checkpoint.save(tmp_path / 'model', build('selector'))
+    models.save(tmp_path / 'model', build('selector'))
   (tmp_path / 'model' / 'notes.txt').unlink()
   built = build('selector', seed=1)
-  checkpoint.save(tmp_path / 'model', built)
-  assert same(checkpoint.load(tmp_path / 'model'), built)
+  models.save(tmp_path / 'model', built)
+  assert same(models.load(tmp_path / 'model'), built)
   assert sorted(p.name for p in (tmp_path / 'model').iterdir()) == ['arrays', 'config.json']
   assert [p.name for p in tmp_path.iterdir()] == ['model']
 
@@ -104,8 +104,8 @@ def test_saving_again_replaces_all(tmp_path):
 def test_an_empty_folder_can_be_saved_to(tmp_path, monkeypatch):
   (tmp_path / 'model').mkdir()
   monkeypatch.chdir(tmp_path)
-  checkpoint.save('model', build('selector'))
-  assert same(checkpoint.load('model'), build('selector'))
+  models.save('model', build('selector'))
+  assert same(models.load('model'), build('selector'))
 
 
 @pytest.mark.parametrize('foreign', ['file', 'folder', 'other format'])
@@ -118,14 +118,14 @@ def test_nothing_else_is_written_over(foreign, tmp_path):
     (path / 'config.json').write_text('{"format": "a thesis"}' if foreign != 'folder' else 'x')
   before = contents(tmp_path)
   with pytest.raises(InputError, match='thesis exists and is not a geomem model; choose another'):
-    checkpoint.save(path, build('selector'))
+    models.save(path, build('selector'))
   assert contents(tmp_path) == before
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   path = tmp_path_factory.mktemp('models') / 'selector'
-  checkpoint.save(path, build('selector'))
+  models.save(path, build('selector'))
   return path
 
 
@@ -155,7 +155,7 @@ def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
     shutil.copytree(saved, model)
     for _ in damage(model / file) or [None]:
       try:
-        loaded = checkpoint.load(model)
+        loaded = models.load(model)
       except InputError as error:
         assert str(model) in str(error) and '\n' not in str(error) and len(str(error)) < 400
       else:  # white space in config.json, half of an empty file
@@ -185,7 +185,7 @@ def test_another_config_is_refused(change, told, saved, tmp_path):
   change = {k: {**fields[k], **v} if isinstance(v, dict) and v else v for k, v in change.items()}
   config.write_text(json.dumps({**fields, **change}))
   with pytest.raises(InputError) as error:
-    checkpoint.load(tmp_path / 'model')
+    models.load(tmp_path / 'model')
   assert told in str(error.value) and '\n' not in str(error.value)
 
 
@@ -200,7 +200,7 @@ def test_another_config_is_refused(change, told, saved, tmp_path):
 def test_what_is_no_model_is_not_loaded(make, told, tmp_path):
   make(tmp_path / 'model')
   with pytest.raises(InputError, match=told):
-    checkpoint.load(tmp_path / 'model')
+    models.load(tmp_path / 'model')
 
 
 def test_a_model_without_arrays_is_refused(saved, tmp_path):
@@ -209,7 +209,7 @@ def test_a_model_without_arrays_is_refused(saved, tmp_path):
   with pytest.raises(
     InputError, match='damaged model: arrays/.* is missing, or not what was saved'
   ):
-    checkpoint.load(tmp_path / 'model')
+    models.load(tmp_path / 'model')
 
 
 class Full(Exception):
@@ -240,7 +240,7 @@ def test_an_interrupted_save_leaves_things_as_they_were(step, older, saved, tmp_
     moved = lambda path, to: full() if path.name == last else rename(path, to)
     monkeypatch.setattr(Path, 'rename', moved)
   with pytest.raises((Full, OSError, InputError), match='No space left|do not fit') as error:
-    checkpoint.save(tmp_path / 'model', build('selector', seed=2))
+    models.save(tmp_path / 'model', build('selector', seed=2))
   assert '\n' not in str(error.value)
   monkeypatch.undo()
   assert contents(tmp_path) == before
@@ -249,31 +249,31 @@ def test_an_interrupted_save_leaves_things_as_they_were(step, older, saved, tmp_
 KILLED = """
 import os, sys
 from pathlib import Path
-from geomem.saved import checkpoint
-built, rename = checkpoint.load(sys.argv[1]), Path.rename
+from geomem.saved import models
+built, rename = models.load(sys.argv[1]), Path.rename
 Path.rename = lambda path, to: os._exit(9) if path.name == sys.argv[3] else rename(path, to)
-checkpoint.save(sys.argv[2], built)
+models.save(sys.argv[2], built)
 """
 
 
 @pytest.mark.parametrize('step', ['new', '.model.replaced'])
 def test_a_save_that_is_killed_leaves_one_model(step, saved, tmp_path):
-  older, newer = build('selector', seed=1), checkpoint.load(saved)
-  checkpoint.save(tmp_path / 'model', older)
+  older, newer = build('selector', seed=1), models.load(saved)
+  models.save(tmp_path / 'model', older)
   arguments = (sys.executable, '-c', KILLED, saved, tmp_path / 'model', step)
   environment = {**os.environ, 'PYTHONPATH': str(Path(__file__).parents[1])}
   assert subprocess.run(arguments, check=False, env=environment).returncode == 9
   assert (tmp_path / 'model').exists() == (step != 'new')
-  assert checkpoint.names(tmp_path) == ['model'] and checkpoint.is_model(tmp_path / 'model')
-  assert same(checkpoint.load(tmp_path / 'model'), older if step == 'new' else newer)
+  assert models.names(tmp_path) == ['model'] and models.is_model(tmp_path / 'model')
+  assert same(models.load(tmp_path / 'model'), older if step == 'new' else newer)
   assert ask.find_model(tmp_path, None) == ask.find_model(tmp_path / 'model', None)
-  checkpoint.save(tmp_path / 'model', newer)
-  assert same(checkpoint.load(tmp_path / 'model'), newer)
+  models.save(tmp_path / 'model', newer)
+  assert same(models.load(tmp_path / 'model'), newer)
   assert not list(tmp_path.glob('.*.replaced'))
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(OSError):
-    checkpoint.save(tmp_path / 'file' / 'model', build('selector'))
+    models.save(tmp_path / 'file' / 'model', build('selector'))
   assert contents(tmp_path) == {'file': b''}

@@ -10,8 +10,8 @@ import pytest
 
 from constructions import registry
 from geomem import codes
-from geomem import facts as fact
 from geomem.checks import verify
+from geomem.facts import Facts
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
 ONE_HOP = [name for name in EXACT if not registry.REGISTRY[name].multi_hop]
@@ -43,10 +43,9 @@ BFLOAT16 = {
 
 
 def make_facts(name, n, r, seed=0):
-  key = jax.random.key(seed)
   if registry.entry(name).own_answers:
-    return fact.disjoint(key, n, r, n)
-  return fact.bijections(key, n, r)
+    return Facts.disjoint(n, r, n, seed)
+  return Facts.bijections(n, r, seed)
 
 
 def build(name, n, r, k, facts=None, **options):
@@ -175,9 +174,9 @@ def test_universal_for_trees(name, n, r, k):
 def test_arbitrary_maps(name):
   """Nothing needs a bijection, except that disjoint needs sets of its own."""
   if registry.entry(name).own_answers:
-    facts = fact.disjoint(jax.random.key(1), 11, 3, 4)
+    facts = Facts.disjoint(11, 3, 4, 1)
   else:
-    facts = fact.maps(jax.random.key(1), 11, 3)
+    facts = Facts.random_maps(11, 3, seed=1)
   k = 2 if name in MULTI_HOP else 1
   report = verify.exhaustive(build(name, 11, 3, k, facts))
   assert report.accuracy == 1.0
@@ -188,7 +187,7 @@ def test_fewer_or_more_attributes_than_subjects(name):
   if registry.entry(name).own_answers:
     pytest.skip('its attributes are its own by definition: see test_arbitrary_maps')
   for attributes in (2, 3, 40):
-    facts = fact.maps(jax.random.key(2), 9, 2, attributes)
+    facts = Facts.random_maps(9, 2, attributes, 2)
     built = build(name, 9, 2, 1, facts)
     sizes = built.config.dim, [block.hidden for block in built.config.blocks]
     assert sizes == expected_size(name, attributes, 2, 1)

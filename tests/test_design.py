@@ -10,15 +10,14 @@ import sys
 import types
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
 
 from constructions import registry
 from experiments.harness import machine
-from geomem import facts
-from geomem.checks import bounds, verify
+from geomem.checks import lower_bounds, verify
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 ROOT = Path(__file__).parents[1]
 FLAGS = flags.FLAGS
@@ -182,17 +181,17 @@ def test_no_formula_is_read_as_emphasis():
 @pytest.mark.parametrize('relations, hops', [(2, 2), (2, 4), (3, 3), (8, 2), (16, 3)])
 def test_the_corollary_follows_from_the_bounds(relations, hops):
   """B_emb ≤ ⅛ R^k log₂(N/4e) leaves B_int ≥ ⅛ N R log₂(N/4e), as soon as a tree fits."""
-  least = bounds.tree_vertices(relations, hops)
+  least = lower_bounds.tree_vertices(relations, hops)
   for subjects in (least, least + 1, 2 * least - 1, 10 * least + 3, 10**6):
     share = math.log2(subjects / (4 * math.e)) / 8
     if share > 0:
-      got = bounds.internal_bits(subjects, relations, hops, share * relations**hops)
+      got = lower_bounds.internal_bits(subjects, relations, hops, share * relations**hops)
       assert got >= share * subjects * relations
 
 
 def test_random_directions_hold_whole_tables_as_often_as_proved():
   """Default D is that of δ = ¼: at least three in four draws of directions have every query right."""
-  table = facts.bijections(jax.random.key(0), 16, 2)
+  table = Facts.bijections(16, 2)
   right = [
     verify.exhaustive(registry.build('superposition', table, seed=seed)).accuracy == 1
     for seed in range(24)

@@ -13,8 +13,8 @@ from constructions import registry
 from experiments.harness import building, machine
 from experiments.page import explorer
 from experiments.page.offers import Offer, models
-from geomem import facts as fact
 from geomem import model, queries
+from geomem.facts import Facts
 from geomem.inside import trace
 
 LIMIT = 3_000_000
@@ -59,7 +59,7 @@ def answers(offer) -> list[list[str]]:
 def asked(offer) -> list[str]:
   facts = offer.construction.facts
   names = lambda s, path: [facts.subject_name(s), *map(facts.relation_name, path)]
-  return [trace.spoken(names(s, path)) for s, path in offer.queries()]
+  return [trace.join_names(names(s, path)) for s, path in offer.queries()]
 
 
 def test_the_data_are_what_the_models_say(offers, told):
@@ -92,7 +92,7 @@ def test_the_section_is_small_and_whole(section):
 def test_names_cannot_break_out(offers):
   c = offers[0].construction
   names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
-  facts = fact.Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
+  facts = Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
   offer = Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
   section = explorer.section(explorer.data([offer]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
@@ -140,7 +140,7 @@ CHECK = """((number) => {
 def fired(offer, query) -> list[list[str]]:
   """The names of all units that fire, layer by layer, where these are few enough to be named."""
   c, (subject, path) = offer.construction, query
-  seen = trace.run(c, [subject, *(c.facts.subjects + r for r in path)])
+  seen = trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path)])
   layers = [(i, j, v[-1]) for i, b in enumerate(seen.blocks) for j, v in enumerate(b.hidden)]
   return [
     sorted(trace.unit_name(seen, i, j, u) for u in np.flatnonzero(v)) or [trace.idle(seen, i, j, c.hops)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from geomem import facts as fact
 from geomem import queries, tables
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 quick = settings(
   deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -19,23 +20,19 @@ quick = settings(
 sizes = st.integers(2, 40), st.integers(1, 6), st.integers(1, 4)
 
 
-def key(seed=0):
-  return jax.random.key(seed)
-
-
 # --- drawing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('n,r', [(2, 1), (7, 3), (1000, 4)])
 def test_bijections_are_permutations(n, r):
-  facts = fact.bijections(key(), n, r)
+  facts = Facts.bijections(n, r)
   assert (facts.subjects, facts.relations, facts.attributes, facts.closed) == (n, r, n, True)
   np.testing.assert_array_equal(np.sort(facts.answers_RxN, axis=1), np.tile(np.arange(n), (r, 1)))
   assert facts.answers_RxN.dtype == np.int32
 
 
 def test_permutations_are_uniform():
-  drawn = fact.bijections(key(), 3, 1), *(fact.bijections(key(s), 3, 1) for s in range(1, 600))
+  drawn = Facts.bijections(3, 1), *(Facts.bijections(3, 1, s) for s in range(1, 600))
   counts = np.unique([f.answers_RxN[0] for f in drawn], axis=0, return_counts=True)[1]
   assert len(counts) == 6 and 60 < counts.min() and counts.max() < 140
 
@@ -43,14 +40,14 @@ def test_permutations_are_uniform():
 @pytest.mark.parametrize(
   'make',
   [
-    lambda k: fact.bijections(k, 50, 2),
-    lambda k: fact.maps(k, 50, 2),
-    lambda k: fact.maps(k, 50, 2, 9),
-    lambda k: fact.disjoint(k, 50, 2, 5),
+    lambda seed: Facts.bijections(50, 2, seed),
+    lambda seed: Facts.random_maps(50, 2, seed=seed),
+    lambda seed: Facts.random_maps(50, 2, 9, seed),
+    lambda seed: Facts.disjoint(50, 2, 5, seed),
   ],
 )
-def test_the_key_decides(make):
-  one, same, other = make(key(3)), make(key(3)), make(key(4))
+def test_the_seed_decides(make):
+  one, same, other = make(3), make(3), make(4)
   np.testing.assert_array_equal(one.answers_RxN, same.answers_RxN)
   for r in range(2):
     assert np.any(one.answers_RxN[r] != other.answers_RxN[r])
@@ -59,7 +56,7 @@ def test_the_key_decides(make):
 
 @pytest.mark.parametrize('attributes', [None, 2, 7, 300])
 def test_maps_reach_all_attributes(attributes):
-  facts = fact.maps(key(), 5000 if attributes else 40, 2, attributes)
+  facts = Facts.random_maps(5000 if attributes else 40, 2, attributes)
   assert facts.closed == (attributes is None)
   assert facts.attributes == (attributes or 40)
   if attributes:
@@ -70,7 +67,7 @@ def test_maps_reach_all_attributes(attributes):
 
 @pytest.mark.parametrize('n,r,each', [(2, 1, 2), (7, 3, 7), (10, 4, 3), (6, 2, 1)])
 def test_disjoint_relations_have_sets_of_their_own(n, r, each):
-  facts = fact.disjoint(key(), n, r, each)
+  facts = Facts.disjoint(n, r, each)
   assert facts.attributes == r * each and not facts.closed
   for i, row in enumerate(facts.answers_RxN):
     assert set(row.tolist()) == set(range(i * each, (i + 1) * each))
@@ -84,24 +81,24 @@ def test_disjoint_relations_have_sets_of_their_own(n, r, each):
 @pytest.mark.parametrize(
   'make',
   [
-    lambda: fact.bijections(key(), 1, 2),
-    lambda: fact.bijections(key(), 2, 0),
-    lambda: fact.bijections(key(), 2**20, 2**12),
-    lambda: fact.maps(key(), 9, 2, 0),
-    lambda: fact.maps(key(), 9, 2, 1),
-    lambda: fact.maps(key(), 9, 2, -4),
-    lambda: fact.disjoint(key(), 9, 2, 0),
-    lambda: fact.disjoint(key(), 9, 2, 10),
-    lambda: fact.disjoint(key(), 9, 1, 1),
+    lambda: Facts.bijections(1, 2),
+    lambda: Facts.bijections(2, 0),
+    lambda: Facts.bijections(2**20, 2**12),
+    lambda: Facts.random_maps(9, 2, 0),
+    lambda: Facts.random_maps(9, 2, 1),
+    lambda: Facts.random_maps(9, 2, -4),
+    lambda: Facts.disjoint(9, 2, 0),
+    lambda: Facts.disjoint(9, 2, 10),
+    lambda: Facts.disjoint(9, 1, 1),
     lambda: fact.check_sizes(10, 2, 0),
     lambda: fact.check_sizes(10, 2, 10**9),
     lambda: fact.check_sizes(2**20, 2**6, 8),
-    lambda: fact.Facts(np.array([0, 1]), 2),
-    lambda: fact.Facts(np.array([[0, 2]]), 2),
-    lambda: fact.Facts(np.array([[0, -1]]), 2),
-    lambda: fact.Facts(np.array([[0, 1]]), 3),
-    lambda: fact.maps(key(), 9, 2).own_sets(),
-    lambda: fact.Facts(np.array([[0, 1]]), 3, closed=False).own_sets(),
+    lambda: Facts(np.array([0, 1]), 2),
+    lambda: Facts(np.array([[0, 2]]), 2),
+    lambda: Facts(np.array([[0, -1]]), 2),
+    lambda: Facts(np.array([[0, 1]]), 3, closed=True),
+    lambda: Facts.random_maps(9, 2).own_sets(),
+    lambda: Facts(np.array([[0, 1]]), 3, closed=False).own_sets(),
   ],
 )
 def test_impossible_facts_are_refused(make):
@@ -115,7 +112,7 @@ def test_impossible_facts_are_refused(make):
 
 def test_hops_against_a_plain_loop():
   n, r = 9, 3
-  answers = fact.maps(key(), n, r).answers_RxN
+  answers = Facts.random_maps(n, r).answers_RxN
   for hops in (1, 2, 3):
     paths = queries.every_path(r, hops)
     assert [tuple(path) for path in paths] == list(itertools.product(range(r), repeat=hops))
@@ -137,7 +134,7 @@ def test_tokens_by_hand():
   subjects, paths = np.array([0, 2], np.int32), np.array([[0, 1], [1, 0]], np.int32)
   assert queries.prompts(3, subjects, paths).tolist() == [[0, 3, 4], [2, 4, 3]]
   assert queries.chains(answers, subjects, paths).tolist() == [[0, 3, 4, 1, 0], [2, 4, 3, 2, 0]]
-  facts = fact.Facts(answers, 3)
+  facts = Facts(answers, 3, closed=True)
   assert (facts.subject_name(2), facts.relation_name(1), facts.attribute_name(0)) == (
     's2',
     'r1',
@@ -187,7 +184,9 @@ def test_a_quarter_of_a_trillion_queries_are_made_lazily():
   [(7, 3, 2, 6000, 512), (5, 1, 1, 40, 4096), (10**6, 8, 6, 999, 64)],
 )
 def test_sampled_blocks_are_uniform_and_the_key_decides(n, r, k, count, size):
-  one, same, other = (list(queries.sampled_blocks(key(s), n, r, k, count, size)) for s in (0, 0, 1))
+  one, same, other = (
+    list(queries.sampled_blocks(jax.random.key(s), n, r, k, count, size)) for s in (0, 0, 1)
+  )
   assert count <= sum(block.valid_SxP.size for block in one) < count + size
   assert all(block.valid_SxP.all() and block.valid_SxP.size <= size for block in one)
   subjects = np.concatenate([block.subjects_S for block in one])

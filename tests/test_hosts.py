@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from geomem import facts as fact
 from geomem import hosts
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.mesh import AXES
-from geomem.training import sharded, sweep
-from geomem.training.train import Recipe
+from geomem.training import batched, sharded
+from geomem.training.optimization import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(steps=6, warmup=2, check=3, target=None, block=16)
@@ -28,19 +28,19 @@ RECIPE = Recipe(steps=6, warmup=2, check=3, target=None, block=16)
 
 def tasks():
   c = Config(10, 2, 10, 2, 6, (BlockConfig(1, 6, 6, (12,)),), norm='rms')
-  table = fact.bijections(jax.random.key(0), 10, 2)
-  return [sweep.Task(c, table, seed=s) for s in range(3)]
+  table = Facts.bijections(10, 2)
+  return [batched.Task(c, table, seed=s) for s in range(3)]
 
 
 def trained() -> list:
   """The loss, the accuracy and the parameters of three models of a sweep, and of one on two meshes."""
-  laid, states = sweep.lay_out(RECIPE, tasks())
-  states = sweep.advance(laid, states, RECIPE.steps)
-  results = [laid.result(states, i) for i in range(3)]
+  sweep, states = batched.set_up(RECIPE, tasks())
+  states = batched.advance(sweep, states, RECIPE.steps)
+  results = [sweep.state_of(states, i) for i in range(3)]
   for shape in ((1, 2), (2, 1)):
     mesh = Mesh(np.array(jax.devices()).reshape(shape), AXES)
-    laid, state = sharded.lay_out(RECIPE, tasks()[1], mesh)
-    results.append(laid.result(sharded.advance(laid, state, RECIPE.steps)))
+    sweep, state = sharded.set_up(RECIPE, tasks()[1], mesh)
+    results.append(sweep.state_of(sharded.advance(sweep, state, RECIPE.steps)))
   return jax.tree.leaves([(r.loss, r.accuracy, r.params) for r in results])
 
 
@@ -60,7 +60,7 @@ hosts.join(sys.argv[1], 2, int(sys.argv[2]))
 np.savez(sys.argv[3], *test_hosts.trained())
 
 mine = {'word': sys.argv[2], 'bits': np.array([[-0.0, np.nan], [1, 2]], np.float32), 'none': np.zeros(0)}
-told = hosts.share(mine)
+told = hosts.broadcast(mine)
 assert told['word'] == '0' and told['bits'].tobytes() == mine['bits'].tobytes() and told['none'].size == 0
 acted = []
 assert hosts.by_first(lambda: acted.append(1) or 7)() == 7 and len(acted) == (sys.argv[2] == '0')

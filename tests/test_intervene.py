@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from geomem import facts as fact
 from geomem import model
 from geomem.checks import verify
 from geomem.config import Config
-from geomem.inside import intervene, structure, transfer
-from geomem.training import sweep
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.inside import intervene, linear_maps, new_facts
+from geomem.training import batched
+from geomem.training.optimization import Recipe
 
 N, R = 48, 3
 
 
 @pytest.fixture(scope='module')
 def built():
-  return registry.build('selector', fact.bijections(jax.random.key(0), N, R))
+  return registry.build('selector', Facts.bijections(N, R))
 
 
 def parts(built):
@@ -34,19 +34,19 @@ def test_a_subject_told_is_a_subject_named(depth, paths):
   config = Config.trained(7, 3, 6, depth=depth, length=3)
   params = model.draw(config, 0)
   e = jnp.asarray(params['embed']['subjects'])
-  named = model.apply(config, params, jnp.arange(7), jnp.array(paths), method='grid')
-  told = model.apply(config, params, e, jnp.array(paths), method='told')
+  named = model.apply(config, params, jnp.arange(7), jnp.array(paths), method='all_pairs')
+  told = model.apply(config, params, e, jnp.array(paths), method='from_embeddings')
   np.testing.assert_allclose(told, named, atol=2e-5)
-  moved = model.apply(config, params, e[::-1], jnp.array(paths), method='told')
+  moved = model.apply(config, params, e[::-1], jnp.array(paths), method='from_embeddings')
   np.testing.assert_allclose(moved, named[::-1], atol=2e-5)
 
 
 @pytest.mark.parametrize('norm', ['none', 'rms', 'layer'])
 def test_answers_are_those_of_the_model(norm):
   """More subjects than are looked at together, and not a multiple of it."""
-  n = intervene.AT_ONCE + 13
+  n = intervene.ROWS_AT_ONCE + 13
   config = Config.trained(n, 2, 8, norm=norm)
-  params, table = model.draw(config, 0), fact.bijections(jax.random.key(0), n, 2)
+  params, table = model.draw(config, 0), Facts.bijections(n, 2)
   e = jnp.asarray(params['embed']['subjects'])
   logits = [
     model.apply(config, params, jnp.array([[s, n + r]]))[0, -1] for s, r in ((0, 1), (n - 1, 0))
@@ -60,12 +60,12 @@ def test_answers_are_those_of_the_model(norm):
 
 def test_every_unit_of_a_selector_keeps_to_its_block(built):
   e, _, _ = parts(built)
-  read, hidden = intervene.at_mlp(built.config, built.params, e)
-  units = intervene.units(hidden)
+  read, hidden = intervene.mlp_activations(built.config, built.params, e)
+  units = intervene.unit_selectivity(hidden)
   m = built.config.dim // R
   np.testing.assert_array_equal(units['own'], np.repeat(np.arange(R), m))
   np.testing.assert_allclose(units['relation'], 1, atol=1e-6)
-  assert units['share'].sum() == pytest.approx(1) and np.all(units['attribute'] < 0.7)
+  assert units['activation_fraction'].sum() == pytest.approx(1) and np.all(units['attribute'] < 0.7)
   np.testing.assert_allclose(
     hidden, np.maximum(read, 0), atol=1e-6
   )  # its first layer is the identity
@@ -74,7 +74,7 @@ def test_every_unit_of_a_selector_keeps_to_its_block(built):
 def test_units_of_a_memory_keep_to_one_fact_and_dead_ones_to_nothing():
   hidden = np.zeros((20, 2, 4), np.float32)
   hidden[3, 1, 0], hidden[:, 0, 1], hidden[:, :, 2] = 1, 1, 1
-  units = intervene.units(jnp.asarray(hidden))
+  units = intervene.unit_selectivity(jnp.asarray(hidden))
   np.testing.assert_allclose(units['relation'], [1, 1, 0, 0], atol=1e-6)
   np.testing.assert_allclose(units['attribute'], [0.95, 0, 0, 0], atol=1e-6)
   assert units['own'][0] == 1
@@ -82,52 +82,54 @@ def test_units_of_a_memory_keep_to_one_fact_and_dead_ones_to_nothing():
 
 def test_cutting_a_relations_units_takes_that_relation_alone(built):
   e, _, g = parts(built)
-  units = intervene.units(intervene.at_mlp(built.config, built.params, e)[1])
-  left = intervene.ablated(built.config, built.params, e, g.T, units['own'])
+  units = intervene.unit_selectivity(intervene.mlp_activations(built.config, built.params, e)[1])
+  left = intervene.accuracy_without_units(built.config, built.params, e, g.T, units['own'])
   assert np.all(np.diagonal(left) < 0.1) and np.all(np.array(left)[~np.eye(R, dtype=bool)] == 1)
-  spared = intervene.ablated(built.config, built.params, e, g.T, jnp.full_like(units['own'], R))
+  spared = intervene.accuracy_without_units(
+    built.config, built.params, e, g.T, jnp.full_like(units['own'], R)
+  )
   assert np.all(spared == 1)
 
 
 def test_another_relation_at_the_mlp_is_the_one_answered(built):
   e, _, g = parts(built)
-  mean = jnp.mean(intervene.at_mlp(built.config, built.params, e)[0], axis=0)
+  mean = jnp.mean(intervene.mlp_activations(built.config, built.params, e)[0], axis=0)
   for shift in (1, 2):
     add = jnp.roll(mean, -shift, axis=0) - mean
-    assert intervene.patched(built.config, built.params, e, g.T, add, shift) == 1
-    assert intervene.patched(built.config, built.params, e, g.T, 0 * add, shift) < 0.1
+    assert intervene.patched_accuracy(built.config, built.params, e, g.T, add, shift) == 1
+    assert intervene.patched_accuracy(built.config, built.params, e, g.T, 0 * add, shift) < 0.1
 
 
 def test_a_swap_changes_one_answer_and_no_other(built):
   e, u, g = parts(built)
-  wanted = intervene.others(jax.random.key(1), N, g.T)
+  wanted = intervene.other_attributes(jax.random.key(1), N, g.T)
   assert not np.any(wanted == g.T)
-  moves = intervene.moves(structure.maps(e, u, g)[0], u, g.T, wanted)
-  run = lambda moves: intervene.swapped(
-    built.config, built.params, e, moves, wanted, jnp.array([0.0, 1.0])
+  vectors = intervene.steering_vectors(linear_maps.fit_maps(e, u, g)[0], u, g.T, wanted)
+  run = lambda vectors: intervene.swap_effects(
+    built.config, built.params, e, vectors, wanted, jnp.array([0.0, 1.0])
   )
-  flipped, kept = run(moves)
+  flipped, kept = run(vectors)
   np.testing.assert_array_equal(flipped, [0, 1])
   np.testing.assert_array_equal(kept, [1, 1])
-  for wrong in (jnp.roll(moves, 1, axis=0), intervene.turned(jax.random.key(2), moves)):
+  for wrong in (jnp.roll(vectors, 1, axis=0), intervene.random_directions(jax.random.key(2), vectors)):
     flipped, kept = run(wrong)
     assert flipped[1] < 0.2 and kept[1] < 0.9
     np.testing.assert_allclose(
-      *(np.linalg.norm(a, axis=-1).sum() for a in (wrong, moves)), rtol=1e-5
+      *(np.linalg.norm(a, axis=-1).sum() for a in (wrong, vectors)), rtol=1e-5
     )
 
 
 def test_a_selector_answers_for_facts_it_was_not_built_for(built):
   e, u, g = parts(built)
-  other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
-  maps = structure.maps(e, u, g)
+  other = jnp.asarray(Facts.bijections(N, R, 7).answers_RxN)
+  maps = linear_maps.fit_maps(e, u, g)
   share = lambda maps: intervene.accuracy(
-    built.config, built.params, structure.superpose(maps, u, other), other.T
+    built.config, built.params, linear_maps.superpose(maps, u, other), other.T
   )
   assert share(maps) == 1
   worse = maps[0] + 0.35 * jax.random.normal(jax.random.key(0), maps[0].shape), maps[1]
   assert share(worse) < 0.9
-  found, losses = transfer.through(
+  found, losses = new_facts.fit_maps_through_model(
     built.config, built.params, worse, jax.random.key(1), 300, 64, 1e-2
   )
   assert share(found) > 0.99 and losses[-50:].mean() < 0.2 * losses[:50].mean()
@@ -135,23 +137,27 @@ def test_a_selector_answers_for_facts_it_was_not_built_for(built):
 
 def test_embeddings_are_learned_anew_one_by_one(built):
   config = Config.trained(N, R, 32)
-  table = fact.bijections(jax.random.key(0), N, R)
-  laid, states = sweep.lay_out(Recipe(steps=300, warmup=20), [sweep.Task(config, table)])
-  for laid, states in sweep.fit(laid, states, 300):  # noqa: B020
+  table = Facts.bijections(N, R)
+  sweep, states = batched.set_up(Recipe(steps=300, warmup=20), [batched.Task(config, table)])
+  for sweep, states in batched.fit(sweep, states, 300):  # noqa: B020
     pass
-  params = laid.result(states, 0).params
-  other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
-  learned = lambda steps: transfer.relearn(config, params, other, jax.random.key(0), steps)
+  params = sweep.state_of(states, 0).params
+  other = jnp.asarray(Facts.bijections(N, R, 7).answers_RxN)
+  learned = lambda steps: new_facts.learn_embeddings(
+    config, params, other, jax.random.key(0), steps
+  )
   right = [intervene.accuracy(config, params, learned(steps), other.T) for steps in (1, 200)]
   assert right[0] < 0.2 and right[1] > 0.85  # from 0.94 to 0.97, as this or that version rounds
-  first = transfer.relearn(config, params, other[:, :5], jax.random.key(0), 3)
+  first = new_facts.learn_embeddings(config, params, other[:, :5], jax.random.key(0), 3)
   assert first.shape == (5, 32)
 
 
 def test_every_subject_learned_anew_has_random_numbers_of_its_own(built, monkeypatch):
   """So it does not matter with which others it shares a block."""
-  other = jnp.asarray(fact.bijections(jax.random.key(7), N, R).answers_RxN)
-  learned = lambda: transfer.relearn(built.config, built.params, other, jax.random.key(0), 2)
+  other = jnp.asarray(Facts.bijections(N, R, 7).answers_RxN)
+  learned = lambda: new_facts.learn_embeddings(
+    built.config, built.params, other, jax.random.key(0), 2
+  )
   together = learned()
   monkeypatch.setattr(intervene, 'AT_ONCE', 8)
   # Where a gradient is next to nothing Adam's step has a sign that rounding decides.
@@ -159,44 +165,42 @@ def test_every_subject_learned_anew_has_random_numbers_of_its_own(built, monkeyp
 
 
 def test_vectors_of_one_subject_that_point_one_way_are_seen():
-  g = jnp.asarray(fact.bijections(jax.random.key(0), 300, 2).answers_RxN)
+  g = jnp.asarray(Facts.bijections(300, 2).answers_RxN)
   rng = np.random.default_rng(0)
   u = rng.standard_normal((300, 64), dtype=np.float32)
-  assert abs(transfer.shared_cosine(u, g)) < 0.03
+  assert abs(new_facts.shared_cosine(u, g)) < 0.03
   linked = u.copy()
   for s in range(300):
     linked[g[1, s]] = u[g[0, s]] if s % 2 else u[g[1, s]]
-  assert transfer.shared_cosine(jnp.asarray(linked), g) > 0.2
+  assert new_facts.shared_cosine(jnp.asarray(linked), g) > 0.2
 
 
 def test_what_is_measured_of_a_sweep_is_that_of_each_model():
   configs = [Config.trained(6, 2, 4)] * 5
-  tables = [fact.bijections(jax.random.key(i), 6, 2) for i in range(5)]
-  tasks = [sweep.Task(c, t, seed=i) for i, (c, t) in enumerate(zip(configs, tables, strict=True))]
-  laid, states = sweep.lay_out(Recipe(steps=4), tasks)
+  tables = [Facts.bijections(6, 2, i) for i in range(5)]
+  tasks = [batched.Task(c, t, seed=i) for i, (c, t) in enumerate(zip(configs, tables, strict=True))]
+  sweep, states = batched.set_up(Recipe(steps=4), tasks)
 
   def function(params, job, more):
     return {'seed': job.seed, 'sum': jnp.sum(params['embed']['subjects']), 'more': 2 * more}
 
-  found = sweep.measure(laid, states, function, np.arange(5.0, dtype=np.float32))
+  found = batched.evaluate(sweep, states, function, np.arange(5.0, dtype=np.float32))
   assert found['seed'].tolist() == [0, 1, 2, 3, 4]
   np.testing.assert_allclose(found['more'], [0, 2, 4, 6, 8])
-  sums = [laid.result(states, i).params['embed']['subjects'].sum() for i in range(5)]
+  sums = [sweep.state_of(states, i).params['embed']['subjects'].sum() for i in range(5)]
   np.testing.assert_allclose(found['sum'], sums, rtol=1e-5)
 
 
 def test_equal_partials_share_a_program():
   config, traced = Config.trained(6, 2, 4), []
-  laid, states = sweep.lay_out(
-    Recipe(), [sweep.Task(config, fact.bijections(jax.random.key(0), 6, 2))]
-  )
+  sweep, states = batched.set_up(Recipe(), [batched.Task(config, Facts.bijections(6, 2))])
 
   def function(config, params, job, *, times):
     traced.append(times)
     return times * config.dim * jnp.sum(params['embed']['subjects'])
 
-  of = lambda dim, times: sweep.measure(
-    laid, states, functools.partial(function, Config.trained(6, 2, dim), times=times)
+  of = lambda dim, times: batched.evaluate(
+    sweep, states, functools.partial(function, Config.trained(6, 2, dim), times=times)
   )
   one = of(4, 1.0)
   assert traced == [1.0]

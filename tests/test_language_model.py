@@ -89,7 +89,7 @@ def test_the_dual_form_is_ridge_regression():
   w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
   expected = (x[held] - x[fit].mean(0)) @ w + y[fit].mean(0)
   np.testing.assert_allclose(ridge._smoother(k, fit, held, 0.3) @ y[fit], expected, atol=1e-5)
-  found = ridge.weights(x[fit], y[fit], shares=(0.3,))
+  found = ridge.weights(x[fit], y[fit], strengths=(0.3,))
   size = np.trace(c @ c.T) / 40
   w = np.linalg.solve(c.T @ c + 0.3 * size * np.eye(6), c.T @ (y[fit] - y[fit].mean(0)))
   np.testing.assert_allclose(found, w, atol=1e-9)

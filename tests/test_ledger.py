@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from geomem import facts as fact
 from geomem import model
-from geomem.checks import bounds, ledger
+from geomem.checks import accounting, lower_bounds
 from geomem.config import NORMS, BlockConfig, Config
+from geomem.facts import Facts
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
 ONE_HOP = [(2, 1, 1), (3, 5, 1), (8, 3, 1), (17, 2, 1), (64, 5, 1)]
@@ -30,13 +30,13 @@ SIZES = [
 
 @functools.cache
 def build(name, n, r, k=1, seed=0):
-  entry, key = registry.entry(name), jax.random.key(seed)
-  facts = fact.disjoint(key, n, r, n) if entry.own_answers else fact.bijections(key, n, r)
+  entry = registry.entry(name)
+  facts = Facts.disjoint(n, r, n, seed) if entry.own_answers else Facts.bijections(n, r, seed)
   return registry.build(name, facts, k)
 
 
 def ledger_of(c):
-  return ledger.ledger(c.config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought)
+  return accounting.ledger(c.config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought)
 
 
 def counted(values):
@@ -61,7 +61,7 @@ def test_entropy_is_a_count_of_values(values, size):
   rng = np.random.default_rng(0)
   drawn = np.minimum(rng.integers(0, values, size), rng.integers(0, values, size))
   for dtype in (np.float32, np.float16):
-    assert ledger.entropy(drawn.astype(dtype)) == pytest.approx(
+    assert accounting.entropy(drawn.astype(dtype)) == pytest.approx(
       counted(drawn.astype(dtype)), abs=1e-9
     )
 
@@ -86,12 +86,12 @@ def test_entropy_is_a_count_of_values(values, size):
   ],
 )
 def test_entropy_by_hand(values, bits):
-  assert ledger.entropy(np.array(list(values), np.float32)) == pytest.approx(bits)
+  assert accounting.entropy(np.array(list(values), np.float32)) == pytest.approx(bits)
 
 
 def test_width_of_a_random_weight_is_its_dtype():
   noise = jax.random.normal(jax.random.key(0), (40, 40))
-  assert ledger.entropy(noise) == 32 and ledger.entropy(noise.astype('bfloat16')) <= 16
+  assert accounting.entropy(noise) == 32 and accounting.entropy(noise.astype('bfloat16')) <= 16
 
 
 # --- the selector, number by number ---------------------------------------------------------------
@@ -158,8 +158,8 @@ def random_book(norm='layer', tied=False, subjects=300):
   config = Config(subjects, 3, subjects, 3, 16, (block, block), norm=norm, tied=tied)
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda a: rng.normal(size=a.shape).astype('f'), model.zeros(config))
-  facts = fact.bijections(jax.random.key(0), subjects, 3)
-  return params, ledger.ledger(config, params, facts, 2)
+  facts = Facts.bijections(subjects, 3)
+  return params, accounting.ledger(config, params, facts, 2)
 
 
 @pytest.mark.parametrize('norm', NORMS)
@@ -167,10 +167,10 @@ def random_book(norm='layer', tied=False, subjects=300):
 def test_every_parameter_has_one_role(norm, tied):
   params, book = random_book(norm, tied)
   leaves = jax.tree_util.tree_leaves_with_path(params)
-  assert tuple(book.parameters) == tuple(book.bits) == ledger.ROLES
+  assert tuple(book.parameters) == tuple(book.bits) == accounting.ROLES
   assert book.total_parameters == sum(a.size for _, a in leaves)
-  for role in ledger.ROLES:
-    own = [a for path, a in leaves if ledger.role_of(path) == role]
+  for role in accounting.ROLES:
+    own = [a for path, a in leaves if accounting.role_of(path) == role]
     assert book.parameters[role] == sum(a.size for a in own)
     if role != 'subjects':
       assert book.bits[role] == pytest.approx(sum(a.size * counted(a) for a in own))
@@ -200,31 +200,31 @@ def test_only_the_bound_that_applies_is_used():
   c = build('chain_of_thought', 64, 2, 3)
   params = jax.tree.map(np.copy, c.params)
   params['embed']['subjects'][:, 8:] = 0
-  rest = bounds.sharp_global_bits(64, 2, 3) - 64 * 8
-  seen = bounds.sharp_global_bits(64, 2, 1) - 64 * 8  # a chain of thought shows every fact
+  rest = lower_bounds.sharp_global_bits(64, 2, 3) - 64 * 8
+  seen = lower_bounds.sharp_global_bits(64, 2, 1) - 64 * 8  # a chain of thought shows every fact
   for tied, thinks, bits in (
-    (False, False, bounds.internal_bits(64, 2, 3, 8)),
+    (False, False, lower_bounds.internal_bits(64, 2, 3, 8)),
     (True, False, rest),
     (False, True, seen),
   ):
     config = c.config.replace(tied=tied)
-    book = ledger.ledger(config, params, c.facts, 3, chain_of_thought=thinks)
+    book = accounting.ledger(config, params, c.facts, 3, chain_of_thought=thinks)
     assert book.bound_bits == pytest.approx(bits)
-  assert 0 < rest < bounds.internal_bits(64, 2, 3, 8)
+  assert 0 < rest < lower_bounds.internal_bits(64, 2, 3, 8)
 
 
 @pytest.mark.parametrize(
   'facts,bits',
   [
-    (fact.Facts(np.array([[1, 0, 2], [2, 2, 0]]), 3), log2_factorial(3) + 3 * 1),
-    (fact.Facts(np.array([[0, 0, 0]]), 3), 0),
-    (fact.Facts(np.array([[4, 9, 0, 9]]), 10, closed=False), 4 * math.log2(3)),
-    (fact.disjoint(jax.random.key(0), 6, 2, 6), 2 * log2_factorial(6)),
-    (fact.disjoint(jax.random.key(0), 6, 2, 3), 2 * 6 * math.log2(3)),
+    (Facts(np.array([[1, 0, 2], [2, 2, 0]]), 3, closed=True), log2_factorial(3) + 3 * 1),
+    (Facts(np.array([[0, 0, 0]]), 3, closed=True), 0),
+    (Facts(np.array([[4, 9, 0, 9]]), 10, closed=False), 4 * math.log2(3)),
+    (Facts.disjoint(6, 2, 6), 2 * log2_factorial(6)),
+    (Facts.disjoint(6, 2, 3), 2 * 6 * math.log2(3)),
   ],
 )
 def test_information_in_facts(facts, bits):
-  assert ledger.fact_bits(facts) == pytest.approx(bits)
+  assert accounting.fact_bits(facts) == pytest.approx(bits)
 
 
 # --- lower bounds ---------------------------------------------------------------------------------
@@ -237,8 +237,10 @@ def test_no_construction_beats_a_lower_bound(name):
   for n, r, k in SIZES if registry.entry(name).multi_hop else ONE_HOP:
     c = build(name, n, r, k)
     book = ledger_of(c)
-    whole = bounds.sharp_global_bits(n, r, k)
-    floor = bounds.internal_bits(n, r, k, book.subject_bits, chain_of_thought=c.chain_of_thought)
+    whole = lower_bounds.sharp_global_bits(n, r, k)
+    floor = lower_bounds.internal_bits(
+      n, r, k, book.subject_bits, chain_of_thought=c.chain_of_thought
+    )
     assert book.bound_bits == floor <= book.internal_bits, (n, r, k)
     assert book.internal_bits + n * book.subject_bits >= whole, (n, r, k)
     assert book.times_bound >= 1
@@ -253,14 +255,14 @@ def test_no_construction_beats_a_lower_bound(name):
 ])  # fmt: skip
 def test_nor_does_the_table_that_says_least(name, n, r, k):
   """Where every relation is the identity, the arrays are as regular as they can be."""
-  facts = fact.Facts(np.tile(np.arange(n, dtype=np.int32), (r, 1)), n)
+  facts = Facts(np.tile(np.arange(n, dtype=np.int32), (r, 1)), n, closed=True)
   book = ledger_of(registry.build(name, facts, k))
   assert book.bound_bits <= book.internal_bits
-  assert book.internal_bits + n * book.subject_bits >= bounds.sharp_global_bits(n, r, k)
+  assert book.internal_bits + n * book.subject_bits >= lower_bounds.sharp_global_bits(n, r, k)
 
 
 @pytest.mark.parametrize('n', [64, 300])
 def test_random_weights_lie_above_the_bounds(n):
   _, book = random_book(subjects=n)
   assert book.times_bound >= 1
-  assert book.internal_bits + n * book.subject_bits >= bounds.sharp_global_bits(n, 3, 2)
+  assert book.internal_bits + n * book.subject_bits >= lower_bounds.sharp_global_bits(n, 3, 2)

@@ -57,13 +57,13 @@ def share_prefixes():
 
 @functools.partial(jax.jit, static_argnums=0)
 def views(config, params, tokens_BxL, subjects_B, paths_CxK):
-  """Logits at all positions and at the last two; last residuals of a grid, made in two ways."""
+  """Logits at all positions and at the last two; last residuals of all pairs, computed in two ways."""
   apply = functools.partial(model.apply, config, params)
   c = len(paths_CxK)
   prompts = queries.prompts(N, jnp.repeat(subjects_B, c), jnp.tile(paths_CxK, (len(subjects_B), 1)))
   one_by_one = apply(prompts, last=1, method='residual').reshape(len(subjects_B), c, -1)
-  grid = apply(subjects_B, paths_CxK, method='grid')
-  return apply(tokens_BxL), apply(tokens_BxL, last=2), grid, one_by_one
+  pairs = apply(subjects_B, paths_CxK, method='all_pairs')
+  return apply(tokens_BxL), apply(tokens_BxL, last=2), pairs, one_by_one
 
 
 def see(config, params):
@@ -77,12 +77,12 @@ def see(config, params):
 def test_agrees_with_numpy_at_every_position(config):
   for seed in range(2):
     params = make_params(config, seed)
-    logits, tail, grid, one_by_one = see(config, params)
+    logits, tail, pairs, one_by_one = see(config, params)
     want = [oracle.logits(config, params, tokens) for tokens in share_prefixes()]
     assert close(logits, want, FLOAT32)
     assert close(tail, logits[:, -2:], FLOAT32)
-    assert close(grid, one_by_one, FLOAT32)
-    assert np.ptp(grid, axis=(0, 1)).min() > 1e-3
+    assert close(pairs, one_by_one, FLOAT32)
+    assert np.ptp(pairs, axis=(0, 1)).min() > 1e-3
     for p in range(L - 1):  # what comes later is not seen, to the last bit
       np.testing.assert_array_equal(logits[0, : p + 1], logits[p + 1, : p + 1])
       assert np.any(logits[0, p + 1 :] != logits[p + 1, p + 1 :])
@@ -268,6 +268,6 @@ def test_more_tokens_than_positions_are_refused(depth):
   for hops in (2, 3):
     paths = queries.every_path(R, hops)
     with pytest.raises(InputError, match=f'{hops + 1} tokens, but the model has 2 positions'):
-      model.apply(config, params, subjects, paths, method='grid')
+      model.apply(config, params, subjects, paths, method='all_pairs')
     with pytest.raises(InputError, match='positions'):
       model.apply(config, params, np.zeros((1, hops + 1), np.int32), method='residual')

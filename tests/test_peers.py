@@ -8,8 +8,8 @@ import pytest
 from experiments import benchmark_training as training
 from experiments import peers
 from geomem.training import mlp_memory as mlp
-from geomem.training import train
-from geomem.training.train import Recipe
+from geomem.training import optimization
+from geomem.training.optimization import Recipe
 
 TORCH = pytest.mark.skipif(
   importlib.util.find_spec('torch') is None, reason='needs PyTorch: pip install torch==2.13.0'
@@ -29,7 +29,7 @@ def test_a_peer_takes_the_same_steps(name):
     np.testing.assert_allclose(
       ours.state.loss, float(loss if name == 'jax' else loss.detach()), rtol=2e-5
     )
-  right = train.accuracy(one.config, recipe, ours.job, ours.state.params)
+  right = optimization.accuracy(one.config, recipe, ours.job, ours.state.params)
   assert theirs.accuracy() == pytest.approx(float(right), abs=1e-6)
 
 

@@ -13,8 +13,8 @@ from experiments import capacity, claims, frozen_embeddings, readme, results, th
 from experiments.figures import frozen_embeddings as frozen_embeddings_figure
 from experiments.harness import findings, searching, statistics, storage
 from geomem.errors import InputError
-from geomem.training.threshold import Bisection, search
-from geomem.training.train import Recipe
+from geomem.training.bisection import Bisection, search
+from geomem.training.optimization import Recipe
 
 FLAGS = flags.FLAGS
 

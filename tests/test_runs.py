@@ -104,10 +104,10 @@ def logged(folder) -> list[int]:
 @pytest.mark.parametrize(
   ('place', 'name', 'error'),
   [
-    (runs.sealed.hashlib, 'file_digest', OSError(errno.EIO, 'Input/output error')),
-    (runs.sealed.hashlib, 'file_digest', MemoryError()),
+    (runs.atomic.hashlib, 'file_digest', OSError(errno.EIO, 'Input/output error')),
+    (runs.atomic.hashlib, 'file_digest', MemoryError()),
     (Path, 'read_text', PermissionError(errno.EACCES, 'Permission denied')),
-    (runs.sealed.ocp.CheckpointManager, 'restore', ValueError('a fault of its own')),
+    (runs.atomic.ocp.CheckpointManager, 'restore', ValueError('a fault of its own')),
   ],
 )
 def test_an_error_that_passes_costs_nothing(place, name, error, two, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_write_that_fails_leaves_the_last_one(two, monkeypatch):
 
   with runs.Run(two, {'seed': 3}) as run:
     with monkeypatch.context() as patch:
-      patch.setattr(runs.sealed.ocp.CheckpointManager, 'save', full)
+      patch.setattr(runs.atomic.ocp.CheckpointManager, 'save', full)
       with pytest.raises(OSError, match='cannot be saved'):
         run.save(4, {'x': np.zeros(4)})
     assert run.restore()[0] == 3

@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 from flax import errors
 
-from geomem import facts as fact
 from geomem import head, model, queries
 from geomem.checks import verify
 from geomem.config import Config
 from geomem.errors import InputError
-from geomem.inside import intervene, structure, transfer
+from geomem.facts import Facts
+from geomem.inside import intervene, linear_maps, new_facts
 from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
-from geomem.training import sweep, train
-from geomem.training.train import Recipe
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 N, R, D = 6, 2, 4
 CONFIG = Config.trained(N, R, D, 8)
 DECODER = DecoderConfig(9, 8, D, 2, 1, 1, D, 8, rotary=2)
 PARAMS = model.draw(CONFIG, 0)
-FACTS = fact.bijections(jax.random.key(0), N, R)
+FACTS = Facts.bijections(N, R)
 E, U, G = PARAMS['embed']['subjects'], PARAMS['unembed']['answers'], FACTS.answers_RxN
 MAPS = np.zeros((R, D, D), np.float32), np.zeros(D, np.float32)
 
@@ -35,14 +35,14 @@ def said(**changes):
   return head.cross_entropy(**{**arrays, 'in_use_A': np.ones(N, bool), **changes})
 
 
-def swapped(moves=(R, N, D), wanted=(N, R)):
-  arrays = np.zeros(moves, np.float32), np.zeros(wanted, np.int32), np.ones(1, np.float32)
-  return intervene.swapped(CONFIG, PARAMS, E, *map(jnp.asarray, arrays))
+def swapped(vectors=(R, N, D), wanted=(N, R)):
+  arrays = np.zeros(vectors, np.float32), np.zeros(wanted, np.int32), np.ones(1, np.float32)
+  return intervene.swap_effects(CONFIG, PARAMS, E, *map(jnp.asarray, arrays))
 
 
 def loss(answers_RxN=G, valid=N, params=PARAMS):
-  job = sweep.job(sweep.Task(CONFIG, FACTS), CONFIG).replace(answers_RxN=answers_RxN)
-  return train.loss(CONFIG, Recipe(), params, job, None, np.ones(valid, bool))
+  job = batched.job(batched.Task(CONFIG, FACTS), CONFIG).replace(answers_RxN=answers_RxN)
+  return optimization.loss(CONFIG, Recipe(), params, job, None, np.ones(valid, bool))
 
 
 def stream(x=(3, D), place=1, add=(1, D), older=None):
@@ -60,8 +60,8 @@ def relations(count):
 FITTING = {
   'logits': lambda: model.apply(CONFIG, PARAMS, np.array([[0, N]])),
   'cross-entropy': said,
-  'superposed': lambda: structure.superpose(MAPS, U, G),
-  'readout': lambda: structure.readout(E, U, G, np.arange(4), np.arange(4, 6)),
+  'superposed': lambda: linear_maps.superpose(MAPS, U, G),
+  'readout': lambda: linear_maps.probe_accuracy(E, U, G, np.arange(4), np.arange(4, 6)),
   'swapped': swapped,
   'loss': loss,
   'stream': lambda: stream(older=(3, 2, D)),
@@ -70,47 +70,49 @@ FITTING = {
 MISFITS = {
   'a prompt that is no batch': lambda: model.apply(CONFIG, PARAMS, np.array([0, N])),
   'one subject, not a list': lambda: model.apply(
-    CONFIG, PARAMS, np.int32(0), np.zeros((1, 1), np.int32), method='grid'
+    CONFIG, PARAMS, np.int32(0), np.zeros((1, 1), np.int32), method='all_pairs'
   ),
   'embeddings of width 1': lambda: model.apply(
-    CONFIG, PARAMS, E[:, :1], np.zeros((1, 1), np.int32), method='told'
+    CONFIG, PARAMS, E[:, :1], np.zeros((1, 1), np.int32), method='from_embeddings'
   ),
   'a path that is no list of paths': lambda: model.apply(
-    CONFIG, PARAMS, E, np.zeros(1, np.int32), method='told'
+    CONFIG, PARAMS, E, np.zeros(1, np.int32), method='from_embeddings'
   ),
   'fewer targets than rows': lambda: said(targets_B=G[0, :3]),
   'one weight for all rows': lambda: said(weights_B=np.ones(1, np.float32)),
   'one switch for all answers': lambda: said(in_use_A=np.ones(1, bool)),
   'rows of another width': lambda: said(x_BxD=E[:, :2]),
   'targets that are no row of numbers': lambda: head.right(E, U, G[0][:, None]),
-  'a table of fewer subjects': lambda: structure.maps(E, U, G[:, :4]),
-  'a table of more subjects': lambda: structure.readout(E[:4], U, G, np.arange(3), np.arange(3)),
-  'indices past the end': lambda: structure.superposition(
+  'a table of fewer subjects': lambda: linear_maps.fit_maps(E, U, G[:, :4]),
+  'a table of more subjects': lambda: linear_maps.probe_accuracy(
+    E[:4], U, G, np.arange(3), np.arange(3)
+  ),
+  'indices past the end': lambda: linear_maps.superposition_r2(
     E[:4], U, G, np.arange(3), np.arange(3, 6)
   ),
-  'maps of other relations': lambda: structure.superpose(
+  'maps of other relations': lambda: linear_maps.superpose(
     (MAPS[0].reshape(2 * R, D // 2, D), MAPS[1]), U, G
   ),
-  'one guess for all': lambda: structure.explained(E, E[:1], E[0]),
-  'a table of fewer relations': lambda: transfer.relearn(
+  'one guess for all': lambda: linear_maps.r2(E, E[:1], E[0]),
+  'a table of fewer relations': lambda: new_facts.learn_embeddings(
     CONFIG, PARAMS, G[:1], jax.random.key(0), 1
   ),
-  'one relation that is no table': lambda: transfer.shared_cosine(U, G[0]),
+  'one relation that is no table': lambda: new_facts.shared_cosine(U, G[0]),
   'one column of targets': lambda: intervene.accuracy(CONFIG, PARAMS, E, relations(1)),
-  'one column of targets, patched': lambda: intervene.patched(
+  'one column of targets, patched': lambda: intervene.patched_accuracy(
     CONFIG, PARAMS, E, relations(1), np.zeros((R, D), np.float32), 1
   ),
-  'one column of targets, ablated': lambda: intervene.ablated(
+  'one column of targets, ablated': lambda: intervene.accuracy_without_units(
     CONFIG, PARAMS, E, relations(1), np.zeros(8, np.int32)
   ),
-  'one addition for all relations': lambda: intervene.final(
+  'one addition for all relations': lambda: intervene.final_residuals(
     CONFIG, PARAMS, E, np.zeros((1, D), np.float32)
   ),
-  'one switch for all units': lambda: intervene.without(PARAMS, np.ones(1, bool)),
-  'moves of fewer relations': lambda: swapped(moves=(1, N, D)),
+  'one switch for all units': lambda: intervene.ablate_units(PARAMS, np.ones(1, bool)),
+  'vectors of fewer relations': lambda: swapped(vectors=(1, N, D)),
   'one column of wishes': lambda: swapped(wanted=(N, 1)),
-  'wishes of other subjects': lambda: intervene.moves(MAPS[0], U, G.T, G.T[:1]),
-  'units without relations': lambda: intervene.units(E),
+  'wishes of other subjects': lambda: intervene.steering_vectors(MAPS[0], U, G.T, G.T[:1]),
+  'units without relations': lambda: intervene.unit_selectivity(E),
   'rows of other subjects': lambda: intervene.by_blocks(
     jnp.add, jnp.asarray(E), jnp.asarray(E[:3])
   ),
@@ -120,8 +122,8 @@ MISFITS = {
   'facts of fewer subjects': lambda: loss(G[:, :4]),
   'facts of fewer relations': lambda: loss(G[:1]),
   'one mark for all subjects': lambda: loss(valid=1),
-  'parameters of a smaller model': lambda: sweep.parameters(
-    sweep.Task(CONFIG, FACTS, params=model.draw(Config.trained(N, R, 2, 8), 0)), CONFIG
+  'parameters of a smaller model': lambda: batched.parameters(
+    batched.Task(CONFIG, FACTS, params=model.draw(Config.trained(N, R, 2, 8), 0)), CONFIG
   ),
   'a stream of width 1': lambda: stream(x=(3, 1)),
   'an addition of width 1': lambda: stream(add=(1, 1)),
@@ -163,7 +165,7 @@ def test_a_refusal_names_the_shapes():
 )
 def test_facts_that_do_not_fit_are_bad_input(changes, says):
   with pytest.raises(InputError, match=says):
-    fact.Facts(**{'answers_RxN': G, 'attributes': N, **changes})
+    Facts(**{'answers_RxN': G, 'attributes': N, **changes})
 
 
 def test_parameters_that_are_not_the_models_are_named():

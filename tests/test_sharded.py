@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from geomem import facts as fact
 from geomem import head
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.mesh import AXES
-from geomem.training import sharded, sweep, train
-from geomem.training.train import Recipe
+from geomem.training import batched, optimization, sharded
+from geomem.training.optimization import Recipe
 
 FOUR = len(jax.devices()) == 4
 on_four = pytest.mark.skipif(not FOUR, reason='done by test_on_four_devices')
@@ -113,19 +113,19 @@ def test_a_tie_with_another_slice_is_wrong():
 def task(n, r=2, answers=None, depth=1, norm='rms', length=2, rate=1e-2, **changes):
   blocks = (BlockConfig(1, 6, 6, (12,)),) * depth
   c = Config(n, r, answers or n, length, 6, blocks, norm=norm).replace(**changes)
-  return sweep.Task(c, fact.bijections(jax.random.key(0), n, r), rate)
+  return batched.Task(c, Facts.bijections(n, r), rate)
 
 
 def alone(recipe, t):
-  laid, states = sweep.lay_out(recipe, [t], devices=jax.devices()[:1])
-  return laid.result(sweep.advance(laid, states, recipe.steps), 0)
+  sweep, states = batched.set_up(recipe, [t], devices=jax.devices()[:1])
+  return sweep.state_of(batched.advance(sweep, states, recipe.steps), 0)
 
 
 def spread(recipe, t, shape):
-  laid, state = sharded.lay_out(recipe, t, mesh(shape))
+  sweep, state = sharded.set_up(recipe, t, mesh(shape))
   for part in (recipe.check, recipe.steps - recipe.check):
-    state = sharded.advance(laid, state, part)
-  return laid.result(state)
+    state = sharded.advance(sweep, state, part)
+  return sweep.state_of(state)
 
 
 def close(got, want, atol=1e-5):
@@ -158,7 +158,9 @@ def test_training_is_that_of_one_device(recipe, options, shapes):
 
 
 @on_four
-@pytest.mark.parametrize(('rate', 'status'), [(1e-2, train.SOLVED), (1e30, train.DIVERGED)])
+@pytest.mark.parametrize(
+  ('rate', 'status'), [(1e-2, optimization.SOLVED), (1e30, optimization.DIVERGED)]
+)
 def test_it_ends_when_one_device_does(rate, status):
   recipe = Recipe(steps=60, warmup=2, check=10, target=0.5)
   t = task(8, norm='none' if rate > 1 else 'rms', rate=rate)
@@ -171,9 +173,9 @@ def test_it_ends_when_one_device_does(rate, status):
 def test_no_device_holds_a_whole_vocabulary(shape, batch):
   n, dim = 2**16, 16
   t = task(n, dim=dim, blocks=(BlockConfig(1, 4, 4, (8,)),))
-  laid, state = sharded.lay_out(SHORT(batch=batch), t, mesh(shape))
+  sweep, state = sharded.set_up(SHORT(batch=batch), t, mesh(shape))
   program = sharded._advance.lower(
-    laid.config, laid.recipe, laid.mesh, np.int32(1), laid.job, state
+    sweep.config, sweep.recipe, sweep.mesh, np.int32(1), sweep.job, state
   ).compile()
   sizes = re.findall(r'\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]', program.as_text())
   largest = max(math.prod(map(int, size.split(','))) for size in sizes)
@@ -191,7 +193,7 @@ def test_no_device_holds_a_whole_vocabulary(shape, batch):
 def test_what_cannot_be_shared_out_is_refused(recipe, n, axes, told):
   t = task(n, answers=n + 2 if 'loss' in recipe else n)
   with pytest.raises(InputError, match=told):
-    sharded.lay_out(SHORT(**recipe), t, Mesh(np.array(jax.devices()).reshape(1, -1), axes))
+    sharded.set_up(SHORT(**recipe), t, Mesh(np.array(jax.devices()).reshape(1, -1), axes))
 
 
 @on_four
@@ -200,9 +202,9 @@ def test_a_sweep_on_four_devices_is_that_of_one():
   recipe = Recipe(steps=8, warmup=2, target=None, check=4)
   ends = []
   for devices in (jax.devices(), jax.devices()[:1]):
-    laid, states = sweep.lay_out(recipe, tasks, devices=devices)
-    assert laid.mesh.size == len(devices)
-    states = sweep.advance(laid, states, 8)
-    ends.append([laid.result(states, i).params for i in range(len(tasks))])
+    sweep, states = batched.set_up(recipe, tasks, devices=devices)
+    assert sweep.mesh.size == len(devices)
+    states = batched.advance(sweep, states, 8)
+    ends.append([sweep.state_of(states, i).params for i in range(len(tasks))])
   for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)

@@ -8,11 +8,11 @@ import pytest
 from constructions import registry
 from experiments import structure as experiment
 from experiments.harness import building
-from geomem import facts as fact
 from geomem import model
 from geomem.config import Config
-from geomem.inside import structure
-from geomem.training import sweep
+from geomem.facts import Facts
+from geomem.inside import linear_maps
+from geomem.training import batched
 
 N, R, D = 400, 3, 9
 
@@ -21,7 +21,7 @@ def planted(noise=0.0):
   """Embeddings that are Σ_r M_r u_{g_r(s)} + b, the unembedding, the facts."""
   rng = np.random.default_rng(0)
   u = rng.standard_normal((N, D), dtype=np.float32)
-  g = np.asarray(fact.bijections(jax.random.key(1), N, R).answers_RxN)
+  g = np.asarray(Facts.bijections(N, R, 1).answers_RxN)
   maps = rng.standard_normal((R, D, 40), dtype=np.float32)
   e = sum(u[g[r]] @ maps[r] for r in range(R)) + rng.standard_normal(40, dtype=np.float32)
   return e + noise * rng.standard_normal(e.shape, dtype=np.float32), u, g
@@ -29,50 +29,51 @@ def planted(noise=0.0):
 
 def test_a_planted_superposition_is_found():
   e, u, g = planted()
-  split = structure.hold_out(jax.random.key(0), N)
-  assert structure.superposition(e, u, g, *split) > 0.999
-  assert structure.readout(e, u, g, *split) == 1
+  split = linear_maps.hold_out(jax.random.key(0), N)
+  assert linear_maps.superposition_r2(e, u, g, *split) > 0.999
+  assert linear_maps.probe_accuracy(e, u, g, *split) == 1
 
 
 def test_embeddings_for_other_facts_are_what_was_planted():
   e, u, g = planted()
-  other = np.asarray(fact.bijections(jax.random.key(5), N, R).answers_RxN)
+  other = np.asarray(Facts.bijections(N, R, 5).answers_RxN)
   rng = np.random.default_rng(0)
   rng.standard_normal((N, D), dtype=np.float32)
   maps = rng.standard_normal((R, D, 40), dtype=np.float32)
   want = sum(u[other[r]] @ maps[r] for r in range(R)) + rng.standard_normal(40, dtype=np.float32)
   np.testing.assert_allclose(
-    structure.superpose(structure.maps(e, u, g), u, other), want, atol=2e-2
+    linear_maps.superpose(linear_maps.fit_maps(e, u, g), u, other), want, atol=2e-2
   )
 
 
 def test_other_facts_explain_nothing():
   e, u, _ = planted()
-  other = fact.bijections(jax.random.key(9), N, R).answers_RxN
-  split = structure.hold_out(jax.random.key(0), N)
-  assert structure.superposition(e, u, other, *split) < 0.1
-  assert structure.readout(e, u, other, *split) < 0.1
+  other = Facts.bijections(N, R, 9).answers_RxN
+  split = linear_maps.hold_out(jax.random.key(0), N)
+  assert linear_maps.superposition_r2(e, u, other, *split) < 0.1
+  assert linear_maps.probe_accuracy(e, u, other, *split) < 0.1
 
 
 def test_noise_is_not_explained():
   e, u, g = planted(noise=3.0)
-  split = structure.hold_out(jax.random.key(0), N)
+  split = linear_maps.hold_out(jax.random.key(0), N)
   share = 1 - 9.0 / np.var(e, axis=0).mean()
-  assert abs(float(structure.superposition(e, u, g, *split)) - share) < 0.12
+  assert abs(float(linear_maps.superposition_r2(e, u, g, *split)) - share) < 0.12
 
 
 def test_a_leak_would_be_seen():
   """With more coordinates than subjects a map fits any facts it was shown, and none it was not."""
   rng = np.random.default_rng(0)
   e, u = (rng.standard_normal((60, 64), dtype=np.float32) for _ in range(2))
-  g = np.asarray(fact.bijections(jax.random.key(1), 60, 2).answers_RxN)
-  fit, held = structure.hold_out(jax.random.key(0), 60)
+  g = np.asarray(Facts.bijections(60, 2, 1).answers_RxN)
+  fit, held = linear_maps.hold_out(jax.random.key(0), 60)
   assert (
-    structure.superposition(e, u, g, fit, fit) > 0.8 and structure.readout(e, u, g, fit, fit) == 1
+    linear_maps.superposition_r2(e, u, g, fit, fit) > 0.8
+    and linear_maps.probe_accuracy(e, u, g, fit, fit) == 1
   )
   assert (
-    structure.superposition(e, u, g, fit, held) < 0.2
-    and structure.readout(e, u, g, fit, held) < 0.2
+    linear_maps.superposition_r2(e, u, g, fit, held) < 0.2
+    and linear_maps.probe_accuracy(e, u, g, fit, held) < 0.2
   )
 
 
@@ -81,13 +82,13 @@ def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
   """Random embeddings that are wider than there are subjects: what was fitted to is explained, nothing else."""
   config = Config.trained(60, 2, 64, 8)
   table = building.bijections(60, 2, 0)
-  task = sweep.Task(config, table)
+  task = batched.Task(config, table)
   if leaks:
     everyone = jnp.arange(60)
-    monkeypatch.setattr(structure, 'hold_out', lambda key, subjects: (everyone, everyone[:15]))
+    monkeypatch.setattr(linear_maps, 'hold_out', lambda key, subjects: (everyone, everyone[:15]))
   shuffled = jnp.asarray(building.bijections(60, 2, 0, other=True).answers_RxN)
   score = jax.jit(lambda params, job: experiment.scores(config, params, job, shuffled))
-  found = score(model.draw(config, 0), sweep.job(task, config))
+  found = score(model.draw(config, 0), batched.job(task, config))
   for name in (
     'superposition',
     'readout',
@@ -99,16 +100,16 @@ def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
 
 def test_the_two_parts_are_apart_and_all():
   for n, share in ((10, 0.25), (3, 0.1), (101, 0.5)):
-    fit, held = structure.hold_out(jax.random.key(n), n, share)
+    fit, held = linear_maps.hold_out(jax.random.key(n), n, share)
     assert sorted([*fit.tolist(), *held.tolist()]) == list(range(n))
     assert len(held) == max(1, round(share * n))
 
 
 def test_a_constructed_selector_scores_one():
-  table = fact.bijections(jax.random.key(0), 64, 3)
+  table = Facts.bijections(64, 3)
   built = registry.build('selector', table)
   e, u = built.params['embed']['subjects'], built.params['unembed']['answers']
-  split = structure.hold_out(jax.random.key(0), 64)
+  split = linear_maps.hold_out(jax.random.key(0), 64)
   arrays = jnp.asarray(e), jnp.asarray(u), jnp.asarray(table.answers_RxN)
-  assert structure.superposition(*arrays, *split) == pytest.approx(1, abs=1e-3)
-  assert structure.readout(*arrays, *split) == 1
+  assert linear_maps.superposition_r2(*arrays, *split) == pytest.approx(1, abs=1e-3)
+  assert linear_maps.probe_accuracy(*arrays, *split) == 1

@@ -6,25 +6,25 @@ import jax
 import numpy as np
 import pytest
 
-from geomem import facts as fact
 from geomem import model
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.training import sweep, train
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
 
 
 def task(n, d, r=2, f=None, norm='rms', **options):
   c = Config(n, r, n, 2, d, (BlockConfig(1, d, d, (f or 2 * d,)),), norm=norm)
-  return sweep.Task(c, fact.bijections(jax.random.key(n), n, r), **options)
+  return batched.Task(c, Facts.bijections(n, r, n), **options)
 
 
 def trained(tasks, recipe=RECIPE, **options):
-  laid, states = sweep.lay_out(recipe, tasks, **options)
-  states = sweep.advance(laid, states, recipe.steps)
-  return [laid.result(states, i) for i in range(len(tasks))]
+  sweep, states = batched.set_up(recipe, tasks, **options)
+  states = batched.advance(sweep, states, recipe.steps)
+  return [sweep.state_of(states, i) for i in range(len(tasks))]
 
 
 def close(one, other):
@@ -37,7 +37,7 @@ def close(one, other):
 @pytest.mark.parametrize('together', [1, 2, 3])
 def test_padded_models_train_as_alone(norm, together):
   tasks = [task(9, 4, norm=norm), task(5, 6, r=3, norm=norm, seed=3), task(4, 3, f=7, norm=norm)]
-  together = trained(tasks, together=together)
+  together = trained(tasks, vmap_size=together)
   for one, state in zip(tasks, together, strict=True):
     close(trained([one], devices=jax.devices()[:1])[0], state)
     assert jax.tree.map(np.shape, state.params) == jax.tree.map(np.shape, model.draw(one.config, 0))
@@ -45,10 +45,10 @@ def test_padded_models_train_as_alone(norm, together):
 
 def test_what_is_padded_stays_zero():
   tasks = [task(9, 6), task(4, 3)]
-  laid, states = sweep.lay_out(RECIPE, tasks)
-  states = sweep.advance(laid, states, 8)
-  whole = jax.tree.map(lambda a: np.asarray(a[laid.rows[1]]), states.params)
-  inside = sweep.pad(sweep.crop(whole, tasks[1].config), laid.config)
+  sweep, states = batched.set_up(RECIPE, tasks)
+  states = batched.advance(sweep, states, 8)
+  whole = jax.tree.map(lambda a: np.asarray(a[sweep.rows[1]]), states.params)
+  inside = batched.pad(batched.crop(whole, tasks[1].config), sweep.config)
   assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(inside)))
 
 
@@ -63,7 +63,7 @@ def test_a_diverged_model_does_not_touch_its_neighbours():
   sick = list(tasks)
   sick[1] = task(6, 4, seed=1, norm='none', learning_rate=1e30)
   well, beside = trained(tasks), trained(sick)
-  assert [state.status for state in beside] == [0, train.DIVERGED, 0, 0]
+  assert [state.status for state in beside] == [0, optimization.DIVERGED, 0, 0]
   for i in (0, 2, 3):
     assert all(map(np.array_equal, jax.tree.leaves(well[i]), jax.tree.leaves(beside[i])))
 
@@ -76,13 +76,13 @@ def test_training_starts_from_given_parameters():
 
 def test_models_that_differ_in_more_than_size_share_no_program():
   with pytest.raises(InputError, match='sizes alone'):
-    sweep.lay_out(RECIPE, [task(5, 4), task(5, 4, norm='none')])
+    batched.set_up(RECIPE, [task(5, 4), task(5, 4, norm='none')])
 
 
 def test_facts_must_fit_the_model():
   c = task(5, 4).config
   with pytest.raises(InputError, match='do not fit'):
-    sweep.Task(c, fact.bijections(jax.random.key(0), 6, 2))
+    batched.Task(c, Facts.bijections(6, 2))
 
 
 @pytest.mark.parametrize('attributes, options, told', [
@@ -93,10 +93,10 @@ def test_facts_must_fit_the_model():
 ])  # fmt: skip
 def test_attributes_that_are_no_subjects_are_not_chained(attributes, options, told):
   c = Config(5, 2, 7, 4, 4, (BlockConfig(1, 4, 4, (8,)),))
-  open_facts = fact.maps(jax.random.key(0), 5, 2, attributes)
+  open_facts = Facts.random_maps(5, 2, attributes)
   recipe = Recipe(steps=1, warmup=0, **options)
   with pytest.raises(InputError, match=told) if told else contextlib.nullcontext():
-    sweep.check(recipe, (sweep.Task(c, open_facts),), c)
+    batched.check(recipe, (batched.Task(c, open_facts),), c)
 
 
 @pytest.mark.parametrize('together', [1, 2])
@@ -106,18 +106,18 @@ def test_models_dealt_out_anew_end_as_alone(together):
   quick = lambda s: task(8, 16, f=64, seed=2 * s, weight_decay=0.0)
   slow = lambda s: task(8, 16, f=64, seed=s, learning_rate=1e-6 * (s + 1))
   tasks = [kind(s) for s in range(4) for kind in (quick, slow)]
-  laid, states = sweep.lay_out(recipe, tasks, together=together)
-  first = laid.rows
-  for laid, states in sweep.fit(laid, states, 100):  # noqa: B020
+  sweep, states = batched.set_up(recipe, tasks, vmap_size=together)
+  first = sweep.rows
+  for sweep, states in batched.fit(sweep, states, 100):  # noqa: B020
     pass
-  assert not np.array_equal(first, laid.rows) and sorted(laid.rows) == sorted(first)
-  statuses = [int(laid.result(states, i).status) for i in range(8)]
-  assert statuses == [train.SOLVED, train.RUNNING] * 4
+  assert not np.array_equal(first, sweep.rows) and sorted(sweep.rows) == sorted(first)
+  statuses = [int(sweep.state_of(states, i).status) for i in range(8)]
+  assert statuses == [optimization.SOLVED, optimization.RUNNING] * 4
   for i in (1, 3, 4, 7):
-    alone, state = sweep.lay_out(recipe, [tasks[i]], devices=jax.devices()[:1])
-    for alone, state in sweep.fit(alone, state, 100):  # noqa: B020
+    alone, state = batched.set_up(recipe, [tasks[i]], devices=jax.devices()[:1])
+    for alone, state in batched.fit(alone, state, 100):  # noqa: B020
       pass
-    one, other = alone.result(state, 0), laid.result(states, i)
+    one, other = alone.state_of(state, 0), sweep.state_of(states, i)
     assert one.step == other.step
     for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True):
       np.testing.assert_allclose(a, b, atol=1e-3)  # rounding grows in hundreds of steps
@@ -130,8 +130,8 @@ def test_rates_that_are_no_numbers_are_refused():
 
 
 def test_a_program_is_compiled_once():
-  laid, states = sweep.lay_out(RECIPE, [task(7, 5), task(6, 4)])
-  before = sweep._advance._cache_size()
+  sweep, states = batched.set_up(RECIPE, [task(7, 5), task(6, 4)])
+  before = batched._advance._cache_size()
   for _ in range(3):
-    states = sweep.advance(laid, states, 2)
-  assert sweep._advance._cache_size() == before + 1
+    states = batched.advance(sweep, states, 2)
+  assert batched._advance._cache_size() == before + 1

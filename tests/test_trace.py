@@ -2,15 +2,14 @@
 
 import itertools
 
-import jax
 import numpy as np
 import oracle
 import pytest
 
 from constructions import registry
 from geomem import codes
-from geomem import facts as fact
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.inside import trace
 from geomem.layout import Slot
 
@@ -20,8 +19,8 @@ N, R = 8, 3
 
 
 def build(name, n=N, r=R, k=2, seed=0):
-  entry, key = registry.entry(name), jax.random.key(seed)
-  facts = fact.disjoint(key, n, r, n) if entry.own_answers else fact.bijections(key, n, r)
+  entry = registry.entry(name)
+  facts = Facts.disjoint(n, r, n, seed) if entry.own_answers else Facts.bijections(n, r, seed)
   return registry.build(name, facts, k if entry.multi_hop else 1)
 
 
@@ -29,7 +28,7 @@ def ask(c, subject, path):
   """The trace of the right chain, and its steps by the table."""
   steps = oracle.answers(c.facts, subject, path)
   thoughts = steps[:-1] if c.chain_of_thought else []
-  return trace.run(c, [subject, *(c.facts.subjects + r for r in path), *thoughts]), steps
+  return trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path), *thoughts]), steps
 
 
 def queries(c):
@@ -55,7 +54,7 @@ def test_agrees_with_the_model_written_out_in_numpy(name):
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
     assert not np.triu(weights, 1).any()
     for p in range(len(seen.tokens_L)):
-      read_D = seen.before(i)[p] + trace.brought(seen, i, p).sum(axis=0)
+      read_D = seen.before(i)[p] + trace.head_outputs(seen, i, p).sum(axis=0)
       np.testing.assert_allclose(block.read_LxD[p], read_D, rtol=1e-5, atol=1e-5)
 
 
@@ -120,7 +119,7 @@ def test_the_relation_closes_every_block_but_its_own(name):
     own = decoded_slots(seen, seen.embedded_LxD[0])['blocks']
     np.testing.assert_array_equal(own.symbol_E, answers)
     np.testing.assert_array_equal(own.error_E, 0)
-    laid_D, read_D = trace.laid(seen, 0, 1), seen.blocks[0].read_LxD[1]
+    laid_D, read_D = trace.relation_outputs(seen, 0, 1), seen.blocks[0].read_LxD[1]
     gated = decoded_slots(seen, read_D, laid_D)['blocks']
     assert [kind == 'closed' for kind in gated.kind_E] == [q != r for q in range(3)]
     assert gated.symbol_E[r] == answers[r] and gated.error_E[r] < 1e-5
@@ -135,7 +134,7 @@ def test_one_branch_is_left_open(name):
     seen, steps = ask(c, subject, path)
     for p, (r, step) in zip(seen.positions, zip(path, steps, strict=True), strict=False):
       branch, held = (r, step) if c.chain_of_thought else (path[0] * 3 + path[1], steps[-1])
-      block, laid_D = seen.blocks[0], trace.laid(seen, 0, p)
+      block, laid_D = seen.blocks[0], trace.relation_outputs(seen, 0, p)
       decoded = decoded_slots(seen, block.read_LxD[p], laid_D)[slot]
       assert np.flatnonzero(decoded.kind_E != 'closed').tolist() == [branch]
       assert decoded.symbol_E[branch] == held
@@ -167,7 +166,7 @@ def test_units_are_named_after_their_slots():
 
 
 def test_hops_are_counted_by_block():
-  c = registry.build('factored', fact.bijections(jax.random.key(0), 5, 2), 3, hops_per_layer=2)
+  c = registry.build('factored', Facts.bijections(5, 2), 3, hops_per_layer=2)
   first, second = '\n'.join(trace.lines(ask(c, 4, (1, 0, 1))[0])).split('block 2')
   assert "fetched[block's hop 2] = r0" in first and "fetched[block's hop 1] = r1" in second
 
@@ -193,7 +192,7 @@ def test_numbers(value, gap, told):
 
 
 def test_logits_are_told_apart():
-  facts = fact.bijections(jax.random.key(0), 1000, 2)
+  facts = Facts.bijections(1000, 2)
   seen, _ = ask(registry.build('selector_multilevel', facts, bits=10), 900, (1,))
   told = next(line for line in trace.lines(seen) if line.startswith('logits')).split(';')
   assert len({float(item.split()[-1]) for item in told[:2]}) == 2 and 'e+' not in ''.join(told)
@@ -247,7 +246,7 @@ def test_a_pattern_that_is_no_word_decodes_to_a_near_one():
 
 
 def test_names():
-  facts = fact.Facts(
+  facts = Facts(
     np.array([[0, 1], [1, 0]]), 2, True, ('Ann', 'Bo'), ('likes', 'knows'), ('Ann', 'Bo')
   )
   assert (
@@ -276,7 +275,7 @@ def test_disjoint_answers_are_named_as_attributes():
 
 
 def test_a_word_beyond_a_relations_own_answers_has_no_name():
-  facts = fact.Facts(np.array([[0, 3, 3], [4, 1, 2]]), 5, False)
+  facts = Facts(np.array([[0, 3, 3], [4, 1, 2]]), 5, False)
   slot = registry.build('disjoint', facts).layout.slot('blocks')
   values = slot.code.words()[[2, 2]]
   decoded = trace.decode(values, slot.code)
@@ -320,16 +319,19 @@ def test_lines_of_a_huge_layout_are_few():
 )
 def test_a_prompt_that_does_not_exist_is_refused(name, tokens, told):
   with pytest.raises(InputError, match=told):
-    trace.run(build(name), tokens)
+    trace.trace_prompt(build(name), tokens)
 
 
 def test_a_chain_is_traced_as_far_as_it_goes():
   c = build('chain_of_thought')
-  assert [len(trace.run(c, tokens).positions) for tokens in ([3, 9, 9], [3, 9, 9, 1])] == [1, 2]
+  assert [len(trace.trace_prompt(c, tokens).positions) for tokens in ([3, 9, 9], [3, 9, 9, 1])] == [
+    1,
+    2,
+  ]
 
 
 def test_bfloat16_traces_the_same():
   c = build('selector')
-  rough, fine = (trace.run(c, [3, 9], dtype) for dtype in ('bfloat16', 'float32'))
+  rough, fine = (trace.trace_prompt(c, [3, 9], dtype) for dtype in ('bfloat16', 'float32'))
   np.testing.assert_array_equal(rough.blocks[0].written_LxD, fine.blocks[0].written_LxD)
   assert trace.lines(rough)[1:] == trace.lines(fine)[1:]

@@ -10,7 +10,7 @@ from test_trace import ask, build
 
 from constructions import registry
 from experiments.figures import trace as trace_figure
-from geomem import facts as fact
+from geomem.facts import Facts
 from geomem.inside import trace
 
 
@@ -50,8 +50,8 @@ def test_numbers_are_drawn_where_a_row_has_room_for_them(tmp_path):
 
 def test_long_and_foreign_names_can_be_drawn(tmp_path, capsys):
   names = ('東京', 'a name ' * 20)
-  facts = fact.Facts(np.array([[1, 0], [0, 1]]), 2, True, names, ('首都', 'of ' * 40), names)
-  told = drawn(trace.run(registry.build('selector', facts), [1, 3]), tmp_path / 'a.svg')
+  facts = Facts(np.array([[1, 0], [0, 1]]), 2, True, names, ('首都', 'of ' * 40), names)
+  told = drawn(trace.trace_prompt(registry.build('selector', facts), [1, 3]), tmp_path / 'a.svg')
   assert max(map(len, told)) < 80
   assert len(capsys.readouterr().err.splitlines()) <= 1
 

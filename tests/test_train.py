@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from geomem import facts as fact
 from geomem import model, queries
 from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.training import sweep, train
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.training import batched, optimization
+from geomem.training.optimization import Recipe
 
 
 def config(n=7, r=3, d=6, f=10, **changes):
@@ -24,8 +24,8 @@ def config(n=7, r=3, d=6, f=10, **changes):
 
 
 def task(c, **options):
-  facts = fact.bijections(jax.random.key(0), c.subjects, c.relations)
-  return sweep.Task(c, facts, **options)
+  facts = Facts.bijections(c.subjects, c.relations)
+  return batched.Task(c, facts, **options)
 
 
 def plain_step(c, facts, params, moments, rate, decay):
@@ -56,13 +56,13 @@ def test_a_step_is_adamw_on_the_plain_loss(changes):
   c = config(**changes)
   t = task(c, learning_rate=0.02, weight_decay=0.3)
   recipe = Recipe(steps=10, warmup=3)
-  job, state = sweep.job(t, c), train.start(recipe, model.draw(c, 0))
+  job, state = batched.job(t, c), optimization.initial_state(recipe, model.draw(c, 0))
   params = jax.tree.map(jnp.asarray, model.draw(c, 0))
   moments = adamw(0.1, 0.3).init(params)
-  step = jax.jit(functools.partial(train.step, c, recipe, job))
+  step = jax.jit(functools.partial(optimization.step, c, recipe, job))
   plain = jax.jit(functools.partial(plain_step, c, t.facts))
   for count in range(4):
-    rate = 0.02 * float(train.schedule(recipe, count))
+    rate = 0.02 * float(optimization.schedule(recipe, count))
     params, moments, value = plain(params, moments, rate, 0.3)
     state = step(state)
     np.testing.assert_allclose(state.loss, value, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_a_step_is_adamw_on_the_plain_loss(changes):
 
 def test_schedule_warms_up_and_ends_at_zero():
   recipe = Recipe(steps=100, warmup=10)
-  rates = np.array([train.schedule(recipe, s) for s in range(101)])
+  rates = np.array([optimization.schedule(recipe, s) for s in range(101)])
   assert (
     rates[0] == pytest.approx(1 / 11)
     and rates[10] == 1
@@ -85,7 +85,9 @@ def test_schedule_warms_up_and_ends_at_zero():
 def test_what_is_frozen_does_not_move(frozen):
   c, recipe = config(), Recipe(steps=5, warmup=0, target=None, frozen=frozen)
   before = model.draw(c, 0)
-  after = train.stretch(c, recipe, 5, sweep.job(task(c), c), train.start(recipe, before)).params
+  after = optimization.train_chunk(
+    c, recipe, 5, batched.job(task(c), c), optimization.initial_state(recipe, before)
+  ).params
   for path, old in jax.tree_util.tree_leaves_with_path(before):
     new = after
     for key in path:
@@ -98,9 +100,9 @@ def test_learning_solves_and_then_stops():
   c = config(n=16, r=2, d=8, f=32)
   recipe = Recipe(steps=2000, check=20)
   t = task(c, weight_decay=0.0)
-  run = jax.jit(functools.partial(train.stretch, c, recipe, 2000, sweep.job(t, c)))
-  state = run(train.start(recipe, model.draw(c, 1)))
-  assert state.status == train.SOLVED and 20 <= state.step < 2000 and state.step % 20 == 0
+  run = jax.jit(functools.partial(optimization.train_chunk, c, recipe, 2000, batched.job(t, c)))
+  state = run(optimization.initial_state(recipe, model.draw(c, 1)))
+  assert state.status == optimization.SOLVED and 20 <= state.step < 2000 and state.step % 20 == 0
   assert verify.accuracy(c, state.params, t.facts).accuracy == state.accuracy >= 0.99
   again = run(state)
   assert all(map(np.array_equal, jax.tree.leaves(state), jax.tree.leaves(again)))
@@ -109,8 +111,8 @@ def test_learning_solves_and_then_stops():
 def test_stretches_add_up_to_one():
   c = config()
   recipe = Recipe(steps=30, check=10, target=1.0, batch=4)
-  job, first = sweep.job(task(c), c), train.start(recipe, model.draw(c, 0))
-  run = jax.jit(functools.partial(train.stretch, c, recipe))
+  job, first = batched.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
+  run = jax.jit(functools.partial(optimization.train_chunk, c, recipe))
   go = lambda steps, state: run(np.int32(steps), job, state)
   whole, parts = go(30, first), go(16, go(11, go(3, first)))
   assert whole.step == parts.step == 30
@@ -120,12 +122,16 @@ def test_stretches_add_up_to_one():
 
 def test_divergence_is_marked():
   c, recipe = config(norm='none'), Recipe(steps=50, warmup=0, target=None)
-  job = sweep.job(task(c, learning_rate=1e30), c)
-  state = train.stretch(c, recipe, 50, job, train.start(recipe, model.draw(c, 0)))
-  assert state.status == train.DIVERGED and state.step < 10
+  job = batched.job(task(c, learning_rate=1e30), c)
+  state = optimization.train_chunk(
+    c, recipe, 50, job, optimization.initial_state(recipe, model.draw(c, 0))
+  )
+  assert state.status == optimization.DIVERGED and state.step < 10
   recipe = Recipe(steps=1, warmup=0, target=None)  # the loss was that of what came before
-  state = train.stretch(c, recipe, 1, job, train.start(recipe, model.draw(c, 0)))
-  assert state.status == train.DIVERGED and state.accuracy == 0
+  state = optimization.train_chunk(
+    c, recipe, 1, job, optimization.initial_state(recipe, model.draw(c, 0))
+  )
+  assert state.status == optimization.DIVERGED and state.accuracy == 0
 
 
 @pytest.mark.parametrize(
@@ -142,11 +148,15 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   n, r = 5, 2
   recipe = Recipe(hops=hops, chain_of_thought=cot, loss=loss)
   c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
-  t = sweep.Task(c, fact.bijections(jax.random.key(0), n, r))
-  job, first = sweep.job(t, c), train.start(recipe, model.draw(c, 0))
-  go = jax.jit(functools.partial(train.stretch, c, dataclasses.replace(recipe, warmup=0)))
+  t = batched.Task(c, Facts.bijections(n, r))
+  job, first = batched.job(t, c), optimization.initial_state(recipe, model.draw(c, 0))
+  go = jax.jit(
+    functools.partial(optimization.train_chunk, c, dataclasses.replace(recipe, warmup=0))
+  )
   params, everyone = go(np.int32(60), job, first).params, jnp.arange(n)
-  got = jax.jit(functools.partial(train.loss, c, recipe))(params, job, everyone, everyone < n)
+  got = jax.jit(functools.partial(optimization.loss, c, recipe))(
+    params, job, everyone, everyone < n
+  )
   logits = jax.jit(functools.partial(model.apply, c))
   terms, last_right = [], []
   for s in range(n):
@@ -164,7 +174,7 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   right = verify.accuracy(c, params, t.facts, hops, chain_of_thought=cot).accuracy
   if cot and loss == 'answer':  # nothing else was asked for
     right = np.mean(last_right)
-  assert train.accuracy(c, recipe, job, params) == pytest.approx(right) and right > 0
+  assert optimization.accuracy(c, recipe, job, params) == pytest.approx(right) and right > 0
 
 
 def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
@@ -173,8 +183,8 @@ def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
   t = task(c)
   params = jax.tree.map(np.asarray, model.draw(c, 0))
   params['embed']['subjects'] *= 3  # or all answer alike
-  look = jax.jit(functools.partial(train.accuracy, c, recipe))
-  job = sweep.job(t, c)
+  look = jax.jit(functools.partial(optimization.accuracy, c, recipe))
+  job = batched.job(t, c)
   assert look.lower(job, params).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
   right = verify.accuracy(c, params, t.facts, 2).accuracy
   assert right > 0 and look(job, params) == pytest.approx(right)
@@ -182,20 +192,22 @@ def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
 
 def test_accuracy_among_more_queries_than_an_integer_counts():
   c, recipe = config(), Recipe()
-  params, job = model.draw(c, 0), sweep.job(task(c), c)
+  params, job = model.draw(c, 0), batched.job(task(c), c)
   more = job.replace(subjects=np.int32(2**30))  # times 3 relations
-  right, among_more = (train.accuracy(c, recipe, j, params) for j in (job, more))
+  right, among_more = (optimization.accuracy(c, recipe, j, params) for j in (job, more))
   assert among_more == pytest.approx(right * 7 / 2**30) and right > 0
 
 
 def test_shorter_chains_are_trained_alike():
   c = config(length=6)
   recipe = Recipe(hops=3, chain_of_thought=True, loss='chain', warmup=0)
-  job, params, everyone = sweep.job(task(c), c), model.draw(c, 0), jnp.arange(7)
+  job, params, everyone = batched.job(task(c), c), model.draw(c, 0), jnp.arange(7)
   all_of_them = dataclasses.replace(recipe, shorter=True)
-  state = jax.jit(functools.partial(train.step, c, all_of_them, job))(train.start(recipe, params))
+  state = jax.jit(functools.partial(optimization.step, c, all_of_them, job))(
+    optimization.initial_state(recipe, params)
+  )
   each = [
-    train.loss(c, dataclasses.replace(recipe, hops=k), params, job, everyone, everyone < 7)
+    optimization.loss(c, dataclasses.replace(recipe, hops=k), params, job, everyone, everyone < 7)
     for k in (1, 2, 3)
   ]
   assert float(state.loss) == pytest.approx(np.mean(each), rel=1e-5)
@@ -215,20 +227,22 @@ def test_recipes_that_make_no_sense_are_refused(options, told):
 
 def test_what_is_not_there_cannot_be_frozen():
   with pytest.raises(InputError, match='frozen names'):
-    sweep.lay_out(Recipe(frozen=('unembedding',)), [task(config())])
+    batched.set_up(Recipe(frozen=('unembedding',)), [task(config())])
 
 
-def test_haste_moves_the_embeddings_of_subjects_alone_and_as_many_times():
+def test_the_lr_multiplier_applies_to_the_embeddings_of_subjects_alone():
   c = config()
   t = task(c, learning_rate=0.02, weight_decay=0.3)
   moved = {}
-  for haste in (1.0, 4.0):
-    recipe = Recipe(steps=10, warmup=0, haste=haste)
+  for multiplier in (1.0, 4.0):
+    recipe = Recipe(steps=10, warmup=0, embedding_lr_multiplier=multiplier)
     params = model.draw(c, 0)
-    state = train.step(c, recipe, sweep.job(t, c), train.start(recipe, params))
-    moved[haste] = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, params)
-  hasty, slow = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
-  np.testing.assert_allclose(hasty, 4 * slow, atol=1e-6)
+    state = optimization.step(
+      c, recipe, batched.job(t, c), optimization.initial_state(recipe, params)
+    )
+    moved[multiplier] = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, params)
+  faster, slower = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
+  np.testing.assert_allclose(faster, 4 * slower, atol=1e-6)
   for got, want in zip(jax.tree.leaves(moved[4.0]), jax.tree.leaves(moved[1.0]), strict=True):
     np.testing.assert_array_equal(got, want)
 
@@ -237,10 +251,11 @@ def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone()
   c = config(n=60, d=40)
   t = task(c)
   wide = c.replace(subjects=64, dim=48)
-  job = sweep.job(t, wide)
-  e_NxD = jnp.asarray(sweep.pad(model.draw(c, 0), wide)['embed']['subjects'])
+  job = batched.job(t, wide)
+  e_NxD = jnp.asarray(batched.pad(model.draw(c, 0), wide)['embed']['subjects'])
   drawn = [
-    np.asarray(train._noise(Recipe(noise=0.5), job, e_NxD, jax.random.key(s))) for s in (0, 1)
+    np.asarray(optimization._noise(Recipe(noise=0.5), job, e_NxD, jax.random.key(s)))
+    for s in (0, 1)
   ]
   spread = np.sqrt(np.mean(np.asarray(e_NxD)[:60, :40] ** 2))
   for noise_NxD in drawn:
@@ -249,7 +264,7 @@ def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone()
   assert abs(np.corrcoef(drawn[0][:60, :40].ravel(), drawn[1][:60, :40].ravel())[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize('name', ['noise', 'haste'])
-def test_noise_and_haste_below_zero_are_refused(name):
+@pytest.mark.parametrize('name', ['noise', 'embedding_lr_multiplier'])
+def test_noise_and_multipliers_below_zero_are_refused(name):
   with pytest.raises(InputError, match=f'{name} is -1'):
     Recipe(**{name: -1})

@@ -9,13 +9,13 @@ import oracle
 import pytest
 
 from constructions import registry
-from geomem import facts as fact
 from geomem import model
 from geomem import queries as query
 from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
-from geomem.saved import checkpoint
+from geomem.facts import Facts
+from geomem.saved import models
 
 SIZES = {
   'selector': (5, 2, 1),
@@ -35,8 +35,8 @@ CHECKS = {
 @functools.cache
 def build(name, sizes=None, seed=0):
   n, r, k = sizes or SIZES[name]
-  key, own = jax.random.key(seed), registry.entry(name).own_answers
-  facts = fact.disjoint(key, n, r, n) if own else fact.bijections(key, n, r)
+  own = registry.entry(name).own_answers
+  facts = Facts.disjoint(n, r, n, seed) if own else Facts.bijections(n, r, seed)
   return registry.build(name, facts, k)
 
 
@@ -144,7 +144,7 @@ def swapped(facts):
   """The same facts, but g_0 has two of its answers exchanged."""
   answers = facts.answers_RxN.copy()
   answers[0, [0, 1]] = answers[0, [1, 0]]
-  return fact.Facts(answers, facts.attributes, facts.closed)
+  return Facts(answers, facts.attributes, facts.closed)
 
 
 @pytest.mark.parametrize('name,sizes', [
@@ -193,7 +193,7 @@ def test_margins_are_those_of_numpy(n, r, k, answers, tied, blocks):
     for i, (s, (q,)) in enumerate(itertools.product(range(n), itertools.product(range(r)))):
       top = oracle.logits(config, params, [s, n + q])[-1].argmax()
       table[q, s] = top if i % 3 else table[q, s]
-  facts = fact.Facts(table, answers, closed=answers == n)
+  facts = Facts(table, answers, closed=answers == n)
   want = oracle_margins(config, params, facts, k)
   near = {'rtol': 1e-4, 'atol': 1e-4}
 
@@ -302,9 +302,9 @@ def test_universal_is_refused_where_no_embedding_holds_all_answers(name):
 
 
 def test_universal_is_refused_for_a_loaded_model_and_says_that_it_was_loaded(tmp_path):
-  checkpoint.save(tmp_path / 'selector', build('selector'))
+  models.save(tmp_path / 'selector', build('selector'))
   with pytest.raises(InputError, match='or the model was loaded, and how it does is not saved'):
-    verify.universal(checkpoint.load(tmp_path / 'selector'))
+    verify.universal(models.load(tmp_path / 'selector'))
 
 
 def test_universal_is_refused_for_too_many_contents():
@@ -323,16 +323,16 @@ def test_certificate_is_refused_without_a_readout():
     verify.certificate(build('selector').replace(readout=None))
 
 
-@pytest.mark.parametrize('make,hops,says', [
-  (lambda key: fact.bijections(key, 6, 2), 1, 'do not fit'),
-  (lambda key: fact.bijections(key, 4, 2), 1, 'do not fit'),
-  (lambda key: fact.bijections(key, 5, 1), 1, 'do not fit'),
-  (lambda key: fact.maps(key, 5, 2, 9), 1, 'do not fit'),
-  (lambda key: fact.maps(key, 5, 2, 4), 2, 'cannot be chained'),
-  (lambda key: fact.bijections(key, 5, 2), 0, 'hops is 0'),
-  (lambda key: fact.bijections(key, 5, 2), 2, 'the model has 2 positions'),
+@pytest.mark.parametrize('facts,hops,says', [
+  (Facts.bijections(6, 2), 1, 'do not fit'),
+  (Facts.bijections(4, 2), 1, 'do not fit'),
+  (Facts.bijections(5, 1), 1, 'do not fit'),
+  (Facts.random_maps(5, 2, 9), 1, 'do not fit'),
+  (Facts.random_maps(5, 2, 4), 2, 'cannot be chained'),
+  (Facts.bijections(5, 2), 0, 'hops is 0'),
+  (Facts.bijections(5, 2), 2, 'the model has 2 positions'),
 ])  # fmt: skip
-def test_facts_of_another_size_are_refused(make, hops, says):
+def test_facts_of_another_size_are_refused(facts, hops, says):
   c = build('selector')
   with pytest.raises(InputError, match=says):
-    verify.accuracy(c.config, c.params, make(jax.random.key(0)), hops)
+    verify.accuracy(c.config, c.params, facts, hops)

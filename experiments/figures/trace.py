@@ -44,7 +44,7 @@ def draw(trace: Trace, path) -> None:
     figure = Figure(dpi=200)
     ax = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=(), yticks=())
     names = [trace.token(p) for p in range(c.hops + 1)]
-    query = tracing.spoken(names)
+    query = tracing.join_names(names)
     steps = ' → '.join(trace.top(p)[0][0] for p in trace.positions)
     name = f'{c.name}, d = {c.config.dim}'
     title = _fit(f'{query} → {steps}', WIDTH - 0.5 - _length(name), 12)  # 12: bold is wider
@@ -82,7 +82,7 @@ class Panel:
     """What the i-th block's attention changes, and what its MLP does."""
     block, p = self.trace.blocks[i], self.position
     read_D, before_D = block.read_LxD[p], self.trace.before(i)[p]
-    yield tracing.changes(self.trace, read_D, before_D, tracing.laid(self.trace, i, p))
+    yield tracing.changes(self.trace, read_D, before_D, tracing.relation_outputs(self.trace, i, p))
     yield tracing.changes(self.trace, block.written_LxD[p], read_D, np.zeros_like(read_D))
 
   def _place(self):

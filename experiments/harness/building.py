@@ -5,30 +5,27 @@ import time
 import jax
 
 from constructions import registry
-from geomem import facts as fact
 from geomem.checks import verify
-from geomem.checks.ledger import ledger
+from geomem.checks.accounting import ledger
 from geomem.construction import Construction, check_representable
 from geomem.facts import Facts
 
 AUTO_LOGITS = 2**31
-# Trained, a head may look away from the subject for all relations but one, early, and has no slope back.
-LOOK = ('blocks_0/attention/query', 'blocks_0/attention/key')
 
 
 def random_facts(
   kind: str, subjects: int, relations: int, seed: int, own_answers: bool = False
 ) -> Facts:
   """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
-  key = jax.random.key(seed)
   if own_answers:
-    return fact.disjoint(key, subjects, relations, subjects)
-  return {'bijections': fact.bijections, 'maps': fact.maps}[kind](key, subjects, relations)
+    return Facts.disjoint(subjects, relations, subjects, seed)
+  draw = {'bijections': Facts.bijections, 'maps': Facts.random_maps}[kind]
+  return draw(subjects, relations, seed=seed)
 
 
 def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:
   """A seed's facts; or others of the same size, for what was learned of these to be held against."""
-  return random_facts('bijections', subjects, relations, seed + 10**6 * other)
+  return random_facts('bijections', subjects, relations, (seed + 10**6 * other) % 2**32)
 
 
 def looking(seed, count: int) -> jax.Array:

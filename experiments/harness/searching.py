@@ -7,13 +7,13 @@ import math
 import jax
 import numpy as np
 
-from geomem import facts as fact
 from geomem import model
-from geomem.checks import bounds, rounding
+from geomem.checks import lower_bounds, rounding
 from geomem.config import Config
-from geomem.training import sweep, threshold, train
-from geomem.training.threshold import Range
-from geomem.training.train import Recipe
+from geomem.facts import Facts
+from geomem.training import batched, bisection, optimization
+from geomem.training.bisection import Range
+from geomem.training.optimization import Recipe
 
 ROUNDS = 4  # that a search takes, about
 FINDS = ('dim', 'dim_at_width', 'width', 'subjects')
@@ -68,13 +68,13 @@ def looked_for(case: Case, setting: Setting) -> Range:
   return Range(1, 16 * math.ceil(bits), first, resolution=setting.resolution)
 
 
-def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[sweep.Task]:
+def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[batched.Task]:
   """A model a case, size and pair of rates."""
   tasks = []
   for case, size in cases:
     config = configured(case, size, setting)
-    table = fact.bijections(jax.random.key(case.seed), config.subjects, config.relations)
-    tasks += [sweep.Task(config, table, *rates, case.seed) for rates in setting.rates]
+    table = Facts.bijections(config.subjects, config.relations, case.seed)
+    tasks += [batched.Task(config, table, *rates, case.seed) for rates in setting.rates]
   return tasks
 
 
@@ -86,7 +86,7 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
     rivals = np.repeat(np.arange(len(asked)), rates)
     found = train_all(setting.recipe, attempts(asked, setting), rivals, rounds=ROUNDS)
     accuracies = found['accuracy'].reshape(len(asked), rates)
-    passed = (found['status'].reshape(len(asked), rates) == train.SOLVED).any(axis=1)
+    passed = (found['status'].reshape(len(asked), rates) == optimization.SOLVED).any(axis=1)
     steps = found['step'].reshape(len(asked), rates)
     for (case, size), values, ok, step in zip(asked, accuracies, passed, steps, strict=True):
       best = int(np.argmax(values))
@@ -97,7 +97,7 @@ def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
       })  # fmt: skip
     return passed
 
-  found = threshold.search({case: looked_for(case, setting) for case in cases}, attempt)
+  found = bisection.search({case: looked_for(case, setting) for case in cases}, attempt)
   return [record(case, found[case], setting) for case in cases] + probes
 
 
@@ -110,7 +110,7 @@ def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict
     return {}
   tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
-  config = sweep.hull([task.config for task in tasks])
+  config = batched.common_config([task.config for task in tasks])
   scores = functools.partial(_scores, config, recipe, target=setting.recipe.target)
   seen = fitter.measured(recipe, tasks, scores)
   best = {
@@ -121,11 +121,11 @@ def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict
 
 
 def _scores(config: Config, recipe: Recipe, params, job, *, target: float):
-  right = functools.partial(train.accuracy, config, recipe, job)
+  right = functools.partial(optimization.accuracy, config, recipe, job)
   return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params, target)}
 
 
-def record(case: Case, border: threshold.Bisection, setting: Setting) -> dict:
+def record(case: Case, border: bisection.Bisection, setting: Setting) -> dict:
   """What was found, and what that size amounts to; `floor`: nothing harder failed, so it is no threshold."""
   about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found}
   if border.found is None:
@@ -138,6 +138,6 @@ def record(case: Case, border: threshold.Bisection, setting: Setting) -> dict:
 def amount(config: Config) -> dict:
   """Facts, in bits, for each parameter of the whole model."""
   parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
-  bits = config.relations * bounds.log2_factorial(config.subjects)
+  bits = config.relations * lower_bounds.log2_factorial(config.subjects)
   sizes = {'dim': config.dim, 'width': max(config.blocks[0].hidden, default=0)}
   return {**sizes, 'parameters': parameters, 'fact_bits': bits, 'bits': bits / parameters}

@@ -97,7 +97,7 @@ def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
   c = offer.construction
   facts, got = c.facts, ask.answer(c, subject, path)
   truths = query.walk(facts.answers_RxN, subject, path)[-len(got.steps) :]
-  seen = tracing.run(c, got.tokens_L)
+  seen = tracing.trace_prompt(c, got.tokens_L)
   names = [facts.subject_name(subject), *map(facts.relation_name, path)]
   steps = [
     _step(offer, pool, seen, p, truth) for p, truth in zip(seen.positions, truths, strict=True)
@@ -106,7 +106,7 @@ def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
   if offer.readouts:
     _add_readouts(offer, pool, steps[0], row, path[0])
   return {
-    'query': tracing.spoken(names),
+    'query': tracing.join_names(names),
     'answer': [facts.attribute_name(step) for step in got.steps],
     'truth': facts.attribute_name(truths[-1]),
     'margin': tracing.number(got.margin, 4),
@@ -124,7 +124,7 @@ def _step(offer: Offer, pool: Pool, seen: Trace, p: int, truth: int) -> dict:
   told = None
   for i, block in enumerate(seen.blocks):
     before_D, read_D, written_D = seen.before(i)[p], block.read_LxD[p], block.written_LxD[p]
-    read, told = _row(pool, seen, read_D, before_D, tracing.laid(seen, i, p), told)
+    read, told = _row(pool, seen, read_D, before_D, tracing.relation_outputs(seen, i, p), told)
     found = {'heads': [pool(head_L) for head_L in block.attention_HxLxL[:, p, : p + 1]]}
     found |= {'read': read, 'hidden': [_fired(offer, pool, seen, i, j, p) for j in range(len(block.hidden))]}  # fmt: skip
     if block.hidden:

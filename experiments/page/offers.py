@@ -18,9 +18,9 @@ from geomem import queries as query
 from geomem.config import Config
 from geomem.construction import Construction
 from geomem.inside import intervene
-from geomem.inside import structure as linear
+from geomem.inside import linear_maps as linear
 from geomem.layout import Layout, Slot
-from geomem.training import sweep
+from geomem.training import batched
 
 NAMED, UNNAMED = (8, 3), (64, 3)  # subjects and relations
 TRAINED, STEPS, BATCH = (192, 3), 800, 48
@@ -121,10 +121,10 @@ def trained(steps: int = STEPS) -> Offer:
   """A model trained as `experiments.structure` trains for transfer, but smaller."""
   kind = structure.Kind('trained for transfer', 24, 48, 1.0, steps, **structure.FOR_TRANSFER)
   task = kind.task(building.bijections(*TRAINED, 0), 0)
-  laid, states = sweep.lay_out(kind.recipe(BATCH), [task], devices=jax.devices()[:1])
-  for _, done in sweep.fit(laid, states, steps):
+  laid, states = batched.set_up(kind.recipe(BATCH), [task], devices=jax.devices()[:1])
+  for _, done in batched.fit(laid, states, steps):
     states = done
-  params = laid.result(states, 0).params
+  params = laid.state_of(states, 0).params
   layout = Layout.of(Slot('stream', (('direction', task.config.dim),)))
   c = Construction('trained', task.config, params, layout, task.facts)
   return Offer('trained by gradient descent', LEARNED, c, *read(c))
@@ -145,13 +145,13 @@ def _look(config: Config, params, answers_RxN):
   fit_T, held_S = linear.hold_out(building.looking(0, 1)[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right, stages, hidden_NxRxF = _stages(config, params, answers_RxN)
-  nearest = lambda x_NxD: linear.read(x_NxD, u_AxD, answers_RxN, fit_T, held_S).T
+  nearest = lambda x_NxD: linear.probe(x_NxD, u_AxD, answers_RxN, fit_T, held_S).T
   said = jax.vmap(jax.vmap(nearest, out_axes=1))(jnp.stack(list(stages.values())))
   parts_SxPxD = _parts(params['embed'], u_AxD, answers_RxN, fit_T, held_S)
   rest_SxD, embedded_SxD = parts_SxPxD[:, -1], e_NxD[held_S]
-  units = intervene.units(hidden_NxRxF)
+  units = intervene.unit_selectivity(hidden_NxRxF)
   return held_S, {
-    'explained': linear.explained(embedded_SxD, embedded_SxD - rest_SxD, e_NxD[fit_T].mean(axis=0)),
+    'explained': linear.r2(embedded_SxD, embedded_SxD - rest_SxD, e_NxD[fit_T].mean(axis=0)),
     'hit': jnp.mean(said[0, :, 0] == answers_RxN[:, held_S].T, dtype=jnp.float32),
     'right': jnp.sum(right),
     'said': dict(zip(stages, said, strict=True)),
@@ -178,7 +178,7 @@ def _stages(config: Config, params, answers_RxN):
 def _parts(embed, u_AxD, answers_RxN, fit_T, held_S):
   """Embeddings as they stand at their position, taken apart: the mean, an image a relation, the rest."""
   known = embed['subjects'][fit_T], u_AxD, answers_RxN[:, fit_T]
-  maps_RxDxD, b_D = linear.maps(*known, linear.best_ridge(*known))
+  maps_RxDxD, b_D = linear.fit_maps(*known, linear.best_ridge(*known))
   middle_D = jnp.mean(u_AxD, axis=0)
   u_SxRxD = u_AxD[answers_RxN[:, held_S].T] - middle_D[None, None]
   images_SxRxD = jnp.einsum('srd,rde->sre', u_SxRxD, maps_RxDxD)

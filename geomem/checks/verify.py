@@ -24,6 +24,7 @@ from geomem import queries as query
 from geomem.config import Config
 from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
+from geomem.facts import Facts
 
 CHECKS = ('exhaustive', 'certificate', 'universal')
 MAX_NUMBERS = 2**27  # in all contents of an embedding
@@ -81,7 +82,7 @@ def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_t
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
   targets = target(answers, *pairs).reshape(s, c, -1)
   if not chain_of_thought:
-    x = model.apply(config, params, subjects_S, paths_CxK, method='grid')
+    x = model.apply(config, params, subjects_S, paths_CxK, method='all_pairs')
     return x[:, :, None], targets[..., -1:]
   tokens = query.chains(answers, *pairs)[:, :-1]
   x = model.apply(config, params, tokens, last=k, method='residual')
@@ -149,7 +150,7 @@ def _affordable(config: Config) -> int:
   return max(1, 2**27 // (widest * config.length))
 
 
-def accuracy(config: Config, params, facts: fact.Facts, hops: int = 1, **options) -> Report:
+def accuracy(config: Config, params, facts: Facts, hops: int = 1, **options) -> Report:
   """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
   fact.check_fit(facts, config)
   if hops > 1:

@@ -1,1 +1,1 @@
-"""Looking inside a model: one prompt in words, superpositions, patches, new facts."""
+"""Interpreting a model: one prompt in words, linear maps of embeddings, interventions, new facts."""

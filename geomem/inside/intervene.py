@@ -1,9 +1,9 @@
-"""What a trained network does with an embedding: which units fire, and what follows when something is changed.
+"""What a trained network does with an embedding: which units fire, and what changes after an intervention.
 
 Everything is a pure function of a one-block model's parameters, to be mapped over models. Subjects
 come in as embeddings, so that they can be any: learned, superposed, or changed.
 
-Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects looked at, T doses.
+Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects in question, T scale factors.
 """
 
 import functools
@@ -16,47 +16,49 @@ import jax.numpy as jnp
 from geomem import model
 from geomem.config import Config
 
-AT_ONCE = 256  # subjects whose logits exist together
+ROWS_AT_ONCE = 256  # subjects whose logits exist together
 
 
-def final(config: Config, params, e_SxD, add_RxD=None):
-  """Final residuals SxRxD of every one-hop query; `add_RxD` is added to what the MLP reads."""
+def final_residuals(config: Config, params, e_SxD, add_RxD=None):
+  """Final residuals SxRxD of every one-hop query; `add_RxD` is added to the MLP's input."""
   if add_RxD is not None:
     chex.assert_shape(add_RxD, (config.relations, config.dim))
   paths_Rx1 = jnp.arange(config.relations)[:, None]
-  with nn.intercept_methods(_at_mlp(lambda x: x if add_RxD is None else x + add_RxD[None])):
-    return model.apply(config, params, e_SxD, paths_Rx1, method='told')
+  with nn.intercept_methods(
+    _intercept_mlp_input(lambda x: x if add_RxD is None else x + add_RxD[None])
+  ):
+    return model.apply(config, params, e_SxD, paths_Rx1, method='from_embeddings')
 
 
 def answers(config: Config, params, e_SxD, add_RxD=None):
-  """What the model says to every one-hop query, SxR."""
+  """The model's answers to every one-hop query, SxR."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
 
   def some(e_BxD):
-    x_BxRxD = final(config, params, e_BxD, add_RxD).astype(jnp.float32)
+    x_BxRxD = final_residuals(config, params, e_BxD, add_RxD).astype(jnp.float32)
     return jnp.argmax(jnp.einsum('brd,ad->bra', x_BxRxD, u_AxD), axis=-1)
 
   return by_blocks(some, e_SxD)
 
 
 def by_blocks(function, *rows):
-  """`function` of matrices with a row per subject, block of subjects after block; its rows put together."""
+  """`function` of matrices with a row per subject, block of subjects after block; its rows concatenated."""
   chex.assert_rank(rows, 2)
   chex.assert_equal_shape_prefix(rows, 1)
-  count, size = len(rows[0]), min(AT_ONCE, len(rows[0]))
+  count, size = len(rows[0]), min(ROWS_AT_ONCE, len(rows[0]))
   blocks = lambda a: jnp.pad(a, ((0, -count % size), (0, 0))).reshape(-1, size, a.shape[1])
   found_TxBxP = jax.lax.map(lambda block: function(*block), tuple(map(blocks, rows)))
   return found_TxBxP.reshape(-1, found_TxBxP.shape[2])[:count]
 
 
 def accuracy(config: Config, params, e_SxD, targets_SxR):
-  """Share of right answers."""
+  """The fraction of right answers."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
 
 
-def _at_mlp(change):
-  """Lets `change` alter what the MLP reads."""
+def _intercept_mlp_input(change):
+  """Replaces the MLP's input x by `change(x)`."""
 
   def intercept(call, args, kwargs, context):
     if isinstance(context.module, model.MLP) and context.method_name == '__call__':
@@ -66,25 +68,28 @@ def _at_mlp(change):
   return intercept
 
 
-def at_mlp(config: Config, params, e_SxD):
-  """What the MLP reads, SxRxD, and how its units fire, SxRxF."""
-  read = []
+def mlp_activations(config: Config, params, e_SxD):
+  """The MLP's inputs, SxRxD, and its hidden activations, SxRxF."""
+  inputs = []
 
-  def note(x):
-    read.append(x)
+  def record(x):
+    inputs.append(x)
     return x
 
   paths_Rx1 = jnp.arange(config.relations)[:, None]
-  with nn.intercept_methods(_at_mlp(note)):
-    _, seen = model.apply(config, params, e_SxD, paths_Rx1, method='told', mutable=['trace'])
-  return read[0], seen['trace']['blocks_0']['mlp']['hidden'][0]
+  with nn.intercept_methods(_intercept_mlp_input(record)):
+    _, sown = model.apply(
+      config, params, e_SxD, paths_Rx1, method='from_embeddings', mutable=['trace']
+    )
+  return inputs[0], sown['trace']['blocks_0']['mlp']['hidden'][0]
 
 
-def units(hidden_SxRxF):
-  """Of every unit: the relation it fires most for; how far it keeps to it and to few of its answers; its share.
+def unit_selectivity(hidden_SxRxF):
+  """Of every unit: the relation it fires most for; how selective it is for it and for few of its answers; its activation.
 
-  `relation`: 0 if it fires alike for all relations, 1 if for one alone. `attribute`: 0 if it fires
-  alike for all answers of that relation, near 1 if for one alone. `share`: of all activation.
+  `relation`: 0 if it fires equally for all relations, 1 if for one alone. `attribute`: 0 if it fires
+  equally for all answers of that relation, near 1 if for one alone. `activation_fraction`: its part of
+  the total activation.
   """
   chex.assert_rank(hidden_SxRxF, 3)
   mass_RxF = jnp.mean(hidden_SxRxF, axis=0)
@@ -98,7 +103,7 @@ def units(hidden_SxRxF):
     'own': own_F,
     'relation': jnp.where(total_F > 0, relation_F, 0.0),
     'attribute': jnp.where(total_F > 0, 1 - spread_F, 0.0),
-    'share': total_F / _some(jnp.sum(total_F)),
+    'activation_fraction': total_F / _some(jnp.sum(total_F)),
   }
 
 
@@ -106,68 +111,68 @@ def _some(x):
   return jnp.maximum(x, 1e-30)
 
 
-def without(params, off_F):
-  """The model with these units cut off."""
+def ablate_units(params, off_F):
+  """The model without these units: their output weights are zero."""
   mlp = params['blocks_0']['mlp']
   chex.assert_shape(off_F, mlp['out'].shape[:1])
   out = jnp.where(off_F[:, None], 0.0, mlp['out'])
   return {**params, 'blocks_0': {**params['blocks_0'], 'mlp': {**mlp, 'out': out}}}
 
 
-def ablated(config: Config, params, e_SxD, targets_SxR, own_F):
-  """Share of right answers to every relation, once the units of another (or the same) are cut off: RxR."""
+def accuracy_without_units(config: Config, params, e_SxD, targets_SxR, own_F):
+  """The fraction of right answers to every relation without the units of another (or the same) one: RxR."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
   def one(r):
-    said_SxR = answers(config, without(params, own_F == r), e_SxD)
-    return jnp.mean(said_SxR == targets_SxR, axis=0, dtype=jnp.float32)
+    answers_SxR = answers(config, ablate_units(params, own_F == r), e_SxD)
+    return jnp.mean(answers_SxR == targets_SxR, axis=0, dtype=jnp.float32)
 
   return jax.lax.map(one, jnp.arange(config.relations))
 
 
-def patched(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
-  """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to what it reads."""
+def patched_accuracy(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
+  """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to its input."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
-  said_SxR = answers(config, params, e_SxD, add_RxD)
-  return jnp.mean(said_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
+  answers_SxR = answers(config, params, e_SxD, add_RxD)
+  return jnp.mean(answers_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
 
 
-def swapped(config: Config, params, e_SxD, moves_RxSxD, wanted_SxR, doses_T):
-  """Embeddings moved for one relation at a time, by each dose: how often the answer to that relation
-  becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
-  chex.assert_shape(moves_RxSxD, (config.relations, *e_SxD.shape))
+def swap_effects(config: Config, params, e_SxD, vectors_RxSxD, wanted_SxR, alphas_T):
+  """Embeddings changed for one relation at a time, by alpha times its vector: how often the answer to
+  that relation becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
+  chex.assert_shape(vectors_RxSxD, (config.relations, *e_SxD.shape))
   chex.assert_shape(wanted_SxR, (len(e_SxD), config.relations))
   before_SxR = answers(config, params, e_SxD)
   others_RxR = ~jnp.eye(config.relations, dtype=bool)
 
   def one(pair):
-    dose, r = pair
-    said_SxR = answers(config, params, e_SxD + dose * moves_RxSxD[r])
-    flipped = jnp.mean(said_SxR[:, r] == wanted_SxR[:, r], dtype=jnp.float32)
-    kept_R = jnp.mean(said_SxR == before_SxR, axis=0, dtype=jnp.float32)
+    alpha, r = pair
+    answers_SxR = answers(config, params, e_SxD + alpha * vectors_RxSxD[r])
+    flipped = jnp.mean(answers_SxR[:, r] == wanted_SxR[:, r], dtype=jnp.float32)
+    kept_R = jnp.mean(answers_SxR == before_SxR, axis=0, dtype=jnp.float32)
     return flipped, jnp.sum(jnp.where(others_RxR[r], kept_R, 0.0)) / max(1, config.relations - 1)
 
-  count = len(doses_T), config.relations
-  pairs = jnp.repeat(doses_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
+  count = len(alphas_T), config.relations
+  pairs = jnp.repeat(alphas_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
   flipped, kept = jax.lax.map(one, pairs)
   return flipped.reshape(count).mean(1), kept.reshape(count).mean(1)
 
 
-def moves(maps_RxDxE, u_AxD, targets_SxR, wanted_SxR):
+def steering_vectors(maps_RxDxE, u_AxD, targets_SxR, wanted_SxR):
   """What carries a subject from one attribute to another along the superposition: M_r (u_wanted − u_own)."""
   chex.assert_equal_shape([targets_SxR, wanted_SxR])
   difference_SxRxD = u_AxD[wanted_SxR] - u_AxD[targets_SxR]
   return jnp.einsum('srd,rde->rse', difference_SxRxD, maps_RxDxE)
 
 
-def turned(key, moves):
-  """As long, in random directions."""
-  noise = jax.random.normal(key, moves.shape)
+def random_directions(key, vectors):
+  """Vectors of the same lengths in random directions."""
+  noise = jax.random.normal(key, vectors.shape)
   length = functools.partial(jnp.linalg.norm, axis=-1, keepdims=True)
-  return noise * length(moves) / length(noise)
+  return noise * length(vectors) / length(noise)
 
 
-def others(key, attributes: int, targets_SxR):
-  """For every query an attribute that is not its answer, all others alike likely."""
+def other_attributes(key, attributes: int, targets_SxR):
+  """For every query an attribute that is not its answer, all others equally likely."""
   step = jax.random.randint(key, targets_SxR.shape, 1, attributes)
   return (targets_SxR + step) % attributes

@@ -10,7 +10,7 @@ import itertools
 
 import numpy as np
 
-SHARES = (0.01, 0.05, 0.2, 1.0, 5.0, 50.0)  # ridge, as a share of the kernel's mean diagonal
+STRENGTHS = (0.01, 0.05, 0.2, 1.0, 5.0, 50.0)  # ridge, as a fraction of the kernel's mean diagonal
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)  # of every group after the first
 
 
@@ -41,12 +41,12 @@ def mixtures(kernels):
     yield mixed / max(np.trace(mixed) / len(mixed), 1e-12)
 
 
-def _smoother(k_SxS, fit_T, held_H, share):
+def _smoother(k_SxS, fit_T, held_H, strength):
   """The matrix that makes predictions for the held out of what is to be fitted, HxT."""
   gram = k_SxS[np.ix_(fit_T, fit_T)]
   middle = np.eye(len(fit_T)) - 1 / len(fit_T)  # an intercept of its own
   cross = k_SxS[np.ix_(held_H, fit_T)] - gram.mean(axis=0)
-  solved = np.linalg.solve(middle @ gram @ middle + share * np.eye(len(fit_T)), middle)
+  solved = np.linalg.solve(middle @ gram @ middle + strength * np.eye(len(fit_T)), middle)
   return (cross @ middle @ solved + 1 / len(fit_T)).astype(np.float32)
 
 
@@ -59,17 +59,17 @@ def predict(kernels, y_SxQ, fit_T, held_H, blocks=None) -> np.ndarray:
   y_SxQ = y_SxQ.astype(np.float32)  # most of the time goes into products with it
   blocks = [0, y_SxQ.shape[1]] if blocks is None else blocks
   pieces = list(itertools.pairwise(blocks))
-  options = list(itertools.product(range(len(mixed)), SHARES))
+  options = list(itertools.product(range(len(mixed)), STRENGTHS))
   error = np.zeros((len(options), len(pieces)))
-  for o, (m, share) in enumerate(options):
+  for o, (m, strength) in enumerate(options):
     for i in range(4):
       fit, held = fit_T[inner != i], fit_T[inner == i]
-      miss = (_smoother(mixed[m], fit, held, share) @ y_SxQ[fit] - y_SxQ[held]) ** 2
+      miss = (_smoother(mixed[m], fit, held, strength) @ y_SxQ[fit] - y_SxQ[held]) ** 2
       error[o] += [miss[:, a:b].sum() for a, b in pieces]
   out = np.empty((len(held_H), y_SxQ.shape[1]))
   for p, (a, b) in enumerate(pieces):
-    m, share = options[int(error[:, p].argmin())]
-    out[:, a:b] = _smoother(mixed[m], fit_T, held_H, share) @ y_SxQ[fit_T, a:b]
+    m, strength = options[int(error[:, p].argmin())]
+    out[:, a:b] = _smoother(mixed[m], fit_T, held_H, strength) @ y_SxQ[fit_T, a:b]
   return out
 
 
@@ -83,16 +83,18 @@ def held_out(kernels, y_SxQ, fold_S, blocks=None) -> tuple[np.ndarray, np.ndarra
   return guess, mean
 
 
-def weights(features_TxP, y_TxQ, shares=SHARES) -> np.ndarray:
+def weights(features_TxP, y_TxQ, strengths=STRENGTHS) -> np.ndarray:
   """Ridge coefficients PxQ, with the ridge that predicts held-out quarters best."""
   x = features_TxP - features_TxP.mean(axis=0)
   size = max(np.trace(x @ x.T) / len(x), 1e-12)
   inner, errors = np.arange(len(x)) % 4, []
-  for share in shares:
+  for strength in strengths:
     miss = 0.0
     for i in range(4):
       fit, held = np.flatnonzero(inner != i), np.flatnonzero(inner == i)
-      miss += ((_smoother(x @ x.T / size, fit, held, share) @ y_TxQ[fit] - y_TxQ[held]) ** 2).sum()
+      miss += (
+        (_smoother(x @ x.T / size, fit, held, strength) @ y_TxQ[fit] - y_TxQ[held]) ** 2
+      ).sum()
     errors.append(miss)
-  gram = x @ x.T + size * shares[int(np.argmin(errors))] * np.eye(len(x))
+  gram = x @ x.T + size * strengths[int(np.argmin(errors))] * np.eye(len(x))
   return x.T @ np.linalg.solve(gram, y_TxQ - y_TxQ.mean(axis=0))

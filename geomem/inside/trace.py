@@ -1,4 +1,4 @@
-"""A model at work on one prompt, told in the names of its facts and coordinates.
+"""One forward pass on one prompt, described by the names of the facts and of the coordinates.
 
 Shapes: L length, D residual width, H heads, F hidden width, A answers; a slot holds E entries of M
 coordinates each. The *answer positions* are the last one or, with chain of thought, the k last.
@@ -66,12 +66,12 @@ class Trace:
     return self.blocks[block - 1].written_LxD if block else self.embedded_LxD
 
 
-def spoken(names) -> str:
+def join_names(names) -> str:
   """Names of a query side by side, as one can be asked: by | where spaces are inside them."""
   return (' | ' if any(' ' in name for name in names) else ' ').join(names)
 
 
-def run(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
+def trace_prompt(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
   """One forward pass with everything it sows."""
   c, tokens_L = construction, _checked(construction, np.asarray(tokens_L))
   logits, sown = _sow(c.config.replace(dtype=dtype), c.params, tokens_L)
@@ -112,8 +112,8 @@ def _sow(config: Config, params, tokens_L):
   return model.Transformer(config).apply({'params': params}, tokens_L[None], mutable=['trace'])
 
 
-def brought(trace: Trace, block: int, position: int) -> np.ndarray:
-  """What the block's heads bring to `position` from each token, LxD; attention adds their sum."""
+def head_outputs(trace: Trace, block: int, position: int) -> np.ndarray:
+  """What the block's heads write at `position` for each token attended to, LxD; attention adds their sum."""
   config, params = trace.construction.config, trace.construction.params[f'blocks_{block}']
   scale = {'params': params.get('norm_attention', {})}
   x_LxD = np.asarray(model.Norm(config).apply(scale, jnp.asarray(trace.before(block))))
@@ -123,10 +123,10 @@ def brought(trace: Trace, block: int, position: int) -> np.ndarray:
   return np.einsum('hlk,hkd->ld', heads_HxLxK, params['attention']['output'], optimize=True)
 
 
-def laid(trace: Trace, block: int, position: int) -> np.ndarray:
-  """What relations alone bring to `position`: the part of attention that closes gates."""
+def relation_outputs(trace: Trace, block: int, position: int) -> np.ndarray:
+  """What the heads write at `position` for the relations alone: the part of attention that closes gates."""
   relation_L = trace.tokens_L >= trace.construction.facts.subjects
-  return brought(trace, block, position)[relation_L].sum(axis=0)
+  return head_outputs(trace, block, position)[relation_L].sum(axis=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,9 +142,9 @@ class Decoded:
   error_E: np.ndarray
 
 
-def decode(values_ExM, code: codes.Code, laid_ExM=None) -> Decoded:
+def decode(values_ExM, code: codes.Code, relations_ExM=None) -> Decoded:
   """What entries hold. Values alone do not tell a closed entry from a word without positive
-  coordinates; `laid_ExM`, what was laid over the words, does: it is negative where one was closed.
+  coordinates; `relations_ExM`, what the relations added there, does: it is negative where one was closed.
   """
   values = np.asarray(values_ExM, np.float32)
   symbol_E = _nearest(values, code)
@@ -156,10 +156,10 @@ def decode(values_ExM, code: codes.Code, laid_ExM=None) -> Decoded:
   exact_E = (error_E == 0) & (scale_E > 0)
   empty_E = ~np.any(values, axis=1)
   closed_E = ~np.any(values > 0, axis=1)
-  if laid_ExM is None:
+  if relations_ExM is None:
     closed_E &= ~empty_E & ~(exact_E & (scale_E == 1))
   else:
-    closed_E &= np.all(np.asarray(laid_ExM) < 0, axis=1)
+    closed_E &= np.all(np.asarray(relations_ExM) < 0, axis=1)
   kinds = np.select([closed_E, empty_E, exact_E], ['closed', 'empty', 'exact'], 'near')
   return Decoded(kinds, symbol_E, scale_E, error_E)
 
@@ -225,7 +225,7 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   return name if kind == 'exact' else f'≈ {name} ±{number(decoded.error_E[entry])}'
 
 
-def changes(trace: Trace, values_D, before_D, laid_D=None) -> Iterator[tuple]:
+def changes(trace: Trace, values_D, before_D, relations_D=None) -> Iterator[tuple]:
   """Every slot: its values ExM, what they mean (None: plain numbers), which are new, which closed.
 
   Beside entries that a gate has closed, those left open are new too.
@@ -236,10 +236,10 @@ def changes(trace: Trace, values_D, before_D, laid_D=None) -> Iterator[tuple]:
       continue
     at, shape = layout[slot.name], (-1, slot.width)
     values = values_D[at].reshape(shape)
-    laid = None if laid_D is None else laid_D[at].reshape(shape)
+    relations = None if relations_D is None else relations_D[at].reshape(shape)
     if slot.of != ATTRIBUTE:  # gates close attributes only
-      laid = np.zeros_like(values)
-    decoded = decode(values, slot.code, laid) if slot.code else None
+      relations = np.zeros_like(values)
+    decoded = decode(values, slot.code, relations) if slot.code else None
     new_E = np.any(values != before_D[at].reshape(shape), axis=1)
     closed_E = decoded.kind_E == 'closed' if decoded else np.zeros_like(new_E)
     if decoded and closed_E.any():
@@ -308,7 +308,9 @@ def _block_lines(trace: Trace, i: int, p: int) -> list[str]:
     read = [f'{trace.token(q)}@{q} {number(weights_L[q], 3)}' for q in seen]
     out += _row(f'  head {h + 1} reads', read)
   read_D = block.read_LxD[p]
-  out += _row('  after attention', _held(trace, read_D, trace.before(i)[p], laid(trace, i, p)))
+  out += _row(
+    '  after attention', _held(trace, read_D, trace.before(i)[p], relation_outputs(trace, i, p))
+  )
   for j, hidden_LxF in enumerate(block.hidden):
     fired = np.flatnonzero(hidden_LxF[p])
     names = [f'{unit_name(trace, i, j, u)}{_times(hidden_LxF[p, u])}' for u in fired[:SHOWN]]
@@ -320,10 +322,10 @@ def _block_lines(trace: Trace, i: int, p: int) -> list[str]:
   return out
 
 
-def _held(trace: Trace, values_D, before_D, laid_D=None) -> list[str]:
+def _held(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
   """What is new, in words."""
   facts, held, closed = trace.construction.facts, [], []
-  for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, laid_D):
+  for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, relations_D):
     closed += [entry_label(facts, slot, int(e)) for e in np.flatnonzero(closed_E)]
     new = np.flatnonzero(new_E)
     if decoded is None and len(values) > 1 and len(new):

@@ -1,4 +1,4 @@
-"""A run that survives: its folder is locked, its state is sealed now and then, and taken up again.
+"""A run that survives: its folder is locked, its state is saved now and then, and restored.
 
 A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
 Killed at any moment and started again, a run that is a function of its state ends in the same bits
@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from geomem import hosts
 from geomem.errors import InputError
-from geomem.saved import sealed
+from geomem.saved import atomic
 
 KEPT = 2
 
@@ -94,8 +94,8 @@ class Run:
     """
     for path in reversed(self._checkpoints()):
       try:
-        fields, arrays = sealed.read(path)
-      except sealed.Damaged as error:
+        fields, arrays = atomic.read(path)
+      except atomic.Damaged as error:
         aside = path
         while aside.exists():
           aside = aside.with_name(f'{aside.name}.damaged')
@@ -115,18 +115,18 @@ class Run:
 
   @hosts.by_first
   def save(self, number: int, arrays: dict):
-    """Seal the state, and let all but the newest few go."""
+    """Save the state, and remove all checkpoints but the newest few."""
     metrics, size = self.folder / 'metrics.jsonl', 0
     if metrics.exists():
-      sealed.flush(metrics)
+      atomic.flush(metrics)
       size = metrics.stat().st_size
-    sealed.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
+    atomic.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
     for path in self._checkpoints()[:-KEPT]:
       shutil.rmtree(path)
 
   @hosts.by_first
   def log(self, record: dict):
-    """A line of metrics.jsonl. Lines after the checkpoint that is taken up are cut and written again."""
+    """A line of metrics.jsonl. Lines after the checkpoint that is restored are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
       file.write(json.dumps(record, allow_nan=False) + '\n')
 
@@ -141,7 +141,7 @@ class Run:
   def _cut(self, size: int):
     """Cut metrics.jsonl to what it held at the checkpoint.
 
-    What is missing from it is told, and the run goes on after the last whole line: a lost log is no
+    What is missing from it is reported, and the run goes on after the last whole line: a lost log is no
     reason to lose the training.
     """
     metrics = self.folder / 'metrics.jsonl'

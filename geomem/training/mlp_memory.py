@@ -3,7 +3,7 @@
 N keys x_n and N values u_n, random and of length 1, are fixed; the MLP's output for key n must be
 nearer to u_n than to any other. This is the MLP memory of Nichani et al. (2025), as they trained it:
 no transformer around it, full batch, AdamW without decay at a constant rate, success if at one of the
-looks at it the accuracy is reached.
+evaluations the accuracy is reached.
 
 Shapes: N facts, D width of the embeddings, F hidden units; M models.
 """
@@ -19,14 +19,14 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from geomem.training import train
+from geomem.training import optimization
 
 ROWS = 32  # facts are padded to a multiple of: compiling anew costs more than rows of zeros
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How they are trained; a look after every `check` steps."""
+  """How they are trained; an evaluation after every `check` steps."""
 
   dim: int
   width: int
@@ -47,7 +47,7 @@ class Memory:
 
 
 def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
-  """Facts and initial weights, laid out in arrays of `rows` facts. Weights as flax's Dense draws them."""
+  """Facts and initial weights, in arrays of `rows` facts. Weights as flax's Dense draws them."""
   d, f = recipe.dim, recipe.width
   rng = np.random.default_rng((seed, facts, d, f))
 
@@ -82,7 +82,7 @@ def loss(params, memory: Memory):
 
 
 def accuracy(params, memory: Memory):
-  """Share of facts recalled."""
+  """The fraction of facts recalled."""
   logits_NxN, inside_N = logits(memory, params)
   right_N = inside_N & (jnp.argmax(logits_NxN, axis=1) == jnp.arange(len(logits_NxN)))
   return jnp.sum(right_N, dtype=jnp.float32) / memory.count.astype(jnp.float32)
@@ -93,34 +93,34 @@ def learn(recipe: Recipe, memory: Memory):
   adam = optax.adam(recipe.rate)
 
   def step(_, state):
-    params, moments = state
-    slopes = jax.grad(loss)(params, memory)
-    updates, moments = train.adapt(adam, slopes, moments)
-    return optax.apply_updates(params, updates), moments
+    params, opt_state = state
+    grads = jax.grad(loss)(params, memory)
+    updates, opt_state = optimization.adam_update(adam, grads, opt_state)
+    return optax.apply_updates(params, updates), opt_state
 
-  def look(state):
-    params, moments, best, done = state
-    params, moments = jax.lax.fori_loop(0, recipe.check, step, (params, moments))
-    return params, moments, jnp.maximum(best, accuracy(params, memory)), done + recipe.check
+  def evaluate(state):
+    params, opt_state, best, done = state
+    params, opt_state = jax.lax.fori_loop(0, recipe.check, step, (params, opt_state))
+    return params, opt_state, jnp.maximum(best, accuracy(params, memory)), done + recipe.check
 
-  def on(state):
+  def running(state):
     return (state[2] < recipe.target) & (state[3] < recipe.steps)
 
-  start = memory.params, adam.init(memory.params), jnp.float32(0), jnp.int32(0)
-  *_, best, done = jax.lax.while_loop(on, look, start)
+  initial = memory.params, adam.init(memory.params), jnp.float32(0), jnp.int32(0)
+  *_, best, done = jax.lax.while_loop(running, evaluate, initial)
   return best, done
 
 
 def learn_all(recipe: Recipe, sizes, seeds) -> tuple[np.ndarray, np.ndarray]:
-  """`learn` for many (facts, seed), shared out over all devices."""
+  """`learn` for many (facts, seed), split over all devices."""
   devices = np.array(jax.devices()[: len(sizes)])
   rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // devices.size) * devices.size
   models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
-  order = np.argsort(-np.array(sizes), kind='stable')  # the dear ones dealt out first
+  order = np.argsort(-np.array(sizes), kind='stable')  # the costly ones dealt out first
   place = np.arange(count).reshape(devices.size, -1).T.ravel()
-  laid = np.zeros(count, int)
-  laid[place[: len(order)]] = order
-  memories = jax.tree.map(lambda *leaves: np.stack(leaves)[laid], *models)
+  model_of_row = np.zeros(count, int)
+  model_of_row[place[: len(order)]] = order
+  memories = jax.tree.map(lambda *leaves: np.stack(leaves)[model_of_row], *models)
   best, done = _learn_all(recipe, jax.sharding.Mesh(devices, ('models',)), memories)
   found = np.empty(len(sizes), int)
   found[order] = place[: len(order)]
@@ -130,8 +130,8 @@ def learn_all(recipe: Recipe, sizes, seeds) -> tuple[np.ndarray, np.ndarray]:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _learn_all(recipe, mesh, memories):
   one = functools.partial(learn, recipe)
-  each = jax.lax.map if jax.default_backend() == 'cpu' else lambda f, x: jax.vmap(f)(x)
-  share = lambda memories: each(one, memories)
+  map_models = jax.lax.map if jax.default_backend() == 'cpu' else lambda f, x: jax.vmap(f)(x)
+  per_device = lambda memories: map_models(one, memories)
   return jax.shard_map(
-    share, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
+    per_device, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
   )(memories)

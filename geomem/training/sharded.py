@@ -1,11 +1,11 @@
-"""One large model trained over a mesh of devices: its vocabulary in slices, its facts shared out.
+"""One large model trained over a mesh of devices: its vocabulary in slices, its batches split over all devices.
 
 What is as long as the vocabulary (the subjects' embeddings, the unembedding, their moments) lies in
 slices along the axis 'vocabulary' and is never whole on a device; the rest is small, and everywhere.
-The rows of a batch are spread over all devices, and the head brings both together block by block.
-Training is that of `train`: XLA partitions the model's products by where their inputs lie.
+The rows of a batch are split over all devices, and the head brings both together block by block.
+Training is that of `optimization`: XLA partitions the model's products by where their inputs lie.
 
-A model whose sizes the devices cannot share evenly is padded, as in a sweep.
+A model whose sizes do not divide evenly among the devices is padded, as in a sweep.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from geomem import mesh as meshes
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.mesh import AXES, SLICED, VOCABULARY
-from geomem.training import sweep, train
-from geomem.training.sweep import Task
-from geomem.training.train import Job, Recipe, State
+from geomem.training import batched, optimization
+from geomem.training.batched import Task
+from geomem.training.optimization import Job, Recipe, State
 
 WORDS = ('subjects', 'answers')  # parameters with a row for every word
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sharded:
-  """A task laid out over a mesh; it reads like a `sweep.Sweep` of one model."""
+  """A task set up on a mesh; it is used like a `batched.Sweep` of one model."""
 
   recipe: Recipe
   tasks: tuple[Task]
@@ -41,39 +41,39 @@ class Sharded:
 
   rows = np.zeros(1, int)
 
-  def placed(self, _) -> 'Sharded':
-    """There is nowhere else to be."""
+  def with_rows(self, _) -> 'Sharded':
+    """There is only one row."""
     return self
 
-  def each(self, value) -> np.ndarray:
+  def of_tasks(self, value) -> np.ndarray:
     """A number of the state, for every task."""
-    return np.asarray(hosts.local(value))[None]
+    return np.asarray(hosts.to_host(value))[None]
 
-  def result(self, state: State, i: int = 0) -> State:
+  def state_of(self, state: State, i: int = 0) -> State:
     """The state, on this host, its parameters at their own size."""
-    state = jax.tree.map(np.asarray, hosts.local(state))
-    return state.replace(params=sweep.crop(state.params, self.tasks[i].config))
+    state = jax.tree.map(np.asarray, hosts.to_host(state))
+    return state.replace(params=batched.crop(state.params, self.tasks[i].config))
 
 
-def lay_out(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
+def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
   """The model on the mesh (default: of all devices), and its state before the first step."""
   mesh = meshes.whole() if mesh is None else mesh
   if mesh.axis_names != AXES:
     raise InputError(f'the axes of the mesh are {mesh.axis_names}; they must be {AXES}')
-  sweep.check(recipe, (task,), task.config)
+  batched.check(recipe, (task,), task.config)
   config = _padded(recipe, task.config, mesh)
-  params = sweep.parameters(task, config)
+  params = batched.parameters(task, config)
   params = hosts.put(params, _places(mesh, params))
-  begin = functools.partial(train.start, recipe, apart=True)
+  begin = functools.partial(optimization.initial_state, recipe, apart=True)
   places = _places(mesh, jax.eval_shape(begin, params))
   state = jax.jit(begin, out_shardings=places)(params)
-  job = sweep.job(task, config)
+  job = batched.job(task, config)
   job = hosts.put(job, _places(mesh, job))
   return Sharded(recipe, (task,), config, mesh, job), state
 
 
 def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
-  """Sizes that share out evenly: subjects over all devices, answers over the slices."""
+  """Sizes that divide evenly: subjects over all devices, answers over the slices."""
   if recipe.batch and recipe.batch % mesh.size:
     raise InputError(f'batch is {recipe.batch}; {mesh.size} devices need a multiple of {mesh.size}')
   up = lambda size, by: -(-size // by) * by
@@ -94,19 +94,22 @@ def _places(mesh: Mesh, tree):
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def fit(laid: Sharded, state: State, steps: int) -> Iterator[tuple[Sharded, State]]:
-  """Advance by so many steps at a time until the model is done; yields after each stretch."""
-  while laid.each(state.status) == train.RUNNING and laid.each(state.step) < laid.recipe.steps:
-    state = advance(laid, state, steps)
-    yield laid, state
+def fit(sharded: Sharded, state: State, steps: int) -> Iterator[tuple[Sharded, State]]:
+  """Advance by so many steps at a time until the model is done; yields after each chunk."""
+  while (
+    sharded.of_tasks(state.status) == optimization.RUNNING
+    and sharded.of_tasks(state.step) < sharded.recipe.steps
+  ):
+    state = advance(sharded, state, steps)
+    yield sharded, state
 
 
-def advance(laid: Sharded, state: State, steps: int) -> State:
+def advance(sharded: Sharded, state: State, steps: int) -> State:
   """Up to so many steps more. The old state is used up."""
-  return _advance(laid.config, laid.recipe, laid.mesh, np.int32(steps), laid.job, state)
+  return _advance(sharded.config, sharded.recipe, sharded.mesh, np.int32(steps), sharded.job, state)
 
 
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)
 def _advance(config, recipe, mesh, steps, job, state):
-  state = train.stretch(config, recipe, steps, job, state, mesh)
+  state = optimization.train_chunk(config, recipe, steps, job, state, mesh)
   return jax.lax.with_sharding_constraint(state, _places(mesh, state))

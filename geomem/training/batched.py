@@ -1,8 +1,8 @@
 """Many models trained at once: one compiled program for a batch of jobs, spread over all devices.
 
 Models of different sizes share a program by padding: parameters are drawn at their own size and
-laid into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
-them), and `train.Job` says how much is in use. On an accelerator all models of a device advance
+copied into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
+them), and `optimization.Job` says how much is in use. On an accelerator all models of a device advance
 together under `vmap`; on a CPU, a device per core, as many as its cache holds, batch after batch.
 
 Shapes: M models, N subjects, R relations.
@@ -23,15 +23,15 @@ from geomem import hosts, model
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import train
-from geomem.training.train import Job, Recipe, State
+from geomem.training import optimization
+from geomem.training.optimization import Job, Recipe, State
 
 CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One model to train: its size, its facts, what moves it; from `params` if given, else drawn by `seed`."""
+  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`."""
 
   config: Config
   facts: Facts
@@ -49,7 +49,7 @@ class Task:
       raise InputError(f'seed is {self.seed}; it must be from 0 to 2^32 - 1')
 
 
-def alike(one: Config, other: Config) -> bool:
+def differ_only_in_size(one: Config, other: Config) -> bool:
   """Whether the two differ in their sizes alone."""
   shape = lambda c: (
     c.length,
@@ -65,10 +65,10 @@ def alike(one: Config, other: Config) -> bool:
   return shape(one) == shape(other)
 
 
-def hull(configs) -> Config:
+def common_config(configs) -> Config:
   """The smallest config that all of these can be padded to; refuses what differs in more than size."""
   first = configs[0]
-  if not all(alike(first, c) for c in configs):
+  if not all(differ_only_in_size(first, c) for c in configs):
     raise InputError('models of one program may differ in their sizes alone')
   largest = lambda get: max(map(get, configs))
   blocks = tuple(
@@ -88,15 +88,15 @@ SIZES = ('subjects', 'relations', 'answers', 'dim')
 
 
 def pad(params, config: Config):
-  """Parameters laid into the corner of zeros of the size of `config`."""
-  lay = lambda a, shape: np.pad(
+  """Parameters copied into the corner of zeros of the size of `config`."""
+  padded = lambda a, shape: np.pad(
     a, [(0, big - small) for small, big in zip(a.shape, shape.shape, strict=True)]
   )
-  return jax.tree.map(lay, params, model.shapes(config))
+  return jax.tree.map(padded, params, model.shapes(config))
 
 
 def crop(params, config: Config):
-  """What `pad` laid in."""
+  """The parameters that were padded by `pad`."""
   return jax.tree.map(
     lambda a, shape: a[tuple(map(slice, shape.shape))], params, model.shapes(config)
   )
@@ -121,18 +121,18 @@ def job(task: Task, config: Config) -> Job:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sweep:
-  """A batch of tasks laid out for one program: task i is row `rows[i]` of `jobs` and of the states.
+  """A batch of tasks set up for one program: task i is row `rows[i]` of `jobs` and of the states.
 
-  There are `height` rows, as many on every device, of which `together` advance at once; rows that
-  are no task's rest from the start.
+  There are `row_count` rows, as many on every device, of which `vmap_size` advance at once; rows that
+  are no task's are inactive from the start.
   """
 
   recipe: Recipe
   tasks: tuple[Task, ...]
   config: Config
   mesh: jax.sharding.Mesh
-  together: int
-  height: int
+  vmap_size: int
+  row_count: int
   rows: np.ndarray
 
   @functools.cached_property
@@ -141,25 +141,25 @@ class Sweep:
     jobs = [job(task, self.config) for task in self.tasks]
     return _put(self, _stack(jobs, _task_of_row(self, self.rows)))
 
-  def placed(self, rows: np.ndarray) -> 'Sweep':
+  def with_rows(self, rows: np.ndarray) -> 'Sweep':
     """The same tasks in other rows."""
     return dataclasses.replace(self, rows=rows)
 
-  def each(self, values_M) -> np.ndarray:
+  def of_tasks(self, values_M) -> np.ndarray:
     """A number of the states, for every task."""
-    return np.asarray(hosts.local(values_M))[self.rows]
+    return np.asarray(hosts.to_host(values_M))[self.rows]
 
-  def result(self, states: State, i: int) -> State:
+  def state_of(self, states: State, i: int) -> State:
     """The state of task i, on this host, its parameters at their own size."""
-    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), hosts.local(states))
+    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), hosts.to_host(states))
     return state.replace(params=crop(state.params, self.tasks[i].config))
 
 
-def lay_out(
+def set_up(
   recipe: Recipe,
   tasks,
   devices=None,
-  together: int | None = None,
+  vmap_size: int | None = None,
   config: Config | None = None,
   least_rows: int = 1,
 ) -> tuple[Sweep, State]:
@@ -168,33 +168,33 @@ def lay_out(
   devices = np.array(jax.devices() if devices is None else devices)
   if jax.process_count() == 1:  # no more than there is work for: a row is a whole state
     devices = devices[: max(len(tasks), least_rows)]
-  config = hull([*(task.config for task in tasks), *([config] if config else [])])
+  config = common_config([*(task.config for task in tasks), *([config] if config else [])])
   check(recipe, tasks, config)
-  # Neighbours in the list tend to cost alike: deal them out, one to each device in turn.
+  # Neighbours in the list tend to cost the same: deal them out, one to each device in turn.
   each = -(-max(len(tasks), least_rows) // devices.size)
-  if together is None:
-    together = min(each, _together(config, recipe)) if devices[0].platform == 'cpu' else each
-  each = -(-each // together) * together
+  if vmap_size is None:
+    vmap_size = min(each, _vmap_size(config, recipe)) if devices[0].platform == 'cpu' else each
+  each = -(-each // vmap_size) * vmap_size
   rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
   mesh = jax.sharding.Mesh(devices, ('models',))
-  sweep = Sweep(recipe, tasks, config, mesh, together, each * devices.size, rows)
-  resting = np.isin(np.arange(sweep.height), rows, invert=True)
+  sweep = Sweep(recipe, tasks, config, mesh, vmap_size, each * devices.size, rows)
+  inactive = np.isin(np.arange(sweep.row_count), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
   states = _start(recipe, mesh, _put(sweep, params))
-  status = np.where(resting, train.RESTING, train.RUNNING).astype(np.int32)
+  status = np.where(inactive, optimization.INACTIVE, optimization.RUNNING).astype(np.int32)
   return sweep, states.replace(status=_put(sweep, status))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(recipe: Recipe, mesh, params):
-  """Each on its device, as `_advance` hands them on: laid otherwise, that would be compiled twice."""
-  start = jax.vmap(functools.partial(train.start, recipe))
+  """With the sharding that `_advance` returns: with another one that would be compiled twice."""
+  initial_states = jax.vmap(functools.partial(optimization.initial_state, recipe))
   return jax.shard_map(
-    start, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
+    initial_states, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
   )(params)
 
 
-def _together(config: Config, recipe: Recipe) -> int:
+def _vmap_size(config: Config, recipe: Recipe) -> int:
   """Models whose activations fit in a core's cache: fewer calls, as long as they do."""
   prompts = (recipe.batch or config.subjects) * config.relations**recipe.hops
   widths = config.answers + 4 * config.dim + sum(sum(b.hidden) for b in config.blocks)
@@ -207,22 +207,22 @@ def _sharding(sweep: Sweep) -> NamedSharding:
 
 
 def _put(sweep: Sweep, tree):
-  """Arrays of a row per model, a share of the rows on every device."""
+  """Arrays with a row per model, the rows split evenly over the devices."""
   return hosts.put(tree, jax.tree.map(lambda _: _sharding(sweep), tree))
 
 
 def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
   """A task for every row; rows that are no task's are copies of the first."""
-  tasks = np.zeros(sweep.height, int)
+  tasks = np.zeros(sweep.row_count, int)
   tasks[rows] = np.arange(len(rows))
   return tasks
 
 
 def check(recipe: Recipe, tasks, config: Config):
   """Refuse a recipe that these models cannot be trained by."""
-  trained, frozen = train.split(recipe, model.shapes(config))
+  trained, frozen = optimization.split(recipe, model.shapes(config))
   for name in recipe.frozen:
-    if not train.below(name, frozen):
+    if not optimization.params_below(name, frozen):
       raise InputError(
         f'frozen names {name!r}, which the model has not; it has {", ".join({**trained, **frozen})}'
       )
@@ -255,91 +255,91 @@ def _stack(trees, index):
   return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *trees)
 
 
-def fit(sweep: Sweep, states: State, steps: int, rivals=None) -> Iterator[tuple[Sweep, State]]:
-  """Advance by so many steps at a time until no model is under way; yields after each stretch.
+def fit(sweep: Sweep, states: State, steps: int, groups=None) -> Iterator[tuple[Sweep, State]]:
+  """Advance by so many steps at a time until no model is under way; yields after each chunk.
 
-  `rivals`: a label a task (NumPy); when one of a label is solved, the others of it rest.
+  `groups`: a label a task (NumPy); when one of a label is solved, the others of it stop.
   """
   while _running(sweep, states).any():
     states = advance(sweep, states, steps)
-    if rivals is not None:
-      states = _rest(sweep, states, rivals)
+    if groups is not None:
+      states = _stop_solved(sweep, states, groups)
     sweep, states = _balance(sweep, states)
     yield sweep, states
 
 
 def _running(sweep: Sweep, states: State) -> np.ndarray:
   """By row, whether there is anything left to do."""
-  status, step = map(np.asarray, hosts.local((states.status, states.step)))
-  return (status == train.RUNNING) & (step < sweep.recipe.steps)
+  status, step = map(np.asarray, hosts.to_host((states.status, states.step)))
+  return (status == optimization.RUNNING) & (step < sweep.recipe.steps)
 
 
-def _rest(sweep: Sweep, states: State, rivals) -> State:
-  """Those of a label of which one is solved go no further."""
-  status = np.array(hosts.local(states.status))
-  solved = rivals[status[sweep.rows] == train.SOLVED]
-  beaten = np.isin(rivals, solved) & (status[sweep.rows] == train.RUNNING)
-  status[sweep.rows[beaten]] = train.RESTING
+def _stop_solved(sweep: Sweep, states: State, groups) -> State:
+  """The models with the label of a solved one become inactive."""
+  status = np.array(hosts.to_host(states.status))
+  solved = groups[status[sweep.rows] == optimization.SOLVED]
+  stopped = np.isin(groups, solved) & (status[sweep.rows] == optimization.RUNNING)
+  status[sweep.rows[stopped]] = optimization.INACTIVE
   return states.replace(status=_put(sweep, status))
 
 
 def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
-  """Rows dealt out anew where a device has more batches under way than if all shared them evenly."""
+  """Rows dealt out anew where a device has more batches under way than an even split gives it."""
   running = _running(sweep, states)
-  batches = running.reshape(sweep.mesh.size, -1, sweep.together).any(2).sum(1)
-  if batches.max() <= -(-running.sum() // (sweep.mesh.size * sweep.together)):
+  batches = running.reshape(sweep.mesh.size, -1, sweep.vmap_size).any(2).sum(1)
+  if batches.max() <= -(-running.sum() // (sweep.mesh.size * sweep.vmap_size)):
     return sweep, states
   order = np.argsort(~running, kind='stable').reshape(-1, sweep.mesh.size).T.ravel()
-  states = jax.tree.map(lambda a: np.asarray(a)[order], hosts.local(states))
-  return sweep.placed(np.argsort(order)[sweep.rows]), _put(sweep, states)
+  states = jax.tree.map(lambda a: np.asarray(a)[order], hosts.to_host(states))
+  return sweep.with_rows(np.argsort(order)[sweep.rows]), _put(sweep, states)
 
 
 def advance(sweep: Sweep, states: State, steps: int) -> State:
   """Up to so many steps more of every model that is not done. The old states are used up."""
-  shared = (sweep.config, sweep.recipe, sweep.together, sweep.mesh)
-  return _advance(*shared, np.int32(steps), sweep.jobs, states)
+  static = (sweep.config, sweep.recipe, sweep.vmap_size, sweep.mesh)
+  return _advance(*static, np.int32(steps), sweep.jobs, states)
 
 
-def measure(sweep: Sweep, states: State, function, *more_M):
+def evaluate(sweep: Sweep, states: State, function, *more_M):
   """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
 
-  `more_M`: trees of arrays with a row a task. Models are looked at as they are trained: on a CPU one
-  after another on every core, elsewhere together. Partials of one function with equal arguments, which
+  `more_M`: trees of arrays with a row a task. Models are evaluated as they are trained: on a CPU one
+  after another on every core, elsewhere under `vmap`. Partials of one function with equal arguments, which
   must be hashable, share a program.
   """
   index = _task_of_row(sweep, sweep.rows)
   more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
   call = functools.partial(function)  # which equals itself alone: its parts are compared
   parts = call.func, call.args, tuple(sorted(call.keywords.items()))
-  values = _measure(parts, sweep.mesh, (states.params, sweep.jobs, *more))
-  return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.local(values))
+  values = _evaluate(parts, sweep.mesh, (states.params, sweep.jobs, *more))
+  return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.to_host(values))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(parts, mesh, arguments_M):
+def _evaluate(parts, mesh, arguments_M):
   function = functools.partial(parts[0], *parts[1], **dict(parts[2]))
 
-  def share(arguments_M):
+  def per_device(arguments_M):
     if jax.default_backend() == 'cpu':
       return jax.lax.map(lambda arguments: function(*arguments), arguments_M)
     return jax.vmap(function)(*arguments_M)
 
   return jax.shard_map(
-    share, mesh=mesh, in_specs=(P('models'),), out_specs=P('models'), check_vma=False
+    per_device, mesh=mesh, in_specs=(P('models'),), out_specs=P('models'), check_vma=False
   )(arguments_M)
 
 
 @functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)
-def _advance(config, recipe, together, mesh, steps, jobs, states):
-  def share(steps, jobs, states):
-    one = functools.partial(train.stretch, config, recipe, steps)
-    if 1 < together == len(states.step):
+def _advance(config, recipe, vmap_size, mesh, steps, jobs, states):
+  def per_device(steps, jobs, states):
+    one = functools.partial(optimization.train_chunk, config, recipe, steps)
+    if 1 < vmap_size == len(states.step):
       return jax.vmap(one)(jobs, states)
-    batch = together if together > 1 else None
+    batch = vmap_size if vmap_size > 1 else None
     return jax.lax.map(lambda pair: one(*pair), (jobs, states), batch_size=batch)
 
   return jax.shard_map(
-    share,
+    per_device,
     mesh=mesh,
     in_specs=(P(), P('models'), P('models')),
     out_specs=P('models'),

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 
 from geomem.config import BlockConfig, Config
-from geomem.training import sweep
-from geomem.training.train import Recipe
+from geomem.training import batched
+from geomem.training.optimization import Recipe
 
 LEAST_ROWS = 8
-STRETCHES = 4  # looks at all queries between two returns to the host, at most,
-STRETCH_SECONDS = 10.0  # and about so long
-FOUND = ('accuracy', 'loss', 'step', 'status')
+CHUNK_EVALUATIONS = 4  # evaluations of all queries between two returns to the host, at most,
+CHUNK_SECONDS = 10.0  # and about so long
+OUTCOMES = ('accuracy', 'loss', 'step', 'status')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,50 +48,52 @@ def _costs() -> Costs:
   return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
 
 
-def stretch(laid) -> int:
-  """Steps between looks at the host: some seconds of work, which depend on sizes alone."""
-  models = -(-len(laid.tasks) // jax.device_count())
-  step = models * seconds(laid.config, laid.recipe, _costs())
-  return max(1, min(STRETCHES * laid.recipe.check, round(STRETCH_SECONDS / step)))
+def chunk_steps(sweep) -> int:
+  """Steps between two returns to the host: some seconds of work, estimated from sizes alone."""
+  models = -(-len(sweep.tasks) // jax.device_count())
+  step = models * seconds(sweep.config, sweep.recipe, _costs())
+  return max(1, min(CHUNK_EVALUATIONS * sweep.recipe.check, round(CHUNK_SECONDS / step)))
 
 
-def follow(fit: Callable, laid, states):
-  """Train what is laid out to the end."""
-  ended, stretches = (laid, states), fit(laid, states, stretch(laid))
-  for ended in stretches:
+def run_to_end(fit: Callable, sweep, states):
+  """Train a sweep to the end."""
+  ended = sweep, states
+  for ended in fit(sweep, states, chunk_steps(sweep)):
     pass
   return ended
 
 
-def fit(recipe: Recipe, program: Program, tasks, rivals, follow: Callable = follow) -> np.ndarray:
-  """Train the tasks in the program: a row of `FOUND` for each, how it ended."""
-  laid, states = sweep.lay_out(recipe, tasks, config=program.config, least_rows=program.rows)
-  laid, states = follow(functools.partial(sweep.fit, rivals=rivals), laid, states)
-  return np.stack([laid.each(getattr(states, name)) for name in FOUND], axis=1)
+def fit(
+  recipe: Recipe, program: Program, tasks, groups, run_to_end: Callable = run_to_end
+) -> np.ndarray:
+  """Train the tasks in the program: a row of `OUTCOMES` for each, how it ended."""
+  sweep, states = batched.set_up(recipe, tasks, config=program.config, least_rows=program.rows)
+  sweep, states = run_to_end(functools.partial(batched.fit, groups=groups), sweep, states)
+  return np.stack([sweep.of_tasks(getattr(states, name)) for name in OUTCOMES], axis=1)
 
 
-def train(
+def train_tasks(
   recipe: Recipe,
   tasks,
-  rivals=None,
-  known: list[Program] | None = None,
+  groups=None,
+  compiled: list[Program] | None = None,
   fit: Callable = fit,
   rounds: int = 1,
 ) -> dict[str, np.ndarray]:
-  """Train all tasks in as few programs as is cheapest; `FOUND` by name, a number a task.
+  """Train all tasks in as few programs as is cheapest; `OUTCOMES` by name, a number a task.
 
-  `rivals`: a label a task; when one of a label is solved the others rest. `known`: programs compiled
-  before, and after this call these too. `fit`: what trains a program's tasks. `rounds`: as in `share`.
+  `groups`: a label a task; when one of a label is solved the others stop. `compiled`: programs compiled
+  before, and after this call these too. `fit`: what trains a program's tasks. `rounds`: as in `assign`.
   """
-  known = [] if known is None else known
-  rivals = np.arange(len(tasks)) if rivals is None else np.asarray(rivals)
-  values = np.zeros((len(tasks), len(FOUND)))
-  for program, members in share(tasks, recipe, known, jax.device_count(), _costs(), rounds):
-    if program not in known:
-      known.append(program)
+  compiled = [] if compiled is None else compiled
+  groups = np.arange(len(tasks)) if groups is None else np.asarray(groups)
+  values = np.zeros((len(tasks), len(OUTCOMES)))
+  for program, members in assign(tasks, recipe, compiled, jax.device_count(), _costs(), rounds):
+    if program not in compiled:
+      compiled.append(program)
     own = np.array(members)
-    values[own] = fit(recipe, program, [tasks[i] for i in members], rivals[own])
-  return dict(zip(FOUND, values.T, strict=True))
+    values[own] = fit(recipe, program, [tasks[i] for i in members], groups[own])
+  return dict(zip(OUTCOMES, values.T, strict=True))
 
 
 def multiplications(config: Config, recipe: Recipe) -> int:
@@ -116,10 +118,10 @@ def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
   return costs.model + 3 * multiplications(config, recipe) / costs.products
 
 
-def share(
-  tasks, recipe: Recipe, known=(), devices: int = 1, costs: Costs = CPU, rounds: int = 1
+def assign(
+  tasks, recipe: Recipe, compiled=(), devices: int = 1, costs: Costs = CPU, rounds: int = 1
 ) -> list[tuple[Program, tuple[int, ...]]]:
-  """Groups of tasks by number, each with its program: one that is `known`, compiled already, or a new one.
+  """Groups of tasks by number, each with its program: one of `compiled`, or a new one.
 
   `rounds`: how often as much as this is likely to be asked for; padding counts every time.
   """
@@ -132,17 +134,17 @@ def share(
     sweeps = math.ceil(count / (rows or count))
     return steps * (sweeps * costs.sweep + count * seconds(config, recipe, costs) / devices)
 
-  groups, rest = [], []
+  groups, unassigned = [], []
   for config, members in by_config.items():
-    fits = [p for p in known if _fits(config, p.config, recipe)]
-    taken = lambda p: time(p.config, len(members), p.rows)  # noqa: B023
-    best = min(fits, key=taken, default=None)
-    worth = best and taken(best) < time(config, len(members)) + costs.compiling
+    fits = [p for p in compiled if _fits(config, p.config, recipe)]
+    cost = lambda p: time(p.config, len(members), p.rows)  # noqa: B023
+    best = min(fits, key=cost, default=None)
+    worth = best and cost(best) < time(config, len(members)) + costs.compiling
     if worth:
       groups.append((best, members))
     else:
-      rest.append((config, members))
-  for config, members in _merge(rest, recipe, time, costs):
+      unassigned.append((config, members))
+  for config, members in _merge(unassigned, recipe, time, costs):
     config = _roomy(config, len(members), recipe, time, costs)
     rows = max(LEAST_ROWS, 2 ** math.ceil(math.log2(len(members))))
     groups.append((Program(config, -(-rows // devices) * devices), members))
@@ -154,9 +156,9 @@ def share(
 
 
 @functools.lru_cache(maxsize=2**16)
-def _hull(a: Config, b: Config, recipe: Recipe) -> Config | None:
+def _common_config(a: Config, b: Config, recipe: Recipe) -> Config | None:
   """The config that both can be padded to, if there is one."""
-  both = sweep.hull([a, b]) if sweep.alike(a, b) else None
+  both = batched.common_config([a, b]) if batched.differ_only_in_size(a, b) else None
   return both if both and all(_fits(c, both, recipe) for c in (a, b)) else None
 
 
@@ -166,7 +168,7 @@ def _merge(groups, recipe, time, costs):
   while len(groups) > 1:
     joined = []
     for (i, (a, m)), (j, (b, n)) in itertools.combinations(enumerate(groups), 2):
-      if both := _hull(a, b, recipe):
+      if both := _common_config(a, b, recipe):
         padding = time(both, len(m) + len(n)) - time(a, len(m)) - time(b, len(n))
         joined.append((padding, i, j, both))
     padding, i, j, both = min(joined, key=lambda pair: pair[0], default=(math.inf, 0, 0, None))
@@ -178,16 +180,18 @@ def _merge(groups, recipe, time, costs):
 
 
 def _gather(groups):
-  together: dict[Program, list[int]] = {}
+  by_program: dict[Program, list[int]] = {}
   for program, members in groups:
-    together.setdefault(program, []).extend(members)
-  return together.items()
+    by_program.setdefault(program, []).extend(members)
+  return by_program.items()
 
 
 def _fits(small: Config, large: Config, recipe: Recipe) -> bool:
   if recipe.loss == 'every' and small.answers != large.vocabulary:
     return False  # what else is a token must be one in both
-  return sweep.alike(small, large) and sweep.hull([small, large]) == large
+  return (
+    batched.differ_only_in_size(small, large) and batched.common_config([small, large]) == large
+  )
 
 
 def _roomy(config: Config, count: int, recipe: Recipe, time, costs: Costs) -> Config:

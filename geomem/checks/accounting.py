@@ -10,7 +10,7 @@ import math
 import jax
 import numpy as np
 
-from geomem.checks import bounds
+from geomem.checks import lower_bounds
 from geomem.config import Config
 from geomem.facts import Facts
 
@@ -69,8 +69,8 @@ def entropy(values) -> float:
     if not rest.size:
       return bits
     same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
-    share = np.count_nonzero(same) / size
-    bits -= share * math.log2(share)
+    fraction = np.count_nonzero(same) / size
+    bits -= fraction * math.log2(fraction)
     rest = rest[~same]
   return _fixed_point(np.asarray(values).ravel()) if rest.size else bits
 
@@ -103,7 +103,7 @@ def fact_bits(facts: Facts) -> float:
   for answers_N in facts.answers_RxN:
     used = len(np.unique(answers_N))
     if used == facts.subjects:
-      bits += bounds.log2_factorial(used)
+      bits += lower_bounds.log2_factorial(used)
     else:
       bits += facts.subjects * math.log2(used)
   return bits
@@ -131,7 +131,7 @@ def ledger(
     bits=bits,
     subject_bits=subject_bits,
     stored_bits=fact_bits(facts),
-    bound_bits=bounds.internal_bits(
+    bound_bits=lower_bounds.internal_bits(
       config.subjects,
       config.relations,
       hops,

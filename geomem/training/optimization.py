@@ -1,8 +1,8 @@
-"""Training one model: its loss, its step, a stretch of steps that ends early when it may.
+"""Training one model: its loss, its step, and chunks of steps that end early when the model is done.
 
 Everything that differs between the models of a sweep is data (`Job`), so that one compiled program
 trains them all: facts, sizes (a model may be padded to larger arrays, where zeros stay zero),
-learning rate, weight decay. What they share is a `Recipe`, which shapes the program.
+learning rate, weight decay. What all of them have in common is a `Recipe`, which shapes the program.
 
 Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A answers, D width.
 """
@@ -24,8 +24,11 @@ from geomem.errors import InputError
 
 LOSSES = ('answer', 'chain', 'every')
 SUBJECTS = 'embed/subjects'
-AT_ONCE = 2**13  # queries of which the accuracy is looked at
-RUNNING, SOLVED, DIVERGED, RESTING = 0, 1, 2, 3
+# Trained, a head may stop attending to the subject for all relations but one, early in training, and
+# then has no gradient that would bring it back.
+QK_PARAMS = ('blocks_0/attention/query', 'blocks_0/attention/key')
+QUERIES_PER_BLOCK = 2**13  # when the accuracy is evaluated
+RUNNING, SOLVED, DIVERGED, INACTIVE = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +36,14 @@ class Recipe:
   """How to train; the same for all models of a sweep.
 
   `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
-  `shorter`: the queries of fewer hops are trained as well, each number of hops alike.
+  `shorter`: the queries of fewer hops are trained as well, each number of hops with equal weight.
   `batch`: subjects in a step, each with all its paths; None: all of them.
-  `target`: stop at this accuracy over all queries, looked at every `check` steps; None: train to the end,
-  and look there.
+  `target`: stop at this accuracy over all queries, evaluated every `check` steps; None: train to the end,
+  and evaluate there.
   `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
-  `noise`: Gaussian, that share of their root mean square, added to the subjects' embeddings at every
-  step. `haste`: how many times the learning rate of the rest the subjects' embeddings have.
+  `noise`: standard deviation of Gaussian noise added to the subjects' embeddings at every step, as a
+  multiple of their root mean square.
+  `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
   """
 
   steps: int = 2000
@@ -53,7 +57,7 @@ class Recipe:
   check: int = 50
   frozen: tuple[str, ...] = ()
   noise: float = 0.0
-  haste: float = 1.0
+  embedding_lr_multiplier: float = 1.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -71,7 +75,7 @@ class Recipe:
       value = getattr(self, name)
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
-    for name in ('noise', 'haste'):
+    for name in ('noise', 'embedding_lr_multiplier'):
       if not 0 <= getattr(self, name) < float('inf'):
         raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
     if self.loss not in LOSSES:
@@ -82,7 +86,7 @@ class Recipe:
       raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
 
   @classmethod
-  def warmed(cls, steps: int, **changes) -> 'Recipe':
+  def with_warmup(cls, steps: int, **changes) -> 'Recipe':
     """With the usual warm-up: a tenth of the steps, a hundred at most."""
     return cls(steps, min(100, steps // 10), **changes)
 
@@ -105,21 +109,21 @@ class Job(flax.struct.PyTreeNode):
 
 
 class State(flax.struct.PyTreeNode):
-  """Where a model's training stands: the loss of its last batch, its accuracy when last looked at."""
+  """Where a model's training stands: the loss of its last batch, its accuracy when last evaluated."""
 
   params: dict
-  moments: optax.ScaleByAdamState
+  opt_state: optax.ScaleByAdamState
   step: jax.Array
   loss: jax.Array
   accuracy: jax.Array
   status: jax.Array
 
 
-def start(recipe: Recipe, params, apart: bool = False) -> State:
+def initial_state(recipe: Recipe, params, apart: bool = False) -> State:
   """Before the first step.
 
-  The optimizer sees one long vector: a small model has more arrays than it has work. Or it keeps the
-  arrays `apart`, so that each can be spread over devices in its own way.
+  The optimizer sees one long vector, which is faster for small models. Or it keeps the arrays `apart`,
+  so that each can be spread over devices in its own way.
   """
   trained, _ = split(recipe, params)
   weights, _ = (_apart if apart else ravel_pytree)(trained)
@@ -130,11 +134,11 @@ def start(recipe: Recipe, params, apart: bool = False) -> State:
 def split(recipe: Recipe, params) -> tuple[dict, dict]:
   """Parameters by path: those that are trained, and the frozen ones."""
   flat = flatten_dict(params, sep='/')
-  frozen = {name for start in recipe.frozen for name in below(start, flat)}
+  frozen = {name for start in recipe.frozen for name in params_below(start, flat)}
   return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
 
 
-def below(start: str, names) -> list[str]:
+def params_below(start: str, names) -> list[str]:
   """Parameters whose path begins so."""
   return [name for name in names if f'{name}/'.startswith(f'{start}/')]
 
@@ -144,12 +148,12 @@ def merge(trained: dict, frozen: dict) -> dict:
 
 
 def _apart(trained: dict):
-  """As `ravel_pytree`, for those who want no vector: the arrays, and the way back."""
+  """As `ravel_pytree`, with the arrays as they are: the arrays, and the way back."""
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
-def decays(weight) -> float:
-  """Matrices and embeddings decay, biases and the scales of norms do not: as is usual."""
+def decay_mask(weight) -> float:
+  """1 for matrices and embeddings, which decay; 0 for biases and the scales of norms, which do not."""
   return float(weight.ndim > 1)
 
 
@@ -157,10 +161,10 @@ def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
 
-def adapt(adam: optax.GradientTransformation, slopes, moments):
-  """The updates, and the new moments."""
+def adam_update(adam: optax.GradientTransformation, grads, opt_state):
+  """Adam's updates, and its new state."""
   with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
-    return adam.update(slopes, moments)
+    return adam.update(grads, opt_state)
 
 
 def schedule(recipe: Recipe, step):
@@ -172,7 +176,7 @@ def schedule(recipe: Recipe, step):
 
 
 def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
-  """Final residuals, the answers due there, and what each counts for: as the head wants them."""
+  """Final residuals, the answers due there, and each one's weight, as the head takes them."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
   paths_CxK = jnp.asarray(queries.every_path(config.relations, recipe.hops))
@@ -182,7 +186,7 @@ def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, 
   c, b = len(paths_CxK), len(every_B)
   pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
   if recipe.loss == 'answer' and not recipe.chain_of_thought:
-    x_BxCxD = apply(subjects_B, paths_CxK, method='grid')
+    x_BxCxD = apply(subjects_B, paths_CxK, method='all_pairs')
     targets_BxC = queries.compose(job.answers_RxN, *pairs)[:, -1]
     return x_BxCxD.reshape(-1, config.dim), targets_BxC, weights_BxC.reshape(-1)
   whole = queries.chains(job.answers_RxN, *pairs)
@@ -232,25 +236,25 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
     some = [dataclasses.replace(recipe, hops=k) for k in hops]
     return sum(loss(config, r, params, job, subjects_B, valid_B, mesh) for r in some) / len(some)
 
-  value, slopes = jax.value_and_grad(objective)(trained)
-  lay = _apart if isinstance(state.moments.mu, dict) else ravel_pytree  # as `start` did
-  weights, restore = lay(trained)
-  updates, moments = adapt(_adam(recipe), lay(slopes)[0], state.moments)
+  value, grads = jax.value_and_grad(objective)(trained)
+  ravel = _apart if isinstance(state.opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
+  weights, restore = ravel(trained)
+  updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], state.opt_state)
   rate = job.learning_rate * schedule(recipe, state.step)
 
-  def alike(number):  # one for every parameter, laid out as the weights are
+  def per_parameter(number):  # one number for every parameter, in arrays like the weights
     full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
-    return lay(full)[0]
+    return ravel(full)[0]
 
-  move = lambda w, update, share: rate * (update + job.weight_decay * share * w)
-  moves = jax.tree.map(move, weights, updates, alike(lambda _, w: decays(w)))
-  if recipe.haste != 1:
-    haste = alike(lambda name, _: recipe.haste if name == SUBJECTS else 1.0)
-    moves = jax.tree.map(jnp.multiply, moves, haste)
-  weights = jax.tree.map(jnp.subtract, weights, moves)
+  delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
+  deltas = jax.tree.map(delta, weights, updates, per_parameter(lambda _, w: decay_mask(w)))
+  if (multiplier := recipe.embedding_lr_multiplier) != 1:
+    multipliers = per_parameter(lambda name, _: multiplier if name == SUBJECTS else 1.0)
+    deltas = jax.tree.map(jnp.multiply, deltas, multipliers)
+  weights = jax.tree.map(jnp.subtract, weights, deltas)
   status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
   params = merge(restore(weights), frozen)
-  return State(params, moments, state.step + 1, value, state.accuracy, status)
+  return State(params, opt_state, state.step + 1, value, state.accuracy, status)
 
 
 def _noise(recipe: Recipe, job: Job, e_NxD, key):
@@ -264,14 +268,14 @@ def _noise(recipe: Recipe, job: Job, e_NxD, key):
 
 
 def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
-  """Share of all queries that are answered right, whatever the loss is of; with chain of thought, at every step,
-  unless the loss is of the last answer alone: then after the right chain.
+  """The fraction of all queries that are answered right, whatever the loss is of; with chain of thought, at every
+  step, unless the loss is of the last answer alone: then after the right chain.
 
   Not a number where a residual is not finite. Blocks of subjects, one after another: as many as have
-  `AT_ONCE` queries, and at least one, on every device.
+  `QUERIES_PER_BLOCK` queries, and at least one, on every device.
   """
-  share = min(1024, max(1, AT_ONCE // config.relations**recipe.hops))
-  size = min(share * (mesh.size if mesh else 1), config.subjects)
+  per_device = min(1024, max(1, QUERIES_PER_BLOCK // config.relations**recipe.hops))
+  size = min(per_device * (mesh.size if mesh else 1), config.subjects)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
   steps = recipe.hops if chained else 1
@@ -287,27 +291,27 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
       config.precision, mesh,
     )  # fmt: skip
     all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
-    sick = ~jnp.all(jnp.isfinite(x_BxD))
-    share = jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
-    return right + jnp.where(sick, jnp.nan, share), None
+    finite = jnp.all(jnp.isfinite(x_BxD))
+    count = jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
+    return right + jnp.where(finite, count, jnp.nan), None
 
   right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
   subjects, relations = (a.astype(jnp.float32) for a in (job.subjects, job.relations))
   return right / (subjects * relations**recipe.hops)  # integers would overflow
 
 
-def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
-  """Up to `steps` more, looking at all queries when that is due; a model that is done rests.
+def train_chunk(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
+  """Up to `steps` more, with an evaluation over all queries whenever one is due; a model that is done stays as it is.
 
-  When it is due does not depend on how training is cut into stretches.
+  When one is due does not depend on how training is cut into chunks.
   """
   until = jnp.minimum(state.step + steps, recipe.steps)
   every = recipe.check if recipe.target else recipe.steps
 
-  def on(state):
+  def running(state):
     return (state.step < until) & (state.status == RUNNING)
 
-  def look(state):
+  def evaluate(state):
     right = accuracy(config, recipe, job, state.params, mesh)
     status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
     status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))
@@ -316,11 +320,11 @@ def stretch(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=
       accuracy=right, status=jnp.where(state.status == RUNNING, status, state.status)
     )
 
-  def on_to_look(state):
-    pause = jnp.minimum((state.step // every + 1) * every, until)
-    inner = lambda state: on(state) & (state.step < pause)
-    state = jax.lax.while_loop(inner, lambda state: step(config, recipe, job, state, mesh), state)
+  def train_then_evaluate(state):
+    due = jnp.minimum((state.step // every + 1) * every, until)
+    before = lambda state: running(state) & (state.step < due)
+    state = jax.lax.while_loop(before, lambda state: step(config, recipe, job, state, mesh), state)
     ended = (state.step >= recipe.steps) | (state.status != RUNNING)
-    return jax.lax.cond((state.step % every == 0) | ended, look, lambda state: state, state)
+    return jax.lax.cond((state.step % every == 0) | ended, evaluate, lambda state: state, state)
 
-  return jax.lax.while_loop(on, on_to_look, state)
+  return jax.lax.while_loop(running, train_then_evaluate, state)

@@ -13,9 +13,9 @@ from geomem.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """Where to look: sizes `least` to `most`, first at `first`; `larger_is_easier`: true of d and F, not of N.
+  """Where to search: sizes `least` to `most`, first at `first`; `larger_is_easier`: true of d and F, not of N.
 
-  Neighbours closer than `resolution` (a share of the size) are not told apart.
+  Neighbours closer than `resolution` (a fraction of the size) are not distinguished.
   """
 
   least: int

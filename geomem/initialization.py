@@ -1,7 +1,7 @@
 """Parameters before training: one rule for all, whatever generator draws them."""
 
 
-def fresh(name: str, shape, normal):
+def initial_value(name: str, shape, normal):
   """A parameter before training; `normal(shape)` draws from any generator, JAX's or NumPy's.
 
   Biases and shifts are 0, scales of norms 1, all else Gaussian: with a ReLU before it of variance

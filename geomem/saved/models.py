@@ -13,7 +13,7 @@ from geomem.construction import Construction, readout_from_json
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import Layout
-from geomem.saved import sealed
+from geomem.saved import atomic
 
 FORMAT, VERSION = 'geomem model', 1
 NAMES = ('subject_names', 'relation_names', 'attribute_names')
@@ -37,25 +37,25 @@ def save(path: str | os.PathLike, construction: Construction) -> None:
   """Write `construction` to the folder `path`, replacing a model that is there, and nothing else."""
   check_free(path)
   arrays = {'params': construction.params, 'answers': construction.facts.answers_RxN}
-  sealed.write(path, _describe(construction), arrays)
+  atomic.write(path, _describe(construction), arrays)
 
 
 def is_model(path: str | os.PathLike) -> bool:
   """Whether the folder holds something that `save` wrote."""
   try:
-    return json.loads((sealed.found(path) / 'config.json').read_text())['format'] == FORMAT
+    return json.loads((atomic.found(path) / 'config.json').read_text())['format'] == FORMAT
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
 
 def names(folder: str | os.PathLike) -> list[str]:
   """The models in the folder."""
-  return [name for name in sealed.names(folder) if is_model(Path(folder) / name)]
+  return [name for name in atomic.names(folder) if is_model(Path(folder) / name)]
 
 
 def load(path: str | os.PathLike) -> Construction:
   """The construction in the folder `path`, its parameters bit for bit."""
-  path = sealed.found(path)
+  path = atomic.found(path)
   if not path.is_dir():
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
   if not is_model(path):
@@ -64,15 +64,15 @@ def load(path: str | os.PathLike) -> Construction:
   if version != VERSION:
     raise InputError(f'{path}: version {version} of the format; this code reads {VERSION}')
   try:
-    fields, arrays = sealed.read(path)
-  except sealed.Damaged as error:
+    fields, arrays = atomic.read(path)
+  except atomic.Damaged as error:
     raise InputError(f'{path}: damaged model: {error}') from error
   try:
     return _assemble(fields, arrays)
   except MemoryError:
     raise
   except Exception as error:  # fields that are there, and make no sense
-    raise InputError(f'{path}: damaged model: {sealed.reason(error)}') from error
+    raise InputError(f'{path}: damaged model: {atomic.reason(error)}') from error
 
 
 def _describe(c: Construction) -> dict:

@@ -1,6 +1,6 @@
 """Folders that are written whole or not at all, and read back to the same bits or refused.
 
-A sealed folder is an Orbax checkpoint of a nested dict of arrays, and beside it config.json: fields
+Such a folder is an Orbax checkpoint of a nested dict of arrays, and beside it config.json: fields
 of any kind, the arrays' shapes, a SHA-256 of every file and a checksum of config.json itself.
 """
 

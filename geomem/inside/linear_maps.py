@@ -10,18 +10,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # shares of the mean variance
+RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # fractions of the mean variance
 
 
-def hold_out(key, subjects: int, share: float = 0.25) -> tuple[jax.Array, jax.Array]:
+def hold_out(key, subjects: int, fraction: float = 0.25) -> tuple[jax.Array, jax.Array]:
   """Subjects to fit to, and subjects to judge on."""
   order_N = jax.random.permutation(key, subjects)
-  held = max(1, round(share * subjects))
+  held = max(1, round(fraction * subjects))
   return order_N[held:], order_N[:held]
 
 
 def affine(x_TxP, y_TxQ, ridge=1e-6) -> tuple[jax.Array, jax.Array]:
-  """Least squares y ≈ x W + b, with a ridge of that share of the mean variance: (W, b)."""
+  """Least squares y ≈ x W + b, with a ridge of that fraction of the mean variance: (W, b)."""
   x_P, y_Q = jnp.mean(x_TxP, axis=0), jnp.mean(y_TxQ, axis=0)
   x_TxP, y_TxQ = x_TxP - x_P[None], y_TxQ - y_Q[None]
   gram_PxP = x_TxP.T @ x_TxP
@@ -32,8 +32,8 @@ def affine(x_TxP, y_TxQ, ridge=1e-6) -> tuple[jax.Array, jax.Array]:
   return w_PxQ, y_Q - x_P @ w_PxQ
 
 
-def explained(y_SxQ, guess_SxQ, mean_Q) -> jax.Array:
-  """R²: the share of the variance around `mean_Q` that the guess explains."""
+def r2(y_SxQ, guess_SxQ, mean_Q) -> jax.Array:
+  """R²: the fraction of the variance around `mean_Q` that the guess explains."""
   chex.assert_equal_shape([y_SxQ, guess_SxQ])
   chex.assert_shape(mean_Q, y_SxQ.shape[1:])
   left, all_ = jnp.sum((y_SxQ - guess_SxQ) ** 2), jnp.sum((y_SxQ - mean_Q[None]) ** 2)
@@ -46,16 +46,16 @@ def _check(embedding_NxE, unembedding_AxD, answers_RxN):
   chex.assert_shape(answers_RxN, (None, len(embedding_NxE)))
 
 
-def attributes(unembedding_AxD, answers_RxN) -> jax.Array:
+def attribute_vectors(unembedding_AxD, answers_RxN) -> jax.Array:
   """Every subject's attribute vectors side by side, N x R·D."""
   u_NxRxD = jnp.asarray(unembedding_AxD)[answers_RxN.T]
   return u_NxRxD.reshape(len(u_NxRxD), -1)
 
 
-def maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge=1e-6):
+def fit_maps(embedding_NxE, unembedding_AxD, answers_RxN, ridge=1e-6):
   """e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map per relation: (M_RxDxE, b_E)."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
-  w_PxE, b_E = affine(attributes(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
+  w_PxE, b_E = affine(attribute_vectors(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
   return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
 
 
@@ -63,7 +63,7 @@ def superpose(maps, unembedding_AxD, answers_RxN) -> jax.Array:
   """Embeddings for any facts, Σ_r M_r u_{g_r(s)} + b."""
   m_RxDxE, b_E = maps
   chex.assert_shape(m_RxDxE, (len(answers_RxN), unembedding_AxD.shape[1], len(b_E)))
-  return attributes(unembedding_AxD, answers_RxN) @ m_RxDxE.reshape(-1, len(b_E)) + b_E[None]
+  return attribute_vectors(unembedding_AxD, answers_RxN) @ m_RxDxE.reshape(-1, len(b_E)) + b_E[None]
 
 
 def best_ridge(embedding_NxE, unembedding_AxD, answers_RxN) -> jax.Array:
@@ -74,23 +74,25 @@ def best_ridge(embedding_NxE, unembedding_AxD, answers_RxN) -> jax.Array:
   last = len(embedding_NxE) - max(1, len(embedding_NxE) // 4)
 
   def judged(ridge):
-    fitted = maps(embedding_NxE[:last], unembedding_AxD, answers_RxN[:, :last], ridge)
+    fitted = fit_maps(embedding_NxE[:last], unembedding_AxD, answers_RxN[:, :last], ridge)
     guess_SxE = superpose(fitted, unembedding_AxD, answers_RxN[:, last:])
-    return explained(embedding_NxE[last:], guess_SxE, jnp.mean(embedding_NxE[:last], axis=0))
+    return r2(embedding_NxE[last:], guess_SxE, jnp.mean(embedding_NxE[:last], axis=0))
 
   ridges = jnp.array(RIDGES)
   return ridges[jnp.argmax(jax.lax.map(judged, ridges))]
 
 
-def superposition(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+def superposition_r2(embedding_NxE, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
   """R² on held-out subjects of the best superposition; how far to trust its maps the others say."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
-  guess_SxE = superpose(maps(*known, best_ridge(*known)), unembedding_AxD, answers_RxN[:, held_S])
-  return explained(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
+  guess_SxE = superpose(
+    fit_maps(*known, best_ridge(*known)), unembedding_AxD, answers_RxN[:, held_S]
+  )
+  return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
 
 
-def read(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+def probe(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
   """The attributes RxS, of all A, to which a linear map per relation, e_s to u_{g_r(s)}, lands nearest."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
@@ -105,7 +107,7 @@ def read(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Arra
   return jax.vmap(one)(jnp.asarray(answers_RxN))
 
 
-def readout(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
-  """How often `read` is right."""
-  read_RxS = read(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S)
-  return jnp.mean(read_RxS == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
+def probe_accuracy(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S) -> jax.Array:
+  """How often `probe` is right."""
+  probed_RxS = probe(embedding_NxD, unembedding_AxD, answers_RxN, fit_T, held_S)
+  return jnp.mean(probed_RxS == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
