@@ -115,7 +115,7 @@ PRESETS = {
 def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
   answers_RxN = job.answers_RxN
-  keys = building.looking(job.seed, 6)
+  keys = building.eval_keys(job.seed, 6)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = answers_RxN.T[held_S]

@@ -99,7 +99,7 @@ class Setting:
 def scores(config: Config, setting: Setting, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = building.looking(job.seed, 3)
+  keys = building.eval_keys(job.seed, 3)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)

@@ -28,8 +28,8 @@ def bijections(subjects: int, relations: int, seed: int, other: bool = False) ->
   return random_facts('bijections', subjects, relations, (seed + 10**6 * other) % 2**32)
 
 
-def looking(seed, count: int) -> jax.Array:
-  """Keys for what looks at a model that this seed trained, apart from the random numbers of training."""
+def eval_keys(seed, count: int) -> jax.Array:
+  """Keys for the evaluation of a model that this seed trained, apart from the random numbers of training."""
   return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), count)
 
 

@@ -142,7 +142,7 @@ def read(c: Construction) -> tuple[np.ndarray, Readouts]:
 @functools.partial(jax.jit, static_argnames='config')
 def _look(config: Config, params, answers_RxN):
   """All held-out subjects, and the fields of their `Readouts`."""
-  fit_T, held_S = linear.hold_out(building.looking(0, 1)[0], config.subjects)
+  fit_T, held_S = linear.hold_out(building.eval_keys(0, 1)[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   right, stages, hidden_NxRxF = _stages(config, params, answers_RxN)
   nearest = lambda x_NxD: linear.probe(x_NxD, u_AxD, answers_RxN, fit_T, held_S).T
