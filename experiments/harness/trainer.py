@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import rich.console
 import rich.progress
-from geomem.training.optimization import Recipe
 
 from geomem import hosts
 from geomem.saved import runs
 from geomem.training import batched, optimization, scheduling
+from geomem.training.optimization import Recipe
 
 
 class Progress:
