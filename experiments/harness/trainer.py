@@ -106,9 +106,9 @@ class Trainer:
     """Train a sweep to its end, from where the run was left, if it was left in this one."""
     if self.resume_from:
       sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
-      places = jax.tree.map(lambda a: a.sharding, states)
+      shardings = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(
-        flax.serialization.from_state_dict(states, self.resume_from['states']), places
+        flax.serialization.from_state_dict(states, self.resume_from["states"]), shardings
       )
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)
