@@ -111,7 +111,10 @@ def test_a_swap_changes_one_answer_and_no_other(built):
   flipped, kept = run(vectors)
   np.testing.assert_array_equal(flipped, [0, 1])
   np.testing.assert_array_equal(kept, [1, 1])
-  for wrong in (jnp.roll(vectors, 1, axis=0), intervene.random_directions(jax.random.key(2), vectors)):
+  for wrong in (
+    jnp.roll(vectors, 1, axis=0),
+    intervene.random_directions(jax.random.key(2), vectors),
+  ):
     flipped, kept = run(wrong)
     assert flipped[1] < 0.2 and kept[1] < 0.9
     np.testing.assert_allclose(
