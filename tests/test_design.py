@@ -3,7 +3,6 @@
 import ast
 import functools
 import graphlib
-import json
 import math
 import re
 import sys
@@ -11,16 +10,13 @@ import types
 from pathlib import Path
 
 import pytest
-from absl import flags
 
 from constructions import registry
-from experiments.harness import machine
+from experiments.harness import machine, records
 from geomem.checks import lower_bounds, verify
-from geomem.errors import InputError
 from geomem.facts import Facts
 
 ROOT = Path(__file__).parents[1]
-FLAGS = flags.FLAGS
 ALLOWED = {
   'geomem': {'geomem'},
   'constructions': {'constructions', 'geomem'},
@@ -116,37 +112,26 @@ def test_the_construction_of_the_page(capsys):
   assert f'answer              s{answer}, by a margin of' in told
 
 
-@pytest.fixture
-def experiment(monkeypatch):
-  """The page's experiment as a module, as if it lay in its folder; its flags are left as they were."""
+def test_the_experiment_of_the_page(tmp_path, capsys, monkeypatch):
+  """As if it lay in its folder."""
+  assert len(code_lines(examples()[2])) < 50
   module = types.ModuleType('experiments.noise')
   monkeypatch.setitem(sys.modules, module.__name__, module)
   monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
   exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)
-  yield module
-  FLAGS.unparse_flags()
-
-
-def test_the_experiment_of_the_page(experiment, tmp_path, capsys, monkeypatch):
-  assert len(code_lines(examples()[2])) < 50
 
   def run(*arguments):
-    FLAGS.unparse_flags()
-    FLAGS(['noise', f'--workdir={tmp_path}', *arguments])
-    experiment.main(['noise'])
+    module.STUDY.main(['noise', f'--workdir={tmp_path}', *arguments])
     return (tmp_path / 'results.json').read_bytes(), (tmp_path / 'noise.png').read_bytes()
 
   first = run('--scale=smoke')
-  records = json.loads(first[0])
-  assert len(records) == 2 * 2 * 6 and 'records: ' in capsys.readouterr().out
+  table = records.read(tmp_path).table
+  assert len(table) == 2 * 2 * 6 and 'records: ' in capsys.readouterr().out
   assert run('--scale=smoke') == run('--redraw') == first
-  right, ruined = experiment.findings(records)
-  assert right.holds and ruined.holds and right.seeds == 2 and 'other facts' in right.control
-  exact = [r['value'] for r in records if r['noise'] == 0 and r['control'] is None]
-  assert exact == [1, 1]
-  monkeypatch.delitem(experiment.PRESETS, 'accelerator')
-  with pytest.raises(InputError, match='--scale=accelerator: experiments.noise has smoke, laptop'):
-    run('--scale=accelerator')
+  right, ruined = module.STUDY.findings(table)
+  assert right.holds and ruined.holds and right.seeds == 2 and 'other facts' in right.controls
+  exact = table[(table['noise'] == 0) & table['control'].isna()]
+  assert exact['value'].tolist() == [1, 1]
 
 
 # --- docs/theory.md -------------------------------------------------------------------------------

@@ -7,26 +7,28 @@ import re
 import shutil
 import signal
 import time
-import types
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import processes
 import pytest
-from absl import flags
+from matplotlib.figure import Figure
 
-from experiments import claims, report, reproduce
-from experiments.harness import machine, storage
-from experiments.harness.findings import found, verdict
+import experiments
+from experiments import report, reproduce
+from experiments.harness import machine, records, studies
+from experiments.harness.findings import over_seeds, verdict
+from experiments.harness.records import Records
+from experiments.harness.study import Study
 from geomem.errors import InputError
 from geomem.saved import runs
 
-FLAGS = flags.FLAGS
 SMALLER = 'capacity', 'frozen_embeddings'
 
 
-@dataclasses.dataclass(frozen=True)
-class Fake(claims.Experiment):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fake(Study):
   """Runs a line of Python instead; how often is in counted.txt."""
 
   line: str = 'pass'
@@ -36,18 +38,15 @@ class Fake(claims.Experiment):
     return ['python', '-c', write + self.line, f'--scale={scale}']
 
 
-@pytest.fixture(autouse=True)
-def parsed():
-  FLAGS.unparse_flags()
-  FLAGS(['reproduce'])
+def fake(name, line='pass', minutes=0.01, **options):
+  options = {'presets': {}, 'measure': None, 'expect': lambda table: [], **options}
+  return Fake(name=name, title='nothing', minutes=minutes, line=line, **options)
 
 
-def run(folder, *lines, lanes=(None,)):
+def run(folder, *lines, cores=(None,), again=False):
   """Whether each succeeded."""
-  fakes = [
-    Fake(f'fake{i}', 'nothing', 0.01, line=line) for i, line in enumerate(lines or ('pass',))
-  ]
-  failed = reproduce.measure(fakes, 'smoke', folder, lanes)
+  fakes = [fake(f'fake{i}', line) for i, line in enumerate(lines or ('pass',))]
+  failed = reproduce.measure(fakes, 'smoke', folder, cores, again)
   return [fake.name not in failed for fake in fakes]
 
 
@@ -60,12 +59,11 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'kept' in capsys.readouterr().err
-  monkeypatch.setattr(machine, 'code', lambda: 'other')
+  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert 'measured by other code' in capsys.readouterr().err
   (folder / 'old').touch()
-  FLAGS(['reproduce', '--again'])
-  assert run(tmp_path) == [True] and not (folder / 'old').exists()
+  assert run(tmp_path, again=True) == [True] and not (folder / 'old').exists()
   assert json.loads((folder / report.DONE).read_text())['code'] == 'other'
 
 
@@ -80,16 +78,16 @@ def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path
 
 
 def test_what_other_code_has_begun_is_begun_anew(tmp_path, capsys):
-  begun = {'fake0': {'code': machine.code()}, 'fake1': {'code': 'other'}, 'fake2': {'seed': 0}}
+  begun = {'fake0': {'code': machine.code_hash()}, 'fake1': {'code': 'other'}, 'fake2': {'seed': 0}}
   for name, about in begun.items():
-    storage.write_text(tmp_path / name / 'config.json', json.dumps(about))
+    records.write_text(tmp_path / name / 'config.json', json.dumps(about))
     (tmp_path / name / 'counted.txt').write_text('x')
   assert run(tmp_path, 'pass', 'pass', 'pass') == [True] * 3
   assert [counted(tmp_path / name) for name in begun] == [2, 1, 1]
   told = capsys.readouterr().err
   assert 'fake0 was begun' not in told and told.count('was begun by other code') == 2
   assert all(
-    json.loads((tmp_path / name / report.DONE).read_text())['code'] == machine.code()
+    json.loads((tmp_path / name / report.DONE).read_text())['code'] == machine.code_hash()
     for name in begun
   )
 
@@ -99,11 +97,10 @@ def test_a_folder_in_which_a_run_is_at_work_is_not_removed(again, tmp_path):
   folder = tmp_path / 'fake0'
   with runs.Run(folder, {'code': 'other'}):
     if again:
-      FLAGS(['reproduce', '--again'])
       done = {'command': 'other', 'code': 'other', 'seconds': 1.0}
-      storage.write_text(folder / report.DONE, json.dumps(done))
+      records.write_text(folder / report.DONE, json.dumps(done))
     with pytest.raises(InputError, match='fake0: another process is at work there'):
-      run(tmp_path)
+      run(tmp_path, again=again)
     assert (folder / 'config.json').exists() and not (folder / 'counted.txt').exists()
   assert run(tmp_path) == [True] and counted(folder) == 1
   assert not (folder / 'config.json').exists()
@@ -124,7 +121,7 @@ on = sorted(os.sched_getaffinity(0))
 
 def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):
   cores = sorted(os.sched_getaffinity(0))[:2]
-  assert run(tmp_path, MEETS, MEETS, lanes=[{core} for core in cores]) == [True] * 2
+  assert run(tmp_path, MEETS, MEETS, cores=[{core} for core in cores]) == [True] * 2
   ran = [json.loads((tmp_path / f'fake{i}' / 'ran.json').read_text()) for i in range(2)]
   assert sorted(on for on, _, _ in ran) == [[core] for core in cores]
   assert max(start for _, start, _ in ran) < min(end for _, _, end in ran)
@@ -162,7 +159,7 @@ def test_told_to_end_it_ends_what_it_has_started(tmp_path):
 
 
 def test_progress_says_what_runs_and_how_long_it_may_take(capsys):
-  a, b = (Fake(name, 'nothing', 1.0) for name in 'ab')
+  a, b = (fake(name, minutes=1.0) for name in 'ab')
   progress = reproduce.Progress([a, b])
   progress.live = True
   progress.start(a)
@@ -176,19 +173,10 @@ def test_progress_says_what_runs_and_how_long_it_may_take(capsys):
   assert re.search(r'\[1/2\] b 0:0.; about 0:(30|2.) left', told)
 
 
-@pytest.mark.parametrize(
-  ('arguments', 'told'), [(['--only=nonsense'], 'known are'), (['--only='], 'known are')]
-)
-def test_unknown_experiments_are_refused(arguments, told):
-  FLAGS(['reproduce', *arguments])
-  with pytest.raises(InputError, match=told):
-    reproduce.chosen()
-
-
-def test_every_claim_names_an_experiment_that_has_findings():
-  for claim in claims.CLAIMS:
-    assert callable(claims.EXPERIMENTS[claim.experiment].module.findings)
-  assert {c.experiment for c in claims.CLAIMS} == claims.EXPERIMENTS.keys()
+@pytest.mark.parametrize('name', ['nonsense', ''])
+def test_unknown_studies_are_refused(name):
+  with pytest.raises(InputError, match='is no study; there are construct'):
+    reproduce.chosen([name])
 
 
 @pytest.mark.parametrize(
@@ -196,53 +184,59 @@ def test_every_claim_names_an_experiment_that_has_findings():
   [((1.0, 1.0), 'holds'), ((1.0, 0.0), 'part'), ((0.0, 0.0), 'short'), ((), 'none')],
 )
 def test_a_verdict_is_of_all_that_was_expected(values, kind):
-  findings = [f for v in values for f in found('x', [v], 0.5)] + found('not expected', [0.0])
+  findings = [f for v in values for f in over_seeds('x', [v], 0.5)] + over_seeds(
+    'not expected', [0.0]
+  )
   assert verdict(findings)[0] == kind
 
 
-@pytest.mark.parametrize(('code', 'said'), [(None, True), ('other', True), (machine.code(), False)])
+def measured(name, findings=(), here=True, table=None, **about):
+  found = Records({'command': '', **about}, pd.DataFrame() if table is None else table)
+  return report.Measured(studies.load(name), found, 1.0, here, list(findings))
+
+
+@pytest.mark.parametrize(
+  ('code', 'said'), [(None, True), ('other', True), (machine.code_hash(), False)]
+)
 def test_a_section_says_what_other_code_measured(code, said):
-  here = report.Measured(claims.EXPERIMENTS['bounds'], [], '', 'an abacus', 1.0, True, [], code)
+  here = measured('bounds', device='an abacus', code=code)
   assert ('measured by other code' in here.origin) is said
-  committed = dataclasses.replace(here, here=False)
-  assert 'other code' not in committed.origin
+  parts = {'a': {'code': machine.code_hash()}, 'b': {'code': code}}
+  assert ('measured by other code' in measured('bounds', device='', parts=parts).origin) is said
+  assert 'other code' not in dataclasses.replace(here, here=False).origin
 
 
 def answered(**findings) -> str:
   """The paragraph of these findings; those of construct were measured here."""
-  measured = {
-    name: report.Measured(claims.EXPERIMENTS[name], [], '', '', None, name == 'construct', own)
-    for name, own in findings.items()
-  }
-  rows = [(claim, claim.own(findings.get(claim.experiment, []))) for claim in claims.CLAIMS]
-  return report.answer(rows, measured)
+  known = {name: measured(name, own, name == 'construct') for name, own in findings.items()}
+  return report.answer(report.statements(known), known)
 
 
 def test_the_paragraph_says_where_its_numbers_are_from():
-  right, wrong, silent = found('x', [1.0], 0.5), found('x', [0.0], 0.5), found('x', [1.0])
-  told = answered(construct=right, capacity=wrong, transfer=silent)
-  count = len(claims.CLAIMS)
+  right, wrong, silent = (over_seeds('x', *some) for some in (([1.0], 0.5), ([0.0], 0.5), ([1.0],)))
+  told = answered(construct=right, multihop=wrong, transfer=silent)
+  count = sum(len(study.claims) for study in studies.load_all().values())
   assert f'{count} statements: 4 measured in this run, 1 from committed records' in told
   assert f', {count - 5} not measured. 4 hold as expected.' in told
-  assert 'measured in this run' not in answered(capacity=right)
+  assert 'measured in this run' not in answered(multihop=right)
 
 
 def test_the_conclusion_is_drawn_only_where_what_is_built_is_exact():
-  right, wrong = found('x', [1.0], 0.5), found('x', [0.0], 0.5)
+  right, wrong = over_seeds('x', [1.0], 0.5), over_seeds('x', [0.0], 0.5)
   assert report.EXACT in answered(construct=right)
   assert report.EXACT not in answered(construct=right + wrong)
-  assert report.EXACT not in answered(capacity=right)
+  assert report.EXACT not in answered(multihop=right)
 
 
-@pytest.mark.parametrize('scale', ['smoke', 'laptop', 'accelerator'])
+@pytest.mark.parametrize('scale', ['smoke', 'laptop', 'full'])
 def test_committed_records_are_of_the_scale_if_there_are_any(scale, tmp_path, monkeypatch):
   monkeypatch.setattr(report, 'COMMITTED', tmp_path)
-  for name in ('both', 'small', 'both_accelerator', 'large_accelerator'):
+  for name in ('both', 'small', 'both_full', 'large_full'):
     (tmp_path / f'{name}.json').touch()
-  stem = lambda name: report._kept(name, scale).stem
-  assert stem('both') == ('both_accelerator' if scale == 'accelerator' else 'both')
-  assert stem('small') == 'small' and stem('large') == 'large_accelerator'
-  assert report._kept('none', scale) is None
+  stem = lambda name: report._committed(name, scale).stem
+  assert stem('both') == ('both_full' if scale == 'full' else 'both')
+  assert stem('small') == 'small' and stem('large') == 'large_full'
+  assert report._committed('none', scale) is None
 
 
 class Page(HTMLParser):
@@ -261,39 +255,39 @@ class Page(HTMLParser):
     self.text += data
 
 
-def test_every_experiment_has_committed_records(tmp_path, monkeypatch):
-  # tests/test_results.py has the real findings
-  monkeypatch.setattr(claims.Experiment, 'module', types.SimpleNamespace(findings=len))
+def test_every_study_has_committed_records(tmp_path):
   found = report.gather(tmp_path, 'laptop')
-  assert found.keys() == claims.EXPERIMENTS.keys() - {'bounds'}  # which takes seconds
-  assert all(m.findings > 0 and not m.here for m in found.values())
+  assert found.keys() == {*experiments.STUDIES} - {'bounds'}  # which takes seconds
+  assert all(m.findings and not m.here for name, m in found.items())
 
 
 def test_a_run_is_held_against_the_committed_records():
-  experiment = claims.EXPERIMENTS['capacity']
-  records = storage.read_results(report.COMMITTED, 'capacity.json')
-  of = lambda records, here=True: {'capacity': report.Measured(
-    experiment, records, '', '', None, here, experiment.module.findings(records))}  # fmt: skip
-  told = report.agreement(of(records), 'laptop')
-  count = re.search(r'of (\d+) intervals \1 overlap; of 1 expectations 1 come out alike\.$', told)
+  study, kept = studies.load('multihop'), records.read(report.COMMITTED / 'multihop.json')
+  of = lambda table, here=True: {
+    'multihop': measured('multihop', study.findings(table), here, table)
+  }
+  told = report.agreement(of(kept.table), 'laptop')
+  count = re.search(
+    r'of (\d+) intervals \1 overlap; of (\d+) expectations \2 come out alike\.$', told
+  )
   assert count and int(count[1]) > 5
   assert (
-    report.agreement(of(records), 'smoke') == report.agreement(of(records, False), 'laptop') == ''
+    report.agreement(of(kept.table), 'smoke')
+    == report.agreement(of(kept.table, False), 'laptop')
+    == ''
   )
-  tenfold = lambda r: {k: 10 * v if k.startswith('bits_a_') and v else v for k, v in r.items()}
-  told = report.agreement(of([tenfold(r) for r in records]), 'laptop')
-  assert (
-    f'of {count[1]} intervals 0 overlap' in told and 'all but: most bits of facts per bit' in told
-  )
+  grown = kept.table.assign(value=kept.table['value'] * (1 + kept.table['hops']))
+  told = report.agreement(of(grown), 'laptop')
+  assert f'of {count[1]} intervals {count[1]} overlap' not in told and 'all but: ' in told
 
 
 def write_report(folder, monkeypatch):
-  """Of the smaller committed records, and of one run in which a control has a hostile name."""
-  records = storage.read_results(report.COMMITTED, 'construct.json')
+  """Of the smaller committed records, and of one run whose command is hostile."""
+  kept = records.read(report.COMMITTED / 'construct.json')
   own, committed = folder / 'construct', folder / 'committed'
-  storage.write_results(own, [{'others_facts': 0.0, **r} for r in records])
-  done = {'command': 'python -m experiments.construct <b>&', 'code': '', 'seconds': 61.0}
-  (own / report.DONE).write_text(json.dumps(done))
+  about = {'command': 'python -m experiments.construct <b>&', 'code': '', 'device': 'here'}
+  records.write(own / records.FILE, Records(about, kept.table))
+  (own / report.DONE).write_text(json.dumps({'command': '', 'code': '', 'seconds': 61.0}))
   committed.mkdir()
   for name in SMALLER:
     shutil.copy(report.COMMITTED / f'{name}.json', committed)
@@ -311,8 +305,8 @@ def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypat
   page.feed(text)
   assert not [link for link in page.links if not link.startswith(('#', 'data:image/'))]
   assert {link[1:] for link in page.links if link.startswith('#')} <= page.ids
-  for claim in claims.CLAIMS:
-    assert claim.says in page.text
+  for study in studies.load_all().values():
+    assert all(claim.says in page.text for claim in study.claims)
   assert "explored {'models': []}" in page.text
   assert 'experiments.construct <b>&' in page.text and '{{' not in text
   assert '1.0 min; measured by other code' in page.text
@@ -329,34 +323,31 @@ def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypat
 def test_a_figure_is_drawn_when_its_records_its_files_or_the_code_changed(tmp_path, monkeypatch):
   drawn = []
 
-  def draw(records, folder):
-    drawn.append(records)
-    for suffix in ('.pdf', '.png'):
-      (folder / f'fake{suffix}').touch()
-    return [str(folder / 'fake.pdf'), folder / 'fake.png']
+  def plot(table):
+    drawn.append(table)
+    return Figure()
 
-  monkeypatch.setattr(claims.Experiment, 'figure', types.SimpleNamespace(draw=draw))
-  of = lambda value: {'fake': report.Measured(
-    claims.EXPERIMENTS['bounds'], [{'value': value}], '', '', None, True, [])}  # fmt: skip
-  look = lambda value: report.figures(of(value), tmp_path / 'figures')
+  def draw(value):
+    found = Records({'command': ''}, pd.DataFrame([{'value': value}]))
+    own = report.Measured(fake('fake', plot=plot), found, None, True, [])
+    return report.figures({'fake': own}, tmp_path / 'figures')
+
   for value, count in ((1.0, 1), (1.0, 1), (float('nan'), 2), (float('nan'), 2), (1.0, 3)):
-    assert look(value) == {'fake': tmp_path / 'figures' / 'fake.png'} and len(drawn) == count
+    assert draw(value) == {'fake': tmp_path / 'figures' / 'fake.png'} and len(drawn) == count
   (tmp_path / 'figures' / 'fake.pdf').unlink()
-  assert look(1.0) and len(drawn) == 4 and (tmp_path / 'figures' / 'fake.pdf').exists()
-  monkeypatch.setattr(machine, 'code', lambda: 'other')
-  assert look(1.0) and look(1.0) and len(drawn) == 5
+  assert draw(1.0) and len(drawn) == 4 and (tmp_path / 'figures' / 'fake.pdf').exists()
+  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
+  assert draw(1.0) and draw(1.0) and len(drawn) == 5
   (tmp_path / 'figures' / 'drawn.json').write_text('torn')
-  assert look(1.0) and len(drawn) == 6
+  assert draw(1.0) and len(drawn) == 6
 
 
 def test_a_report_of_nothing_is_refused_though_there_are_committed_records(tmp_path):
-  FLAGS(['report', f'--workdir={tmp_path / "nothing"}'])
   with pytest.raises(InputError, match='nothing was measured'):
-    report.main(['report'])
+    report.main(report.Options(workdir=str(tmp_path / 'nothing')))
 
 
-def test_the_list_names_every_experiment(capsys):
-  FLAGS(['reproduce', '--list'])
-  reproduce.main(['reproduce'])
+def test_the_list_names_every_study(capsys):
+  reproduce.main(reproduce.Options(list=True))
   told = capsys.readouterr().out
-  assert all(name in told for name in claims.EXPERIMENTS)
+  assert all(name in told for name in experiments.STUDIES)

@@ -3,7 +3,7 @@
 `run(main, Options)` defines an absl flag for every field of the frozen dataclass `Options`, parses the command
 line and calls `main(Options(...))`. Nothing is defined when a module is imported. A field's type says what the
 flag takes: `int`, `float`, `str`, `bool`, `Literal` of names, a tuple of these (repeatable), each also `| None`;
-`Annotated[type, 'help']` says what it means, and common names have a help text here.
+`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here.
 """
 
 import dataclasses
@@ -12,11 +12,10 @@ import os
 import sys
 import tempfile
 import textwrap
-import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from absl import flags, logging
@@ -43,10 +42,13 @@ HELP = {
   'save_seconds': 'Seconds between checkpoints.',
   'profile': 'Write a JAX trace of one chunk of training to profile/ in the workdir.',
 }
-_DEFINE = {
-  int: (flags.DEFINE_integer, flags.DEFINE_multi_integer, {'lower_bound': 0}),
-  float: (flags.DEFINE_float, flags.DEFINE_multi_float, {'lower_bound': 0.0}),
-  str: (flags.DEFINE_string, flags.DEFINE_multi_string, {}),
+LEAST = {name: 1 for name in ('seeds', 'dim', 'width', 'steps')} | {
+  name: 0 for name in ('seed', 'save_seconds', 'learning_rate', 'weight_decay')
+}
+_DEFINE: dict[type, tuple[Callable, Callable]] = {
+  int: (flags.DEFINE_integer, flags.DEFINE_multi_integer),
+  float: (flags.DEFINE_float, flags.DEFINE_multi_float),
+  str: (flags.DEFINE_string, flags.DEFINE_multi_string),
 }
 
 
@@ -106,24 +108,24 @@ def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]
 
 def _define(values: flags.FlagValues, name: str, hint, default):
   """One flag for a field of this type."""
-  about, hint = (
-    (hint.__metadata__[0], hint.__origin__) if hasattr(hint, '__metadata__') else (HELP[name], hint)
-  )
-  if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-    (hint,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-  many = typing.get_origin(hint) is tuple
-  if many:
-    hint = typing.get_args(hint)[0]
-    default = list(default) if default else None
+  about, least = HELP.get(name, ''), LEAST.get(name)
+  if hasattr(hint, '__metadata__'):
+    about, *bound = hint.__metadata__
+    hint, least = hint.__origin__, next(iter(bound), least)
+  if type(None) in typing.get_args(hint):
+    (hint,) = set(typing.get_args(hint)) - {type(None)}
+  if many := typing.get_origin(hint) is tuple:
+    hint, default = typing.get_args(hint)[0], list(default) if default else None
   options: dict[str, Any] = {'flag_values': values}
-  if typing.get_origin(hint) is typing.Literal:
+  if typing.get_origin(hint) is Literal:
     define = flags.DEFINE_multi_enum if many else flags.DEFINE_enum
     define(name, default, list(typing.get_args(hint)), about, **options)
   elif hint is bool:
     flags.DEFINE_bool(name, default, about, **options)
   else:
-    one, several, bounds = _DEFINE[hint]
-    (several if many else one)(name, default, about, **options, **bounds)
+    if least is not None:
+      options['lower_bound'] = least
+    _DEFINE[hint][many](name, default, about, **options)
 
 
 def _value(name: str, value):

@@ -1,0 +1,102 @@
+"""What the pages say was measured is what the committed records say."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import pages
+from experiments.harness import records, statistics
+from experiments.harness.records import Records
+from geomem.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch):
+  monkeypatch.chdir(ROOT)
+
+
+def test_the_sizes_are_those_that_were_asked_for():
+  sizes = lambda stem: pages.sizes(pages.kept(stem).about)
+  assert sizes('threshold').startswith('N = 16, 48, 144; R = 2, 4')
+  assert '2,000 steps' in sizes('threshold') and sizes('frozen_embeddings').startswith(
+    'N = 64, 256; R = 1, 4'
+  )
+  assert '1,000, 1,600 steps' in sizes('structure') and 'batch = 128' in sizes('structure')
+  assert pages.sizes({}) == ''
+
+
+def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark(tmp_path):
+  page, mark = tmp_path / 'page.md', pages.MARK
+  page.write_text(f'a\n{mark.format("m")}old\n{pages.END}b\n{mark.format("n")}kept\n{pages.END}')
+  pages.splice(page, 'm', 'new\n')
+  new = page.read_text()
+  assert 'new' in new and 'old' not in new and 'kept' in new and new.startswith('a\n')
+  with pytest.raises(InputError, match='missing'):
+    pages.splice(page, 'other', '')
+
+
+@pytest.mark.parametrize('stem', [stem for stem in pages.committed() if stem != 'construct'])
+def test_the_page_says_what_the_records_say(stem):
+  assert pages.section(stem) in pages.page(stem).read_text(encoding='utf-8')
+
+
+def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
+  readme, page = (path.read_text(encoding='utf-8') for path in (pages.README, pages.PAGE))
+  assert pages.overview().count('\n') > 8 and pages.overview() in page
+  assert (
+    pages.overview('docs/') in readme and pages.theorems() in readme and pages.timings() in readme
+  )
+
+
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / pages.RESULTS).glob('*.json')), ids=lambda path: path.stem
+)
+def test_records_say_what_they_were_measured_with(path):
+  about = records.read(path).about
+  assert about['command']
+  if path.stem != 'construct':  # computed, and the same everywhere
+    assert about['device'] and about['versions']['jax']
+
+
+def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
+  table = pages.kept('threshold').table[:60]
+  about = {
+    'scale': 'laptop', 'code': '0123', 'setting': {'seeds': 5}, 'device': 'an abacus', 'versions': {'jax': '9'},
+    'command': 'python -m experiments.threshold --scale=laptop --seed=7 --seeds=2',
+  }  # fmt: skip
+  run = tmp_path / 'run' / records.FILE
+  records.write(run, Records(about, table.assign(build_seconds=1.0)))
+  (tmp_path / 'docs/results').mkdir(parents=True)
+  shutil.copy(ROOT / pages.PAGE, tmp_path / 'docs')
+  monkeypatch.chdir(tmp_path)
+  pages.commit_records('threshold', run.parent)
+  kept = pages.kept('threshold')
+  assert kept.about == {name: value for name, value in about.items() if name != 'code'}
+  assert 'build_seconds' not in kept.table
+  assert '--scale=laptop --seed=7 --seeds=2`, an abacus, jax 9' in pages.section('threshold')
+  records.write(run, Records({**about, 'scale': 'smoke'}, table))
+  with pytest.raises(InputError, match='no evidence'):
+    pages.commit_records('threshold', run.parent)
+
+
+def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
+  """Every `value [low, high]` of the text is some group of records, averaged over its runs."""
+  text = (ROOT / 'docs/language_model.md').read_text(encoding='utf-8').replace('−', '-')
+  quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
+  table = pages.kept('language_model').table
+  table = table[table['low'].notna()]
+  about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
+  means = np.array([
+    group[['value', 'low', 'high']].mean()
+    for by in (about, (*about, 'layer'), (*about, 'layer', 'alpha', 'seed', 'frame'))
+    for _, group in statistics.groups(table, *by)
+  ])  # fmt: skip
+  assert len(quoted) > 15
+  for one in quoted:
+    half = 0.5 * 10.0 ** -max(len(number.partition('.')[2]) for number in one) + 1e-6
+    assert (np.abs(means - np.array(one, float)) <= half).all(axis=1).any(), one

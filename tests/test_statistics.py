@@ -1,0 +1,62 @@
+"""Intervals hold the truth about as often as they say."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.harness import statistics
+
+
+def coverage(interval, truth, draws) -> float:
+  hits = [low <= truth <= high for low, high in map(interval, draws)]
+  return float(np.mean(hits))
+
+
+def test_the_interval_of_a_mean_covers_it():
+  """Student's t of five values; resampling them, as is often done, would cover .84."""
+  rng = np.random.default_rng(0)
+  draws = rng.standard_normal((4000, 5)) + 3
+  assert 0.94 < coverage(statistics.mean_interval, 3, draws) < 0.96
+
+  def resampled(values):
+    means = rng.choice(values, (400, 5)).mean(axis=1)
+    return np.quantile(means, (0.025, 0.975))
+
+  assert coverage(resampled, 3, draws[:1000]) < 0.88
+
+
+def test_the_interval_of_a_slope_fitted_to_all_seeds_covers_it():
+  """Each sample is a seed: a line whose points share the seed's own error."""
+  rng, x = np.random.default_rng(1), np.arange(6.0)
+  slope = lambda seeds: statistics.line(np.tile(x, len(seeds)), np.concatenate(seeds))[1]
+  draws = [
+    [2 * x + rng.standard_normal() * x + 0.1 * rng.standard_normal(6) for _ in range(6)]
+    for _ in range(600)
+  ]
+  assert 0.92 < coverage(lambda seeds: statistics.jackknife(seeds, slope), 2, draws) < 0.98
+
+
+@pytest.mark.parametrize('values', [[0.6], [0.7, 0.7, 0.7], [np.nan, 1.0], []])
+def test_no_interval_where_there_is_nothing_to_say(values):
+  assert np.isnan(statistics.mean_interval(values)).all()
+
+
+def test_a_ratio_over_subjects():
+  found = statistics.ratio([1, 0, 1, 1], [1, 1, 1, 1])
+  assert found['value'] == 0.75 and found['low'] < 0.75 < found['high']
+  assert np.isnan(statistics.ratio([0, 0], [0, 0])['value'])
+
+
+def test_a_line_and_its_r2():
+  assert statistics.line([1, 2, 3], [3, 5, 7]) == pytest.approx((1, 2, 1))
+  assert np.isnan(statistics.line([2, 2], [1, 3])[1])
+
+
+def test_groups_in_which_a_seed_found_nothing_are_left_out():
+  table = pd.DataFrame({
+    'dim': [1, 1, 2, 2, 3, 3], 'value': [1.0, np.nan, 1, 2, 3, 4], 'floor': [False, None, False, False, True, False],
+  })  # fmt: skip
+  assert statistics.complete(table, 'dim')['dim'].unique().tolist() == [2, 3]
+  assert statistics.complete(table, 'dim', bordered=True)['dim'].unique().tolist() == [2]
+  row = statistics.summarize(table, 'dim').to_dict('records')[0]
+  assert row['seeds'] == 2 and np.isnan(row['value'])
