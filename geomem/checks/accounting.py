@@ -69,7 +69,7 @@ def entropy(values) -> float:
     if not rest.size:
       return bits
     same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
-    fraction = np.count_nonzero(same) / size
+    fraction = int(np.count_nonzero(same)) / size
     bits -= fraction * math.log2(fraction)
     rest = rest[~same]
   return _fixed_point(np.asarray(values).ravel()) if rest.size else bits
