@@ -12,7 +12,6 @@ from geomem import codes, model
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facade import FactModel
-from geomem.facts import Facts
 from geomem.layout import Layout
 
 MAX_PARAMETERS = 2**31
@@ -47,9 +46,6 @@ class Readout:
   def largest(self, dim: int) -> np.ndarray:
     """The largest |weight| of the unembedding at every coordinate."""
     return _largest(self.code.rows(), self.at, dim)
-
-  def to_json(self) -> dict:
-    return {'at': [self.at.start, self.at.stop], 'code': codes.to_json(self.code)}
 
 
 @functools.partial(
@@ -97,23 +93,11 @@ class OwnReadout:
   def largest(self, dim: int) -> np.ndarray:
     return _largest(self.rows(dim), slice(0, dim), dim)
 
-  def to_json(self) -> str:
-    return 'own'  # the rest follows from the layout and the facts
-
 
 def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
   largest_D = np.zeros(dim, np.float32)
   largest_D[at] = np.maximum(rows_AxM.max(axis=0), -rows_AxM.min(axis=0))
   return largest_D
-
-
-def readout_from_json(fields, layout: Layout, facts: Facts) -> Readout | OwnReadout:
-  if fields == 'own':
-    return OwnReadout(layout, *facts.own_sets())
-  code = codes.from_json(fields['code'])
-  if not isinstance(code, codes.Readable):
-    raise InputError(f'answers cannot be read from the code {fields["code"]}')
-  return Readout(slice(*fields['at']), code)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
