@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
   if isinstance(value, dict):
     return {name: _plain(part) for name, part in value.items()}
   if isinstance(value, slice):
-    return {'kind': 'slice', 'at': [value.start, value.stop]}
+    return {'kind': 'slice', 'at': _plain([value.start, value.stop])}
   if isinstance(value, tuple | list):
     return [_plain(part) for part in value]
   return value.item() if isinstance(value, np.generic) else value
