@@ -19,7 +19,6 @@ from constructions import registry
 from experiments.harness import building, cli, storage
 from experiments.harness.findings import Finding, found
 from geomem import facts as fact
-from geomem import tables
 from geomem.checks import verify
 from geomem.construction import Construction
 from geomem.errors import InputError
@@ -82,7 +81,7 @@ def _source() -> Callable[[bool], Facts]:
     for name in ('subjects', 'relations', 'facts'):
       if FLAGS[name].present:
         raise InputError(f'--{name} and --table contradict each other: the table decides')
-    table = tables.read_table(FLAGS.table)
+    table = Facts.from_csv(FLAGS.table)
     return lambda own_answers: table
   subjects, relations = cli.value('subjects', 32), cli.value('relations', 4)
   fact.check_sizes(subjects, relations, _hops())

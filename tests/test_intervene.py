@@ -162,7 +162,7 @@ def test_every_subject_learned_anew_has_random_numbers_of_its_own(built, monkeyp
     built.config, built.params, other, jax.random.key(0), 2
   )
   together = learned()
-  monkeypatch.setattr(intervene, 'AT_ONCE', 8)
+  monkeypatch.setattr(intervene, 'ROWS_AT_ONCE', 8)
   # Where a gradient is next to nothing Adam's step has a sign that rounding decides.
   assert np.mean(np.isclose(learned(), together, rtol=1e-3, atol=1e-4)) > 0.9
 
