@@ -106,6 +106,8 @@ class Facts:
     return self.relation_names[r] if self.relation_names else f'r{r}'
 
   def attribute_name(self, a: int) -> str:
+    if a >= self.attributes:  # some models can say other things too
+      return f'no attribute {a}'
     if self.attribute_names:
       return self.attribute_names[a]
     return self.subject_name(a) if self.closed else f'a{a}'

@@ -113,7 +113,7 @@ def place(tmp_path_factory):
   data.write_bytes(data.read_bytes()[:-7])
   next((place / 'bare').rglob('_METADATA')).unlink()
   config = place / 'later' / 'model' / 'config.json'
-  config.write_text(config.read_text().replace('"version": 1', '"version": 9'))
+  config.write_text(config.read_text().replace('"version": 2', '"version": 9'))
   (place / 'none').mkdir()
   (place / 'foreign' / 'selector').mkdir(parents=True)
   (place / 'other').mkdir()

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 
 import jax
@@ -256,14 +255,6 @@ def test_random_and_zero_parameters_are_alike(make):
       fan_in = {'query': 64 * 16, 'output': 4 * 8, 'middle': 80 / 2, 'out': 90 / 2}.get(name, 64)
       assert a.std() == pytest.approx(fan_in**-0.5, rel=0.1), name
       assert np.any(a != functools.reduce(lambda tree, key: tree[key.key], path, other))
-
-
-@pytest.mark.parametrize(
-  'config', [*CONFIGS[::5], make_config('rms', (5,), False, precision='highest')]
-)
-def test_config_survives_json(config):
-  again = Config.from_json(json.loads(json.dumps(config.to_json())))
-  assert again == config and hash(again) == hash(config)
 
 
 @pytest.mark.parametrize(
