@@ -1,22 +1,22 @@
-"""Is the superposition used? One attribute's component is swapped for another's, and everything is asked.
+"""Is the superposition used? One attribute's component is swapped for another's, and every relation is asked.
 
-Three groups of subjects: maps are fitted to the first, place and doses chosen on the second, and what
-is reported comes from the third. A swap flips if the answer to its relation becomes the one wanted,
+Three groups of subjects: maps are fitted to the first, layer and alphas chosen on the second, and what
+is reported comes from the third. A swap flips if the answer to its relation becomes the wanted one,
 and keeps if the answers to the other relations stay what they were; both among facts that are known.
 
-Shapes: S subjects of a group, D width, A attributes, R relations, W swaps.
+Shapes: S subjects of a group, T subjects fitted to, D width, A attributes, R relations, W swaps.
 """
 
 import dataclasses
-import functools
 
 import numpy as np
+import pandas as pd
 
-from experiments.language.scenes import Scene
+from experiments.language.prompt_set import PromptSet
 from geomem.inside import ridge
 
 SPLIT = (0.6, 0.15)  # shares to fit to and to choose on; the rest is for the report
-ARMS = ('superposition', 'embedding maps', 'class means', 'shuffled facts', 'random direction')
+METHODS = ('superposition', 'embedding maps', 'class means', 'shuffled facts', 'random direction')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,275 +34,245 @@ def split(seed: int, subjects: int) -> list[np.ndarray]:
   return [np.sort(part) for part in np.split(order, (first, second))]
 
 
-class Mover:
-  """What carries a subject from its own attributes to a wanted one, at one place, by several methods."""
-
-  def __init__(self, scene: Scene, seed: int, fit_T, place: int):
-    self.scene, self.fit_T, self.place = scene, fit_T, place
-    self.rng = np.random.default_rng((seed, place, 5))
-    self.read_SxD = scene.seen['read'][:, place].astype(np.float64)
-    relations = scene.table.superposed
-    hot = [scene.relations[r].right_SxA[fit_T][:, scene.shared(r, fit_T)] for r in relations]
-    self.hot = self._fitted(relations, [part.astype(float) for part in hot])
-    order = self.rng.permutation(len(fit_T))
-    self.shuffled = self._fitted(relations, [part[order].astype(float) for part in hot])
-    self.maps = self._fitted(relations, [self._mean_vector(r)[fit_T] for r in relations])
-
-  def _fitted(self, relations, parts) -> dict[int, np.ndarray]:
-    """One ridge regression for all relations, cut into a matrix for each."""
-    sizes = np.cumsum([part.shape[1] for part in parts])[:-1]
-    w_PxD = ridge.weights(np.concatenate(parts, axis=1), self.read_SxD[self.fit_T])
-    return dict(zip(relations, np.split(w_PxD, sizes), strict=True))
-
-  def _mean_vector(self, r: int) -> np.ndarray:
-    right_SxA = self.scene.relations[r].right_SxA.astype(float)
-    count_S = np.maximum(right_SxA.sum(axis=1, keepdims=True), 1)
-    return right_SxA @ self.scene.vectors[r] / count_S
-
-  def move(self, arm: str, swaps: Swaps) -> np.ndarray:
-    """WxD; what is drawn at random, or fitted to shuffled facts, is as long as the superposition's."""
-    relation, r = self.scene.relations[swaps.r], swaps.r
-    own_WxA, wanted = relation.right_SxA[swaps.subject_W].astype(float), swaps.wanted_W
-    change_WxA = np.eye(len(relation.attributes))[wanted] - own_WxA
-    shared = self.scene.shared(r, self.fit_T)
-    straight = change_WxA[:, shared] @ self.hot[r]
-    if arm == 'superposition':
-      return straight
-    if arm == 'embedding maps':
-      difference = self.scene.vectors[r][wanted] - self._mean_vector(r)[swaps.subject_W]
-      return difference @ self.maps[r]
-    if arm == 'class means':
-      return self._class_means(r)[wanted] - self._own_mean(r, swaps.subject_W)
-    other = change_WxA[:, shared] @ self.shuffled[r]
-    if arm == 'random direction':
-      other = self.rng.standard_normal(straight.shape)
-    length = functools.partial(np.linalg.norm, axis=1, keepdims=True)
-    return other * length(straight) / np.maximum(length(other), 1e-9)
-
-  def length(self, moves) -> float:
-    """Of moves, on average, as a share of how far representations are from their mean."""
-    far = self.read_SxD - self.read_SxD.mean(axis=0)
-    mean = lambda x: np.linalg.norm(x, axis=1).mean()
-    return float(mean(np.concatenate(moves)) / mean(far))
-
-  def _class_means(self, r: int) -> np.ndarray:
-    """Of those who have an attribute, AxD; of all, where nobody has."""
-    right_TxA = self.scene.relations[r].right_SxA[self.fit_T].astype(float)
-    count_A, read_TxD = right_TxA.sum(axis=0), self.read_SxD[self.fit_T]
-    mean_AxD = right_TxA.T @ read_TxD / np.maximum(count_A, 1)[:, None]
-    return np.where(count_A[:, None] > 0, mean_AxD, read_TxD.mean(axis=0))
-
-  def _own_mean(self, r: int, subject_W) -> np.ndarray:
-    own_WxA = self.scene.relations[r].right_SxA[subject_W].astype(float)
-    return own_WxA @ self._class_means(r) / np.maximum(own_WxA.sum(axis=1, keepdims=True), 1)
-
-
-def draw(scene: Scene, seed: int, fit_T, group_S) -> list[Swaps]:
-  """Of every known fact of the group one swap, to an attribute that enough others have."""
+def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> list[Swaps]:
+  """For every known fact of the group one swap, to an attribute that enough others have."""
   rng, found = np.random.default_rng((seed, 6)), []
-  for r in scene.table.superposed:
-    relation = scene.relations[r]
-    if scene.seen['known'][fit_T, r].mean() < 0.5:
+  known_SxR = prompts.observed['known']
+  for r in prompts.table.superposed:
+    relation, shared_A = prompts.relations[r], prompts.shared(r, fit_T)
+    if known_SxR[fit_T, r].mean() < 0.5:
       continue
-    subjects, wanted = [], []
-    for s in group_S[scene.seen['known'][group_S, r]]:
-      own = relation.token_A[relation.right_SxA[s]]
-      choice = np.flatnonzero(scene.shared(r, fit_T) & ~np.isin(relation.token_A, own))
+    pairs = []
+    for s in group_S[known_SxR[group_S, r]]:
+      own = relation.token_A[relation.correct_SxA[s]]
+      choice = np.flatnonzero(shared_A & ~np.isin(relation.token_A, own))
       if len(choice):
-        subjects.append(s)
-        wanted.append(rng.choice(choice))
-    if subjects:
-      found.append(Swaps(r, np.array(subjects), np.array(wanted)))
+        pairs.append((s, rng.choice(choice)))
+    if pairs:
+      found.append(Swaps(r, *np.array(pairs).T))
   return found
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-  """What the model says after swaps of one relation; -1 where it was not asked, as it did not know before."""
+class SteeringVectors:
+  """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods."""
 
-  swaps: Swaps
-  said_WxR: np.ndarray
-  flips_W: np.ndarray
-  stays_WxR: np.ndarray
-  others_WxR: np.ndarray
+  def __init__(self, prompts: PromptSet, seed: int, fit_T, layer: int):
+    self.prompts, self.fit_T, self.layer = prompts, fit_T, layer
+    self.rng = np.random.default_rng((seed, layer, 5))
+    self.x_SxD = prompts.observed['subject'][:, layer].astype(np.float64)
+    self.one_hot = {
+      r: prompts.relations[r].correct_SxA[:, prompts.shared(r, fit_T)].astype(float)
+      for r in prompts.table.superposed
+    }
+    embedded = {r: prompts.mean_embedding(r) for r in self.one_hot}
+    self.maps = {
+      'superposition': self._fitted(self.one_hot, fit_T),
+      'shuffled facts': self._fitted(self.one_hot, fit_T[self.rng.permutation(len(fit_T))]),
+      'embedding maps': self._fitted(embedded, fit_T),
+    }
+
+  def _fitted(self, features: dict, whose_T) -> dict[int, np.ndarray]:
+    """One ridge regression on the features of all relations, cut into a matrix for each."""
+    parts = [features_SxP[whose_T] for features_SxP in features.values()]
+    w_PxD = ridge.weights(np.concatenate(parts, axis=1), self.x_SxD[self.fit_T])
+    cuts = np.cumsum([part.shape[1] for part in parts])[:-1]
+    return dict(zip(features, np.split(w_PxD, cuts), strict=True))
+
+  def vectors(self, method: str, swaps: Swaps) -> np.ndarray:
+    """WxD; the two controls are as long as the superposition's."""
+    r, relation = swaps.r, self.prompts.relations[swaps.r]
+    own_WxA = relation.correct_SxA[swaps.subject_W].astype(float)
+    if method == 'embedding maps':
+      wanted, own = self.prompts.embeddings[r][swaps.wanted_W], self.prompts.mean_embedding(r)
+      return (wanted - own[swaps.subject_W]) @ self.maps[method][r]
+    if method == 'class means':
+      mean_AxD = self._class_means(r)
+      count_W = np.maximum(own_WxA.sum(axis=1, keepdims=True), 1)
+      return mean_AxD[swaps.wanted_W] - own_WxA @ mean_AxD / count_W
+    change_WxA = np.eye(len(relation.attributes))[swaps.wanted_W] - own_WxA
+    change_WxP = change_WxA[:, self.prompts.shared(r, self.fit_T)]
+    straight_WxD = change_WxP @ self.maps['superposition'][r]
+    if method == 'superposition':
+      return straight_WxD
+    random = method == 'random direction'
+    other_WxD = self.rng.standard_normal(straight_WxD.shape) if random else change_WxP @ self.maps[method][r]  # fmt: skip
+    norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
+    return other_WxD * norm(straight_WxD) / np.maximum(norm(other_WxD), 1e-9)
+
+  def norm(self, vectors) -> float:
+    """Their mean norm, as a share of the mean distance of representations from their mean."""
+    mean = lambda x: np.linalg.norm(x, axis=1).mean()
+    return float(mean(np.concatenate(vectors)) / mean(self.x_SxD - self.x_SxD.mean(axis=0)))
+
+  def _class_means(self, r: int) -> np.ndarray:
+    """For every attribute the mean of those who have it, AxD; of all, where nobody has."""
+    correct_TxA = self.prompts.relations[r].correct_SxA[self.fit_T].astype(float)
+    count_A, x_TxD = correct_TxA.sum(axis=0), self.x_SxD[self.fit_T]
+    mean_AxD = correct_TxA.T @ x_TxD / np.maximum(count_A, 1)[:, None]
+    return np.where(count_A[:, None] > 0, mean_AxD, x_TxD.mean(axis=0))
 
 
 def outcomes(
-  scene: Scene, place: int, all_swaps, moves, keep=1.0, everything=False
-) -> list[Outcome]:
-  """Every swap asked for its own relation and for the others that were known, or for `everything`."""
-  relations = np.arange(len(scene.relations))
-  asked = [everything | scene.seen['known'][x.subject_W] | (relations == x.r) for x in all_swaps]
-  w_B, r_B = np.nonzero(np.concatenate(asked))
-  subject_W, move_WxD = (np.concatenate(a) for a in ([x.subject_W for x in all_swaps], moves))
-  end_BxD = scene.changed(r_B, subject_W[w_B], place, keep, move_WxD[w_B])
-  said_WxR = np.full((len(subject_W), len(relations)), -1)
+  prompts: PromptSet, layer: int, swaps: list[Swaps], vectors, scale=1.0, everything=False
+) -> pd.DataFrame:
+  """A row for every swap and relation: is it `counted`, and a `success` if so?
+
+  The relation of the swap is counted, where the answer should become the wanted one, and the other
+  relations that were known, where it should stay. Others are run only if `everything` is asked for; where
+  nothing was run, `after` is -1.
+  """
+  observed, relations = prompts.observed, np.arange(len(prompts.relations))
+  subject_W = np.concatenate([s.subject_W for s in swaps])
+  r_W = np.concatenate([np.full(len(s.subject_W), s.r) for s in swaps])
+  attribute_W = np.concatenate([s.wanted_W for s in swaps])
+  wanted_W = np.array(
+    [prompts.relations[r].token_A[a] for r, a in zip(r_W, attribute_W, strict=True)]
+  )
+  own_WxR = r_W[:, None] == relations
+  counted_WxR = own_WxR | observed['known'][subject_W]
+  w_B, r_B = np.nonzero(counted_WxR | everything)
+  added_BxD = np.concatenate(vectors)[w_B]
+  final_BxD = prompts.patched(r_B, subject_W[w_B], layer, scale, added_BxD)
+  after_WxR = np.full(own_WxR.shape, -1)
   for r in np.unique(r_B):
-    said_WxR[w_B[r_B == r], r] = scene.says(r, end_BxD[r_B == r])
-  found = []
-  for swaps in all_swaps:
-    said, said_WxR = np.split(said_WxR, [len(swaps.subject_W)])
-    others_WxR = scene.seen['known'][swaps.subject_W] & (relations != swaps.r)
-    stays_WxR = (said == scene.seen['said'][swaps.subject_W]) & others_WxR
-    flips_W = said[:, swaps.r] == scene.relations[swaps.r].token_A[swaps.wanted_W]
-    found.append(Outcome(swaps, said, flips_W, stays_WxR, others_WxR))
-  return found
+    after_WxR[w_B[r_B == r], r] = prompts.predict(r, final_BxD[r_B == r])
+  before_WxR = observed['predicted'][subject_W]
+  expected_WxR = np.where(own_WxR, wanted_W[:, None], before_WxR)
+  each = lambda a_W: np.repeat(a_W, len(relations))
+  return pd.DataFrame({
+    'swap': each(np.arange(len(r_W))), 'relation': each(r_W), 'subject': each(subject_W),
+    'attribute': each(attribute_W), 'asked': np.tile(relations, len(r_W)), 'own': own_WxR.ravel(),
+    'before': before_WxR.ravel(), 'after': after_WxR.ravel(), 'counted': counted_WxR.ravel(),
+    'success': (counted_WxR & (after_WxR == expected_WxR)).ravel(),
+  })  # fmt: skip
 
 
-def score(found: list[Outcome]) -> float:
-  """Share flipped × share kept: what place, dose and rank are chosen by."""
-  total = lambda of: sum(of(o).sum() for o in found)
-  flipped = total(lambda o: o.flips_W) / max(1, total(lambda o: np.ones(len(o.flips_W))))
-  return float(flipped * total(lambda o: o.stays_WxR) / max(1, total(lambda o: o.others_WxR)))
+def best(prompts: PromptSet, swaps: list[Swaps], vectors: dict) -> tuple:
+  """Of (layer, alpha or rank) → vectors the key with the largest share flipped × share kept, and all of these."""
+  scores = {}
+  for (layer, other), some in vectors.items():
+    found = outcomes(prompts, layer, swaps, some)
+    sums = found.groupby('own')[['success', 'counted']].sum().reindex([False, True], fill_value=0)
+    scores[layer, other] = float((sums['success'] / sums['counted'].clip(lower=1)).prod())
+  return max(scores, key=scores.get), scores
 
 
-def measure(scene: Scene, setting, seed: int) -> list[dict]:
-  """Records of all arms on the third group of subjects, and examples to be read."""
-  fit_T, choose_S, report_S = split(seed, len(scene.table.subjects))
-  dev, test = (draw(scene, seed, fit_T, group) for group in (choose_S, report_S))
+def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+  """Records of all methods on the third group of subjects, and examples to be read."""
+  fit_T, choose_S, report_S = split(seed, len(prompts.table.subjects))
+  dev, test = (draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
   if not dev or not test:
     return []
-  tried = {}
-  for place in setting.edits:
-    mover = Mover(scene, seed, fit_T, place)
-    moves = [mover.move('superposition', swaps) for swaps in dev]
-    for dose in setting.choices:
-      tried[place, dose] = score(outcomes(scene, place, dev, [dose * move for move in moves]))
-  place, dose = max(tried, key=tried.get)
+  scaled = lambda vectors, alpha: [alpha * vector_WxD for vector_WxD in vectors]
+
+  def candidates(steering, method):
+    vectors = [steering.vectors(method, swaps) for swaps in dev]
+    return {(steering.layer, alpha): scaled(vectors, alpha) for alpha in setting.alpha_choices}
+
+  at = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in setting.swap_layers}
+  tried = {
+    key: v for steering in at.values() for key, v in candidates(steering, 'superposition').items()
+  }
+  (layer, alpha), scores = best(prompts, dev, tried)
   about = {'seed': seed, 'subjects': len(report_S)}
   records = [
-    scene.record(
-      'chosen', **about, place=at, dose=by, value=value, chosen=(at, by) == (place, dose)
-    )
-    for (at, by), value in tried.items()
+    prompts.record('chosen', value, **about, layer=k[0], alpha=k[1], chosen=k == (layer, alpha))
+    for k, value in scores.items()
   ]
-  mover = Mover(scene, seed, fit_T, place)
-  best = {**dict.fromkeys(ARMS, dose), **_own_doses(scene, mover, dev, setting)}
-  for arm in ARMS:
-    moves = [mover.move(arm, swaps) for swaps in test]
-    for by in setting.doses if arm == 'superposition' else setting.choices:
-      told = arm == 'superposition' and by == dose
-      found = outcomes(scene, place, test, [by * move for move in moves], everything=told)
-      fields = {**about, 'control': arm, 'place': place, 'dose': by, 'chosen': by == best[arm]}
-      fields['length'] = by * mover.length(moves)
-      records += records_of(scene, found, fields)
-      if told:
-        records += examples(scene, found, {**about, 'place': place, 'dose': dose})
-  donors = [_donors(scene, seed, fit_T, place, swaps) for swaps in test]
-  found = outcomes(scene, place, test, donors, keep=0.0)
-  fields = {**about, 'control': "donor's whole vector", 'place': place, 'chosen': True}
-  return records + records_of(scene, found, fields)
+  steering, chosen = at[layer], dict.fromkeys(METHODS, alpha)
+  for method in ('embedding maps', 'class means'):
+    (_, chosen[method]), _ = best(prompts, dev, candidates(steering, method))
+  about['layer'] = layer
+  for method in METHODS:
+    vectors = [steering.vectors(method, swaps) for swaps in test]
+    own = method == 'superposition'
+    for by in setting.alphas if own else setting.alpha_choices:
+      shown = own and by == alpha
+      found = outcomes(prompts, layer, test, scaled(vectors, by), everything=shown)
+      fields = {**about, 'control': method, 'alpha': by, 'chosen': by == chosen[method]}
+      records += records_of(prompts, found, fields | {'norm': by * steering.norm(vectors)})
+      records += examples(prompts, found, about | {'alpha': alpha}) if shown else []
+  donors = [_donors(prompts, seed, fit_T, layer, swaps) for swaps in test]
+  fields = {**about, 'control': "donor's whole vector", 'chosen': True}
+  return records + records_of(prompts, outcomes(prompts, layer, test, donors, scale=0.0), fields)
 
 
-def _own_doses(scene: Scene, mover: Mover, dev, setting) -> dict[str, float]:
-  """The doses of the other methods that are no controls, chosen on the second group as well."""
-  best = {}
-  for arm in ('embedding maps', 'class means'):
-    moves = [mover.move(arm, swaps) for swaps in dev]
-    tried = {
-      dose: score(outcomes(scene, mover.place, dev, [dose * move for move in moves]))
-      for dose in setting.choices
-    }
-    best[arm] = max(tried, key=tried.get)
-  return best
-
-
-def records_of(scene: Scene, found: list[Outcome], fields) -> list[dict]:
+def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
   """Of all swaps, of each relation's, and of what they do to each other relation."""
-  subjects, records = len(scene.table.subjects), []
-
-  def per_subject(of):
-    total = np.zeros(subjects)
-    for o in found:
-      np.add.at(total, o.swaps.subject_W, of(o))
-    return total
-
-  def both(relation, mine):
-    one = lambda o: np.ones(len(o.flips_W)) * mine(o)
-    pairs = {
-      'flipped': (per_subject(lambda o: o.flips_W * mine(o)), per_subject(one)),
-      'kept': (
-        per_subject(lambda o: o.stays_WxR.sum(1) * mine(o)),
-        per_subject(lambda o: o.others_WxR.sum(1) * mine(o)),
-      ),
-    }
-    for name, (top, bottom) in pairs.items():
-      tried = int(bottom.sum())
-      records.append(
-        scene.ratio(name, top, bottom, **{**fields, 'relation': relation, 'tried': tried})
+  records, everyone = [], range(len(prompts.table.subjects))
+  names = [relation.name for relation in prompts.relations]
+  for r, swaps in [(None, found), *found.groupby('relation')]:
+    about = fields | {'relation': None if r is None else names[r]}
+    for measurement, own in (('flipped', True), ('kept', False)):
+      counted = swaps[(swaps['own'] == own) & swaps['counted']]
+      sums = (
+        counted.groupby('subject')[['success', 'counted']].sum().reindex(everyone, fill_value=0)
       )
-
-  both(None, lambda o: 1)
-  for o in found:
-    r = o.swaps.r
-    both(scene.relations[r].name, lambda other, r=r: other.swaps.r == r)
-    for other in np.flatnonzero(o.others_WxR.any(axis=0)):
-      top, bottom = o.stays_WxR[:, other], o.others_WxR[:, other]
-      about = {'relation': scene.relations[r].name, 'other': scene.relations[other].name}
-      records.append(scene.ratio('kept one', top, bottom, **fields, **about))
+      records.append(prompts.record(
+        measurement, sums['success'], sums['counted'], **about, tried=len(counted)
+      ))  # fmt: skip
+    for other, asked in [] if r is None else swaps[~swaps['own']].groupby('asked'):
+      if asked['counted'].any():
+        about['other'] = names[other]
+        records.append(prompts.record('kept one', asked['success'], asked['counted'], **about))
   return records
 
 
-def _donors(scene: Scene, seed: int, fit_T, place: int, swaps: Swaps) -> np.ndarray:
-  """For every swap the residual of somebody of whom the model says what is wanted, if there is one."""
-  rng, relation = np.random.default_rng((seed, 7)), scene.relations[swaps.r]
+def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: Swaps) -> np.ndarray:
+  """For every swap the residual of a subject for which the model predicts what is wanted, if there is one."""
+  rng, relation = np.random.default_rng((seed, 7)), prompts.relations[swaps.r]
   donors = []
   for a in swaps.wanted_W:
-    have_T = fit_T[relation.right_SxA[fit_T, a]]
-    say_T = have_T[scene.seen['said'][have_T, swaps.r] == relation.token_A[a]]
+    have_T = fit_T[relation.correct_SxA[fit_T, a]]
+    say_T = have_T[prompts.observed['predicted'][have_T, swaps.r] == relation.token_A[a]]
     donors.append(rng.choice(say_T if len(say_T) else have_T))
-  return scene.seen['read'][donors, place]
+  return prompts.observed['subject'][donors, layer]
 
 
-def examples(scene: Scene, found: list[Outcome], fields) -> list[dict]:
-  """A few swaps of each relation, in words: what was wanted, and what it says now to every relation."""
+def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
+  """The first swaps of each relation in words: what was wanted, and the answers to every relation."""
   words = lambda tokens: {
     x.name: x.attributes[int(np.argmax(x.token_A == token))]
-    for x, token in zip(scene.relations, tokens, strict=True)
+    for x, token in zip(prompts.relations, tokens, strict=True)
   }
   records = []
-  for o in found:
-    relation = scene.relations[o.swaps.r]
-    for s, wanted, said_R, flips in list(
-      zip(o.swaps.subject_W, o.swaps.wanted_W, o.said_WxR, o.flips_W, strict=True)
-    )[:8]:
-      about = {
-        'relation': relation.name, 'subject': scene.table.subjects[s],
-        'wanted': relation.attributes[wanted], 'before': words(scene.seen['said'][s]),
-        'after': words(said_R),
-      }  # fmt: skip
-      records.append(scene.record('example', **fields, **about, value=float(flips)))
+  for r, swaps in found.groupby('relation'):
+    for _, rows in list(swaps.groupby('swap'))[:8]:
+      own = rows[rows['own']].iloc[0]
+      records.append(prompts.record(
+        'example', float(own['success']), **fields, relation=prompts.relations[r].name,
+        subject=prompts.table.subjects[own['subject']],
+        wanted=prompts.relations[r].attributes[own['attribute']],
+        before=words(rows['before']), after=words(rows['after']),
+      ))  # fmt: skip
   return records
 
 
-# --- where in depth the fact leaves the subject ----------------------------------------------------
-
-
-def depth(scene: Scene, setting, seed: int) -> list[dict]:
-  """How often a donor's whole vector, put in after each block, brings the donor's answer, or leaves one's own."""
+def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
+  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
   rng, records = np.random.default_rng((seed, 8)), []
-  known_SxR, said_SxR = scene.seen['known'], scene.seen['said']
-  for r, relation in enumerate(scene.relations):
-    subjects = rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.pairs]
-    donors = [
-      rng.choice(others)
-      if len(others := np.flatnonzero(known_SxR[:, r] & (said_SxR[:, r] != own)))
-      else -1
-      for own in said_SxR[subjects, r]
-    ]
-    subjects, donors = (np.array(a)[np.array(donors) >= 0] for a in (subjects, donors))
-    if not len(subjects):
+  known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
+  for r, relation in enumerate(prompts.relations):
+    pairs = []
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.donor_pairs]:
+      others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
+      if len(others):
+        pairs.append((s, rng.choice(others)))
+    if not pairs:
       continue
-    places = np.repeat(setting.places, len(subjects))
-    who, whose = (np.tile(a, len(setting.places)) for a in (subjects, donors))
-    end = scene.changed(r, who, places, 0.0, scene.seen['read'][whose, places], first=0)
-    said = scene.says(r, end)
-    for place in setting.places:
-      at = places == place
-      for name, like in (('donor answer', whose), ('own answer', who)):
-        same = said[at] == said_SxR[like[at], r]
-        records.append(scene.ratio(
-          name, same, np.ones(at.sum()), seed=seed, relation=relation.name, place=place,
-          subjects=int(at.sum()),
+    cases = pd.DataFrame(
+      [(layer, *pair) for layer in setting.layers for pair in pairs],
+      columns=['layer', 'subject', 'donor'],
+    )
+    layer_B, subject_B, donor_B = cases.to_numpy().T
+    donated_BxD = prompts.observed['subject'][donor_B, layer_B]
+    final_BxD = prompts.patched(r, subject_B, layer_B, 0.0, donated_BxD, first=0)
+    cases['after'] = prompts.predict(r, final_BxD)
+    for layer, rows in cases.groupby('layer'):
+      for whose in ('donor', 'subject'):
+        same = rows['after'].to_numpy() == predicted_SxR[rows[whose], r]
+        records.append(prompts.record(
+          'donor answer' if whose == 'donor' else 'own answer', same, np.ones(len(rows)), seed=seed,
+          relation=relation.name, layer=int(layer), subjects=len(rows),
         ))  # fmt: skip
   return records
