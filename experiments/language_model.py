@@ -204,7 +204,10 @@ def examples(records: list[dict]) -> str:
   lines = []
   for r in found:
     if (r['seed'], r['template']) == (found[0]['seed'], found[0]['template']):
-      relation, pairs = r['relation'], [(name, r['before'][name], r['after'][name]) for name in r['after']]
+      relation, pairs = (
+        r['relation'],
+        [(name, r['before'][name], r['after'][name]) for name in r['after']],
+      )
       others = [f'{name} {after}' + (f' (was {before})' if after != before else '')
                 for name, before, after in pairs if name != relation]  # fmt: skip
       wanted = f'{r["subject"]}, {relation} {r["before"][relation]} → {r["wanted"]}'

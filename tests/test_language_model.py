@@ -112,9 +112,9 @@ def test_the_interval_of_a_ratio():
 def test_the_tables_are_normalized():
   for name, subjects, relations in (('countries', 153, 4), ('elements', 103, 3)):
     table = prompt_set.read(name, DATA / f'{name}.csv')
-    assert (len(table.subjects), len(table.relations)) == (subjects, relations)
+    assert (len(table.subjects), len(table.rows)) == (subjects, relations)
     assert all(set(rows) == set(table.subjects) for rows in table.rows.values())
-    assert all(set(template.after) == set(table.relations) for template in table.templates)
+    assert all(set(template.after) == set(table.rows) for template in table.templates)
     values = [v for rows in table.rows.values() for all_ in rows.values() for v in all_]
     assert all(v == v.strip() and v.isprintable() for v in values)
     assert not {'Bangla', 'Burma', 'Swaziland', 'Nur-Sultan', 'Bujumbura', 'Americas'} & {
@@ -139,7 +139,7 @@ def test_a_relation_of_which_no_subject_is_drawn_is_left_out(tmp_path):
   for subject, relations in ((other, ('r',)), (drawn[0], ('r', 'q'))):
     (tmp_path / 'x.csv').write_text(''.join([*rows, f'{subject},q,z\n']))
     table = prompt_set.read('own', tmp_path / 'x.csv', 20)
-    assert table.subjects == drawn and table.relations == relations
+    assert table.subjects == drawn and tuple(table.rows) == relations
 
 
 # --- a tiny model ---------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def whole(prompts, s, r):
   """Residuals of the whole prompt at once, its subject's position and its end."""
   words = prompts.table.templates[0]
   subject = prompts.table.subjects[s]
-  text = words.before + subject + words.after[prompts.table.relations[r]]
+  text = words.before + subject + words.after[prompts.relations[r].name]
   model = prompts.runner.model
   x_LxD = decoder.embed(model.config, model.params, jnp.array(model.tokenizer.encode(text).ids))
   position = len(model.tokenizer.encode(words.before + subject)) - 1
@@ -234,10 +234,10 @@ def test_the_subject_is_never_first_and_must_end_in_a_token(prompts):
   assert (prompts.tokenized.prefix_length_S > 0).all()
   first = runner.Template('', {'colour': ' is', 'shape': ' is'})
   with pytest.raises(InputError, match='after the first'):
-    runner.tokenize(prompts.runner.model, ('a', 'b'), ('colour', 'shape'), first)
+    runner.tokenize(prompts.runner.model, ('colour', 'shape'), ('a', 'b'), first)
   long = runner.Template('x' * 500, {'colour': ' is', 'shape': ' is'})
   with pytest.raises(InputError, match='the model reads'):
-    runner.tokenize(prompts.runner.model, ('abc',), ('colour',), long)
+    runner.tokenize(prompts.runner.model, ('colour',), ('abc',), long)
 
 
 @pytest.mark.parametrize('prompt, value, error', [
@@ -265,28 +265,29 @@ def test_the_three_groups_are_apart_and_swaps_change_the_answer(prompts, monkeyp
   known = {**prompts.observed, 'known': np.ones_like(prompts.observed['known'])}
   monkeypatch.setattr(prompts, 'observed', known)
   drawn = swapping.draw(prompts, 0, groups[0], groups[2])
-  assert len(drawn) == 2
-  for swaps in drawn:
-    relation = prompts.relations[swaps.r]
-    own = relation.correct_SxA[swaps.subject_W]
-    token = relation.token_A[swaps.wanted_W]
-    assert set(swaps.subject_W) <= set(groups[2])
-    assert not ((relation.token_A[None] == token[:, None]) & own).any()
-    assert prompts.shared(swaps.r, groups[0])[swaps.wanted_W].all()
-    steering = swapping.SteeringVectors(prompts, 0, groups[0], 2)
-    norms = [np.linalg.norm(steering.vectors(method, swaps), axis=1) for method in
-             ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
-    np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-6)
+  assert set(drawn['relation']) == {0, 1} and set(drawn['subject']) <= set(groups[2])
+  for r, swaps in drawn.groupby('relation'):
+    relation = prompts.relations[r]
+    token = relation.token_A[swaps['attribute']]
+    same = relation.token_A[None] == token[:, None]
+    assert not (same & relation.correct_SxA[swaps['subject']]).any()
+    assert prompts.shared(r, groups[0])[swaps['attribute']].all()
+  steering = swapping.SteeringVectors(prompts, 0, groups[0], 2)
+  norms = [np.linalg.norm(steering.vectors(method, drawn), axis=1) for method in
+           ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
+  np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-6)
 
 
 def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(prompts, monkeypatch):
   rng = np.random.default_rng(0)
   known = rng.random(prompts.observed['known'].shape) < 0.5
   monkeypatch.setattr(prompts, 'observed', {**prompts.observed, 'known': known})
-  all_swaps = [swapping.Swaps(r, np.array([4, 9, 2, 17]), np.zeros(4, int)) for r in (0, 1)]
-  vectors = rng.standard_normal((2, 4, prompts.observed['subject'].shape[-1]))
+  swaps = pd.DataFrame(
+    {'relation': [0] * 4 + [1] * 4, 'subject': [4, 9, 2, 17] * 2, 'attribute': 0}
+  )
+  vectors = rng.standard_normal((8, prompts.observed['subject'].shape[-1]))
   some, all_ = (
-    swapping.outcomes(prompts, 2, all_swaps, vectors, everything=everything)
+    swapping.outcomes(prompts, 2, swaps, vectors, everything=everything)
     for everything in (False, True)
   )
   others = ~some['own']
@@ -327,7 +328,7 @@ def test_prompts_asked_together_say_what_they_say_alone(prompts):
 def test_fits_do_not_see_the_subjects_they_are_judged_on(prompts, monkeypatch):
   """Other residuals and facts of those who are not fitted to leave every map as it was."""
   fit_T = swapping.split(3, 24)[0]
-  swaps = swapping.Swaps(0, fit_T[:3], np.array([0, 1, 2]))
+  swaps = pd.DataFrame({'relation': 0, 'subject': fit_T[:3], 'attribute': [0, 1, 2]})
   before = swapping.SteeringVectors(prompts, 0, fit_T, 2).vectors('superposition', swaps)
   others = np.setdiff1d(np.arange(24), fit_T)
   subject_SxTxD = prompts.observed['subject'].copy()

@@ -21,8 +21,7 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
 
   Of the relations of which it knows enough examples, and a fact in each of the other two groups.
   """
-  groups = swapping.split(seed, len(prompts.table.subjects))
-  fit_T, choose_S, report_S = groups
+  fit_T, choose_S, report_S = groups = swapping.split(seed, len(prompts.table.subjects))
   rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
   for r, relation in enumerate(prompts.relations):
     known_S = observed['known'][:, r]
@@ -42,15 +41,15 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
       for j, layer in enumerate(layers)
     }
     records += _faithfulness(prompts, setting, seed, r, embeddings[r], groups)
-  dev, test = (
-    [swaps for swaps in swapping.draw(prompts, seed, fit_T, group) if swaps.r in embeddings]
-    for group in (choose_S, report_S)
-  )
-  if not dev or not test:
+  dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+  dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
+  if dev.empty or test.empty:
     return records
-  edits = lambda swaps, layer, rank: [
-    _edits(prompts, fit_T, embeddings[s.r][layer][0], rank, s) for s in swaps
-  ]
+
+  def edits(swaps, layer, rank) -> np.ndarray:
+    of = lambda r, *rows: _edits(prompts, fit_T, embeddings[r][layer][0], rank, r, *rows)
+    return swapping.by_relation(swaps, of)
+
   tried = {
     (layer, rank): edits(dev, layer, rank)
     for layer in setting.jacobian_layers for rank in setting.ranks
@@ -92,11 +91,12 @@ def _faithfulness(prompts: PromptSet, setting, seed, r, embeddings, groups) -> l
   return records
 
 
-def _edits(prompts: PromptSet, fit_T, w_DxD, rank: int, swaps: swapping.Swaps) -> np.ndarray:
+def _edits(
+  prompts: PromptSet, fit_T, w_DxD, rank: int, r: int, subject_W, attribute_W
+) -> np.ndarray:
   """The pseudo-inverse's edits, from the own final residual to the mean of those with the wanted attribute."""
-  known_T = fit_T[prompts.observed['known'][fit_T, swaps.r]]
-  correct_TxA = prompts.relations[swaps.r].correct_SxA[known_T]
-  final_SxD = prompts.observed['final'][:, swaps.r]
-  have = [known_T[correct_TxA[:, a]] for a in swaps.wanted_W]
-  wanted_WxD = np.array([final_SxD[h if len(h) else known_T].mean(axis=0) for h in have])
-  return (wanted_WxD - final_SxD[swaps.subject_W]) @ relational.inverse(w_DxD, rank).T
+  known_T = fit_T[prompts.observed['known'][fit_T, r]]
+  have = [known_T[prompts.relations[r].correct_SxA[known_T, a]] for a in attribute_W]
+  final_SxD = prompts.observed['final'][:, r]
+  wanted_WxD = np.stack([final_SxD[h if len(h) else known_T].mean(axis=0) for h in have])
+  return (wanted_WxD - final_SxD[subject_W]) @ relational.inverse(w_DxD, rank).T

@@ -11,8 +11,8 @@ import scipy.stats
 
 from geomem import tables
 from geomem.errors import InputError
-from geomem.pretrained import runner
-from geomem.pretrained.decoder import Prefix
+from geomem.pretrained import relational, runner
+from geomem.pretrained.decoder import Patch, Prefix
 from geomem.pretrained.runner import Template
 
 TEMPLATES = {
@@ -51,10 +51,6 @@ class Table:
   templates: tuple[Template, ...]
 
   @property
-  def relations(self) -> tuple[str, ...]:
-    return tuple(self.rows)
-
-  @property
   def superposed(self) -> tuple[int, ...]:
     """Relations whose attributes may make up the representation."""
     return tuple(r for r, name in enumerate(self.rows) if name not in COPIES)
@@ -85,13 +81,13 @@ class PromptSet:
   def __init__(self, model: runner.Runner, table: Table, template: int, layers, observed=None):
     self.runner, self.table, self.template = model, table, template
     self.layers, self.observed = (0, *layers), observed
-    about = model.model, table.subjects
-    self.relations = runner.relations(about[0], table.rows, about[1], table.templates[template])
-    self.tokenized = runner.tokenize(*about, table.relations, table.templates[template])
+    about = table.subjects, table.templates[template]
+    self.relations = runner.relations(model.model, table.rows, *about)
+    self.tokenized = runner.tokenize(model.model, table.rows, *about)
 
   @functools.cached_property
   def _prefix(self):
-    return self.runner.prefix_residuals(self.tokenized)
+    return self.runner.prefix_residuals(self.tokenized.prefix_SxO)
 
   def prefix(self, subjects) -> Prefix:
     return Prefix(self._prefix[subjects], self.tokenized.prefix_length_S[subjects])
@@ -99,16 +95,11 @@ class PromptSet:
   @functools.cached_property
   def _residuals(self):
     """Of the subjects SxTxD, of the prompts' ends SxRxD, and of all tokens at `layers`, by relation."""
-    t, everyone = self.tokenized, np.arange(len(self.table.subjects))
-    length_R, longest = t.last_SxR.max(axis=0) + 1, t.tokens_SxRxL.shape[-1]
-    subject, final, streams = [], [], []
-    for r, length in enumerate(length_R):  # without the padding after a relation's longest prompt
-      a_SxTxD, b_SxD, stream = self.runner.residuals(
-        t.tokens_SxRxL[:, r, :length], self.prefix(everyone), t.last_SxR[:, r], self.layers
-      )
-      subject.append(a_SxTxD)
-      final.append(b_SxD)
-      streams.append(np.pad(stream, ((0, 0), (0, 0), (0, longest - length), (0, 0))))
+    t, prefix = self.tokenized, self.prefix(slice(None))
+    subject, final, streams = zip(*(
+      self.runner.residuals(t.tokens_SxRxL[:, r], prefix, t.last_SxR[:, r], self.layers)
+      for r in range(len(self.relations))
+    ), strict=True)  # fmt: skip
     return subject[0], np.stack(final, axis=1), np.stack(streams)
 
   def observe(self) -> dict[str, np.ndarray]:
@@ -119,14 +110,15 @@ class PromptSet:
     embedding of the subject's last token, and the mean over its name.
     """
     subject_SxTxD, final_SxRxD, _ = self._residuals
-    predicted_RxS = [self.predict(r, final_SxRxD[:, r]) for r in range(len(self.relations))]
-    everyone = np.arange(len(subject_SxTxD))
-    known = [runner.is_correct(relation, everyone, predicted_S)
-             for relation, predicted_S in zip(self.relations, predicted_RxS, strict=True)]  # fmt: skip
+    predicted, known = [], []
+    for r, relation in enumerate(self.relations):
+      predicted.append(self.predict(r, final_SxRxD[:, r]))
+      same_SxA = predicted[-1][:, None] == relation.token_A[None]
+      known.append((relation.correct_SxA & same_SxA).any(axis=1))
     return {
       'subject': subject_SxTxD,
       'final': final_SxRxD,
-      'predicted': np.stack(predicted_RxS, axis=1),
+      'predicted': np.stack(predicted, axis=1),
       'known': np.stack(known, axis=1),
       'last_token': self._embedded(self.tokenized.tokens_SxRxL[:, 0, :1]),
       'name': np.stack([self._embedded_text(s) for s in self.table.subjects]),
@@ -153,7 +145,7 @@ class PromptSet:
   def predict(self, r: int, final_BxD) -> np.ndarray:
     """The likeliest token among the relation's attributes."""
     relation = self.relations[r]
-    return runner.answer(relation, self.runner.logits(final_BxD, relation.token_A))
+    return relation.token_A[self.runner.logits(final_BxD, relation.token_A).argmax(axis=-1)]
 
   def patched(self, r_B, subjects_B, layer, scale: float, add_BxD, first=None) -> np.ndarray:
     """Final residuals BxD of prompts whose subjects are patched at `layer`: one, or one each.
@@ -163,14 +155,18 @@ class PromptSet:
     first = layer if first is None else first
     x_BxLxD = self._residuals[2][r_B, subjects_B, self.layers.index(first)]
     last_B = self.tokenized.last_SxR[subjects_B, r_B]
-    patch = runner.patch(layer, scale, add_BxD)
+    each = lambda value, dtype: np.full((len(add_BxD), 1), value, dtype)
+    layer_Bx1 = np.broadcast_to(layer, len(add_BxD))[:, None]
+    added_Bx1xD = np.asarray(add_BxD, np.float32)[:, None]
+    patch = Patch(layer_Bx1, each(0, np.int32), each(scale, np.float32), added_Bx1xD)
     return self.runner.patched(x_BxLxD, first, patch, self.prefix(subjects_B), last_B)
 
   def jacobian(self, r: int, s: int, layers) -> np.ndarray:
     """∂ final residual / ∂ subject's residual at these layers, TxDxD; the first is one of `self.layers`."""
     length = self.tokenized.last_SxR[:, r].max() + 1
     x_LxD = self._residuals[2][r, s, self.layers.index(layers[0]), :length]
-    return self.runner.jacobian(x_LxD, layers, self.prefix(s), self.tokenized.last_SxR[s, r])
+    about, at = self.runner.model, (self.prefix(s), self.tokenized.last_SxR[s, r])
+    return np.asarray(relational.jacobians(about.config, tuple(layers), about.params, x_LxD, *at))
 
   def shared(self, r: int, subjects=slice(None)) -> np.ndarray:
     """Which attributes enough of these subjects have."""

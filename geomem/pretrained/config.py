@@ -5,9 +5,7 @@ import dataclasses
 from geomem.errors import InputError
 
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
-LARGEST = (
-  2**20
-)  # a larger size is taken for a damaged file; vocabulary and length may be 64 times that
+LARGEST = 2**20  # of a size; of the vocabulary and the length 64 times that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,7 @@ class DecoderConfig:
   mlp_bias: bool = False
   tied: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     sizes = ('vocabulary', 'length', 'dim', 'depth', 'heads', 'kv_heads', 'head_dim', 'hidden')
     for name in sizes:
       size, most = getattr(self, name), LARGEST * (64 if name in ('vocabulary', 'length') else 1)

@@ -60,7 +60,7 @@ class Attention(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD, prefix_OxD, count):
+  def __call__(self, x_LxD: chex.Array, prefix_OxD: chex.Array, count: chex.Array) -> jax.Array:
     c, length, prefix = self.config, len(x_LxD), len(prefix_OxD)
     dense = functools.partial(nn.DenseGeneral, use_bias=c.attention_bias)
     x_MxD = jnp.concatenate([prefix_OxD, x_LxD])
@@ -77,7 +77,7 @@ class Attention(nn.Module):
     return dense(c.dim, axis=(-2, -1), name='output')(read_LxHxK)
 
 
-def rotate(x_LxHxK, position_L, rotary: int, base: float):
+def rotate(x_LxHxK: jax.Array, position_L: jax.Array, rotary: int, base: float) -> jax.Array:
   """RoPE: coordinate i of the first half of `rotary` is rotated with coordinate i of the second half."""
   frequency = base ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
   angle = position_L.astype(jnp.float32)[:, None, None] * frequency[None, None]
@@ -90,7 +90,7 @@ class MLP(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD):
+  def __call__(self, x_LxD: chex.Array) -> jax.Array:
     c = self.config
     dense = functools.partial(nn.Dense, use_bias=c.mlp_bias)
     up = dense(c.hidden, name='up')(x_LxD)
@@ -103,7 +103,7 @@ class Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD, prefix_OxD, count):
+  def __call__(self, x_LxD: chex.Array, prefix_OxD: chex.Array, count: chex.Array) -> jax.Array:
     c = self.config
     norm, mlp = _norm(c, 'norm_attention'), MLP(c, name='mlp')
     norm_mlp = _norm(c, 'norm_mlp')
@@ -131,7 +131,9 @@ def shapes(config: DecoderConfig) -> dict:
   return jax.eval_shape(init)
 
 
-def embed(config: DecoderConfig, params: dict, tokens_L, start=0) -> jax.Array:
+def embed(
+  config: DecoderConfig, params: dict, tokens_L: chex.Array, start: chex.Array | int = 0
+) -> jax.Array:
   """Layer 0 of tokens whose first position is `start`."""
   chex.assert_rank(tokens_L, 1)
   x_LxD = params['embed']['tokens'][tokens_L]
@@ -143,7 +145,7 @@ def embed(config: DecoderConfig, params: dict, tokens_L, start=0) -> jax.Array:
 def residuals(
   config: DecoderConfig,
   params: dict,
-  x_LxD,
+  x_LxD: chex.Array,
   patch: Patch | None = None,
   first: int = 0,
   prefix: Prefix | None = None,
@@ -174,7 +176,7 @@ def residuals(
   return jnp.concatenate([x_LxD[None], after_TxLxD])
 
 
-def _patched(x_LxD, layer, patch: Patch | None):
+def _patched(x_LxD: chex.Array, layer: chex.Array | int, patch: Patch | None) -> chex.Array:
   if patch is None:
     return x_LxD
   for p in range(len(patch.layer_P)):
@@ -184,7 +186,9 @@ def _patched(x_LxD, layer, patch: Patch | None):
   return x_LxD
 
 
-def logits(config: DecoderConfig, params: dict, x_D, tokens_A=None) -> jax.Array:
+def logits(
+  config: DecoderConfig, params: dict, x_D: chex.Array, tokens_A: chex.Array | None = None
+) -> jax.Array:
   """The logits that a final residual gives to every token, or to `tokens` alone."""
   rows_VxD = params['embed']['tokens'] if config.tied else params['unembed']
   rows_AxD = rows_VxD if tokens_A is None else rows_VxD[tokens_A]

@@ -21,9 +21,10 @@ ACTIVATIONS = {
   'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
 }  # fmt: skip
 QKV = ('query', 'key', 'value')
+Shape = tuple[int, ...]
 
 
-def _as_it_is(take, c: DecoderConfig, module: str, name: str, shape) -> np.ndarray:
+def _as_it_is(take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   return take(name, *shape)
 
 
@@ -81,7 +82,7 @@ def config(family: Family, given: Mapping[str, Any], tensors: Collection[str]) -
 
 
 def parameter(
-  family: Family, c: DecoderConfig, take: Callable, path: tuple[str, ...], shape, block: int
+  family: Family, c: DecoderConfig, take: Callable, path: tuple[str, ...], shape: Shape, block: int
 ) -> np.ndarray:
   """A parameter by its path in the tree. `take(name, *shape)` is a tensor of the file, refused in another shape."""
   *_, module, kind = ('', *path)
@@ -95,7 +96,7 @@ def parameter(
   return family.read(take, c, module, name, outputs_first).T.reshape(shape)
 
 
-def _rope(fields, c: DecoderConfig, tensors) -> dict:
+def _rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
   """The base and the share of rotated coordinates, in the old and the new spelling; no scaling."""
   new = field(fields, 'rope_parameters', dict)
   for about in (new, field(fields, 'rope_scaling', dict)):
@@ -110,7 +111,7 @@ def _rope(fields, c: DecoderConfig, tensors) -> dict:
   return {'rotary': int(share * c.head_dim), 'rotary_base': base}
 
 
-def _gguf_rope(fields, c: DecoderConfig, tensors) -> dict:
+def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
   if 'rope_freqs.weight' in tensors:
     raise InputError('rope_freqs.weight scales the positions; RoPE scaling is not supported')
   name = 'llama.rope.dimension_count'
@@ -120,7 +121,9 @@ def _gguf_rope(fields, c: DecoderConfig, tensors) -> dict:
   return {'rotary': rotary}
 
 
-def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape) -> np.ndarray:
+def _gguf_read(
+  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
+) -> np.ndarray:
   """The format interleaves the two halves of a head's coordinates that RoPE rotates together."""
   tensor = take(name, *shape)
   if module not in ('query', 'key'):
@@ -128,14 +131,18 @@ def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape) -> np.ndar
   return tensor.reshape(-1, c.head_dim // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _gpt2_read(take, c: DecoderConfig, module: str, name: str, shape) -> np.ndarray:
+def _gpt2_read(
+  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
+) -> np.ndarray:
   """Input first; all queries, then all keys, then all values, side by side."""
   if module not in QKV:
     return take(name, *shape[::-1]).T
   return np.split(take(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
 
 
-def _neox_read(take, c: DecoderConfig, module: str, name: str, shape) -> np.ndarray:
+def _neox_read(
+  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
+) -> np.ndarray:
   """The query, key and value of the first head, then of the next."""
   if module not in QKV:
     return take(name, *shape)

@@ -8,7 +8,7 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from geomem.errors import InputError
 from geomem.pretrained import mapped
 
 STRING, ARRAY = 8, 9
-NUMBERS = {0: 'u1', 1: 'i1', 2: 'u2', 3: 'i2', 4: 'u4', 5: 'i4', 6: 'f4', 7: '?', 10: 'u8', 11: 'i8', 12: 'f8'}  # fmt: skip
+NUMBERS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))  # their codes in `struct`
 MOST = 2**16  # fields, tensors, bytes of a name
 VERSIONS = (2, 3)
 
@@ -28,13 +28,13 @@ class Tensor(NamedTuple):
   shape: tuple[int, ...]
   kind: int
   start: int
-  size: int
+  size: int = 0
 
 
 class _Reader:
   """Reads a header from its first byte on, never past the end of the file."""
 
-  def __init__(self, data):
+  def __init__(self, data: Any):
     self.data, self.at = data, 0
 
   def take(self, count: int) -> bytes:
@@ -43,17 +43,13 @@ class _Reader:
     self.at += count
     return self.data[self.at - count : self.at]
 
-  def numbers(self, kind: int, count: int) -> list:
-    if kind not in NUMBERS:
-      raise InputError(f'a value of unknown type {kind}')
-    dtype = np.dtype(f'<{NUMBERS[kind]}')
-    return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
-
-  def integers(self, code: str) -> tuple[int, ...]:
-    return struct.unpack(f'<{code}', self.take(struct.calcsize(f'<{code}')))
+  def unpack(self, code: str, count: int = 1) -> list:
+    """So many values of one type, or one of each of several types."""
+    data = self.take(count * struct.calcsize(f'<{code}'))
+    return list(struct.unpack(f'<{count}{code}', data))
 
   def text(self, most: float = math.inf) -> str:
-    (size,) = self.integers('Q')
+    (size,) = self.unpack('Q')
     if size > most:
       raise InputError(f'a name of {size:,} bytes')
     try:
@@ -62,15 +58,14 @@ class _Reader:
       raise InputError(f'text that is not UTF-8 before byte {self.at:,}') from error
 
   def value(self) -> Any:
-    (kind,) = self.integers('I')
-    if kind == STRING:
-      return self.text()
-    if kind != ARRAY:
-      return self.numbers(kind, 1)[0]
-    kind, count = self.integers('IQ')
-    return [self.text() for _ in range(count)] if kind == STRING else self.numbers(kind, count)
+    (kind,) = self.unpack('I')
+    kind, count = self.unpack('IQ') if (array := kind == ARRAY) else (kind, 1)
+    if kind != STRING and kind not in NUMBERS:
+      raise InputError(f'a value of unknown type {kind}')
+    values = [self.text() for _ in range(count)] if kind == STRING else self.unpack(NUMBERS[kind], count)  # fmt: skip
+    return values if array else values[0]
 
-  def named(self, count: int, what: str, read) -> dict:
+  def named(self, count: int, what: str, read: Callable) -> dict:
     """So many values, each after its name."""
     if count > MOST:
       raise InputError(f'{count:,} {what}s; at most {MOST:,} are allowed')
@@ -83,12 +78,11 @@ class _Reader:
 
   def tensor(self) -> Tensor:
     """Its size is not yet known, its start counts from the first tensor's."""
-    (dims,) = self.integers('I')
+    (dims,) = self.unpack('I')
     if not 1 <= dims <= 4:
       raise InputError(f'a tensor of {dims:,} axes; 1 … 4 are allowed')
-    shape = self.integers(f'{dims}Q')[::-1]
-    kind, start = self.integers('IQ')
-    return Tensor(shape, kind, start, 0)
+    shape, (kind, start) = tuple(self.unpack('Q', dims)[::-1]), self.unpack('IQ')
+    return Tensor(shape, kind, start)
 
 
 class GGUF:
@@ -113,10 +107,10 @@ class GGUF:
     return _dequantized(t.kind, raw.reshape(*t.shape[:-1], -1)).reshape(t.shape)
 
 
-def _dequantized(kind: int, bytes_) -> np.ndarray:
+def _dequantized(kind: int, data: np.ndarray) -> np.ndarray:
   import gguf  # imports slowly, and is missing without the extra `lm`
 
-  return gguf.quants.dequantize(bytes_, gguf.GGMLQuantizationType(kind))
+  return gguf.quants.dequantize(data, gguf.GGMLQuantizationType(kind))
 
 
 @functools.cache
@@ -128,7 +122,9 @@ def _block(kind: int) -> tuple[int, int]:
     values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
     _dequantized(kind, np.zeros((1, size), np.uint8))
   except (ValueError, KeyError, NotImplementedError) as error:
-    raise InputError(f'type {kind}, which the gguf package cannot dequantize') from error
+    raise InputError(
+      f'a tensor of type {kind}, which the gguf package cannot dequantize'
+    ) from error
   return values, size
 
 
@@ -136,7 +132,7 @@ def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
   """The fields and the tensors, each inside the file and none on top of another."""
   if (magic := bytes(read.take(4))) != b'GGUF':
     raise InputError(f'it begins with {magic!r}, not GGUF')
-  version, tensors, count = read.integers('IQQ')
+  version, tensors, count = read.unpack('IQQ')
   if version not in VERSIONS:
     raise InputError(f'version {version}; {VERSIONS[0]} and {VERSIONS[1]} are supported')
   fields = read.named(count, 'field', read.value)

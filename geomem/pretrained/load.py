@@ -5,10 +5,9 @@ import hashlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -64,61 +63,44 @@ def missing() -> str | None:
 
 def load(model: str | os.PathLike | None = None) -> Pretrained:
   """The model in that file or folder; without one, the model of the package."""
+  path = packaged() if model is None else Path(model)
+  if not path.exists():
+    raise InputError(f'{path}: no such model; name a GGUF file or a folder of safetensors')
+  if not path.is_dir() and path.suffix != '.gguf':
+    raise InputError(f'{path}: not a model; name a .gguf file or a folder (pickles are not read)')
   if model is None:
-    if reason := missing():
-      raise InputError(reason)
-    path = packaged()
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').hexdigest()
     if digest != SHA256:
       raise InputError(f'{path}: SHA-256 {digest}, not {SHA256}; install {PACKAGE}=={VERSION} anew')
-    return _from_gguf(path)
-  path = Path(model)
-  if path.is_dir():
-    return _from_folder(path)
-  if not path.exists():
-    raise InputError(f'{path}: no such model; name a GGUF file or a folder of safetensors')
-  if path.suffix != '.gguf':
-    raise InputError(f'{path}: not a model; name a .gguf file or a folder (pickles are not read)')
-  return _from_gguf(path)
+  try:
+    return _from_folder(path) if path.is_dir() else _from_gguf(path)
+  except InputError as error:
+    text = str(error)
+    raise InputError(text if text.startswith(str(path)) else f'{path}: {text}') from error
 
 
 def _from_gguf(path: Path) -> Pretrained:
   if importlib.util.find_spec('gguf') is None:
     raise InputError('the package gguf is missing; pip install "geomem[lm]"')
-  file = GGUF(path)
+  file, family = GGUF(path), families.FAMILIES['gguf']
   if (kind := file.fields.get('general.architecture')) != 'llama':
-    raise InputError(f'{path}: architecture {str(kind)[:40]!r}; of GGUF files only llama is known')
-  tokenizer = lambda: tokens.from_gguf(file.fields)
-  return _assembled(path.stem, path, 'gguf', file.fields, file, tokenizer)
+    raise InputError(f'architecture {str(kind)[:40]!r}; of GGUF files only llama is supported')
+  config = families.config(family, file.fields, file.names)
+  tokenizer = tokens.from_gguf(file.fields, config.vocabulary)
+  return Pretrained(path.stem, config, _parameters(family, config, file), tokenizer)
 
 
 def _from_folder(folder: Path) -> Pretrained:
-  if not (folder / 'config.json').exists():
-    raise InputError(f'{folder}: no config.json; a model is a folder with one, and its safetensors')
   fields = read_json(folder / 'config.json')
   known = families.FAMILIES.keys() - {'gguf'}
   if (kind := fields.get('model_type')) not in known:
-    text = f'architecture {str(kind)[:40]!r} is not supported; {", ".join(sorted(known))} are'
-    raise InputError(f'{folder}: {text}')
-  tokenizer = lambda: tokens.from_folder(folder)
-  return _assembled(folder.resolve().name, folder, kind, fields, Folder(folder), tokenizer)
-
-
-def _assembled(
-  name: str, path: Path, kind: str, fields: Mapping[str, Any], file: GGUF | Folder,
-  read_tokenizer: Callable[[], 'Tokenizer'],
-) -> Pretrained:  # fmt: skip
-  family = families.FAMILIES[kind]
-  try:
-    config = families.config(family, fields, file.names)
-    tokenizer = read_tokenizer()
-    if (count := tokens.size(tokenizer)) > config.vocabulary:
-      raise InputError(f'{count} tokens, but the model has {config.vocabulary}')
-    return Pretrained(name, config, _parameters(family, config, file), tokenizer)
-  except InputError as error:
-    text = str(error)
-    raise InputError(text if text.startswith(str(path)) else f'{path}: {text}') from error
+    text = f'architecture {str(kind)[:40]!r} is not supported'
+    raise InputError(f'{text}; {", ".join(sorted(known))} are')
+  file, family = Folder(folder), families.FAMILIES[kind]
+  config = families.config(family, fields, file.names)
+  tokenizer, name = tokens.from_folder(folder, config.vocabulary), folder.resolve().name
+  return Pretrained(name, config, _parameters(family, config, file), tokenizer)
 
 
 def _parameters(family: families.Family, config: DecoderConfig, file: GGUF | Folder) -> dict:
@@ -139,7 +121,7 @@ def _parameters(family: families.Family, config: DecoderConfig, file: GGUF | Fol
     used.add(name)
     return file.array(known[name])
 
-  def read(path, leaf) -> jax.Array:
+  def read(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     names = tuple(key.key for key in path)
     blocks = names[0] == 'blocks'
     value = np.empty(leaf.shape if blocks else (1, *leaf.shape), np.float32)

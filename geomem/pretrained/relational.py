@@ -9,6 +9,7 @@ Shapes: D width, T layers, L length, E examples, B prompts.
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,12 @@ from geomem.pretrained.config import DecoderConfig
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def jacobians(
-  config: DecoderConfig, layers: tuple[int, ...], params: dict, x_LxD, prefix: decoder.Prefix, last
+  config: DecoderConfig,
+  layers: tuple[int, ...],
+  params: dict,
+  x_LxD: chex.Array,
+  prefix: decoder.Prefix,
+  last: chex.Array,
 ) -> jax.Array:
   """∂ final residual at `last` / ∂ residual of the first token at each layer, TxDxD, in one pass back.
 
@@ -34,19 +40,21 @@ def jacobians(
   return jnp.moveaxis(jax.jacrev(final)(jnp.zeros((count, dim))), 0, 1)
 
 
-def embedding(jacobian_ExDxD, s_ExD, o_ExD) -> tuple[np.ndarray, np.ndarray]:
+def embedding(
+  jacobian_ExDxD: np.ndarray, s_ExD: np.ndarray, o_ExD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """(W, b) from examples."""
   w_DxD = jacobian_ExDxD.mean(axis=0)
   return w_DxD, (o_ExD - np.einsum('eij,ej->ei', jacobian_ExDxD, s_ExD)).mean(axis=0)
 
 
-def predict(relation: tuple[np.ndarray, np.ndarray], s_BxD, beta: float) -> np.ndarray:
+def predict(relation: tuple[np.ndarray, np.ndarray], s_BxD: np.ndarray, beta: float) -> np.ndarray:
   """The final residuals that the embedding predicts."""
   w_DxD, b_D = relation
   return (beta * s_BxD @ w_DxD.T + b_D).astype(np.float32)
 
 
-def inverse(w_DxD, rank: int) -> np.ndarray:
+def inverse(w_DxD: np.ndarray, rank: int) -> np.ndarray:
   """The pseudo-inverse of the best approximation of that rank."""
   u, size, v = np.linalg.svd(w_DxD)
   return v[:rank].T / size[:rank] @ u[:, :rank].T

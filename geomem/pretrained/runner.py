@@ -10,7 +10,7 @@ O tokens before the subject's last.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from geomem.errors import InputError
-from geomem.pretrained import decoder, relational
+from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
+from geomem.pretrained.decoder import Patch, Prefix
 from geomem.pretrained.load import Pretrained
 
 BATCH = 24  # prompts that a compiled program takes at once
@@ -84,35 +85,37 @@ def _first_token(model: Pretrained, prompt: str, value: str) -> int:
 
 
 def tokenize(
-  model: Pretrained, subjects: Sequence[str], names: Sequence[str], template: Template
+  model: Pretrained, names: Iterable[str], subjects: Sequence[str], template: Template
 ) -> Tokenized:
   """The prompts of every subject and relation of these names, as tokens."""
-  prefix_SxO, length_S, rows = [], [], []
+  rows, position_S = [], []
   for subject in subjects:
     texts = [template.before + subject + template.after[name] for name in names]
     encodings = [model.tokenizer.encode(text) for text in texts]
-    longest = max(len(e.ids) for e in encodings)
+    longest = max(len(encoding.ids) for encoding in encodings)
     if longest + MULTIPLE > model.config.length:
       raise InputError(f'a prompt of {longest} tokens; the model reads {model.config.length}')
-    end = len(template.before) + len(subject)
-    ends = [i for i, (start, stop) in enumerate(encodings[0].offsets) if i and start < end <= stop]
-    if not ends:
+    end, offsets = len(template.before) + len(subject), encodings[0].offsets
+    position = next((i for i, (a, b) in enumerate(offsets) if i and a < end <= b), None)
+    if position is None:
       raise InputError(f'{subject!r} does not end in a token after the first one of its prompt')
     for text, encoding in zip(texts, encodings, strict=True):
-      if encoding.ids[: ends[0] + 1] != encodings[0].ids[: ends[0] + 1]:
+      if encoding.ids[: position + 1] != encodings[0].ids[: position + 1]:
         raise InputError(f'{subject!r} is other tokens in {text!r} than in {texts[0]!r}')
-    prefix_SxO.append(encodings[0].ids[: ends[0]])
-    length_S.append(ends[0])
-    rows.append([e.ids[ends[0] :] for e in encodings])
-  last_SxR = np.array([[len(ids) - 1 for ids in row] for row in rows])
-  room = -(-max(length_S) // MULTIPLE) * MULTIPLE
-  tokens = [[_padded(ids, last_SxR.max() + 1) for ids in row] for row in rows]
-  prefixes = [_padded(ids, room) for ids in prefix_SxO]
-  return Tokenized(np.array(prefixes), np.array(length_S), np.array(tokens), last_SxR)
-
-
-def _padded(ids: Sequence[int], length: int) -> np.ndarray:
-  return np.pad(np.array(ids, np.int32), (0, length - len(ids)))
+    rows.append([encoding.ids for encoding in encodings])
+    position_S.append(position)
+  whole = list(zip(rows, position_S, strict=True))
+  last_SxR = np.array([[len(ids) - 1 - i for ids in row] for row, i in whole])
+  room = -(-max(position_S) // MULTIPLE) * MULTIPLE
+  padded = lambda ids, length: np.pad(np.array(ids, np.int32), (0, length - len(ids)))
+  return Tokenized(
+    prefix_SxO=np.stack([padded(row[0][:i], room) for row, i in whole]),
+    prefix_length_S=np.array(position_S),
+    tokens_SxRxL=np.stack(
+      [[padded(ids[i:], last_SxR.max() + 1) for ids in row] for row, i in whole]
+    ),
+    last_SxR=last_SxR,
+  )
 
 
 class Runner:
@@ -126,18 +129,18 @@ class Runner:
   ):
     self.model, self.on_progress = model, on_progress
 
-  def prefix_residuals(self, prompts: Tokenized) -> np.ndarray:
-    """The residual stream before the subjects' last tokens, SxTxOxD."""
-    return self._map(_all_residuals, (), prompts.prefix_SxO)
+  def prefix_residuals(self, tokens_BxO: np.ndarray) -> np.ndarray:
+    """The residual stream of these tokens at all layers, BxTxOxD."""
+    return self._map(_all_residuals, (), tokens_BxO)
 
   def residuals(
-    self, tokens_BxL, prefix: decoder.Prefix, last_B, layers: tuple[int, ...]
+    self, tokens_BxL: np.ndarray, prefix: Prefix, last_B: np.ndarray, layers: tuple[int, ...]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the subject all layers, BxTxD; of the prompt's end the last, BxD; of all tokens these layers."""
+    """Of the first token all layers, BxTxD; of the last one the last layer, BxD; of all tokens these layers."""
     return self._map(_residuals, (layers,), tokens_BxL, prefix, last_B)
 
   def patched(
-    self, x_BxLxD, first: int, patch: decoder.Patch, prefix: decoder.Prefix, last_B
+    self, x_BxLxD: np.ndarray, first: int, patch: Patch, prefix: Prefix, last_B: np.ndarray
   ) -> np.ndarray:
     """The final residuals BxD of prompts that are patched, where x is the stream at layer `first`.
 
@@ -152,17 +155,11 @@ class Runner:
       self.on_progress(start + len(rows), len(order_B))
     return final_BxD
 
-  def jacobian(self, x_LxD, layers: Sequence[int], prefix: decoder.Prefix, last) -> np.ndarray:
-    """As `relational.jacobians`, of one prompt."""
-    model = self.model
-    found = relational.jacobians(model.config, tuple(layers), model.params, x_LxD, prefix, last)
-    return np.asarray(found)
-
-  def logits(self, x_BxD, token_A) -> np.ndarray:
+  def logits(self, x_BxD: np.ndarray, token_A: np.ndarray) -> np.ndarray:
     """The logits BxA that final residuals give to these tokens."""
     return self._map(decoder.logits, (), x_BxD, np.tile(token_A, (len(x_BxD), 1)))
 
-  def predict(self, x_BxD) -> np.ndarray:
+  def predict(self, x_BxD: np.ndarray) -> np.ndarray:
     """The likeliest token of the whole vocabulary for each final residual."""
     return self._map(_predicted, (), x_BxD)
 
@@ -205,25 +202,3 @@ def _final(config, params, x_LxD, patch, prefix, last, first):
 
 def _predicted(config, params, x_D):
   return jnp.argmax(decoder.logits(config, params, x_D))
-
-
-def patch(layer, scale: float, add_BxD) -> decoder.Patch:
-  """One patch a prompt, of the subject's last token, at a layer that is one number or one each."""
-  count = len(add_BxD)
-  return decoder.Patch(
-    np.array(np.broadcast_to(layer, count))[:, None],
-    np.zeros((count, 1), np.int32),
-    np.full((count, 1), scale, np.float32),
-    np.asarray(add_BxD, np.float32)[:, None],
-  )
-
-
-def answer(relation: Relation, logits_BxA) -> np.ndarray:
-  """The token that is likeliest among the relation's attributes."""
-  return relation.token_A[np.argmax(logits_BxA, axis=-1)]
-
-
-def is_correct(relation: Relation, subjects_B, token_B) -> np.ndarray:
-  """Whether the token is the first one of an attribute of the subject."""
-  equal_BxA = relation.token_A[None] == token_B[:, None]
-  return (relation.correct_SxA[subjects_B] & equal_BxA).any(axis=1)

@@ -6,9 +6,11 @@ is allocated, so that a damaged or hostile file is refused.
 
 import json
 import math
+import mmap
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -29,12 +31,12 @@ def read_json(path: Path) -> dict:
   return mapped.opened(path, 'JSON', _object)[1]
 
 
-def _object(data) -> dict:
+def _object(data: bytes | mmap.mmap) -> dict:
   """The JSON object in these bytes, if it has no name twice."""
   if len(data) > LONGEST:
     raise InputError(f'{len(data):,} bytes; at most {LONGEST:,} are allowed')
 
-  def once(pairs):
+  def once(pairs: list) -> dict:
     if len(names := dict(pairs)) < len(pairs):
       raise ValueError('a name occurs twice')
     return names
@@ -64,7 +66,7 @@ class Safetensors:
     return flat.astype(np.float32).reshape(shape)
 
 
-def _header(data) -> tuple[int, dict[str, tuple]]:
+def _header(data: mmap.mmap) -> tuple[int, dict[str, tuple]]:
   """Where the tensors begin, and what each is; they follow one another without a gap."""
   size = int.from_bytes(data[:8], 'little')
   if size > min(LONGEST, len(data) - 8):
@@ -82,19 +84,20 @@ def _header(data) -> tuple[int, dict[str, tuple]]:
   return 8 + size, found
 
 
-def _described(name: str, about) -> tuple[str, tuple[int, ...], int, int]:
+def _described(name: str, about: Any) -> tuple[str, tuple[int, ...], int, int]:
   """Dtype, shape, start and end of a tensor, if they agree."""
-  whole = lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 2**63 for n in v)
-  if not isinstance(about, dict) or about.keys() != {'dtype', 'shape', 'data_offsets'}:
-    raise InputError(f'{name[:80]!r} is not described by dtype, shape and data_offsets')
-  dtype, shape, offsets = about['dtype'], about['shape'], about['data_offsets']
-  if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise InputError(f'{name[:80]!r} has dtype {str(dtype)[:40]!r}; known: {", ".join(DTYPES)}')
-  if not whole(shape) or len(shape) > 8 or not whole(offsets) or len(offsets) != 2:
+  match about:
+    case {'dtype': str(dtype), 'shape': [*shape], 'data_offsets': [start, end], **more} if not more:
+      pass
+    case _:
+      raise InputError(f'{name[:80]!r} is not described by dtype, shape and data_offsets')
+  if dtype not in DTYPES:
+    raise InputError(f'{name[:80]!r} has dtype {dtype[:40]!r}; known: {", ".join(DTYPES)}')
+  if len(shape) > 8 or any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape, start, end)):
     raise InputError(f'{name[:80]!r} has a shape or offsets that no tensor has')
-  if math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize != offsets[1] - offsets[0]:
-    raise InputError(f'{name[:80]!r} has shape {shape}, but its bytes are {offsets}')
-  return dtype, tuple(shape), *offsets
+  if math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize != end - start:
+    raise InputError(f'{name[:80]!r} has shape {shape}, but its bytes are {start:,} to {end:,}')
+  return dtype, tuple(shape), start, end
 
 
 class Folder:

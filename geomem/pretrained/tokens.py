@@ -15,12 +15,7 @@ if TYPE_CHECKING:
 CONTROL = 3  # the type of a token that no text is split into, but that may occur in it
 
 
-def size(tokenizer: 'Tokenizer') -> int:
-  """One more than the largest id."""
-  return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-
-
-def from_gguf(fields: Mapping[str, Any]) -> 'Tokenizer':
+def from_gguf(fields: Mapping[str, Any], vocabulary: int) -> 'Tokenizer':
   """The byte-level BPE of SmolLM2 from its tokens and merges."""
   names = ('model', 'pre', 'add_bos_token', 'tokens', 'merges', 'token_type')
   model, split, bos, tokens, merges, types = (fields.get(f'tokenizer.ggml.{n}') for n in names)
@@ -36,9 +31,9 @@ def from_gguf(fields: Mapping[str, Any]) -> 'Tokenizer':
   if not all(right for _, right in pairs):
     raise InputError('a merge of the tokenizer is not two tokens')
 
-  def build(tokenizers) -> 'Tokenizer':
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=pairs))
+  def build(tokenizers: Any) -> 'Tokenizer':
+    ids = {token: i for i, token in enumerate(tokens)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=ids, merges=pairs))
     pre = tokenizers.pre_tokenizers
     digits, words = pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre.Sequence([digits, words])
@@ -48,15 +43,15 @@ def from_gguf(fields: Mapping[str, Any]) -> 'Tokenizer':
     tokenizer.add_special_tokens(list(map(special, control)))
     return tokenizer
 
-  return _guarded('the tokenizer', build)
+  return _guarded('the tokenizer', vocabulary, build)
 
 
-def from_folder(folder: Path) -> 'Tokenizer':
+def from_folder(folder: Path, vocabulary: int) -> 'Tokenizer':
   """The byte-pair encoding in tokenizer.json, without any truncation or padding."""
   path = folder / 'tokenizer.json'
   if not path.exists():
     raise InputError(f'{folder}: no tokenizer.json; no other kind of tokenizer is supported')
-  tokenizer = _guarded(path, lambda tokenizers: tokenizers.Tokenizer.from_file(str(path)))
+  tokenizer = _guarded(path, vocabulary, lambda t: t.Tokenizer.from_file(str(path)))
   if (kind := type(tokenizer.model).__name__) != 'BPE':
     raise InputError(f'{path}: a tokenizer of type {kind}; only BPE is supported')
   tokenizer.no_truncation()
@@ -71,16 +66,19 @@ def _texts(values: Any) -> TypeGuard[list[str]]:
   return isinstance(values, list) and all(isinstance(v, str) for v in values)
 
 
-def _guarded(what: object, build: Callable) -> 'Tokenizer':
+def _guarded(what: object, vocabulary: int, build: Callable) -> 'Tokenizer':
   """What the package `tokenizers` builds. It reports damage as a bare Exception, or as a Rust panic."""
   try:
     import tokenizers
   except ImportError as error:
     raise InputError('the package tokenizers is missing; pip install "geomem[lm]"') from error
   try:
-    return build(tokenizers)
+    tokenizer = build(tokenizers)
   except (KeyboardInterrupt, SystemExit):
     raise
   except BaseException as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     raise InputError(f'{what}: not a valid tokenizer: {reason}') from error
+  if (size := 1 + max(tokenizer.get_vocab().values(), default=-1)) > vocabulary:
+    raise InputError(f'{what}: {size} tokens, but the model has {vocabulary}')
+  return tokenizer
