@@ -31,7 +31,8 @@ from experiments.harness import cli, fitting, storage
 from experiments.harness.findings import Finding
 from experiments.language import linearized, probing, prompt_set, swapping
 from geomem.errors import InputError
-from geomem.pretrained import load, runner
+from geomem.pretrained import load
+from geomem.pretrained.runner import Runner
 
 FLAGS = flags.FLAGS
 fitting.define('language_model', claims.minutes('language_model'), first=0)
@@ -96,8 +97,8 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
   """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
   tables = _tables(setting)
   progress = cli.Progress('running', 'prompts')
-  model = runner.Runner(loaded(setting.model), progress)
-  here = setting.at_depth(model.model.config.depth)
+  runner = Runner(loaded(setting.model), progress)
+  here = setting.at_depth(runner.model.config.depth)
 
   def once(function, *arguments):
     """What the function returns, or returned before the run was interrupted. Records are kept as bytes."""
@@ -119,7 +120,7 @@ def measure(fitter, setting: Setting, seeds) -> list[dict]:
     for template in range(templates):
       progress.label = f'{table.name}, template {template}'
       layers = sorted({*here.swap_layers, here.jacobian_layers[0]})
-      prompts = prompt_set.PromptSet(model, table, template, layers)
+      prompts = prompt_set.PromptSet(runner, table, template, layers)
       prompts.observed = once(prompts.observe)
       records += once(probing.knowledge, prompts)
       for seed in seeds:
@@ -152,12 +153,11 @@ def summary(records: list[dict]) -> list[dict]:
   rows['layer'] = rows['layer'].mask(swaps)
   rows['features'] = rows['features'].fillna(rows['relation'])
   values = rows.groupby(KEYS, dropna=False, sort=False)['value']
-  whole = lambda name: (
-    lambda group: float(getattr(np, name)(group.to_numpy(float)))
-  )  # NaN if any is
-  table = values.agg(records='size', value=whole('mean'), least=whole('min'), most=whole('max'))
-  table = table.reset_index().astype(object)
-  return table.where(table.notna() | table.columns.isin(['value', 'least', 'most']), None).to_dict('records')  # fmt: skip
+  of = lambda function: lambda group: function(group.to_numpy(float))  # NaN if one of the values is
+  table = values.agg(records='size', value=of(np.mean), least=of(np.min), most=of(np.max))
+  table = table.reset_index()
+  table[KEYS] = table[KEYS].astype(object).where(table[KEYS].notna(), None)
+  return table.to_dict('records')
 
 
 def findings(records: list[dict]) -> list[Finding]:
@@ -170,48 +170,44 @@ def findings(records: list[dict]) -> list[Finding]:
     same = lambda name, value: data[name].isna() if value is None else data[name] == value
     return data[np.logical_and.reduce([same(*item) for item in about.items()])]
 
-  def finding(what: str, least: float, about: dict, controls: dict) -> list[Finding]:
+  def finding(what: str, least: float, controls: dict, **about) -> list[Finding]:
     """The interval is over subjects, averaged over the runs, which share them."""
     mean = lambda rows, name: float(np.mean(rows[name].to_numpy(float)))
-    rows = where(**{'control': None, **about})
-    if rows.empty:
+    if (rows := where(**about)).empty:
       return []
-    beside = {
-      name: where(**{'control': None, **about, **other}) for name, other in controls.items()
-    }
+    beside = {name: where(**about | other) for name, other in controls.items()}
     text = ', '.join(f'{n} {mean(x, "value"):.3g}' for n, x in beside.items() if len(x))
     ends = (mean(rows, name) for name in ('value', 'low', 'high'))
     return [Finding(what, *ends, len(rows), least, None, text)]
 
-  at, text = {'layer': middle, 'features': 'attributes'}, f'after block {middle}: R² of attributes'
+  at, text = {'layer': middle, 'control': None}, f'after block {middle}: R² of attributes'
   shuffled, own = {'control': 'shuffled facts'}, {'features': 'own token'}
-  controls = {'shuffled facts': shuffled, 'own token': own}
-  chosen = {'chosen': True, 'relation': None, 'control': 'superposition'}
+  r2 = at | {'measurement': 'R2', 'features': 'attributes'}
+  gain = at | {'measurement': 'gain', 'features': 'own token + attributes'}
+  swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
   beside = ('shuffled facts', 'random direction', "donor's whole vector")
   others = {name: {'control': name} for name in beside}
-  both = at | {'measurement': 'gain', 'features': 'own token + attributes'}
   return [
-    *finding(text, 0.05, at | {'measurement': 'R2'}, controls),
-    *finding(f'{text} beyond the own token', 0.01, both, {}),
-    *finding('swaps that flip the answer', 0.5, chosen | {'measurement': 'flipped'}, others),
-    *finding('other answers kept', 0.9, chosen | {'measurement': 'kept'}, others),
+    *finding(text, 0.05, {'shuffled facts': shuffled, 'own token': own}, **r2),
+    *finding(f'{text} beyond the own token', 0.01, {}, **gain),
+    *finding('swaps that flip the answer', 0.5, others, measurement='flipped', **swaps),
+    *finding('other answers kept', 0.9, others, measurement='kept', **swaps),
   ]
 
 
 def examples(records: list[dict]) -> str:
   """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
-  found = [r for r in records if r['measurement'] == 'example']
-  lines = []
+  found, lines = [r for r in records if r['measurement'] == 'example'], []
   for r in found:
-    if (r['seed'], r['template']) == (found[0]['seed'], found[0]['template']):
-      relation, pairs = (
-        r['relation'],
-        [(name, r['before'][name], r['after'][name]) for name in r['after']],
-      )
-      others = [f'{name} {after}' + (f' (was {before})' if after != before else '')
-                for name, before, after in pairs if name != relation]  # fmt: skip
-      wanted = f'{r["subject"]}, {relation} {r["before"][relation]} → {r["wanted"]}'
-      lines.append(f'{wanted}: now says {r["after"][relation]}; {", ".join(others)}')
+    if (r['seed'], r['template']) != (found[0]['seed'], found[0]['template']):
+      continue
+    own, before, after = r['relation'], r['before'], r['after']
+    others = ', '.join(
+      f'{name} {answer}' + (f' (was {before[name]})' if answer != before[name] else '')
+      for name, answer in after.items() if name != own
+    )  # fmt: skip
+    wanted = f'{r["subject"]}, {own} {before[own]} → {r["wanted"]}'
+    lines.append(f'{wanted}: now says {after[own]}; {others}')
   return '\n'.join(lines)
 
 

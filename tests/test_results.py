@@ -218,7 +218,7 @@ def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
   means = np.array([
     [np.mean([r[name] for r in group]) for name in ('value', 'low', 'high')]
-    for names in (about, (*about, 'place'), (*about, 'place', 'dose', 'seed', 'frame'))
+    for names in (about, (*about, 'layer'), (*about, 'layer', 'alpha', 'seed', 'template'))
     for group in statistics.groups(records, *names)
   ])  # fmt: skip
   assert len(quoted) > 15

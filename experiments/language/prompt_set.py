@@ -11,9 +11,9 @@ import scipy.stats
 
 from geomem import tables
 from geomem.errors import InputError
-from geomem.pretrained import relational, runner
+from geomem.pretrained import relational
 from geomem.pretrained.decoder import Patch, Prefix
-from geomem.pretrained.runner import Template
+from geomem.pretrained.runner import Runner, Template, relations, tokenize
 
 TEMPLATES = {
   'countries': (
@@ -38,7 +38,10 @@ TEMPLATES = {
 }  # fmt: skip
 COPIES = ('demonym', 'symbol')  # spelled like the subject: a probe could read them off its tokens
 SHARED = 3  # subjects that an attribute needs to have a vector of its own
-NULLABLE = ('seed', 'relation', 'other', 'features', 'control', 'layer', 'alpha', 'beta', 'rank', 'norm', 'chosen', 'low', 'high')  # fmt: skip
+NULLABLE = (
+  'seed', 'relation', 'other', 'features', 'control', 'layer', 'alpha', 'beta', 'rank', 'norm',
+  'chosen', 'low', 'high',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -78,12 +81,11 @@ class PromptSet:
   `layers`: those at which prompts can be patched, beside the embedding.
   """
 
-  def __init__(self, model: runner.Runner, table: Table, template: int, layers, observed=None):
-    self.runner, self.table, self.template = model, table, template
+  def __init__(self, runner: Runner, table: Table, template: int, layers, observed=None):
+    self.runner, self.table, self.template = runner, table, template
     self.layers, self.observed = (0, *layers), observed
-    about = table.subjects, table.templates[template]
-    self.relations = runner.relations(model.model, table.rows, *about)
-    self.tokenized = runner.tokenize(model.model, table.rows, *about)
+    about = runner.model, table.rows, table.subjects, table.templates[template]
+    self.relations, self.tokenized = relations(*about), tokenize(*about)
 
   @functools.cached_property
   def _prefix(self):

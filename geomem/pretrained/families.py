@@ -24,10 +24,6 @@ QKV = ('query', 'key', 'value')
 Shape = tuple[int, ...]
 
 
-def _as_it_is(take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
-  return take(name, *shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Family:
   """`fields` and `tensors`: our names to the file's; `block`: what stands before the names in block i.
@@ -44,7 +40,7 @@ class Family:
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rope: Callable = lambda fields, config, tensors: {}
-  read: Callable = _as_it_is
+  read: Callable = lambda take, config, module, name, shape: take(name, *shape)
   ignored: tuple[str, ...] = ()
 
 
@@ -103,9 +99,8 @@ def _rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
     kind = about.get('rope_type', about.get('type', 'default'))
     if kind not in ('default', None):
       raise InputError(f'RoPE scaling {str(kind)[:40]!r} is not supported')
-  base = field({'rope_theta': c.rotary_base, **new}, 'rope_theta', float)
-  name = 'partial_rotary_factor'
-  share = field({name: fields['rotary_pct'], **new}, name, float)
+  defaults = {'rope_theta': c.rotary_base, 'partial_rotary_factor': fields['rotary_pct']}
+  base, share = (field({**defaults, **new}, name, float) for name in defaults)
   if not 0 < share <= 1:
     raise InputError(f'RoPE of {share:g} of the coordinates of a head; it must be in (0, 1]')
   return {'rotary': int(share * c.head_dim), 'rotary_base': base}
@@ -117,13 +112,12 @@ def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> d
   name = 'llama.rope.dimension_count'
   rotary = field({name: c.head_dim, **fields}, name, int)
   if rotary != c.head_dim or rotary % 2:
-    raise InputError(f'RoPE rotates {rotary} of {c.head_dim} coordinates of a head; only all of an even number')  # fmt: skip
+    text = f'RoPE rotates {rotary} of {c.head_dim} coordinates of a head'
+    raise InputError(f'{text}; only all of an even number are supported')
   return {'rotary': rotary}
 
 
-def _gguf_read(
-  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
-) -> np.ndarray:
+def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """The format interleaves the two halves of a head's coordinates that RoPE rotates together."""
   tensor = take(name, *shape)
   if module not in ('query', 'key'):
@@ -131,18 +125,14 @@ def _gguf_read(
   return tensor.reshape(-1, c.head_dim // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _gpt2_read(
-  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
-) -> np.ndarray:
+def _gpt2_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """Input first; all queries, then all keys, then all values, side by side."""
   if module not in QKV:
     return take(name, *shape[::-1]).T
   return np.split(take(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
 
 
-def _neox_read(
-  take: Callable, c: DecoderConfig, module: str, name: str, shape: Shape
-) -> np.ndarray:
+def _neox_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """The query, key and value of the first head, then of the next."""
   if module not in QKV:
     return take(name, *shape)
@@ -156,7 +146,8 @@ _HF = {
   'activation': 'hidden_act', 'attention_bias': 'attention_bias', 'tied': 'tie_word_embeddings',
 }  # fmt: skip
 _HF_DEFAULTS = {
-  'max_position_embeddings': 2048, 'tie_word_embeddings': False, 'rope_parameters': {}, 'rope_scaling': {},
+  'max_position_embeddings': 2048, 'tie_word_embeddings': False,
+  'rope_parameters': {}, 'rope_scaling': {},
 }  # fmt: skip
 FAMILIES = {
   'llama': Family(
@@ -170,22 +161,24 @@ FAMILIES = {
       'tokens': 'model.embed_tokens', 'norm_final': 'model.norm', 'unembed': 'lm_head',
       'norm_attention': 'input_layernorm', 'norm_mlp': 'post_attention_layernorm',
       'query': 'self_attn.q_proj', 'key': 'self_attn.k_proj', 'value': 'self_attn.v_proj',
-      'output': 'self_attn.o_proj', 'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj', 'down': 'mlp.down_proj'},
+      'output': 'self_attn.o_proj', 'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj',
+      'down': 'mlp.down_proj'},
     block='model.layers.{}.', rope=_rope, ignored=('rotary_emb.inv_freq',),
   ),
   'gguf': Family(
     fields={
-      'dim': 'llama.embedding_length', 'length': 'llama.context_length', 'vocabulary': 'llama.vocab_size',
-      'depth': 'llama.block_count', 'heads': 'llama.attention.head_count',
-      'kv_heads': 'llama.attention.head_count_kv', 'head_dim': 'llama.attention.key_length',
-      'hidden': 'llama.feed_forward_length', 'norm_eps': 'llama.attention.layer_norm_rms_epsilon',
-      'rotary_base': 'llama.rope.freq_base'},
+      'dim': 'llama.embedding_length', 'length': 'llama.context_length',
+      'vocabulary': 'llama.vocab_size', 'depth': 'llama.block_count',
+      'heads': 'llama.attention.head_count', 'kv_heads': 'llama.attention.head_count_kv',
+      'head_dim': 'llama.attention.key_length', 'hidden': 'llama.feed_forward_length',
+      'norm_eps': 'llama.attention.layer_norm_rms_epsilon', 'rotary_base': 'llama.rope.freq_base'},
     defaults={'llama.rope.freq_base': 10000.0},
     only={'llama.rope.scaling.type': 'none', 'llama.rope.scaling.factor': 1.0},
     tensors={
       'tokens': 'token_embd', 'norm_final': 'output_norm', 'unembed': 'output',
       'norm_attention': 'attn_norm', 'norm_mlp': 'ffn_norm', 'query': 'attn_q', 'key': 'attn_k',
-      'value': 'attn_v', 'output': 'attn_output', 'gate': 'ffn_gate', 'up': 'ffn_up', 'down': 'ffn_down'},
+      'value': 'attn_v', 'output': 'attn_output', 'gate': 'ffn_gate', 'up': 'ffn_up',
+      'down': 'ffn_down'},
     block='blk.{}.', rope=_gguf_rope, read=_gguf_read,
   ),
   'gpt2': Family(
@@ -197,7 +190,8 @@ FAMILIES = {
       'n_positions': 1024, 'layer_norm_epsilon': 1e-5, 'activation_function': 'gelu_new',
       'tie_word_embeddings': True},
     only={
-      'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False, 'add_cross_attention': False},
+      'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
+      'add_cross_attention': False},
     fixed={'norm': 'layer', 'gated': False, 'attention_bias': True, 'mlp_bias': True},
     tensors={
       'tokens': 'wte', 'positions': 'wpe', 'norm_final': 'ln_f', 'unembed': 'lm_head',
@@ -207,16 +201,17 @@ FAMILIES = {
   ),
   'gpt_neox': Family(
     fields=_HF | {
-      'norm_eps': 'layer_norm_eps', 'parallel': 'use_parallel_residual', 'rotary_base': 'rotary_emb_base'},
+      'norm_eps': 'layer_norm_eps', 'parallel': 'use_parallel_residual',
+      'rotary_base': 'rotary_emb_base'},
     defaults=_HF_DEFAULTS | {
       'layer_norm_eps': 1e-5, 'hidden_act': 'gelu', 'use_parallel_residual': True,
       'attention_bias': True, 'rotary_emb_base': 10000.0, 'rotary_pct': 0.25},
     fixed={'norm': 'layer', 'gated': False, 'mlp_bias': True},
     tensors={
-      'tokens': 'gpt_neox.embed_in', 'norm_final': 'gpt_neox.final_layer_norm', 'unembed': 'embed_out',
-      'norm_attention': 'input_layernorm', 'norm_mlp': 'post_attention_layernorm',
-      **dict.fromkeys(QKV, 'attention.query_key_value'), 'output': 'attention.dense',
-      'up': 'mlp.dense_h_to_4h', 'down': 'mlp.dense_4h_to_h'},
+      'tokens': 'gpt_neox.embed_in', 'norm_final': 'gpt_neox.final_layer_norm',
+      'unembed': 'embed_out', 'norm_attention': 'input_layernorm',
+      'norm_mlp': 'post_attention_layernorm', **dict.fromkeys(QKV, 'attention.query_key_value'),
+      'output': 'attention.dense', 'up': 'mlp.dense_h_to_4h', 'down': 'mlp.dense_4h_to_h'},
     block='gpt_neox.layers.{}.', rope=_rope, read=_neox_read,
     ignored=('.attention.bias', '.attention.masked_bias', 'rotary_emb.inv_freq'),
   ),

@@ -60,9 +60,12 @@ class _Reader:
   def value(self) -> Any:
     (kind,) = self.unpack('I')
     kind, count = self.unpack('IQ') if (array := kind == ARRAY) else (kind, 1)
-    if kind != STRING and kind not in NUMBERS:
+    if kind == STRING:
+      values = [self.text() for _ in range(count)]
+    elif kind in NUMBERS:
+      values = self.unpack(NUMBERS[kind], count)
+    else:
       raise InputError(f'a value of unknown type {kind}')
-    values = [self.text() for _ in range(count)] if kind == STRING else self.unpack(NUMBERS[kind], count)  # fmt: skip
     return values if array else values[0]
 
   def named(self, count: int, what: str, read: Callable) -> dict:
@@ -104,28 +107,24 @@ class GGUF:
     """A tensor in float32."""
     t = self.tensors[name]
     raw = np.frombuffer(self._bytes, np.uint8, t.size, t.start)
-    return _dequantized(t.kind, raw.reshape(*t.shape[:-1], -1)).reshape(t.shape)
-
-
-def _dequantized(kind: int, data: np.ndarray) -> np.ndarray:
-  import gguf  # imports slowly, and is missing without the extra `lm`
-
-  return gguf.quants.dequantize(data, gguf.GGMLQuantizationType(kind))
+    return _quantization(t.kind)[2](raw.reshape(*t.shape[:-1], -1)).reshape(t.shape)
 
 
 @functools.cache
-def _block(kind: int) -> tuple[int, int]:
-  """How many values a block of this quantization has, and how many bytes."""
-  import gguf
+def _quantization(kind: int) -> tuple[int, int, Callable]:
+  """How many values a block has and how many bytes, and what dequantizes rows of blocks."""
+  import gguf  # imports slowly, and is missing without the extra `lm`
 
   try:
-    values, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(kind)]
-    _dequantized(kind, np.zeros((1, size), np.uint8))
+    known = gguf.GGMLQuantizationType(kind)
+    values, size = gguf.GGML_QUANT_SIZES[known]
+    dequantize = functools.partial(gguf.quants.dequantize, qtype=known)
+    dequantize(np.zeros((1, size), np.uint8))
   except (ValueError, KeyError, NotImplementedError) as error:
     raise InputError(
       f'a tensor of type {kind}, which the gguf package cannot dequantize'
     ) from error
-  return values, size
+  return values, size, dequantize
 
 
 def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
@@ -142,7 +141,7 @@ def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
     raise InputError(f'alignment {align!r}; it must be a power of two, 8 … 65,536')
   found, end, base = {}, 0, -(-read.at // align) * align
   for name, (shape, kind, start, _) in sorted(described.items(), key=lambda item: item[1].start):
-    values, bytes_ = _block(kind)
+    values, bytes_, _ = _quantization(kind)
     if 0 in shape or shape[-1] % values:
       raise InputError(f'{name!r} has shape {shape}, which is not whole blocks of {values} values')
     size = math.prod(shape) // values * bytes_

@@ -26,7 +26,7 @@ from geomem.pretrained.load import Pretrained
 BATCH = 24  # prompts that a compiled program takes at once
 MULTIPLE = 4  # prefixes are padded to a multiple of this, so that fewer programs are compiled
 
-Table = Mapping[str, Mapping[str, Sequence[str]]]  # relation → subject → its attributes
+Rows = Mapping[str, Mapping[str, Sequence[str]]]  # relation → subject → its attributes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +62,13 @@ class Tokenized:
 
 
 def relations(
-  model: Pretrained, table: Table, subjects: Sequence[str], template: Template
+  model: Pretrained, rows: Rows, subjects: Sequence[str], template: Template
 ) -> list[Relation]:
   """The relations of a table, with the tokens that this model's answers begin with."""
   found = []
-  for name, rows in table.items():
-    attributes = tuple(dict.fromkeys(value for s in subjects for value in rows.get(s, ())))
-    correct_SxA = np.array([[a in rows.get(s, ()) for a in attributes] for s in subjects], bool)
+  for name, column in rows.items():
+    attributes = tuple(dict.fromkeys(value for s in subjects for value in column.get(s, ())))
+    correct_SxA = np.array([[a in column.get(s, ()) for a in attributes] for s in subjects], bool)
     prompt = template.before + subjects[0] + template.after[name]
     token_A = np.array([_first_token(model, prompt, value) for value in attributes])
     found.append(Relation(name, attributes, correct_SxA, token_A))
@@ -88,7 +88,7 @@ def tokenize(
   model: Pretrained, names: Iterable[str], subjects: Sequence[str], template: Template
 ) -> Tokenized:
   """The prompts of every subject and relation of these names, as tokens."""
-  rows, position_S = [], []
+  prefixes, tails = [], []
   for subject in subjects:
     texts = [template.before + subject + template.after[name] for name in names]
     encodings = [model.tokenizer.encode(text) for text in texts]
@@ -96,26 +96,21 @@ def tokenize(
     if longest + MULTIPLE > model.config.length:
       raise InputError(f'a prompt of {longest} tokens; the model reads {model.config.length}')
     end, offsets = len(template.before) + len(subject), encodings[0].offsets
-    position = next((i for i, (a, b) in enumerate(offsets) if i and a < end <= b), None)
-    if position is None:
+    last = next((i for i, (start, stop) in enumerate(offsets) if i and start < end <= stop), None)
+    if last is None:
       raise InputError(f'{subject!r} does not end in a token after the first one of its prompt')
     for text, encoding in zip(texts, encodings, strict=True):
-      if encoding.ids[: position + 1] != encodings[0].ids[: position + 1]:
+      if encoding.ids[: last + 1] != encodings[0].ids[: last + 1]:
         raise InputError(f'{subject!r} is other tokens in {text!r} than in {texts[0]!r}')
-    rows.append([encoding.ids for encoding in encodings])
-    position_S.append(position)
-  whole = list(zip(rows, position_S, strict=True))
-  last_SxR = np.array([[len(ids) - 1 - i for ids in row] for row, i in whole])
-  room = -(-max(position_S) // MULTIPLE) * MULTIPLE
+    prefixes.append(encodings[0].ids[:last])
+    tails.append([encoding.ids[last:] for encoding in encodings])
+  last_SxR = np.array([[len(ids) - 1 for ids in row] for row in tails])
+  length_S = np.array([len(ids) for ids in prefixes])
+  room, most = -(-length_S.max() // MULTIPLE) * MULTIPLE, last_SxR.max() + 1
   padded = lambda ids, length: np.pad(np.array(ids, np.int32), (0, length - len(ids)))
-  return Tokenized(
-    prefix_SxO=np.stack([padded(row[0][:i], room) for row, i in whole]),
-    prefix_length_S=np.array(position_S),
-    tokens_SxRxL=np.stack(
-      [[padded(ids[i:], last_SxR.max() + 1) for ids in row] for row, i in whole]
-    ),
-    last_SxR=last_SxR,
-  )
+  prefix_SxO = np.stack([padded(ids, room) for ids in prefixes])
+  tokens_SxRxL = np.stack([[padded(ids, most) for ids in row] for row in tails])
+  return Tokenized(prefix_SxO, length_S, tokens_SxRxL, last_SxR)
 
 
 class Runner:
