@@ -3,13 +3,12 @@
   make language-model
   python -m experiments.language_model --model=FOLDER --table=MINE.csv
 
-Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out
-countries (shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation
-along one attribute's vector flips that answer in more than half of the cases, and keeps the others in
-about as many; whole vectors stop carrying the fact after block 23 of 30. What was found stands in
-docs/language_model.md; the bounds of its table were set when that was known. Controls: shuffled facts,
-random directions, class means, whole donors, the token alone, linear relational embeddings.
-The laptop preset takes 2.1 GB of memory; accelerator has more templates, seeds and layers.
+Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out countries
+(shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation along one attribute's
+vector flips that answer in more than half of the cases, and keeps the others in about as many; whole vectors stop
+carrying the fact after block 23 of 30. What was found stands in docs/language_model.md; the bounds of its table were
+set when that was known. Controls: shuffled facts, random directions, class means, whole donors, the token alone,
+linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has more templates, seeds and layers.
 """
 
 import dataclasses
@@ -18,44 +17,34 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 import pandas as pd
-from absl import flags
 
-from experiments import claims
-from experiments.figures import language_model as language_model_figure
-from experiments.harness import cli, fitting, storage
-from experiments.harness.findings import Finding
+from experiments.harness import plotting
+from experiments.harness.findings import Claim, Finding
+from experiments.harness.statistics import select
+from experiments.harness.study import Study
 from experiments.language import linearized, probing, prompt_set, swapping
 from geomem.errors import InputError
 from geomem.pretrained import load
 from geomem.pretrained.runner import Runner
 
-FLAGS = flags.FLAGS
-fitting.define('language_model', claims.minutes('language_model'), first=0)
-cli.define(
-  table='Your own CSV of subject,relation,attribute instead; several rows for several answers.'
-)
-_MODEL = flags.DEFINE_string(
-  'model', None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
-)
-
 DATA = Path(__file__).parent / 'data'
-KEYS = ['table', 'measurement', 'features', 'control', 'layer']
-COLUMNS = (*KEYS, 'records', 'value', 'least', 'most')
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
   """`layers`: how many are probed. `swap_layers` and `jacobian_layers`: where swaps are tried and Jacobians
   taken, as shares of the depth. `alphas`: scales of the steering vectors that are reported;
   `alpha_choices`: chosen from. `donor_pairs` and `examples`: subjects of a relation.
   """
 
-  max_subjects: int | None
+  max_subjects: int | None = None
   templates: int
   seeds: int
   layers: int
@@ -69,11 +58,17 @@ class Setting:
   betas: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
   ranks: tuple[int, ...] = (10, 30, 100, 300)
   tables: tuple[str, ...] = ('countries', 'elements')
-  model: str | None = None
+  model: Annotated[
+    str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
+  ] = None
+  table: Annotated[
+    str | None,
+    'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
+  ] = None
+  table_digest: str | None = None
   checksum: int | None = None
-  table_path: str | None = None
 
-  def at_depth(self, depth: int) -> 'Setting':
+  def at_depth(self, depth: int) -> 'Preset':
     """With the numbers of layers, for a model of so many blocks."""
     every = sorted({round(share) for share in np.linspace(0, depth, min(self.layers, depth + 1))})
     number = lambda shares: tuple(sorted({min(depth - 1, round(s * depth)) for s in shares}))
@@ -84,120 +79,115 @@ class Setting:
 
 
 PRESETS = {
-  'smoke': Setting(20, 1, 1, 4, (0.6,), (0.95,), (2.0,), (2.0,), 1, 2, 1, (1.0,), (30,), ('countries',)),
-  'laptop': Setting(None, 2, 2, 16, (0.2, 0.6), (0.5,), (0.5, 1.0, 2.0, 3.0, 4.0, 6.0), (1.0, 2.0, 4.0), 3, 12, 4),
-  'accelerator': Setting(None, 3, 5, 99, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), (0.5, 1.0, 2.0, 3.0, 4.0, 6.0), 20, 64, 8),
+  'smoke': Preset(
+    max_subjects=20, templates=1, seeds=1, layers=4, swap_layers=(0.6,), jacobian_layers=(0.95,), alphas=(2.0,),
+    alpha_choices=(2.0,), shuffles=1, donor_pairs=2, examples=1, betas=(1.0,), ranks=(30,), tables=('countries',),
+  ),
+  'laptop': Preset(
+    templates=2, seeds=2, layers=16, swap_layers=(0.2, 0.6), jacobian_layers=(0.5,),
+    alphas=(0.5, 1.0, 2.0, 3.0, 4.0, 6.0), alpha_choices=(1.0, 2.0, 4.0), shuffles=3, donor_pairs=12, examples=4,
+  ),
+  'full': Preset(
+    templates=3, seeds=5, layers=99, swap_layers=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    jacobian_layers=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), alphas=(0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+    alpha_choices=(0.5, 1.0, 2.0, 3.0, 4.0, 6.0), shuffles=20, donor_pairs=64, examples=8,
+  ),
 }  # fmt: skip
-
-
 loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
-  tables = _tables(setting)
-  progress = cli.Progress('running', 'prompts')
-  runner = Runner(loaded(setting.model), progress)
-  here = setting.at_depth(runner.model.config.depth)
+def prepare(preset: Preset) -> Preset:
+  """Read the model and the table once, before anything is written; a run goes on with no others."""
+  if preset.table is not None:
+    prompt_set.read('own', preset.table, preset.max_subjects)
+    digest = hashlib.sha256(Path(preset.table).read_bytes()).hexdigest()[:12]
+    preset = dataclasses.replace(preset, table_digest=digest)
+  if preset.model is None and (reason := load.missing()):
+    raise InputError(f'{reason}; or name another with --model')
+  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params))
 
-  def once(function, *arguments):
+
+def checksum(params: dict) -> int:
+  """CRC-32 of all parameters."""
+  crc = lambda known, weights: zlib.crc32(np.ascontiguousarray(weights), known)
+  return functools.reduce(crc, jax.tree.leaves(params), 0)
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
+  runner = Runner(loaded(preset.model))
+  here = preset.at_depth(runner.model.config.depth)
+
+  def cached(function, *arguments):
     """What the function returns, or returned before the run was interrupted. Records are kept as bytes."""
 
     def work():
       start = time.monotonic()
       found = function(*arguments)
       seconds, name = time.monotonic() - start, f'{function.__module__}.{function.__name__}'
-      fitter.run.log({'stage': name, 'seconds': seconds})
+      trainer.run.log({'stage': name, 'seconds': seconds})
       arrays = isinstance(found, dict)
       return found if arrays else np.frombuffer(json.dumps(found).encode(), np.uint8)
 
-    found = fitter.once(work)
+    found = trainer.cached(work)
     return found if isinstance(found, dict) else json.loads(bytes(found))
 
   records = []
-  for number, table in enumerate(tables):
-    templates = 1 if number else min(setting.templates, len(table.templates))
+  for number, table in enumerate(_tables(preset)):
+    templates = 1 if number else min(preset.templates, len(table.templates))
     for template in range(templates):
-      progress.label = f'{table.name}, template {template}'
+      label = f'{table.name}, template {template}'
+      runner.on_progress = functools.partial(trainer.on_progress, label=label)
       layers = sorted({*here.swap_layers, here.jacobian_layers[0]})
       prompts = prompt_set.PromptSet(runner, table, template, layers)
-      prompts.observed = once(prompts.observe)
-      records += once(probing.knowledge, prompts)
+      prompts.observed = cached(prompts.observe)
+      records += cached(probing.knowledge, prompts)
       for seed in seeds:
-        records += once(probing.r2, prompts, here.layers, seed, setting.shuffles)
-        records += once(probing.readout, prompts, here.layers, seed)
+        records += cached(probing.r2, prompts, here.layers, seed, preset.shuffles)
+        records += cached(probing.readout, prompts, here.layers, seed)
         if number == 0 and (seed - seeds[0]) % templates == template:
-          records += once(swapping.measure, prompts, here, seed)
-          records += once(swapping.depth, prompts, here, seed)
+          records += cached(swapping.measure, prompts, here, seed)
+          records += cached(swapping.depth, prompts, here, seed)
           if seed == seeds[0]:
-            records += once(linearized.measure, prompts, here, seed)
-  progress.clear()
+            records += cached(linearized.measure, prompts, here, seed)
   return records
 
 
-def _tables(setting: Setting) -> list[prompt_set.Table]:
-  if setting.table_path:
-    return [prompt_set.read('own', setting.table_path, setting.max_subjects)]
-  return [prompt_set.read(n, DATA / f'{n}.csv', setting.max_subjects) for n in setting.tables]
+def _tables(preset: Preset) -> list[prompt_set.Table]:
+  if preset.table:
+    return [prompt_set.read('own', preset.table, preset.max_subjects)]
+  return [prompt_set.read(n, DATA / f'{n}.csv', preset.max_subjects) for n in preset.tables]
 
 
-def summary(records: list[dict]) -> list[dict]:
-  """Means and ranges over seeds, templates and relations; some of the layers, and of swaps the chosen ones."""
-  data = pd.DataFrame(records, dtype=object)
-  depth = data['layer'].fillna(0).max()
-  swaps = data['measurement'].isin(['flipped', 'kept'])
-  chosen = (data['chosen'] == True) & data['relation'].isna()  # noqa: E712 (it may be null)
-  shown = data['layer'].isna() | data['layer'].isin([round(x * depth) for x in (0, 0.3, 0.6, 1)])
-  others = ~data['measurement'].isin(['chosen', 'example', 'kept one']) & shown
-  rows = data[chosen.where(swaps, others)].copy()
-  rows['layer'] = rows['layer'].mask(swaps)
-  rows['features'] = rows['features'].fillna(rows['relation'])
-  values = rows.groupby(KEYS, dropna=False, sort=False)['value']
-  of = lambda function: lambda group: function(group.to_numpy(float))  # NaN if one of the values is
-  table = values.agg(records='size', value=of(np.mean), least=of(np.min), most=of(np.max))
-  table = table.reset_index()
-  table[KEYS] = table[KEYS].astype(object).where(table[KEYS].notna(), None)
-  return table.to_dict('records')
-
-
-def findings(records: list[dict]) -> list[Finding]:
+def expect(table: pd.DataFrame) -> Iterator[Finding]:
   """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
-  data = pd.DataFrame(records, dtype=object)
-  data = data[data['table'] == data['table'].iloc[0]]
-  middle = round(0.6 * data['layer'].fillna(0).max())
+  own = table[table['table'] == table['table'].iloc[0]]
+  middle = round(0.6 * own['layer'].max())
+  mean = lambda rows, name: float(rows[name].mean(skipna=False))
 
-  def where(**about) -> pd.DataFrame:
-    same = lambda name, value: data[name].isna() if value is None else data[name] == value
-    return data[np.logical_and.reduce([same(*item) for item in about.items()])]
-
-  def finding(what: str, least: float, controls: dict, **about) -> list[Finding]:
+  def finding(what: str, at_least: float, controls: dict[str, dict], **about) -> Iterator[Finding]:
     """The interval is over subjects, averaged over the runs, which share them."""
-    mean = lambda rows, name: float(np.mean(rows[name].to_numpy(float)))
-    if (rows := where(**about)).empty:
-      return []
-    beside = {name: where(**about | other) for name, other in controls.items()}
-    text = ', '.join(f'{n} {mean(x, "value"):.3g}' for n, x in beside.items() if len(x))
-    ends = (mean(rows, name) for name in ('value', 'low', 'high'))
-    return [Finding(what, *ends, len(rows), least, None, text)]
+    if len(rows := select(own, **about)):
+      beside = {name: select(own, **about | other) for name, other in controls.items()}
+      means = {name: mean(some, 'value') for name, some in beside.items() if len(some)}
+      ends = (mean(rows, name) for name in ('value', 'low', 'high'))
+      yield Finding(what, *ends, len(rows), at_least, controls=means)
 
   at, text = {'layer': middle, 'control': None}, f'after block {middle}: R² of attributes'
-  shuffled, own = {'control': 'shuffled facts'}, {'features': 'own token'}
-  r2 = at | {'measurement': 'R2', 'features': 'attributes'}
+  beside = {'shuffled facts': {'control': 'shuffled facts'}, 'own token': {'features': 'own token'}}
+  yield from finding(text, 0.05, beside, measurement='R2', features='attributes', **at)
   gain = at | {'measurement': 'gain', 'features': 'own token + attributes'}
+  yield from finding(f'{text} beyond the own token', 0.01, {}, **gain)
   swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
-  beside = ('shuffled facts', 'random direction', "donor's whole vector")
-  others = {name: {'control': name} for name in beside}
-  return [
-    *finding(text, 0.05, {'shuffled facts': shuffled, 'own token': own}, **r2),
-    *finding(f'{text} beyond the own token', 0.01, {}, **gain),
-    *finding('swaps that flip the answer', 0.5, others, measurement='flipped', **swaps),
-    *finding('other answers kept', 0.9, others, measurement='kept', **swaps),
-  ]
+  names = ('shuffled facts', 'random direction', "donor's whole vector")
+  others = {name: {'control': name} for name in names}
+  yield from finding('swaps that flip the answer', 0.5, others, measurement='flipped', **swaps)
+  yield from finding('other answers kept', 0.9, others, measurement='kept', **swaps)
 
 
-def examples(records: list[dict]) -> str:
+def examples(table: pd.DataFrame) -> str:
   """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
-  found, lines = [r for r in records if r['measurement'] == 'example'], []
+  found, lines = select(table, measurement='example').to_dict('records'), ['examples:']
   for r in found:
     if (r['seed'], r['template']) != (found[0]['seed'], found[0]['template']):
       continue
@@ -211,38 +201,111 @@ def examples(records: list[dict]) -> str:
   return '\n'.join(lines)
 
 
-def main(argv):
-  cli.no_arguments(argv)
-  folder = cli.workdir('runs/language_model')
-  presets = PRESETS
-  if FLAGS.redraw:
-    cli.check_redraw('model', 'table')
-  elif FLAGS.scale in PRESETS:
-    presets = {FLAGS.scale: _chosen(PRESETS[FLAGS.scale])}
-  draw = language_model_figure.draw
-  fitting.main(argv, 'language_model', presets, measure, draw, COLUMNS, summary, first=0)
-  text = examples(storage.read_results(folder))
-  storage.write_text(folder / 'examples.txt', text + '\n')
-  print(f'examples: {folder / "examples.txt"}\n{text}')
+FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attributes')
+METHODS = (
+  'superposition', 'embedding maps', 'class means', 'relational embedding',
+  "donor's whole vector", 'shuffled facts', 'random direction',
+)  # fmt: skip
 
 
-def _chosen(setting: Setting) -> Setting:
-  """The preset with the model and table of the flags, which are read once before anything is written."""
-  if FLAGS.table is not None:
-    prompt_set.read('own', FLAGS.table, setting.max_subjects)
-    digest = hashlib.sha256(Path(FLAGS.table).read_bytes()).hexdigest()[:12]
-    setting = dataclasses.replace(setting, tables=(digest,), table_path=FLAGS.table)
-  if _MODEL.value is None and (reason := load.missing()):
-    raise InputError(f'{reason}; or name another with --model')
-  params = loaded(_MODEL.value).params  # the checksum refuses to go on with another model
-  return dataclasses.replace(setting, model=_MODEL.value, checksum=checksum(params))
+def plot(table: pd.DataFrame):
+  """Four panels of the first table; bands and bars are bootstrap intervals over subjects, averaged."""
+  data = table[table['table'] == table['table'].iloc[0]]
+  of = lambda *names: data[data['measurement'].isin(names)]
+  figure, panels = plotting.new(12.4, 3.1, 1, 4)
+  _r2(panels[0], of('R2'))
+  _swaps(panels[1], of('flipped', 'kept'))
+  _depth(panels[2], of('donor answer'))
+  _faithful(panels[3], of('faithful'))
+  return figure
 
 
-def checksum(params: dict) -> int:
-  """CRC-32 of all parameters."""
-  crc = lambda known, weights: zlib.crc32(np.ascontiguousarray(weights), known)
-  return functools.reduce(crc, jax.tree.leaves(params), 0)
+def _line(ax, data: pd.DataFrame, i: int, label: str, **options):
+  """Means over templates and seeds by layer, in a band of their mean intervals."""
+  mean = data.groupby('layer')[['value', 'low', 'high']].mean()
+  color = options.pop('color', plotting.cycle(i)[0])
+  ax.plot(mean.index, mean['value'], color=color, label=label, **options)
+  ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
 
+
+def _r2(ax, data: pd.DataFrame):
+  for i, name in enumerate(FEATURES):
+    _line(ax, data[(data['features'] == name) & data['control'].isna()], i, name)
+  shuffled = data[(data['features'] == 'attributes') & (data['control'] == 'shuffled facts')]
+  _line(ax, shuffled, 0, 'attributes, shuffled', color=plotting.GREY, linestyle=':')
+  ax.set(xlabel='after block', ylabel='$R^2$ on held-out subjects', title='what explains a subject')
+  plotting.legend(ax)
+
+
+def _swaps(ax, data: pd.DataFrame):
+  """Every method a curve over its alphas or ranks; the one chosen beforehand is filled."""
+  data = data[data['relation'].isna()].fillna({'alpha': 0, 'rank': 0})
+  for i, method in enumerate(METHODS):
+    color, marker = plotting.cycle(i)
+    own = data[data['control'] == method]
+    if own.empty:
+      continue
+    curve = own.groupby(['alpha', 'rank', 'measurement'])['value'].mean().unstack()
+    ax.plot(curve['flipped'], curve['kept'], marker, linestyle='-', color=color, markersize=4,
+            markerfacecolor='white', linewidth=0.8)  # fmt: skip
+    chosen = own[own['chosen'].astype(bool)].groupby('measurement')['value'].mean()
+    ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
+  ax.set(
+    xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
+  )
+  ax.set(xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))  # beside them the legend
+  plotting.legend(ax, loc='upper right')
+
+
+def _depth(ax, data: pd.DataFrame):
+  for i, (relation, rows) in enumerate(data.groupby('relation', sort=False)):
+    _line(ax, rows, i, relation, marker=plotting.cycle(i)[1], markersize=3)
+  ax.set(
+    xlabel="donor's vector put in after block",
+    ylabel="gives the donor's answer",
+    ylim=(-0.03, 1.03),
+  )
+  ax.set_title('where the fact leaves the subject')
+  plotting.legend(ax)
+
+
+def _faithful(ax, data: pd.DataFrame):
+  """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
+  relations = list(data['relation'].unique())
+  for j, method in enumerate(('relational embedding', 'fitted readout', 'own token')):
+    own = data[data['control'] == method].sort_values('layer').groupby('relation').last()
+    x = [relations.index(name) + (j - 1) * 0.25 for name in own.index]
+    ax.bar(x, own['value'], 0.22, color=plotting.cycle(j)[0], label=method)
+    for at, row in zip(x, own.itertuples(), strict=True):
+      ax.plot([at, at], [row.low, row.high], color=plotting.BLACK, linewidth=0.8)
+  ax.set_xticks(range(len(relations)), relations)
+  ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
+  plotting.legend(ax)
+
+
+STUDY = Study(
+  name='language_model',
+  title='a pretrained language model: is there a superposition in it?',
+  claims=(
+    Claim(
+      'Claim 8',
+      'In a pretrained language model a subject’s representation is in part such a superposition, and is used so.',
+    ),
+  ),
+  presets=PRESETS,
+  measure=measure,
+  expect=expect,
+  plot=plot,
+  terms='R² is of held-out subjects’ residuals, explained by their attributes or by the tokens of their own name. A '
+  'swap moves the residual from the own attribute’s fitted vector to another’s, at the block and by the α (how '
+  'many times that difference) that were best on subjects set aside for it; flipped and kept are of the facts '
+  'that the model knows.',
+  minutes=8,
+  first_seed=0,
+  missing=load.missing,
+  prepare=prepare,
+  more=examples,
+)
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

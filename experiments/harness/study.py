@@ -66,7 +66,8 @@ class Study:
   `plot(table)`: the figure, None where there is nothing to draw. `by`: the columns of the records that tell apart
   what a mean over seeds is taken of, for the table on the terminal. `terms`: what the words of the findings mean.
   `minutes`: of the laptop's preset on two cores. `resumes`: it runs in a folder of its own, from checkpoints.
-  `missing()`: what must be fetched first, if anything. `more(table)`: what else the terminal shows.
+  `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
+  `more(table)`: what else the terminal shows.
   """
 
   name: str
@@ -83,6 +84,7 @@ class Study:
   compile_quickly: bool = True
   resumes: bool = True
   missing: Callable[[], str | None] = lambda: None
+  prepare: Callable[[Any], Any] = lambda preset: preset
   more: Callable[[pd.DataFrame], str] | None = None
 
   def parts(self, scale: str) -> dict[str, Any]:
@@ -166,7 +168,7 @@ class Study:
     for name, preset in presets.items():
       if parts and name not in parts:
         continue
-      preset = dataclasses.replace(preset, **changes)
+      preset = self.prepare(dataclasses.replace(preset, **changes))
       chosen = cli.seeds(first_seed, getattr(preset, 'seeds', 1) if seeds is None else seeds)
       about = {
         'command': self._command(scale, name, first_seed, seeds, changes), 'scale': scale,
