@@ -51,7 +51,7 @@ def _swaps(ax, data: pd.DataFrame):
     own = data[data['control'] == method]
     if own.empty:
       continue
-    curve = own.pivot_table('value', ['alpha', 'rank'], 'measurement')
+    curve = own.groupby(['alpha', 'rank', 'measurement'])['value'].mean().unstack()
     ax.plot(curve['flipped'], curve['kept'], marker, linestyle='-', color=color, markersize=4,
             markerfacecolor='white', linewidth=0.8)  # fmt: skip
     chosen = own[own['chosen'].astype(bool)].groupby('measurement')['value'].mean()
