@@ -1,4 +1,4 @@
-# make reproduce: measure every claim and write the report; SCALE=accelerator for the full sizes.
+# make reproduce: measure every claim and write the report; SCALE=full for the full sizes, which take hours.
 # make test: the tests. make check: lint, format, types. make demo: build and verify every
 # construction, print the table. All set up .venv by themselves, and repeat in seconds when nothing changed.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.

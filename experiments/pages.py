@@ -11,7 +11,6 @@ a run's records there.
 """
 
 import dataclasses
-import inspect
 import shutil
 import tempfile
 from pathlib import Path
@@ -130,7 +129,7 @@ def theorems() -> str:
   lines = ['| statement | construction | size | verified |', '|---|---|---|---|']
   for r in kept('construct').table.to_dict('records'):
     known = registry.entry(r['construction'])
-    module = inspect.getmodule(known.builder).__name__.replace('.', '/') + '.py'
+    module = known.builder.__module__.replace('.', '/') + '.py'
     at = f'N={r["subjects"]}, R={r["relations"]}' + (f', k={r["hops"]}' if known.multi_hop else '')
     result = f'{at}: {round(r["queries"] * r["accuracy"]):,} of {r["queries"]:,}'
     if known.exact:

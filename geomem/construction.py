@@ -1,6 +1,7 @@
 """A construction: a transformer whose every weight has a meaning, with the names to read it by."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,7 @@ from geomem.layout import Layout
 MAX_PARAMETERS = 2**31
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Readout:
   """Answers are read from the coordinates `at` of the final residual as words of `code`."""
@@ -49,6 +51,9 @@ class Readout:
     return {'at': [self.at.start, self.at.stop], 'code': codes.to_json(self.code)}
 
 
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=('relation_A', 'index_A'), meta_fields=('layout',)
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnReadout:
   """Every relation has answers of its own: the j-th of r is c_j in block r and ρ_r in the relation slot."""

@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from geomem import tables
 from geomem.errors import InputError
 
 
@@ -81,9 +82,7 @@ class Facts:
   @classmethod
   def from_csv(cls, path: str | os.PathLike) -> 'Facts':
     """A CSV or TSV file with the columns subject, relation, attribute; see `tables.read_table`."""
-    from geomem import tables
-
-    return tables.read_table(path)
+    return cls(**tables.read_table(path))
 
   @property
   def subjects(self) -> int:

@@ -46,7 +46,7 @@ HELP = {
 LEAST = {name: 1 for name in ('seeds', 'dim', 'width', 'steps')} | {
   name: 0 for name in ('seed', 'save_seconds', 'learning_rate', 'weight_decay')
 }
-_DEFINE = {
+_DEFINE: dict[type, tuple[Callable, Callable]] = {
   int: (flags.DEFINE_integer, flags.DEFINE_multi_integer),
   float: (flags.DEFINE_float, flags.DEFINE_multi_float),
   str: (flags.DEFINE_string, flags.DEFINE_multi_string),
@@ -110,7 +110,7 @@ def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]
 
 def _define(values: flags.FlagValues, name: str, hint, default):
   """One flag for a field of this type."""
-  about, least = HELP.get(name), LEAST.get(name)
+  about, least = HELP.get(name, ''), LEAST.get(name)
   if hasattr(hint, '__metadata__'):
     about, *bound = hint.__metadata__
     hint, least = hint.__origin__, next(iter(bound), least)

@@ -26,7 +26,7 @@ def one_device_per_core():
 
 def cores() -> int:
   """Those that this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def compile_quickly():
@@ -42,7 +42,7 @@ def compile_quickly():
 
 def keep_compiled(folder: Path):
   """Compiled programs are kept here for the next run."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if getattr(jax.config, 'jax_compilation_cache_dir', None) is None:
     jax.config.update('jax_compilation_cache_dir', str(Path(folder, '.jax_cache').absolute()))
 
 

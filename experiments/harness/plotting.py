@@ -1,6 +1,7 @@
 """How figures look: colours that the colour-blind can tell apart and print keeps, one size of type."""
 
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
@@ -11,7 +12,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 )  # fmt: skip
 GREY = '#6B6B6B'
 MARKERS = 'osD^v<>P*Xph'
-STYLE = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
+STYLE: Any = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
   'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
   'grid.linewidth': 0.5, 'lines.linewidth': 1.4, 'lines.markersize': 6, 'legend.frameon': False,

@@ -42,11 +42,10 @@ def complete(table: pd.DataFrame, *by: str, bordered: bool = False) -> pd.DataFr
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
   """Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
-  values = np.asarray(values, float)
-  if len(values) < 2 or not np.isfinite(values).all() or np.ptp(values) == 0:
+  x = np.asarray(values, float)
+  if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
     return NONE
-  spread = scipy.stats.sem(values)
-  low, high = scipy.stats.t.interval(level, len(values) - 1, values.mean(), spread)
+  low, high = scipy.stats.t.interval(level, len(x) - 1, x.mean(), scipy.stats.sem(x))
   return float(low), float(high)
 
 
@@ -75,9 +74,9 @@ def ratio(top_S, bottom_S, level: float = 0.95) -> dict[str, float]:
   return {'value': float(top_S.sum() / bottom_S.sum()), 'low': float(low), 'high': float(high)}
 
 
-def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
+def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
   """Least squares y = intercept + slope·x, and its R²; no slope through one x."""
-  x, y = np.asarray(x, float), np.asarray(y, float)
+  x, y = np.asarray(xs, float), np.asarray(ys, float)
   if np.ptp(x) == 0:
     return float(y.mean()), np.nan, np.nan
   slope, intercept = np.polyfit(x, y, 1)

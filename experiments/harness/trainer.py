@@ -65,15 +65,20 @@ class Trainer:
       on_progress,
       trace,
     )
-    self.number, arrays = run.restore() or (0, {})
+    restored: tuple[int, dict] = run.restore() or (0, {})
+    self.number, arrays = restored
     self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
     self.resume_from = arrays.get('under_way')
-    self.asked, self.saved, self.programs = 0, time.monotonic(), []
+    self.asked, self.saved = 0, time.monotonic()
+    self.programs: list[scheduling.Program] = []
     self._compiled = False
 
   def train(self, recipe: Recipe, tasks, groups=None, rounds: int = 1) -> dict[str, np.ndarray]:
     """As `scheduling.train_tasks`, but what was found before the run was killed is not sought again."""
-    fit = lambda *program: self.cached(lambda: scheduling.fit(*program, self.run_to_end))
+
+    def fit(recipe, program, tasks, groups):
+      return self.cached(lambda: scheduling.fit(recipe, program, tasks, groups, self.run_to_end))
+
     return scheduling.train_tasks(recipe, tasks, groups, self.programs, fit, rounds)
 
   def train_and_evaluate(
@@ -102,9 +107,9 @@ class Trainer:
     """Train a sweep to its end, from where the run was left, if it was left in this one."""
     if self.resume_from:
       sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
-      places = jax.tree.map(lambda a: a.sharding, states)
+      shardings = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(
-        flax.serialization.from_state_dict(states, self.resume_from['states']), places
+        flax.serialization.from_state_dict(states, self.resume_from["states"]), shardings
       )
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)
@@ -118,8 +123,8 @@ class Trainer:
 
   def _next(self, chunks, only: bool):
     """The next chunk; one that is compiled, or else the `only` one, is traced, if that is asked for."""
-    wanted = self.trace and (self._compiled or only)
-    with jax.profiler.trace(self.trace) if wanted else contextlib.nullcontext():
+    wanted = self.trace is not None and (self._compiled or only)
+    with jax.profiler.trace(str(self.trace)) if wanted else contextlib.nullcontext():
       chunk = next(chunks, None)
     self._compiled = chunk is not None
     if wanted and chunk:
