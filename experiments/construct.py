@@ -89,7 +89,10 @@ def measure(progress, preset, seeds):
       models.save(progress.folder / model.name, model)
     return record | {'others_facts': _of_others(built, record)}
 
-  return [build(name) for name in names] if named else building.build_each(names, build)
+  records = [build(name) for name in names] if named else building.build_each(names, build)
+  if preset.save:
+    print(f'models: {progress.folder}/CONSTRUCTION, ask them with experiments.ask')
+  return records
 
 
 def _options(preset: Preset, names: list[str], named: list[str]) -> dict:

@@ -115,7 +115,7 @@ def searched(trainer, preset, mode, hops, depth, seeds, guess):
   recipe = Recipe.with_warmup(preset.steps, hops=hops, chain_of_thought=chain, loss=loss)
   search = searching.Setting(recipe, 0, 0, RATES, depth, guess=guess, resolution=RESOLUTION)
   cases = [searching.Case('dim', preset.subjects, preset.relations, seed) for seed in seeds]
-  found = [r for r in searching.measure(cases, search, trainer) if r['kind'] == 'threshold']
+  found = [r for r in searching.measure(cases, search, trainer.train) if r['kind'] == 'threshold']
   dims = {c: r['value'] for c, r in zip(cases, found, strict=True) if r['value'] is not None}
   rounded = searching.rounded(dims, search, trainer) if hops == max(preset.hops) else {}
   records = []

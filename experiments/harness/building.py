@@ -28,8 +28,9 @@ def random_facts(
   """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
   if own_answers:
     return Facts.disjoint(subjects, relations, subjects, seed)
-  draw = {'bijections': Facts.bijections, 'maps': Facts.random_maps}[kind]
-  return draw(subjects, relations, seed=seed)
+  if kind == 'maps':
+    return Facts.random_maps(subjects, relations, seed=seed)
+  return Facts.bijections(subjects, relations, seed)
 
 
 def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:

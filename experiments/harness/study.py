@@ -122,7 +122,7 @@ class Study:
       for name, hint in typing.get_type_hints(preset, include_extras=True).items()
       if name != 'seeds' and (hasattr(hint, '__metadata__') or name in cli.HELP)
     ]
-    changes = [
+    changes: list[tuple[str, Any, Any]] = [
       ('seed', Annotated[int, Options.__annotations__['seed'].__metadata__[0]], self.first_seed)
     ]
     means = {
@@ -139,7 +139,7 @@ class Study:
     )
 
   def _main(self, options):
-    if options.list:
+    if options.list and self.listed:
       print(self.listed())
       return
     folder = cli.writable(options.workdir or f'runs/{self.name}')
