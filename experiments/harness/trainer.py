@@ -24,9 +24,10 @@ from geomem.training.optimization import Recipe
 
 
 class Progress:
-  """A line on a terminal: what is running, how far it is, how long it will take."""
+  """A line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
 
-  def __init__(self, label: str):
+  def __init__(self, label: str, folder: Path):
+    self.folder = folder
     console = rich.console.Console(stderr=True)
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn('{task.description}'),
