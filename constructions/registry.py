@@ -2,8 +2,13 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable
 
+import jax
+import numpy as np
+
+import geomem
 from constructions import (
   associative,
   attention_only,
@@ -19,6 +24,7 @@ from constructions import (
 )
 from geomem.construction import Construction
 from geomem.errors import InputError
+from geomem.facade import FactModel
 from geomem.facts import Facts
 
 ONE_HOP, TWO, COT = 'Theorem 4.1', 'Theorem 4.3', 'Theorem 4.4'
@@ -153,7 +159,18 @@ REGISTRY: dict[str, Entry] = {
 }
 
 
+def names() -> list[str]:
+  """The names of all constructions."""
+  return list(REGISTRY)
+
+
+def multi_hop() -> list[str]:
+  """The names of those that answer several hops."""
+  return [name for name, known in REGISTRY.items() if known.multi_hop]
+
+
 def entry(name: str) -> Entry:
+  """What there is to say of a construction before it is built."""
   if name not in REGISTRY:
     raise InputError(f'no construction {name!r}; there are {", ".join(REGISTRY)}')
   return REGISTRY[name]
@@ -164,20 +181,37 @@ def build(name: str, facts: Facts, hops: int = 1, **options) -> Construction:
   known = entry(name)
   for option in options:
     if option not in known.options:
-      allowed = (
-        f'it takes {", ".join(known.options)}'
-        if known.options
-        else 'its sizes follow from the facts'
-      )
+      takes = ', '.join(known.options)
+      allowed = f'it takes {takes}' if takes else 'its sizes follow from the facts'
       raise InputError(f'{name} has no option {option!r}; {allowed}')
-  if known.multi_hop:
-    return known.builder(facts, hops, **options)
-  if hops != 1:
+  if hops != 1 and not known.multi_hop:
     raise InputError(
       f'{name} answers one hop, not {hops}; multi-hop constructions are {", ".join(multi_hop())}'
     )
-  return known.builder(facts, **options)
+  path = (hops,) if known.multi_hop else ()
+  return known.builder(facts, *path, **options).replace(options=options)
 
 
-def multi_hop() -> list[str]:
-  return [name for name, known in REGISTRY.items() if known.multi_hop]
+def load(path: str | os.PathLike) -> FactModel:
+  """The model in the folder `path`; a construction of these is built anew, and held against what was saved.
+
+  So it can do all that it could, also what is no number. Where an exact one differs in a bit, it is refused;
+  another, which a solver made, is as it was saved.
+  """
+  saved = geomem.load(path)
+  if not isinstance(saved, Construction) or saved.name not in REGISTRY:
+    return saved
+  built = build(saved.name, saved.facts, saved.hops, **saved.options)
+  if built.config == saved.config and jax.tree.all(jax.tree.map(_same, built.params, saved.params)):
+    return built
+  if not REGISTRY[saved.name].exact:
+    return saved
+  raise InputError(
+    f'{path}: not the weights that {saved.name} has for these facts; geomem.load takes them as they are'
+  )
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+  """To the last bit."""
+  bits = [np.ascontiguousarray(a).view(f'u{a.itemsize}') for a in (one, other)]
+  return one.dtype == other.dtype and np.array_equal(*bits)

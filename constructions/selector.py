@@ -2,7 +2,8 @@
 
 d = R·m and F = R·m exactly, one head, one hidden layer; a word of m coordinates names one of A
 attributes. Block r of e_s holds the word of g_r(s); that is all the memory there is. The relation's
-embedding is negative on every block but r, so
+embedding is negative on every block but r. Queries and keys are zero, so that the last token
+averages both tokens, and W_V·W_O, which copies the blocks, doubles the mean (`times=2`):
 
   x = e_s + 2 e_r       has the answer's code in block r, and nothing positive elsewhere,
   hidden = ReLU(x)      keeps what is positive in block r: the gate *is* the sum,

@@ -15,6 +15,7 @@ slices, its facts are shared out. Several processes, each told its number, join 
 first alone reads and writes --workdir.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -171,7 +172,7 @@ def main(argv):
     )
   mesh = meshes.whole() if FLAGS.shard else None
   about = {
-    'config': config.to_json(),
+    'config': dataclasses.asdict(config),
     'recipe': vars(recipe),
     **grid,
     **({'mesh': dict(mesh.shape)} if mesh else {}),

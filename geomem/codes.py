@@ -160,14 +160,3 @@ class MultiLevel(Readable):
     """
     error = jnp.max(jnp.abs(x_BxM[..., 1:] - u_BxM[..., 1:] / 2), axis=-1)
     return jnp.where(x_BxM[..., 0] == 1, 1 - 2 * error, -jnp.inf)
-
-
-KINDS = {kind.__name__: kind for kind in (Bits, Sign, OneHot, ConstantWeight, MultiLevel)}
-
-
-def to_json(code: Code | None):
-  return code and {'kind': type(code).__name__, **dataclasses.asdict(code)}
-
-
-def from_json(fields) -> Code | None:
-  return fields and KINDS[fields['kind']](**{k: v for k, v in fields.items() if k != 'kind'})

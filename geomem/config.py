@@ -72,11 +72,3 @@ class Config:
     block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
     options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}
     return cls(subjects, relations, dim=dim, blocks=(block,) * depth, **options)
-
-  def to_json(self) -> dict:
-    return dataclasses.asdict(self)
-
-  @classmethod
-  def from_json(cls, fields: dict) -> 'Config':
-    blocks = tuple(BlockConfig(**{**b, 'hidden': tuple(b['hidden'])}) for b in fields['blocks'])
-    return cls(**{**fields, 'blocks': blocks})

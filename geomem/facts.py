@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from geomem import tables
 from geomem.errors import InputError
 
 
@@ -81,9 +82,7 @@ class Facts:
   @classmethod
   def from_csv(cls, path: str | os.PathLike) -> 'Facts':
     """A CSV or TSV file with the columns subject, relation, attribute; see `tables.read_table`."""
-    from geomem import tables
-
-    return tables.read_table(path)
+    return cls(**tables.read_table(path))
 
   @property
   def subjects(self) -> int:
@@ -107,6 +106,8 @@ class Facts:
     return self.relation_names[r] if self.relation_names else f'r{r}'
 
   def attribute_name(self, a: int) -> str:
+    if a >= self.attributes:  # some models can say other things too
+      return f'no attribute {a}'
     if self.attribute_names:
       return self.attribute_names[a]
     return self.subject_name(a) if self.closed else f'a{a}'

@@ -42,7 +42,9 @@ def put(tree, places):
   """Arrays that every process has whole, each put onto the devices that `places` says."""
   if jax.process_count() == 1:
     return jax.device_put(tree, places)
-  make = lambda a, place: jax.make_array_from_callback(np.shape(a), place, np.asarray(a).__getitem__)
+  make = lambda a, place: jax.make_array_from_callback(
+    np.shape(a), place, np.asarray(a).__getitem__
+  )
   return jax.tree.map(make, tree, places)
 
 

@@ -104,7 +104,10 @@ class Norm(_Part):
 
 
 class Embed(_Part):
-  """Token and position embeddings: a row per subject, per relation, per position."""
+  """Token and position embeddings: a row per subject, per relation, per position.
+
+  The embedding of a token that is neither is not a number.
+  """
 
   mesh: jax.sharding.Mesh | None = None
 
@@ -120,6 +123,8 @@ class Embed(_Part):
     subject = self.subject(jnp.minimum(tokens_BxL, n - 1))
     relation = self.relation(jnp.maximum(tokens_BxL - n, 0))
     x_BxLxD = jnp.where((tokens_BxL < n)[..., None], subject, relation)
+    known_BxL = (tokens_BxL >= 0) & (tokens_BxL < self.config.vocabulary)
+    x_BxLxD = jnp.where(known_BxL[..., None], x_BxLxD, jnp.full_like(x_BxLxD, jnp.nan))
     return x_BxLxD + self.position(slice(tokens_BxL.shape[-1]))[None]
 
   def subject(self, s):
@@ -251,7 +256,11 @@ class Block(_Part):
 
 
 class Transformer(_Part):
-  """Token ids to logits. Apply with `Transformer(config).apply({'params': params}, tokens)`.
+  """Token ids to logits. Apply with `apply(config, params, tokens)` below.
+
+  Two ways lead to the same residuals. `__call__` and `residual` take any tokens. `all_pairs` takes
+  subjects and paths apart, and computes keys and values once a subject and once a path: it is what
+  verification and training go through, unless there is a chain of thought or a loss at every token.
 
   `mesh`: where the subjects' embeddings lie in slices, if they do.
   """
@@ -356,5 +365,23 @@ def shapes(config: Config) -> dict:
 
 
 def apply(config: Config, params, *args, method=None, used=None, mesh=None, **kwargs):
-  """The model as a function of its parameters; `method` names another than logits."""
+  """The model as a function of its parameters: logits of all tokens, or what another `method` returns.
+
+  Tokens outside the vocabulary are refused where their values are known; inside a compiled function
+  they are not, and the logits of such a prompt are not numbers.
+  """
+  if method in (None, 'residual'):
+    _check_tokens(config, *args[:1])
   return Transformer(config, used, mesh).apply({'params': params}, *args, method=method, **kwargs)
+
+
+def _check_tokens(config: Config, tokens_BxL=()):
+  for part in jax.tree.leaves(tokens_BxL):
+    if isinstance(part, jax.core.Tracer) or not getattr(part, 'is_fully_addressable', True):
+      return
+  tokens = np.asarray(tokens_BxL)
+  for token in tokens[(tokens < 0) | (tokens >= config.vocabulary)][:1]:
+    raise InputError(
+      f'token {token} is outside the vocabulary; subjects are 0 … {config.subjects - 1}, relations '
+      f'{config.subjects} … {config.vocabulary - 1}'
+    )

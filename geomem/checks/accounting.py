@@ -12,6 +12,7 @@ import numpy as np
 
 from geomem.checks import lower_bounds
 from geomem.config import Config
+from geomem.facade import html_table
 from geomem.facts import Facts
 
 ROLES = ('subjects', 'relations_and_positions', 'attention', 'mlp', 'norm', 'unembedding')
@@ -55,6 +56,12 @@ class Ledger:
     """Internal bits over the least that any model with this B_emb needs (∞ where that is 0)."""
     return self.internal_bits / self.bound_bits if self.bound_bits else math.inf
 
+  def _repr_html_(self) -> str:
+    roles = [(role, f'{self.parameters[role]:,}', f'{self.bits[role]:,.1f}') for role in ROLES]
+    sums = ('internal_bits', 'stored_bits', 'bound_bits')
+    totals = [(name, '', f'{getattr(self, name):,.1f}') for name in sums]
+    return html_table([('', 'parameters', 'bits'), *roles, *totals])
+
 
 def entropy(values) -> float:
   """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
@@ -69,7 +76,7 @@ def entropy(values) -> float:
     if not rest.size:
       return bits
     same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
-    fraction = np.count_nonzero(same) / size
+    fraction = int(np.count_nonzero(same)) / size
     bits -= fraction * math.log2(fraction)
     rest = rest[~same]
   return _fixed_point(np.asarray(values).ravel()) if rest.size else bits

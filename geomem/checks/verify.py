@@ -90,11 +90,14 @@ def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_t
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target'))
-def _check_block(config, params, answers, block, chain_of_thought, score, target):
-  """How many queries of a block are right at every step, and the least margin among them."""
+def _check_block(config, params, answers, block, chain_of_thought, score, more, target):
+  """How many queries of a block are right at every step, and the least margin among them.
+
+  `more`: what `score` takes besides, as data, so that other facts do not need another program.
+  """
   subjects_S, paths_CxK, valid_SxC = block
   x, targets = residuals(config, params, answers, subjects_S, paths_CxK, chain_of_thought, target)
-  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1))
+  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1), *more)
   # Not a number is not right: it would compare false, but win no minimum.
   margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   margin_SxC = margin.reshape(targets.shape).min(axis=-1)
@@ -118,6 +121,7 @@ def _check(
   chain_of_thought: bool = False,
   target=query.compose,
   sample: tuple | None = None,
+  more: tuple = (),
 ) -> Report:
   """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
   fact.check_sizes(config.subjects, config.relations, hops)
@@ -133,11 +137,11 @@ def _check(
       f'{config.subjects:,} subjects × {config.relations:,} relations over {hops} hops are more than '
       f'{MAX_QUERIES:,} queries to check; use fewer, or verify.accuracy with a sample'
     )
-  params, answers = jax.device_put((params, answers))
+  params, answers, more = jax.device_put((params, answers, more))
   right, least = 0, np.inf
   for i, block in enumerate(blocks):
     arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
-    got = _check_block(config, params, answers, arrays, chain_of_thought, score, target)
+    got = _check_block(config, params, answers, arrays, chain_of_thought, score, more, target)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)
@@ -189,28 +193,23 @@ def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
     c.params,
     c.facts.answers_RxN,
     c.hops,
-    _bound_score(c.readout, c.config.dim),
+    _certified_margins,
+    more=(c.readout, c.readout.largest(c.config.dim)),
     chain_of_thought=c.chain_of_thought,
     **{**_DEFAULTS, 'block_size': 2**14, **options},
   )
 
 
-@functools.lru_cache(maxsize=64)
-def _bound_score(readout, dim: int):
+def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
   """The readout's bound, less what rounding may take from two logits; nothing where x is not finite."""
-  largest_D = readout.largest(dim)
-
-  def score(config, params, x_BxD, targets_B):
-    bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
-    x_BxD = x_BxD.astype(jnp.float32)
-    size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
-    slack_B = 2 * np.count_nonzero(largest_D) * 2.0**-23 * size_B
-    for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
-      whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
-      slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
-    return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
-
-  return score
+  bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
+  x_BxD = x_BxD.astype(jnp.float32)
+  size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
+  slack_B = 2 * jnp.count_nonzero(largest_D).astype(jnp.float32) * 2.0**-23 * size_B
+  for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
+    whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
+    slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
+  return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
 
 
 def universal(c: Construction, dtype: str = 'float32', **options) -> Report:

@@ -187,7 +187,7 @@ def set_up(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(recipe: Recipe, mesh, params):
-  """With the sharding that `_advance` returns: with another one that would be compiled twice."""
+  """With the sharding that `_train_chunks` returns: with another one that would be compiled twice."""
   initial_states = jax.vmap(functools.partial(optimization.initial_state, recipe))
   return jax.shard_map(
     initial_states, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
@@ -258,10 +258,12 @@ def _stack(trees, index):
 def fit(sweep: Sweep, states: State, steps: int, groups=None) -> Iterator[tuple[Sweep, State]]:
   """Advance by so many steps at a time until no model is under way; yields after each chunk.
 
+  The states given stay as they are; those yielded are used up when the next chunk begins.
   `groups`: a label a task (NumPy); when one of a label is solved, the others of it stop.
   """
+  states = optimization.copy(states)
   while _running(sweep, states).any():
-    states = advance(sweep, states, steps)
+    states = _advance(sweep, states, steps)
     if groups is not None:
       states = _stop_solved(sweep, states, groups)
     sweep, states = _balance(sweep, states)
@@ -295,9 +297,14 @@ def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
 
 
 def advance(sweep: Sweep, states: State, steps: int) -> State:
-  """Up to so many steps more of every model that is not done. The old states are used up."""
+  """Up to so many steps more of every model that is not done."""
+  return _advance(sweep, optimization.copy(states), steps)
+
+
+def _advance(sweep: Sweep, states: State, steps: int) -> State:
+  """As `advance`, in the memory of the old states, which are used up."""
   static = (sweep.config, sweep.recipe, sweep.vmap_size, sweep.mesh)
-  return _advance(*static, np.int32(steps), sweep.jobs, states)
+  return _train_chunks(*static, np.int32(steps), sweep.jobs, states)
 
 
 def evaluate(sweep: Sweep, states: State, function, *more_M):
@@ -330,7 +337,7 @@ def _evaluate(parts, mesh, arguments_M):
 
 
 @functools.partial(jax.jit, static_argnums=range(4), donate_argnums=6)
-def _advance(config, recipe, vmap_size, mesh, steps, jobs, states):
+def _train_chunks(config, recipe, vmap_size, mesh, steps, jobs, states):
   def per_device(steps, jobs, states):
     one = functools.partial(optimization.train_chunk, config, recipe, steps)
     if 1 < vmap_size == len(states.step):

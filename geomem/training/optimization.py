@@ -44,6 +44,8 @@ class Recipe:
   `noise`: standard deviation of Gaussian noise added to the subjects' embeddings at every step, as a
   multiple of their root mean square.
   `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
+  `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
+  None: the same multiple, as if the whole step of AdamW were taken so many times as long.
   """
 
   steps: int = 2000
@@ -58,6 +60,7 @@ class Recipe:
   frozen: tuple[str, ...] = ()
   noise: float = 0.0
   embedding_lr_multiplier: float = 1.0
+  embedding_decay_multiplier: float | None = None
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -75,9 +78,15 @@ class Recipe:
       value = getattr(self, name)
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
-    for name in ('noise', 'embedding_lr_multiplier'):
-      if not 0 <= getattr(self, name) < float('inf'):
-        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
+    for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
+      value = getattr(self, name)
+      if value is not None and not 0 <= value < float('inf'):
+        raise InputError(f'{name} is {value}; it must be a number from 0 on')
+    if self.embedding_decay_multiplier and not self.embedding_lr_multiplier:
+      raise InputError(
+        'embedding_lr_multiplier is 0: embeddings that are not trained do not decay; leave '
+        'embedding_decay_multiplier out'
+      )
     if self.loss not in LOSSES:
       raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
     if self.loss == 'chain' and not self.chain_of_thought:
@@ -129,6 +138,12 @@ def initial_state(recipe: Recipe, params, apart: bool = False) -> State:
   weights, _ = (_apart if apart else ravel_pytree)(trained)
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   return State(params, _adam(recipe).init(weights), none, zero, zero, none)
+
+
+@jax.jit
+def copy(states: State) -> State:
+  """Arrays of their own on the same devices, for training to use up."""
+  return jax.tree.map(jnp.copy, states)
 
 
 def split(recipe: Recipe, params) -> tuple[dict, dict]:
@@ -246,9 +261,12 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> S
     full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
     return ravel(full)[0]
 
+  multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
+  ratio = 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
+  decay = per_parameter(lambda name, w: decay_mask(w) * (ratio if name == SUBJECTS else 1.0))
   delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
-  deltas = jax.tree.map(delta, weights, updates, per_parameter(lambda _, w: decay_mask(w)))
-  if (multiplier := recipe.embedding_lr_multiplier) != 1:
+  deltas = jax.tree.map(delta, weights, updates, decay)
+  if multiplier != 1:
     multipliers = per_parameter(lambda name, _: multiplier if name == SUBJECTS else 1.0)
     deltas = jax.tree.map(jnp.multiply, deltas, multipliers)
   weights = jax.tree.map(jnp.subtract, weights, deltas)
