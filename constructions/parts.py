@@ -2,8 +2,11 @@
 
 import numpy as np
 
-from geomem import codes
+from geomem import codes, queries
+from geomem.config import BlockConfig, Config
+from geomem.construction import Construction, OwnReadout, Readout, blank
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.layout import Layout
 
 SHARPNESS = 128  # β: a score gap of β makes every other softmax weight exactly 0 in float32
@@ -39,6 +42,33 @@ def encoder(layout: Layout, slot: str, code: codes.Code, one: str | None = None)
   return encode
 
 
+def draft(
+  name: str,
+  facts: Facts,
+  layout: Layout,
+  *blocks: BlockConfig,
+  hops: int = 1,
+  hidden: tuple[tuple[Layout, ...], ...] = (),
+  length: int | None = None,
+  **switches,
+) -> Construction:
+  """A construction all of whose weights are zero, to be written into."""
+  sizes = facts.subjects, facts.relations, facts.attributes, length or hops + 1, layout.dim
+  config = Config(*sizes, blocks, **switches)
+  return Construction(name, config, blank(config), layout, facts, hops, hidden)
+
+
+def finish(
+  built: Construction, margin: float | None, readout: Readout | OwnReadout, encode=None, **more
+) -> Construction:
+  """With the readout's unembedding and, where embeddings hold the answers (of all paths), these."""
+  if encode:
+    answers_WxN = queries.tree(built.facts.answers_RxN, built.hops)
+    built.params['embed']['subjects'] = encode(answers_WxN)
+  built.params['unembed']['answers'] = readout.rows(built.layout.dim)
+  return built.replace(margin=margin, readout=readout, encode=encode, **more)
+
+
 def write_ov(attention: dict, head: int, *writes):
   """Head values: each (source, target, matrix) carries matrixᵀ · x[source] into the target slice."""
   channel = 0
@@ -54,11 +84,19 @@ def copy_ov(source: slice, target: slice, times: float = 1):
   return source, target, times * np.eye(source.stop - source.start)
 
 
-def attend_to_position(attention: dict, head: int, layout: Layout, position: int, length: int):
-  """The head attends to one absolute position: query β π_position from the constant, key π_p."""
-  code = codes.Sign(length)
+def number_positions(built: Construction) -> None:
+  """Every position has its code π_p, and a constant."""
+  positions, layout = built.params['embed']['positions'], built.layout
+  positions[:, layout['position']] = layout.code('position').words()
+  positions[:, layout['one']] = 1
+
+
+def fetch(attention: dict, head: int, layout: Layout, position: int, *writes) -> None:
+  """The head attends to one absolute position, query β π_position from the constant, key π_p, and writes."""
+  code = layout.code('position')
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)
+  write_ov(attention, head, *writes)
 
 
 def check_integers(largest: float, what: str):
