@@ -84,7 +84,7 @@ def mlp(
   dim, width = _mlp_sizes(facts, dim, width)
   layout = Layout.of(Slot('embedding', (('direction', dim),)))
   hidden = Layout.of(Slot('features', (('feature', width),)))
-  sized = BlockConfig(head_dim=dim, hidden=(width,))
+  sized = BlockConfig(head_dim=dim)
   built = parts.draft('associative_mlp', facts, layout, sized, hidden=((hidden,),), bias=False)
   params, rng, own = built.params, np.random.default_rng(seed), layout['embedding']
   e_NxD, e_RxD, u_AxD = (

@@ -100,7 +100,7 @@ def _draft(
   code, hidden = layout.code('blocks'), codes.Bits(facts.attributes)
   units = Layout.of(Slot('selected', ((RELATION, facts.relations),), hidden))
   head_dim = max(units.dim, layout.slot('relation').size + 1)
-  sized = BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim, hidden=(units.dim,))
+  sized = BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim)
   built = parts.draft(
     name, facts, layout, sized, hops=hops, hidden=((units,),), length=2 * hops + 1
   )
@@ -111,8 +111,8 @@ def _draft(
 def _select(built: Construction, signal: int) -> Construction:
   """The selector: bits of the one open block, written over block 0 as ±signal."""
   layout, mlp = built.layout, built.params['blocks_0']['mlp']
-  code, blocks, answer = layout.code('blocks'), layout['blocks'], layout['blocks', 0]
-  mlp['in'][blocks] = np.eye(blocks.stop - blocks.start)
+  code, answer = codes.Sign(built.facts.attributes), layout['blocks', 0]
+  mlp['in'][layout['blocks']] = np.eye(layout.slot('blocks').size)
   mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(built.facts.relations, code.width)
   mlp['out_bias'][answer] = -signal
   return parts.finish(built, 4, Readout(answer, code), chain_of_thought=True)

@@ -43,9 +43,8 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
       heads=span + (start == 0),
       key_dim=codes.log2_ceil(hops + 1),
       head_dim=max(c.width, R) if start == 0 else R,
-      hidden=tuple(units.dim for units in layers),
     )
-    for start, span, layers in zip(starts, spans, hidden, strict=True)
+    for start, span in zip(starts, spans, strict=True)
   )
   built = parts.draft('factored', facts, layout, *blocks, hops=hops, hidden=hidden)
   params = built.params

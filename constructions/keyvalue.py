@@ -33,7 +33,7 @@ def keyvalue(facts: Facts, hops: int) -> Construction:
   hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
   relation = parts.copy_ov(layout['relation'], layout['fetched'])
   subject = parts.copy_ov(layout['subject'], layout['state'])
-  sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(hops + 1), hidden=(hidden.dim,))
+  sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(hops + 1))
   first = sized(heads=2, head_dim=max(c.width, rho.width))
   later = sized(heads=1, head_dim=max(1, rho.width))
   blocks = (first,) + (later,) * (hops - 1)

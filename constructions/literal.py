@@ -25,7 +25,7 @@ def literal(facts: Facts) -> Construction:
   )
   gated = Layout.of(Slot('gated', ((RELATION, R),), bits))
   selected = Layout.of(Slot('selected', (), bits))
-  sized = BlockConfig(head_dim=R * m, hidden=(gated.dim, selected.dim))
+  sized = BlockConfig(head_dim=R * m)
   built = parts.draft('selector_literal', facts, layout, sized, hidden=((gated, selected),))
   attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))
   built.params['embed']['relations'][:, layout['relation']] = np.eye(R)

@@ -8,6 +8,7 @@ only perturbs the scales. With R = 1 the relation's embedding is zero, and with 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -29,9 +30,9 @@ def normed(facts: Facts) -> Construction:
   d = R * m
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
-  switches = {'norm': 'rms', 'bias': False, 'precision': 'highest'}
-  sized = BlockConfig(head_dim=d, hidden=(d,))
-  built = parts.draft('selector_normed', facts, layout, sized, hidden=((hidden,),), **switches)
+  switches: dict[str, Any] = {'norm': 'rms', 'bias': False, 'precision': 'highest'}
+  sized, units = BlockConfig(head_dim=d), ((hidden,),)
+  built = parts.draft('selector_normed', facts, layout, sized, hidden=units, **switches)
   eps = built.config.norm_eps
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m)
   rms_subject = math.sqrt(w / m + eps)

@@ -33,7 +33,6 @@ def precomputed(facts: Facts, hops: int) -> Construction:
       heads=1 + (j == 0),
       key_dim=codes.log2_ceil(hops + 1),
       head_dim=units.dim if j == 0 else R,
-      hidden=(units.dim,),
     )
     for j, units in enumerate(layers)
   ]
@@ -59,12 +58,8 @@ def precomputed_depth1(facts: Facts, hops: int) -> Construction:
   R, code = facts.relations, codes.Sign(facts.attributes)
   tree = Slot('tree', ((BRANCH, R**hops),), code)
   hidden = Layout.of(Slot('selected', ((BRANCH, R**hops),), codes.Bits(facts.attributes)))
-  sized = BlockConfig(
-    heads=hops + 1,
-    key_dim=codes.log2_ceil(hops + 1),
-    head_dim=max(hidden.dim, R),
-    hidden=(hidden.dim,),
-  )
+  key_dim, head_dim = codes.log2_ceil(hops + 1), max(hidden.dim, R)
+  sized = BlockConfig(heads=hops + 1, key_dim=key_dim, head_dim=head_dim)
   built = _draft('precomputed_depth1', facts, hops, [tree], [sized], ((hidden,),))
   layout, paths = built.layout, queries.every_path(R, hops)
   attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))

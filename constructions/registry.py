@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -126,7 +127,7 @@ def entry(name: str) -> Entry:
   return REGISTRY[name]
 
 
-def build(name: str, facts: Facts, hops: int = 1, **options) -> Construction:
+def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Construction:
   """The construction `name` for these facts. Options that it does not know are refused."""
   known = entry(name)
   for option in options:
@@ -163,5 +164,5 @@ def load(path: str | os.PathLike) -> FactModel:
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
   """To the last bit."""
-  bits = [np.ascontiguousarray(a).view(f'u{a.itemsize}') for a in (one, other)]
-  return one.dtype == other.dtype and np.array_equal(*bits)
+  bits = lambda a: np.ascontiguousarray(a).view(np.uint8)
+  return one.dtype == other.dtype and np.array_equal(bits(one), bits(other))

@@ -10,6 +10,8 @@ averages both tokens, and W_V·W_O, which copies the blocks, doubles the mean (`
   out                   adds the blocks up and writes the answer's code over block 0.
 """
 
+from typing import Any
+
 import numpy as np
 
 from constructions import parts
@@ -45,7 +47,7 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   R, m = facts.relations, code.width
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), parts.rectified(code)))
-  sized = BlockConfig(head_dim=layout.dim, hidden=(hidden.dim,))
+  sized = BlockConfig(head_dim=layout.dim)
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),), bias=bias)
   block = built.params['blocks_0']
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
@@ -69,10 +71,13 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)
-  sized = BlockConfig(head_dim=memory.stop, hidden=(hidden.dim,))
   # An accelerator's default products round their operands to as few as 8 significant bits.
-  switches = {'bias': False, 'precision': 'highest' if m * code.top**2 > 2**8 else None}
-  built = parts.draft('selector_multilevel', facts, layout, sized, hidden=((hidden,),), **switches)
+  precise: dict[str, Any] = {
+    'bias': False,
+    'precision': 'highest' if m * code.top**2 > 2**8 else None,
+  }
+  sized, units = BlockConfig(head_dim=memory.stop), ((hidden,),)
+  built = parts.draft('selector_multilevel', facts, layout, sized, hidden=units, **precise)
   block = built.params['blocks_0']
   built.params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
   parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, times=2))

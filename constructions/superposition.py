@@ -35,7 +35,7 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   R, code = facts.relations, codes.Sign(facts.attributes)
   layout, hidden = _layouts(facts, code, dim)
   memory = layout['memory']
-  sized = BlockConfig(head_dim=memory.stop, hidden=(hidden.dim,))
+  sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft('superposition', facts, layout, sized, hidden=((hidden,),))
   params = built.params
   directions_DxRM = _random_directions(memory.stop, R * code.width, seed)
