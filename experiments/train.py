@@ -17,7 +17,7 @@ first alone reads and writes --workdir.
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import pandas as pd
@@ -79,11 +79,13 @@ STATUS = {
 def join(options: Options):
   """Join the other processes, if there are any, before JAX starts."""
   given = options.coordinator, options.processes, options.process
-  if given == (None, None, None):
-    return
-  if None in given:
-    raise InputError('--coordinator, --processes and --process belong together; give all three')
-  hosts.join(*given)
+  match given:
+    case None, None, None:
+      return
+    case str(), int(), int():
+      hosts.join(*given)
+    case _:
+      raise InputError('--coordinator, --processes and --process belong together; give all three')
 
 
 def configure(options: Options) -> tuple[Config, Recipe]:
@@ -152,17 +154,17 @@ def main(options: Options):
     'weight_decay': options.weight_decay, 'seeds': list(seeds),
     'code': machine.code_hash(), 'device': machine.device(), 'versions': machine.versions(),
   }  # fmt: skip
+  engine: Any = sharded if options.shard else batched
+  what: tuple = (tasks,)
   if options.shard:
     mesh = meshes.whole()
-    about['mesh'] = dict(mesh.shape)
-    fit, (sweep, states) = sharded.fit, sharded.set_up(recipe, *tasks, mesh)
-  else:
-    fit, (sweep, states) = batched.fit, batched.set_up(recipe, tasks)
+    about['mesh'], what = dict(mesh.shape), (*tasks, mesh)
+  sweep, states = engine.set_up(recipe, *what)
   machine.keep_compiled(folder.parent)
   with Progress('train') as progress, runs.Run(folder, about, cli.warn) as run:
     trace = folder / 'profile' if options.profile and hosts.first() else None
     trainer = Trainer(run, options.save_seconds, progress, trace)
-    sweep, states = trainer.run_to_end(fit, sweep, states)
+    sweep, states = trainer.run_to_end(engine.fit, sweep, states)
     trainer.save(sweep, states)
     states = jax.device_get(hosts.to_host(states))
     table = pd.DataFrame([record(sweep, states, i) for i in range(len(tasks))])
