@@ -6,9 +6,11 @@ structural zero next to nothing), or the width of its dtype where more than 2⁸
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from geomem.checks import lower_bounds
 from geomem.config import Config
@@ -63,7 +65,7 @@ class Ledger:
     return html_table([('', 'parameters', 'bits'), *roles, *totals])
 
 
-def entropy(values) -> float:
+def entropy(values: ArrayLike) -> float:
   """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
 
   Which values are in use is not charged for, so this flatters arrays of few entries.
@@ -94,7 +96,7 @@ def _fixed_point(values) -> float:
   return most
 
 
-def role_of(path) -> str:
+def role_of(path: tuple[Any, ...]) -> str:
   """The role of a parameter, from its path in the pytree."""
   names = [key.key for key in path]
   if names[0] == 'embed':
@@ -117,7 +119,7 @@ def fact_bits(facts: Facts) -> float:
 
 
 def ledger(
-  config: Config, params, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
+  config: Config, params: dict, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
 ) -> Ledger:
   """The ledger of `params`, trained or constructed."""
   parameters, bits = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0.0)
