@@ -1,5 +1,6 @@
 """What a seed stands for, facts and keys; and one construction of them built, verified, accounted for."""
 
+import math
 import time
 
 import jax
@@ -11,6 +12,11 @@ from geomem.construction import Construction, check_representable
 from geomem.facts import Facts
 
 AUTO_LOGITS = 2**31
+MEMORY_CONSTANTS = {  # c of the sizes of constructions that are not exact: the smallest err, the largest hardly do
+  'superposition': (1, 2, 3, 4, 6, 8, 10, 12),
+  'associative_attention': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
+  'associative_mlp': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
+}
 
 
 def random_facts(
@@ -31,6 +37,21 @@ def bijections(subjects: int, relations: int, seed: int, other: bool = False) ->
 def eval_keys(seed, count: int) -> jax.Array:
   """Keys for the evaluation of a model that this seed trained, apart from the random numbers of training."""
   return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), count)
+
+
+def memory_options(name: str, constant: float, subjects: int, relations: int) -> dict[str, int]:
+  """The options of the construction whose memory has `constant` times its natural unit.
+
+  With m = ⌈log₂N⌉: D = c·R·m dimensions of a superposition, D² = c·N·ln N a head of an associative memory in
+  attention, F·d = c·N·R·ln N of one in an MLP, where F = 8d.
+  """
+  bits, pairs = max(1, (subjects - 1).bit_length()), subjects * math.log(subjects)
+  if name == 'superposition':
+    return {'dim': relations + bits + math.ceil(constant * relations * bits)}
+  if name == 'associative_attention':
+    return {'dim': (relations - 1).bit_length() + 2 + math.ceil(math.sqrt(constant * pairs))}
+  dim = math.ceil(math.sqrt(constant * relations * pairs / 8))
+  return {'dim': dim, 'width': 8 * dim}
 
 
 def choose_check(construction: Construction, check: str) -> str:
