@@ -5,104 +5,88 @@
 
 Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
 attention D² = c·N·ln N a head, one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until all is
-right. Beside them the exact selector and key-value memory. About a minute at 1,024 subjects and 8
-relations, which are those of docs/results/approximate.json, a copy of the results.json written here.
+right. Beside them the exact selector and key-value memory. Nothing is claimed.
 """
 
-import math
+import dataclasses
 
-from absl import flags
-
-from experiments.figures import approximate as approximate_figure
-from experiments.harness import building, cli, fitting, machine, statistics, storage
+from experiments.harness import building, plotting
+from experiments.harness.findings import over_seeds
+from experiments.harness.statistics import groups, summarize
+from experiments.harness.study import Study
 from geomem import facts as fact
 
-FLAGS = flags.FLAGS
-cli.define(
-  'redraw',
-  subjects='N, the number of subjects (default: 256).',
-  relations='R, the number of relations (default: 4).',
-  seed='The first seed (default: 0).',
-  seeds='How many seeds, from --seed on: facts and random vectors at every size (default: 3).',
-  workdir='Folder for results.json and the figure (default: runs/approximate).',
-)
-
-CONSTANTS = {
-  'superposition': (1, 2, 3, 4, 6, 8, 10, 12),
-  'associative_attention': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
-  'associative_mlp': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
-}
 EXACT = ('selector', 'keyvalue')
-COLUMNS = (
-  'construction',
-  'constant',
-  'dim',
-  'width',
-  'parameters',
-  'seeds',
-  'accuracy',
-  'least',
-  'most',
-)
 
 
-def size(name: str, constant: float, subjects: int, relations: int) -> dict[str, int]:
-  """The options of the construction whose memory has `constant` times its natural unit."""
-  bits, pairs = max(1, (subjects - 1).bit_length()), subjects * math.log(subjects)
-  if name == 'superposition':
-    return {'dim': relations + bits + math.ceil(constant * relations * bits)}
-  if name == 'associative_attention':
-    return {'dim': (relations - 1).bit_length() + 2 + math.ceil(math.sqrt(constant * pairs))}
-  dim = math.ceil(math.sqrt(constant * relations * pairs / 8))
-  return {'dim': dim, 'width': 8 * dim}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`seeds`: of facts and random vectors, at every size."""
+
+  subjects: int
+  relations: int
+  seeds: int = 3
 
 
-def measure(subjects: int, relations: int, seeds: range, progress=None) -> list[dict]:
+PRESETS = {
+  'smoke': Preset(subjects=32, relations=2, seeds=2),
+  'laptop': Preset(subjects=1024, relations=8),
+  'full': Preset(subjects=1024, relations=8),
+}
+
+
+def measure(progress, preset, seeds):
   """A record a construction, size and seed."""
-  jobs = [(name, c, seed) for name in CONSTANTS for c in CONSTANTS[name] for seed in seeds]
-  jobs += [(name, None, seed) for name in EXACT for seed in seeds]
+  sizes = preset.subjects, preset.relations
+  fact.check_sizes(*sizes)
+  constants = building.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
+  jobs = [(name, c, seed) for name, some in constants.items() for c in some for seed in seeds]
   records = []
   for i, (name, constant, seed) in enumerate(jobs):
-    options = (
-      {} if constant is None else {'seed': seed, **size(name, constant, subjects, relations)}
-    )
-    facts = building.random_facts('bijections', subjects, relations, seed)
+    progress(i, len(jobs), name)
+    options = {}
+    if constant is not None:
+      options = {'seed': seed, **building.memory_options(name, constant, *sizes)}
+    facts = building.random_facts('bijections', *sizes, seed)
     _, record = building.build_and_check(name, facts, 1, **options)
-    untimed = {key: value for key, value in record.items() if not key.endswith('_seconds')}
-    records.append({**untimed, 'constant': constant, 'seed': seed})
-    if progress:
-      progress(i + 1, len(jobs))
+    value = record.pop('accuracy')
+    about = {'measurement': 'accuracy', 'constant': constant, 'seed': seed, 'value': value}
+    records.append(record | about)
   return records
 
 
-def summary(records: list[dict]) -> list[dict]:
-  """Mean and range over seeds."""
-  return statistics.over_seeds(records, 'construction', 'constant', of='accuracy')
+def expect(table):
+  """What the largest size comes to; of those that are exact it is a check."""
+  for (name,), own in groups(table, 'construction'):
+    right = own['value'][own['parameters'] == own['parameters'].max()]
+    what = f'{name.replace("_", " ")}: accuracy at the largest size'
+    yield from over_seeds(what, right, 1.0 if name in EXACT else None, check=True)
 
 
-def main(argv):
-  cli.no_arguments(argv)
-  folder = cli.workdir('runs/approximate')
-  if FLAGS.redraw:
-    cli.check_redraw('subjects', 'relations', 'seed', 'seeds')
-    records = storage.read_results(folder)
-  else:
-    subjects, relations = cli.value('subjects', 256), cli.value('relations', 4)
-    seeds = cli.seeds(0, 3)
-    fact.check_sizes(subjects, relations)
-    progress = cli.Progress('models', 'models')
-    records = measure(subjects, relations, seeds, progress)
-    progress.clear()
-    about = {
-      'command': fitting.command('approximate'),
-      'device': machine.device(),
-      'versions': machine.versions(),
-    }
-    storage.write_results(folder, records, about=about)
-  paths = approximate_figure.draw(records, folder)
-  print(cli.table(COLUMNS, summary(records)))
-  print(f'records: {folder / "results.json"}; figure: {", ".join(map(str, paths))}')
+def plot(table):
+  """Accuracy against parameters, the band from the worst seed to the best."""
+  figure, ax = plotting.new(width=6.0, height=3.4)
+  rows = summarize(table, 'construction', 'constant', 'parameters')
+  for i, ((name,), own) in enumerate(groups(rows, 'construction')):
+    color, marker = plotting.cycle(i)
+    ax.plot(own['parameters'], own['value'], f'{marker}-', color=color, label=name)
+    band = own['parameters'], own['least'], own['most']
+    ax.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+  first = table.iloc[0]
+  plotting.logarithmic(ax.xaxis)
+  ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
+  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows["seeds"][0]} seeds')
+  plotting.legend_beside(ax)
+  return figure
+
+
+STUDY = Study(
+  name='approximate', title='accuracy against size of what is not exact',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot,
+  by=('construction', 'constant', 'dim', 'width', 'parameters'),
+  minutes=1, first_seed=0, resumes=False,
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -1,111 +1,125 @@
-"""Build constructions, check them on every query, print the table, save the models.
+"""Build constructions, check them on every query, save the models.
 
   python -m experiments.construct --construction=selector --subjects=1000 --relations=4
   python -m experiments.construct --construction=all --hops=2
   python -m experiments.construct --construction=selector --table=facts.csv
 
-With --construction=all every construction is built that can be for these facts; those of one hop
-answer one hop, the others --hops. `--list` shows their names. Each model is saved to
-WORKDIR/CONSTRUCTION, where experiments.ask finds it. Bad input ends in one line and exit status 2.
+Of all, the default, every construction is built that can be for these facts: those of one hop answer one hop, the
+others --hops, or else two. Those that are named answer --hops, or else one. `--list` shows their names. Each model is
+saved to WORKDIR/CONSTRUCTION, where experiments.ask finds it. Expected: every query is right, by the margin proved.
+All presets are the same, N = 32 and R = 4.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import numpy as np
-from absl import flags
 
 from constructions import registry
-from experiments.harness import building, cli, storage
-from experiments.harness.findings import Finding, found
+from experiments.harness import building, render
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.study import SCALES, Study
 from geomem import facts as fact
-from geomem import tables
 from geomem.checks import verify
 from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.saved import models
 
-FLAGS = flags.FLAGS
-cli.define(
-  'table',
-  'seed',
-  'dtype',
-  construction='What to build: a name (--list shows them; repeatable), or `all`, the default.',
-  subjects='N, the number of subjects (default: 32).',
-  relations='R, the number of relations (default: 4).',
-  hops='k, the relations in a query (default: 1).',
-  dim='d, the residual width of constructions that leave it open (default: theirs).',
-  width='F, the hidden width of associative_mlp (default: what its facts take).',
-  list='List the constructions, one line each, and stop.',
-  workdir='Folder for the models and results.json; made if needed (default: runs/construct).',
-)
-flags.DEFINE_enum(
-  'check',
-  'auto',
-  (*verify.CHECKS, 'auto'),
-  'How to verify. exhaustive: every logit of every query; certificate: a bound on the margin of '
-  'every query from its answer slot alone; universal: every possible content of an embedding, for '
-  'all fact tables at once; auto: exhaustive up to 2³¹ logits, certificate beyond.',
-)
-flags.DEFINE_enum('facts', 'bijections', ('bijections', 'maps'), 'Kind of random facts.')
-flags.DEFINE_integer(
-  'bits', None, 'b, the bits per coordinate of selector_multilevel (default: 4).', lower_bound=1
-)
-flags.DEFINE_integer(
-  'hops_per_layer', None, 'j, the hops per layer of factored takes (default: 1).', lower_bound=1
-)
-flags.DEFINE_bool('save', True, 'Save the models.')
-
-OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'seed')
-COLUMNS = (
+OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer')
+COLUMNS = [
   'construction', 'subjects', 'relations', 'hops', 'dim', 'width', 'heads', 'depth', 'check',
   'queries', 'accuracy', 'min_margin', 'parameters', 'build_seconds', 'check_seconds',
-)  # fmt: skip
+]  # fmt: skip
 
 
-def _names() -> tuple[list[str], bool]:
-  """The constructions asked for, and whether that was all of them."""
-  names = FLAGS.construction or ['all']
-  if 'all' in names:
-    if len(names) > 1:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """None: as the construction does, or as its facts take."""
+
+  construction: Annotated[tuple[str, ...], 'A name (--list shows them), or all, the default.'] = ()
+  subjects: int = 32
+  relations: int = 4
+  hops: Annotated[int | None, 'k of a query (default: 2 of all, 1 of those named).'] = None
+  facts: Annotated[Literal['bijections', 'maps'], 'Kind of random facts.'] = 'bijections'
+  table: str | None = None
+  dim: Annotated[int | None, 'd, of constructions that leave it open (default: theirs).', 1] = None
+  width: Annotated[int | None, 'F, of associative_mlp (default: what its facts take).', 1] = None
+  bits: Annotated[int | None, 'b, per coordinate of selector_multilevel (default: 4).', 1] = None
+  hops_per_layer: Annotated[int | None, 'j, of factored (default: 1).', 1] = None
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  check: Annotated[
+    Literal['exhaustive', 'certificate', 'universal', 'auto'],
+    'How to verify. exhaustive: every logit of every query; certificate: a bound on the margin of '
+    'every query from its answer slot alone; universal: every possible content of an embedding, for '
+    'all fact tables at once; auto: exhaustive up to 2³¹ logits, certificate beyond.',
+  ] = 'auto'
+  save: Annotated[bool, 'Save the models.'] = True
+
+
+PRESETS = dict.fromkeys(SCALES, Preset())
+
+
+def measure(progress, preset, seeds):
+  """A record for every construction, which is saved: of those named all or none, of all what can be built."""
+  named = [name for name in preset.construction if name != 'all']
+  if named and len(named) < len(preset.construction):
+    raise InputError(f'--construction=all already has {named[0]}; give one or the other')
+  names = named or list(registry.REGISTRY)
+  options = _options(preset, names, named) | {'seed': seeds[0]}
+  most_hops = preset.hops if preset.hops is not None else 1 if named else 2
+  facts = _facts(preset, most_hops, seeds[0])
+  for name in names if preset.save else ():
+    models.check_free(progress.folder / name)
+  waiting: list[Construction] = []
+
+  def build(name):
+    known = registry.entry(name)
+    hops = most_hops if known.multi_hop or named else 1
+    own = {option: value for option, value in options.items() if option in known.options}
+    built, record = building.build_and_check(
+      name, facts(known.own_answers), hops, dtype=preset.dtype, check=preset.check, timed=True,
+      progress=functools.partial(progress, label=name), **own,
+    )  # fmt: skip
+    waiting.extend([built] * preset.save)
+    while waiting and (not named or name == names[-1]):
+      model = waiting.pop(0)
+      models.save(progress.folder / model.name, model)
+    return record | {'others_facts': _of_others(built, record)}
+
+  records = [build(name) for name in names] if named else building.build_each(names, build)
+  if preset.save:
+    print(f'models: {progress.folder}/CONSTRUCTION, ask them with experiments.ask')
+  return records
+
+
+def _options(preset: Preset, names: list[str], named: list[str]) -> dict:
+  """Options that were given; each must mean something to all that was named, or else to some."""
+  given = {name: value for name in OPTIONS if (value := getattr(preset, name)) is not None}
+  takers = {name: registry.entry(name).options for name in names}
+  for option in given:
+    deaf = [name for name in names if option not in takers[name]]
+    if deaf == names or (deaf and named):
+      others = [name for name, known in registry.REGISTRY.items() if option in known.options]
       raise InputError(
-        f'--construction=all already has {names[1 if names[0] == "all" else 0]}; give one or the other'
-      )
-    return list(registry.REGISTRY), True
-  return [name for name in dict.fromkeys(names) if registry.entry(name)], False
-
-
-def _source() -> Callable[[bool], Facts]:
-  """Where facts come from: the user's table or random ones."""
-  if FLAGS.table is not None:
-    for name in ('subjects', 'relations', 'facts'):
-      if FLAGS[name].present:
-        raise InputError(f'--{name} and --table contradict each other: the table decides')
-    table = tables.read_table(FLAGS.table)
-    return lambda own_answers: table
-  subjects, relations = cli.value('subjects', 32), cli.value('relations', 4)
-  fact.check_sizes(subjects, relations, _hops())
-  return lambda own: building.random_facts(
-    FLAGS.facts, subjects, relations, cli.value('seed', 0), own
-  )
-
-
-def _hops() -> int:
-  return cli.value('hops', 1)
-
-
-def _options(names: list[str], every: bool) -> dict:
-  """Options that were given; each must mean something to what is built."""
-  given = {name: FLAGS[name].value for name in OPTIONS if FLAGS[name].value is not None}
-  for option in given.keys() - {'seed'}:
-    deaf = [name for name in names if option not in registry.entry(name).options]
-    if deaf == names or (deaf and not every):
-      takers = [name for name, known in registry.REGISTRY.items() if option in known.options]
-      raise InputError(
-        f'--{option} means nothing to {deaf[0]}, whose size follows from the facts; it is for {", ".join(takers)}'
+        f'--{option} means nothing to {deaf[0]}, whose size follows from the facts; it is for {", ".join(others)}'
       )
   return given
+
+
+def _facts(preset: Preset, hops: int, seed: int) -> Callable[[bool], Facts]:
+  """Where facts come from, with own answers or not: the user's table or random ones."""
+  if preset.table is None:
+    fact.check_sizes(preset.subjects, preset.relations, hops)
+    sizes = preset.facts, preset.subjects, preset.relations
+    return functools.partial(building.random_facts, *sizes, seed)
+  for name in ('subjects', 'relations', 'facts'):
+    if getattr(preset, name) != getattr(Preset, name):
+      raise InputError(f'--{name} and --table contradict each other: the table decides')
+  table = Facts.from_csv(preset.table)
+  return lambda own_answers: table
 
 
 def _of_others(built: Construction, record: dict) -> float | None:
@@ -117,73 +131,55 @@ def _of_others(built: Construction, record: dict) -> float | None:
   return verify.exhaustive(asked, record['dtype']).accuracy
 
 
-def findings(records: list[dict]) -> list[Finding]:
+def expect(table):
   """A theorem's constructions: all queries right, by the margin proved; the control is others' facts."""
-  found_all = []
-  for record in records:
-    known, name = registry.entry(record['construction']), record['construction'].replace('_', ' ')
-    sizes = f'N = {record["subjects"]}, R = {record["relations"]}, k = {record["hops"]}'
-    about = f'{name}, {sizes}: '
-    others = [value for value in (record['others_facts'],) if value is not None]
-    found_all += found(
-      about + f'share of {record["queries"]:,} queries right', [record['accuracy']],
-      1.0 if known.exact else None, claim=known.theorem, facts_of_others=others,
+  for r in table.to_dict('records'):
+    known, name = registry.entry(r['construction']), r['construction'].replace('_', ' ')
+    name += f', N = {r["subjects"]}, R = {r["relations"]}, k = {r["hops"]}'
+    yield from over_seeds(
+      f'{name}: fraction of {r["queries"]:,} queries right', [r['accuracy']],
+      1.0 if known.exact else None, claim=known.theorem,
+      facts_of_others=[] if r['check'] != 'exhaustive' else [r['others_facts']],
     )  # fmt: skip
-    if record['promised_margin']:
-      share = record['min_margin'] / record['promised_margin']
-      found_all += found(about + 'least margin / margin proved', [share], 1.0, claim=known.theorem)
-  return found_all
+    if r['exact']:
+      ratio = r['min_margin'] / r['promised_margin']
+      yield from over_seeds(
+        f'{name}: least margin / margin proved', [ratio], 1.0, claim=known.theorem
+      )
 
 
-def main(argv):
-  cli.no_arguments(argv)
-  if FLAGS.list:
-    records = [
-      {'construction': name, 'proves': known.theorem, 'size': known.size, 'how': known.summary}
-      for name, known in registry.REGISTRY.items()
-    ]
-    print(cli.table(('construction', 'proves', 'how', 'size'), records))
-    return
-  names, every = _names()
-  options, source = _options(names, every), _source()
-  folder = cli.workdir('runs/construct')
-  for name in names if FLAGS.save else ():
-    models.check_free(folder / name)
-  records, skipped, waiting = [], {}, []
-  for name in names:
-    known, progress = registry.entry(name), cli.Progress(name)
-    own = {option: value for option, value in options.items() if option in known.options}
-    hops = _hops() if known.multi_hop or not every else 1
-    try:
-      built, record = building.build_and_check(
-        name, source(known.own_answers), hops, dtype=FLAGS.dtype, check=FLAGS.check,
-        progress=progress, **own,
-      )  # fmt: skip
-    except InputError as error:
-      if not every:
-        raise
-      skipped.setdefault(str(error), []).append(name)
-      continue
-    finally:
-      progress.clear()
-    records.append(record | {'others_facts': _of_others(built, record)})
-    waiting += [built] * FLAGS.save
-    # Of those named, all are written or none; with all a refusal is no reason to keep any waiting.
-    while waiting and (every or name == names[-1]):
-      model = waiting.pop(0)
-      models.save(folder / model.name, model)
-  if not records:
-    raise InputError(next(iter(skipped)))
-  storage.write_results(folder, records)
-  print(cli.table(COLUMNS, records))
-  for reason, without in skipped.items():
-    print(f'skipped {", ".join(without)}: {reason}')
-  saved = f'; models: {folder}/CONSTRUCTION, ask them with experiments.ask' if FLAGS.save else ''
-  print(f'records: {folder / "results.json"}{saved}')
-  broken = [record['construction'] for record in records if building.failed(record)]
-  if broken:
-    raise SystemExit(f'FAILED: {", ".join(broken)} did not keep the promised accuracy and margin')
+STUDY = Study(
+  name='construct',
+  title='every construction, built and verified on every query',
+  claims=(
+    Claim(
+      'Theorem 4.1',
+      'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP of '
+      'width O(R log N) or R attention heads select. Every query right, by the margin proved.',
+    ),
+    Claim(
+      'Theorem F.1',
+      'Where every relation has attributes of its own, no MLP is needed: relations as signs suffice.',
+    ),
+    Claim(
+      'Theorem 4.3',
+      'k hops at once cost an MLP of width N·R or an embedding of R^k·log N. Ours: width N + R, and depth 1.',
+    ),
+    Claim(
+      'Theorem 4.4',
+      'With chain of thought one layer and an embedding of O(R log N) answer any number of hops.',
+    ),
+  ),
+  terms='Margin: the logit of the right answer less the highest other one. Facts of others: the fraction '
+  'right by facts that the model was not built for.',
+  presets=PRESETS, measure=measure, expect=expect, minutes=0.5, first_seed=0, resumes=False, strict=True,
+  more=lambda table: render.table(table[COLUMNS]),
+  listed=lambda: render.table([
+    {'construction': name, 'proves': known.theorem, 'how': known.summary, 'size': known.size}
+    for name, known in registry.REGISTRY.items()
+  ]),
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

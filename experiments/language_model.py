@@ -3,13 +3,12 @@
   make language-model
   python -m experiments.language_model --model=FOLDER --table=MINE.csv
 
-Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out
-countries (shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation
-along one attribute's vector flips that answer in more than half of the cases, and keeps the others in
-about as many; whole vectors stop carrying the fact after block 23 of 30. What was found stands in
-docs/language_model.md; the bounds of its table were set when that was known. Controls: shuffled facts,
-random directions, class means, whole donors, the token alone, linear relational embeddings.
-The laptop preset takes 2.1 GB of memory; accelerator asks for more frames, seeds and places.
+Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out countries
+(shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation along one attribute's
+vector flips that answer in more than half of the cases, and keeps the others in about as many; whole vectors stop
+carrying the fact after block 23 of 30. What was found stands in docs/language_model.md; the bounds of its table were
+set when that was known. Controls: shuffled facts, random directions, class means, whole donors, the token alone,
+linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has more templates, seeds and layers.
 """
 
 import dataclasses
@@ -18,240 +17,295 @@ import hashlib
 import json
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
-from absl import flags
+import pandas as pd
 
-from experiments import claims
-from experiments.figures import language_model as language_model_figure
-from experiments.harness import cli, fitting, statistics, storage
-from experiments.harness.findings import Finding, found, only
-from experiments.language import explained, linearized, scenes, swapping
+from experiments.harness import plotting
+from experiments.harness.findings import Claim, Finding
+from experiments.harness.statistics import select
+from experiments.harness.study import Study
+from experiments.language import linearized, probing, prompt_set, swapping
 from geomem.errors import InputError
-from geomem.pretrained import asking, load
-
-FLAGS = flags.FLAGS
-fitting.define('language_model', claims.minutes('language_model'), first=0)
-cli.define(
-  table='Your own CSV of subject,relation,attribute instead; several rows for several answers.'
-)
-_MODEL = flags.DEFINE_string(
-  'model', None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
-)
+from geomem.pretrained import load
+from geomem.pretrained.runner import Runner
 
 DATA = Path(__file__).parent / 'data'
-COLUMNS = ('table', 'measurement', 'features', 'control', 'place', 'dose', 'records', 'value', 'least', 'most')  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """`most`: subjects. `places`: looked at; `edits`: where swaps are tried, `linearized`: where Jacobians
-  are taken, both as shares of the depth. `doses`: reported; `choices`: chosen from. `pairs`: donors.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`layers`: how many are probed. `swap_layers` and `jacobian_layers`: where swaps are tried and Jacobians
+  taken, as shares of the depth. `alphas`: scales of the steering vectors that are reported;
+  `alpha_choices`: chosen from. `donor_pairs` and `examples`: subjects of a relation.
   """
 
-  most: int | None
-  frames: int
+  max_subjects: int | None = None
+  templates: int
   seeds: int
-  places: int
-  edits: tuple[float, ...]
-  linearized: tuple[float, ...]
-  doses: tuple[float, ...]
-  choices: tuple[float, ...]
+  layers: int
+  swap_layers: tuple[float, ...]
+  jacobian_layers: tuple[float, ...]
+  alphas: tuple[float, ...]
+  alpha_choices: tuple[float, ...]
   shuffles: int
-  pairs: int
+  donor_pairs: int
   examples: int
   betas: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
   ranks: tuple[int, ...] = (10, 30, 100, 300)
   tables: tuple[str, ...] = ('countries', 'elements')
-  model: str | None = None
-  weights: int | None = None
-  facts: str | None = None
+  model: Annotated[
+    str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
+  ] = None
+  table: Annotated[
+    str | None,
+    'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
+  ] = None
+  table_digest: str | None = None
+  checksum: int | None = None
 
-  def at_depth(self, depth: int) -> 'Setting':
-    """Places as numbers of blocks."""
-    every = sorted({round(share) for share in np.linspace(0, depth, min(self.places, depth + 1))})
+  def at_depth(self, depth: int) -> 'Preset':
+    """With the numbers of layers, for a model of so many blocks."""
+    every = sorted({round(share) for share in np.linspace(0, depth, min(self.layers, depth + 1))})
     number = lambda shares: tuple(sorted({min(depth - 1, round(s * depth)) for s in shares}))
+    swap_layers, jacobian_layers = number(self.swap_layers), number(self.jacobian_layers)
     return dataclasses.replace(
-      self, places=every, edits=number(self.edits), linearized=number(self.linearized)
+      self, layers=every, swap_layers=swap_layers, jacobian_layers=jacobian_layers
     )
 
 
 PRESETS = {
-  'smoke': Setting(20, 1, 1, 4, (0.6,), (0.95,), (2.0,), (2.0,), 1, 2, 1, (1.0,), (30,), ('countries',)),
-  'laptop': Setting(None, 2, 2, 16, (0.2, 0.6), (0.5,), (0.5, 1.0, 2.0, 3.0, 4.0, 6.0), (1.0, 2.0, 4.0), 3, 12, 4),
-  'accelerator': Setting(None, 3, 5, 99, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0), (0.5, 1.0, 2.0, 3.0, 4.0, 6.0), 20, 64, 8),
+  'smoke': Preset(
+    max_subjects=20, templates=1, seeds=1, layers=4, swap_layers=(0.6,), jacobian_layers=(0.95,), alphas=(2.0,),
+    alpha_choices=(2.0,), shuffles=1, donor_pairs=2, examples=1, betas=(1.0,), ranks=(30,), tables=('countries',),
+  ),
+  'laptop': Preset(
+    templates=2, seeds=2, layers=16, swap_layers=(0.2, 0.6), jacobian_layers=(0.5,),
+    alphas=(0.5, 1.0, 2.0, 3.0, 4.0, 6.0), alpha_choices=(1.0, 2.0, 4.0), shuffles=3, donor_pairs=12, examples=4,
+  ),
+  'full': Preset(
+    templates=3, seeds=5, layers=99, swap_layers=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    jacobian_layers=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6), alphas=(0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0),
+    alpha_choices=(0.5, 1.0, 2.0, 3.0, 4.0, 6.0), shuffles=20, donor_pairs=64, examples=8,
+  ),
 }  # fmt: skip
-
-
 loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records: all of the first table, what is linear of the others; what is costly takes frames in turn."""
-  tables = _tables(setting)
-  model = loaded(setting.model)
-  progress = cli.Progress('asking', 'prompts')
-  asker = asking.Asker(model, progress)
-  here = setting.at_depth(model.config.depth)
-  stage = functools.partial(_stage, fitter)
-  records = []
-  for number, table in enumerate(tables):
-    frames = 1 if number else min(setting.frames, len(table.frames))
-    for frame in range(frames):
-      progress.label = f'{table.name}, frame {frame}'
-      places = tuple(sorted({*here.edits, here.linearized[0]}))
-      scene = scenes.Scene(asker, table, frame, places)
-      scene.seen = stage('observe', scene.observe)
-      found = [stage('knowledge', _recorded(explained.knowledge, scene))]
-      for seed in seeds:
-        work = [(explained.superposition, here.places, seed, setting.shuffles),
-                (explained.readout, here.places, seed)]  # fmt: skip
-        if number == 0 and (seed - seeds[0]) % frames == frame:
-          work += [(swapping.measure, here, seed), (swapping.depth, here, seed)]
-          if seed == seeds[0]:
-            work.append((linearized.measure, here, seed))
-        for function, *rest in work:
-          found.append(
-            stage(f'{function.__module__}.{function.__name__}', _recorded(function, scene, *rest))
-          )
-      records += [record for part in found for record in json.loads(bytes(part))]
-  progress.clear()
-  return records
-
-
-def _tables(setting: Setting) -> list[scenes.Table]:
-  if setting.facts:
-    return [scenes.read('own', setting.facts, setting.most)]
-  return [scenes.read(n, DATA / f'{n}.csv', setting.most) for n in setting.tables]
-
-
-def _recorded(function, *arguments):
-  """The records, as bytes: an array, as everything is that a run keeps."""
-  return lambda: np.frombuffer(json.dumps(function(*arguments)).encode(), np.uint8)
-
-
-def _stage(fitter, name: str, work):
-  """What the work finds, or found before the run was killed; kept, when it is time to."""
-
-  def timed():
-    start = time.monotonic()
-    found = work()
-    fitter.run.log({'stage': name, 'seconds': time.monotonic() - start})
-    return found
-
-  return fitter.once(timed)
-
-
-def summary(records: list[dict]) -> list[dict]:
-  """Means and ranges over seeds, frames and relations; of the places some, of swaps what was chosen."""
-  deep = max((r['place'] or 0 for r in records), default=0)
-  shown = {None, *(round(share * deep) for share in (0, 0.3, 0.6, 1.0))}
-  rows = []
-  for r in records:
-    if r['measurement'] in ('flipped', 'kept'):
-      if r['chosen'] and r['relation'] is None:
-        rows.append({**r, 'place': None, 'dose': None})
-    elif r['measurement'] not in ('chosen', 'example', 'kept one') and r['place'] in shown:
-      rows.append({**r, 'dose': None})
-  rows = [{**r, 'features': r.get('features') or r['relation']} for r in rows]
-  grouped = statistics.over_seeds(
-    rows, 'table', 'measurement', 'features', 'control', 'place', 'dose'
-  )
-  return [{**row, 'records': row['seeds']} for row in grouped]
-
-
-def findings(records: list[dict]) -> list[Finding]:
-  """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
-  own = statistics.where(records, table=records[0]['table'])
-  middle = round(0.6 * max(r['place'] or 0 for r in own))
-  of = lambda measurement, **about: only(own, measurement=measurement, **about)
-  at = {'place': middle, 'features': 'attributes'}
-  text = f'after block {middle}: R² of '
-  shuffled = {'shuffled_facts': of('R2', control='shuffled facts', **at)}
-  tokens = {'own_token': of('R2', control=None, **at | {'features': 'own token'})}
-  own_R2 = {'measurement': 'R2', 'control': None, **at}
-  found_all = _found(text + 'attributes', own, own_R2, 0.05, **shuffled, **tokens)
-  both = {'measurement': 'gain', 'control': None, **at, 'features': 'own token + attributes'}
-  found_all += _found(text + 'attributes beyond the own token', own, both, 0.01)
-  chosen = {'chosen': True, 'relation': None}
-  beside = ('shuffled facts', 'random direction', "donor's whole vector")
-  for name, says, least in (
-    ('flipped', 'swaps that flip the answer', 0.5),
-    ('kept', 'other answers kept', 0.9),
-  ):
-    controls = {
-      control.replace(' ', '_'): of(name, control=control, **chosen) for control in beside
-    }
-    swapped = {'measurement': name, 'control': 'superposition', **chosen}
-    found_all += _found(says, own, swapped, least, **controls)
-  return found_all
-
-
-def _found(what: str, records, about: dict, least: float, **controls) -> list[Finding]:
-  """A finding whose interval is over subjects, averaged over the runs, which share them."""
-  those = statistics.where(records, **about)
-  ends = (
-    [{name: float(np.mean([r[name] for r in those]))} for name in ('low', 'high')] if those else []
-  )
-  found_all = found(what, [r['value'] for r in those], least, **controls)
-  return [dataclasses.replace(f, **ends[0], **ends[1]) for f in found_all]
-
-
-def told(records: list[dict]) -> str:
-  """The examples, a line each: Japan, continent → Africa: now says Africa; others …"""
-  found = [r for r in records if r['measurement'] == 'example']
-  lines = []
-  for r in found:
-    if (r['seed'], r['frame']) != (found[0]['seed'], found[0]['frame']):
-      continue
-    own = r['relation']
-    others = ', '.join(
-      f'{name} {text}' + ('' if text == r['before'][name] else f' (was {r["before"][name]})')
-      for name, text in r['after'].items()
-      if name != own
-    )
-    lines.append(
-      f'{r["subject"]}, {own} {r["before"][own]} → {r["wanted"]}: now says {r["after"][own]}; {others}'
-    )
-  return '\n'.join(lines)
-
-
-def main(argv):
-  cli.no_arguments(argv)
-  cli.workdir('runs/language_model')
-  presets = PRESETS
-  if FLAGS.redraw:
-    cli.check_redraw('model', 'table')
-  elif FLAGS.scale in PRESETS:
-    presets = {FLAGS.scale: _chosen(PRESETS[FLAGS.scale])}
-  draw = language_model_figure.draw
-  fitting.main(argv, 'language_model', presets, measure, draw, COLUMNS, summary, first=0)
-  folder = cli.workdir('runs/language_model')
-  text = told(storage.read_results(folder))
-  storage.write_text(folder / 'examples.txt', text + '\n')
-  print(f'examples: {folder / "examples.txt"}\n{text}')
-
-
-def _chosen(setting: Setting) -> Setting:
-  """The preset with the flags' model and table, tried before anything is written."""
-  facts = FLAGS.table
-  if facts is not None:
-    scenes.read('own', facts, setting.most)
-    digest = hashlib.sha256(Path(facts).read_bytes()).hexdigest()[:12]
-    setting = dataclasses.replace(setting, tables=(digest,))
-  if _MODEL.value is None and (reason := load.missing()):
+def prepare(preset: Preset) -> Preset:
+  """Read the model and the table once, before anything is written; a run goes on with no others."""
+  if preset.table is not None:
+    prompt_set.read('own', preset.table, preset.max_subjects)
+    digest = hashlib.sha256(Path(preset.table).read_bytes()).hexdigest()[:12]
+    preset = dataclasses.replace(preset, table_digest=digest)
+  if preset.model is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  weights = mark(loaded(_MODEL.value).params)  # so that a run goes on with no other model
-  return dataclasses.replace(setting, model=_MODEL.value, weights=weights, facts=facts)
+  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params))
 
 
-def mark(params) -> int:
-  """A number that other parameters would hardly have."""
+def checksum(params: dict) -> int:
+  """CRC-32 of all parameters."""
   crc = lambda known, weights: zlib.crc32(np.ascontiguousarray(weights), known)
   return functools.reduce(crc, jax.tree.leaves(params), 0)
 
 
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
+  runner = Runner(loaded(preset.model))
+  here = preset.at_depth(runner.model.config.depth)
+
+  def cached(function, *arguments):
+    """What the function returns, or returned before the run was interrupted. Records are kept as bytes."""
+
+    def work():
+      start = time.monotonic()
+      found = function(*arguments)
+      seconds, name = time.monotonic() - start, f'{function.__module__}.{function.__name__}'
+      trainer.run.log({'stage': name, 'seconds': seconds})
+      arrays = isinstance(found, dict)
+      return found if arrays else np.frombuffer(json.dumps(found).encode(), np.uint8)
+
+    found = trainer.cached(work)
+    return found if isinstance(found, dict) else json.loads(bytes(found))
+
+  records = []
+  for number, table in enumerate(_tables(preset)):
+    templates = 1 if number else min(preset.templates, len(table.templates))
+    for template in range(templates):
+      label = f'{table.name}, template {template}'
+      runner.on_progress = functools.partial(trainer.on_progress, label=label)
+      layers = sorted({*here.swap_layers, here.jacobian_layers[0]})
+      prompts = prompt_set.PromptSet(runner, table, template, layers)
+      prompts.observed = cached(prompts.observe)
+      records += cached(probing.knowledge, prompts)
+      for seed in seeds:
+        records += cached(probing.r2, prompts, here.layers, seed, preset.shuffles)
+        records += cached(probing.readout, prompts, here.layers, seed)
+        if number == 0 and (seed - seeds[0]) % templates == template:
+          records += cached(swapping.measure, prompts, here, seed)
+          records += cached(swapping.depth, prompts, here, seed)
+          if seed == seeds[0]:
+            records += cached(linearized.measure, prompts, here, seed)
+  return records
+
+
+def _tables(preset: Preset) -> list[prompt_set.Table]:
+  if preset.table:
+    return [prompt_set.read('own', preset.table, preset.max_subjects)]
+  return [prompt_set.read(n, DATA / f'{n}.csv', preset.max_subjects) for n in preset.tables]
+
+
+def expect(table: pd.DataFrame) -> Iterator[Finding]:
+  """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
+  own = table[table['table'] == table['table'].iloc[0]]
+  middle = round(0.6 * own['layer'].max())
+  mean = lambda rows, name: float(rows[name].mean(skipna=False))
+
+  def finding(what: str, at_least: float, controls: dict[str, dict], **about) -> Iterator[Finding]:
+    """The interval is over subjects, averaged over the runs, which share them."""
+    if len(rows := select(own, **about)):
+      beside = {name: select(own, **about | other) for name, other in controls.items()}
+      means = {name: mean(some, 'value') for name, some in beside.items() if len(some)}
+      ends = (mean(rows, name) for name in ('value', 'low', 'high'))
+      yield Finding(what, *ends, len(rows), at_least, controls=means)
+
+  at, text = {'layer': middle, 'control': None}, f'after block {middle}: R² of attributes'
+  beside = {'shuffled facts': {'control': 'shuffled facts'}, 'own token': {'features': 'own token'}}
+  yield from finding(text, 0.05, beside, measurement='R2', features='attributes', **at)
+  gain = at | {'measurement': 'gain', 'features': 'own token + attributes'}
+  yield from finding(f'{text} beyond the own token', 0.01, {}, **gain)
+  swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
+  names = ('shuffled facts', 'random direction', "donor's whole vector")
+  others = {name: {'control': name} for name in names}
+  yield from finding('swaps that flip the answer', 0.5, others, measurement='flipped', **swaps)
+  yield from finding('other answers kept', 0.9, others, measurement='kept', **swaps)
+
+
+def examples(table: pd.DataFrame) -> str:
+  """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
+  found, lines = select(table, measurement='example').to_dict('records'), ['examples:']
+  for r in found:
+    if (r['seed'], r['template']) != (found[0]['seed'], found[0]['template']):
+      continue
+    own, before, after = r['relation'], r['before'], r['after']
+    others = ', '.join(
+      f'{name} {answer}' + (f' (was {before[name]})' if answer != before[name] else '')
+      for name, answer in after.items() if name != own
+    )  # fmt: skip
+    wanted = f'{r["subject"]}, {own} {before[own]} → {r["wanted"]}'
+    lines.append(f'{wanted}: now says {after[own]}; {others}')
+  return '\n'.join(lines)
+
+
+FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attributes')
+METHODS = (
+  'superposition', 'embedding maps', 'class means', 'relational embedding',
+  "donor's whole vector", 'shuffled facts', 'random direction',
+)  # fmt: skip
+
+
+def plot(table: pd.DataFrame):
+  """Four panels of the first table; bands and bars are bootstrap intervals over subjects, averaged."""
+  data = table[table['table'] == table['table'].iloc[0]]
+  of = lambda *names: data[data['measurement'].isin(names)]
+  figure, panels = plotting.new(12.4, 3.1, 1, 4)
+  _r2(panels[0], of('R2'))
+  _swaps(panels[1], of('flipped', 'kept'))
+  _depth(panels[2], of('donor answer'))
+  _faithful(panels[3], of('faithful'))
+  return figure
+
+
+def _line(ax, data: pd.DataFrame, i: int, label: str, **options):
+  """Means over templates and seeds by layer, in a band of their mean intervals."""
+  mean = data.groupby('layer')[['value', 'low', 'high']].mean()
+  color = options.pop('color', plotting.cycle(i)[0])
+  ax.plot(mean.index, mean['value'], color=color, label=label, **options)
+  ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
+
+
+def _r2(ax, data: pd.DataFrame):
+  for i, name in enumerate(FEATURES):
+    _line(ax, data[(data['features'] == name) & data['control'].isna()], i, name)
+  shuffled = data[(data['features'] == 'attributes') & (data['control'] == 'shuffled facts')]
+  _line(ax, shuffled, 0, 'attributes, shuffled', color=plotting.GREY, linestyle=':')
+  ax.set(xlabel='after block', ylabel='$R^2$ on held-out subjects', title='what explains a subject')
+  plotting.legend(ax)
+
+
+def _swaps(ax, data: pd.DataFrame):
+  """Every method a curve over its alphas or ranks; the one chosen beforehand is filled."""
+  data = data[data['relation'].isna()].fillna({'alpha': 0, 'rank': 0})
+  for i, method in enumerate(METHODS):
+    color, marker = plotting.cycle(i)
+    own = data[data['control'] == method]
+    if own.empty:
+      continue
+    curve = own.groupby(['alpha', 'rank', 'measurement'])['value'].mean().unstack()
+    ax.plot(curve['flipped'], curve['kept'], marker, linestyle='-', color=color, markersize=4,
+            markerfacecolor='white', linewidth=0.8)  # fmt: skip
+    chosen = own[own['chosen'].astype(bool)].groupby('measurement')['value'].mean()
+    ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
+  ax.set(
+    xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
+  )
+  ax.set(xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))  # beside them the legend
+  plotting.legend(ax, loc='upper right')
+
+
+def _depth(ax, data: pd.DataFrame):
+  for i, (relation, rows) in enumerate(data.groupby('relation', sort=False)):
+    _line(ax, rows, i, relation, marker=plotting.cycle(i)[1], markersize=3)
+  ax.set(
+    xlabel="donor's vector put in after block",
+    ylabel="gives the donor's answer",
+    ylim=(-0.03, 1.03),
+  )
+  ax.set_title('where the fact leaves the subject')
+  plotting.legend(ax)
+
+
+def _faithful(ax, data: pd.DataFrame):
+  """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
+  relations = list(data['relation'].unique())
+  for j, method in enumerate(('relational embedding', 'fitted readout', 'own token')):
+    own = data[data['control'] == method].sort_values('layer').groupby('relation').last()
+    x = [relations.index(name) + (j - 1) * 0.25 for name in own.index]
+    ax.bar(x, own['value'], 0.22, color=plotting.cycle(j)[0], label=method)
+    for at, row in zip(x, own.itertuples(), strict=True):
+      ax.plot([at, at], [row.low, row.high], color=plotting.BLACK, linewidth=0.8)
+  ax.set_xticks(range(len(relations)), relations)
+  ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
+  plotting.legend(ax)
+
+
+STUDY = Study(
+  name='language_model',
+  title='a pretrained language model: is there a superposition in it?',
+  claims=(
+    Claim(
+      'Claim 8',
+      'In a pretrained language model a subject’s representation is in part such a superposition, and is used so.',
+    ),
+  ),
+  presets=PRESETS,
+  measure=measure,
+  expect=expect,
+  plot=plot,
+  terms='R² is of held-out subjects’ residuals, explained by their attributes or by the tokens of their own name. A '
+  'swap moves the residual from the own attribute’s fitted vector to another’s, at the block and by the α (how '
+  'many times that difference) that were best on subjects set aside for it; flipped and kept are of the facts '
+  'that the model knows.',
+  minutes=8,
+  first_seed=0,
+  missing=load.missing,
+  prepare=prepare,
+  more=examples,
+)
+
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -2,7 +2,7 @@
 
 One model after another, a step a call: the model reads every prompt (s, r), optax's or PyTorch's own
 cross-entropy is taken of all logits, derivatives are the library's, AdamW is the library's. Same
-parameters, facts, schedule and steps as `geomem.training.train`; a test holds the losses against each other.
+parameters, facts, schedule and steps as `geomem.training.optimization`; a test holds the losses against each other.
 """
 
 import functools

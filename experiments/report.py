@@ -49,7 +49,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Measured:
+class Result:
   """A study's records, measured in this run or committed; `seconds`: None where it is not known."""
 
   study: Study
@@ -77,7 +77,7 @@ def minutes(seconds: float | None) -> str:
   )
 
 
-def gather(folder: Path, scale: str) -> dict[str, Measured]:
+def gather(folder: Path, scale: str) -> dict[str, Result]:
   """What is known of every study: from the run, else from what was committed."""
   found = {}
   for name, study in studies.load_all().items():
@@ -89,7 +89,7 @@ def gather(folder: Path, scale: str) -> dict[str, Measured]:
     else:
       continue
     seconds = json.loads(done.read_text(encoding='utf-8'))['seconds'] if here else None
-    found[name] = Measured(study, own, seconds, here, study.findings(own.table))
+    found[name] = Result(study, own, seconds, here, study.findings(own.table))
   return found
 
 
@@ -100,10 +100,10 @@ def _committed(name: str, scale: str) -> Path | None:
   return next((path for path in paths if path.exists()), None)
 
 
-def agreement(measured: dict[str, Measured], scale: str) -> str:
+def agreement(results: dict[str, Result], scale: str) -> str:
   """How the findings of this run lie beside those of the committed records, of this preset."""
   pairs = []
-  for name, m in measured.items():
+  for name, m in results.items():
     path = COMMITTED / f'{name}{"_full" * (scale == "full")}.json'
     if m.here and path.exists() and scale != 'smoke':
       there = {f.what: f for f in m.study.findings(records.read(path).table)}
@@ -122,10 +122,10 @@ def agreement(measured: dict[str, Measured], scale: str) -> str:
   )
 
 
-def statements(measured: dict[str, Measured]) -> list[tuple[str, Claim, list[Finding]]]:
+def statements(results: dict[str, Result]) -> list[tuple[str, Claim, list[Finding]]]:
   """Every claim with its study and what bears on it, also where nothing was measured."""
   return [
-    (name, claim, of_claim(claim, measured[name].findings) if name in measured else [])
+    (name, claim, of_claim(claim, results[name].findings) if name in results else [])
     for name, study in studies.load_all().items()
     for claim in study.claims
   ]
@@ -136,12 +136,12 @@ def judged_first(findings: Sequence[Finding]) -> list[Finding]:
   return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
 
 
-def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], measured: dict[str, Measured]) -> str:
+def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], results: dict[str, Result]) -> str:
   """The report in a paragraph: where its numbers are from, what they say, and what follows if it does."""
   names = {kind: [claim.name for _, claim, found in rows if verdict(found)[0] == kind]
            for kind in ('holds', 'part', 'short', 'none')}  # fmt: skip
   judged = [name for name, _, found in rows if verdict(found)[0] != 'none']
-  here = sum(measured[name].here for name in judged)
+  here = sum(results[name].here for name in judged)
   counts = {
     'measured in this run': here, 'from committed records': len(judged) - here, 'not measured': len(rows) - len(judged),
   }  # fmt: skip
@@ -155,20 +155,20 @@ def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], measured: dict[str,
     if names[kind]:
       said.append(f'{words}: {", ".join(names[kind])}.')
   if (
-    'construct' in measured
-    and verdict([f for f in measured['construct'].findings if not f.check])[0] == 'holds'
+    'construct' in results
+    and verdict([f for f in results['construct'].findings if not f.check])[0] == 'holds'
   ):
     said.append(EXACT)
   return ' '.join(said)
 
 
-def figures(measured: dict[str, Measured], folder: Path) -> dict[str, Path]:
+def figures(results: dict[str, Result], folder: Path) -> dict[str, Path]:
   """Every study's figure drawn from its records, unless this code has drawn these; the PNG of each."""
   index, known = folder / 'drawn.json', {}
   with contextlib.suppress(FileNotFoundError, ValueError):
     known = dict(json.loads(index.read_text(encoding='utf-8')))
   drawn, made = {}, f'{machine.code_hash()} {machine.versions()} {matplotlib.__version__}'
-  for name, m in measured.items():
+  for name, m in results.items():
     digest = hashlib.sha256((made + m.records.table.to_json()).encode()).hexdigest()
     old, files = known.get(name, (None, []))
     if digest != old or not all((folder / file).exists() for file in files):
@@ -191,20 +191,20 @@ def mechanism() -> str:
   return svg[svg.index('<svg') :]
 
 
-def title(m: Measured) -> str:
+def title(m: Result) -> str:
   return f'{m.study.title[0].upper()}{m.study.title[1:]}. {m.study.terms}'
 
 
-def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path], agreed: str) -> str:
-  out = ['# Geometric factual recall, reproduced\n', answer(rows, measured) + '\n', agreed + '\n']
+def markdown(rows, results: dict[str, Result], drawn: dict[str, Path], agreed: str) -> str:
+  out = ['# Geometric factual recall, reproduced\n', answer(rows, results) + '\n', agreed + '\n']
   out += ['| statement | what it says | verdict | measured | by |', '|---|---|---|---|---|']
   for name, claim, found in rows:
     shown = judged_first(found)[:SHOWN]
     some = '<br>'.join(f'{f.what}: **{render.number(f)}**{render.beside(f)}' for f in shown)
-    by = f'[{name}](#{name})' if name in measured else name
+    by = f'[{name}](#{name})' if name in results else name
     out.append(f'| {claim.name} | {claim.says} | {verdict(found)[1]} | {some} | {by} |')
   out.append(f'\nIn the tables below, {render.UNSURE}.')
-  for name, m in measured.items():
+  for name, m in results.items():
     out += [f'\n## {name}\n', title(m) + '\n', f'`{m.records.about["command"]}`; {m.origin}.\n']
     if name in drawn:
       out.append(f'![{name}](figures/{drawn[name].name})\n')
@@ -213,18 +213,18 @@ def markdown(rows, measured: dict[str, Measured], drawn: dict[str, Path], agreed
 
 
 def page(
-  rows, measured: dict[str, Measured], drawn: dict[str, Path], agreed: str, explored: dict
+  rows, results: dict[str, Result], drawn: dict[str, Path], agreed: str, explored: dict
 ) -> str:
   """One file with all in it; `explored`: the data of the explorer."""
   asset = lambda name: (PAGE / name).read_text(encoding='utf-8')
   parts = {
     'style': asset('report.css'),
-    'answer': html.escape(answer(rows, measured)),
+    'answer': html.escape(answer(rows, results)),
     'agreed': html.escape(agreed),
-    'rows': '\n'.join(_row(*row, measured.get(row[0])) for row in rows),
+    'rows': '\n'.join(_row(*row, results.get(row[0])) for row in rows),
     'versions': html.escape(', '.join(f'{k} {v}' for k, v in machine.versions().items())),
     'mechanism': mechanism(),
-    'sections': '\n'.join(_section(name, m, drawn.get(name)) for name, m in measured.items()),
+    'sections': '\n'.join(_section(name, m, drawn.get(name)) for name, m in results.items()),
     'explorer': explorer.section(explored),
   }
   text = asset('report.html')
@@ -233,7 +233,7 @@ def page(
   return text
 
 
-def _row(name: str, claim: Claim, found: Sequence[Finding], m: Measured | None) -> str:
+def _row(name: str, claim: Claim, found: Sequence[Finding], m: Result | None) -> str:
   """A claim in the table."""
   e, (kind, word), own = html.escape, verdict(found), judged_first(found)
   some = ''.join(
@@ -251,7 +251,7 @@ def _row(name: str, claim: Claim, found: Sequence[Finding], m: Measured | None) 
   )
 
 
-def _section(name: str, m: Measured, picture: Path | None) -> str:
+def _section(name: str, m: Result, picture: Path | None) -> str:
   e, image = html.escape, ''
   if picture:
     data = base64.b64encode(picture.read_bytes()).decode()
@@ -266,12 +266,12 @@ def _section(name: str, m: Measured, picture: Path | None) -> str:
 
 def write(folder: Path, scale: str) -> list[Path]:
   """Figures and both pages."""
-  measured = gather(folder, scale)
-  drawn, rows = figures(measured, folder / 'figures'), statements(measured)
-  explored, agreed = explorer.kept(folder / 'explorer.json'), agreement(measured, scale)
+  results = gather(folder, scale)
+  drawn, rows = figures(results, folder / 'figures'), statements(results)
+  explored, agreed = explorer.kept(folder / 'explorer.json'), agreement(results, scale)
   pages = {
-    folder / 'report.html': page(rows, measured, drawn, agreed, explored),
-    folder / 'report.md': markdown(rows, measured, drawn, agreed),
+    folder / 'report.html': page(rows, results, drawn, agreed, explored),
+    folder / 'report.md': markdown(rows, results, drawn, agreed),
   }
   for path, text in pages.items():
     records.write_text(path, text)

@@ -1,1 +1,24 @@
-"""Geometric factual recall: facts, the transformer, checks, bounds. Imports nothing from the other packages."""
+"""Geometric factual recall: facts, transformers that know them, what they do and what they must hold.
+
+The names here are enough to make, train, ask and check models; the modules beside them hold the rest.
+Imports nothing from the other packages.
+"""
+
+from geomem.checks.accounting import Ledger
+from geomem.checks.verify import Report
+from geomem.config import BlockConfig, Config
+from geomem.construction import Construction
+from geomem.errors import InputError
+from geomem.facade import FactModel, load
+from geomem.facts import Facts
+from geomem.inside.asking import Answer
+from geomem.inside.trace import Trace
+from geomem.training.batched import Task
+from geomem.training.optimization import Recipe
+from geomem.training.trained import Trained, sweep, train
+
+__version__ = '0.1.0'
+__all__ = [
+  'Answer', 'BlockConfig', 'Config', 'Construction', 'FactModel', 'Facts', 'InputError', 'Ledger', 'Recipe',
+  'Report', 'Task', 'Trace', 'Trained', '__version__', 'load', 'sweep', 'train',
+]  # fmt: skip

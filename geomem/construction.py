@@ -1,21 +1,24 @@
 """A construction: a transformer whose every weight has a meaning, with the names to read it by."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem import codes, model
 from geomem.config import Config
 from geomem.errors import InputError
-from geomem.facts import Facts
+from geomem.facade import FactModel
 from geomem.layout import Layout
 
 MAX_PARAMETERS = 2**31
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Readout:
   """Answers are read from the coordinates `at` of the final residual as words of `code`."""
@@ -30,13 +33,13 @@ class Readout:
     out[:, self.at] = rows_AxM
     return out
 
-  def matches(self, unembedding_AxD) -> bool:
+  def matches(self, unembedding_AxD: Array) -> bool:
     """Whether a model's unembedding is exactly `rows`, without a second copy of it."""
     rows, start, stop = np.asarray(unembedding_AxD), self.at.start, self.at.stop
     elsewhere = rows[:, :start].any() or rows[:, stop:].any()
     return not elsewhere and np.array_equal(rows[:, start:stop], self.code.rows())
 
-  def bound(self, unembedding_AxD, x_BxD, answers_B):
+  def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
     """A lower bound on the margin over all A answers, seen from the slot alone; positive proves it."""
     u_BxM = unembedding_AxD[:, self.at][answers_B].astype(jnp.float32)
     return self.code.margin_bound(u_BxM, x_BxD[..., self.at].astype(jnp.float32))
@@ -45,10 +48,10 @@ class Readout:
     """The largest |weight| of the unembedding at every coordinate."""
     return _largest(self.code.rows(), self.at, dim)
 
-  def to_json(self) -> dict:
-    return {'at': [self.at.start, self.at.stop], 'code': codes.to_json(self.code)}
 
-
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=('relation_A', 'index_A'), meta_fields=('layout',)
+)
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnReadout:
   """Every relation has answers of its own: the j-th of r is c_j in block r and ρ_r in the relation slot."""
@@ -67,10 +70,10 @@ class OwnReadout:
       rows_AxD[own, self.layout['blocks', r]] = code.words()[self.index_A[own]]
     return rows_AxD
 
-  def matches(self, unembedding_AxD) -> bool:
+  def matches(self, unembedding_AxD: Array) -> bool:
     return np.array_equal(unembedding_AxD, self.rows(self.layout.dim))
 
-  def bound(self, unembedding_AxD, x_BxD, answers_B):
+  def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
     """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more
     (if all are positive; else twice the sum of those that are not), the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
     blocks = self.layout.slot('blocks')
@@ -91,9 +94,6 @@ class OwnReadout:
   def largest(self, dim: int) -> np.ndarray:
     return _largest(self.rows(dim), slice(0, dim), dim)
 
-  def to_json(self) -> str:
-    return 'own'  # the rest follows from the layout and the facts
-
 
 def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
   largest_D = np.zeros(dim, np.float32)
@@ -101,44 +101,11 @@ def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
   return largest_D
 
 
-def readout_from_json(fields, layout: Layout, facts: Facts) -> Readout | OwnReadout:
-  if fields == 'own':
-    return OwnReadout(layout, *facts.own_sets())
-  code = codes.from_json(fields['code'])
-  if not isinstance(code, codes.Readable):
-    raise InputError(f'answers cannot be read from the code {fields["code"]}')
-  return Readout(slice(*fields['at']), code)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Construction(FactModel):
+  """A model whose weights were written down; `options` are those that its maker was given."""
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Construction:
-  """Parameters for `config`, the names of its coordinates, and what they promise.
-
-  `margin`: the least margin any query can have (None: no promise, accuracy is to be measured).
-  `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
-  things that can be asked of a subject; None where facts are stored elsewhere.
-  `choices`: the answers that each of those W can have, where it is not all attributes.
-  """
-
-  name: str
-  config: Config
-  params: dict
-  layout: Layout
-  facts: Facts
-  hops: int = 1
-  hidden: tuple[tuple[Layout, ...], ...] = ()
-  margin: float | None = None
-  readout: Readout | OwnReadout | None = None
-  encode: Callable[[np.ndarray], np.ndarray] | None = None
-  choices: tuple[np.ndarray, ...] | None = None
-  chain_of_thought: bool = False
-
-  @property
-  def queries(self) -> int:
-    return self.facts.subjects * self.facts.relations**self.hops
-
-  def replace(self, **changes) -> 'Construction':
-    return dataclasses.replace(self, **changes)
+  options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def blank(config: Config) -> dict:
@@ -157,7 +124,7 @@ def blank(config: Config) -> dict:
   return model.zeros(config)
 
 
-def check_representable(construction: Construction, dtype: str):
+def check_representable(construction: FactModel, dtype: str) -> None:
   """Refuse a dtype in which some weight is not exact: the construction would quietly be another.
 
   Without a promised margin there is nothing to break, and scales that undo a norm are never exact.

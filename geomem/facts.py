@@ -6,9 +6,12 @@ Shapes: N subjects, R relations, A attributes.
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
+from geomem import tables
+from geomem.config import Config
 from geomem.errors import InputError
 
 
@@ -27,7 +30,7 @@ class Facts:
   relation_names: tuple[str, ...] | None = None
   attribute_names: tuple[str, ...] | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     answers = self.answers_RxN
     if answers.ndim != 2 or answers.shape[0] < 1 or answers.shape[1] < 2:
       raise InputError(
@@ -81,9 +84,7 @@ class Facts:
   @classmethod
   def from_csv(cls, path: str | os.PathLike) -> 'Facts':
     """A CSV or TSV file with the columns subject, relation, attribute; see `tables.read_table`."""
-    from geomem import tables
-
-    return tables.read_table(path)
+    return cls(**tables.read_table(path))
 
   @property
   def subjects(self) -> int:
@@ -107,6 +108,8 @@ class Facts:
     return self.relation_names[r] if self.relation_names else f'r{r}'
 
   def attribute_name(self, a: int) -> str:
+    if a >= self.attributes:  # some models can say other things too
+      return f'no attribute {a}'
     if self.attribute_names:
       return self.attribute_names[a]
     return self.subject_name(a) if self.closed else f'a{a}'
@@ -140,7 +143,7 @@ def _permutations(rng: np.random.Generator, subjects: int, relations: int) -> np
   return np.stack([rng.permutation(subjects) for _ in range(relations)]).astype(np.int32)
 
 
-def check_sizes(subjects: int, relations: int, hops: int = 1):
+def check_sizes(subjects: int, relations: int, hops: int = 1) -> None:
   """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
   if subjects < 2:
     raise InputError(f'subjects is {subjects}; it must be at least 2')
@@ -154,7 +157,7 @@ def check_sizes(subjects: int, relations: int, hops: int = 1):
     raise InputError(f'{relations} relations over {hops} hops make more than 2⁶² queries')
 
 
-def check_fit(facts: Facts, config):
+def check_fit(facts: Facts, config: Config) -> None:
   """Refuse facts of other sizes than the model that is to know them."""
   sizes = (facts.subjects, facts.relations)
   if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
@@ -164,7 +167,7 @@ def check_fit(facts: Facts, config):
     )
 
 
-def check_closed(facts: Facts, hops: int):
+def check_closed(facts: Facts, hops: int) -> None:
   """Hops can be chained only where attributes are subjects."""
   if hops < 1:
     raise InputError(f'hops is {hops}; it must be at least 1')
@@ -180,7 +183,7 @@ def check_closed(facts: Facts, hops: int):
     raise InputError(f'these facts cannot be chained: {which}')
 
 
-def every_content(choices) -> np.ndarray:
+def every_content(choices: Sequence[np.ndarray]) -> np.ndarray:
   """All ways to pick one answer from each of the W arrays `choices`: W × (their number)."""
   picks = np.meshgrid(*choices, indexing='ij', copy=False)
   return np.stack([pick.ravel() for pick in picks]).astype(np.int32)

@@ -65,7 +65,7 @@ class Layout:
       raise KeyError(f'slot {name!r} holds numbers, not words of a code')
     return code
 
-  def __getitem__(self, key) -> slice:
+  def __getitem__(self, key: str | tuple) -> slice:
     name, *index = key if isinstance(key, tuple) else (key,)
     start = 0
     for slot in self.slots:
@@ -82,18 +82,3 @@ class Layout:
         raise IndexError(f'{name}{index} is outside {slot.shape}')
       flat = flat * size + i
     return slice(start + flat * slot.width, start + (flat + 1) * slot.width)
-
-  def to_json(self) -> list[dict]:
-    return [
-      {'name': s.name, 'axes': [list(a) for a in s.axes], 'code': codes.to_json(s.code), 'of': s.of}
-      for s in self.slots
-    ]
-
-  @classmethod
-  def from_json(cls, slots: list[dict]) -> 'Layout':
-    return cls.of(
-      *(
-        Slot(s['name'], tuple((k, n) for k, n in s['axes']), codes.from_json(s['code']), s['of'])
-        for s in slots
-      )
-    )

@@ -4,17 +4,17 @@ import csv
 import math
 import os
 import unicodedata
+from typing import Any
 
 import numpy as np
 
 from geomem.errors import InputError
-from geomem.facts import Facts
 
 COLUMNS = ('subject', 'relation', 'attribute')
 
 
-def read_table(path: str | os.PathLike) -> Facts:
-  """Facts from a CSV or TSV file with the columns subject, relation, attribute (a header is optional).
+def read_table(path: str | os.PathLike) -> dict[str, Any]:
+  """The fields of Facts in a CSV or TSV file with the columns subject, relation, attribute (a header is optional).
 
   Symbols are numbered in order of appearance. If every attribute is also a subject, the facts are
   closed and can be chained.
@@ -51,7 +51,14 @@ def read_table(path: str | os.PathLike) -> Facts:
   answers = np.zeros(shape, np.int32)
   for at, answer in given.items():
     answers[at] = answer
-  return Facts(answers, len(attributes), closed, *map(tuple, (subjects, relations, attributes)))
+  return {
+    'answers_RxN': answers,
+    'attributes': len(attributes),
+    'closed': closed,
+    'subject_names': tuple(subjects),
+    'relation_names': tuple(relations),
+    'attribute_names': tuple(attributes),
+  }
 
 
 def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:

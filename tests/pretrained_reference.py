@@ -53,12 +53,12 @@ def language_model(transformers, torch):
   ids = torch.tensor([encode(PARAGRAPH)])
   with torch.no_grad():
     logits = model(ids).logits[0].double()
-  told = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[0, 1:, None])
+  log_probability = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[0, 1:, None])
   first = logits[:160].numpy()
   return {
     'ids': np.array([json.dumps(encode(text)) for text in STRINGS]),
     'paragraph': ids[0].numpy(),
-    'perplexity': np.exp(-told.mean().item()),
+    'perplexity': np.exp(-log_probability.mean().item()),
     'logits': first[:, SHOWN].astype(np.float32),
     'sums': torch.logsumexp(logits[:160], dim=-1).numpy(),
   }

@@ -1,5 +1,6 @@
 """Asking: what a query may look like, what the answer says, what the binary does and refuses."""
 
+import dataclasses
 import io
 import itertools
 import json
@@ -11,14 +12,14 @@ import jax
 import numpy as np
 import oracle
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from constructions import registry
 from experiments import ask
+from experiments.harness import records
 from geomem import model
 from geomem.errors import InputError
 from geomem.facts import Facts
+from geomem.inside import asking
 from geomem.saved import models
 
 PLAIN = Facts.bijections(8, 3)
@@ -55,7 +56,7 @@ NAMED = Facts(
   ],
 )
 def test_queries_that_can_be_read(facts, text, expected):
-  assert ask.parse_query(facts, text, len(expected[1])) == expected
+  assert asking.parse_query(facts, text, len(expected[1])) == expected
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_queries_that_can_be_read(facts, text, expected):
 )
 def test_queries_that_cannot(facts, hops, text, told):
   with pytest.raises(InputError) as error:
-    ask.parse_query(facts, text, hops)
+    asking.parse_query(facts, text, hops)
   message = str(error.value)
   assert all(part in message for part in told), message
   assert '\n' not in message
@@ -91,9 +92,9 @@ def test_a_query_with_two_readings_is_refused():
   names = ('a', 'a b'), ('b c', 'c'), ('a', 'a b')
   facts = Facts(np.array([[0, 1], [1, 0]]), 2, True, *names)
   with pytest.raises(InputError, match='more than one way; separate the names by |'):
-    ask.parse_query(facts, 'a b c', 1)
-  assert ask.parse_query(facts, 'a | b c', 1) == (0, (0,))
-  assert ask.parse_query(facts, 'a b, c', 1) == (1, (1,))
+    asking.parse_query(facts, 'a b c', 1)
+  assert asking.parse_query(facts, 'a | b c', 1) == (0, (0,))
+  assert asking.parse_query(facts, 'a b, c', 1) == (1, (1,))
 
 
 def test_close_names_are_found_among_many():
@@ -102,16 +103,16 @@ def test_close_names_are_found_among_many():
   with pytest.raises(
     InputError, match="unknown subject 'persom 29999'; did you mean 'person 29999'"
   ):
-    ask.parse_query(facts, 'persom 29999 | knows', 1)
+    asking.parse_query(facts, 'persom 29999 | knows', 1)
 
 
 @pytest.mark.parametrize('name', ['chain_of_thought', 'chain_of_thought_compact'])
 def test_a_chain_of_thought_is_the_models_own(name):
   c = registry.build(name, Facts.bijections(5, 2, 1), 3)
   for subject, path in itertools.product(range(5), itertools.product(range(2), repeat=3)):
-    got = ask.answer(c, subject, path)
-    assert list(got.steps) == oracle.answers(c.facts, subject, path)
-    assert got.tokens_L.tolist() == [subject, *(5 + r for r in path), *got.steps[:-1]]
+    got, steps = asking.answer(c, subject, path), oracle.answers(c.facts, subject, path)
+    assert got.steps == tuple(f's{s}' for s in steps)
+    assert got.tokens_L.tolist() == [subject, *(5 + r for r in path), *steps[:-1]]
     assert got.margin >= c.margin
 
 
@@ -122,36 +123,34 @@ def test_a_chain_goes_on_from_what_the_model_said():
   c = c.replace(params={**c.params, 'unembed': {'answers': mixed}})
   first = (int(PLAIN.answers_RxN[1, 3]) + 1) % 8
   second = (int(PLAIN.answers_RxN[2, first]) + 1) % 8
-  got = ask.answer(c, 3, (1, 2))
-  assert got.steps == (first, second)
-  record = ask.ask(c, 's3 r1 r2')
-  assert record['wrong_step'] == 1 and record['step'] == got.step
-  told = ask.sentence(PLAIN, record, got)
-  said = f's{got.steps[got.step - 1]} over s{got.runner_up}'
-  assert ', step 1 wrong, least margin ' in told and f' at step {got.step} ({said})' in told
+  got = c.ask('s3 r1 r2')
+  assert got.steps == (f's{first}', f's{second}') and got.wrong_step == 1
+  said = f'{got.steps[got.step - 1]} over {got.runner_up}'
+  assert ', step 1 wrong, least margin ' in str(got) and f' at step {got.step} ({said})' in str(got)
 
 
 @pytest.mark.parametrize('name', ['selector', 'keyvalue', 'disjoint'])
-def test_records(name):
+def test_answers(name):
   known = registry.entry(name)
   facts = Facts.disjoint(8, 3, 8) if known.own_answers else PLAIN
   c = registry.build(name, facts, 1 + known.multi_hop)
   path = (2, 1)[: c.hops]
-  record = ask.ask(c, ' '.join(['s3', *(f'r{r}' for r in path)]), 'bfloat16')
+  query = ' '.join(['s3', *(f'r{r}' for r in path)])
+  got = dataclasses.asdict(c.ask(query, 'bfloat16'))
   logits_A = oracle.logits(c.config, c.params, [3, *(8 + r for r in path)])[-1]
-  truth = oracle.answers(facts, 3, path)[-1]
+  truth = facts.attribute_name(oracle.answers(facts, 3, path)[-1])
   best, second = np.sort(logits_A)[[-1, -2]]
-  assert record == {
-    'construction': name,
-    'query': ' '.join(['s3', *(f'r{r}' for r in path)]),
-    'answer': facts.attribute_name(truth),
-    'truth': facts.attribute_name(truth),
+  assert got.pop('tokens_L').tolist() == [3, *(8 + r for r in path)]
+  assert got == {
+    'query': query,
+    'answer': truth,
+    'truth': truth,
     'correct': True,
     'margin': best - second,
     'runner_up': facts.attribute_name(int(np.argsort(-logits_A, kind='stable')[1])),
+    'steps': (truth,),
     'step': 1,
     'wrong_step': None,
-    'dtype': 'bfloat16',
   }
 
 
@@ -159,20 +158,19 @@ def test_a_wrong_answer_is_called_wrong():
   c = registry.build('selector', PLAIN)
   config = c.config
   c = c.replace(params=model.init(config, jax.random.key(3)), margin=None)
-  records = [ask.ask(c, f's{s} r{r}') for s in range(8) for r in range(3)]
-  assert any(not record['correct'] for record in records)
-  for record in records:
-    assert record['correct'] == (record['answer'] == record['truth']) and record['margin'] >= 0
-  wrong = next(record for record in records if not record['correct'])
-  got = ask.answer(c, int(wrong['query'][1]), (int(wrong['query'][-1]),))
-  assert f'(wrong, it is {wrong["truth"]}, margin' in ask.sentence(PLAIN, wrong, got)
+  answers = [c.ask(f's{s} r{r}') for s in range(8) for r in range(3)]
+  assert any(not got.correct for got in answers)
+  for got in answers:
+    assert got.correct == (got.answer == got.truth) and got.margin >= 0
+  wrong = next(got for got in answers if not got.correct)
+  assert f'(wrong, it is {wrong.truth}, margin' in str(wrong)
 
 
 def test_a_dtype_that_cannot_hold_the_model_is_refused():
   c = registry.build('selector_multilevel', Facts.bijections(1024, 2), bits=10)
-  assert ask.ask(c, 's1000 r1')['correct']
+  assert c.ask('s1000 r1').correct
   with pytest.raises(InputError, match='bfloat16 cannot hold'):
-    ask.ask(c, 's1000 r1', 'bfloat16')
+    c.ask('s1000 r1', 'bfloat16')
 
 
 @pytest.fixture(scope='module')
@@ -184,16 +182,19 @@ def workdir(tmp_path_factory):
 
 
 def main(*arguments, stdin='', **values):
-  """The binary's main, its flags set for the time being."""
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()
-  with flagsaver.flagsaver(**values), pytest.MonkeyPatch.context() as patch:
+  """The binary's main."""
+  with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'stdin', io.StringIO(stdin))
-    ask.main(['ask', *arguments])
+    ask.main(ask.Options(**values), arguments)
+
+
+def kept(workdir) -> dict[str, list]:
+  """The columns of the records."""
+  return records.read(workdir / 'ask').table.to_dict('list')
 
 
 def test_answers_records_and_table(workdir, capsys):
-  main(workdir=str(workdir), construction=['chain_of_thought'], stdin='s1 r0 r2\n\n s2|r1|r1\n')
+  main(workdir=str(workdir), construction='chain_of_thought', stdin='s1 r0 r2\n\n s2|r1|r1\n')
   told = capsys.readouterr().out.splitlines()
   first, second = (
     ['s1', *(f's{s}' for s in oracle.answers(PLAIN, 1, (0, 2)))],
@@ -202,14 +203,13 @@ def test_answers_records_and_table(workdir, capsys):
   assert told[0].startswith(f's1 r0 r2 → {first[1]} → {first[2]}   (correct, least margin ')
   assert told[1].startswith(f's2 r1 r1 → {second[1]} → {second[2]}   (correct, least margin ')
   assert told[2].split()[:2] == ['query', 'answer'] and len(told) == 6
-  records = json.loads((workdir / 'ask' / 'results.json').read_text())
-  assert [record['answer'] for record in records] == [first[2], second[2]]
+  assert kept(workdir)['answer'] == [first[2], second[2]]
 
 
 def test_trace_and_figure(workdir, tmp_path, capsys):
   figure, records = tmp_path / 'seen.PNG', tmp_path / 'seen.json'
   records.write_text('[]')
-  main('s2 r1', workdir=str(workdir), construction=['selector'], trace=True, figure=str(figure))
+  main('s2 r1', workdir=str(workdir), construction='selector', trace=True, figure=str(figure))
   told = capsys.readouterr().out
   answers = PLAIN.answers_RxN[:, 2]
   assert (
@@ -226,9 +226,7 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
   ('arguments', 'values', 'told'),
   [
     (['s0 r0'], {'construction': None}, 'holds chain_of_thought, selector'),
-    (['s0 r0'], {'construction': ['keyvalue']}, 'which holds chain_of_thought, selector'),
-    (['s0 r0'], {'construction': ['selector', 'keyvalue']}, 'one model'),
-    (['s0 r0'], {'construction': ['all']}, 'one model'),
+    (['s0 r0'], {'construction': 'keyvalue'}, 'which holds chain_of_thought, selector'),
     (['s0 r0'], {'figure': 'a.gif'}, 'use .png, .pdf, .svg'),
     (['s0 r0'], {'figure': 'picture'}, 'use .png, .pdf, .svg'),
     (['s0 r0', 's1 r0'], {'figure': 'a.png'}, 'draws one query, in quotes; there are 2'),
@@ -237,11 +235,11 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
     (['s0 r0'], {'workdir': '/no/such/folder'}, 'no such folder'),
     (['s9 r0'], {}, "unknown subject 's9'"),
     (['s0', 'r0'], {}, '; a query goes in quotes: "s0 r0"'),
-    (['s0 r0'], {'construction': ['selektor']}, "did you mean 'selector'?"),
+    (['s0 r0'], {'construction': 'selektor'}, "did you mean 'selector'?"),
   ],
 )
 def test_refusals_are_one_line(workdir, arguments, values, told):
-  values = {'workdir': str(workdir), 'construction': ['selector'], **values}
+  values = {'workdir': str(workdir), 'construction': 'selector', **values}
   with pytest.raises(InputError) as error:
     main(*arguments, **values)
   assert told in str(error.value) and '\n' not in str(error.value)
@@ -252,15 +250,14 @@ def test_what_was_answered_is_kept(piped, workdir, capsys):
   texts = ['s0 r0', 's9 r0', 's1 r0']
   arguments, stdin = ([], '\n'.join(texts)) if piped else (texts, '')
   with pytest.raises(InputError, match="^unknown subject 's9'; the subjects are s0, s1 … s7$"):
-    main(*arguments, workdir=str(workdir), construction=['selector'], stdin=stdin)
+    main(*arguments, workdir=str(workdir), construction='selector', stdin=stdin)
   assert len(capsys.readouterr().out.splitlines()) == 4
-  records = json.loads((workdir / 'ask' / 'results.json').read_text())
-  assert [record['query'] for record in records] == ['s0 r0']
+  assert kept(workdir)['query'] == ['s0 r0']
 
 
 def test_the_folder_of_a_model_can_be_named(workdir, capsys):
   main('s4 r0', workdir=str(workdir / 'selector'), construction=None)
-  main('s4 r0', workdir=str(workdir / 'selector'), construction=['selector'])
+  main('s4 r0', workdir=str(workdir / 'selector'), construction='selector')
   assert capsys.readouterr().out.count('s4 r0 → ') == 2
   assert 's4 r0' in (workdir / 'ask' / 'results.json').read_text()
 

@@ -4,6 +4,7 @@ Nothing is written: no case here changes a single file in the folder that all of
 """
 
 import contextlib
+import importlib
 import io
 import shlex
 import subprocess
@@ -12,46 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 
 from constructions import registry
-from experiments import (
-  approximate,
-  ask,
-  benchmark,
-  bounds,
-  capacity,
-  construct,
-  from_constructed,
-  frozen_embeddings,
-  multihop,
-  structure,
-  threshold,
-  train,
-  transfer,
-)
 from experiments.harness import cli
 from geomem import construction
 from geomem.facts import Facts
 from geomem.saved import models
 
 ROOT = Path(__file__).parents[1]
-BINARIES = {
-  'construct': construct,
-  'ask': ask,
-  'bounds': bounds,
-  'approximate': approximate,
-  'benchmark': benchmark,
-  'threshold': threshold,
-  'train': train,
-  'structure': structure,
-  'transfer': transfer,
-  'frozen_embeddings': frozen_embeddings,
-  'multihop': multihop,
-  'from_constructed': from_constructed,
-  'capacity': capacity,
-}
 TABLES = {
   'ok.csv': 'a,to,b\nb,to,a\n',
   'own.csv': 'a,to,x\nb,to,y\n',
@@ -69,20 +38,20 @@ TABLES = {
 
 def run(binary: str, *arguments: str, stdin: bytes = b'') -> tuple[int, str, str]:
   """The binary, as `python -m experiments.BINARY` runs it: its status, and what it writes to both."""
-  out, err = io.StringIO(), io.StringIO()
-  with (
-    flagsaver.flagsaver(),
-    pytest.MonkeyPatch.context() as patch,
-    contextlib.ExitStack() as stack,
-  ):
-    flags.FLAGS.unparse_flags()
-    patch.setattr(sys, 'argv', [binary, *arguments])
+  module = importlib.import_module(f'experiments.{binary}')
+  out, err, status = io.StringIO(), io.StringIO(), 0
+  with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
     patch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(stdin), 'utf-8'))
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))
-    with pytest.raises(SystemExit) as leaving:
-      cli.run(BINARIES[binary].main)
-  return leaving.value.code or 0, out.getvalue(), err.getvalue()
+    try:
+      if hasattr(module, 'STUDY'):
+        module.STUDY.main([binary, *arguments])
+      else:
+        cli.run(module.main, module.Options, [binary, *arguments])
+    except SystemExit as leaving:
+      status = leaving.code or 0
+  return status, out.getvalue(), err.getvalue()
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -113,11 +82,12 @@ def place(tmp_path_factory):
   data.write_bytes(data.read_bytes()[:-7])
   next((place / 'bare').rglob('_METADATA')).unlink()
   config = place / 'later' / 'model' / 'config.json'
-  config.write_text(config.read_text().replace('"version": 1', '"version": 9'))
+  config.write_text(config.read_text().replace('"version": 2', '"version": 9'))
   (place / 'none').mkdir()
   (place / 'foreign' / 'selector').mkdir(parents=True)
   (place / 'other').mkdir()
-  (place / 'other' / 'results.json').write_text('[{"claim": 1}]')
+  about = '{"command": "python -m experiments.other"}'
+  (place / 'other' / 'results.json').write_text(f'{{"about": {about}, "columns": [], "data": []}}')
   (place / 'foreign' / 'selector' / 'thesis.tex').touch()
   return place
 
@@ -140,8 +110,8 @@ CONSTRUCT = [
   ('--subjects=many', "--subjects=many: not an integer: 'many'"),
   ('--relations=2.5', "--relations=2.5: not an integer: '2.5'"),
   ('--hops=', "--hops=: not an integer: ''"),
-  ('--seed=-1', '--seed=-1: -1 is not an integer in the range [0, 4294967295]'),
-  ('--seed=4294967296', '4294967296 is not an integer in the range [0, 4294967295]'),
+  ('--seed=-1', '--seed=-1: -1 is not a non-negative integer'),
+  ('--seed=4294967296', '1 seeds from 4294967296 on: use at least one, and none above 4294967295'),
   ('--subject=5', "Unknown command line flag 'subject'. Did you mean: subjects"),
   ('--table', 'Missing value for flag --table'),
   ('--dtype=float64', '--dtype=float64: value should be one of <float32|bfloat16>'),
@@ -194,8 +164,8 @@ CONSTRUCT = [
     "'y' is an answer of 'to' and of 'from'; every relation needs answers of its own",
   ),
   # places
-  ('--workdir=ok.csv', '--workdir=ok.csv: cannot be written to: Not a directory'),
-  ('--workdir=ok.csv/runs', '--workdir=ok.csv/runs: cannot be written to: Not a directory'),
+  ('--workdir=ok.csv', 'error: ok.csv: cannot be written to: Not a directory'),
+  ('--workdir=ok.csv/runs', 'error: ok.csv/runs: cannot be written to: Not a directory'),
   ('--workdir=foreign', 'foreign/selector exists and is not a geomem model; choose another --workdir'),
 ]  # fmt: skip
 
@@ -235,13 +205,14 @@ ASK = [
 OTHERS = [
   ('bounds', '--subjects=1', 'subjects is 1; it must be at least 2'),
   ('bounds', '--redraw --hops=2', '--hops and --redraw contradict each other'),
-  ('bounds', '--redraw --workdir=new', 'new/results.json: no results there'),
-  ('bounds', '--redraw --workdir=other', 'no constructions among the results'),
+  ('bounds', '--redraw --workdir=new', 'new: no results there'),
+  ('bounds', '--redraw --workdir=other', 'other: not results of experiments.bounds'),
   ('bounds', '--workdir=ok.csv', 'cannot be written to'),
+  ('bounds', '--seeds=2', "Unknown command line flag 'seeds'"),
   ('approximate', '--relations=0', 'relations is 0; it must be at least 1'),
   ('approximate', '--redraw --seeds=2', '--seeds and --redraw contradict each other'),
   ('approximate', '--seeds=0', '0 is not a positive integer'),
-  ('approximate', '--redraw --workdir=other', 'not results of experiments.approximate'),
+  ('approximate', '--redraw --workdir=other', 'other: not results of experiments.approximate'),
   ('benchmark', '--only=nothing', 'exhaustive'),
   ('benchmark', '--scale=huge', 'smoke|laptop|accelerator'),
   ('train', '--subjects=1', 'subjects is 1; it must be at least 2'),
@@ -257,9 +228,13 @@ OTHERS = [
   ('threshold', '--find=subjects --subjects=64', 'means nothing to --find=subjects'),
   ('threshold', '--learning_rate=nan', '--learning_rate=nan: it must be a finite'),
   ('train', '--seed=4294967296', 'seed'),
-  ('bounds', '--seed=99999999999999999999999', 'not an integer in the range [0, 4294967295]'),
+  ('bounds', '--seed=99999999999999999999999', 'none above 4294967295'),
   ('train', '--seed=4294967295 --seeds=2', '--seeds=2 from 4294967295 on: a seed is at most'),
-  ('approximate', '--seed=4294967295 --seeds=2', '--seeds=2 from 4294967295 on: a seed is at most'),
+  (
+    'approximate',
+    '--seed=4294967295 --seeds=2',
+    '2 seeds from 4294967295 on: use at least one, and none above',
+  ),
   ('threshold', '--seed=4294967295', '--seeds=5 from 4294967295 on: a seed is at most'),
   ('structure', '--scale=smoke --seed=4294967290 --seeds=9', 'a seed is at most 4294967295'),
   ('train', '--weight_decay=inf', '--weight_decay=inf: it must be a finite'),
@@ -316,9 +291,12 @@ def test_all_skips_what_cannot_be_built(tmp_path, monkeypatch):
   workdir = tmp_path / 'new' / 'runs'
   sizes = '--subjects=4', '--relations=2', '--hops=3', '--construction=all'
   status, out, err = run('construct', *sizes, f'--workdir={workdir}')
-  assert (status, err) == (0, '')
-  assert 'skipped precomputed: this construction would have' in out and '(limit 900)' in out
-  assert sorted(path.name for path in workdir.iterdir()) == ['results.json', 'selector']
+  assert status == 0 and 'selector, N = 4, R = 2, k = 1' in out and err.count('\n') == 1
+  assert (
+    'warning: skipped precomputed: this construction would have' in err and '(limit 900)' in err
+  )
+  names = ['findings.json', 'results.json', 'selector']
+  assert sorted(path.name for path in workdir.iterdir()) == names
 
 
 def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
@@ -327,8 +305,8 @@ def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
   sizes = '--subjects=4', '--relations=2', '--hops=3', f'--workdir={tmp_path / "new"}'
   monkeypatch.setattr(construction, 'MAX_PARAMETERS', 900)
   status, out, err = run('bounds', *sizes)
-  assert (status, err) == (0, '')
-  assert 'skipped precomputed: this construction would have' in out and 'keyvalue  ' in out
+  assert status == 0 and 'keyvalue  ' in out and err.count('\n') == 1
+  assert 'warning: skipped precomputed: this construction would have' in err
   monkeypatch.setattr(construction, 'MAX_PARAMETERS', 1)
   status, _, err = run('bounds', *sizes)
   assert status == 2 and err.count('\n') == 1
@@ -341,7 +319,7 @@ def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
     ('construct --subjects=1', 2, 'error: subjects is 1; it must be at least 2\n'),
     ('construct --frobnicate', 2, "error: Unknown command line flag 'frobnicate'; see --help\n"),
     ('ask --workdir=cut "s0 r0"', 2, 'is missing, or not what was saved\n'),
-    ('construct --help', 0, '--list shows them; repeatable'),
+    ('construct --help', 0, '--list shows them), or all, the default. Repeatable.'),
     ('ask --help', 0, 'can be left out where the workdir holds only one'),
   ],
 )
@@ -363,4 +341,4 @@ def test_in_a_process_of_its_own(command, status, told, place):
     assert told in ' '.join(done.stdout.split()) and not done.stderr
     shared = ('construction', 'dtype', 'workdir')
     shared += ('subjects', 'relations', 'hops', 'dim', 'width', 'seed') * (binary == 'construct')
-    assert all(f'  --{name}: ' in done.stdout for name in shared)
+    assert all(f'  --{name}\n' in done.stdout for name in shared)

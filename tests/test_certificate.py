@@ -16,6 +16,16 @@ def build(name, sizes=(5, 2, 1)):
   return registry.build(name, facts, k)
 
 
+def test_other_facts_of_the_same_size_need_no_other_program():
+  verify.certificate(build('disjoint'))
+  programs = verify._check_block._cache_size()
+  answers_RxN = Facts.disjoint(5, 2, 5).answers_RxN
+  for change in (lambda a: a[:, ::-1], lambda a: 9 - a):  # whose answers lie elsewhere, too
+    facts = Facts(change(answers_RxN), 10)
+    assert verify.certificate(registry.build('disjoint', facts)).holds(2)
+  assert verify._check_block._cache_size() == programs
+
+
 @pytest.mark.parametrize('check', verify.CHECKS)
 def test_a_dtype_that_rounds_a_weight_is_refused(check):
   """bfloat16 rounds |v|², and then answers some queries wrong."""

@@ -43,7 +43,7 @@ def same(one, other) -> bool:
     jax.tree.flatten(jax.tree.map(lambda a: (a.dtype, a.shape, a.tobytes()), c.params))
     for c in (one, other)
   )
-  fields = ('name', 'config', 'layout', 'hidden', 'hops', 'margin', 'chain_of_thought')
+  fields = ('name', 'config', 'layout', 'hidden', 'hops', 'margin', 'chain_of_thought', 'options')
   names = ('attributes', 'closed', 'subject_names', 'relation_names', 'attribute_names')
   return (
     (bits, shape) == (other_bits, other_shape)
@@ -167,15 +167,15 @@ def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
 @pytest.mark.parametrize(
   ('change', 'told'),
   [
-    ({'version': 2}, 'version 2 of the format; this code reads 1'),
+    ({'version': 1}, 'version 1 of the format; this code reads 2'),
     ({'version': None}, 'version None of the format'),
     ({'format': 'other'}, 'not a geomem model'),
-    ({'hops': 2}, 'config.json is not what was saved'),
-    ({'margin': 5}, 'config.json is not what was saved'),
+    ({'model': {'hops': 2}}, 'config.json is not what was saved'),
+    ({'model': {'margin': 5}}, 'config.json is not what was saved'),
     ({'crc32': None}, 'config.json is not what was saved'),
     ({'arrays': {}}, 'config.json is not what was saved'),
-    ({'config': {'dim': 12}}, 'config.json is not what was saved'),
-    ({'config': {'subjects': 6}}, 'config.json is not what was saved'),
+    ({'model': {'config': None}}, 'config.json is not what was saved'),
+    ({'model': {'options': {'dim': 6}}}, 'config.json is not what was saved'),
   ],
 )
 def test_another_config_is_refused(change, told, saved, tmp_path):

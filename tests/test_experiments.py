@@ -1,7 +1,5 @@
-"""The binaries that compute records and draw: bounds, benchmark, and the README's table."""
+"""Studies that build and compute, without training: construct, bounds, approximate; and what the README says."""
 
-import json
-import math
 import os
 import re
 import subprocess
@@ -9,139 +7,145 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import test_mechanism
 
+import experiments
 from constructions import registry
-from experiments import approximate, benchmark, bounds, readme
-from experiments.figures import approximate as approximate_figure
-from experiments.figures import bounds as bounds_figure
-from experiments.harness import building, cli, storage, timing
+from experiments import approximate, bounds, construct, pages
+from experiments.harness import building, records, tradeoff
+from experiments.harness.statistics import select, summarize
+from experiments.harness.trainer import Progress
+from geomem.saved import models
 
 ROOT = Path(__file__).parents[1]
 
 
+# --- construct ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few(monkeypatch):
+  some = {name: registry.entry(name) for name in ('selector', 'keyvalue', 'superposition')}
+  monkeypatch.setattr(registry, 'REGISTRY', some)
+
+
+@pytest.mark.parametrize(
+  ('asked', 'hops'),
+  [({}, [1, 2, 1]), ({'hops': 3}, [1, 3, 1]), ({'construction': ('selector', 'keyvalue')}, [1, 1])],
+)
+def test_hops_of_all_and_of_those_named(asked, hops, few, tmp_path):
+  found = construct.STUDY.run(folder=tmp_path, subjects=4, relations=2, save=False, **asked).table
+  assert found['hops'].tolist() == hops and (found['accuracy'] == 1).all()
+
+
+def test_the_models_are_saved_again_in_the_same_place(few, tmp_path):
+  for subjects in (4, 5):
+    found = construct.STUDY.run(folder=tmp_path, subjects=subjects, relations=2).table
+    assert found['subjects'].tolist() == [subjects] * 3 and (found['build_seconds'] > 0).all()
+  for name in registry.REGISTRY:
+    assert models.load(tmp_path / name).facts.subjects == 5
+
+
+def test_a_promise_that_is_broken_fails(few, tmp_path, monkeypatch):
+  build = registry.build
+  lame = lambda name, *about, **more: build(name, *about, **more).replace(margin=1e6)
+  monkeypatch.setattr(registry, 'build', lame)
+  sizes = '--construction=selector', '--subjects=4', '--relations=2'
+  with pytest.raises(SystemExit, match='FAILED: selector, N = 4, R = 2, k = 1: least margin'):
+    construct.STUDY.main(['construct', *sizes, f'--workdir={tmp_path}'])
+  assert records.read(tmp_path).table['accuracy'].tolist() == [1]
+
+
+def test_the_committed_records_have_every_construction_and_each_keeps_its_promise():
+  table = pages.kept('construct').table
+  assert table['construction'].tolist() == list(registry.REGISTRY)
+  held = [f.holds for f in construct.STUDY.findings(table)]
+  assert held.count(True) == 2 * sum(known.exact for known in registry.REGISTRY.values())
+  assert False not in held
+
+
+# --- bounds ---------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope='module')
-def records():
-  points, skipped = bounds.points(3, 2, 2, seed=0)
-  assert not skipped
-  return points + bounds.curves(3, 2, 2, reach=4 * max(p['subject_bits'] for p in points))
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('bounds')
 
 
-def curve(records, name):
-  return np.array([r['internal_bits'] for r in records if r.get('bound') == name])
+@pytest.fixture(scope='module')
+def table(folder):
+  return bounds.STUDY.run('smoke', folder).table
 
 
-def test_every_construction_is_a_verified_point(records):
-  points = {r['construction']: r for r in records if r['kind'] == 'construction'}
-  assert set(points) == set(registry.multi_hop())
-  assert all(p['accuracy'] == 1 and not building.failed(p) for p in points.values())
+def curve(table, name):
+  return select(table, bound=name)['internal_bits'].to_numpy()
 
 
-def test_curves_are_in_order_and_below_every_point(records):
-  exact = curve(records, 'exact')
+def test_every_construction_is_a_verified_point(table):
+  points = select(table, kind='construction')
+  assert points['construction'].tolist() == registry.multi_hop() and (points['accuracy'] == 1).all()
+  assert (points['min_margin'] >= points['promised_margin']).all()
+
+
+def test_curves_are_in_order_and_below_every_point(table):
+  exact = curve(table, 'exact')
   for name in ('global', 'local'):
-    assert np.all(curve(records, name) <= curve(records, f'sharp_{name}') + 1e-9)
-    assert np.all(curve(records, f'sharp_{name}') <= exact + 1e-9)
-  assert exact[0] > curve(records, 'sharp_local')[0] > curve(records, 'local')[0] > 0
-  price = [r['subject_bits'] for r in records if r.get('bound') == 'exact']
-  for point in (r for r in records if r['kind'] == 'construction'):
+    assert np.all(curve(table, name) <= curve(table, f'sharp_{name}') + 1e-9)
+    assert np.all(curve(table, f'sharp_{name}') <= exact + 1e-9)
+  assert exact[0] > curve(table, 'sharp_local')[0] > curve(table, 'local')[0] > 0
+  price = select(table, bound='exact')['subject_bits']
+  for point in select(table, kind='construction').to_dict('records'):
     assert point['internal_bits'] > np.interp(point['subject_bits'], price, exact)
 
 
-def test_only_the_global_bound_is_called_the_papers():
-  assert [name for name, style in bounds_figure.STYLES.items() if 'the paper' in style[0]] == [
-    'global'
-  ]
-  told = [finding.what for finding in bounds.findings(bounds.curves(64, 4, 2, reach=500))]
-  assert told == [
+def test_only_the_global_bound_is_called_the_papers(table):
+  papers = [name for name, style in tradeoff.STYLES.items() if 'the paper' in style[0]]
+  assert papers == ['global']
+  curves = pd.DataFrame(tradeoff.bounds(64, 4, 2, reach=500))
+  mixed = pd.concat([select(table, kind='construction'), curves])
+  assert [f.what for f in bounds.expect(mixed) if 'B_int' not in f.what] == [
     'global bound: ours / the paper’s, the least over B_emb',
     'local bound, both ours: the sharper / by trees, the least over B_emb',
   ]
 
 
-def test_the_figure_is_drawn_from_the_saved_records(records, tmp_path):
-  storage.write_results(tmp_path, records)
-  first = [path.read_bytes() for path in bounds_figure.draw(records, tmp_path)]
-  again = [
-    path.read_bytes() for path in bounds_figure.draw(storage.read_results(tmp_path), tmp_path)
-  ]
+def test_the_figure_is_drawn_from_the_saved_records(table, folder):
+  first = [path.read_bytes() for path in bounds.STUDY.draw(table, folder)]
+  again = [path.read_bytes() for path in bounds.STUDY.draw(records.read(folder).table, folder)]
   assert first == again and all(len(drawn) > 5000 for drawn in first)
 
 
+# --- approximate ----------------------------------------------------------------------------------
+
+
 def test_accuracy_grows_with_size_and_the_exact_ones_are_exact(tmp_path):
-  records = approximate.measure(32, 2, range(2))
-  rows = approximate.summary(records)
-  for name in approximate.CONSTANTS:
-    means = [row['accuracy'] for row in rows if row['construction'] == name]
-    assert len(means) == len(approximate.CONSTANTS[name]) and means[0] < 0.9 < means[-1]
-  assert all(row['least'] == 1 for row in rows if row['construction'] in approximate.EXACT)
-  assert all(path.stat().st_size > 5000 for path in approximate_figure.draw(records, tmp_path))
+  found = approximate.STUDY.run('smoke', tmp_path).table
+  rows = summarize(found, 'construction', 'constant')
+  for name, constants in building.MEMORY_CONSTANTS.items():
+    means = select(rows, construction=name)['value'].tolist()
+    assert len(means) == len(constants) and means[0] < 0.9 < means[-1]
+  for name in approximate.EXACT:
+    assert select(rows, construction=name)['least'].tolist() == [1]
+  assert all(path.stat().st_size > 5000 for path in approximate.STUDY.draw(found, tmp_path))
 
 
-def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, capsys):
-  record = {'sweep': 1, 'step': 200, 'loss': 0.25, 'models': 7, 'solved': 0.5, 'diverged': 0}
-  quiet = cli.Training()
-  quiet(2000, record)
-  assert capsys.readouterr().err == ''
+# --- what a terminal shows ------------------------------------------------------------------------
+
+
+def test_progress_says_what_is_under_way_and_nothing_to_a_file(monkeypatch, capsys, tmp_path):
+  with Progress('study', tmp_path) as quiet:
+    quiet(200, 2000, 'sweep 1')
+  assert capsys.readouterr() == ('', '')
   monkeypatch.setattr(sys.stderr, 'isatty', lambda: True)
-  clock = iter((0.0, 0.0, 10.0, 20.0))
-  monkeypatch.setattr(cli.time, 'monotonic', lambda: next(clock))
-  told = cli.Training()
-  for step in (200, 400, 600):
-    told(2000, {**record, 'step': step})
-  first, second, third = capsys.readouterr().err.split('\r\x1b[K')[1:]
-  assert 'compiled' in first and '20 steps/s' in second and '80 s left' in second
-  assert '600/2,000, 20 steps/s, 7 models, loss 0.25, 50% solved, 70 s left' in third
+  monkeypatch.setenv('TERM', 'xterm')
+  with Progress('study', tmp_path) as told:
+    told(200, 2000, 'sweep 1: 7 models')
+  out, err = capsys.readouterr()
+  assert out == '' and 'sweep 1: 7 models' in err and '200/2000' in err
 
 
-def test_what_a_flag_says_for_one_binary_it_does_not_say_for_the_next():
-  cli.define(workdir='Mine alone.')
-  assert cli.FLAGS['workdir'].help == 'Mine alone.'
-  cli.define('workdir')
-  assert 'results.json' in cli.FLAGS['workdir'].help
-
-
-@pytest.mark.parametrize('about', [None, {'device': 'any'}])
-def test_what_is_not_finite_is_kept_and_null_is_nothing(about, tmp_path):
-  record = {'a': math.inf, 'b': -math.inf, 'c': math.nan, 'd': 1.5, 'e': None, 'f': 'infinite'}
-  storage.write_results(tmp_path, [record], about=about)
-  json.loads((tmp_path / 'results.json').read_text(), parse_constant=pytest.fail)
-  (again,) = storage.read_results(tmp_path)
-  assert math.isnan(again.pop('c')) and math.isnan(record.pop('c')) and again == record
-
-
-def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):
-  order = []
-  monkeypatch.setattr(timing.time, 'perf_counter', lambda: float(len(order)))
-  got = timing.side_by_side(lambda: order.append('ours'), lambda: order.extend(['theirs'] * 3), 3)
-  assert [name for i, name in enumerate(order) if i == 0 or name != order[i - 1]] == [
-    'ours',
-    'theirs',
-  ] * 4
-  assert (got['ours_seconds'], got['theirs_seconds'], got['ratio']) == (1, 3, 3)
-
-
-def test_exhaustive_benchmark_counts_every_logit():
-  record = benchmark.exhaustive(50, 2, rounds=1)
-  assert record['logits'] == 50 * 2 * 50
-  assert record['ratio'] == pytest.approx(record['theirs_seconds'] / record['ours_seconds'])
-
-
-def test_certificate_benchmark_runs_the_command():
-  record = benchmark.certificate(100, 2)
-  assert (record['queries'], record['accuracy'], record['min_margin']) == (200, 1, 4)
-  assert 0.05 < record['peak_gigabytes'] < 4
-
-
-def test_the_table_in_the_readme_is_what_was_measured():
-  records = json.loads((ROOT / readme.RECORDS).read_text())
-  text = (ROOT / readme.README).read_text()
-  assert readme.splice(text, readme.MARK.format('theorems'), readme.theorems(records)) == text
-  timings = json.loads((ROOT / readme.TIMINGS).read_text())
-  assert readme.splice(text, readme.MARK.format('timings'), readme.timings(timings)) == text
-  assert [record['construction'] for record in records] == list(registry.REGISTRY)
-  assert not any(building.failed(record) for record in records)
+# --- the README -----------------------------------------------------------------------------------
 
 
 def in_readme(language):
@@ -164,13 +168,13 @@ def as_a_new_user(lines, folder):
   return done.stdout
 
 
-SMOKE = [f'python -m experiments.{name} --scale=smoke' for name in test_mechanism.NAMES]
+SMOKE = [f'python -m experiments.{name} --scale=smoke' for name in experiments.STUDIES]
 BLOCKS = [[line for line in b.splitlines() if line not in SMOKE] for b in in_readme('sh')]
 
 
 @pytest.mark.parametrize('lines', [lines for lines in BLOCKS if lines], ids=lambda lines: lines[0])
 def test_the_lines_of_the_readme_run(lines, tmp_path):
-  """Of every block, but for the presets that test_mechanism runs."""
+  """Of every block, but for the presets that other tests run."""
   as_a_new_user(lines, tmp_path)
 
 

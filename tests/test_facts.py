@@ -54,6 +54,13 @@ def test_the_seed_decides(make):
   assert np.any(one.answers_RxN[0] != one.answers_RxN[1] - 5 * (one.attributes == 10))
 
 
+@pytest.mark.parametrize('seed', [0, 1, 12345, 2**31, 2**32 - 1])
+def test_a_seed_stands_for_the_key_of_that_seed(seed):
+  rng = np.random.default_rng(np.asarray(jax.random.key_data(jax.random.key(seed))))
+  want_RxN = [rng.permutation(20) for _ in range(3)]
+  np.testing.assert_array_equal(Facts.bijections(20, 3, seed).answers_RxN, want_RxN)
+
+
 @pytest.mark.parametrize('attributes', [None, 2, 7, 300])
 def test_maps_reach_all_attributes(attributes):
   facts = Facts.random_maps(5000 if attributes else 40, 2, attributes)
@@ -81,6 +88,8 @@ def test_disjoint_relations_have_sets_of_their_own(n, r, each):
 @pytest.mark.parametrize(
   'make',
   [
+    lambda: Facts.bijections(9, 2, -1),
+    lambda: Facts.random_maps(9, 2, seed=2**32),
     lambda: Facts.bijections(1, 2),
     lambda: Facts.bijections(2, 0),
     lambda: Facts.bijections(2**20, 2**12),
@@ -105,6 +114,18 @@ def test_impossible_facts_are_refused(make):
   with pytest.raises(InputError) as error:
     make()
   assert '\n' not in str(error.value)
+
+
+def test_facts_are_closed_only_where_that_is_said():
+  """As many attributes as subjects need not be the subjects: 0 may be a colour."""
+  answers_RxN = np.array([[1, 0], [0, 1]])
+  colours = Facts(answers_RxN, 2)
+  assert not colours.closed and colours.attribute_name(0) == 'a0'
+  with pytest.raises(InputError, match=r'if they are, .* say so: Facts\(\.\.\., closed=True\)'):
+    fact.check_closed(colours, 2)
+  fact.check_closed(Facts(answers_RxN, 2, closed=True), 2)
+  with pytest.raises(InputError, match=r'chained: some attributes are not subjects$'):
+    fact.check_closed(Facts(answers_RxN, 3), 2)
 
 
 # --- hops and tokens ------------------------------------------------------------------------------
@@ -228,7 +249,7 @@ def table(tmp_path):
 )
 def test_table_in_many_guises(table, content):
   for name, text in (('f.csv', content), ('f.tsv', content.replace(',', '\t'))):
-    facts = tables.read_table(table(text, name))
+    facts = Facts.from_csv(table(text, name))
     assert facts.closed and facts.attributes == 3
     assert facts.subject_names == facts.attribute_names == ('a', 'b', 'c')
     assert facts.relation_names == ('next',) and facts.answers_RxN.tolist() == [[1, 2, 0]]
@@ -236,10 +257,10 @@ def test_table_in_many_guises(table, content):
 
 def test_names_that_look_the_same_are_the_same(table):
   text = 'Zoë  Ann,is,x\nB,is,y\nB,has,x\nZoe\u0308 Ann,has,y\n'
-  facts = tables.read_table(table(text))
+  facts = Facts.from_csv(table(text))
   assert facts.subject_names == ('Zoë Ann', 'B') and facts.answers_RxN.tolist() == [[0, 1], [1, 0]]
   with pytest.raises(InputError, match="'Zoë Ann' has more than one row"):
-    tables.read_table(table(text + 'Zoe\u0308  Ann,is,y\n'))
+    Facts.from_csv(table(text + 'Zoe\u0308  Ann,is,y\n'))
   assert tables.read_many(table(text))['has'] == {'B': ('x',), 'Zoë Ann': ('y',)}
 
 
@@ -248,7 +269,7 @@ def test_open_table_in_order_of_appearance(table):
     'Überlingen,Staat,"Reich, Deutsches"\n日本,大陸,アジア\n'
     'Überlingen,大陸,Euro  pa\n日本,Staat,"a ""b"""'
   )
-  facts = tables.read_table(table(text))
+  facts = Facts.from_csv(table(text))
   assert facts.subject_names == ('Überlingen', '日本') and facts.relation_names == ('Staat', '大陸')
   assert facts.attribute_names == ('Reich, Deutsches', 'アジア', 'Euro pa', 'a "b"')
   assert not facts.closed and facts.answers_RxN.tolist() == [[0, 3], [2, 1]]
@@ -273,7 +294,7 @@ def test_any_names_survive(tmp_path_factory, symbols, data):
     csv.writer(file, quoting=csv.QUOTE_ALL).writerows(
       (s, 'r', a) for s, a in zip(symbols, answers, strict=True)
     )
-  facts = tables.read_table(path)
+  facts = Facts.from_csv(path)
   assert facts.closed and facts.subject_names == tuple(symbols)
   assert [symbols[a] for a in facts.answers_RxN[0]] == answers
 
@@ -307,7 +328,7 @@ def test_any_names_survive(tmp_path_factory, symbols, data):
 def test_malformed_table_is_refused(table, content, says):
   path = table(content)
   with pytest.raises(InputError) as error:
-    tables.read_table(path)
+    Facts.from_csv(path)
   for part in [str(path), *says]:
     assert part in str(error.value)
   assert '\n' not in str(error.value) and '\0' not in str(error.value)
@@ -316,9 +337,9 @@ def test_malformed_table_is_refused(table, content, says):
 
 def test_what_is_no_file_is_refused(tmp_path):
   with pytest.raises(InputError, match='cannot be read: Is a directory'):
-    tables.read_table(tmp_path)
+    Facts.from_csv(tmp_path)
   with pytest.raises(InputError, match='nowhere.csv: cannot be read: No such file'):
-    tables.read_table(tmp_path / 'nowhere.csv')
+    Facts.from_csv(tmp_path / 'nowhere.csv')
 
 
 @quick
@@ -327,7 +348,7 @@ def test_any_bytes_are_a_table_or_refused(tmp_path_factory, content):
   path = tmp_path_factory.mktemp('bytes') / 'f.csv'
   path.write_bytes(content)
   try:
-    facts = tables.read_table(path)
+    facts = Facts.from_csv(path)
   except InputError as error:
     assert str(error).startswith(str(path))
   else:

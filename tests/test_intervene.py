@@ -111,7 +111,10 @@ def test_a_swap_changes_one_answer_and_no_other(built):
   flipped, kept = run(vectors)
   np.testing.assert_array_equal(flipped, [0, 1])
   np.testing.assert_array_equal(kept, [1, 1])
-  for wrong in (jnp.roll(vectors, 1, axis=0), intervene.random_directions(jax.random.key(2), vectors)):
+  for wrong in (
+    jnp.roll(vectors, 1, axis=0),
+    intervene.random_directions(jax.random.key(2), vectors),
+  ):
     flipped, kept = run(wrong)
     assert flipped[1] < 0.2 and kept[1] < 0.9
     np.testing.assert_allclose(
@@ -159,7 +162,7 @@ def test_every_subject_learned_anew_has_random_numbers_of_its_own(built, monkeyp
     built.config, built.params, other, jax.random.key(0), 2
   )
   together = learned()
-  monkeypatch.setattr(intervene, 'AT_ONCE', 8)
+  monkeypatch.setattr(intervene, 'ROWS_AT_ONCE', 8)
   # Where a gradient is next to nothing Adam's step has a sign that rounding decides.
   assert np.mean(np.isclose(learned(), together, rtol=1e-3, atol=1e-4)) > 0.9
 

@@ -14,16 +14,17 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pretrained_models as models
 import pytest
 from absl import flags
 
-from experiments.harness import cli, machine, statistics
-from experiments.language import linearized, scenes, swapping
+from experiments.harness import cli, machine
+from experiments.language import linearized, prompt_set, swapping
 from geomem import tables
 from geomem.errors import InputError
 from geomem.inside import ridge
-from geomem.pretrained import asking, decoder, load, relational
+from geomem.pretrained import decoder, load, relational, runner
 
 pytest.importorskip('gguf', reason='the extra lm is not installed')
 pytest.importorskip('tokenizers', reason='the extra lm is not installed')
@@ -46,7 +47,7 @@ def planted(seed=0, subjects=90, noise=0.0, both=0.0):
   return groups, y, ridge.folds(rng, subjects, 5)
 
 
-def explained(kernels, y, fold):
+def r2(kernels, y, fold):
   guess, mean = ridge.held_out(kernels, y, fold)
   return 1 - ((y - guess) ** 2).sum() / ((y - mean) ** 2).sum()
 
@@ -54,30 +55,30 @@ def explained(kernels, y, fold):
 def test_a_planted_superposition_is_found_and_shuffled_ones_are_not():
   groups, y, fold = planted()
   kernels = [ridge.kernel(x) for x in groups]
-  assert explained([sum(kernels)], y, fold) > 0.98
+  assert r2([sum(kernels)], y, fold) > 0.98
   order = np.random.default_rng(1).permutation(len(y))
-  assert explained([sum(ridge.kernel(x[order]) for x in groups)], y, fold) < 0.02
+  assert r2([sum(ridge.kernel(x[order]) for x in groups)], y, fold) < 0.02
 
 
 def test_noise_is_not_explained():
   groups, y, fold = planted(noise=3.0)
   clean = planted()[1]
   share = np.var(clean, axis=0).sum() / np.var(y, axis=0).sum()
-  assert explained([sum(map(ridge.kernel, groups))], y, fold) < share + 0.03
+  assert r2([sum(map(ridge.kernel, groups))], y, fold) < share + 0.03
 
 
 def test_interactions_are_found_where_they_are_and_only_there():
   for both, least, most in ((0.0, -0.02, 0.01), (1.5, 0.2, 1.0)):
     groups, y, fold = planted(both=both)
     kernels = [ridge.kernel(x) for x in groups]
-    gain = explained([sum(kernels), ridge.products(kernels)], y, fold)
-    assert least <= gain - explained([sum(kernels)], y, fold) <= most
+    gain = r2([sum(kernels), ridge.products(kernels)], y, fold)
+    assert least <= gain - r2([sum(kernels)], y, fold) <= most
 
 
 def test_more_features_than_subjects_explain_nothing_that_is_held_out():
   rng = np.random.default_rng(0)
   y, fold = rng.standard_normal((60, 30)), ridge.folds(rng, 60, 5)
-  assert explained([ridge.kernel(rng.standard_normal((60, 500)))], y, fold) < 0.05
+  assert r2([ridge.kernel(rng.standard_normal((60, 500)))], y, fold) < 0.05
 
 
 def test_the_dual_form_is_ridge_regression():
@@ -99,10 +100,10 @@ def test_the_interval_of_a_ratio():
   rng = np.random.default_rng(0)
   bottom = rng.integers(0, 3, 400)
   top = rng.random(400) * bottom
-  found = statistics.ratio(top, bottom)
+  found = prompt_set.ratio(top, bottom)
   assert found['value'] == pytest.approx(top.sum() / bottom.sum())
   assert found['low'] < 0.5 < found['high'] and found['high'] - found['low'] < 0.1
-  assert np.isnan(statistics.ratio([0, 0], [0, 0])['value'])
+  assert np.isnan(prompt_set.ratio([0, 0], [0, 0])['value'])
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -110,10 +111,10 @@ def test_the_interval_of_a_ratio():
 
 def test_the_tables_are_normalized():
   for name, subjects, relations in (('countries', 153, 4), ('elements', 103, 3)):
-    table = scenes.read(name, DATA / f'{name}.csv')
-    assert (len(table.subjects), len(table.relations)) == (subjects, relations)
+    table = prompt_set.read(name, DATA / f'{name}.csv')
+    assert (len(table.subjects), len(table.rows)) == (subjects, relations)
     assert all(set(rows) == set(table.subjects) for rows in table.rows.values())
-    assert all(set(frame.after) == set(table.relations) for frame in table.frames)
+    assert all(set(template.after) == set(table.rows) for template in table.templates)
     values = [v for rows in table.rows.values() for all_ in rows.values() for v in all_]
     assert all(v == v.strip() and v.isprintable() for v in values)
     assert not {'Bangla', 'Burma', 'Swaziland', 'Nur-Sultan', 'Bujumbura', 'Americas'} & {
@@ -133,87 +134,89 @@ def test_several_rows_are_several_answers(tmp_path):
 def test_a_relation_of_which_no_subject_is_drawn_is_left_out(tmp_path):
   rows = [f'{i},r,{"xy"[i % 2]}\n' for i in range(40)]
   (tmp_path / 'x.csv').write_text(''.join([*rows, *(f'{i},q,z\n' for i in range(40))]))
-  drawn = scenes.read('own', tmp_path / 'x.csv', 20).subjects
+  drawn = prompt_set.read('own', tmp_path / 'x.csv', 20).subjects
   other = next(str(i) for i in range(40) if str(i) not in drawn)
   for subject, relations in ((other, ('r',)), (drawn[0], ('r', 'q'))):
     (tmp_path / 'x.csv').write_text(''.join([*rows, f'{subject},q,z\n']))
-    table = scenes.read('own', tmp_path / 'x.csv', 20)
-    assert table.subjects == drawn and table.relations == relations
+    table = prompt_set.read('own', tmp_path / 'x.csv', 20)
+    assert table.subjects == drawn and tuple(table.rows) == relations
 
 
 # --- a tiny model ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
+def folder(tmp_path_factory):
   """A random model, and a table of made-up facts with holes and several values."""
-  place = tmp_path_factory.mktemp('language')
-  models.write(place / 'tiny', 'gpt_neox')
+  folder = tmp_path_factory.mktemp('language')
+  models.write(folder / 'tiny', 'gpt_neox')
   about = {**models.config('gpt_neox'), 'max_position_embeddings': 128}
-  (place / 'tiny' / 'config.json').write_text(json.dumps(about))
+  (folder / 'tiny' / 'config.json').write_text(json.dumps(about))
   rng = np.random.default_rng(0)
   rows = [('subject', 'relation', 'attribute')]
   for i in range(24):
     name = ''.join(rng.choice(list('aeioubdk'), 4))
-    rows.append((f'{name} {i}', 'colour', ['red', 'green', 'blue'][i % 3]))
+    rows.append((f'{name} {i}', 'colour', ['amber', 'green', 'blue'][i % 3]))
     if i % 5:
-      rows.append((f'{name} {i}', 'shape', ['round', 'flat'][i % 2]))
+      rows.append((f'{name} {i}', 'shape', ['angular', 'flat'][i % 2]))
     if i % 7 == 0:
       rows.append((f'{name} {i}', 'shape', 'odd'))
-  with open(place / 'facts.csv', 'w', newline='') as file:
+  with open(folder / 'facts.csv', 'w', newline='') as file:
     csv.writer(file).writerows(rows)
-  return place
+  return folder
 
 
 @pytest.fixture(scope='module')
-def scene(place):
-  model = load.load(place / 'tiny')
-  table = scenes.read('own', place / 'facts.csv')
-  scene = scenes.Scene(asking.Asker(model), table, 0, (1, 2))
-  scene.seen = scene.observe()
-  return scene
+def prompts(folder):
+  model = load.load(folder / 'tiny')
+  table = prompt_set.read('own', folder / 'facts.csv')
+  prompts = prompt_set.PromptSet(runner.Runner(model), table, 0, (1, 2))
+  prompts.observed = prompts.observe()
+  return prompts
 
 
-def whole(scene, s, r):
+def whole(prompts, s, r):
   """Residuals of the whole prompt at once, its subject's position and its end."""
-  words = scene.table.frames[0]
-  subject = scene.table.subjects[s]
-  text = words.before + subject + words.after[scene.table.relations[r]]
-  model = scene.asker.model
-  x_LxD = decoder.embed(model.config, model.params, jnp.array(model.tokenizer.encode(text)))
+  words = prompts.table.templates[0]
+  subject = prompts.table.subjects[s]
+  text = words.before + subject + words.after[prompts.relations[r].name]
+  model = prompts.runner.model
+  x_LxD = decoder.embed(model.config, model.params, jnp.array(model.tokenizer.encode(text).ids))
   position = len(model.tokenizer.encode(words.before + subject)) - 1
   return np.asarray(
     jax.jit(lambda p, x: decoder.residuals(model.config, p, x))(model.params, x_LxD)
   ), position
 
 
-def test_prompts_that_are_cut_say_what_whole_ones_say(scene):
+def test_prompts_that_are_cut_say_what_whole_ones_say(prompts):
   for s, r in ((0, 0), (7, 1)):
-    x_TxLxD, position = whole(scene, s, r)
+    x_TxLxD, position = whole(prompts, s, r)
     assert position > 0
-    np.testing.assert_allclose(scene.seen['read'][s], x_TxLxD[:, position], atol=2e-5)
-    np.testing.assert_allclose(scene.seen['end'][s, r], x_TxLxD[-1, -1], atol=2e-5)
+    np.testing.assert_allclose(prompts.observed['subject'][s], x_TxLxD[:, position], atol=2e-5)
+    np.testing.assert_allclose(prompts.observed['final'][s, r], x_TxLxD[-1, -1], atol=2e-5)
 
 
-def test_no_change_changes_no_bit_and_a_donor_brings_all(scene):
+def test_no_change_changes_no_bit_and_a_donor_brings_all(prompts):
   subjects = np.arange(24)
-  zero = np.zeros((24, scene.seen['read'].shape[-1]), np.float32)
-  np.testing.assert_array_equal(scene.changed(1, subjects, 2, 1.0, zero), scene.seen['end'][:, 1])
-  same = scene.changed(1, subjects, 1, 0.0, scene.seen['read'][:, 1])
-  np.testing.assert_array_equal(same, scene.seen['end'][:, 1])
-  spread = scene.changed(1, subjects, np.arange(24) % 4, 0.0,
-                         scene.seen['read'][subjects, np.arange(24) % 4], first=0)  # fmt: skip
-  np.testing.assert_array_equal(spread, scene.seen['end'][:, 1])
-  other = scene.changed(0, subjects, 2, 0.0, scene.seen['read'][::-1, 2])
-  assert (np.abs(other - scene.seen['end'][:, 0]).max(axis=1) > 1e-4).all()
+  zero = np.zeros((24, prompts.observed['subject'].shape[-1]), np.float32)
+  np.testing.assert_array_equal(
+    prompts.patched(1, subjects, 2, 1.0, zero), prompts.observed['final'][:, 1]
+  )
+  same = prompts.patched(1, subjects, 1, 0.0, prompts.observed['subject'][:, 1])
+  np.testing.assert_array_equal(same, prompts.observed['final'][:, 1])
+  spread = prompts.patched(1, subjects, np.arange(24) % 4, 0.0,
+                         prompts.observed['subject'][subjects, np.arange(24) % 4], first=0)  # fmt: skip
+  np.testing.assert_array_equal(spread, prompts.observed['final'][:, 1])
+  other = prompts.patched(0, subjects, 2, 0.0, prompts.observed['subject'][::-1, 2])
+  assert (np.abs(other - prompts.observed['final'][:, 0]).max(axis=1) > 1e-4).all()
 
 
-def test_the_jacobian_is_the_slope_of_a_change(scene):
+def test_the_jacobian_is_the_slope_of_a_change(prompts):
   rng = np.random.default_rng(0)
-  (jacobian_DxD,) = scene.jacobian(0, 3, (1,))
+  (jacobian_DxD,) = prompts.jacobian(0, 3, (1,))
   step = rng.standard_normal((1, len(jacobian_DxD))).astype(np.float32) * 1e-2
   three = np.array([3])
-  ends = [scene.changed(0, three, 1, 1.0, sign * step)[0] for sign in (1, -1)]
+  ends = [prompts.patched(0, three, 1, 1.0, sign * step)[0] for sign in (1, -1)]
   np.testing.assert_allclose((ends[0] - ends[1]) / 2, step[0] @ jacobian_DxD.T, atol=2e-4)
 
 
@@ -222,116 +225,116 @@ def test_a_relational_embedding_of_an_affine_model_is_the_model():
   w, b = rng.standard_normal((8, 8)), rng.standard_normal(8)
   s = rng.standard_normal((5, 8))
   found = relational.embedding(np.stack([w] * 5), s, s @ w.T + b)
-  np.testing.assert_allclose(relational.guess(found, s, 1.0), s @ w.T + b, atol=1e-5)
+  np.testing.assert_allclose(relational.predict(found, s, 1.0), s @ w.T + b, atol=1e-5)
   np.testing.assert_allclose(relational.inverse(w, 8), np.linalg.pinv(w), atol=1e-9)
   assert np.linalg.matrix_rank(relational.inverse(w, 3)) == 3
 
 
-def test_the_subject_is_never_first_and_must_end_in_a_token(scene):
-  assert (scene.prompts.count_S > 0).all()
-  first = asking.Frame('', {'colour': ' is', 'shape': ' is'})
+def test_the_subject_is_never_first_and_must_end_in_a_token(prompts):
+  assert (prompts.tokenized.prefix_length_S > 0).all()
+  first = runner.Template('', {'colour': ' is', 'shape': ' is'})
   with pytest.raises(InputError, match='after the first'):
-    asking.prompts(scene.asker.model, ('a', 'b'), ('colour', 'shape'), first)
-  long = asking.Frame('x' * 500, {'colour': ' is', 'shape': ' is'})
+    runner.tokenize(prompts.runner.model, ('colour', 'shape'), ('a', 'b'), first)
+  long = runner.Template('x' * 500, {'colour': ' is', 'shape': ' is'})
   with pytest.raises(InputError, match='the model reads'):
-    asking.prompts(scene.asker.model, ('abc',), ('colour',), long)
+    runner.tokenize(prompts.runner.model, ('colour',), ('abc',), long)
 
 
-@pytest.mark.parametrize('prompt, value, told', [
+@pytest.mark.parametrize('prompt, value, error', [
   ('at', 'he', 'other tokens'), ('to', '', 'no token'), ('to', 'the', None),
 ])  # fmt: skip
-def test_an_attribute_begins_where_the_prompt_ends(prompt, value, told, scene):
+def test_an_attribute_begins_where_the_prompt_ends(prompt, value, error, prompts):
   """Of a tokenizer that reads over spaces, 'at he' is a, the."""
+
+  inner = prompts.runner.model.tokenizer
 
   class Spaceless:
     def encode(self, text):
-      return scene.asker.model.tokenizer.encode(text.replace(' ', ''))
+      return inner.encode(text.replace(' ', ''))
 
-  model = dataclasses.replace(scene.asker.model, tokenizer=Spaceless())
+  model = dataclasses.replace(prompts.runner.model, tokenizer=Spaceless())
   rows = {'shape': {'x': (value,)}}
-  with pytest.raises(InputError, match=told) if told else contextlib.nullcontext():
-    (relation,) = asking.relations(model, rows, ('x',), asking.Frame(prompt, {'shape': prompt}))
-    assert relation.token_A == model.tokenizer.encode(value)[:1]
+  with pytest.raises(InputError, match=error) if error else contextlib.nullcontext():
+    (relation,) = runner.relations(model, rows, ('x',), runner.Template(prompt, {'shape': prompt}))
+    assert relation.token_A == inner.encode(value).ids[:1]
 
 
-def test_the_three_groups_are_apart_and_swaps_change_the_answer(scene):
+def test_the_three_groups_are_apart_and_swaps_change_the_answer(prompts, monkeypatch):
   groups = swapping.split(3, 24)
   assert sorted(np.concatenate(groups)) == list(range(24))
-  known = {**scene.seen, 'known': np.ones_like(scene.seen['known'])}
-  scene.seen, kept = known, scene.seen
-  try:
-    for swaps in swapping.draw(scene, 0, groups[0], groups[2]):
-      relation = scene.relations[swaps.r]
-      own = relation.right_SxA[swaps.subject_W]
-      token = relation.token_A[swaps.wanted_W]
-      assert set(swaps.subject_W) <= set(groups[2])
-      assert not ((relation.token_A[None] == token[:, None]) & own).any()
-      assert scene.shared(swaps.r, groups[0])[swaps.wanted_W].all()
-      mover = swapping.Mover(scene, 0, groups[0], 2)
-      lengths = [np.linalg.norm(mover.move(arm, swaps), axis=1) for arm in
-                 ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
-      np.testing.assert_allclose(lengths[1:], [lengths[0]] * 2, rtol=1e-6)
-  finally:
-    scene.seen = kept
+  known = {**prompts.observed, 'known': np.ones_like(prompts.observed['known'])}
+  monkeypatch.setattr(prompts, 'observed', known)
+  drawn = swapping.draw(prompts, 0, groups[0], groups[2])
+  assert set(drawn['relation']) == {0, 1} and set(drawn['subject']) <= set(groups[2])
+  for r, swaps in drawn.groupby('relation'):
+    relation = prompts.relations[r]
+    token = relation.token_A[swaps['attribute']]
+    same = relation.token_A[None] == token[:, None]
+    assert not (same & relation.correct_SxA[swaps['subject']]).any()
+    assert prompts.shared(r, groups[0])[swaps['attribute']].all()
+  steering = swapping.SteeringVectors(prompts, 0, groups[0], 2)
+  norms = [np.linalg.norm(steering.vectors(method, drawn), axis=1) for method in
+           ('superposition', 'shuffled facts', 'random direction')]  # fmt: skip
+  np.testing.assert_allclose(norms[1:], [norms[0]] * 2, rtol=1e-6)
 
 
-def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(scene):
+def test_what_was_not_known_is_not_asked_and_is_missed_nowhere(prompts, monkeypatch):
   rng = np.random.default_rng(0)
-  known = rng.random(scene.seen['known'].shape) < 0.5
-  scene.seen, kept = {**scene.seen, 'known': known}, scene.seen
-  all_swaps = [swapping.Swaps(r, np.array([4, 9, 2, 17]), np.zeros(4, int)) for r in (0, 1)]
-  moves = rng.standard_normal((2, 4, scene.seen['read'].shape[-1]))
-  try:
-    some, all_ = (
-      swapping.outcomes(scene, 2, all_swaps, moves, everything=everything)
-      for everything in (False, True)
-    )
-  finally:
-    scene.seen = kept
-  assert any((x.said_WxR == -1).any() for x in some)
-  for x, y in zip(some, all_, strict=True):
-    assert (y.said_WxR != -1).all() and not x.others_WxR[:, x.swaps.r].any()
-    np.testing.assert_array_equal(x.others_WxR, y.others_WxR)
-    np.testing.assert_array_equal(x.stays_WxR, y.stays_WxR)
-    np.testing.assert_array_equal(x.flips_W, y.flips_W)
+  known = rng.random(prompts.observed['known'].shape) < 0.5
+  monkeypatch.setattr(prompts, 'observed', {**prompts.observed, 'known': known})
+  swaps = pd.DataFrame(
+    {'relation': [0] * 4 + [1] * 4, 'subject': [4, 9, 2, 17] * 2, 'attribute': 0}
+  )
+  vectors = rng.standard_normal((8, prompts.observed['subject'].shape[-1]))
+  some, all_ = (
+    swapping.outcomes(prompts, 2, swaps, vectors, everything=everything)
+    for everything in (False, True)
+  )
+  others = ~some['own']
+  assert len(some) == 16 and (some['own'] == (some['relation'] == some['asked'])).all()
+  assert (
+    (some['after'] == -1).any() and (all_['after'] != -1).all() and some['counted'][~others].all()
+  )
+  np.testing.assert_array_equal(
+    some['counted'][others], known[some['subject'], some['asked']][others]
+  )
+  np.testing.assert_array_equal((some['after'] == -1)[others], ~some['counted'][others])
+  pd.testing.assert_frame_equal(some.drop(columns='after'), all_.drop(columns='after'))
 
 
 @pytest.mark.parametrize('group', [1, 2])
 def test_of_a_relation_of_which_a_group_knows_nothing_there_is_no_relational_embedding(
-  group, scene, monkeypatch
+  group, prompts, monkeypatch
 ):
-  known = np.ones_like(scene.seen['known'])
+  known = np.ones_like(prompts.observed['known'])
   known[swapping.split(0, 24)[group], 0] = False
-  monkeypatch.setattr(scene, 'seen', {**scene.seen, 'known': known})
-  setting = types.SimpleNamespace(examples=1, linearized=(1,), betas=(1.0,), ranks=(3,))
-  found = linearized.measure(scene, setting, 0)
+  monkeypatch.setattr(prompts, 'observed', {**prompts.observed, 'known': known})
+  setting = types.SimpleNamespace(examples=1, jacobian_layers=(1,), betas=(1.0,), ranks=(3,))
+  found = linearized.measure(prompts, setting, 0)
   assert {r['relation'] for r in found if r['measurement'] == 'faithful'} == {'shape'}
 
 
-def test_prompts_asked_together_say_what_they_say_alone(scene):
+def test_prompts_asked_together_say_what_they_say_alone(prompts):
   """Those of other lengths are in other batches, and come back in the order asked."""
   r_B, subjects = np.tile([1, 0], 15), np.arange(30) % 24
-  add = np.random.default_rng(0).standard_normal((30, scene.seen['read'].shape[-1]))
-  together = scene.changed(r_B, subjects, 2, 1.0, add)
+  add = np.random.default_rng(0).standard_normal((30, prompts.observed['subject'].shape[-1]))
+  together = prompts.patched(r_B, subjects, 2, 1.0, add)
   for i in (0, 1, 17, 29):
     one = slice(i, i + 1)
-    alone = scene.changed(r_B[one], subjects[one], 2, 1.0, add[one])
+    alone = prompts.patched(r_B[one], subjects[one], 2, 1.0, add[one])
     np.testing.assert_allclose(together[one], alone, atol=1e-5)
 
 
-def test_fits_do_not_see_the_subjects_they_are_judged_on(scene):
+def test_fits_do_not_see_the_subjects_they_are_judged_on(prompts, monkeypatch):
   """Other residuals and facts of those who are not fitted to leave every map as it was."""
   fit_T = swapping.split(3, 24)[0]
-  swaps = swapping.Swaps(0, fit_T[:3], np.array([0, 1, 2]))
-  before = swapping.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
+  swaps = pd.DataFrame({'relation': 0, 'subject': fit_T[:3], 'attribute': [0, 1, 2]})
+  before = swapping.SteeringVectors(prompts, 0, fit_T, 2).vectors('superposition', swaps)
   others = np.setdiff1d(np.arange(24), fit_T)
-  kept = scene.seen['read'].copy()
-  try:
-    scene.seen['read'] = scene.seen['read'].copy()
-    scene.seen['read'][others] += 100
-    after = swapping.Mover(scene, 0, fit_T, 2).move('superposition', swaps)
-  finally:
-    scene.seen['read'] = kept
+  subject_SxTxD = prompts.observed['subject'].copy()
+  subject_SxTxD[others] += 100
+  monkeypatch.setitem(prompts.observed, 'subject', subject_SxTxD)
+  after = swapping.SteeringVectors(prompts, 0, fit_T, 2).vectors('superposition', swaps)
   np.testing.assert_array_equal(before, after)
 
 
@@ -351,61 +354,63 @@ def run(folder, *arguments):
   return json.loads((folder / 'results.json').read_text())
 
 
-def own(place):
-  return f'--model={place / "tiny"}', f'--table={place / "facts.csv"}', '--scale=smoke'
+def own(folder):
+  return f'--model={folder / "tiny"}', f'--table={folder / "facts.csv"}', '--scale=smoke'
 
 
 @pytest.fixture(scope='module')
-def whole_run(place):
+def whole_run(folder):
   """A run of the tiny model that nothing interrupted."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(machine, 'keep_compiled', lambda folder: None)
-    return run(place / 'run', *own(place))
+    return run(folder / 'run', *own(folder))
 
 
-def test_any_model_and_table_are_measured_drawn_and_answered_again(place, whole_run, capsys):
+def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole_run, capsys):
   fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
   assert all(fields <= set(record) for record in whole_run)
   assert {(r['model'], r['table']) for r in whole_run} == {('tiny', 'own')}
-  drawn = (place / 'run' / 'language_model.png').read_bytes()
-  before = (place / 'run' / 'results.json').read_bytes()
-  run(place / 'run', *own(place))
-  assert (place / 'run' / 'results.json').read_bytes() == before
-  (place / 'run' / 'language_model.png').unlink()
+  drawn = (folder / 'run' / 'language_model.png').read_bytes()
+  before = (folder / 'run' / 'results.json').read_bytes()
+  run(folder / 'run', *own(folder))
+  assert (folder / 'run' / 'results.json').read_bytes() == before
+  (folder / 'run' / 'language_model.png').unlink()
   FLAGS.unparse_flags()
-  FLAGS(['language_model', f'--workdir={place / "run"}', '--redraw'])
+  FLAGS(['language_model', f'--workdir={folder / "run"}', '--redraw'])
   importlib.import_module('experiments.language_model').main(['language_model'])
-  assert (place / 'run' / 'language_model.png').read_bytes() == drawn
+  assert (folder / 'run' / 'language_model.png').read_bytes() == drawn
   assert 'figure: ' in capsys.readouterr().out
 
 
-def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(place, whole_run, monkeypatch):
+def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
+  folder, whole_run, monkeypatch
+):
   binary = importlib.import_module('experiments.language_model')
 
   def interrupt(*_):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(binary.explained, 'readout', interrupt)
+    patch.setattr(binary.probing, 'readout', interrupt)
     with pytest.raises(KeyboardInterrupt):
-      run(place / 'cut', *own(place))
-  assert list((place / 'cut').glob('checkpoints/*'))
+      run(folder / 'cut', *own(folder))
+  assert list((folder / 'cut').glob('checkpoints/*'))
   with monkeypatch.context() as patch:
-    patch.setattr(binary.explained, 'superposition', interrupt)  # it is known by now
-    assert run(place / 'cut', *own(place)) == whole_run
+    patch.setattr(binary.probing, 'r2', interrupt)  # it is known by now
+    assert run(folder / 'cut', *own(folder)) == whole_run
   with pytest.raises(InputError, match='holds another run'):
-    run(place / 'cut', '--seed=1', *own(place))
+    run(folder / 'cut', '--seed=1', *own(folder))
 
 
-def test_the_mark_is_of_every_parameter(scene):
-  mark = importlib.import_module('experiments.language_model').mark
-  weights, form = jax.tree.flatten(scene.asker.model.params)
-  marks = {mark(jax.tree.unflatten(form, weights))}
+def test_the_checksum_is_of_every_parameter(prompts):
+  checksum = importlib.import_module('experiments.language_model').checksum
+  weights, form = jax.tree.flatten(prompts.runner.model.params)
+  checksums = {checksum(jax.tree.unflatten(form, weights))}
   for i, one in enumerate(weights):
     other = np.array(one)
     other.flat[-1] += 1
-    marks.add(mark(jax.tree.unflatten(form, [*weights[:i], other, *weights[i + 1 :]])))
-  assert len(marks) == 1 + len(weights) > 5
+    checksums.add(checksum(jax.tree.unflatten(form, [*weights[:i], other, *weights[i + 1 :]])))
+  assert len(checksums) == 1 + len(weights) > 5
 
 
 BAD = (
@@ -422,13 +427,13 @@ BAD = (
 )
 
 
-@pytest.mark.parametrize(('arguments', 'told'), BAD)
-def test_bad_input_is_refused_in_one_line(arguments, told, place, monkeypatch, capsys):
-  monkeypatch.chdir(place)
-  (place / 'bare').mkdir(exist_ok=True)
-  (place / 'weights.bin').write_bytes(b'\x80\x04')
-  (place / 'few.csv').write_text('a,r,x\nb,r,y\n')
-  (place / 'broken.csv').write_text('a;r;x\n')
+@pytest.mark.parametrize(('arguments', 'error'), BAD)
+def test_bad_input_is_refused_in_one_line(arguments, error, folder, monkeypatch, capsys):
+  monkeypatch.chdir(folder)
+  (folder / 'bare').mkdir(exist_ok=True)
+  (folder / 'weights.bin').write_bytes(b'\x80\x04')
+  (folder / 'few.csv').write_text('a,r,x\nb,r,y\n')
+  (folder / 'broken.csv').write_text('a;r;x\n')
   binary = importlib.import_module('experiments.language_model')
   FLAGS.unparse_flags()
   rest = {'--table': '--table=facts.csv', '--model': '--model=tiny'}
@@ -441,8 +446,8 @@ def test_bad_input_is_refused_in_one_line(arguments, told, place, monkeypatch, c
   with pytest.raises(SystemExit) as leaving:
     cli.run(binary.main)
   err = capsys.readouterr().err
-  assert leaving.value.code == 2 and told in err
-  assert err.startswith('error: ') and err.count('\n') == 1 and not (place / 'bad').exists()
+  assert leaving.value.code == 2 and error in err
+  assert err.startswith('error: ') and err.count('\n') == 1 and not (folder / 'bad').exists()
 
 
 def _nothing(*_):
@@ -464,9 +469,9 @@ def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch)
   ]  # fmt: skip
   for relation in ('continent', 'capital', 'language', 'demonym'):
     assert of('known', relation=relation, control=None)[0] > 0.5
-  last = max(r['place'] for r in records if r['measurement'] == 'donor answer')
-  assert np.mean(of('donor answer', place=0)) > 0.6 and np.mean(of('own answer', place=0)) < 0.4
-  assert of('donor answer', place=last) == [0] * 4 and of('own answer', place=last) == [1] * 4
+  last = max(r['layer'] for r in records if r['measurement'] == 'donor answer')
+  assert np.mean(of('donor answer', layer=0)) > 0.6 and np.mean(of('own answer', layer=0)) < 0.4
+  assert of('donor answer', layer=last) == [0] * 4 and of('own answer', layer=last) == [1] * 4
   assert max(of('R2', control='shuffled facts')) < 0.05
   assert len([r for r in records if r['measurement'] == 'example']) > 3
   assert '→' in (tmp_path / 'examples.txt').read_text()

@@ -14,7 +14,7 @@ from experiments import claims
 from experiments.harness import machine
 
 FLAGS = flags.FLAGS
-NAMES = ('structure', 'transfer', 'frozen_embeddings', 'multihop', 'from_constructed', 'capacity')
+NAMES = ('structure', 'transfer', 'frozen_embeddings', 'from_constructed', 'capacity')
 SIZES = {'subjects', 'relations'}
 
 

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 import math
 
 import jax
@@ -10,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from geomem import model, queries
 from geomem.config import DTYPES, NORMS, BlockConfig, Config
@@ -86,6 +87,38 @@ def test_agrees_with_numpy_at_every_position(config):
     for p in range(L - 1):  # what comes later is not seen, to the last bit
       np.testing.assert_array_equal(logits[0, : p + 1], logits[p + 1, : p + 1])
       assert np.any(logits[0, p + 1 :] != logits[p + 1, p + 1 :])
+
+
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(
+  st.sampled_from(NORMS), st.lists(st.integers(1, 6), max_size=2), st.booleans(), st.integers(1, 3),
+  st.integers(1, 2), st.booleans(), st.integers(1, 3), st.integers(0, 99),
+)  # fmt: skip
+def test_all_pairs_answer_as_their_tokens_do(norm, hidden, tied, heads, depth, bias, hops, seed):
+  config = make_config(norm, tuple(hidden), tied, heads, depth, bias)
+  params = make_params(config, seed)
+  subjects_B = np.random.default_rng(seed).permutation(N)[:3].astype(np.int32)
+  paths_CxK = queries.paths(R, hops, np.arange(0, R**hops, 2))
+  pairs = jnp.repeat(subjects_B, len(paths_CxK)), jnp.tile(paths_CxK, (3, 1))
+  apply = jax.jit(functools.partial(model.apply, config), static_argnames=('method', 'last'))
+  x_BxCxD = apply(params, subjects_B, paths_CxK, method='all_pairs')
+  got_BxCxA = x_BxCxD @ apply(params, method='unembedding').T
+  logits = apply(params, queries.prompts(N, *pairs), last=1)
+  assert close(got_BxCxA, np.reshape(logits, got_BxCxA.shape), 1e-5)
+
+
+@pytest.mark.parametrize('token', [-1, N + R, 500])
+def test_tokens_outside_the_vocabulary_are_refused_or_answered_by_no_number(token):
+  config = make_config('rms', (5,), False)
+  params, tokens = make_params(config, 0), np.array([[0, N, token], [4, N + R - 1, N]], np.int32)
+  for given_as in (tokens, jnp.asarray(tokens), tokens.tolist()):
+    for method in (None, 'residual'):
+      with pytest.raises(InputError, match=f'^token {token} is outside the vocabulary; subjects'):
+        model.apply(config, params, given_as, method=method)
+  compiled = jax.jit(functools.partial(model.apply, config))
+  logits = compiled(params, tokens)
+  assert np.isnan(logits[0, -1]).all()
+  np.testing.assert_array_equal(logits[1], compiled(params, tokens.clip(0, N + R - 1))[1])
 
 
 @pytest.mark.parametrize('config', CONFIGS[1::6])
@@ -222,14 +255,6 @@ def test_random_and_zero_parameters_are_alike(make):
       fan_in = {'query': 64 * 16, 'output': 4 * 8, 'middle': 80 / 2, 'out': 90 / 2}.get(name, 64)
       assert a.std() == pytest.approx(fan_in**-0.5, rel=0.1), name
       assert np.any(a != functools.reduce(lambda tree, key: tree[key.key], path, other))
-
-
-@pytest.mark.parametrize(
-  'config', [*CONFIGS[::5], make_config('rms', (5,), False, precision='highest')]
-)
-def test_config_survives_json(config):
-  again = Config.from_json(json.loads(json.dumps(config.to_json())))
-  assert again == config and hash(again) == hash(config)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
   means = np.array([
     group[['value', 'low', 'high']].mean()
-    for by in (about, (*about, 'layer'), (*about, 'layer', 'alpha', 'seed', 'frame'))
+    for by in (about, (*about, 'layer'), (*about, 'layer', 'alpha', 'seed', 'template'))
     for _, group in statistics.groups(table, *by)
   ])  # fmt: skip
   assert len(quoted) > 15

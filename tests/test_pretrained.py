@@ -41,27 +41,27 @@ def run(model):
   return lambda tokens_BxL, patch=None: run(model.params, jnp.array(tokens_BxL), patch)
 
 
-def said(model, x_LxD):
+def final_logits(model, x_LxD):
   one = lambda params, x_D: decoder.logits(model.config, params, x_D)
   return np.asarray(jax.jit(jax.vmap(one, (None, 0)))(model.params, x_LxD), np.float64)
 
 
 def test_token_ids_are_the_references(model, frozen):
   for text, ids in zip(reference.STRINGS, frozen['ids'], strict=True):
-    assert model.tokenizer.encode(text) == json.loads(str(ids))
-    assert model.tokenizer.decode(json.loads(str(ids))) == text
-  assert model.tokenizer.encode(reference.PARAGRAPH) == frozen['paragraph'].tolist()
+    assert model.tokenizer.encode(text).ids == json.loads(str(ids))
+    assert model.tokenizer.decode(json.loads(str(ids)), skip_special_tokens=False) == text
+  assert model.tokenizer.encode(reference.PARAGRAPH).ids == frozen['paragraph'].tolist()
 
 
 def test_logits_and_perplexity_are_the_references(model, frozen, run):
   ids = frozen['paragraph']
-  logits_LxV = said(model, run(ids[None])[0, -1])
+  logits_LxV = final_logits(model, run(ids[None])[0, -1])
   assert len(frozen['logits']) == 160
   np.testing.assert_allclose(logits_LxV[:160, reference.SHOWN], frozen['logits'], atol=1e-3, rtol=0)
   sums_L = np.logaddexp.reduce(logits_LxV, axis=1)
   np.testing.assert_allclose(sums_L[:160], frozen['sums'], atol=1e-3, rtol=0)
-  told = logits_LxV[np.arange(len(ids) - 1), ids[1:]] - sums_L[:-1]
-  assert abs(np.exp(-told.mean()) - float(frozen['perplexity'])) < 0.1
+  log_probability_L = logits_LxV[np.arange(len(ids) - 1), ids[1:]] - sums_L[:-1]
+  assert abs(np.exp(-log_probability_L.mean()) - float(frozen['perplexity'])) < 0.1
 
 
 PROMPTS = (
@@ -73,17 +73,18 @@ WANTED = (' Asia', ' Africa')
 
 @pytest.fixture(scope='module')
 def prompts(model):
-  ids = [model.tokenizer.encode(text) for text in PROMPTS]
-  at = [model.tokenizer.spans(text).index((25, 25 + len(name))) for text, name in
-        zip(PROMPTS, (' Japan', ' Nigeria'), strict=True)]  # fmt: skip
+  encodings = [model.tokenizer.encode(text) for text in PROMPTS]
+  ids = [encoding.ids for encoding in encodings]
+  at = [encoding.offsets.index((25, 25 + len(name))) for encoding, name in
+        zip(encodings, (' Japan', ' Nigeria'), strict=True)]  # fmt: skip
   assert len(ids[0]) == len(ids[1]) and at[0] == at[1] > 0
   return np.array(ids), at[0]
 
 
-def patched(places, position, keep, add_BxD):
-  ones = lambda value: jnp.full((len(places), 1), value)
+def patched(layers, position, scale, add_BxD):
+  ones = lambda value: jnp.full((len(layers), 1), value)
   return decoder.Patch(
-    jnp.array(places)[:, None], ones(position), ones(float(keep)), jnp.asarray(add_BxD)[:, None]
+    jnp.array(layers)[:, None], ones(position), ones(float(scale)), jnp.asarray(add_BxD)[:, None]
   )
 
 
@@ -114,13 +115,13 @@ def test_going_on_from_the_middle_is_the_same(model, run, prompts):
   np.testing.assert_allclose(onward[:, -1], plain[:, -1], atol=2e-3 * np.abs(plain[:, -1]).max())
 
 
-@pytest.mark.parametrize('place, moved', [(6, True), (18, True), (26, False), (30, False)])
-def test_a_donors_vector_brings_its_fact_until_the_fact_has_left(model, run, prompts, place, moved):
+@pytest.mark.parametrize('layer, moved', [(6, True), (18, True), (26, False), (30, False)])
+def test_a_donors_vector_brings_its_fact_until_the_fact_has_left(model, run, prompts, layer, moved):
   ids, position = prompts
   plain = np.asarray(run(ids))
-  x = np.asarray(run(ids, patched([place] * 2, position, 0, plain[::-1, place, position])))
-  names = [model.tokenizer.encode(text)[0] for text in WANTED]
-  margin = lambda x: said(model, x[:, -1, -1])[:, names] @ [1, -1]
+  x = np.asarray(run(ids, patched([layer] * 2, position, 0, plain[::-1, layer, position])))
+  names = [model.tokenizer.encode(text).ids[0] for text in WANTED]
+  margin = lambda x: final_logits(model, x[:, -1, -1])[:, names] @ [1, -1]
   before, after = margin(plain), margin(x)
   assert before[0] > 0 > before[1]
   assert (after[0] < 0 < after[1]) if moved else (after[0] > 0 > after[1])

@@ -192,7 +192,7 @@ def test_a_verdict_is_of_all_that_was_expected(values, kind):
 
 def measured(name, findings=(), here=True, table=None, **about):
   found = Records({'command': '', **about}, pd.DataFrame() if table is None else table)
-  return report.Measured(studies.load(name), found, 1.0, here, list(findings))
+  return report.Result(studies.load(name), found, 1.0, here, list(findings))
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_a_figure_is_drawn_when_its_records_its_files_or_the_code_changed(tmp_pa
 
   def draw(value):
     found = Records({'command': ''}, pd.DataFrame([{'value': value}]))
-    own = report.Measured(fake('fake', plot=plot), found, None, True, [])
+    own = report.Result(fake('fake', plot=plot), found, None, True, [])
     return report.figures({'fake': own}, tmp_path / 'figures')
 
   for value, count in ((1.0, 1), (1.0, 1), (float('nan'), 2), (float('nan'), 2), (1.0, 3)):

@@ -174,7 +174,7 @@ def test_no_device_holds_a_whole_vocabulary(shape, batch):
   n, dim = 2**16, 16
   t = task(n, dim=dim, blocks=(BlockConfig(1, 4, 4, (8,)),))
   sweep, state = sharded.set_up(SHORT(batch=batch), t, mesh(shape))
-  program = sharded._advance.lower(
+  program = sharded._train_chunk.lower(
     sweep.config, sweep.recipe, sweep.mesh, np.int32(1), sweep.job, state
   ).compile()
   sizes = re.findall(r'\b(?:f32|bf16|s32|u32|pred)\[([\d,]+)\]', program.as_text())

@@ -2,6 +2,7 @@
 
 import contextlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -129,9 +130,24 @@ def test_rates_that_are_no_numbers_are_refused():
       task(5, 4, **bad)
 
 
+def test_states_can_be_trained_from_twice():
+  sweep, states = batched.set_up(RECIPE, [task(6, 5), task(5, 4)])
+
+  def ends():
+    for last, ended in batched.fit(sweep, states, 3):
+      pass
+    return [last.state_of(ended, i) for i in range(2)]
+
+  first = ends()
+  chex.assert_trees_all_equal(first, ends())
+  again = batched.advance(sweep, states, 8)
+  chex.assert_trees_all_equal(first, [sweep.state_of(again, i) for i in range(2)])
+  assert all(sweep.state_of(states, i).step == 0 for i in range(2))
+
+
 def test_a_program_is_compiled_once():
   sweep, states = batched.set_up(RECIPE, [task(7, 5), task(6, 4)])
-  before = batched._advance._cache_size()
+  before = batched._train_chunks._cache_size()
   for _ in range(3):
     states = batched.advance(sweep, states, 2)
-  assert batched._advance._cache_size() == before + 1
+  assert batched._train_chunks._cache_size() == before + 1

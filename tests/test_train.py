@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -247,6 +248,26 @@ def test_the_lr_multiplier_applies_to_the_embeddings_of_subjects_alone():
     np.testing.assert_array_equal(got, want)
 
 
+def test_the_decay_multiplier_applies_to_the_decay_of_the_embeddings_of_subjects_alone():
+  c = config()
+  t = task(c, learning_rate=0.02, weight_decay=0.3)
+  params = model.draw(c, 0)
+
+  def change(decay):
+    recipe = Recipe(warmup=0, embedding_lr_multiplier=4.0, embedding_decay_multiplier=decay)
+    run = jax.jit(functools.partial(optimization.step, c, recipe))
+    new = run(batched.job(t, c), optimization.initial_state(recipe, params)).params
+    return jax.tree.map(lambda new, old: np.asarray(new - old), new, params)
+
+  plain, equal, none, thrice = map(change, (None, 4.0, 0.0, 3.0))
+  chex.assert_trees_all_equal(plain, equal)  # to the last bit
+  shrunk = 0.02 * 0.3 * params['embed']['subjects']
+  got = [changes['embed'].pop('subjects') for changes in (plain, none, thrice)]
+  np.testing.assert_allclose(got[1] - got[0], 4 * shrunk, atol=1e-6)
+  np.testing.assert_allclose(got[1] - got[2], 3 * shrunk, atol=1e-6)
+  chex.assert_trees_all_equal(plain, none, thrice)
+
+
 def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone():
   c = config(n=60, d=40)
   t = task(c)
@@ -264,7 +285,7 @@ def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone()
   assert abs(np.corrcoef(drawn[0][:60, :40].ravel(), drawn[1][:60, :40].ravel())[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize('name', ['noise', 'embedding_lr_multiplier'])
+@pytest.mark.parametrize('name', ['noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'])
 def test_noise_and_multipliers_below_zero_are_refused(name):
   with pytest.raises(InputError, match=f'{name} is -1'):
     Recipe(**{name: -1})

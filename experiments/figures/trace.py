@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments.figures.drawing import BLACK, BLUE, GREY, ORANGE
+from experiments.harness.plotting import BLACK, BLUE, GREY, ORANGE
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
 

@@ -1,14 +1,17 @@
-"""What a seed stands for, facts and keys; and one construction of them built, verified, accounted for."""
+"""What a seed stands for, facts and keys; one construction of them built, verified, accounted for."""
 
 import math
 import time
+from collections.abc import Callable, Sequence
 
 import jax
 
 from constructions import registry
+from experiments.harness import cli
 from geomem.checks import verify
 from geomem.checks.accounting import ledger
 from geomem.construction import Construction, check_representable
+from geomem.errors import InputError
 from geomem.facts import Facts
 
 AUTO_LOGITS = 2**31
@@ -25,8 +28,9 @@ def random_facts(
   """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
   if own_answers:
     return Facts.disjoint(subjects, relations, subjects, seed)
-  draw = {'bijections': Facts.bijections, 'maps': Facts.random_maps}[kind]
-  return draw(subjects, relations, seed=seed)
+  if kind == 'maps':
+    return Facts.random_maps(subjects, relations, seed=seed)
+  return Facts.bijections(subjects, relations, seed)
 
 
 def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:
@@ -62,54 +66,44 @@ def choose_check(construction: Construction, check: str) -> str:
 
 
 def build_and_check(
-  name: str,
-  facts: Facts,
-  hops: int,
-  *,
-  dtype: str = 'float32',
-  check: str | None = 'auto',
-  progress=None,
-  **options,
-) -> tuple[Construction, dict]:
-  """One construction, built and (unless `check` is None) verified, and its record."""
+  name: str, facts: Facts, hops: int, *, dtype: str = 'float32', check: str | None = 'auto',
+  progress: Callable | None = None, timed: bool = False, **options,
+) -> tuple[Construction, dict]:  # fmt: skip
+  """One construction, built and (unless `check` is None) verified, and its record, with the seconds if `timed`."""
   start = time.perf_counter()
   built = registry.build(name, facts, hops, **options)
   check_representable(built, dtype)
-  built_at = time.perf_counter()
-  report = None
+  built_at, report = time.perf_counter(), None
   if check is not None:
     check = choose_check(built, check)
     report = getattr(verify, check)(built, dtype, progress=progress)
-  checked_at = time.perf_counter()
+  seconds = {'build_seconds': built_at - start, 'check_seconds': time.perf_counter() - built_at}
   book = ledger(built.config, built.params, facts, hops, chain_of_thought=built.chain_of_thought)
   return built, {
-    'construction': name,
-    'subjects': facts.subjects,
-    'relations': facts.relations,
-    'hops': hops,
-    'exact': built.margin is not None,
-    'chain_of_thought': built.chain_of_thought,
-    'dim': built.config.dim,
-    'width': max((max(hidden, default=0) for hidden in book.hidden), default=0),
-    'heads': max(book.heads),
-    'depth': book.depth,
-    'dtype': dtype,
-    'check': check,
-    'queries': built.queries,
-    'accuracy': report and report.accuracy,
-    'min_margin': report and report.min_margin,
-    'promised_margin': built.margin,
-    'parameters': book.total_parameters,
-    'subject_bits': book.subject_bits,
-    'internal_bits': book.internal_bits,
-    'bound_bits': book.bound_bits,
+    'construction': name, 'subjects': facts.subjects, 'relations': facts.relations, 'hops': hops,
+    'exact': built.margin is not None, 'chain_of_thought': built.chain_of_thought,
+    'dim': built.config.dim, 'width': max((max(hidden, default=0) for hidden in book.hidden), default=0),
+    'heads': max(book.heads), 'depth': book.depth,
+    'dtype': dtype, 'check': check, 'queries': built.queries, 'accuracy': report and report.accuracy,
+    'min_margin': report and report.min_margin, 'promised_margin': built.margin,
+    'parameters': book.total_parameters, 'subject_bits': book.subject_bits,
+    'internal_bits': book.internal_bits, 'bound_bits': book.bound_bits,
     'times_bound': book.times_bound if book.bound_bits else None,  # 0 bounds nothing
-    'build_seconds': built_at - start,
-    'check_seconds': checked_at - built_at,
-  }
+    **(seconds if timed else {}),
+  }  # fmt: skip
 
 
-def failed(record: dict) -> bool:
-  """Whether an exact construction broke its promise."""
-  promised = record['promised_margin']
-  return promised is not None and (record['accuracy'] < 1 or record['min_margin'] < promised)
+def build_each(names: Sequence[str], build: Callable[[str], dict]) -> list[dict]:
+  """The records of what can be built; what cannot is left out, and said why."""
+  records: list[dict] = []
+  skipped: dict[str, list[str]] = {}
+  for name in names:
+    try:
+      records.append(build(name))
+    except InputError as error:
+      skipped.setdefault(str(error), []).append(name)
+  if not records:
+    raise InputError(f'no construction can be built at these sizes: {next(iter(skipped))}')
+  for reason, without in skipped.items():
+    cli.warn(f'skipped {", ".join(without)}: {reason}')
+  return records

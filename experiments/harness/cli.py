@@ -3,7 +3,8 @@
 `run(main, Options)` defines an absl flag for every field of the frozen dataclass `Options`, parses the command
 line and calls `main(Options(...))`. Nothing is defined when a module is imported. A field's type says what the
 flag takes: `int`, `float`, `str`, `bool`, `Literal` of names, a tuple of these (repeatable), each also `| None`;
-`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here.
+`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here. A
+field that `__init__` does not take is no flag.
 """
 
 import dataclasses
@@ -90,7 +91,8 @@ def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]
   """The options that the command line asks for and its other arguments; None after --help, which is printed."""
   values, hints = flags.FlagValues(), typing.get_type_hints(options, include_extras=True)
   flags.DEFINE_bool('help', False, 'Show this help and stop.', flag_values=values)
-  for field in dataclasses.fields(options):
+  own = [field for field in dataclasses.fields(options) if field.init]
+  for field in own:
     _define(values, field.name, hints[field.name], field.default)
   try:
     rest = values(list(argv))[1:]
@@ -102,7 +104,7 @@ def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]
     return None, rest
   if rest and not hasattr(options, 'arguments'):
     raise InputError(f'unexpected argument {rest[0]!r}; every option is a --flag, see --help')
-  given = {name: values[name].value for name in hints if values[name].value is not None}
+  given = {f.name: values[f.name].value for f in own if values[f.name].value is not None}
   return options(**{name: _value(name, value) for name, value in given.items()}), rest
 
 

@@ -50,8 +50,8 @@ def controls(finding: Finding) -> str:
 def beside(finding: Finding) -> str:
   """What was expected, and the controls, in brackets."""
   parts = [f'expected {text}' for text in [expected(finding)] if text] + [controls(finding)]
-  told = '; '.join(filter(None, parts))
-  return f' ({told})' if told else ''
+  inside = '; '.join(filter(None, parts))
+  return f' ({inside})' if inside else ''
 
 
 def row(finding: Finding) -> tuple[str, ...]:

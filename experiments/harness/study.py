@@ -56,6 +56,7 @@ class Options:
   ] = False
   save_seconds: int = 30
   profile: bool = False
+  list: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,9 @@ class Study:
   `plot(table)`: the figure, None where there is nothing to draw. `by`: the columns of the records that tell apart
   what a mean over seeds is taken of, for the table on the terminal. `terms`: what the words of the findings mean.
   `minutes`: of the laptop's preset on two cores. `resumes`: it runs in a folder of its own, from checkpoints.
-  `missing()`: what must be fetched first, if anything. `more(table)`: what else the terminal shows.
+  `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
+  `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: what does not hold as expected
+  is an error in the code, and the binary fails.
   """
 
   name: str
@@ -83,7 +86,10 @@ class Study:
   compile_quickly: bool = True
   resumes: bool = True
   missing: Callable[[], str | None] = lambda: None
+  prepare: Callable[[Any], Any] = lambda preset: preset
   more: Callable[[pd.DataFrame], str] | None = None
+  listed: Callable[[], str] | None = None
+  strict: bool = False
 
   def parts(self, scale: str) -> dict[str, Any]:
     """The presets of a scale by the names of its parts; one that has none is its only part, without a name."""
@@ -104,7 +110,8 @@ class Study:
     cli.run(self._main, self._options(), argv, doc)
 
   def _options(self) -> type:
-    """The flags: those of every study, and one for every field of the presets that a flag can hold."""
+    """The flags: those of every study that mean something to it, and one for every field of its presets that a flag
+    can hold."""
     preset = type(next(iter(self.parts(next(iter(self.presets))).values())))
     own = [
       (
@@ -117,14 +124,26 @@ class Study:
       for name, hint in typing.get_type_hints(preset, include_extras=True).items()
       if name != 'seeds' and (hasattr(hint, '__metadata__') or name in cli.HELP)
     ]
-    changes = [
+    changes: list[tuple[str, Any, Any]] = [
       ('seed', Annotated[int, Options.__annotations__['seed'].__metadata__[0]], self.first_seed)
     ]
+    means = {
+      'part': any(isinstance(some, Mapping) for some in self.presets.values()),
+      'seeds': 'seeds' in typing.get_type_hints(preset), 'redraw': self.plot or self.resumes,
+      'save_seconds': self.resumes, 'profile': self.resumes, 'list': self.listed,
+    }  # fmt: skip
+    changes += [
+      (name, Any, dataclasses.field(default=getattr(Options, name), init=False))
+      for name, known in means.items() if not known
+    ]  # fmt: skip
     return dataclasses.make_dataclass(
       'Flags', [*changes, *own], bases=(Options,), frozen=True, kw_only=True
     )
 
   def _main(self, options):
+    if options.list and self.listed:
+      print(self.listed())
+      return
     folder = cli.writable(options.workdir or f'runs/{self.name}')
     common = {f.name for f in dataclasses.fields(Options)}
     own = [f.name for f in dataclasses.fields(options) if f.name not in common]
@@ -132,6 +151,8 @@ class Study:
     if options.redraw:
       self._refuse_beside_redraw(options, changes)
       found = records.read(folder)
+      if f'experiments.{self.name}' not in found.about.get('command', '').split():
+        raise InputError(f'{folder}: not results of experiments.{self.name}')
     else:
       found = self.run(
         options.scale, folder, parts=options.part, first_seed=options.seed, seeds=options.seeds,
@@ -169,7 +190,7 @@ class Study:
           f'--{name}: the parts of --scale={scale} differ in it; choose one by --part'
         )
     for name, preset in chosen_parts.items():
-      preset = dataclasses.replace(preset, **changes)
+      preset = self.prepare(dataclasses.replace(preset, **changes))
       chosen = cli.seeds(first_seed, getattr(preset, 'seeds', 1) if seeds is None else seeds)
       about = {
         'command': self._command(scale, name, first_seed, seeds, changes), 'scale': scale,
@@ -184,7 +205,7 @@ class Study:
     """One part, in a folder of its own."""
     made = {'code': machine.code_hash(), 'device': machine.device(), 'versions': machine.versions()}
     with contextlib.ExitStack() as stack:
-      progress = stack.enter_context(Progress(self.name))
+      progress = stack.enter_context(Progress(self.name, folder))
       trainer = None
       if self.resumes:
         machine.keep_compiled(folder.parent)
@@ -254,3 +275,5 @@ class Study:
     print(f'records: {folder / records.FILE}; findings: {folder / records.FINDINGS}')
     if self.more:
       print(self.more(found.table))
+    if self.strict and (broken := [f.what for f in findings if f.holds is False]):
+      raise SystemExit(f'FAILED: {"; ".join(broken)}')

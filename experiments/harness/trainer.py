@@ -24,9 +24,10 @@ from geomem.training.optimization import Recipe
 
 
 class Progress:
-  """A line on a terminal: what is running, how far it is, how long it will take."""
+  """A line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
 
-  def __init__(self, label: str):
+  def __init__(self, label: str, folder: Path):
+    self.folder = folder
     console = rich.console.Console(stderr=True)
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn('{task.description}'),
@@ -106,9 +107,9 @@ class Trainer:
     """Train a sweep to its end, from where the run was left, if it was left in this one."""
     if self.resume_from:
       sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
-      places = jax.tree.map(lambda a: a.sharding, states)
+      shardings = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(
-        flax.serialization.from_state_dict(states, self.resume_from['states']), places
+        flax.serialization.from_state_dict(states, self.resume_from["states"]), shardings
       )
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)

@@ -1,1 +1,1 @@
-"""What experiments.language_model measures: scenes of prompts, what explains them, swaps."""
+"""What experiments.language_model measures: prompts of a table, linear probes, swaps of attributes."""

@@ -1,109 +1,102 @@
 """Linear relational embeddings (Hernandez et al., 2023) beside what is fitted: faithfulness, and edits.
 
-Subjects are split as for the swaps: examples come from the first group, place, β and rank are chosen
+Subjects are split as for the swaps: examples come from the first group, layer, β and rank are chosen
 on the second, and what is reported comes from the third.
+
+Shapes: S subjects, T subjects fitted to, E examples, J layers with Jacobians, D width, A attributes.
 """
 
 import numpy as np
 
-from experiments.language import explained, swapping
-from experiments.language.scenes import COPIES, Scene
+from experiments.language import probing, swapping
+from experiments.language.prompt_set import COPIES, PromptSet
 from geomem.inside import ridge
 from geomem.pretrained import relational
 
+CONTROL = {'control': 'relational embedding'}
 
-def measure(scene: Scene, setting, seed: int) -> list[dict]:
-  """Faithfulness and edits of the model's own linearization, on the subjects of `measure`.
+
+def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+  """Faithfulness and edits of the model's own linearization, on the third group of subjects.
 
   Of the relations of which it knows enough examples, and a fact in each of the other two groups.
   """
-  fit_T, choose_S, report_S = swapping.split(seed, len(scene.table.subjects))
-  dev, test = (swapping.draw(scene, seed, fit_T, group) for group in (choose_S, report_S))
-  rng, records, edits = np.random.default_rng((seed, 9)), [], {}
-  for r, relation in enumerate(scene.relations):
-    known_S = scene.seen['known'][:, r]
-    known_T = rng.permutation(fit_T[known_S[fit_T]])[: setting.examples]
-    if relation.name in COPIES or len(known_T) < setting.examples:
+  fit_T, choose_S, report_S = groups = swapping.split(seed, len(prompts.table.subjects))
+  rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
+  for r, relation in enumerate(prompts.relations):
+    known_S = observed['known'][:, r]
+    example_E = rng.permutation(fit_T[known_S[fit_T]])[: setting.examples]
+    if relation.name in COPIES or len(example_E) < setting.examples:
       continue
     if not (known_S[choose_S].any() and known_S[report_S].any()):
       continue
-    found = {}
-    jacobian_ExTxDxD = np.stack([scene.jacobian(r, s, setting.linearized) for s in known_T])
-    for i, place in enumerate(setting.linearized):
-      s_ExD, o_ExD = scene.seen['read'][known_T, place], scene.seen['end'][known_T, r]
-      found[place] = relational.embedding(jacobian_ExTxDxD[:, i], s_ExD, o_ExD)
-    records += _faithfulness(scene, setting, seed, r, found, (fit_T, choose_S, report_S))
-    edits[r] = found
-  swapped = [[swaps for swaps in group if swaps.r in edits] for group in (dev, test)]
-  return records + (
-    _edits(scene, setting, seed, (fit_T, report_S), edits, *swapped) if all(swapped) else []
+    layers = setting.jacobian_layers
+    jacobian_ExJxDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E])
+    embeddings[r] = {
+      layer: relational.embedding(
+        jacobian_ExJxDxD[:, j],
+        observed['subject'][example_E, layer],
+        observed['final'][example_E, r],
+      )
+      for j, layer in enumerate(layers)
+    }
+    records += _faithfulness(prompts, setting, seed, r, embeddings[r], groups)
+  dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+  dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
+  if dev.empty or test.empty:
+    return records
+
+  def edits(swaps, layer, rank) -> np.ndarray:
+    of = lambda r, *rows: _edits(prompts, fit_T, embeddings[r][layer][0], rank, r, *rows)
+    return swapping.by_relation(swaps, of)
+
+  tried = {
+    (layer, rank): edits(dev, layer, rank)
+    for layer in setting.jacobian_layers for rank in setting.ranks
+  }  # fmt: skip
+  (layer, chosen), _ = swapping.best(prompts, dev, tried)
+  for rank in setting.ranks:
+    found = swapping.outcomes(prompts, layer, test, edits(test, layer, rank))
+    fields = {'seed': seed, 'subjects': len(report_S), 'layer': layer, 'rank': rank, **CONTROL}
+    records += swapping.records_of(prompts, found, fields | {'chosen': rank == chosen})
+  return records
+
+
+def _faithfulness(prompts: PromptSet, setting, seed, r, embeddings, groups) -> list[dict]:
+  """How often a linear map from the representation predicts what the model does: by Jacobian, and by ridge."""
+  relation, observed = prompts.relations[r], prompts.observed
+  fit_T, dev_S, test_S = (groups[0], *(g[observed['known'][g, r]] for g in groups[1:]))
+  guess = lambda S, layer, beta: relational.predict(
+    embeddings[layer], observed['subject'][S, layer], beta
   )
-
-
-def _faithfulness(scene: Scene, setting, seed, r, found, groups) -> list[dict]:
-  """How often a linear map from the representation says what the model says: by Jacobian, and by ridge."""
-  fit_T, choose_S, report_S = groups
-  relation, read, end = scene.relations[r], scene.seen['read'], scene.seen['end'][:, r]
-
-  def agrees(group, place, beta, everywhere=False):
-    known = group[scene.seen['known'][group, r]]
-    guess = relational.guess(found[place], read[known, place], beta)
-    if everywhere:
-      return scene.asker.says(guess) == scene.asker.says(end[known])
-    return scene.says(r, guess) == scene.seen['said'][known, r]
-
-  tried = {
-    (place, beta): agrees(choose_S, place, beta).mean()
-    for place in found for beta in setting.betas
-  }  # fmt: skip
-  place, beta = max(tried, key=tried.get)
-  known = report_S[scene.seen['known'][report_S, r]]
-  about = {'seed': seed, 'relation': relation.name, 'subjects': len(known)}
-  one = np.ones(len(known))
+  agrees = lambda S, *at: prompts.predict(r, guess(S, *at)) == observed['predicted'][S, r]
+  tried = [(layer, beta) for layer in embeddings for beta in setting.betas]
+  layer, beta = max(tried, key=lambda at: agrees(dev_S, *at).mean())
+  about = {'seed': seed, 'relation': relation.name, 'subjects': len(test_S)}
+  one_S, at = np.ones(len(test_S)), {'layer': layer, 'beta': beta, **CONTROL}
+  final_SxD = observed['final'][test_S, r]
+  same_S = prompts.runner.predict(guess(test_S, layer, beta)) == prompts.runner.predict(final_SxD)
   records = [
-    scene.ratio('faithful', agrees(report_S, place, beta), one, **about, place=place, dose=beta,
-                control='relational embedding'),
-    scene.ratio('faithful, all tokens', agrees(report_S, place, beta, True), one, **about,
-                place=place, dose=beta, control='relational embedding'),
-  ]  # fmt: skip
-  count_S = np.maximum(relation.right_SxA.sum(axis=1, keepdims=True), 1)
-  y_SxD = relation.right_SxA @ scene.vectors[r].astype(np.float64) / count_S
-  features = {at: scene.seen['read'][:, at] for at in found} | {'own token': scene.seen['token']}
-  for at, x_SxD in features.items():
-    guess_SxD = ridge.predict([ridge.kernel(x_SxD)], y_SxD, fit_T, known)
-    near = relation.token_A[explained.nearest(scene.vectors[r], guess_SxD)]
-    place_, arm = (None, 'own token') if at == 'own token' else (at, 'fitted readout')
-    same = near == scene.seen['said'][known, r]
-    records.append(scene.ratio('faithful', same, one, **about, place=place_, control=arm))
+    prompts.record('faithful', agrees(test_S, layer, beta), one_S, **about, **at),
+    prompts.record('faithful, all tokens', same_S, one_S, **about, **at),
+  ]
+  features = {layer: observed['subject'][:, layer] for layer in embeddings}
+  for layer, x_SxD in {**features, None: observed['last_token']}.items():
+    kernel = ridge.kernel(x_SxD)
+    guess_SxD = ridge.predict([kernel], prompts.mean_embedding(r), fit_T, test_S)
+    near_S = relation.token_A[probing.nearest(prompts.embeddings[r], guess_SxD)]
+    control = 'own token' if layer is None else 'fitted readout'
+    same_S = near_S == observed['predicted'][test_S, r]
+    records.append(prompts.record('faithful', same_S, one_S, **about, layer=layer, control=control))
   return records
 
 
-def _edits(scene: Scene, setting, seed, groups, edits, dev, test) -> list[dict]:
-  """Flipped and kept of the pseudo-inverse's edits, place and rank chosen on the second group."""
-  fit_T, report_S = groups
-
-  def moves(group, place, rank):
-    found = []
-    for swaps in group:
-      r, right_SxA = swaps.r, scene.relations[swaps.r].right_SxA
-      known_T = fit_T[scene.seen['known'][fit_T, r]]
-      have = lambda a, known_T=known_T, right=right_SxA: known_T[right[known_T, a]]
-      end_SxD = scene.seen['end'][:, r]
-      everyone = end_SxD[known_T].mean(axis=0)
-      wanted = [end_SxD[have(a)].mean(axis=0) if len(have(a)) else everyone for a in swaps.wanted_W]
-      inverse_DxD = relational.inverse(edits[r][place][0], rank)
-      found.append((np.array(wanted) - end_SxD[swaps.subject_W]) @ inverse_DxD.T)
-    return found
-
-  tried = {
-    (place, rank): swapping.score(swapping.outcomes(scene, place, dev, moves(dev, place, rank)))
-    for place in setting.linearized for rank in setting.ranks
-  }  # fmt: skip
-  place, rank = max(tried, key=tried.get)
-  records = []
-  for at in setting.ranks:
-    found = swapping.outcomes(scene, place, test, moves(test, place, at))
-    fields = {'seed': seed, 'subjects': len(report_S), 'place': place, 'rank': at}
-    fields |= {'control': 'relational embedding', 'chosen': at == rank}
-    records += swapping.records_of(scene, found, fields)
-  return records
+def _edits(
+  prompts: PromptSet, fit_T, w_DxD, rank: int, r: int, subject_W, attribute_W
+) -> np.ndarray:
+  """The pseudo-inverse's edits, from the own final residual to the mean of those with the wanted attribute."""
+  known_T = fit_T[prompts.observed['known'][fit_T, r]]
+  have = [known_T[prompts.relations[r].correct_SxA[known_T, a]] for a in attribute_W]
+  final_SxD = prompts.observed['final'][:, r]
+  wanted_WxD = np.stack([final_SxD[h if len(h) else known_T].mean(axis=0) for h in have])
+  return (wanted_WxD - final_SxD[subject_W]) @ relational.inverse(w_DxD, rank).T

@@ -1,31 +1,25 @@
-"""Is the superposition used? One attribute's component is swapped for another's, and everything is asked.
+"""Is the superposition used? One attribute's component is swapped for another's, and every relation is asked.
 
-Three groups of subjects: maps are fitted to the first, place and doses chosen on the second, and what
-is reported comes from the third. A swap flips if the answer to its relation becomes the one wanted,
+Three groups of subjects: maps are fitted to the first, layer and alphas chosen on the second, and what
+is reported comes from the third. A swap flips if the answer to its relation becomes the wanted one,
 and keeps if the answers to the other relations stay what they were; both among facts that are known.
 
-Shapes: S subjects of a group, D width, A attributes, R relations, W swaps.
+Swaps are a table with the columns relation, subject and attribute (the wanted one), sorted by relation.
+
+Shapes: S subjects of a group, T subjects fitted to, D width, A attributes, R relations, W swaps, B prompts.
 """
 
-import dataclasses
-import functools
+from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
-from experiments.language.scenes import Scene
+from experiments.language.prompt_set import PromptSet
 from geomem.inside import ridge
 
 SPLIT = (0.6, 0.15)  # shares to fit to and to choose on; the rest is for the report
-ARMS = ('superposition', 'embedding maps', 'class means', 'shuffled facts', 'random direction')
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Swaps:
-  """Swaps W of relation `r`, each of a subject to a wanted attribute."""
-
-  r: int
-  subject_W: np.ndarray
-  wanted_W: np.ndarray
+CONTROLS = ('shuffled facts', 'random direction')
+METHODS = ('superposition', 'embedding maps', 'class means', *CONTROLS)
 
 
 def split(seed: int, subjects: int) -> list[np.ndarray]:
@@ -34,275 +28,228 @@ def split(seed: int, subjects: int) -> list[np.ndarray]:
   return [np.sort(part) for part in np.split(order, (first, second))]
 
 
-class Mover:
-  """What carries a subject from its own attributes to a wanted one, at one place, by several methods."""
-
-  def __init__(self, scene: Scene, seed: int, fit_T, place: int):
-    self.scene, self.fit_T, self.place = scene, fit_T, place
-    self.rng = np.random.default_rng((seed, place, 5))
-    self.read_SxD = scene.seen['read'][:, place].astype(np.float64)
-    relations = scene.table.superposed
-    hot = [scene.relations[r].right_SxA[fit_T][:, scene.shared(r, fit_T)] for r in relations]
-    self.hot = self._fitted(relations, [part.astype(float) for part in hot])
-    order = self.rng.permutation(len(fit_T))
-    self.shuffled = self._fitted(relations, [part[order].astype(float) for part in hot])
-    self.maps = self._fitted(relations, [self._mean_vector(r)[fit_T] for r in relations])
-
-  def _fitted(self, relations, parts) -> dict[int, np.ndarray]:
-    """One ridge regression for all relations, cut into a matrix for each."""
-    sizes = np.cumsum([part.shape[1] for part in parts])[:-1]
-    w_PxD = ridge.weights(np.concatenate(parts, axis=1), self.read_SxD[self.fit_T])
-    return dict(zip(relations, np.split(w_PxD, sizes), strict=True))
-
-  def _mean_vector(self, r: int) -> np.ndarray:
-    right_SxA = self.scene.relations[r].right_SxA.astype(float)
-    count_S = np.maximum(right_SxA.sum(axis=1, keepdims=True), 1)
-    return right_SxA @ self.scene.vectors[r] / count_S
-
-  def move(self, arm: str, swaps: Swaps) -> np.ndarray:
-    """WxD; what is drawn at random, or fitted to shuffled facts, is as long as the superposition's."""
-    relation, r = self.scene.relations[swaps.r], swaps.r
-    own_WxA, wanted = relation.right_SxA[swaps.subject_W].astype(float), swaps.wanted_W
-    change_WxA = np.eye(len(relation.attributes))[wanted] - own_WxA
-    shared = self.scene.shared(r, self.fit_T)
-    straight = change_WxA[:, shared] @ self.hot[r]
-    if arm == 'superposition':
-      return straight
-    if arm == 'embedding maps':
-      difference = self.scene.vectors[r][wanted] - self._mean_vector(r)[swaps.subject_W]
-      return difference @ self.maps[r]
-    if arm == 'class means':
-      return self._class_means(r)[wanted] - self._own_mean(r, swaps.subject_W)
-    other = change_WxA[:, shared] @ self.shuffled[r]
-    if arm == 'random direction':
-      other = self.rng.standard_normal(straight.shape)
-    length = functools.partial(np.linalg.norm, axis=1, keepdims=True)
-    return other * length(straight) / np.maximum(length(other), 1e-9)
-
-  def length(self, moves) -> float:
-    """Of moves, on average, as a share of how far representations are from their mean."""
-    far = self.read_SxD - self.read_SxD.mean(axis=0)
-    mean = lambda x: np.linalg.norm(x, axis=1).mean()
-    return float(mean(np.concatenate(moves)) / mean(far))
-
-  def _class_means(self, r: int) -> np.ndarray:
-    """Of those who have an attribute, AxD; of all, where nobody has."""
-    right_TxA = self.scene.relations[r].right_SxA[self.fit_T].astype(float)
-    count_A, read_TxD = right_TxA.sum(axis=0), self.read_SxD[self.fit_T]
-    mean_AxD = right_TxA.T @ read_TxD / np.maximum(count_A, 1)[:, None]
-    return np.where(count_A[:, None] > 0, mean_AxD, read_TxD.mean(axis=0))
-
-  def _own_mean(self, r: int, subject_W) -> np.ndarray:
-    own_WxA = self.scene.relations[r].right_SxA[subject_W].astype(float)
-    return own_WxA @ self._class_means(r) / np.maximum(own_WxA.sum(axis=1, keepdims=True), 1)
-
-
-def draw(scene: Scene, seed: int, fit_T, group_S) -> list[Swaps]:
-  """Of every known fact of the group one swap, to an attribute that enough others have."""
-  rng, found = np.random.default_rng((seed, 6)), []
-  for r in scene.table.superposed:
-    relation = scene.relations[r]
-    if scene.seen['known'][fit_T, r].mean() < 0.5:
+def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
+  """For every known fact of the group one swap, to an attribute that enough others have."""
+  rng, rows, known_SxR = np.random.default_rng((seed, 6)), [], prompts.observed['known']
+  for r in prompts.table.superposed:
+    relation, shared_A = prompts.relations[r], prompts.shared(r, fit_T)
+    if known_SxR[fit_T, r].mean() < 0.5:
       continue
-    subjects, wanted = [], []
-    for s in group_S[scene.seen['known'][group_S, r]]:
-      own = relation.token_A[relation.right_SxA[s]]
-      choice = np.flatnonzero(scene.shared(r, fit_T) & ~np.isin(relation.token_A, own))
+    for s in group_S[known_SxR[group_S, r]]:
+      own = relation.token_A[relation.correct_SxA[s]]
+      choice = np.flatnonzero(shared_A & ~np.isin(relation.token_A, own))
       if len(choice):
-        subjects.append(s)
-        wanted.append(rng.choice(choice))
-    if subjects:
-      found.append(Swaps(r, np.array(subjects), np.array(wanted)))
-  return found
+        rows.append((r, s, rng.choice(choice)))
+  return pd.DataFrame(rows, columns=['relation', 'subject', 'attribute'])
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Outcome:
-  """What the model says after swaps of one relation; -1 where it was not asked, as it did not know before."""
+def by_relation(swaps: pd.DataFrame, function: Callable) -> np.ndarray:
+  """The vectors WxD that `function(r, subject_W, attribute_W)` returns for the swaps of each relation."""
+  return np.concatenate([
+    function(r, rows['subject'].to_numpy(), rows['attribute'].to_numpy())
+    for r, rows in swaps.groupby('relation')
+  ])  # fmt: skip
 
-  swaps: Swaps
-  said_WxR: np.ndarray
-  flips_W: np.ndarray
-  stays_WxR: np.ndarray
-  others_WxR: np.ndarray
+
+class SteeringVectors:
+  """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods.
+
+  `tables`: of each method and relation a vector for every attribute, AxD, that is added for the wanted
+  attribute and subtracted for the own ones.
+  """
+
+  def __init__(self, prompts: PromptSet, seed: int, fit_T, layer: int):
+    self.prompts, self.rng = prompts, np.random.default_rng((seed, layer, 5))
+    self.x_SxD = prompts.observed['subject'][:, layer].astype(np.float64)
+    superposed, x_TxD = prompts.table.superposed, self.x_SxD[fit_T]
+    correct = {r: prompts.relations[r].correct_SxA.astype(float) for r in superposed}
+    shared = {r: correct[r] * prompts.shared(r, fit_T) for r in superposed}
+    embedded = {r: prompts.mean_embedding(r) for r in superposed}
+
+    def fitted(features: dict, rows_T) -> dict[int, np.ndarray]:
+      """One ridge regression on the features of all relations, cut into a matrix for each."""
+      w_PxD = ridge.weights(np.concatenate([x[rows_T] for x in features.values()], axis=1), x_TxD)
+      cuts = np.cumsum([x.shape[1] for x in features.values()])[:-1]
+      return dict(zip(features, np.split(w_PxD, cuts), strict=True))
+
+    def class_means(correct_TxA) -> np.ndarray:
+      """The mean of those who have the attribute; of all, where nobody has."""
+      count_A = correct_TxA.sum(axis=0)[:, None]
+      mean_AxD = correct_TxA.T @ x_TxD / np.maximum(count_A, 1)
+      return np.where(count_A > 0, mean_AxD, x_TxD.mean(axis=0))
+
+    maps = fitted(embedded, fit_T)
+    self.tables = {
+      'superposition': fitted(shared, fit_T),
+      'shuffled facts': fitted(shared, fit_T[self.rng.permutation(len(fit_T))]),
+      'embedding maps': {r: prompts.embeddings[r] @ maps[r] for r in superposed},
+      'class means': {r: class_means(correct[r][fit_T]) for r in superposed},
+    }
+
+  def vectors(self, method: str, swaps: pd.DataFrame) -> np.ndarray:
+    """WxD; the controls are as long as the superposition's."""
+    norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
+
+    def of_relation(r: int, subject_W, attribute_W) -> np.ndarray:
+      own_WxA = self.prompts.relations[r].correct_SxA[subject_W].astype(float)
+      if method in ('embedding maps', 'class means'):
+        own_WxA /= np.maximum(own_WxA.sum(axis=1, keepdims=True), 1)
+      change = lambda table_AxD: table_AxD[attribute_W] - own_WxA @ table_AxD
+      if method not in CONTROLS:
+        return change(self.tables[method][r])
+      fitted_WxD = change(self.tables['superposition'][r])
+      if method == 'random direction':
+        other_WxD = self.rng.standard_normal(fitted_WxD.shape)
+      else:
+        other_WxD = change(self.tables[method][r])
+      return other_WxD * norm(fitted_WxD) / np.maximum(norm(other_WxD), 1e-9)
+
+    return by_relation(swaps, of_relation)
+
+  def norm(self, vectors_WxD: np.ndarray) -> float:
+    """Their mean norm, as a share of the mean distance of representations from their mean."""
+    mean = lambda x: np.linalg.norm(x, axis=1).mean()
+    return float(mean(vectors_WxD) / mean(self.x_SxD - self.x_SxD.mean(axis=0)))
 
 
 def outcomes(
-  scene: Scene, place: int, all_swaps, moves, keep=1.0, everything=False
-) -> list[Outcome]:
-  """Every swap asked for its own relation and for the others that were known, or for `everything`."""
-  relations = np.arange(len(scene.relations))
-  asked = [everything | scene.seen['known'][x.subject_W] | (relations == x.r) for x in all_swaps]
-  w_B, r_B = np.nonzero(np.concatenate(asked))
-  subject_W, move_WxD = (np.concatenate(a) for a in ([x.subject_W for x in all_swaps], moves))
-  end_BxD = scene.changed(r_B, subject_W[w_B], place, keep, move_WxD[w_B])
-  said_WxR = np.full((len(subject_W), len(relations)), -1)
+  prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0, everything=False
+) -> pd.DataFrame:
+  """The swaps, once for every relation that may be `asked`: is this `counted`, and if so a `success`?
+
+  The relation of the swap is counted, where the answer should become the wanted one, and the other
+  relations that were known, where it should stay. The others are asked only for `everything`, and their
+  answer `after` is -1 if not.
+  """
+  relations = pd.DataFrame({'asked': range(len(prompts.relations))})
+  found = swaps.assign(swap=range(len(swaps))).merge(relations, how='cross')
+  at = tuple(found[['subject', 'asked']].to_numpy().T)
+  found['own'] = found['relation'] == found['asked']
+  found['counted'] = found['own'] | prompts.observed['known'][at]
+  found['before'], found['after'] = prompts.observed['predicted'][at], -1
+  run = found[found['counted'] | everything]
+  swap_B, r_B, subject_B = run[['swap', 'asked', 'subject']].to_numpy().T
+  final_BxD = prompts.patched(r_B, subject_B, layer, scale, vectors_WxD[swap_B])
   for r in np.unique(r_B):
-    said_WxR[w_B[r_B == r], r] = scene.says(r, end_BxD[r_B == r])
-  found = []
-  for swaps in all_swaps:
-    said, said_WxR = np.split(said_WxR, [len(swaps.subject_W)])
-    others_WxR = scene.seen['known'][swaps.subject_W] & (relations != swaps.r)
-    stays_WxR = (said == scene.seen['said'][swaps.subject_W]) & others_WxR
-    flips_W = said[:, swaps.r] == scene.relations[swaps.r].token_A[swaps.wanted_W]
-    found.append(Outcome(swaps, said, flips_W, stays_WxR, others_WxR))
-  return found
+    found.loc[run.index[r_B == r], 'after'] = prompts.predict(r, final_BxD[r_B == r])
+  pairs = zip(found['relation'], found['attribute'], strict=True)
+  wanted = np.array([prompts.relations[r].token_A[a] for r, a in pairs])
+  expected = found['before'].mask(found['own'], wanted)
+  return found.assign(success=found['counted'] & (found['after'] == expected))
 
 
-def score(found: list[Outcome]) -> float:
-  """Share flipped × share kept: what place, dose and rank are chosen by."""
-  total = lambda of: sum(of(o).sum() for o in found)
-  flipped = total(lambda o: o.flips_W) / max(1, total(lambda o: np.ones(len(o.flips_W))))
-  return float(flipped * total(lambda o: o.stays_WxR) / max(1, total(lambda o: o.others_WxR)))
+def best(prompts: PromptSet, swaps: pd.DataFrame, vectors: dict) -> tuple:
+  """Of (layer, alpha or rank) → vectors the key with the largest share flipped × share kept, and all of these."""
+  scores = {}
+  for (layer, other), vectors_WxD in vectors.items():
+    found = outcomes(prompts, layer, swaps, vectors_WxD)
+    sums = found.groupby('own')[['success', 'counted']].sum().reindex([False, True], fill_value=0)
+    scores[layer, other] = float((sums['success'] / sums['counted'].clip(lower=1)).prod())
+  return max(scores, key=scores.get), scores
 
 
-def measure(scene: Scene, setting, seed: int) -> list[dict]:
-  """Records of all arms on the third group of subjects, and examples to be read."""
-  fit_T, choose_S, report_S = split(seed, len(scene.table.subjects))
-  dev, test = (draw(scene, seed, fit_T, group) for group in (choose_S, report_S))
-  if not dev or not test:
+def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+  """Records of all methods on the third group of subjects, and examples to be read."""
+  fit_T, choose_S, report_S = split(seed, len(prompts.table.subjects))
+  dev, test = (draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+  if dev.empty or test.empty:
     return []
-  tried = {}
-  for place in setting.edits:
-    mover = Mover(scene, seed, fit_T, place)
-    moves = [mover.move('superposition', swaps) for swaps in dev]
-    for dose in setting.choices:
-      tried[place, dose] = score(outcomes(scene, place, dev, [dose * move for move in moves]))
-  place, dose = max(tried, key=tried.get)
+  steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in setting.swap_layers}
+  choices = lambda method, layers: {
+    (layer, alpha): alpha * steering[layer].vectors(method, dev)
+    for layer in layers for alpha in setting.alpha_choices
+  }  # fmt: skip
+  chosen, scores = best(prompts, dev, choices('superposition', setting.swap_layers))
+  layer, alpha = chosen
   about = {'seed': seed, 'subjects': len(report_S)}
   records = [
-    scene.record(
-      'chosen', **about, place=at, dose=by, value=value, chosen=(at, by) == (place, dose)
-    )
-    for (at, by), value in tried.items()
+    prompts.record('chosen', value, **about, layer=at[0], alpha=at[1], chosen=at == chosen)
+    for at, value in scores.items()
   ]
-  mover = Mover(scene, seed, fit_T, place)
-  best = {**dict.fromkeys(ARMS, dose), **_own_doses(scene, mover, dev, setting)}
-  for arm in ARMS:
-    moves = [mover.move(arm, swaps) for swaps in test]
-    for by in setting.doses if arm == 'superposition' else setting.choices:
-      told = arm == 'superposition' and by == dose
-      found = outcomes(scene, place, test, [by * move for move in moves], everything=told)
-      fields = {**about, 'control': arm, 'place': place, 'dose': by, 'chosen': by == best[arm]}
-      fields['length'] = by * mover.length(moves)
-      records += records_of(scene, found, fields)
-      if told:
-        records += examples(scene, found, {**about, 'place': place, 'dose': dose})
-  donors = [_donors(scene, seed, fit_T, place, swaps) for swaps in test]
-  found = outcomes(scene, place, test, donors, keep=0.0)
-  fields = {**about, 'control': "donor's whole vector", 'place': place, 'chosen': True}
-  return records + records_of(scene, found, fields)
+  about['layer'], alphas = layer, dict.fromkeys(METHODS, alpha)
+  for method in ('embedding maps', 'class means'):
+    (_, alphas[method]), _ = best(prompts, dev, choices(method, [layer]))
+  for method in METHODS:
+    vectors_WxD = steering[layer].vectors(method, test)
+    own = method == 'superposition'
+    for by in setting.alphas if own else setting.alpha_choices:
+      shown = own and by == alpha
+      found = outcomes(prompts, layer, test, by * vectors_WxD, everything=shown)
+      fields = {**about, 'control': method, 'alpha': by, 'chosen': by == alphas[method]}
+      fields['norm'] = by * steering[layer].norm(vectors_WxD)
+      records += records_of(prompts, found, fields)
+      records += examples(prompts, found, {**about, 'alpha': alpha}) if shown else []
+  donors_WxD = by_relation(test, lambda *rows: _donors(prompts, seed, fit_T, layer, *rows))
+  fields = {**about, 'control': "donor's whole vector", 'chosen': True}
+  return records + records_of(prompts, outcomes(prompts, layer, test, donors_WxD, 0.0), fields)
 
 
-def _own_doses(scene: Scene, mover: Mover, dev, setting) -> dict[str, float]:
-  """The doses of the other methods that are no controls, chosen on the second group as well."""
-  best = {}
-  for arm in ('embedding maps', 'class means'):
-    moves = [mover.move(arm, swaps) for swaps in dev]
-    tried = {
-      dose: score(outcomes(scene, mover.place, dev, [dose * move for move in moves]))
-      for dose in setting.choices
-    }
-    best[arm] = max(tried, key=tried.get)
-  return best
-
-
-def records_of(scene: Scene, found: list[Outcome], fields) -> list[dict]:
+def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
   """Of all swaps, of each relation's, and of what they do to each other relation."""
-  subjects, records = len(scene.table.subjects), []
-
-  def per_subject(of):
-    total = np.zeros(subjects)
-    for o in found:
-      np.add.at(total, o.swaps.subject_W, of(o))
-    return total
-
-  def both(relation, mine):
-    one = lambda o: np.ones(len(o.flips_W)) * mine(o)
-    pairs = {
-      'flipped': (per_subject(lambda o: o.flips_W * mine(o)), per_subject(one)),
-      'kept': (
-        per_subject(lambda o: o.stays_WxR.sum(1) * mine(o)),
-        per_subject(lambda o: o.others_WxR.sum(1) * mine(o)),
-      ),
-    }
-    for name, (top, bottom) in pairs.items():
-      tried = int(bottom.sum())
-      records.append(
-        scene.ratio(name, top, bottom, **{**fields, 'relation': relation, 'tried': tried})
-      )
-
-  both(None, lambda o: 1)
-  for o in found:
-    r = o.swaps.r
-    both(scene.relations[r].name, lambda other, r=r: other.swaps.r == r)
-    for other in np.flatnonzero(o.others_WxR.any(axis=0)):
-      top, bottom = o.stays_WxR[:, other], o.others_WxR[:, other]
-      about = {'relation': scene.relations[r].name, 'other': scene.relations[other].name}
-      records.append(scene.ratio('kept one', top, bottom, **fields, **about))
+  records, everyone = [], range(len(prompts.table.subjects))
+  names = [relation.name for relation in prompts.relations]
+  for r, swaps in [(None, found), *found.groupby('relation')]:
+    about = fields | {'relation': None if r is None else names[r]}
+    for name, rows in (('flipped', swaps[swaps['own']]), ('kept', swaps[~swaps['own']])):
+      sums = rows.groupby('subject')[['success', 'counted']].sum().reindex(everyone, fill_value=0)
+      ratio = sums['success'], sums['counted']
+      records.append(prompts.record(name, *ratio, **about, tried=int(ratio[1].sum())))
+    for other, rows in [] if r is None else swaps[~swaps['own']].groupby('asked'):
+      if rows['counted'].any():
+        ratio = rows['success'], rows['counted']
+        records.append(prompts.record('kept one', *ratio, **about, other=names[other]))
   return records
 
 
-def _donors(scene: Scene, seed: int, fit_T, place: int, swaps: Swaps) -> np.ndarray:
-  """For every swap the residual of somebody of whom the model says what is wanted, if there is one."""
-  rng, relation = np.random.default_rng((seed, 7)), scene.relations[swaps.r]
+def _donors(prompts: PromptSet, seed, fit_T, layer: int, r: int, _, attribute_W) -> np.ndarray:
+  """For every swap the residual of a subject for which the model predicts what is wanted, if there is one."""
+  rng, relation = np.random.default_rng((seed, 7)), prompts.relations[r]
   donors = []
-  for a in swaps.wanted_W:
-    have_T = fit_T[relation.right_SxA[fit_T, a]]
-    say_T = have_T[scene.seen['said'][have_T, swaps.r] == relation.token_A[a]]
-    donors.append(rng.choice(say_T if len(say_T) else have_T))
-  return scene.seen['read'][donors, place]
+  for a in attribute_W:
+    have_T = fit_T[relation.correct_SxA[fit_T, a]]
+    same_T = have_T[prompts.observed['predicted'][have_T, r] == relation.token_A[a]]
+    donors.append(rng.choice(same_T if len(same_T) else have_T))
+  return prompts.observed['subject'][donors, layer]
 
 
-def examples(scene: Scene, found: list[Outcome], fields) -> list[dict]:
-  """A few swaps of each relation, in words: what was wanted, and what it says now to every relation."""
+def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
+  """The first swaps of each relation in words: what was wanted, and the answers to every relation."""
   words = lambda tokens: {
     x.name: x.attributes[int(np.argmax(x.token_A == token))]
-    for x, token in zip(scene.relations, tokens, strict=True)
+    for x, token in zip(prompts.relations, tokens, strict=True)
   }
   records = []
-  for o in found:
-    relation = scene.relations[o.swaps.r]
-    for s, wanted, said_R, flips in list(
-      zip(o.swaps.subject_W, o.swaps.wanted_W, o.said_WxR, o.flips_W, strict=True)
-    )[:8]:
-      about = {
-        'relation': relation.name, 'subject': scene.table.subjects[s],
-        'wanted': relation.attributes[wanted], 'before': words(scene.seen['said'][s]),
-        'after': words(said_R),
-      }  # fmt: skip
-      records.append(scene.record('example', **fields, **about, value=float(flips)))
+  for r, swaps in found.groupby('relation'):
+    for _, rows in list(swaps.groupby('swap'))[:8]:
+      own, relation = rows[rows['own']].iloc[0], prompts.relations[r]
+      records.append(prompts.record(
+        'example', float(own['success']), **fields, relation=relation.name,
+        subject=prompts.table.subjects[own['subject']], wanted=relation.attributes[own['attribute']],
+        before=words(rows['before']), after=words(rows['after']),
+      ))  # fmt: skip
   return records
 
 
-# --- where in depth the fact leaves the subject ----------------------------------------------------
-
-
-def depth(scene: Scene, setting, seed: int) -> list[dict]:
-  """How often a donor's whole vector, put in after each block, brings the donor's answer, or leaves one's own."""
+def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
+  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
   rng, records = np.random.default_rng((seed, 8)), []
-  known_SxR, said_SxR = scene.seen['known'], scene.seen['said']
-  for r, relation in enumerate(scene.relations):
-    subjects = rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.pairs]
-    donors = [
-      rng.choice(others)
-      if len(others := np.flatnonzero(known_SxR[:, r] & (said_SxR[:, r] != own)))
-      else -1
-      for own in said_SxR[subjects, r]
-    ]
-    subjects, donors = (np.array(a)[np.array(donors) >= 0] for a in (subjects, donors))
-    if not len(subjects):
+  known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
+  for r, relation in enumerate(prompts.relations):
+    pairs = []
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.donor_pairs]:
+      others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
+      if len(others):
+        pairs.append((s, rng.choice(others)))
+    cases = [(layer, *pair) for layer in setting.layers for pair in pairs]
+    if not cases:
       continue
-    places = np.repeat(setting.places, len(subjects))
-    who, whose = (np.tile(a, len(setting.places)) for a in (subjects, donors))
-    end = scene.changed(r, who, places, 0.0, scene.seen['read'][whose, places], first=0)
-    said = scene.says(r, end)
-    for place in setting.places:
-      at = places == place
-      for name, like in (('donor answer', whose), ('own answer', who)):
-        same = said[at] == said_SxR[like[at], r]
-        records.append(scene.ratio(
-          name, same, np.ones(at.sum()), seed=seed, relation=relation.name, place=place,
-          subjects=int(at.sum()),
-        ))  # fmt: skip
+    layer_B, subject_B, donor_B = np.array(cases).T
+    donated_BxD = prompts.observed['subject'][donor_B, layer_B]
+    final_BxD = prompts.patched(r, subject_B, layer_B, 0.0, donated_BxD, first=0)
+    after_B, about = prompts.predict(r, final_BxD), {'seed': seed, 'relation': relation.name}
+    for layer in setting.layers:
+      for name, like_B in (('donor answer', donor_B), ('own answer', subject_B)):
+        same_B = (after_B == predicted_SxR[like_B, r])[layer_B == layer]
+        ratio, about['subjects'] = (same_B, np.ones(len(same_B))), len(same_B)
+        records.append(prompts.record(name, *ratio, **about, layer=layer))
   return records

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import ask
 from experiments.harness import machine, storage
 from experiments.page.offers import Offer, models
 from geomem import queries as query
 from geomem.construction import Construction
+from geomem.inside import asking
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
 from geomem.layout import Layout
@@ -95,10 +95,9 @@ def _cards(c: Construction, layout: Layout) -> list:
 def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
   """One query: what is read, then every step of the answer."""
   c = offer.construction
-  facts, got = c.facts, ask.answer(c, subject, path)
+  facts, got = c.facts, asking.answer(c, subject, path)
   truths = query.walk(facts.answers_RxN, subject, path)[-len(got.steps) :]
   seen = tracing.trace_prompt(c, got.tokens_L)
-  names = [facts.subject_name(subject), *map(facts.relation_name, path)]
   steps = [
     _step(offer, pool, seen, p, truth) for p, truth in zip(seen.positions, truths, strict=True)
   ]
@@ -106,9 +105,9 @@ def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
   if offer.readouts:
     _add_readouts(offer, pool, steps[0], row, path[0])
   return {
-    'query': tracing.join_names(names),
-    'answer': [facts.attribute_name(step) for step in got.steps],
-    'truth': facts.attribute_name(truths[-1]),
+    'query': got.query,
+    'answer': list(got.steps),
+    'truth': got.truth,
     'margin': tracing.number(got.margin, 4),
     'tokens': [seen.token(p) for p in range(len(got.tokens_L))],
     'steps': steps,

@@ -6,12 +6,15 @@ structural zero next to nothing), or the width of its dtype where more than 2⁸
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from geomem.checks import lower_bounds
 from geomem.config import Config
+from geomem.facade import html_table
 from geomem.facts import Facts
 
 ROLES = ('subjects', 'relations_and_positions', 'attention', 'mlp', 'norm', 'unembedding')
@@ -55,8 +58,14 @@ class Ledger:
     """Internal bits over the least that any model with this B_emb needs (∞ where that is 0)."""
     return self.internal_bits / self.bound_bits if self.bound_bits else math.inf
 
+  def _repr_html_(self) -> str:
+    roles = [(role, f'{self.parameters[role]:,}', f'{self.bits[role]:,.1f}') for role in ROLES]
+    sums = ('internal_bits', 'stored_bits', 'bound_bits')
+    totals = [(name, '', f'{getattr(self, name):,.1f}') for name in sums]
+    return html_table([('', 'parameters', 'bits'), *roles, *totals])
 
-def entropy(values) -> float:
+
+def entropy(values: ArrayLike) -> float:
   """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
 
   Which values are in use is not charged for, so this flatters arrays of few entries.
@@ -69,7 +78,7 @@ def entropy(values) -> float:
     if not rest.size:
       return bits
     same = np.isnan(rest) if np.isnan(rest[0]) else rest == rest[0]
-    fraction = np.count_nonzero(same) / size
+    fraction = int(np.count_nonzero(same)) / size
     bits -= fraction * math.log2(fraction)
     rest = rest[~same]
   return _fixed_point(np.asarray(values).ravel()) if rest.size else bits
@@ -87,7 +96,7 @@ def _fixed_point(values) -> float:
   return most
 
 
-def role_of(path) -> str:
+def role_of(path: tuple[Any, ...]) -> str:
   """The role of a parameter, from its path in the pytree."""
   names = [key.key for key in path]
   if names[0] == 'embed':
@@ -122,7 +131,7 @@ def recovered_bits(facts_bits: float, accuracy: float, queries: int, answers: in
 
 
 def ledger(
-  config: Config, params, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
+  config: Config, params: dict, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
 ) -> Ledger:
   """The ledger of `params`, trained or constructed."""
   parameters, bits = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0.0)

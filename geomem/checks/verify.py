@@ -12,11 +12,13 @@ S × C a block's subjects and paths, D residual width.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem import facts as fact
 from geomem import model
@@ -52,7 +54,9 @@ class Report:
     return self.correct == self.queries and self.min_margin >= margin
 
 
-def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER_BLOCK):
+def margins(
+  config: Config, params: dict, x_BxD: Array, targets_B: Array, answer_block: int = ANSWER_BLOCK
+) -> Array:
   """logit(answer) − largest other logit, for every row, over blocks of answers."""
   kind = jnp.dtype(config.dtype)
   rows_AxD = (
@@ -76,7 +80,15 @@ def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER
   return own_B - jax.lax.fori_loop(0, -(-config.answers // size), best_other, start)
 
 
-def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_thought, target):
+def residuals(
+  config: Config,
+  params: dict,
+  answers: Array,
+  subjects_S: Array,
+  paths_CxK: Array,
+  chain_of_thought: bool,
+  target: Callable[..., Array],
+) -> tuple[Array, Array]:
   """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
@@ -90,11 +102,14 @@ def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_t
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target'))
-def _check_block(config, params, answers, block, chain_of_thought, score, target):
-  """How many queries of a block are right at every step, and the least margin among them."""
+def _check_block(config, params, answers, block, chain_of_thought, score, more, target):
+  """How many queries of a block are right at every step, and the least margin among them.
+
+  `more`: what `score` takes besides, as data, so that other facts do not need another program.
+  """
   subjects_S, paths_CxK, valid_SxC = block
   x, targets = residuals(config, params, answers, subjects_S, paths_CxK, chain_of_thought, target)
-  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1))
+  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1), *more)
   # Not a number is not right: it would compare false, but win no minimum.
   margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   margin_SxC = margin.reshape(targets.shape).min(axis=-1)
@@ -118,13 +133,14 @@ def _check(
   chain_of_thought: bool = False,
   target=query.compose,
   sample: tuple | None = None,
+  more: tuple = (),
 ) -> Report:
   """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
   fact.check_sizes(config.subjects, config.relations, hops)
   sizes, size = (config.subjects, config.relations, hops), min(block_size, _affordable(config))
   if sample is not None:
-    blocks = list(query.sampled_blocks(sample[0], *sizes, sample[1], size))
-    total, queries = len(blocks), sum(block.valid_SxP.size for block in blocks)
+    blocks = iter(some := list(query.sampled_blocks(sample[0], *sizes, sample[1], size)))
+    total, queries = len(some), sum(block.valid_SxP.size for block in some)
   else:
     total, queries = query.count_blocks(*sizes, size), config.subjects * config.relations**hops
     blocks = query.blocks(*sizes, size)
@@ -133,11 +149,11 @@ def _check(
       f'{config.subjects:,} subjects × {config.relations:,} relations over {hops} hops are more than '
       f'{MAX_QUERIES:,} queries to check; use fewer, or verify.accuracy with a sample'
     )
-  params, answers = jax.device_put((params, answers))
+  params, answers, more = jax.device_put((params, answers, more))
   right, least = 0, np.inf
   for i, block in enumerate(blocks):
     arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
-    got = _check_block(config, params, answers, arrays, chain_of_thought, score, target)
+    got = _check_block(config, params, answers, arrays, chain_of_thought, score, more, target)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)
@@ -150,7 +166,7 @@ def _affordable(config: Config) -> int:
   return max(1, 2**27 // (widest * config.length))
 
 
-def accuracy(config: Config, params, facts: Facts, hops: int = 1, **options) -> Report:
+def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **options: Any) -> Report:
   """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
   fact.check_fit(facts, config)
   if hops > 1:
@@ -163,14 +179,14 @@ def accuracy(config: Config, params, facts: Facts, hops: int = 1, **options) -> 
 _DEFAULTS = {'block_size': 4096, 'progress': None}
 
 
-def exhaustive(c: Construction, dtype: str = 'float32', **options) -> Report:
+def exhaustive(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every query against every answer."""
   check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
   return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
 
 
-def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
+def certificate(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every query, its margin bounded from its answer slot alone.
 
   The bound speaks about one unembedding, so that the model has exactly this one is checked first;
@@ -189,31 +205,26 @@ def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
     c.params,
     c.facts.answers_RxN,
     c.hops,
-    _bound_score(c.readout, c.config.dim),
+    _certified_margins,
+    more=(c.readout, c.readout.largest(c.config.dim)),
     chain_of_thought=c.chain_of_thought,
     **{**_DEFAULTS, 'block_size': 2**14, **options},
   )
 
 
-@functools.lru_cache(maxsize=64)
-def _bound_score(readout, dim: int):
+def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
   """The readout's bound, less what rounding may take from two logits; nothing where x is not finite."""
-  largest_D = readout.largest(dim)
-
-  def score(config, params, x_BxD, targets_B):
-    bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
-    x_BxD = x_BxD.astype(jnp.float32)
-    size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
-    slack_B = 2 * np.count_nonzero(largest_D) * 2.0**-23 * size_B
-    for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
-      whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
-      slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
-    return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
-
-  return score
+  bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
+  x_BxD = x_BxD.astype(jnp.float32)
+  size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
+  slack_B = 2 * jnp.count_nonzero(largest_D).astype(jnp.float32) * 2.0**-23 * size_B
+  for bits in (0, 10):  # sums of multiples of 2⁻ᵇ that stay small enough are exact
+    whole_BxD = (largest_D[None] == 0) | (x_BxD * 2.0**bits == jnp.round(x_BxD * 2.0**bits))
+    slack_B = jnp.where(jnp.all(whole_BxD, axis=1) & (size_B * 2.0**bits < 2**23), 0.0, slack_B)
+  return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
 
 
-def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
+def universal(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every possible content of an embedding, answered through the model's own other weights.
 
   With W answers stored in an embedding these are A^W subjects, which hold all fact tables at once.
@@ -243,7 +254,7 @@ def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
   return dataclasses.replace(report, correct=max(0, report.correct - wrong), min_margin=-np.inf)
 
 
-def universal_contents(c: Construction):
+def universal_contents(c: Construction) -> tuple[int, tuple[np.ndarray, ...]]:
   """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
   if c.encode is None or c.chain_of_thought:
     loaded = '' if c.chain_of_thought else ', or the model was loaded, and how it does is not saved'

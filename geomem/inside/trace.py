@@ -8,16 +8,17 @@ import dataclasses
 import functools
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from geomem import codes, model, queries
 from geomem.config import Config
-from geomem.construction import Construction
 from geomem.errors import InputError
+from geomem.facade import FactModel, html_table
 from geomem.facts import Facts
 from geomem.layout import ATTRIBUTE, BRANCH, OWN_ANSWER, RELATION, SUBJECT, Slot
 
@@ -34,9 +35,11 @@ class BlockTrace:
   written_LxD: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-  construction: Construction
+  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words."""
+
+  construction: FactModel
   dtype: str
   tokens_L: np.ndarray
   embedded_LxD: np.ndarray
@@ -65,13 +68,23 @@ class Trace:
     """The residual that the block reads, LxD."""
     return self.blocks[block - 1].written_LxD if block else self.embedded_LxD
 
+  def __str__(self) -> str:
+    return '\n'.join(lines(self))
 
-def join_names(names) -> str:
+  def __repr__(self) -> str:
+    tokens = join_names([self.token(p) for p in range(len(self.tokens_L))])
+    return f'<Trace of {tokens} in {self.construction.name}, {self.dtype}>'
+
+  def _repr_html_(self) -> str:
+    return html_table((label, '; '.join(items)) for label, items in rows(self))
+
+
+def join_names(names: Sequence[str]) -> str:
   """Names of a query side by side, as one can be asked: by | where spaces are inside them."""
   return (' | ' if any(' ' in name for name in names) else ' ').join(names)
 
 
-def trace_prompt(construction: Construction, tokens_L, dtype: str = 'float32') -> Trace:
+def trace_prompt(construction: FactModel, tokens_L: ArrayLike, dtype: str = 'float32') -> Trace:
   """One forward pass with everything it sows."""
   c, tokens_L = construction, _checked(construction, np.asarray(tokens_L))
   logits, sown = _sow(c.config.replace(dtype=dtype), c.params, tokens_L)
@@ -85,7 +98,7 @@ def trace_prompt(construction: Construction, tokens_L, dtype: str = 'float32') -
   return Trace(c, dtype, tokens_L, sown['residual'][0], tuple(blocks), np.asarray(logits[0]))
 
 
-def _checked(c: Construction, tokens_L: np.ndarray) -> np.ndarray:
+def _checked(c: FactModel, tokens_L: np.ndarray) -> np.ndarray:
   """A prompt that the model reads: a subject, its relations, and thoughts before the last step."""
   if tokens_L.ndim != 1 or not np.issubdtype(tokens_L.dtype, np.integer):
     raise InputError(
@@ -142,7 +155,9 @@ class Decoded:
   error_E: np.ndarray
 
 
-def decode(values_ExM, code: codes.Code, relations_ExM=None) -> Decoded:
+def decode(
+  values_ExM: ArrayLike, code: codes.Code, relations_ExM: ArrayLike | None = None
+) -> Decoded:
   """What entries hold. Values alone do not tell a closed entry from a word without positive
   coordinates; `relations_ExM`, what the relations added there, does: it is negative where one was closed.
   """
@@ -208,7 +223,9 @@ def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
   return f'{slot.name}[{", ".join(parts)}]' if parts else slot.name
 
 
-def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entry: int) -> str:
+def describe(
+  facts: Facts, slot: Slot, values_ExM: np.ndarray, decoded: Decoded | None, entry: int
+) -> str:
   """An entry's contents in words."""
   if decoded is None:
     return number(values_ExM[entry, 0], 4)
@@ -225,7 +242,9 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   return name if kind == 'exact' else f'≈ {name} ±{number(decoded.error_E[entry])}'
 
 
-def changes(trace: Trace, values_D, before_D, relations_D=None) -> Iterator[tuple]:
+def changes(
+  trace: Trace, values_D: np.ndarray, before_D: np.ndarray, relations_D: np.ndarray | None = None
+) -> Iterator[tuple]:
   """Every slot: its values ExM, what they mean (None: plain numbers), which are new, which closed.
 
   Beside entries that a gate has closed, those left open are new too.
@@ -284,42 +303,44 @@ def number(value: float, digits: int = 2, gap: float = 0) -> str:
 
 
 def lines(trace: Trace) -> list[str]:
-  """The trace for a terminal: what tokens hold, then block by block what each answer position does."""
+  """The trace for a terminal."""
+  return [line for label, items in rows(trace) for line in _row(label, items)]
+
+
+def rows(trace: Trace) -> Iterator[tuple[str, list[str]]]:
+  """A label and what is to be said: what tokens hold, then block by block what each answer position does."""
   c = trace.construction
-  zero_D = np.zeros(c.config.dim, np.float32)
-  out = [f'{c.name} in {trace.dtype}']
+  yield f'{c.name} in {trace.dtype}', []
   for p in range(len(trace.tokens_L)):
-    out += _row(f'token {p}: {trace.token(p)}', _held(trace, trace.embedded_LxD[p], zero_D))
+    held = _held(trace, trace.embedded_LxD[p], np.zeros(c.config.dim, np.float32))
+    yield f'token {p}: {trace.token(p)}', held
   for p in trace.positions:
-    out += ['', f'at position {p} ({trace.token(p)})']
+    yield '', []
+    yield f'at position {p} ({trace.token(p)})', []
     for i in range(len(trace.blocks)):
-      out += _block_lines(trace, i, p)
+      yield from _block_rows(trace, i, p)
     best = trace.top(p)
     margin = best[0][1] - best[1][1]
-    out += _row('logits', [f'{name} {number(logit, 4, margin)}' for name, logit in best])
-    out += _row('answer', [f'{best[0][0]}, by a margin of {number(margin, 4)}'])
-  return out
+    yield 'logits', [f'{name} {number(logit, 4, margin)}' for name, logit in best]
+    yield 'answer', [f'{best[0][0]}, by a margin of {number(margin, 4)}']
 
 
-def _block_lines(trace: Trace, i: int, p: int) -> list[str]:
-  block, out = trace.blocks[i], [f'block {i + 1}']
+def _block_rows(trace: Trace, i: int, p: int) -> Iterator[tuple[str, list[str]]]:
+  block, read_D = trace.blocks[i], trace.blocks[i].read_LxD[p]
+  yield f'block {i + 1}', []
   for h, weights_L in enumerate(block.attention_HxLxL[:, p]):
     seen = [q for q in np.argsort(-weights_L, kind='stable') if weights_L[q] > 0]
-    read = [f'{trace.token(q)}@{q} {number(weights_L[q], 3)}' for q in seen]
-    out += _row(f'  head {h + 1} reads', read)
-  read_D = block.read_LxD[p]
-  out += _row(
-    '  after attention', _held(trace, read_D, trace.before(i)[p], relation_outputs(trace, i, p))
-  )
+    yield f'  head {h + 1} reads', [f'{trace.token(q)}@{q} {number(weights_L[q], 3)}' for q in seen]
+  held = _held(trace, read_D, trace.before(i)[p], relation_outputs(trace, i, p))
+  yield '  after attention', held
   for j, hidden_LxF in enumerate(block.hidden):
     fired = np.flatnonzero(hidden_LxF[p])
     names = [f'{unit_name(trace, i, j, u)}{_times(hidden_LxF[p, u])}' for u in fired[:SHOWN]]
-    count = f'{len(fired):,} of {hidden_LxF.shape[1]:,}'
     names = names or [idle(trace, i, j, p)]
-    out += _row('  units firing', [count, *names, *_more(len(fired))])
+    count = f'{len(fired):,} of {hidden_LxF.shape[1]:,}'
+    yield '  units firing', [count, *names, *_more(len(fired))]
   if block.hidden:
-    out += _row('  after MLP', _held(trace, block.written_LxD[p], read_D, np.zeros_like(read_D)))
-  return out
+    yield '  after MLP', _held(trace, block.written_LxD[p], read_D, np.zeros_like(read_D))
 
 
 def _held(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
@@ -352,4 +373,4 @@ def _row(label: str, items: list[str]) -> list[str]:
   """Items side by side, none broken across lines."""
   text = '; '.join(item.replace(' ', '\xa0') for item in items)
   wrap = textwrap.TextWrapper(COLUMNS, f'{label:<19} ', ' ' * 20, break_on_hyphens=False).wrap
-  return [row.replace('\xa0', ' ') for row in wrap(text)]
+  return [row.replace('\xa0', ' ') for row in wrap(text)] or [label]

@@ -1,19 +1,19 @@
-"""What tells one pretrained decoder from another: sizes and switches."""
+"""The sizes and switches in which one pretrained decoder differs from another."""
 
 import dataclasses
 
 from geomem.errors import InputError
 
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
-LARGEST = 2**20  # for every size but the vocabulary's and the length's: larger ones are damage
+LARGEST = 2**20  # of a size; of the vocabulary and the length 64 times that
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """One decoder for the families of Llama, GPT-2 and GPT-NeoX.
+  """One decoder of the families Llama, GPT-2 and GPT-NeoX.
 
-  `rotary`: how many coordinates of a head turn with the position; 0 means learned positions.
-  `parallel`: attention and MLP read the same residual. `gated`: the MLP's units are products.
+  `rotary`: how many coordinates of a head RoPE rotates; 0 means learned position embeddings.
+  `parallel`: attention and MLP read the same residual stream. `gated`: the MLP has a gate (SwiGLU).
   """
 
   vocabulary: int
@@ -21,7 +21,7 @@ class DecoderConfig:
   dim: int
   depth: int
   heads: int
-  key_heads: int
+  kv_heads: int
   head_dim: int
   hidden: int
   norm: str = 'rms'
@@ -35,18 +35,18 @@ class DecoderConfig:
   mlp_bias: bool = False
   tied: bool = True
 
-  def __post_init__(self):
-    sizes = ('vocabulary', 'length', 'dim', 'depth', 'heads', 'key_heads', 'head_dim', 'hidden')
+  def __post_init__(self) -> None:
+    sizes = ('vocabulary', 'length', 'dim', 'depth', 'heads', 'kv_heads', 'head_dim', 'hidden')
     for name in sizes:
       size, most = getattr(self, name), LARGEST * (64 if name in ('vocabulary', 'length') else 1)
       if type(size) is not int or not 1 <= size <= most:
         raise InputError(f'{name} of the model is {size!r}; it must be a whole number, 1 … {most}')
-    if self.heads % self.key_heads:
-      raise InputError(f'{self.heads} heads cannot share {self.key_heads} keys evenly')
+    if self.heads % self.kv_heads:
+      raise InputError(f'{self.heads} heads cannot share {self.kv_heads} key-value heads evenly')
     if type(self.rotary) is not int or self.rotary % 2 or not 0 <= self.rotary <= self.head_dim:
       raise InputError(f'{self.rotary!r} rotary coordinates; need an even number ≤ {self.head_dim}')
     if self.norm not in ('rms', 'layer') or self.activation not in ACTIVATIONS:
-      raise InputError(f'norm {self.norm!r} or activation {self.activation!r} is not known')
+      raise InputError(f'norm {self.norm!r} or activation {self.activation!r} is not supported')
     for name in ('norm_eps', 'rotary_base'):
       value = getattr(self, name)
       if type(value) not in (int, float) or not 0 < value < 1e12:

@@ -1,315 +1,218 @@
-"""What files of each family call the parts of one decoder, and how they lay them out.
+"""What the files of each family of models call the fields and tensors of one decoder.
 
-A family says two things: a `DecoderConfig` from the file's own description, and the parameters, outer
-and of block i, from its tensors. `take(name, *shape)` is the tensor of that name, refused if its shape
-is another. Files keep a matrix output first, but for GPT-2; parameters here are input first.
+A family is a table: from the fields of its configuration to a `DecoderConfig`, and from the names of
+its tensors to the tree of parameters of `decoder.shapes`.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
 
 from geomem.errors import InputError
 from geomem.pretrained.config import DecoderConfig
 
-MISSING = object()
+TYPES = {f.name: f.type for f in dataclasses.fields(DecoderConfig)}
+OPTIONAL = ('vocabulary', 'kv_heads', 'head_dim', 'hidden')  # follow from the others
+ACTIVATIONS = {
+  'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
+}  # fmt: skip
+QKV = ('query', 'key', 'value')
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """`ignored`: ends of names of tensors that are no weights."""
+  """`fields` and `tensors`: our names to the file's; `block`: what stands before the names in block i.
 
-  config: Callable
-  outer: Callable
-  block: Callable
+  `defaults`: of fields that may be left out. `only`: fields of which one value is supported. `fixed`: what
+  no field says. `rope`: the rotary part of the configuration. `read`: a tensor of a block, output
+  first. `ignored`: ends of the names of tensors that are no weights.
+  """
+
+  fields: Mapping[str, str]
+  tensors: Mapping[str, str]
+  block: str
+  defaults: Mapping[str, Any]
+  only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rope: Callable = lambda fields, config, tensors: {}
+  read: Callable = lambda take, config, module, name, shape: take(name, *shape)
   ignored: tuple[str, ...] = ()
 
 
-def field(fields: dict, name: str, kind, default=MISSING):
-  """A field of that kind, or the default where it is absent or null."""
+def field(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
+  """The field of that name, if it is of that type."""
   value = fields.get(name)
-  if value is None and default is not MISSING:
-    return default
-  if kind is float and type(value) is int:
+  if kind is float and type(value) is int and abs(value) < 2**53:
     value = float(value)
   if type(value) is not kind:
-    raise InputError(f'{name} is {str(value)[:60]!r}; it must be of type {kind.__name__}')
+    raise InputError(f'{name} is {repr(value)[:60]}; it must be of type {kind.__name__}')
   return value
 
 
-def _only(fields: dict, **allowed):
-  """Refuse a switch that this decoder does not have."""
-  for name, value in allowed.items():
-    if fields.get(name, value) not in (None, value):
-      raise InputError(f'{name} is {str(fields[name])[:60]!r}; only {value!r} is known')
+def config(family: Family, given: Mapping[str, Any], tensors: Collection[str]) -> DecoderConfig:
+  """The configuration that the fields of a file describe; null is as good as absent."""
+  fields = {**family.defaults, **{name: v for name, v in given.items() if v is not None}}
+  for name, value in family.only.items():
+    if fields.get(name, value) != value:
+      raise InputError(f'{name} is {str(fields[name])[:60]!r}; only {value!r} is supported')
+  sizes = {
+    ours: field(fields, name, TYPES[ours])
+    for ours, name in family.fields.items()
+    if name in fields or ours not in OPTIONAL
+  }
+  dim, heads, words = sizes['dim'], sizes['heads'], fields.get('tokenizer.ggml.tokens')
+  if (name := sizes.pop('activation', 'silu')) not in ACTIVATIONS:
+    raise InputError(f'activation {name[:40]!r} is not supported; {", ".join(ACTIVATIONS)} are')
+  follow = {
+    'vocabulary': len(words) if isinstance(words, list) else 0,
+    'kv_heads': heads, 'head_dim': dim // max(1, heads), 'hidden': 4 * dim,
+    'tied': f'{family.tensors["unembed"]}.weight' not in tensors,
+  }  # fmt: skip
+  found = DecoderConfig(**{**follow, **sizes, **family.fixed, 'activation': ACTIVATIONS[name]})
+  return dataclasses.replace(found, **family.rope(fields, found, tensors))
 
 
-def _activation(name: str) -> str:
-  names = {'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh'}
-  names |= {'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh'}
-  if name not in names:
-    raise InputError(f'activation {name[:40]!r} is not known; known: {", ".join(names)}')
-  return names[name]
+def parameter(
+  family: Family, c: DecoderConfig, take: Callable, path: tuple[str, ...], shape: Shape, block: int
+) -> np.ndarray:
+  """A parameter by its path in the tree. `take(name, *shape)` is a tensor of the file, refused in another shape."""
+  *_, module, kind = ('', *path)
+  if path[0] in ('embed', 'unembed'):
+    return take(f'{family.tensors.get(kind, kind)}.weight', *shape)
+  name = f'{family.tensors[module]}.{"bias" if kind == "bias" else "weight"}'
+  if path[0] == 'blocks':
+    name = family.block.format(block) + name
+  inputs = math.prod(shape[: 2 if module == 'output' else 1])
+  outputs_first = (math.prod(shape) // inputs, inputs) if kind == 'kernel' else (math.prod(shape),)
+  return family.read(take, c, module, name, outputs_first).T.reshape(shape)
 
 
-def _rope(fields: dict, base_name: str, share_name: str | None = None) -> tuple[float, float]:
-  """Base and share of the rotary coordinates, in old and new spelling; scaled ones are refused."""
-  new = field(fields, 'rope_parameters', dict, {})
-  for about in (new, field(fields, 'rope_scaling', dict, {})):
+def _rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
+  """The base and the share of rotated coordinates, in the old and the new spelling; no scaling."""
+  new = field(fields, 'rope_parameters', dict)
+  for about in (new, field(fields, 'rope_scaling', dict)):
     kind = about.get('rope_type', about.get('type', 'default'))
     if kind not in ('default', None):
-      raise InputError(f'RoPE scaling {str(kind)[:40]!r} is not known; only unscaled positions are')
-  base = field(new, 'rope_theta', float, field(fields, base_name, float, 10000.0))
-  share = field(fields, share_name, float, 1.0) if share_name else 1.0
-  return base, field(new, 'partial_rotary_factor', float, share)
+      raise InputError(f'RoPE scaling {str(kind)[:40]!r} is not supported')
+  defaults = {'rope_theta': c.rotary_base, 'partial_rotary_factor': fields['rotary_pct']}
+  base, share = (field({**defaults, **new}, name, float) for name in defaults)
+  if not 0 < share <= 1:
+    raise InputError(f'RoPE of {share:g} of the coordinates of a head; it must be in (0, 1]')
+  return {'rotary': int(share * c.head_dim), 'rotary_base': base}
 
 
-def _dense(name: str, take, bias: bool, inner: int, outer: int, ours: str) -> dict:
-  part = {ours: take(f'{name}.weight', outer, inner).T}
-  return part | ({f'{ours}_bias': take(f'{name}.bias', outer)} if bias else {})
+def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
+  if 'rope_freqs.weight' in tensors:
+    raise InputError('rope_freqs.weight scales the positions; RoPE scaling is not supported')
+  name = 'llama.rope.dimension_count'
+  rotary = field({name: c.head_dim, **fields}, name, int)
+  if rotary != c.head_dim or rotary % 2:
+    text = f'RoPE rotates {rotary} of {c.head_dim} coordinates of a head'
+    raise InputError(f'{text}; only all of an even number are supported')
+  return {'rotary': rotary}
 
 
-def _norm(name: str, take, c: DecoderConfig) -> dict:
-  part = {'scale': take(f'{name}.weight', c.dim)}
-  return part | ({'shift': take(f'{name}.bias', c.dim)} if c.norm == 'layer' else {})
+def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+  """The format interleaves the two halves of a head's coordinates that RoPE rotates together."""
+  tensor = take(name, *shape)
+  if module not in ('query', 'key'):
+    return tensor
+  return tensor.reshape(-1, c.head_dim // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _attention(name: str, take, c: DecoderConfig, names, undo=lambda w, heads: w) -> dict:
-  """Query, key, value and output, each a matrix of its own."""
-  part = {}
-  for ours, theirs, heads in zip(
-    ('query', 'key', 'value'), names, (c.heads, c.key_heads, c.key_heads), strict=False
-  ):
-    w_OxD = take(f'{name}{theirs}.weight', heads * c.head_dim, c.dim)
-    w_OxD = undo(w_OxD, heads) if ours != 'value' else w_OxD
-    part[ours] = w_OxD.T.reshape(c.dim, heads, c.head_dim)
-    if c.attention_bias:
-      bias = take(f'{name}{theirs}.bias', heads * c.head_dim)
-      part[f'{ours}_bias'] = bias.reshape(heads, c.head_dim)
-  out = _dense(name + names[3], take, c.attention_bias, c.heads * c.head_dim, c.dim, 'output')
-  return part | out | {'output': out['output'].reshape(c.heads, c.head_dim, c.dim)}
+def _gpt2_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+  """Input first; all queries, then all keys, then all values, side by side."""
+  if module not in QKV:
+    return take(name, *shape[::-1]).T
+  return np.split(take(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
 
 
-def _outer(tokens: str, norm: str, head: str, positions: str | None = None) -> Callable:
-  """Embeddings, the last norm and the unembedding, by the family's names for them."""
-
-  def outer(take, c: DecoderConfig) -> dict:
-    embed = {'tokens': take(f'{tokens}.weight', c.vocabulary, c.dim)}
-    if positions:
-      embed['positions'] = take(f'{positions}.weight', c.length, c.dim)
-    params = {'embed': embed, 'norm_final': _norm(norm, take, c)}
-    return params if c.tied else params | {'unembed': take(f'{head}.weight', c.vocabulary, c.dim)}
-
-  return outer
+def _neox_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+  """The query, key and value of the first head, then of the next."""
+  if module not in QKV:
+    return take(name, *shape)
+  heads = take(name, 3 * shape[0], *shape[1:]).reshape(c.heads, 3, c.head_dim, *shape[1:])
+  return heads[:, QKV.index(module)].reshape(shape)
 
 
-# --- Llama ----------------------------------------------------------------------------------------
-
-
-def _llama_config(fields: dict, _) -> DecoderConfig:
-  base, share = _rope(fields, 'rope_theta')
-  dim, heads = field(fields, 'hidden_size', int), field(fields, 'num_attention_heads', int)
-  head_dim = field(fields, 'head_dim', int, dim // max(1, heads))
-  return DecoderConfig(
-    vocabulary=field(fields, 'vocab_size', int),
-    length=field(fields, 'max_position_embeddings', int, 2048),
-    dim=dim,
-    depth=field(fields, 'num_hidden_layers', int),
-    heads=heads,
-    key_heads=field(fields, 'num_key_value_heads', int, heads),
-    head_dim=head_dim,
-    hidden=field(fields, 'intermediate_size', int),
-    norm_eps=field(fields, 'rms_norm_eps', float, 1e-6),
-    activation=_activation(field(fields, 'hidden_act', str, 'silu')),
-    rotary=round(share * head_dim),
-    rotary_base=base,
-    attention_bias=field(fields, 'attention_bias', bool, False),
-    mlp_bias=field(fields, 'mlp_bias', bool, False),
-    tied=field(fields, 'tie_word_embeddings', bool, False),
-  )
-
-
-def _llama_block(take, c: DecoderConfig, at: str, names: dict, undo=lambda w, heads: w) -> dict:
-  mlp: dict = {}
-  for ours in ('gate', 'in'):
-    mlp |= _dense(at + names[ours], take, c.mlp_bias, c.dim, c.hidden, ours)
-  return {
-    'norm_attention': _norm(at + names['norm_attention'], take, c),
-    'attention': _attention(at, take, c, names['attention'], undo),
-    'norm_mlp': _norm(at + names['norm_mlp'], take, c),
-    'mlp': mlp | _dense(at + names['out'], take, c.mlp_bias, c.hidden, c.dim, 'out'),
-  }
-
-
-def _hf_block(take, c: DecoderConfig, i: int) -> dict:
-  names = {
-    'norm_attention': 'input_layernorm', 'norm_mlp': 'post_attention_layernorm',
-    'attention': [f'self_attn.{part}_proj' for part in 'qkvo'],
-    'gate': 'mlp.gate_proj', 'in': 'mlp.up_proj', 'out': 'mlp.down_proj',
-  }  # fmt: skip
-  return _llama_block(take, c, f'model.layers.{i}.', names)
-
-
-# --- Llama in a GGUF file -------------------------------------------------------------------------
-
-
-def _gguf_config(fields: dict, names) -> DecoderConfig:
-  for kind in ('rope.scaling.type', 'rope.scaling.factor'):
-    if fields.get(f'llama.{kind}') not in (None, 'none', 1.0):
-      raise InputError(f'{kind} is {str(fields[f"llama.{kind}"])[:40]!r}; no RoPE scaling is known')
-  if 'rope_freqs.weight' in names:
-    raise InputError('rope_freqs.weight scales the positions; no RoPE scaling is known')
-  size = lambda name, *default: field(fields, f'llama.{name}', int, *default)
-  dim, heads = size('embedding_length'), size('attention.head_count')
-  head_dim = size('attention.key_length', dim // max(1, heads))
-  if (rotary := size('rope.dimension_count', head_dim)) != head_dim or head_dim % 2:
-    raise InputError(f'{rotary} of {head_dim} coordinates of a head turn; only all, in pairs, may')
-  tokens = field(fields, 'tokenizer.ggml.tokens', list)
-  return DecoderConfig(
-    vocabulary=size('vocab_size', len(tokens)),
-    length=size('context_length'),
-    dim=dim,
-    depth=size('block_count'),
-    heads=heads,
-    key_heads=size('attention.head_count_kv', heads),
-    head_dim=head_dim,
-    hidden=size('feed_forward_length'),
-    norm_eps=field(fields, 'llama.attention.layer_norm_rms_epsilon', float),
-    rotary=rotary,
-    rotary_base=field(fields, 'llama.rope.freq_base', float, 10000.0),
-    tied='output.weight' not in names,
-  )
-
-
-def _gguf_block(take, c: DecoderConfig, i: int) -> dict:
-  names = {
-    'norm_attention': 'attn_norm', 'norm_mlp': 'ffn_norm',
-    'attention': ['attn_q', 'attn_k', 'attn_v', 'attn_output'],
-    'gate': 'ffn_gate', 'in': 'ffn_up', 'out': 'ffn_down',
-  }  # fmt: skip
-
-  def undo(w_OxD, heads):
-    """The format pairs neighbouring coordinates of a head for rotation; here it is halves."""
-    pairs = w_OxD.reshape(heads, c.head_dim // 2, 2, c.dim)
-    return pairs.swapaxes(1, 2).reshape(w_OxD.shape)
-
-  return _llama_block(take, c, f'blk.{i}.', names, undo)
-
-
-# --- GPT-2 ----------------------------------------------------------------------------------------
-
-
-def _gpt2_config(fields: dict, _) -> DecoderConfig:
-  _only(fields, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
-  _only(fields, add_cross_attention=False)
-  dim, heads = field(fields, 'n_embd', int), field(fields, 'n_head', int)
-  return DecoderConfig(
-    vocabulary=field(fields, 'vocab_size', int),
-    length=field(fields, 'n_positions', int, 1024),
-    dim=dim,
-    depth=field(fields, 'n_layer', int),
-    heads=heads,
-    key_heads=heads,
-    head_dim=dim // max(1, heads),
-    hidden=field(fields, 'n_inner', int, 4 * dim),
-    norm='layer',
-    norm_eps=field(fields, 'layer_norm_epsilon', float, 1e-5),
-    activation=_activation(field(fields, 'activation_function', str, 'gelu_new')),
-    gated=False,
-    attention_bias=True,
-    mlp_bias=True,
-    tied=field(fields, 'tie_word_embeddings', bool, True),
-  )
-
-
-def _gpt2_block(take, c: DecoderConfig, i: int) -> dict:
-  at, heads = f'h.{i}.', (c.heads, c.head_dim)
-  w_DxO = take(f'{at}attn.c_attn.weight', c.dim, 3 * c.dim).reshape(c.dim, 3, *heads)
-  bias = take(f'{at}attn.c_attn.bias', 3 * c.dim).reshape(3, *heads)
-  attention = {
-    'output': take(f'{at}attn.c_proj.weight', c.dim, c.dim).reshape(*heads, c.dim),
-    'output_bias': take(f'{at}attn.c_proj.bias', c.dim),
-  }
-  for j, name in enumerate(('query', 'key', 'value')):
-    attention |= {name: w_DxO[:, j], f'{name}_bias': bias[j]}
-  return {
-    'norm_attention': _norm(f'{at}ln_1', take, c),
-    'attention': attention,
-    'norm_mlp': _norm(f'{at}ln_2', take, c),
-    'mlp': {
-      'in': take(f'{at}mlp.c_fc.weight', c.dim, c.hidden),
-      'in_bias': take(f'{at}mlp.c_fc.bias', c.hidden),
-      'out': take(f'{at}mlp.c_proj.weight', c.hidden, c.dim),
-      'out_bias': take(f'{at}mlp.c_proj.bias', c.dim),
-    },
-  }
-
-
-# --- GPT-NeoX (Pythia) ----------------------------------------------------------------------------
-
-
-def _neox_config(fields: dict, _) -> DecoderConfig:
-  dim, heads = field(fields, 'hidden_size', int), field(fields, 'num_attention_heads', int)
-  head_dim = dim // max(1, heads)
-  base, share = _rope({'rotary_pct': 0.25, **fields}, 'rotary_emb_base', 'rotary_pct')
-  return DecoderConfig(
-    vocabulary=field(fields, 'vocab_size', int),
-    length=field(fields, 'max_position_embeddings', int, 2048),
-    dim=dim,
-    depth=field(fields, 'num_hidden_layers', int),
-    heads=heads,
-    key_heads=heads,
-    head_dim=head_dim,
-    hidden=field(fields, 'intermediate_size', int),
-    norm='layer',
-    norm_eps=field(fields, 'layer_norm_eps', float, 1e-5),
-    activation=_activation(field(fields, 'hidden_act', str, 'gelu')),
-    gated=False,
-    rotary=int(share * head_dim),
-    rotary_base=base,
-    parallel=field(fields, 'use_parallel_residual', bool, True),
-    attention_bias=field(fields, 'attention_bias', bool, True),
-    mlp_bias=True,
-    tied=field(fields, 'tie_word_embeddings', bool, False),
-  )
-
-
-def _neox_block(take, c: DecoderConfig, i: int) -> dict:
-  at, fused = f'gpt_neox.layers.{i}.', f'gpt_neox.layers.{i}.attention.query_key_value'
-  w = take(f'{fused}.weight', 3 * c.dim, c.dim).reshape(c.heads, 3, c.head_dim, c.dim)
-  dense = _dense(f'{at}attention.dense', take, c.attention_bias, c.dim, c.dim, 'output')
-  attention = dense | {'output': dense['output'].reshape(c.heads, c.head_dim, c.dim)}
-  for j, name in enumerate(('query', 'key', 'value')):
-    attention[name] = w[:, j].transpose(2, 0, 1)
-  if c.attention_bias:
-    bias = take(f'{fused}.bias', 3 * c.dim).reshape(c.heads, 3, c.head_dim)
-    attention |= {f'{name}_bias': bias[:, j] for j, name in enumerate(('query', 'key', 'value'))}
-  mlp = _dense(f'{at}mlp.dense_h_to_4h', take, True, c.dim, c.hidden, 'in')
-  return {
-    'norm_attention': _norm(f'{at}input_layernorm', take, c),
-    'attention': attention,
-    'norm_mlp': _norm(f'{at}post_attention_layernorm', take, c),
-    'mlp': mlp | _dense(f'{at}mlp.dense_4h_to_h', take, True, c.hidden, c.dim, 'out'),
-  }
-
-
+_HF = {
+  'vocabulary': 'vocab_size', 'length': 'max_position_embeddings', 'dim': 'hidden_size',
+  'depth': 'num_hidden_layers', 'heads': 'num_attention_heads', 'hidden': 'intermediate_size',
+  'activation': 'hidden_act', 'attention_bias': 'attention_bias', 'tied': 'tie_word_embeddings',
+}  # fmt: skip
+_HF_DEFAULTS = {
+  'max_position_embeddings': 2048, 'tie_word_embeddings': False,
+  'rope_parameters': {}, 'rope_scaling': {},
+}  # fmt: skip
 FAMILIES = {
   'llama': Family(
-    _llama_config,
-    _outer('model.embed_tokens', 'model.norm', 'lm_head'),
-    _hf_block,
-    ('rotary_emb.inv_freq',),
+    fields=_HF | {
+      'kv_heads': 'num_key_value_heads', 'head_dim': 'head_dim', 'norm_eps': 'rms_norm_eps',
+      'rotary_base': 'rope_theta', 'mlp_bias': 'mlp_bias'},
+    defaults=_HF_DEFAULTS | {
+      'rms_norm_eps': 1e-6, 'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
+      'rope_theta': 10000.0, 'rotary_pct': 1.0},
+    tensors={
+      'tokens': 'model.embed_tokens', 'norm_final': 'model.norm', 'unembed': 'lm_head',
+      'norm_attention': 'input_layernorm', 'norm_mlp': 'post_attention_layernorm',
+      'query': 'self_attn.q_proj', 'key': 'self_attn.k_proj', 'value': 'self_attn.v_proj',
+      'output': 'self_attn.o_proj', 'gate': 'mlp.gate_proj', 'up': 'mlp.up_proj',
+      'down': 'mlp.down_proj'},
+    block='model.layers.{}.', rope=_rope, ignored=('rotary_emb.inv_freq',),
+  ),
+  'gguf': Family(
+    fields={
+      'dim': 'llama.embedding_length', 'length': 'llama.context_length',
+      'vocabulary': 'llama.vocab_size', 'depth': 'llama.block_count',
+      'heads': 'llama.attention.head_count', 'kv_heads': 'llama.attention.head_count_kv',
+      'head_dim': 'llama.attention.key_length', 'hidden': 'llama.feed_forward_length',
+      'norm_eps': 'llama.attention.layer_norm_rms_epsilon', 'rotary_base': 'llama.rope.freq_base'},
+    defaults={'llama.rope.freq_base': 10000.0},
+    only={'llama.rope.scaling.type': 'none', 'llama.rope.scaling.factor': 1.0},
+    tensors={
+      'tokens': 'token_embd', 'norm_final': 'output_norm', 'unembed': 'output',
+      'norm_attention': 'attn_norm', 'norm_mlp': 'ffn_norm', 'query': 'attn_q', 'key': 'attn_k',
+      'value': 'attn_v', 'output': 'attn_output', 'gate': 'ffn_gate', 'up': 'ffn_up',
+      'down': 'ffn_down'},
+    block='blk.{}.', rope=_gguf_rope, read=_gguf_read,
   ),
   'gpt2': Family(
-    _gpt2_config,
-    _outer('wte', 'ln_f', 'lm_head', positions='wpe'),
-    _gpt2_block,
-    ('.attn.bias', '.attn.masked_bias'),
+    fields={
+      'vocabulary': 'vocab_size', 'length': 'n_positions', 'dim': 'n_embd', 'depth': 'n_layer',
+      'heads': 'n_head', 'hidden': 'n_inner', 'norm_eps': 'layer_norm_epsilon',
+      'activation': 'activation_function', 'tied': 'tie_word_embeddings'},
+    defaults={
+      'n_positions': 1024, 'layer_norm_epsilon': 1e-5, 'activation_function': 'gelu_new',
+      'tie_word_embeddings': True},
+    only={
+      'scale_attn_weights': True, 'scale_attn_by_inverse_layer_idx': False,
+      'add_cross_attention': False},
+    fixed={'norm': 'layer', 'gated': False, 'attention_bias': True, 'mlp_bias': True},
+    tensors={
+      'tokens': 'wte', 'positions': 'wpe', 'norm_final': 'ln_f', 'unembed': 'lm_head',
+      'norm_attention': 'ln_1', 'norm_mlp': 'ln_2', **dict.fromkeys(QKV, 'attn.c_attn'),
+      'output': 'attn.c_proj', 'up': 'mlp.c_fc', 'down': 'mlp.c_proj'},
+    block='h.{}.', read=_gpt2_read, ignored=('.attn.bias', '.attn.masked_bias'),
   ),
   'gpt_neox': Family(
-    _neox_config,
-    _outer('gpt_neox.embed_in', 'gpt_neox.final_layer_norm', 'embed_out'),
-    _neox_block,
-    ('.attention.bias', '.attention.masked_bias', 'rotary_emb.inv_freq'),
+    fields=_HF | {
+      'norm_eps': 'layer_norm_eps', 'parallel': 'use_parallel_residual',
+      'rotary_base': 'rotary_emb_base'},
+    defaults=_HF_DEFAULTS | {
+      'layer_norm_eps': 1e-5, 'hidden_act': 'gelu', 'use_parallel_residual': True,
+      'attention_bias': True, 'rotary_emb_base': 10000.0, 'rotary_pct': 0.25},
+    fixed={'norm': 'layer', 'gated': False, 'mlp_bias': True},
+    tensors={
+      'tokens': 'gpt_neox.embed_in', 'norm_final': 'gpt_neox.final_layer_norm',
+      'unembed': 'embed_out', 'norm_attention': 'input_layernorm',
+      'norm_mlp': 'post_attention_layernorm', **dict.fromkeys(QKV, 'attention.query_key_value'),
+      'output': 'attention.dense', 'up': 'mlp.dense_h_to_4h', 'down': 'mlp.dense_4h_to_h'},
+    block='gpt_neox.layers.{}.', rope=_rope, read=_neox_read,
+    ignored=('.attention.bias', '.attention.masked_bias', 'rotary_emb.inv_freq'),
   ),
-  'gguf': Family(_gguf_config, _outer('token_embd', 'output_norm', 'output'), _gguf_block),
-}
+}  # fmt: skip

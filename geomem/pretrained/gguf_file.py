@@ -1,12 +1,15 @@
-"""GGUF files: the header is checked against the file's size before anything is read or allocated.
+"""GGUF files. The package `gguf` dequantizes the tensors, but this module reads the header.
 
-Only the values of tensors go through the `gguf` package, which dequantizes them.
+That package's reader believes a header. This one checks every size against the file's own before anything
+is allocated, so that a damaged or hostile file is refused.
 """
 
-import dataclasses
+import functools
 import math
 import os
 import struct
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,93 +17,87 @@ from geomem.errors import InputError
 from geomem.pretrained import mapped
 
 STRING, ARRAY = 8, 9
-NUMBERS = {
-  0: 'B',
-  1: 'b',
-  2: 'H',
-  3: 'h',
-  4: 'I',
-  5: 'i',
-  6: 'f',
-  7: '?',
-  10: 'Q',
-  11: 'q',
-  12: 'd',
-}
+NUMBERS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))  # their codes in `struct`
 MOST = 2**16  # fields, tensors, bytes of a name
 VERSIONS = (2, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-  """Where a tensor lies; `shape` as NumPy has it, `kind` the number of its quantization."""
+class Tensor(NamedTuple):
+  """`shape` as NumPy has it; `kind`: the number of its quantization; where its bytes are."""
 
   shape: tuple[int, ...]
   kind: int
   start: int
-  size: int
+  size: int = 0
 
 
 class _Reader:
-  """The bytes of a header, one field after another, never past the end of the file."""
+  """Reads a header from its first byte on, never past the end of the file."""
 
-  def __init__(self, data):
+  def __init__(self, data: Any):
     self.data, self.at = data, 0
 
-  def take(self, count: int):
+  def take(self, count: int) -> bytes:
     if count > len(self.data) - self.at:
       raise InputError(f'it ends at byte {len(self.data):,}, inside its header')
     self.at += count
     return self.data[self.at - count : self.at]
 
-  def number(self, code: str):
-    return struct.unpack(f'<{code}', self.take(struct.calcsize(f'<{code}')))[0]
+  def unpack(self, code: str, count: int = 1) -> list:
+    """So many values of one type, or one of each of several types."""
+    data = self.take(count * struct.calcsize(f'<{code}'))
+    return list(struct.unpack(f'<{count}{code}', data))
 
-  def text(self, most: int | None = None) -> str:
-    size = self.number('Q')
-    if most is not None and size > most:
+  def text(self, most: float = math.inf) -> str:
+    (size,) = self.unpack('Q')
+    if size > most:
       raise InputError(f'a name of {size:,} bytes')
     try:
       return str(self.take(size), 'utf-8')
     except UnicodeDecodeError as error:
       raise InputError(f'text that is not UTF-8 before byte {self.at:,}') from error
 
-  def value(self):
-    kind = self.number('I')
-    if kind != ARRAY:
-      return self._one(kind)
-    kind, count = self.number('I'), self.number('Q')
+  def value(self) -> Any:
+    (kind,) = self.unpack('I')
+    kind, count = self.unpack('IQ') if (array := kind == ARRAY) else (kind, 1)
     if kind == STRING:
-      self._check_left(count, 8)
-      return [self.text() for _ in range(count)]
-    code = _code(kind)
-    self._check_left(count, struct.calcsize(f'<{code}'))
-    return np.frombuffer(self.take(count * struct.calcsize(f'<{code}')), f'<{code}').tolist()
+      values = [self.text() for _ in range(count)]
+    elif kind in NUMBERS:
+      values = self.unpack(NUMBERS[kind], count)
+    else:
+      raise InputError(f'a value of unknown type {kind}')
+    return values if array else values[0]
 
-  def _one(self, kind: int):
-    return self.text() if kind == STRING else self.number(_code(kind))
+  def named(self, count: int, what: str, read: Callable) -> dict:
+    """So many values, each after its name."""
+    if count > MOST:
+      raise InputError(f'{count:,} {what}s; at most {MOST:,} are allowed')
+    found: dict = {}
+    for _ in range(count):
+      if (name := self.text(MOST)) in found:
+        raise InputError(f'two {what}s have the name {name!r}')
+      found[name] = read()
+    return found
 
-  def _check_left(self, count: int, each: int):
-    if count * each > len(self.data) - self.at:
-      raise InputError(f'an array of {count:,} values, more than the file has room for')
-
-
-def _code(kind: int) -> str:
-  if kind not in NUMBERS:
-    raise InputError(f'a value of unknown type {kind}')
-  return NUMBERS[kind]
+  def tensor(self) -> Tensor:
+    """Its size is not yet known, its start counts from the first tensor's."""
+    (dims,) = self.unpack('I')
+    if not 1 <= dims <= 4:
+      raise InputError(f'a tensor of {dims:,} axes; 1 … 4 are allowed')
+    shape, (kind, start) = tuple(self.unpack('Q', dims)[::-1]), self.unpack('IQ')
+    return Tensor(shape, kind, start)
 
 
 class GGUF:
-  """An open file: `fields` by name, `tensors` by name, and their values one at a time."""
+  """An open file: `fields` and `tensors` by name, and the values of one tensor at a time."""
 
   def __init__(self, path: str | os.PathLike):
-    self.path = path
     self._bytes, found = mapped.opened(path, 'GGUF', lambda data: _header(_Reader(data)))
-    self.fields, self.tensors = found
+    self.fields: dict[str, Any] = found[0]
+    self.tensors: dict[str, Tensor] = found[1]
 
   @property
-  def names(self):
+  def names(self) -> Collection[str]:
     return self.tensors.keys()
 
   def shape(self, name: str) -> tuple[int, ...]:
@@ -108,73 +105,49 @@ class GGUF:
 
   def array(self, name: str) -> np.ndarray:
     """A tensor in float32."""
-    from gguf import quants  # imports slowly, and only who reads weights needs it
-
     t = self.tensors[name]
     raw = np.frombuffer(self._bytes, np.uint8, t.size, t.start)
-    rows = raw.reshape(*t.shape[:-1], -1)
-    return quants.dequantize(rows, _kinds()[t.kind][0]).reshape(t.shape)
+    return _quantization(t.kind)[2](raw.reshape(*t.shape[:-1], -1)).reshape(t.shape)
 
 
-def _kinds():
-  """Of every quantization that can be undone: itself, the values of a block and their bytes."""
-  from gguf import constants, quants
+@functools.cache
+def _quantization(kind: int) -> tuple[int, int, Callable]:
+  """How many values a block has and how many bytes, and what dequantizes rows of blocks."""
+  import gguf  # imports slowly, and is missing without the extra `lm`
 
-  plain = {constants.GGMLQuantizationType.F32, constants.GGMLQuantizationType.F16}
-  known = plain | set(quants._type_traits)
-  return {kind.value: (kind, *constants.GGML_QUANT_SIZES[kind]) for kind in known}
+  try:
+    known = gguf.GGMLQuantizationType(kind)
+    values, size = gguf.GGML_QUANT_SIZES[known]
+    dequantize = functools.partial(gguf.quants.dequantize, qtype=known)
+    dequantize(np.zeros((1, size), np.uint8))
+  except (ValueError, KeyError, NotImplementedError) as error:
+    raise InputError(
+      f'a tensor of type {kind}, which the gguf package cannot dequantize'
+    ) from error
+  return values, size, dequantize
 
 
-def _header(read: _Reader):
+def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
+  """The fields and the tensors, each inside the file and none on top of another."""
   if (magic := bytes(read.take(4))) != b'GGUF':
     raise InputError(f'it begins with {magic!r}, not GGUF')
-  if (version := read.number('I')) not in VERSIONS:
-    raise InputError(f'version {version}; this code reads {VERSIONS[0]} and {VERSIONS[1]}')
-  counts = {name: read.number('Q') for name in ('tensors', 'fields')}
-  for name, count in counts.items():
-    if count > MOST:
-      raise InputError(f'{count:,} {name}; at most {MOST:,} are believed')
-  fields = {}
-  for _ in range(counts['fields']):
-    name = read.text(MOST)
-    if name in fields:
-      raise InputError(f'two fields are called {name!r}')
-    fields[name] = read.value()
-  found = {}
-  for _ in range(counts['tensors']):
-    name = read.text(MOST)
-    if name in found:
-      raise InputError(f'two tensors are called {name!r}')
-    found[name] = _described(name, read)
+  version, tensors, count = read.unpack('IQQ')
+  if version not in VERSIONS:
+    raise InputError(f'version {version}; {VERSIONS[0]} and {VERSIONS[1]} are supported')
+  fields = read.named(count, 'field', read.value)
+  described = read.named(tensors, 'tensor', read.tensor)
   align = fields.get('general.alignment', 32)
   if type(align) is not int or not 8 <= align <= 2**16 or align & (align - 1):
     raise InputError(f'alignment {align!r}; it must be a power of two, 8 … 65,536')
-  return fields, _placed(found, -(-read.at // align) * align, align, len(read.data))
-
-
-def _described(name: str, read: _Reader):
-  """Shape, kind and offset of a tensor."""
-  dims = read.number('I')
-  if not 1 <= dims <= 4:
-    raise InputError(f'{name!r} has {dims:,} axes; a tensor has 1 … 4')
-  shape = tuple(read.number('Q') for _ in range(dims))[::-1]
-  return shape, read.number('I'), read.number('Q')
-
-
-def _placed(found: dict, base: int, align: int, size: int) -> dict[str, Tensor]:
-  """Tensors by name, each inside the file and none on top of another."""
-  kinds, tensors, end, last = _kinds(), {}, base, None
-  for name, (shape, kind, offset) in sorted(found.items(), key=lambda item: item[1][2]):
-    if kind not in kinds:
-      raise InputError(f'{name!r} is of type {kind}, which the gguf package cannot dequantize')
-    _, block, bytes_ = kinds[kind]
-    if 0 in shape or shape[-1] % block:
-      raise InputError(f'{name!r} has shape {shape}, which blocks of {block} do not fill')
-    need = math.prod(shape) // block * bytes_
-    start = base + offset
-    if offset % align or start + need > size:
-      raise InputError(f'{name!r}, {need:,} bytes at {start:,}, does not lie in {size:,} bytes')
+  found, end, base = {}, 0, -(-read.at // align) * align
+  for name, (shape, kind, start, _) in sorted(described.items(), key=lambda item: item[1].start):
+    values, bytes_, _ = _quantization(kind)
+    if 0 in shape or shape[-1] % values:
+      raise InputError(f'{name!r} has shape {shape}, which is not whole blocks of {values} values')
+    size = math.prod(shape) // values * bytes_
+    if start % align or base + start + size > len(read.data):
+      raise InputError(f'{name!r}, {size:,} bytes at {base + start:,}, is not inside the file')
     if start < end:
-      raise InputError(f'{name!r} lies on top of {last!r}')
-    tensors[name], end, last = Tensor(shape, kind, start, need), start + need, name
-  return tensors
+      raise InputError(f'{name!r} overlaps the tensor before')
+    found[name], end = Tensor(shape, kind, base + start, size), start + size
+  return fields, found

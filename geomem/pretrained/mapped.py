@@ -1,14 +1,15 @@
-"""Files read where they lie: opened once, checked before use, refused in one line that names them."""
+"""Files that are mapped into memory and checked before use."""
 
 import mmap
 import os
 from collections.abc import Callable
+from typing import Any
 
 from geomem.errors import InputError
 
 
-def opened(path: str | os.PathLike, kind: str, check: Callable):
-  """The bytes of a file, not yet in memory, and what `check` finds in them."""
+def opened(path: str | os.PathLike, kind: str, check: Callable) -> tuple[mmap.mmap, Any]:
+  """The bytes of a file, which are read when they are used, and what `check` finds in them."""
   try:
     with open(path, 'rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -19,4 +20,4 @@ def opened(path: str | os.PathLike, kind: str, check: Callable):
   try:
     return data, check(data)
   except InputError as error:
-    raise InputError(f'{path}: not a sound {kind} file: {error}') from error
+    raise InputError(f'{path}: not a valid {kind} file: {error}') from error

@@ -1,12 +1,15 @@
 """Linear relational embeddings (Hernandez et al., 2023): the model itself, linearized from subject to object.
 
 o ≈ β W s + b, W the mean over a few subjects of the Jacobian of the final residual at the prompt's end
-with respect to the subject's residual at some place, b the mean of o − W s. An edit that should turn
+with respect to the subject's residual at some layer, b the mean of o − W s. An edit that should turn
 the object into o' is s + W⁺(o' − o), W⁺ the pseudo-inverse of rank ρ.
 
-Shapes: D width, T places, L length, E examples.
+Shapes: D width, T layers, L length, E examples, B prompts.
 """
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,33 +18,43 @@ from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
 
 
-def jacobians(config: DecoderConfig, params, x_LxD, places: tuple[int, ...], older, last):
-  """∂ final residual at `last` / ∂ residual of the first token at each place, TxDxD, in one pass back.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def jacobians(
+  config: DecoderConfig,
+  layers: tuple[int, ...],
+  params: dict,
+  x_LxD: chex.Array,
+  prefix: decoder.Prefix,
+  last: chex.Array,
+) -> jax.Array:
+  """∂ final residual at `last` / ∂ residual of the first token at each layer, TxDxD, in one pass back.
 
-  `x_LxD`: the stream at the first of the places.
+  `x_LxD`: the residual stream at the first of the layers.
   """
-  count, dim = len(places), x_LxD.shape[1]
+  count, dim = len(layers), config.dim
 
   def final(add_TxD):
-    patch = decoder.Patch(jnp.array(places), jnp.zeros(count, jnp.int32), jnp.ones(count), add_TxD)
-    return decoder.residuals(config, params, x_LxD, patch, places[0], older)[-1, last]
+    patch = decoder.Patch(jnp.array(layers), jnp.zeros(count, jnp.int32), jnp.ones(count), add_TxD)
+    return decoder.residuals(config, params, x_LxD, patch, layers[0], prefix)[-1, last]
 
   return jnp.moveaxis(jax.jacrev(final)(jnp.zeros((count, dim))), 0, 1)
 
 
-def embedding(jacobian_ExDxD, s_ExD, o_ExD) -> tuple[np.ndarray, np.ndarray]:
+def embedding(
+  jacobian_ExDxD: np.ndarray, s_ExD: np.ndarray, o_ExD: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
   """(W, b) from examples."""
   w_DxD = jacobian_ExDxD.mean(axis=0)
   return w_DxD, (o_ExD - np.einsum('eij,ej->ei', jacobian_ExDxD, s_ExD)).mean(axis=0)
 
 
-def guess(relation, s_BxD, beta: float) -> np.ndarray:
-  """Final residuals that the embedding expects."""
+def predict(relation: tuple[np.ndarray, np.ndarray], s_BxD: np.ndarray, beta: float) -> np.ndarray:
+  """The final residuals that the embedding predicts."""
   w_DxD, b_D = relation
   return (beta * s_BxD @ w_DxD.T + b_D).astype(np.float32)
 
 
-def inverse(w_DxD, rank: int) -> np.ndarray:
+def inverse(w_DxD: np.ndarray, rank: int) -> np.ndarray:
   """The pseudo-inverse of the best approximation of that rank."""
   u, size, v = np.linalg.svd(w_DxD)
   return v[:rank].T / size[:rank] @ u[:, :rank].T

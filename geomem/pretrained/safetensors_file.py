@@ -1,11 +1,16 @@
-"""safetensors files, one or several: the header is checked against the file's size before use."""
+"""safetensors files, one or several of a folder.
+
+The package `safetensors` is not used: this reader checks every size against the file's own before anything
+is allocated, so that a damaged or hostile file is refused.
+"""
 
 import json
 import math
-import os
+import mmap
 import re
-import struct
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -18,43 +23,35 @@ DTYPES = {
   'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 FLOATS = ('F32', 'F16', 'BF16')
-LONGEST = 32 * 2**20  # bytes of a header
+LONGEST = 32 * 2**20  # bytes of a header or a configuration
 INDEX = 'model.safetensors.index.json'
 
 
-def read_json(path: Path, most: int = LONGEST):
-  """A JSON object of a believable size, no name twice."""
-  try:
-    with open(path, 'rb') as file:
-      if (size := os.fstat(file.fileno()).st_size) > most:
-        raise InputError(f'{path}: {size:,} bytes; at most {most:,} are believed')
-      return parse_json(file.read())
-  except OSError as error:
-    raise InputError(f'{path}: cannot be read: {error.strerror}') from error
-  except ValueError as error:  # InputError among them
-    raise InputError(f'{path}: {error}' if str(path) not in str(error) else str(error)) from error
+def read_json(path: Path) -> dict:
+  return mapped.opened(path, 'JSON', _object)[1]
 
 
-def parse_json(data: bytes) -> dict:
-  def once(pairs):
-    names = dict(pairs)
-    if len(names) < len(pairs):
-      raise InputError('a name stands there twice')
+def _object(data: bytes | mmap.mmap) -> dict:
+  """The JSON object in these bytes, if it has no name twice."""
+  if len(data) > LONGEST:
+    raise InputError(f'{len(data):,} bytes; at most {LONGEST:,} are allowed')
+
+  def once(pairs: list) -> dict:
+    if len(names := dict(pairs)) < len(pairs):
+      raise ValueError('a name occurs twice')
     return names
 
   try:
-    found = json.loads(data.decode(), object_pairs_hook=once)
-  except InputError:
-    raise
+    found = json.loads(bytes(data).decode(), object_pairs_hook=once)
   except (ValueError, RecursionError) as error:
-    raise InputError(f'not JSON ({type(error).__name__})') from error
+    raise InputError(f'it cannot be parsed as JSON ({type(error).__name__})') from error
   if not isinstance(found, dict):
-    raise InputError(f'JSON, but {type(found).__name__} and not an object')
+    raise InputError(f'it is JSON, but {type(found).__name__} and not an object')
   return found
 
 
 class Safetensors:
-  """An open file: the tensors' descriptions by name, and their values one at a time."""
+  """An open file: by name the dtype, shape, start and end of tensors, and their values one at a time."""
 
   def __init__(self, path: Path):
     self.path = path
@@ -62,22 +59,19 @@ class Safetensors:
 
   def array(self, name: str) -> np.ndarray:
     """A tensor in float32."""
-    dtype, shape, start, stop = self.tensors[name]
+    dtype, shape, start, _ = self.tensors[name]
     if dtype not in FLOATS:
       raise InputError(f'{self.path}: {name!r} is {dtype}; weights must be {", ".join(FLOATS)}')
-    count = (stop - start) // np.dtype(DTYPES[dtype]).itemsize
-    flat = np.frombuffer(self._bytes, DTYPES[dtype], count, self._base + start)
+    flat = np.frombuffer(self._bytes, DTYPES[dtype], math.prod(shape), self._base + start)
     return flat.astype(np.float32).reshape(shape)
 
 
-def _header(data) -> tuple[int, dict]:
+def _header(data: mmap.mmap) -> tuple[int, dict[str, tuple]]:
   """Where the tensors begin, and what each is; they follow one another without a gap."""
-  if len(data) < 8:
-    raise InputError(f'{len(data)} bytes are no header')
-  (size,) = struct.unpack('<Q', data[:8])
+  size = int.from_bytes(data[:8], 'little')
   if size > min(LONGEST, len(data) - 8):
     raise InputError(f'a header of {size:,} bytes in a file of {len(data):,}')
-  header = parse_json(data[8 : 8 + size])
+  header = _object(data[8 : 8 + size])
   header.pop('__metadata__', None)
   found = {name: _described(name, about) for name, about in header.items()}
   end = 0
@@ -90,56 +84,53 @@ def _header(data) -> tuple[int, dict]:
   return 8 + size, found
 
 
-def _described(name: str, about) -> tuple[str, tuple[int, ...], int, int]:
+def _described(name: str, about: Any) -> tuple[str, tuple[int, ...], int, int]:
   """Dtype, shape, start and end of a tensor, if they agree."""
-  whole = lambda v: isinstance(v, list) and all(type(n) is int and 0 <= n < 2**63 for n in v)
-  if not isinstance(about, dict) or about.keys() != {'dtype', 'shape', 'data_offsets'}:
-    raise InputError(f'{name[:80]!r} is not described by dtype, shape and data_offsets')
-  dtype, shape, offsets = about['dtype'], about['shape'], about['data_offsets']
-  if not isinstance(dtype, str) or dtype not in DTYPES:
-    raise InputError(f'{name[:80]!r} has dtype {str(dtype)[:40]!r}; known: {", ".join(DTYPES)}')
-  if not whole(shape) or len(shape) > 8 or not whole(offsets) or len(offsets) != 2:
+  match about:
+    case {'dtype': str(dtype), 'shape': [*shape], 'data_offsets': [start, end], **more} if not more:
+      pass
+    case _:
+      raise InputError(f'{name[:80]!r} is not described by dtype, shape and data_offsets')
+  if dtype not in DTYPES:
+    raise InputError(f'{name[:80]!r} has dtype {dtype[:40]!r}; known: {", ".join(DTYPES)}')
+  if len(shape) > 8 or any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape, start, end)):
     raise InputError(f'{name[:80]!r} has a shape or offsets that no tensor has')
-  if math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize != offsets[1] - offsets[0]:
-    raise InputError(f'{name[:80]!r} has shape {shape}, but its bytes are {offsets}')
-  return dtype, tuple(shape), *offsets
+  if math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize != end - start:
+    raise InputError(f'{name[:80]!r} has shape {shape}, but its bytes are {start:,} to {end:,}')
+  return dtype, tuple(shape), start, end
 
 
 class Folder:
   """All tensors of a model's folder, whether in one file or in several that an index lists."""
 
   def __init__(self, folder: Path):
-    index = folder / INDEX
-    if index.exists():
-      where = read_json(index).get('weight_map')
-      self._where = self._indexed(folder, where)
-    elif (folder / 'model.safetensors').exists():
-      file = Safetensors(folder / 'model.safetensors')
-      self._where = dict.fromkeys(file.tensors, file)
-    else:
+    index, single = folder / INDEX, folder / 'model.safetensors'
+    if not index.exists() and not single.exists():
       pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in ('.bin', '.pt', '.pth')]
       also = f'; {pickles[0]} is a pickle, which can run code and is not read' if pickles else ''
       raise InputError(f'{folder}: no model.safetensors and no {INDEX}{also}')
-
-  @staticmethod
-  def _indexed(folder: Path, where) -> dict:
+    if not index.exists():
+      file = Safetensors(single)
+      self._files = dict.fromkeys(file.tensors, file)
+      return
+    where = read_json(index).get('weight_map')
     if not isinstance(where, dict) or not where:
-      raise InputError(f'{folder / INDEX}: no weight_map that says where tensors are')
+      raise InputError(f'{index}: no weight_map that says where tensors are')
     for name in where.values():
       if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+\.safetensors', name):
-        raise InputError(f'{folder / INDEX}: {str(name)[:80]!r} is not a file of that folder')
+        raise InputError(f'{index}: {str(name)[:80]!r} is not a file of that folder')
     files = {name: Safetensors(folder / name) for name in sorted(set(where.values()))}
     for tensor, name in where.items():
       if tensor not in files[name].tensors:
-        raise InputError(f'{folder / INDEX}: {name} has no {tensor[:80]!r}')
-    return {tensor: files[name] for tensor, name in where.items()}
+        raise InputError(f'{index}: {name} has no {tensor[:80]!r}')
+    self._files = {tensor: files[name] for tensor, name in where.items()}
 
   @property
-  def names(self):
-    return self._where.keys()
+  def names(self) -> Collection[str]:
+    return self._files.keys()
 
   def shape(self, name: str) -> tuple[int, ...]:
-    return self._where[name].tensors[name][1]
+    return self._files[name].tensors[name][1]
 
   def array(self, name: str) -> np.ndarray:
-    return self._where[name].array(name)
+    return self._files[name].array(name)

@@ -1,22 +1,50 @@
-"""A construction on disk: parameters and facts as an Orbax checkpoint, the rest in config.json beside it.
+"""A model on disk: parameters and facts as an Orbax checkpoint, the rest in config.json beside it.
 
 Written to one side and moved into place whole; read back to the same bits or refused in one line.
 """
 
+import dataclasses
 import json
 import os
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from geomem.config import Config
-from geomem.construction import Construction, readout_from_json
+import numpy as np
+
+from geomem import codes
+from geomem.config import BlockConfig, Config
+from geomem.construction import Construction, OwnReadout, Readout
 from geomem.errors import InputError
+from geomem.facade import FactModel
 from geomem.facts import Facts
-from geomem.layout import Layout
+from geomem.layout import Layout, Slot
 from geomem.saved import atomic
+from geomem.training.optimization import Recipe
+from geomem.training.trained import Trained
 
-FORMAT, VERSION = 'geomem model', 1
-NAMES = ('subject_names', 'relation_names', 'attribute_names')
+FORMAT, VERSION = 'geomem model', 2
+KINDS: dict[str, Any] = {
+  kind.__name__: kind
+  for kind in (
+    *(
+      Config,
+      BlockConfig,
+      Facts,
+      Layout,
+      Slot,
+      Readout,
+      OwnReadout,
+      Recipe,
+      FactModel,
+      Construction,
+      Trained,
+    ),
+    *(codes.Bits, codes.Sign, codes.OneHot, codes.ConstantWeight, codes.MultiLevel),
+  )
+} | {'slice': lambda at: slice(*at)}
+# Arrays, saved as such or made anew, and what only the maker of a model can do.
+APART = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
 
 
 def check_free(path: str | os.PathLike) -> None:
@@ -33,11 +61,12 @@ def check_free(path: str | os.PathLike) -> None:
     )
 
 
-def save(path: str | os.PathLike, construction: Construction) -> None:
-  """Write `construction` to the folder `path`, replacing a model that is there, and nothing else."""
+def save(path: str | os.PathLike, model: FactModel) -> None:
+  """Write `model` to the folder `path`, replacing a model that is there, and nothing else."""
   check_free(path)
-  arrays = {'params': construction.params, 'answers': construction.facts.answers_RxN}
-  atomic.write(path, _describe(construction), arrays)
+  versions = {name: metadata.version(name) for name in ('jax', 'flax', 'orbax-checkpoint')}
+  fields = {'format': FORMAT, 'version': VERSION, 'model': _plain(model), 'versions': versions}
+  atomic.write(path, fields, {'params': model.params, 'answers': model.facts.answers_RxN})
 
 
 def is_model(path: str | os.PathLike) -> bool:
@@ -53,8 +82,8 @@ def names(folder: str | os.PathLike) -> list[str]:
   return [name for name in atomic.names(folder) if is_model(Path(folder) / name)]
 
 
-def load(path: str | os.PathLike) -> Construction:
-  """The construction in the folder `path`, its parameters bit for bit."""
+def load(path: str | os.PathLike) -> FactModel:
+  """The model in the folder `path`, its parameters bit for bit, without what only its maker can do."""
   path = atomic.found(path)
   if not path.is_dir():
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
@@ -68,49 +97,39 @@ def load(path: str | os.PathLike) -> Construction:
   except atomic.Damaged as error:
     raise InputError(f'{path}: damaged model: {error}') from error
   try:
-    return _assemble(fields, arrays)
+    return _assemble(fields['model'], **arrays)
   except MemoryError:
     raise
   except Exception as error:  # fields that are there, and make no sense
     raise InputError(f'{path}: damaged model: {atomic.reason(error)}') from error
 
 
-def _describe(c: Construction) -> dict:
-  return {
-    'format': FORMAT,
-    'version': VERSION,
-    'name': c.name,
-    'config': c.config.to_json(),
-    'hops': c.hops,
-    'margin': c.margin,
-    'chain_of_thought': c.chain_of_thought,
-    'layout': c.layout.to_json(),
-    'hidden': [[units.to_json() for units in layers] for layers in c.hidden],
-    'readout': c.readout and c.readout.to_json(),
-    'facts': {
-      'attributes': c.facts.attributes,
-      'closed': c.facts.closed,
-      **{name: getattr(c.facts, name) for name in NAMES},
-    },
-    'versions': {name: metadata.version(name) for name in ('jax', 'flax', 'orbax-checkpoint')},
-  }
+def _assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactModel:
+  model['facts'] = facts = _object({**model['facts'], 'answers_RxN': answers})
+  if model['readout'] and model['readout']['kind'] == 'OwnReadout':
+    model['readout'] |= dict(zip(('relation_A', 'index_A'), facts.own_sets(), strict=True))
+  return _object({**model, 'params': params})
 
 
-def _assemble(fields: dict, arrays: dict) -> Construction:
-  names = {name: fields['facts'][name] and tuple(fields['facts'][name]) for name in NAMES}
-  facts = Facts(
-    arrays['answers'], fields['facts']['attributes'], fields['facts']['closed'], **names
-  )
-  layout = Layout.from_json(fields['layout'])
-  return Construction(
-    fields['name'],
-    Config.from_json(fields['config']),
-    arrays['params'],
-    layout,
-    facts,
-    fields['hops'],
-    hidden=tuple(tuple(map(Layout.from_json, layers)) for layers in fields['hidden']),
-    margin=fields['margin'],
-    readout=fields['readout'] and readout_from_json(fields['readout'], layout, facts),
-    chain_of_thought=fields['chain_of_thought'],
-  )
+def _plain(value: Any) -> Any:
+  """As JSON has it: dataclasses say which they are, tuples are lists."""
+  if dataclasses.is_dataclass(value):
+    names = [field.name for field in dataclasses.fields(value) if field.name not in APART]
+    return {'kind': type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
+  if isinstance(value, dict):
+    return {name: _plain(part) for name, part in value.items()}
+  if isinstance(value, slice):
+    return {'kind': 'slice', 'at': _plain([value.start, value.stop])}
+  if isinstance(value, tuple | list):
+    return [_plain(part) for part in value]
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def _object(value: Any) -> Any:
+  """What `_plain` made plain."""
+  if isinstance(value, list):
+    return tuple(map(_object, value))
+  if not isinstance(value, dict):
+    return value
+  parts = {name: _object(part) for name, part in value.items() if name != 'kind'}
+  return KINDS[value['kind']](**parts) if 'kind' in value else parts

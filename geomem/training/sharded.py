@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from chex import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -41,11 +42,11 @@ class Sharded:
 
   rows = np.zeros(1, int)
 
-  def with_rows(self, _) -> 'Sharded':
+  def with_rows(self, _: np.ndarray) -> 'Sharded':
     """There is only one row."""
     return self
 
-  def of_tasks(self, value) -> np.ndarray:
+  def of_tasks(self, value: Array) -> np.ndarray:
     """A number of the state, for every task."""
     return np.asarray(hosts.to_host(value))[None]
 
@@ -95,21 +96,31 @@ def _places(mesh: Mesh, tree):
 
 
 def fit(sharded: Sharded, state: State, steps: int) -> Iterator[tuple[Sharded, State]]:
-  """Advance by so many steps at a time until the model is done; yields after each chunk."""
+  """Advance by so many steps at a time until the model is done; yields after each chunk.
+
+  The state given stays as it is; one yielded is used up when the next chunk begins.
+  """
+  state = optimization.copy(state)
   while (
     sharded.of_tasks(state.status) == optimization.RUNNING
     and sharded.of_tasks(state.step) < sharded.recipe.steps
   ):
-    state = advance(sharded, state, steps)
+    state = _advance(sharded, state, steps)
     yield sharded, state
 
 
 def advance(sharded: Sharded, state: State, steps: int) -> State:
-  """Up to so many steps more. The old state is used up."""
-  return _advance(sharded.config, sharded.recipe, sharded.mesh, np.int32(steps), sharded.job, state)
+  """Up to so many steps more."""
+  return _advance(sharded, optimization.copy(state), steps)
+
+
+def _advance(sharded: Sharded, state: State, steps: int) -> State:
+  """As `advance`, in the memory of the old state, which is used up."""
+  static = (sharded.config, sharded.recipe, sharded.mesh)
+  return _train_chunk(*static, np.int32(steps), sharded.job, state)
 
 
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)
-def _advance(config, recipe, mesh, steps, job, state):
+def _train_chunk(config, recipe, mesh, steps, job, state):
   state = optimization.train_chunk(config, recipe, steps, job, state, mesh)
   return jax.lax.with_sharding_constraint(state, _places(mesh, state))

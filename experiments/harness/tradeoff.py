@@ -1,0 +1,84 @@
+"""Bits inside a network against bits in a subject's embedding: constructions, and the bounds below them."""
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from constructions import registry
+from experiments.harness import building, plotting, statistics
+from geomem.checks import lower_bounds
+from geomem.errors import InputError
+
+MAX_QUERIES = 2**17  # more are not verified here: experiments.construct does that
+GRID = 300  # points of a curve, and at most as many numbers of roots behind a local bound
+STYLES = {
+  'global': ('global, the paper', plotting.BLUE, '--'),
+  'sharp_global': ('global, ours', plotting.BLUE, '-'),
+  'local': ('local by trees, ours', plotting.ORANGE, '--'),
+  'sharp_local': ('local sharper, ours', plotting.ORANGE, '-'),
+  'exact': ('exact count', plotting.BLACK, ':'),
+}
+
+
+def measure(
+  subjects: int, relations: int, hops: int, seed: int, progress: Callable | None = None,
+  subject_bits: float = 0.0,
+) -> list[dict]:  # fmt: skip
+  """A record for every construction that answers k-hop questions about bijections of the subjects, and the bounds.
+
+  These for B_emb from 1 to four times the largest of a construction, or the `subject_bits` of another model.
+  """
+  facts = building.random_facts('bijections', subjects, relations, seed)
+  check = 'auto' if subjects * relations**hops <= MAX_QUERIES else None
+  names = [
+    name
+    for name, known in registry.REGISTRY.items()
+    if not known.own_answers and (known.multi_hop or hops == 1)
+  ]
+
+  def build(name):
+    if progress:
+      progress(names.index(name), len(names), name)
+    return {
+      'kind': 'construction',
+      **building.build_and_check(name, facts, hops, check=check)[1],
+    }
+
+  records = building.build_each(names, build)
+  largest = max(subject_bits, *(r['subject_bits'] for r in records))
+  return records + bounds(subjects, relations, hops, 4 * largest)
+
+
+def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]:
+  """The bounds on B_int as records, for B_emb from 1 to `reach` bits."""
+  sizes = subjects, relations, hops
+  lines = {  # bound → [(M, bits)]: B_int ≥ bits − M·B_emb
+    'global': [(subjects, lower_bounds.global_bits(*sizes))],
+    'sharp_global': [(subjects, lower_bounds.sharp_global_bits(*sizes))],
+    'local': _local(lower_bounds.local_bits, sizes, lower_bounds.max_roots(*sizes)),
+    'sharp_local': _local(lower_bounds.sharp_local_bits, sizes, subjects // hops),
+  }
+  with contextlib.suppress(InputError):  # too many tables to count
+    lines['exact'] = _local(lower_bounds.exact_bits, sizes, subjects)
+  price_P = np.geomspace(1, reach, GRID)
+  highest = lambda line: np.max([0 * price_P, *(bits - m * price_P for m, bits in line)], axis=0)
+  return [
+    {'kind': 'bound', 'bound': name, 'subject_bits': price, 'internal_bits': bits}
+    for name, line in lines.items()
+    for price, bits in zip(price_P.tolist(), highest(line).tolist(), strict=True)
+  ]
+
+
+def _local(bound: Callable, sizes: tuple, limit: int) -> list[tuple[int, float]]:
+  roots = np.unique(np.geomspace(1, max(1, limit), GRID).round().astype(int))
+  return [(m, bound(*sizes, m)) for m in roots.tolist() if m <= limit]
+
+
+def draw_bounds(ax, table: pd.DataFrame):
+  """A line for every bound that says anything."""
+  for name, (label, color, dashes) in STYLES.items():
+    curve = statistics.select(table, bound=name)
+    if curve['internal_bits'].any():
+      ax.plot(curve['subject_bits'], curve['internal_bits'], dashes, color=color, label=label)

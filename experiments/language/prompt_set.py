@@ -1,0 +1,200 @@
+"""The prompts of one table of facts in one template, the activations of the model on them, and records.
+
+Shapes: S subjects, R relations, T layers, L length, D width, A attributes of a relation, B prompts.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import scipy.stats
+
+from geomem import tables
+from geomem.errors import InputError
+from geomem.pretrained import relational
+from geomem.pretrained.decoder import Patch, Prefix
+from geomem.pretrained.runner import Runner, Template, relations, tokenize
+
+TEMPLATES = {
+  'countries': (
+    Template('Here are some facts about ', {
+      'continent': '. The country lies on the continent of', 'capital': '. The capital city is',
+      'language': '. The official language is', 'demonym': '. The people there are called'}),
+    Template('A question about ', {
+      'continent': ', a country on the continent of', 'capital': ', whose capital is',
+      'language': ', where people speak', 'demonym': ', the country of the'}),
+    Template('The following is about ', {
+      'continent': '. This country is located in', 'capital': '. The name of its capital city is',
+      'language': '. The main language of the country is', 'demonym': '. A person from there is'}),
+  ),
+  'elements': (
+    Template('Here are some facts about ', {
+      'symbol': '. Its chemical symbol is', 'kind': '. This chemical element is a',
+      'state': '. At room temperature it is a'}),
+    Template('I would like to tell you about the element ', {
+      'symbol': ', whose symbol is', 'kind': '. In the periodic table it is classified as a',
+      'state': '. At room temperature, this element is a'}),
+  ),
+}  # fmt: skip
+COPIES = ('demonym', 'symbol')  # spelled like the subject: a probe could read them off its tokens
+SHARED = 3  # subjects that an attribute needs to have a vector of its own
+NULLABLE = (
+  'seed', 'relation', 'other', 'features', 'control', 'layer', 'alpha', 'beta', 'rank', 'norm',
+  'chosen', 'low', 'high',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+  """`rows`: relation → subject → attributes. `templates`: at least one."""
+
+  name: str
+  rows: dict
+  subjects: tuple[str, ...]
+  templates: tuple[Template, ...]
+
+  @property
+  def superposed(self) -> tuple[int, ...]:
+    """Relations whose attributes may make up the representation."""
+    return tuple(r for r, name in enumerate(self.rows) if name not in COPIES)
+
+
+def read(name: str, path, max_subjects: int | None = None) -> Table:
+  """The table in that file, or so many subjects drawn from all of it, and their relations."""
+  rows = tables.read_many(path)
+  subjects = sorted({subject for column in rows.values() for subject in column})
+  if len(subjects) < 16:
+    raise InputError(f'{path}: {len(subjects)} subjects; at least 16 are needed to hold some out')
+  if max_subjects and max_subjects < len(subjects):
+    chosen = np.random.default_rng(0).permutation(len(subjects))[:max_subjects]
+    subjects = [subjects[i] for i in sorted(chosen)]
+    rows = {r: column for r, column in rows.items() if not column.keys().isdisjoint(subjects)}
+  plain = Template('Here are some facts about ', {r: f'. The {r} is' for r in rows})
+  templates = TEMPLATES.get(name, (plain,))
+  known = rows.keys() <= templates[0].after.keys()
+  return Table(name, rows, tuple(subjects), templates if known else (plain,))
+
+
+class PromptSet:
+  """Every subject × relation of a table in one template. `observed`: what `observe` returned, if it was run.
+
+  `layers`: those at which prompts can be patched, beside the embedding.
+  """
+
+  def __init__(self, runner: Runner, table: Table, template: int, layers, observed=None):
+    self.runner, self.table, self.template = runner, table, template
+    self.layers, self.observed = (0, *layers), observed
+    about = runner.model, table.rows, table.subjects, table.templates[template]
+    self.relations, self.tokenized = relations(*about), tokenize(*about)
+
+  @functools.cached_property
+  def _prefix(self):
+    return self.runner.prefix_residuals(self.tokenized.prefix_SxO)
+
+  def prefix(self, subjects) -> Prefix:
+    return Prefix(self._prefix[subjects], self.tokenized.prefix_length_S[subjects])
+
+  @functools.cached_property
+  def _residuals(self):
+    """Of the subjects SxTxD, of the prompts' ends SxRxD, and of all tokens at `layers`, by relation."""
+    t, prefix = self.tokenized, self.prefix(slice(None))
+    subject, final, streams = zip(*(
+      self.runner.residuals(t.tokens_SxRxL[:, r], prefix, t.last_SxR[:, r], self.layers)
+      for r in range(len(self.relations))
+    ), strict=True)  # fmt: skip
+    return subject[0], np.stack(final, axis=1), np.stack(streams)
+
+  def observe(self) -> dict[str, np.ndarray]:
+    """What the model does with the prompts, unpatched.
+
+    subject SxTxD: residuals at the subject's last token. final SxRxD: at the prompt's end. predicted SxR: the
+    answer among the relation's attributes. known SxR: whether it is right. last_token, name SxD: the input
+    embedding of the subject's last token, and the mean over its name.
+    """
+    subject_SxTxD, final_SxRxD, _ = self._residuals
+    predicted, known = [], []
+    for r, relation in enumerate(self.relations):
+      predicted.append(self.predict(r, final_SxRxD[:, r]))
+      same_SxA = predicted[-1][:, None] == relation.token_A[None]
+      known.append((relation.correct_SxA & same_SxA).any(axis=1))
+    return {
+      'subject': subject_SxTxD,
+      'final': final_SxRxD,
+      'predicted': np.stack(predicted, axis=1),
+      'known': np.stack(known, axis=1),
+      'last_token': self._embedded(self.tokenized.tokens_SxRxL[:, 0, :1]),
+      'name': np.stack([self._embedded_text(s) for s in self.table.subjects]),
+    }
+
+  def _embedded(self, ids) -> np.ndarray:
+    """The mean of the tokens' input embeddings."""
+    return np.asarray(self.runner.model.params['embed']['tokens'][np.asarray(ids)]).mean(axis=-2)
+
+  def _embedded_text(self, text: str) -> np.ndarray:
+    return self._embedded(self.runner.model.tokenizer.encode(f' {text}').ids)
+
+  @functools.cached_property
+  def embeddings(self) -> list[np.ndarray]:
+    """For every relation its attributes' input embeddings, AxD."""
+    return [np.stack([self._embedded_text(a) for a in x.attributes]) for x in self.relations]
+
+  def mean_embedding(self, r: int) -> np.ndarray:
+    """For every subject the mean of its attributes' input embeddings, SxD."""
+    correct_SxA = self.relations[r].correct_SxA.astype(float)
+    count_S = np.maximum(correct_SxA.sum(axis=1, keepdims=True), 1)
+    return correct_SxA @ self.embeddings[r].astype(np.float64) / count_S
+
+  def predict(self, r: int, final_BxD) -> np.ndarray:
+    """The likeliest token among the relation's attributes."""
+    relation = self.relations[r]
+    return relation.token_A[self.runner.logits(final_BxD, relation.token_A).argmax(axis=-1)]
+
+  def patched(self, r_B, subjects_B, layer, scale: float, add_BxD, first=None) -> np.ndarray:
+    """Final residuals BxD of prompts whose subjects are patched at `layer`: one, or one each.
+
+    `first`: the layer to run from, where it is not the patched one.
+    """
+    first = layer if first is None else first
+    x_BxLxD = self._residuals[2][r_B, subjects_B, self.layers.index(first)]
+    last_B = self.tokenized.last_SxR[subjects_B, r_B]
+    each = lambda value, dtype: np.full((len(add_BxD), 1), value, dtype)
+    layer_Bx1 = np.broadcast_to(layer, len(add_BxD))[:, None]
+    added_Bx1xD = np.asarray(add_BxD, np.float32)[:, None]
+    patch = Patch(layer_Bx1, each(0, np.int32), each(scale, np.float32), added_Bx1xD)
+    return self.runner.patched(x_BxLxD, first, patch, self.prefix(subjects_B), last_B)
+
+  def jacobian(self, r: int, s: int, layers) -> np.ndarray:
+    """∂ final residual / ∂ subject's residual at these layers, TxDxD; the first is one of `self.layers`."""
+    length = self.tokenized.last_SxR[:, r].max() + 1
+    x_LxD = self._residuals[2][r, s, self.layers.index(layers[0]), :length]
+    about, at = self.runner.model, (self.prefix(s), self.tokenized.last_SxR[s, r])
+    return np.asarray(relational.jacobians(about.config, tuple(layers), about.params, x_LxD, *at))
+
+  def shared(self, r: int, subjects=slice(None)) -> np.ndarray:
+    """Which attributes enough of these subjects have."""
+    return self.relations[r].correct_SxA[subjects].sum(axis=0) >= SHARED
+
+  def record(self, measurement: str, value, total_S=None, **fields) -> dict:
+    """A record, in which what does not apply is null; with a total, `value` is the ratio of the two."""
+    value = {'value': value} if total_S is None else ratio(value, total_S)
+    return {
+      'claim': 8, 'measurement': measurement, 'model': self.runner.model.name,
+      'table': self.table.name, 'template': self.template, 'subjects': len(self.table.subjects),
+      **dict.fromkeys(NULLABLE), **fields, **value,
+    }  # fmt: skip
+
+
+def ratio(top_S, bottom_S) -> dict[str, float]:
+  """Σ top / Σ bottom over subjects, with its 95% percentile bootstrap interval."""
+  samples = [np.asarray(a, float) for a in (top_S, bottom_S)]
+  if not samples[1].any():
+    return dict.fromkeys(('value', 'low', 'high'), np.nan)
+  samples = [np.tile(a, 2) if len(a) == 1 else a for a in samples]  # SciPy asks for two subjects
+  sums = lambda *samples, axis=-1: np.stack([a.sum(axis=axis) for a in samples])
+  drawn = scipy.stats.bootstrap(
+    samples, sums, n_resamples=2000, paired=True, method='percentile', rng=0
+  ).bootstrap_distribution
+  top, bottom = drawn[:, drawn[1] > 0]
+  low, high = np.quantile(top / bottom, (0.025, 0.975))
+  top, bottom = sums(*samples)
+  return {'value': float(top / bottom), 'low': float(low), 'high': float(high)}

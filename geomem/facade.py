@@ -1,0 +1,140 @@
+"""A model that is to know facts, constructed or trained, and what can be done with it.
+
+The methods only pass on, to the folders of the library: this module alone imports them, and only when called.
+"""
+
+import dataclasses
+import html
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import numpy as np
+
+from geomem.config import Config
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.layout import Layout
+
+if TYPE_CHECKING:
+  from geomem.checks.accounting import Ledger
+  from geomem.checks.verify import Report
+  from geomem.construction import OwnReadout, Readout
+  from geomem.inside.asking import Answer
+  from geomem.inside.trace import Trace
+
+AUTO_LOGITS = 2**31
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class FactModel:
+  """Parameters for `config`, the facts that they are to hold, and the names of their coordinates.
+
+  `layout` names those of the residual stream, `hidden` the units of every block's hidden layers (empty: they
+  have no names). What only a construction has is None elsewhere:
+  `margin`: the least margin any query can have (None: no promise, accuracy is to be measured).
+  `readout`: where the answers are read, and by which code; a certificate needs it.
+  `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
+  things that can be asked of a subject; None where facts are stored elsewhere.
+  `choices`: the answers that each of those W can have, where it is not all attributes.
+  """
+
+  name: str
+  config: Config
+  params: dict
+  layout: Layout
+  facts: Facts
+  hops: int = 1
+  hidden: tuple[tuple[Layout, ...], ...] = ()
+  margin: float | None = None
+  readout: 'Readout | OwnReadout | None' = None
+  encode: Callable[[np.ndarray], np.ndarray] | None = None
+  choices: tuple[np.ndarray, ...] | None = None
+  chain_of_thought: bool = False
+
+  @property
+  def queries(self) -> int:
+    return self.facts.subjects * self.facts.relations**self.hops
+
+  def replace(self, **changes: Any) -> Self:
+    return dataclasses.replace(self, **changes)
+
+  def ask(self, query: str, dtype: str = 'float32') -> 'Answer':
+    """What the model answers to a subject and one relation a hop, by name, as in 's17 r2' or 'Ann Lee | knows'."""
+    from geomem.inside import asking
+
+    return asking.ask(self, query, dtype)
+
+  def verify(
+    self,
+    check: str = 'auto',
+    dtype: str = 'float32',
+    on_progress: Callable[[int, int], None] | None = None,
+  ) -> 'Report':
+    """Every query checked: 'exhaustive', by 'certificate', or 'universal', for all facts at once.
+
+    'auto': exhaustive up to 2³¹ logits, beyond by certificate where there is one. `on_progress` is told how
+    many blocks of queries are done, and of how many.
+    """
+    from geomem.checks import verify
+
+    if check == 'auto':
+      few = self.queries * self.facts.attributes <= AUTO_LOGITS
+      check = 'exhaustive' if few or self.readout is None else 'certificate'
+    if check not in verify.CHECKS:
+      raise InputError(f'check is {check!r}; it must be one of auto, {", ".join(verify.CHECKS)}')
+    return getattr(verify, check)(self, dtype, progress=on_progress)
+
+  def trace(self, query: str, dtype: str = 'float32') -> 'Trace':
+    """The forward pass that answers the query, to be printed: what is where, in names."""
+    from geomem.inside import asking, trace
+
+    return trace.trace_prompt(self, asking.ask(self, query, dtype).tokens_L, dtype)
+
+  def ledger(self) -> 'Ledger':
+    """What the model spends and stores, in parameters and in bits."""
+    from geomem.checks import accounting
+
+    return accounting.ledger(
+      self.config, self.params, self.facts, self.hops, chain_of_thought=self.chain_of_thought
+    )
+
+  def save(self, path: str | os.PathLike) -> None:
+    """Write the model to the folder `path`, to be read by `geomem.load` or `constructions.load`."""
+    from geomem.saved import models
+
+    models.save(path, self)
+
+  def _about(self) -> dict[str, float]:
+    """In short."""
+    promise = {} if self.margin is None else {'margin': self.margin}
+    parameters = sum(np.size(weight) for weight in jax.tree.leaves(self.params))
+    return {
+      'subjects': self.facts.subjects, 'relations': self.facts.relations, 'hops': self.hops,
+      'dim': self.config.dim, 'depth': self.config.depth, 'parameters': parameters, **promise,
+    }  # fmt: skip
+
+  def __repr__(self) -> str:
+    about = ', '.join(f'{name}={value:.7g}' for name, value in self._about().items())
+    return f'<{type(self).__name__} {self.name}: {about}>'
+
+  def _repr_html_(self) -> str:
+    slots = [
+      (f'slot {slot.name}', f'{slot.size} coordinates from {self.layout[slot.name].start} on')
+      for slot in self.layout.slots
+    ]
+    return html_table([(type(self).__name__, self.name), *self._about().items(), *slots])
+
+
+def load(path: str | os.PathLike) -> FactModel:
+  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew."""
+  from geomem.saved import models
+
+  return models.load(path)
+
+
+def html_table(rows: Iterable[Sequence[object]]) -> str:
+  """For a notebook, which shows what `_repr_html_` returns."""
+  cells = lambda row: ''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)
+  return f'<table>{"".join(f"<tr>{cells(row)}</tr>" for row in rows)}</table>'

@@ -1,0 +1,171 @@
+"""A query by name, and what the model answers.
+
+A query is a subject and one relation a hop. Names that contain spaces are separated by | or commas, as in
+"Marie Curie | born in".
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+
+import jax
+import numpy as np
+
+from geomem import model, queries
+from geomem.config import Config
+from geomem.construction import check_representable
+from geomem.errors import InputError
+from geomem.facade import FactModel
+from geomem.facts import Facts
+from geomem.inside.trace import join_names, number
+from geomem.tables import plain
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Answer:
+  """What a model says, printed as one sentence.
+
+  `steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are those of the
+  least sure step, the `step`th; `wrong_step` is the first that is wrong; `tokens_L` is all that was read.
+  """
+
+  query: str
+  answer: str
+  truth: str
+  correct: bool
+  margin: float
+  runner_up: str
+  steps: tuple[str, ...]
+  step: int
+  wrong_step: int | None
+  tokens_L: np.ndarray
+
+  def __repr__(self) -> str:
+    verdict = 'correct' if self.correct else f'wrong, it is {self.truth}'
+    margin = f'margin {number(self.margin, 4)}'
+    aside = f'{margin}, runner-up {self.runner_up}'
+    if len(self.steps) > 1:
+      said = self.steps[self.step - 1]
+      aside = f'least {margin} at step {self.step} ({said} over {self.runner_up})'
+      if self.wrong_step not in (None, len(self.steps)):
+        verdict += f', step {self.wrong_step} wrong'
+    return f'{self.query} → {" → ".join(self.steps)}   ({verdict}, {aside})'
+
+
+def ask(model: FactModel, query: str, dtype: str = 'float32') -> Answer:
+  """The answer to a query by name."""
+  return answer(model, *parse_query(model.facts, query, model.hops), dtype)
+
+
+def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float32') -> Answer:
+  """What the model says; with chain of thought it reads its own words, one more a step."""
+  check_representable(c, dtype)
+  config, facts, name = c.config.replace(dtype=dtype), c.facts, c.facts.attribute_name
+  tokens = [subject, *(facts.subjects + r for r in path)]
+  steps: list[int] = []
+  seconds = []
+  for step in range(1, 1 + (c.hops if c.chain_of_thought else 1)):
+    tokens += steps[-1:]
+    logits_A = np.array(_logits(config, c.params, np.array(tokens, np.int32)), np.float32)
+    steps.append(int(np.argmax(logits_A)))
+    best, logits_A[steps[-1]] = logits_A[steps[-1]], -np.inf
+    seconds.append((float(best - logits_A.max()), name(int(np.argmax(logits_A))), step))
+  margin, runner_up, least = min(reversed(seconds), key=lambda second: second[0])
+  truths = queries.walk(facts.answers_RxN, subject, path)
+  pairs = enumerate(zip(steps, truths[-len(steps) :], strict=True), 1)
+  return Answer(
+    query=join_names([facts.subject_name(subject), *map(facts.relation_name, path)]),
+    answer=name(steps[-1]),
+    truth=name(truths[-1]),
+    correct=steps[-1] == truths[-1],
+    margin=margin,
+    runner_up=runner_up,
+    steps=tuple(map(name, steps)),
+    step=least,
+    wrong_step=next((i for i, (said, true) in pairs if said != true), None),
+    tokens_L=np.array(tokens, np.int32),
+  )
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _logits(config: Config, params, tokens_L):
+  """At the last position."""
+  return model.apply(config, params, tokens_L[None], last=1)[0, -1]
+
+
+def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...]]:
+  """The numbers of the subject and the relations that `text` names.
+
+  Names are separated by | or commas, or by spaces or a mixture where that leaves one reading.
+  """
+  subjects, relations, longest = _numbers(facts)
+  text = plain(text)
+  if not text:
+    raise InputError(f'empty query; {wanted(facts, hops)}')
+  for separator, glue in (r'\|', ' | '), (',', ', '), (' ', ' '), (r' ?[|,] ?| ', ' '):
+    fields = [field.strip() for field in re.split(separator, text)]
+    readings = _readings(fields, glue.join, [subjects] + [relations] * hops, longest)
+    if len(readings) > 1:
+      raise InputError(f'{text!r} can be read in more than one way; separate the names by |')
+    if readings:
+      return readings[0][0], readings[0][1:]
+  raise _complaint(facts, text, hops)
+
+
+@functools.lru_cache(maxsize=2)
+def _numbers(facts: Facts) -> tuple[dict[str, int], dict[str, int], int]:
+  """Subjects and relations by name, and the most words that a name has."""
+  subjects = {plain(facts.subject_name(s)): s for s in range(facts.subjects)}
+  relations = {plain(facts.relation_name(r)): r for r in range(facts.relations)}
+  longest = max(name.count(' ') + 1 for table in (subjects, relations) for name in table)
+  return subjects, relations, longest
+
+
+def _readings(
+  fields: list[str], join: Callable[[list[str]], str], tables: list[dict[str, int]], longest: int
+) -> list[tuple[int, ...]]:
+  """At most two ways to read all fields as one name from each table, in this order."""
+  found: dict[int, list[tuple[int, ...]]] = {0: [()]}
+  for table in tables:
+    longer: dict[int, list[tuple[int, ...]]] = {}
+    for start, readings in found.items():
+      for stop in range(start + 1, min(start + longest, len(fields)) + 1):
+        number = table.get(join(fields[start:stop]))
+        if number is not None:
+          longer.setdefault(stop, []).extend((*reading, number) for reading in readings)
+    found = {stop: readings[:2] for stop, readings in longer.items()}
+  return found.get(len(fields), [])
+
+
+def _complaint(facts: Facts, text: str, hops: int) -> InputError:
+  """What is wrong with a query that has no reading: the first unknown name, or the number of hops."""
+  subjects, relations, longest = _numbers(facts)
+  separator = next((s for s in '|,' if s in text), ' ')
+  fields, known, at = [field.strip() for field in text.split(separator)], 0, 0
+  while at < len(fields):
+    table = relations if known else subjects
+    stops = range(min(at + longest, len(fields)), at, -1)
+    stop = next((j for j in stops if separator.join(fields[at:j]) in table), None)
+    if stop is None:
+      break
+    known, at = known + 1, stop
+  if at == len(fields):
+    return InputError(f'{text!r} has {known - 1} relation(s); {wanted(facts, hops)}')
+  # With spaces between names and inside them, what is too many words is taken to be one name.
+  spare = len(fields) - at - (hops + 1 - known) if separator == ' ' else 0
+  given = separator.join(fields[at : at + 1 + max(0, min(spare, longest - 1))])
+  kind, names = ('relation', list(relations)) if known else ('subject', list(subjects))
+  some = ', '.join(names) if len(names) <= 5 else f'{names[0]}, {names[1]} … {names[-1]}'
+  if len(names) > 20_000:  # difflib takes its time
+    names = [name for name in names if name[:1].casefold() == given[:1].casefold()]
+  close = get_close_matches(given, names, 3) if getattr(facts, f'{kind}_names') else []
+  hint = f'did you mean {" or ".join(map(repr, close))}?' if close else f'the {kind}s are {some}'
+  return InputError(f'unknown {kind} {given!r}; {hint}')
+
+
+def wanted(facts: Facts, hops: int) -> str:
+  """What a query must be, with an example."""
+  example = join_names([facts.subject_name(0)] + [facts.relation_name(0)] * hops)
+  return f'the model answers a subject and {hops} relation(s), like "{example}"'

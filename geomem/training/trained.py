@@ -1,0 +1,85 @@
+"""Training in one call: a model, or many at once."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from geomem.config import Config
+from geomem.facade import FactModel
+from geomem.facts import Facts
+from geomem.layout import Layout, Slot
+from geomem.training import batched, scheduling
+from geomem.training.batched import Task
+from geomem.training.optimization import Recipe, State
+
+Progress = Callable[[int, int], None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Trained(FactModel):
+  """A model that gradient descent made, by `recipe`, from what `seed` drew.
+
+  `accuracy` over all queries, when it was last evaluated; the `loss` of the last batch; the `steps` taken.
+  """
+
+  recipe: Recipe
+  seed: int
+  accuracy: float
+  loss: float
+  steps: int
+
+  def _about(self) -> dict[str, float]:
+    return super()._about() | {'accuracy': self.accuracy, 'loss': self.loss, 'steps': self.steps}
+
+
+def train(
+  config: Config,
+  facts: Facts,
+  *,
+  steps: int = 2000,
+  learning_rate: float = 1e-2,
+  weight_decay: float = 0.1,
+  seed: int = 0,
+  on_progress: Progress | None = None,
+  **recipe_options: Any,
+) -> Trained:
+  """One model trained, as `sweep` trains many."""
+  task = Task(config, facts, learning_rate, weight_decay, seed)
+  return sweep([task], steps=steps, on_progress=on_progress, **recipe_options)[0]
+
+
+def sweep(
+  tasks: Iterable[Task],
+  *,
+  steps: int = 2000,
+  on_progress: Progress | None = None,
+  **recipe_options: Any,
+) -> list[Trained]:
+  """Models trained together in one program, each until it knows its facts or for so many steps.
+
+  `recipe_options`: fields of a `Recipe`, the same for all. `on_progress` is told, now and then, how many steps
+  are taken, and of how many.
+  """
+  recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
+  first = batched.set_up(recipe, tasks)
+  for batch, states in batched.fit(*first, scheduling.chunk_steps(first[0])):
+    if on_progress:
+      on_progress(int(batch.of_tasks(states.step).max()), steps)
+  return [_trained(recipe, task, batch.state_of(states, i)) for i, task in enumerate(batch.tasks)]
+
+
+def _trained(recipe: Recipe, task: Task, state: State) -> Trained:
+  return Trained(
+    'trained',
+    task.config,
+    state.params,
+    Layout.of(Slot('stream', (('direction', task.config.dim),))),
+    task.facts,
+    recipe.hops,
+    chain_of_thought=recipe.chain_of_thought,
+    recipe=recipe,
+    seed=task.seed,
+    accuracy=float(state.accuracy),
+    loss=float(state.loss),
+    steps=int(state.step),
+  )
