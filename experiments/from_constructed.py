@@ -14,6 +14,7 @@ vectors. Both are judged on held-out subjects; the control is shuffled facts.
 import dataclasses
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -169,12 +170,12 @@ def expect(table):
   for (name, decay, start), rows in groups(table, 'construction', 'weight_decay', 'start'):
     about, exact = f'{name}, decay {decay:g}, {start}: ', start == 'exact'
     end, first = select(rows, step=last), select(rows, step=0)
-    of = lambda rows, name, control=None: np.array(values(rows, measurement=name, control=control))
+    of = lambda rows, name, control=None: values(rows, measurement=name, control=control)
     if exact:
       by_seed = groups(select(rows, measurement='accuracy'), 'seed')
       worst = [own['value'].min(skipna=False) for _, own in by_seed]
       yield from over_seeds(about + 'right answers at the worst evaluation', worst, 1.0)
-      shrunk = of(end, 'loss') / of(first, 'loss')
+      shrunk = np.divide(of(end, 'loss'), of(first, 'loss')).tolist()
       yield from over_seeds(about + 'loss in the end / at the start', shrunk, at_most=1.0)
     for measurement, text, at_least in (
       ('accuracy', 'right answers in the end', None if start == 'scratch' else 0.99),
@@ -182,7 +183,7 @@ def expect(table):
       ('linear_r2', 'embeddings a linear map of the built ones, held-out R²', 0.9 if exact else None),
       ('superposition_r2', 'embeddings a superposition of its own attribute vectors, held-out R²', None),
     ):  # fmt: skip
-      controls = {'shuffled facts': of(end, measurement, 'shuffled facts')}
+      controls: Any = {'shuffled facts': of(end, measurement, 'shuffled facts')}
       if measurement != 'superposition_r2':
         controls = {'at the start': of(first, measurement), **controls}
       yield from over_seeds(about + text, of(end, measurement), at_least, **controls)

@@ -12,6 +12,7 @@ directions and units; and a constructed selector, for which every score must be 
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -227,9 +228,9 @@ def expect(table):
     beside = {'untrained': select(table, model='untrained', dim=dim), 'fixed embeddings': fixed}
     for claim, measurement, alpha, text, at_least, at_most, control in SCORES:
       of = functools.partial(_values, measurement=measurement, alpha=alpha)
-      controls = {control: of(rows, control=control)} if control else {}
+      controls: Any = {control: of(rows, control=control)} if control else {}
       controls |= {kind: of(some) for kind, some in beside.items()}
-      bounds = (at_least, at_most) if decay == most[name] else ()
+      bounds = (at_least, at_most) if decay == most[name] else (None, None)
       yield from over_seeds(
         f'{name}, d = {dim}, decay {decay:g}: {text}', of(rows), *bounds, claim=f'Claim {claim}',
         check=measurement == 'accuracy', **controls,

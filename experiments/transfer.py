@@ -15,6 +15,7 @@ seeds. The full preset has the parts R2, R4 and R8, by the number of relations.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
@@ -88,8 +89,10 @@ class Case:
 
   def memory(self, width: int) -> 'Case':
     """The associative memory that stands beside it."""
-    how = {'weight_decay': 0.01, 'noise': 0.0, 'embedding_lr_multiplier': 1.0}
-    return dataclasses.replace(self, model='associative', width=width, **how)
+    return dataclasses.replace(
+      self, model='associative', width=width, weight_decay=0.01, noise=0.0,
+      embedding_lr_multiplier=1.0,
+    )  # fmt: skip
 
 
 WORDS = {  # for what tells cases apart
@@ -151,10 +154,12 @@ def scores(config: Config, preset: Preset, params, job, other_RxN):
   frozen = config, params
   right = lambda e_NxD, table: intervene.accuracy(*frozen, e_NxD, table.T)
   superposed = lambda maps, table: right(linear_maps.superpose(maps, u_AxD, table), table)
-  fit = lambda *known: linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
 
-  maps = fit(e_NxD, u_AxD, answers_RxN)
-  partly = fit(e_NxD[fit_T], u_AxD, answers_RxN[:, fit_T])
+  def fit(e_TxD, table):
+    known = e_TxD, u_AxD, table
+    return linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+
+  maps = fit(e_NxD, answers_RxN)
   fitted, _ = new_facts.fit_maps_through_model(*frozen, maps, keys[1], preset.map_steps, BATCH)
   some_RxB = other_RxN[:, :RELEARNED]  # each embedding is trained by itself: some speak for all
   learned_BxD = new_facts.learn_embeddings(*frozen, some_RxB, keys[2], preset.embedding_steps)
@@ -162,7 +167,7 @@ def scores(config: Config, preset: Preset, params, job, other_RxN):
     'accuracy': right(e_NxD, answers_RxN),
     'superposition_r2': linear_maps.superposition_r2(e_NxD, u_AxD, answers_RxN, fit_T, held_S),
     'shared_cosine': new_facts.shared_cosine(u_AxD, answers_RxN),
-    'old_facts': superposed(partly, answers_RxN[:, held_S]),
+    'old_facts': superposed(fit(e_NxD[fit_T], answers_RxN[:, fit_T]), answers_RxN[:, held_S]),
     'old_maps': superposed(maps, other_RxN),
     'fitted_maps': superposed(fitted, other_RxN),
     'learned_embeddings': right(learned_BxD, some_RxB),
@@ -192,7 +197,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 def cases(table):
   """Every case as (its fields, in which it differs from the first with so many relations, it in words, its rows)."""
-  firsts = {}
+  firsts: dict[int, dict] = {}
   for keys, rows in groups(table, *NAMES):
     case = dict(zip(NAMES, keys, strict=True))
     first = firsts.setdefault(case['relations'], case)
@@ -217,10 +222,10 @@ def expect(table):
     for name, arm in ARMS.items():
       least = 0.99 if name == 'learned_embeddings' else 1.0 if built else 0.95
       beside = select(table, measurement=name, relations=case['relations'])
+      controls: Any = {} if differs else {kind: values(beside, model=kind) for kind in CONTROLS}
       yield from over_seeds(
         f'{text}: {arm}', values(rows, measurement=name), least if hoped or built else None,
-        0.5 if case['model'] in CONTROLS else None, check=built,
-        **({} if differs else {kind: values(beside, model=kind) for kind in CONTROLS}),
+        0.5 if case['model'] in CONTROLS else None, check=built, **controls,
       )  # fmt: skip
 
 
@@ -273,12 +278,11 @@ def plot(table):
 def _plot_cases(ax, all_cases):
   """Every case a row: (a), (b) and (c), each seed a faint mark, the mean a full one."""
   for row, (*_, rows) in enumerate(all_cases):
-    for i, (name, label) in enumerate(ARMS.items()):
+    for i, (name, arm) in enumerate(ARMS.items()):
       color, marker = plotting.cycle(i)
       own, y = values(rows, measurement=name), len(all_cases) - row + 0.24 * (1 - i)
       ax.plot(own, [y] * len(own), marker, color=color, alpha=0.3, markersize=3, markeredgewidth=0)
-      label = None if row else label
-      ax.plot(np.mean(own), y, marker, color=color, markersize=4, label=label)
+      ax.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
   texts = [text for *_, text, _ in all_cases]
   ax.set_yticks(range(len(texts), 0, -1), texts, fontsize=6, ha='left')
   ax.tick_params(axis='y', pad=112, length=0)
