@@ -37,6 +37,7 @@ from geomem.facts import Facts
 from geomem.training.optimization import Recipe
 
 Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
+FINDS = get_args(Find)
 SUBJECTS = {'smoke': (8, 16), 'laptop': (16, 48, 144), 'full': (64, 256, 1024, 4096)}
 USED_BY: dict[
   str, tuple[set[str], set]
@@ -86,12 +87,9 @@ class Preset:
 
 PRESETS = {
   'smoke': Preset(find=('dim',), subjects=SUBJECTS['smoke'], relations=(2,), seeds=1),
-  'laptop': Preset(
-    find=('dim', 'dim_at_width', 'width'), subjects=SUBJECTS['laptop'], relations=(2, 4)
-  ),
+  'laptop': Preset(find=FINDS[:3], subjects=SUBJECTS['laptop'], relations=(2, 4)),
   'full': {
-    find: Preset(find=(find,), subjects=SUBJECTS['full'], relations=(2, 4, 8))
-    for find in get_args(Find)
+    find: Preset(find=(find,), subjects=SUBJECTS['full'], relations=(2, 4, 8)) for find in FINDS
   },
 }
 
@@ -240,8 +238,9 @@ def _plot_bits(ax, found, built):
     draw(name, rows, 'P', color=plotting.BLACK, markerfacecolor=face, markersize=4)
   for bits, dashes in REPORTED.items():
     ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    at = {'xycoords': ('axes fraction', 'data'), 'ha': 'right', 'va': 'bottom'}
-    ax.annotate(f'{bits:g} bits', (0.99, bits), **at)
+    ax.text(
+      0.99, bits, f'{bits:g} bits', transform=ax.get_yaxis_transform(), ha='right', va='bottom'
+    )
   plotting.logarithmic(ax.xaxis)
   ax.set(
     ylim=(0, 4), xlabel='facts, $N R$', ylabel='bits per parameter', title='bits per parameter'
