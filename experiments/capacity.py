@@ -155,8 +155,8 @@ def plot(table):
     ax.set(yscale='log', xlabel='facts, $N R$', ylabel=label)
   for ax, bits, dashes in ((panels[0], 2, '--'), (panels[0], 3.6, ':'), (panels[1], 1, '-')):
     ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    at = {'xycoords': ('axes fraction', 'data'), 'va': 'center'}
-    ax.annotate('limit' if bits == 1 else f'{bits:g}', (1.0, bits), **at)
+    text = 'limit' if bits == 1 else f'{bits:g}'
+    ax.text(1.0, bits, text, transform=ax.get_yaxis_transform(), va='center')
   plotting.legend_beside(panels[1])
   return figure
 

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,10 +45,7 @@ class Preset:
   seeds: int = 5
 
 
-def sizes(*pairs: tuple[int, int]) -> tuple[dict[str, int], ...]:
-  return tuple({'subjects': n, 'relations': r} for n, r in pairs)
-
-
+sizes = lambda *pairs: tuple({'subjects': n, 'relations': r} for n, r in pairs)
 LARGE = sizes(*itertools.product((64, 256, 1024), (1, 4, 8)))
 PRESETS = {
   'smoke': Preset(
@@ -107,7 +105,7 @@ def memories(trainer, preset, seeds) -> list[dict]:
   ]  # fmt: skip
 
 
-def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, bisection.Bisection]:
+def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[Any, bisection.Bisection]:
   """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
 
   From d to F·d facts, the middle first, to one part in a hundred, which is where they searched.
@@ -136,6 +134,7 @@ def expect(table):
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
   known = complete(table, *CELL, bordered=True)
   memory, models = select(known, kind='memory'), costs(known)
+  by_seed = lambda rows, numbers: numbers.groupby(rows['seed']).mean()
   for dim, count in PUBLISHED.items():
     held, text = values(memory, dim=dim), f'MLP memory, d = F = {dim}: facts held'
     yield from over_seeds(text, held, 0.8 * count, 1.25 * count, check=True, published=[count])
@@ -157,11 +156,6 @@ def expect(table):
       yield from over_seeds(text, by_seed(rows, rows['beside'] / rows['facts']))
 
 
-def by_seed(rows, numbers):
-  """The mean of every seed."""
-  return numbers.groupby(rows['seed']).mean()
-
-
 def growth(memory):
   """The exponent of F·d in the facts held; expected nearer to that of n·ln n than to n's."""
   held_SxD = memory.pivot(index='seed', columns='dim', values='value').astype(float)
@@ -171,7 +165,7 @@ def growth(memory):
   slope = lambda n, size: float(np.polyfit(np.log(n), np.log(size), 1)[0])
   mean = held_SxD.mean().to_numpy()
   law = slope(mean, mean * np.log(mean))
-  rivals = {'n·ln_n': [law], 'n': [1.0]}
+  rivals: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}
   if PUBLISHED.keys() >= {*dims.tolist()}:
     rivals['published'] = [slope([PUBLISHED[dim] for dim in dims.tolist()], dims**2)]
   text = f'MLP memory, d = F = {", ".join(map(str, dims))}: F·d grows as n to the power'

@@ -19,7 +19,7 @@ through it. How many bits of facts a parameter comes to hold is reported, and no
 
 import dataclasses
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import numpy as np
@@ -37,8 +37,11 @@ from geomem.facts import Facts
 from geomem.training.optimization import Recipe
 
 Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
+FINDS = get_args(Find)
 SUBJECTS = {'smoke': (8, 16), 'laptop': (16, 48, 144), 'full': (64, 256, 1024, 4096)}
-USED_BY = {  # what a size of one's own means something to, and the sizes that are nobody's own
+USED_BY: dict[
+  str, tuple[set[str], set]
+] = {  # what a size of one's own means something to, and the sizes that are nobody's own
   'subjects': ({'dim', 'dim_at_width', 'width'}, {*SUBJECTS.values()}),
   'dim': ({'width', 'subjects'}, {8}),
   'width': ({'dim_at_width'}, {64}),
@@ -54,6 +57,7 @@ LAWS = {  # of the size in N and R
   'R·√N': lambda n, r: r * np.sqrt(n),
   'R·N': lambda n, r: r * n,
 }
+slope = lambda by_seed: line(by_seed)[1]
 REPORTED = {2.0: '--', 3.6: ':'}  # bits per parameter of language models: knowledge, memorized text
 
 
@@ -83,11 +87,9 @@ class Preset:
 
 PRESETS = {
   'smoke': Preset(find=('dim',), subjects=SUBJECTS['smoke'], relations=(2,), seeds=1),
-  'laptop': Preset(
-    find=('dim', 'dim_at_width', 'width'), subjects=SUBJECTS['laptop'], relations=(2, 4)
-  ),
+  'laptop': Preset(find=FINDS[:3], subjects=SUBJECTS['laptop'], relations=(2, 4)),
   'full': {
-    find: Preset(find=(find,), subjects=SUBJECTS['full'], relations=(2, 4, 8)) for find in TITLES
+    find: Preset(find=(find,), subjects=SUBJECTS['full'], relations=(2, 4, 8)) for find in FINDS
   },
 }
 
@@ -119,10 +121,6 @@ def line(by_seed, law: str = 'R·log2 N') -> tuple[float, float, float]:
   """Intercept, slope and R² of the line through the sizes against a law, those of all seeds taken together."""
   rows = pd.concat(by_seed)
   return statistics.line(LAWS[law](rows['subjects'], rows['relations']), rows['value'])
-
-
-def slope(by_seed) -> float:
-  return line(by_seed)[1]
 
 
 def fitted(table):
@@ -161,13 +159,13 @@ def expect(table):
     others = {rival: line(by_seed, rival)[2] for rival in rivals}
     yield joint(f'{told(find)}: R² of a line in R·log2 N', r2, 0.8, **others)
     yield joint(f'{told(find)}: R² ahead of the best other law', ahead, 0.0)
-  cell, highest = ('find', 'subjects', 'relations'), []
+  cell, highest = ('find', 'subjects', 'relations'), pd.Series(dtype=float)
   found = complete(asked(table), *cell)
   for (find, n, r), rows in groups(select(found, find='width'), *cell):
     yield from over_seeds(f'{told(find)}, N = {n}, R = {r:.0f}', rows['value'])
   for (find, n), rows in groups(complete(found, *cell, bordered=True), 'find', 'subjects'):
     bits = rows.groupby('seed')['bits_per_parameter'].mean()
-    highest = max(highest, bits, key=lambda values: np.mean(values) if len(values) else 0.0)
+    highest = max(highest, bits, key=lambda bits: bits.mean() if len(bits) else 0.0)
     yield from over_seeds(f'bits of facts per parameter: {told(find)}, N = {n}', bits)
   yield from over_seeds('bits of facts per parameter, the highest of all sizes', highest)
 
@@ -240,8 +238,9 @@ def _plot_bits(ax, found, built):
     draw(name, rows, 'P', color=plotting.BLACK, markerfacecolor=face, markersize=4)
   for bits, dashes in REPORTED.items():
     ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    at = {'xycoords': ('axes fraction', 'data'), 'ha': 'right', 'va': 'bottom'}
-    ax.annotate(f'{bits:g} bits', (0.99, bits), **at)
+    ax.text(
+      0.99, bits, f'{bits:g} bits', transform=ax.get_yaxis_transform(), ha='right', va='bottom'
+    )
   plotting.logarithmic(ax.xaxis)
   ax.set(
     ylim=(0, 4), xlabel='facts, $N R$', ylabel='bits per parameter', title='bits per parameter'

@@ -16,7 +16,6 @@ from experiments import capacity, frozen_embeddings, threshold
 from experiments.harness import building, machine, records, searching
 from experiments.harness.statistics import jackknife, select
 from geomem.checks import accounting, lower_bounds
-from geomem.errors import InputError
 from geomem.training.bisection import Bisection, search
 from geomem.training.optimization import Recipe
 
@@ -101,30 +100,6 @@ def test_the_figure_is_drawn_from_the_saved_records(whole):
   figure.unlink()
   threshold.STUDY.main(['threshold', '--redraw', f'--workdir={whole[0]}'])
   assert figure.read_bytes() == first and len(first) > 5000
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'told'),
-  [
-    ('--subjects=1', 'subjects'),
-    ('--find=nothing', 'dim_at_width'),
-    ('--learning_rate=-1', 'non-negative'),
-    ('--redraw --seeds=3', 'contradict'),
-    ('--redraw --target=0.5', 'contradict'),
-    ('--target=1.5', 'an accuracy lies in (0, 1]'),
-    ('--find=dim --dim=32', '--dim means nothing to --find=dim'),
-    ('--find=subjects --subjects=64', '--subjects means nothing to --find=subjects'),
-    ('--scale=full --find=dim', '--find: the parts of --scale=full differ in it'),
-    ('--learning_rate=nan', '--learning_rate=nan: it must be a finite'),
-    ('--seed=4294967295', '5 seeds from 4294967295 on'),
-  ],
-)
-def test_bad_input_ends_in_one_line(arguments, told, tmp_path, capsys):
-  with pytest.raises(SystemExit) as end:
-    threshold.STUDY.main(['x', f'--workdir={tmp_path / "new"}', *arguments.split()])
-  error = capsys.readouterr().err
-  assert end.value.code == 2 and told in error and error.count('\n') == 1
-  assert not (tmp_path / 'new').exists()
 
 
 # --- threshold: lines and findings ----------------------------------------------------------------
@@ -280,8 +255,3 @@ def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys
   assert capsys.readouterr().out == 2 * told and 'figure: ' in told
   table = records.read(tmp_path).table
   assert {'measurement', 'model', 'control', 'seed', 'value', 'subjects', 'relations'} <= {*table}
-
-
-def test_a_case_needs_sizes_that_there_are():
-  with pytest.raises(InputError, match='subjects is 1'):
-    capacity.Preset(subjects=(1,), relations=(2,), steps=1, seeds=1)

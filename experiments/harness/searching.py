@@ -113,7 +113,7 @@ def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dic
 
   def scores(params, job):
     right = functools.partial(optimization.accuracy, config, recipe, job)
-    bits = rounding.bits_needed(right, params, setting.recipe.target)
+    bits = rounding.bits_needed(right, params, setting.recipe.target or 1.0)
     return {'accuracy': right(params), 'bits': bits}
 
   seen = trainer.train_and_evaluate(recipe, tasks, scores)
