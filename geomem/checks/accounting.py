@@ -143,6 +143,8 @@ def ledger(
   columns = np.asarray(params['embed']['subjects']).T
   subject_bits = sum(entropy(np.ascontiguousarray(column)) for column in columns)
   bits['subjects'] = config.subjects * subject_bits
+  sizes = config.subjects, config.relations, hops, subject_bits
+  bound = {'tied': config.tied, 'chain_of_thought': chain_of_thought}
   return Ledger(
     dim=config.dim,
     depth=config.depth,
@@ -152,14 +154,5 @@ def ledger(
     bits=bits,
     subject_bits=subject_bits,
     stored_bits=fact_bits(facts),
-    bound_bits=lower_bounds.internal_bits(
-      config.subjects,
-      config.relations,
-      hops,
-      subject_bits,
-      tied=config.tied,
-      chain_of_thought=chain_of_thought,
-    )
-    if facts.bijective
-    else 0.0,
+    bound_bits=lower_bounds.internal_bits(*sizes, **bound) if facts.bijective else 0.0,
   )

@@ -128,8 +128,8 @@ def _check(
   hops: int,
   score,
   *,
-  block_size: int,
-  progress: Progress | None,
+  block_size: int = 4096,
+  progress: Progress | None = None,
   chain_of_thought: bool = False,
   target=query.compose,
   sample: tuple | None = None,
@@ -171,12 +171,7 @@ def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **option
   fact.check_fit(facts, config)
   if hops > 1:
     fact.check_closed(facts, hops)
-  return _check(
-    'exhaustive', config, params, facts.answers_RxN, hops, margins, **{**_DEFAULTS, **options}
-  )
-
-
-_DEFAULTS = {'block_size': 4096, 'progress': None}
+  return _check('exhaustive', config, params, facts.answers_RxN, hops, margins, **options)
 
 
 def exhaustive(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
@@ -208,7 +203,7 @@ def certificate(c: Construction, dtype: str = 'float32', **options: Any) -> Repo
     _certified_margins,
     more=(c.readout, c.readout.largest(c.config.dim)),
     chain_of_thought=c.chain_of_thought,
-    **{**_DEFAULTS, 'block_size': 2**14, **options},
+    **{'block_size': 2**14, **options},
   )
 
 
@@ -246,7 +241,7 @@ def universal(c: Construction, dtype: str = 'float32', **options: Any) -> Report
     c.hops,
     margins,
     target=query.look_up,
-    **{**_DEFAULTS, **options},
+    **options,
   )
   if not differs_N.any():
     return report

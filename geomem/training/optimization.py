@@ -71,15 +71,8 @@ class Recipe:
   block: int | None = None
 
   def __post_init__(self) -> None:
-    for name, least in (
-      ('steps', 1),
-      ('warmup', 0),
-      ('hops', 1),
-      ('batch', 1),
-      ('check', 1),
-      ('block', 1),
-    ):
-      value = getattr(self, name)
+    for name in ('steps', 'warmup', 'hops', 'batch', 'check', 'block'):
+      value, least = getattr(self, name), int(name != 'warmup')
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
     for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
@@ -196,15 +189,7 @@ def schedule(recipe: Recipe, step: Array) -> Array:
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
 
 
-def rows(
-  config: Config,
-  recipe: Recipe,
-  params: dict,
-  job: Job,
-  subjects_B: Array | None,
-  valid_B: Array,
-  mesh: Mesh | None = None,
-) -> tuple[Array, Array, Array]:
+def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
   """Final residuals, the answers due there, and each one's weight, as the head takes them."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
@@ -237,7 +222,7 @@ def loss(
   mesh: Mesh | None = None,
 ) -> Array:
   """Mean cross-entropy over the rows that count."""
-  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
+  x_BxD, targets_B, weights_B = _rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   unembedding_AxD = model.apply(config, params, method='unembedding')
   total, _ = head.cross_entropy(
     x_BxD, unembedding_AxD, targets_B, weights_B, _in_use(config, recipe, job), recipe.block,
@@ -327,7 +312,7 @@ def accuracy(
     subject_B = first + jnp.arange(size)
     inside_B = subject_B < job.subjects
     subjects_B = jnp.minimum(subject_B, config.subjects - 1)
-    x_BxD, targets_B, weights_B = rows(config, asked, params, job, subjects_B, inside_B, mesh)
+    x_BxD, targets_B, weights_B = _rows(config, asked, params, job, subjects_B, inside_B, mesh)
     right_B = head.right(
       x_BxD, unembedding_AxD, targets_B, _in_use(config, recipe, job), recipe.block,
       config.precision, mesh,
