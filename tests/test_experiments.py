@@ -12,7 +12,7 @@ import pytest
 
 from constructions import registry
 from experiments import approximate, bounds, construct, pages
-from experiments.harness import building, records, tradeoff
+from experiments.harness import building, records, studies, tradeoff
 from experiments.harness.statistics import select, summarize
 from experiments.harness.trainer import Progress
 from geomem.saved import models
