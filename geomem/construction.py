@@ -24,7 +24,7 @@ class Readout:
   """Answers are read from the coordinates `at` of the final residual as words of `code`."""
 
   at: slice = dataclasses.field(hash=False)  # slices cannot be hashed before Python 3.12
-  code: codes.Readable
+  code: codes.Code
 
   def rows(self, dim: int) -> np.ndarray:
     """The unembedding that the bound below speaks about, AxD."""

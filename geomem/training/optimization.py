@@ -164,11 +164,6 @@ def _apart(trained: dict):
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
-def decay_mask(weight: Array) -> float:
-  """1 for matrices and embeddings, which decay; 0 for biases and the scales of norms, which do not."""
-  return float(weight.ndim > 1)
-
-
 def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
@@ -270,7 +265,8 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | No
 
   multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
   ratio = 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
-  decay = per_parameter(lambda name, w: decay_mask(w) * (ratio if name == SUBJECTS else 1.0))
+  # Matrices and embeddings decay, biases and the scales of norms do not.
+  decay = per_parameter(lambda name, w: (w.ndim > 1) * (ratio if name == SUBJECTS else 1.0))
   delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
   deltas = jax.tree.map(delta, weights, updates, decay)
   if multiplier != 1:
