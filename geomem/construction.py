@@ -103,7 +103,11 @@ def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Construction(FactModel):
-  """A model whose weights were written down; `options` are those that its maker was given."""
+  """A model whose weights were written down; `options` are those that its maker was given.
+
+  >>> constructions.build('selector_multilevel', geomem.Facts.bijections(8, 2), bits=2).options
+  {'bits': 2}
+  """
 
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 

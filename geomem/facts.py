@@ -21,6 +21,9 @@ class Facts:
 
   Facts are *closed* when attributes are subjects, number for number: only then can hops be chained.
   That the two are equally many does not say so; `closed=True` does.
+
+  >>> Facts.bijections(subjects=4, relations=2, seed=0).answers_RxN.shape
+  (2, 4)
   """
 
   answers_RxN: np.ndarray

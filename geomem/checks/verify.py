@@ -38,7 +38,11 @@ ANSWER_BLOCK = 2048
 @dataclasses.dataclass(frozen=True)
 class Report:
   """`min_margin` is the least of logit(answer) − largest other logit; a certificate's bounds it from
-  below where it is positive."""
+  below where it is positive.
+
+  >>> Report('exhaustive', 'float32', queries=8, correct=6, min_margin=-1.0).accuracy
+  0.75
+  """
 
   check: str
   dtype: str

@@ -37,7 +37,12 @@ class BlockTrace:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words."""
+  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words.
+
+  >>> seen = constructions.build('selector', Facts.bijections(8, 2)).trace('s1 r0')
+  >>> print(str(seen).splitlines()[-1])
+  answer              s4, by a margin of 10
+  """
 
   construction: FactModel
   dtype: str

@@ -50,6 +50,9 @@ class Recipe:
   `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
   `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
   None: the same multiple, as if the whole step of AdamW were taken so many times as long.
+
+  >>> Recipe.with_warmup(steps=50, target=None).warmup
+  5
   """
 
   steps: int = 2000
