@@ -34,7 +34,11 @@ CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`."""
+  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`.
+
+  >>> Task(Config.trained(8, 2, dim=4), Facts.bijections(8, 2), seed=3).learning_rate
+  0.01
+  """
 
   config: Config
   facts: Facts
