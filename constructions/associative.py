@@ -17,8 +17,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
@@ -46,16 +46,9 @@ def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Constructi
   _check_dim('associative_attention', dim, flags.dim)
   D = dim - flags.dim
   layout = Layout.of(Slot('embedding', (('direction', D),)), *flags.slots)
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=A,
-    length=2,
-    dim=dim,
-    blocks=(BlockConfig(heads=R, head_dim=D),),
-    bias=False,
-  )
-  params, rng, own = blank(config), np.random.default_rng(seed), layout['embedding']
+  sized = BlockConfig(heads=R, head_dim=D)
+  built = parts.draft('associative_attention', facts, layout, sized, bias=False)
+  params, rng, own = built.params, np.random.default_rng(seed), layout['embedding']
   e_NxD, u_AxD = _unit_vectors(rng, facts.subjects, D), _unit_vectors(rng, A, D)
   params['embed']['subjects'][:, own] = e_NxD
   params['embed']['subjects'][:, layout['is_subject']] = 1
@@ -69,7 +62,7 @@ def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Constructi
   for r, answers_N in enumerate(facts.answers_RxN):
     parts.write_ov(heads, r, (own, own, keys_NxD.T @ values_AxD[answers_N]))
   params['unembed']['answers'][:, own] = u_AxD
-  return Construction('associative_attention', config, params, layout, facts)
+  return built
 
 
 def _attention_size(facts: Facts) -> int:
@@ -91,16 +84,9 @@ def mlp(
   dim, width = _mlp_sizes(facts, dim, width)
   layout = Layout.of(Slot('embedding', (('direction', dim),)))
   hidden = Layout.of(Slot('features', (('feature', width),)))
-  config = Config(
-    subjects=facts.subjects,
-    relations=facts.relations,
-    answers=facts.attributes,
-    length=2,
-    dim=dim,
-    blocks=(BlockConfig(head_dim=dim, hidden=(width,)),),
-    bias=False,
-  )
-  params, rng, own = blank(config), np.random.default_rng(seed), layout['embedding']
+  sized = BlockConfig(head_dim=dim)
+  built = parts.draft('associative_mlp', facts, layout, sized, hidden=((hidden,),), bias=False)
+  params, rng, own = built.params, np.random.default_rng(seed), layout['embedding']
   e_NxD, e_RxD, u_AxD = (
     _unit_vectors(rng, count, dim) for count in (facts.subjects, facts.relations, facts.attributes)
   )
@@ -112,7 +98,7 @@ def mlp(
   params['blocks_0']['mlp']['in'][:] = w_DxF
   params['blocks_0']['mlp']['out'][:] = _solve(facts, e_NxD, e_RxD, u_AxD, w_DxF)
   params['unembed']['answers'][:] = u_AxD
-  return Construction('associative_mlp', config, params, layout, facts, hidden=((hidden,),))
+  return built
 
 
 def _mlp_sizes(facts: Facts, dim: int | None, width: int | None) -> tuple[int, int]:

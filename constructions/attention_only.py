@@ -8,8 +8,8 @@ a relation token has empty. Margin 2.
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
@@ -23,18 +23,9 @@ def attention_only(facts: Facts) -> Construction:
     Slot('is_subject'),
     Slot('is_relation'),
   )
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(heads=R, head_dim=code.width),),
-  )
-  params = blank(config)
-  encode = parts.encoder(layout, 'blocks', code, one='is_subject')
-  readout = Readout(layout['blocks', 0], code)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
+  sized = BlockConfig(heads=R, head_dim=code.width)
+  built = parts.draft('attention_only', facts, layout, sized)
+  params = built.params
   params['embed']['relations'][:, layout['relation']] = rho.words()
   params['embed']['relations'][:, layout['is_relation']] = 1
   attention, beta = params['blocks_0']['attention'], parts.SHARPNESS
@@ -43,7 +34,5 @@ def attention_only(facts: Facts) -> Construction:
   attention['key'][:, layout['is_subject'], 0] = 1
   for r in range(R):
     parts.write_ov(attention, r, parts.copy_ov(layout['blocks', r], layout['blocks', 0]))
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'attention_only', config, params, layout, facts, margin=2, readout=readout, encode=encode
-  )
+  encode = parts.encoder(layout, 'blocks', code, one='is_subject')
+  return parts.finish(built, 2, Readout(layout['blocks', 0], code), encode)

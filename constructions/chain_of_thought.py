@@ -18,17 +18,15 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts, check_closed
 from geomem.layout import POSITION, RELATION, Layout, Slot
 
 
 def chain_of_thought(facts: Facts, hops: int) -> Construction:
   """The paper's size: two heads bring the current subject and the next relation. Margin 4 a step."""
-  check_closed(facts, hops)
-  R, code, length = facts.relations, codes.Sign(facts.attributes), 2 * hops + 1
-  m, pi = code.width, codes.Sign(2 * hops + 1)
+  R, code, pi = facts.relations, codes.Sign(facts.attributes), codes.Sign(2 * hops + 1)
   layout = Layout.of(
     Slot('subject', ((RELATION, R),), code),
     Slot('blocks', ((RELATION, R),), code),
@@ -38,13 +36,11 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
     Slot('relation_at', (), pi, POSITION),
     Slot('one'),
   )
-  params, config = _embedded(facts, layout, length, pi.width)
-  encode = parts.encoder(layout, 'subject', code)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
+  built = _draft('chain_of_thought', facts, hops, layout, 'subject', pi.width)
+  params = built.params
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  parts.number_positions(built)
   positions, step = params['embed']['positions'], np.arange(hops)
-  positions[:, layout['position']] = pi.words()
-  positions[:, layout['one']] = 1
   positions[hops + step, layout['subject_at']] = pi.words()[np.where(step > 0, hops + step, 0)]
   positions[hops + step, layout['relation_at']] = pi.words()[step + 1]
   attention, blocks = params['blocks_0']['attention'], layout['blocks']
@@ -52,14 +48,15 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
     attention['query'][head, layout[target]] = parts.SHARPNESS * np.eye(pi.width)
     attention['key'][head, layout['position']] = np.eye(pi.width)
   parts.write_ov(attention, 0, parts.copy_ov(layout['subject'], blocks))
-  own_back = np.repeat(np.eye(R), m, axis=1)  # −1 on all blocks, +1 again on the relation's own
+  own_back = np.repeat(
+    np.eye(R), code.width, axis=1
+  )  # −1 on all blocks, +1 again on the relation's own
   parts.write_ov(attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back))
-  return _select('chain_of_thought', params, config, layout, facts, hops, signal=4)
+  return _select(built, signal=4)
 
 
 def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
   """The same in half the width. Margin 4 a step."""
-  check_closed(facts, hops)
   R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
   at = codes.Sign(max(2, hops))  # relations are told apart by where they stand among the hops
   layout = Layout.of(
@@ -70,9 +67,8 @@ def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
     Slot('hop_wanted', (), at, 'hop'),
     Slot('thinking'),  # −1 where the prompt ends, +1 afterwards
   )
-  params, config = _embedded(facts, layout, 2 * hops + 1, at.width)
-  encode = parts.encoder(layout, 'blocks', code)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
+  built = _draft('chain_of_thought_compact', facts, hops, layout, 'blocks', at.width)
+  params = built.params
   params['embed']['relations'][:, layout['relation']] = rho.words()
   params['embed']['relations'][:, layout['is_relation']] = 1
   positions, step = params['embed']['positions'], np.arange(hops)
@@ -93,43 +89,30 @@ def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
     (layout['is_relation'], blocks, -rho.width / 2),
   )
   signal = rho.width + 3  # block 0 held ±1, less at most ⌈log₂R⌉
-  return _select('chain_of_thought_compact', params, config, layout, facts, hops, signal)
+  return _select(built, signal)
 
 
-def _embedded(facts: Facts, layout: Layout, length: int, key_dim: int) -> tuple[dict, Config]:
-  """Blank parameters: one block, a head for the subject, a head for the relation, the selector."""
-  width = layout['blocks'].stop - layout['blocks'].start
-  head_dim = max(width, layout['relation'].stop - layout['relation'].start + 1)
-  config = Config(
-    subjects=facts.subjects,
-    relations=facts.relations,
-    answers=facts.attributes,
-    length=length,
-    dim=layout.dim,
-    blocks=(BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim, hidden=(width,)),),
+def _draft(
+  name: str, facts: Facts, hops: int, layout: Layout, memory: str, key_dim: int
+) -> Construction:
+  """One block, a head for the subject, a head for the relation, the selector; and the embeddings of subjects."""
+  check_closed(facts, hops)
+  code, hidden = layout.code('blocks'), codes.Bits(facts.attributes)
+  units = Layout.of(Slot('selected', ((RELATION, facts.relations),), hidden))
+  head_dim = max(units.dim, layout.slot('relation').size + 1)
+  sized = BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim)
+  built = parts.draft(
+    name, facts, layout, sized, hops=hops, hidden=((units,),), length=2 * hops + 1
   )
-  return blank(config), config
+  built.params['embed']['subjects'] = parts.encoder(layout, memory, code)(facts.answers_RxN)
+  return built
 
 
-def _select(name, params, config, layout, facts, hops, signal) -> Construction:
+def _select(built: Construction, signal: int) -> Construction:
   """The selector: bits of the one open block, written over block 0 as ±signal."""
-  R, code = facts.relations, codes.Sign(facts.attributes)
-  hidden = Layout.of(Slot('selected', ((RELATION, R),), codes.Bits(facts.attributes)))
-  mlp, answer = params['blocks_0']['mlp'], layout['blocks', 0]
-  mlp['in'][layout['blocks']] = np.eye(hidden.dim)
-  mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(R, code.width)
+  layout, mlp = built.layout, built.params['blocks_0']['mlp']
+  code, answer = codes.Sign(built.facts.attributes), layout['blocks', 0]
+  mlp['in'][layout['blocks']] = np.eye(layout.slot('blocks').size)
+  mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(built.facts.relations, code.width)
   mlp['out_bias'][answer] = -signal
-  readout = Readout(answer, code)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    name,
-    config,
-    params,
-    layout,
-    facts,
-    hops,
-    hidden=((hidden,),),
-    margin=4,
-    readout=readout,
-    chain_of_thought=True,
-  )
+  return parts.finish(built, 4, Readout(answer, code), chain_of_thought=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, OwnReadout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, OwnReadout
 from geomem.facts import Facts
 from geomem.layout import OWN_ANSWER, RELATION, Layout, Slot
 
@@ -23,32 +23,13 @@ def disjoint(facts: Facts) -> Construction:
   layout = Layout.of(
     Slot('blocks', ((RELATION, R),), code, OWN_ANSWER), Slot('relation', (), rho, RELATION)
   )
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(head_dim=max(1, R * code.width)),),
-  )
-  params = blank(config)
+  built = parts.draft('disjoint', facts, layout, BlockConfig(head_dim=max(1, R * code.width)))
   encode_index = parts.encoder(layout, 'blocks', code)
   encode = lambda answers_RxN: encode_index(index_A[answers_RxN])
-  readout = OwnReadout(layout, relation_A, index_A)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
-  params['embed']['relations'][:, layout['relation']] = rho.words()
+  built.params['embed']['relations'][:, layout['relation']] = rho.words()
   # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
   blocks = layout['blocks']
-  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'disjoint',
-    config,
-    params,
-    layout,
-    facts,
-    margin=2,
-    readout=readout,
-    encode=encode,
-    choices=tuple(np.flatnonzero(relation_A == r) for r in range(R)),
-  )
+  parts.write_ov(built.params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
+  choices = tuple(np.flatnonzero(relation_A == r) for r in range(R))
+  readout = OwnReadout(layout, relation_A, index_A)
+  return parts.finish(built, 2, readout, encode, choices=choices)

@@ -13,8 +13,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes, queries
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.errors import InputError
 from geomem.facts import Facts, check_closed
 from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
@@ -25,14 +25,14 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
   check_closed(facts, hops)
   if not 1 <= hops_per_layer <= hops:
     raise InputError(f'hops_per_layer is {hops_per_layer}; it must be 1 … {hops}, the hops')
-  N, R, length = facts.subjects, facts.relations, hops + 1
+  N, R = facts.subjects, facts.relations
   c, one_hot = codes.Sign(N), codes.OneHot(R)
   layout = Layout.of(
     Slot('subject', (), c, SUBJECT),
     Slot('state', (), c, SUBJECT),
     Slot('relation', (), one_hot, RELATION),
     Slot('fetched', (('hop', hops_per_layer),), one_hot, RELATION),
-    Slot('position', (), codes.Sign(length), POSITION),
+    Slot('position', (), codes.Sign(hops + 1), POSITION),
     Slot('one'),
   )
   starts = range(0, hops, hops_per_layer)
@@ -41,32 +41,26 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
   blocks = tuple(
     BlockConfig(
       heads=span + (start == 0),
-      key_dim=codes.log2_ceil(length),
+      key_dim=codes.log2_ceil(hops + 1),
       head_dim=max(c.width, R) if start == 0 else R,
-      hidden=tuple(units.dim for units in layers),
     )
-    for start, span, layers in zip(starts, spans, hidden, strict=True)
+    for start, span in zip(starts, spans, strict=True)
   )
-  config = Config(subjects=N, relations=R, answers=N, length=length, dim=layout.dim, blocks=blocks)
-  params = blank(config)
+  built = parts.draft('factored', facts, layout, *blocks, hops=hops, hidden=hidden)
+  params = built.params
   params['embed']['subjects'][:, layout['subject']] = c.words()
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
-  params['embed']['positions'][:, layout['position']] = codes.Sign(length).words()
-  params['embed']['positions'][:, layout['one']] = 1
+  parts.number_positions(built)
   for i, (start, span) in enumerate(zip(starts, spans, strict=True)):
     block = params[f'blocks_{i}']
     for h in range(span):
-      parts.attend_to_position(block['attention'], h, layout, start + h + 1, length)
-      parts.write_ov(block['attention'], h, parts.copy_ov(layout['relation'], layout['fetched', h]))
+      relation = parts.copy_ov(layout['relation'], layout['fetched', h])
+      parts.fetch(block['attention'], h, layout, start + h + 1, relation)
     if start == 0:
-      parts.attend_to_position(block['attention'], span, layout, 0, length)
-      parts.write_ov(block['attention'], span, parts.copy_ov(layout['subject'], layout['state']))
+      subject = parts.copy_ov(layout['subject'], layout['state'])
+      parts.fetch(block['attention'], span, layout, 0, subject)
     _fill_mlp(block['mlp'], facts, layout, hidden[i], span)
-  readout = Readout(layout['state'], c)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'factored', config, params, layout, facts, hops, hidden=hidden, margin=2, readout=readout
-  )
+  return parts.finish(built, 2, Readout(layout['state'], c))
 
 
 def _hidden(N: int, R: int, span: int) -> tuple[Layout, Layout]:

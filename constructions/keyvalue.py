@@ -11,8 +11,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts, check_closed
 from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
 
@@ -20,57 +20,36 @@ from geomem.layout import POSITION, RELATION, SUBJECT, Layout, Slot
 def keyvalue(facts: Facts, hops: int) -> Construction:
   """k layers of N·R hidden units, one per fact. Margin 2."""
   check_closed(facts, hops)
-  N, R, length = facts.subjects, facts.relations, hops + 1
+  N, R = facts.subjects, facts.relations
   c, rho = codes.Sign(N), codes.Sign(R)
   layout = Layout.of(
     Slot('subject', (), c, SUBJECT),
     Slot('state', (), c, SUBJECT),
     Slot('relation', (), rho, RELATION),
     Slot('fetched', (), rho, RELATION),
-    Slot('position', (), codes.Sign(length), POSITION),
+    Slot('position', (), codes.Sign(hops + 1), POSITION),
     Slot('one'),
   )
   hidden = Layout.of(Slot('memory', ((SUBJECT, N), (RELATION, R))))
-  fetch_relation = parts.copy_ov(layout['relation'], layout['fetched'])
-  fetch_subject = parts.copy_ov(layout['subject'], layout['state'])
-  sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(length), hidden=(hidden.dim,))
+  relation = parts.copy_ov(layout['relation'], layout['fetched'])
+  subject = parts.copy_ov(layout['subject'], layout['state'])
+  sized = functools.partial(BlockConfig, key_dim=codes.log2_ceil(hops + 1))
   first = sized(heads=2, head_dim=max(c.width, rho.width))
   later = sized(heads=1, head_dim=max(1, rho.width))
-  config = Config(
-    subjects=N,
-    relations=R,
-    answers=N,
-    length=length,
-    dim=layout.dim,
-    blocks=(first,) + (later,) * (hops - 1),
-  )
-  params = blank(config)
+  blocks = (first,) + (later,) * (hops - 1)
+  built = parts.draft('keyvalue', facts, layout, *blocks, hops=hops, hidden=((hidden,),) * hops)
+  params = built.params
   params['embed']['subjects'][:, layout['subject']] = c.words()
   params['embed']['relations'][:, layout['relation']] = rho.words()
-  params['embed']['positions'][:, layout['position']] = codes.Sign(length).words()
-  params['embed']['positions'][:, layout['one']] = 1
+  parts.number_positions(built)
   memory = _memory(facts, layout, c, rho)
   for hop in range(hops):
     block = params[f'blocks_{hop}']
-    parts.attend_to_position(block['attention'], 0, layout, hop + 1, length)
-    parts.write_ov(block['attention'], 0, fetch_relation)
+    parts.fetch(block['attention'], 0, layout, hop + 1, relation)
     if hop == 0:
-      parts.attend_to_position(block['attention'], 1, layout, 0, length)
-      parts.write_ov(block['attention'], 1, fetch_subject)
+      parts.fetch(block['attention'], 1, layout, 0, subject)
     block['mlp'].update(memory)
-  readout = Readout(layout['state'], c)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'keyvalue',
-    config,
-    params,
-    layout,
-    facts,
-    hops,
-    hidden=((hidden,),) * hops,
-    margin=2,
-    readout=readout,
-  )
+  return parts.finish(built, 2, Readout(layout['state'], c))
 
 
 def _memory(facts: Facts, layout: Layout, c: codes.Sign, rho: codes.Sign) -> dict:

@@ -10,8 +10,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
@@ -25,20 +25,10 @@ def literal(facts: Facts) -> Construction:
   )
   gated = Layout.of(Slot('gated', ((RELATION, R),), bits))
   selected = Layout.of(Slot('selected', (), bits))
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(head_dim=R * m, hidden=(gated.dim, selected.dim)),),
-  )
-  params = blank(config)
-  encode = parts.encoder(layout, 'blocks', code)
-  readout = Readout(layout['blocks', 0], code)
-  attention, mlp = params['blocks_0']['attention'], params['blocks_0']['mlp']
-  params['embed']['subjects'] = encode(facts.answers_RxN)
-  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  sized = BlockConfig(head_dim=R * m)
+  built = parts.draft('selector_literal', facts, layout, sized, hidden=((gated, selected),))
+  attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))
+  built.params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
   parts.write_ov(attention, 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
   mlp['in'][layout['blocks']] = np.eye(R * m)
@@ -47,15 +37,5 @@ def literal(facts: Facts) -> Construction:
   mlp['middle'][:] = parts.sum_of_blocks(R, m)
   mlp['out'][:, layout['blocks', 0]] = 8 * np.eye(m)
   mlp['out_bias'][layout['blocks', 0]] = -4
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'selector_literal',
-    config,
-    params,
-    layout,
-    facts,
-    hidden=((gated, selected),),
-    margin=6,
-    readout=readout,
-    encode=encode,
-  )
+  readout = Readout(layout['blocks', 0], code)
+  return parts.finish(built, 6, readout, parts.encoder(layout, 'blocks', code))

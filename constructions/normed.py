@@ -8,13 +8,14 @@ only perturbs the scales. With R = 1 the relation's embedding is zero, and with 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
@@ -28,29 +29,19 @@ def normed(facts: Facts) -> Construction:
   m, w = code.width, code.weight
   d = R * m
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=d,
-    blocks=(BlockConfig(head_dim=d, hidden=(d,)),),
-    norm='rms',
-    bias=False,
-    precision='highest',
-  )
-  eps = config.norm_eps
-  params = blank(config)
-  encode = parts.encoder(layout, 'blocks', code)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
-  params['embed']['relations'][:] = -parts.all_but_own(R, m)
+  hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
+  switches: dict[str, Any] = {'norm': 'rms', 'bias': False, 'precision': 'highest'}
+  sized, units = BlockConfig(head_dim=d), ((hidden,),)
+  built = parts.draft('selector_normed', facts, layout, sized, hidden=units, **switches)
+  eps = built.config.norm_eps
+  built.params['embed']['relations'][:] = -parts.all_but_own(R, m)
   rms_subject = math.sqrt(w / m + eps)
   rms_relation = math.sqrt((R - 1) / R + eps)
   # Attention reads ½(e_s/rms_subject + e_r/rms_relation); times 2 rms_subject it brings e_s itself,
   # and closes every block but r by `closed`, the relation's own −1 included.
   undo = 2 * rms_subject
   closed = 1 + rms_subject / rms_relation
-  block = params['blocks_0']
+  block = built.params['blocks_0']
   parts.write_ov(
     block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=undo)
   )
@@ -59,18 +50,8 @@ def normed(facts: Facts) -> Construction:
   block['mlp']['in'][:] = np.eye(d)
   block['mlp']['out'][:, layout['blocks', 0]] = GAIN * rms_selected * parts.sum_of_blocks(R, m)
   readout = Readout(layout['blocks', 0], code)
-  params['unembed']['answers'] = readout.rows(d)
-  return Construction(
-    'selector_normed',
-    config,
-    params,
-    layout,
-    facts,
-    hidden=((Layout.of(Slot('selected', ((RELATION, R),), code)),),),
-    margin=_margin(R, m, w, closed, eps),
-    readout=readout,
-    encode=encode,
-  )
+  margin = _margin(R, m, w, closed, eps)
+  return parts.finish(built, margin, readout, parts.encoder(layout, 'blocks', code))
 
 
 def _margin(R: int, m: int, w: int, closed: float, eps: float) -> float:

@@ -1,11 +1,19 @@
 """Fragments that several constructions are made of."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
-from geomem import codes
+from geomem import codes, queries
+from geomem.config import BlockConfig, Config
+from geomem.construction import Construction, OwnReadout, Readout, blank
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.layout import Layout
 
+Write = tuple[slice, slice, Any]  # source, target, and the matrix or number between them
 SHARPNESS = 128  # β: a score gap of β makes every other softmax weight exactly 0 in float32
 
 
@@ -24,7 +32,9 @@ def rectified(code: codes.Code) -> codes.Code:
   return codes.Bits(code.count) if isinstance(code, codes.Sign) else code
 
 
-def encoder(layout: Layout, slot: str, code: codes.Code, one: str | None = None):
+def encoder(
+  layout: Layout, slot: str, code: codes.Code, one: str | None = None
+) -> Callable[[np.ndarray], np.ndarray]:
   """The superposition: entry w of `slot` holds the code of answer w; `one` is set to 1."""
   words = code.words()
 
@@ -39,7 +49,40 @@ def encoder(layout: Layout, slot: str, code: codes.Code, one: str | None = None)
   return encode
 
 
-def write_ov(attention: dict, head: int, *writes):
+def draft(
+  name: str,
+  facts: Facts,
+  layout: Layout,
+  *blocks: BlockConfig,
+  hops: int = 1,
+  hidden: tuple[tuple[Layout, ...], ...] = (),
+  length: int | None = None,
+  **switches: Any,
+) -> Construction:
+  """A construction all of whose weights are zero, to be written into; `hidden` says how wide its blocks' MLPs are."""
+  sizes = facts.subjects, facts.relations, facts.attributes, length or hops + 1, layout.dim
+  widths = [tuple(units.dim for units in layers) for layers in hidden] or [()] * len(blocks)
+  shaped = [dataclasses.replace(b, hidden=f) for b, f in zip(blocks, widths, strict=True)]
+  config = Config(*sizes, tuple(shaped), **switches)
+  return Construction(name, config, blank(config), layout, facts, hops, hidden)
+
+
+def finish(
+  built: Construction,
+  margin: float | None,
+  readout: Readout | OwnReadout,
+  encode: Callable[[np.ndarray], np.ndarray] | None = None,
+  **more: Any,
+) -> Construction:
+  """With the readout's unembedding and, where embeddings hold the answers (of all paths), these."""
+  if encode:
+    answers_WxN = queries.tree(built.facts.answers_RxN, built.hops)
+    built.params['embed']['subjects'] = encode(answers_WxN)
+  built.params['unembed']['answers'] = readout.rows(built.layout.dim)
+  return built.replace(margin=margin, readout=readout, encode=encode, **more)
+
+
+def write_ov(attention: dict, head: int, *writes: Write) -> None:
   """Head values: each (source, target, matrix) carries matrixᵀ · x[source] into the target slice."""
   channel = 0
   for source, target, matrix in writes:
@@ -50,18 +93,26 @@ def write_ov(attention: dict, head: int, *writes):
     channel += width
 
 
-def copy_ov(source: slice, target: slice, times: float = 1):
+def copy_ov(source: slice, target: slice, times: float = 1) -> Write:
   return source, target, times * np.eye(source.stop - source.start)
 
 
-def attend_to_position(attention: dict, head: int, layout: Layout, position: int, length: int):
-  """The head attends to one absolute position: query β π_position from the constant, key π_p."""
-  code = codes.Sign(length)
+def number_positions(built: Construction) -> None:
+  """Every position has its code π_p, and a constant."""
+  positions, layout = built.params['embed']['positions'], built.layout
+  positions[:, layout['position']] = layout.code('position').words()
+  positions[:, layout['one']] = 1
+
+
+def fetch(attention: dict, head: int, layout: Layout, position: int, *writes: Write) -> None:
+  """The head attends to one absolute position, query β π_position from the constant, key π_p, and writes."""
+  code = layout.code('position')
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)
+  write_ov(attention, head, *writes)
 
 
-def check_integers(largest: float, what: str):
+def check_integers(largest: float, what: str) -> None:
   """Sums of integers are exact in float32 up to 2²⁴; refuse a size that would pass it."""
   if largest > 2**24:
     raise InputError(

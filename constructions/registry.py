@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,10 +38,10 @@ class Entry:
   Parameters of `builder` beyond the facts and the hops are the construction's own options.
   """
 
-  theorem: str
-  summary: str
-  size: str
   builder: Callable[..., Construction]
+  theorem: str
+  size: str
+  summary: str
   exact: bool = True
   own_answers: bool = False  # wants facts whose relations answer in sets of their own
 
@@ -56,107 +57,57 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {
-  'selector': Entry(
-    ONE_HOP,
-    'superposed sign codes, the gate is the sum, one hidden layer',
+  'selector': Entry(selector.selector, ONE_HOP,
     'd = R·m, F = R·m',
-    selector.selector,
-  ),
-  'selector_constant_weight': Entry(
-    ONE_HOP,
-    'the same with 0/1 words of constant weight and no biases',
+    'superposed sign codes, the gate is the sum, one hidden layer'),
+  'selector_constant_weight': Entry(selector.constant_weight, ONE_HOP,
     'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ A',
-    selector.constant_weight,
-  ),
-  'selector_multilevel': Entry(
-    ONE_HOP,
-    'the same with several bits per coordinate: fewer dimensions, as many bits',
+    'the same with 0/1 words of constant weight and no biases'),
+  'selector_multilevel': Entry(selector.multilevel, ONE_HOP,
     'd = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉',
-    selector.multilevel,
-  ),
-  'selector_normed': Entry(
-    ONE_HOP,
-    'the same inside the trained architecture, every RMSNorm switched on',
+    'the same with several bits per coordinate: fewer dimensions, as many bits'),
+  'selector_normed': Entry(normed.normed, ONE_HOP,
     'd = R·m, F = R·m, C(m, ⌊m/2⌋) ≥ A',
-    normed.normed,
-  ),
-  'selector_literal': Entry(
-    ONE_HOP,
-    "the paper's: relation flags beside the blocks, a 3-layer MLP",
+    'the same inside the trained architecture, every RMSNorm switched on'),
+  'selector_literal': Entry(literal.literal, ONE_HOP,
     'd = R·m + R, F = (R·m, m)',
-    literal.literal,
-  ),
-  'superposition': Entry(
-    ONE_HOP,
-    'the literal linear superposition of random directions; not exact, ask for its accuracy at --dim',
+    "the paper's: relation flags beside the blocks, a 3-layer MLP"),
+  'superposition': Entry(superposition.superposition, ONE_HOP,
     'd = --dim, F = 2R·m',
-    superposition.superposition,
-    exact=False,
-  ),
-  'attention_only': Entry(
-    f'{ONE_HOP} (second half)',
-    'no MLP: a head a relation',
+    'the literal linear superposition of random directions; not exact, ask for its accuracy at --dim',
+    exact=False),
+  'attention_only': Entry(attention_only.attention_only, f'{ONE_HOP} (second half)',
     'd = R·m + ⌈log₂R⌉ + 2, F = 0, H = R',
-    attention_only.attention_only,
-  ),
-  'disjoint': Entry(
-    'Theorem F.1',
-    'relations with answers of their own: no MLP, no gate',
+    'no MLP: a head a relation'),
+  'disjoint': Entry(disjoint.disjoint, 'Theorem F.1',
     'd = R·⌈log₂D⌉ + ⌈log₂R⌉, F = 0',
-    disjoint.disjoint,
-    own_answers=True,
-  ),
-  'keyvalue': Entry(
-    f'{TWO} (first half)',
-    'facts in the MLP, a hidden unit per fact, a layer per hop',
+    'relations with answers of their own: no MLP, no gate', own_answers=True),
+  'keyvalue': Entry(keyvalue.keyvalue, f'{TWO} (first half)',
     'd = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1, F = N·R, depth k',
-    keyvalue.keyvalue,
-  ),
-  'factored': Entry(
-    f'{TWO}, sharper',
-    'subject detectors, then AND-units: width N + R, j hops per layer',
+    'facts in the MLP, a hidden unit per fact, a layer per hop'),
+  'factored': Entry(factored.factored, f'{TWO}, sharper',
     'd = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR), depth ⌈k/j⌉',
-    factored.factored,
-  ),
-  'precomputed': Entry(
-    f'{TWO} (second half)',
-    'all R^k answers in the embedding, a level of the tree a layer',
+    'subject detectors, then AND-units: width N + R, j hops per layer'),
+  'precomputed': Entry(precomputed.precomputed, f'{TWO} (second half)',
     'd = m·(R^k + … + 1) + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m, depth k',
-    precomputed.precomputed,
-  ),
-  'precomputed_depth1': Entry(
-    f'{TWO}, sharper',
-    'all R^k answers in the embedding, the one branch that no head closes: depth 1',
+    'all R^k answers in the embedding, a level of the tree a layer'),
+  'precomputed_depth1': Entry(precomputed.precomputed_depth1, f'{TWO}, sharper',
     'd = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m, depth 1',
-    precomputed.precomputed_depth1,
-  ),
-  'chain_of_thought': Entry(
-    COT,
-    'one layer for any number of hops, a step a token',
+    'all R^k answers in the embedding, the one branch that no head closes: depth 1'),
+  'chain_of_thought': Entry(chain_of_thought.chain_of_thought, COT,
     'd = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1, F = R·m, depth 1',
-    chain_of_thought.chain_of_thought,
-  ),
-  'chain_of_thought_compact': Entry(
-    f'{COT}, sharper',
-    'the same in half the width: the current subject is in place already',
+    'one layer for any number of hops, a step a token'),
+  'chain_of_thought_compact': Entry(chain_of_thought.chain_of_thought_compact, f'{COT}, sharper',
     'd = R·m + ⌈log₂R⌉ + 2·max(1, ⌈log₂k⌉) + 2, F = R·m, depth 1',
-    chain_of_thought.chain_of_thought_compact,
-  ),
-  'associative_attention': Entry(
-    'Nichani et al. (2025)',
-    'the baseline: fixed random embeddings, facts in attention matrices, a head a relation',
+    'the same in half the width: the current subject is in place already'),
+  'associative_attention': Entry(associative.attention, 'Nichani et al. (2025)',
     'd = --dim, H = R',
-    associative.attention,
-    exact=False,
-  ),
-  'associative_mlp': Entry(
-    'Nichani et al. (2025)',
-    'the baseline: fixed random embeddings, facts in an MLP',
+    'the baseline: fixed random embeddings, facts in attention matrices, a head a relation',
+    exact=False),
+  'associative_mlp': Entry(associative.mlp, 'Nichani et al. (2025)',
     'd = --dim, F = --width',
-    associative.mlp,
-    exact=False,
-  ),
-}
+    'the baseline: fixed random embeddings, facts in an MLP', exact=False),
+}  # fmt: skip
 
 
 def names() -> list[str]:
@@ -176,7 +127,7 @@ def entry(name: str) -> Entry:
   return REGISTRY[name]
 
 
-def build(name: str, facts: Facts, hops: int = 1, **options) -> Construction:
+def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Construction:
   """The construction `name` for these facts. Options that it does not know are refused."""
   known = entry(name)
   for option in options:
@@ -213,5 +164,5 @@ def load(path: str | os.PathLike) -> FactModel:
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
   """To the last bit."""
-  bits = [np.ascontiguousarray(a).view(f'u{a.itemsize}') for a in (one, other)]
-  return one.dtype == other.dtype and np.array_equal(*bits)
+  bits = lambda a: np.ascontiguousarray(a).view(np.uint8)
+  return one.dtype == other.dtype and np.array_equal(bits(one), bits(other))

@@ -10,12 +10,14 @@ averages both tokens, and W_V·W_O, which copies the blocks, doubles the mean (`
   out                   adds the blocks up and writes the answer's code over block 0.
 """
 
+from typing import Any
+
 import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
@@ -45,36 +47,15 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   R, m = facts.relations, code.width
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), parts.rectified(code)))
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(head_dim=layout.dim, hidden=(hidden.dim,)),),
-    bias=bias,
-  )
-  params = blank(config)
-  encode = parts.encoder(layout, 'blocks', code)
-  readout = Readout(layout['blocks', 0], code)
-  block = params['blocks_0']
-  params['embed']['subjects'] = encode(facts.answers_RxN)
-  params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
+  sized = BlockConfig(head_dim=layout.dim)
+  built = parts.draft(name, facts, layout, sized, hidden=((hidden,),), bias=bias)
+  block = built.params['blocks_0']
+  built.params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
   parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
   block['mlp']['in'][:] = np.eye(R * m)
   block['mlp']['out'][:, layout['blocks', 0]] = gain * parts.sum_of_blocks(R, m)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    name,
-    config,
-    params,
-    layout,
-    facts,
-    hidden=((hidden,),),
-    margin=margin,
-    readout=readout,
-    encode=encode,
-  )
+  readout = Readout(layout['blocks', 0], code)
+  return parts.finish(built, margin, readout, parts.encoder(layout, 'blocks', code))
 
 
 def multilevel(facts: Facts, bits: int = 4) -> Construction:
@@ -90,35 +71,17 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(head_dim=memory.stop, hidden=(hidden.dim,)),),
-    bias=False,
-    # An accelerator's default products round their operands to as few as 8 significant bits.
-    precision='highest' if m * code.top**2 > 2**8 else None,
-  )
-  params = blank(config)
-  encode = parts.encoder(layout, 'blocks', code, one='one')
-  readout = Readout(slice(layout['one'].start, layout['answer'].stop), code)
-  block = params['blocks_0']
-  params['embed']['subjects'] = encode(facts.answers_RxN)
-  params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
+  # An accelerator's default products round their operands to as few as 8 significant bits.
+  precise: dict[str, Any] = {
+    'bias': False,
+    'precision': 'highest' if m * code.top**2 > 2**8 else None,
+  }
+  sized, units = BlockConfig(head_dim=memory.stop), ((hidden,),)
+  built = parts.draft('selector_multilevel', facts, layout, sized, hidden=units, **precise)
+  block = built.params['blocks_0']
+  built.params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
   parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, times=2))
   block['mlp']['in'][layout['blocks']] = np.eye(R * m)
   block['mlp']['out'][:, layout['answer']] = parts.sum_of_blocks(R, m)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'selector_multilevel',
-    config,
-    params,
-    layout,
-    facts,
-    hidden=((hidden,),),
-    margin=1,
-    readout=readout,
-    encode=encode,
-  )
+  readout = Readout(slice(layout['one'].start, layout['answer'].stop), code)
+  return parts.finish(built, 1, readout, parts.encoder(layout, 'blocks', code, one='one'))

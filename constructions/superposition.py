@@ -18,8 +18,8 @@ import numpy as np
 
 from constructions import parts
 from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, Readout, blank
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
@@ -35,34 +35,16 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   R, code = facts.relations, codes.Sign(facts.attributes)
   layout, hidden = _layouts(facts, code, dim)
   memory = layout['memory']
-  config = Config(
-    subjects=facts.subjects,
-    relations=R,
-    answers=facts.attributes,
-    length=2,
-    dim=layout.dim,
-    blocks=(BlockConfig(head_dim=memory.stop - memory.start, hidden=(hidden.dim,)),),
-  )
-  params = blank(config)
-  directions_DxRM = _random_directions(memory.stop - memory.start, R * code.width, seed)
-  encode = _encoder(layout, code, directions_DxRM)
-  readout = Readout(layout['answer'], code)
-  params['embed']['subjects'] = encode(facts.answers_RxN)
+  sized = BlockConfig(head_dim=memory.stop)
+  built = parts.draft('superposition', facts, layout, sized, hidden=((hidden,),))
+  params = built.params
+  directions_DxRM = _random_directions(memory.stop, R * code.width, seed)
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
   _filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
-  params['unembed']['answers'] = readout.rows(layout.dim)
-  return Construction(
-    'superposition',
-    config,
-    params,
-    layout,
-    facts,
-    hidden=((hidden,),),
-    readout=readout,
-    encode=encode,
-  )
+  readout, encode = Readout(layout['answer'], code), _encoder(layout, code, directions_DxRM)
+  return parts.finish(built, None, readout, encode)
 
 
 def _layouts(facts: Facts, code: codes.Sign, dim: int | None) -> tuple[Layout, Layout]:

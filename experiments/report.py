@@ -133,7 +133,7 @@ def statements(results: dict[str, Result]) -> list[tuple[str, Claim, list[Findin
 
 def judged_first(findings: Sequence[Finding]) -> list[Finding]:
   """What was expected of a claim; what fell short first."""
-  return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
+  return sorted((f for f in findings if f.holds is not None), key=lambda f: bool(f.holds))
 
 
 def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], results: dict[str, Result]) -> str:
@@ -221,7 +221,7 @@ def page(
     'style': asset('report.css'),
     'answer': html.escape(answer(rows, results)),
     'agreed': html.escape(agreed),
-    'rows': '\n'.join(_row(*row, results.get(row[0])) for row in rows),
+    'rows': '\n'.join(_row(name, claim, found, results.get(name)) for name, claim, found in rows),
     'versions': html.escape(', '.join(f'{k} {v}' for k, v in machine.versions().items())),
     'mechanism': mechanism(),
     'sections': '\n'.join(_section(name, m, drawn.get(name)) for name, m in results.items()),

@@ -9,6 +9,7 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem.errors import InputError
 
@@ -41,7 +42,7 @@ class Readable(Code):
     return self.words()
 
   @staticmethod
-  def margin_bound(u_BxM, x_BxM):
+  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
     """A proof from the slot's contents alone that the right answer wins over all others."""
     raise NotImplementedError
 
@@ -67,7 +68,7 @@ class Sign(Bits, Readable):
     return 2 * super().words() - 1
 
   @staticmethod
-  def margin_bound(u_BxM, x_BxM):
+  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
     """⟨c_a − c_b, x⟩ = 2 Σ over the h ≥ 1 differing i of c_a,i x_i ≥ 2 min_i c_a,i x_i, if that is ≥ 0."""
     return 2 * jnp.min(u_BxM * x_BxM, axis=-1)
 
@@ -115,7 +116,7 @@ class ConstantWeight(Readable):
     return words
 
   @staticmethod
-  def margin_bound(u_BxM, x_BxM):
+  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
     """a and b swap h ≥ 1 ones: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
     least_one = jnp.min(jnp.where(u_BxM > 0.5, x_BxM, jnp.inf), axis=-1)
     largest_zero = jnp.max(jnp.where(u_BxM > 0.5, -jnp.inf, x_BxM), axis=-1)
@@ -132,7 +133,7 @@ class MultiLevel(Readable):
 
   bits: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 1 <= self.bits <= 24:
       raise InputError(f'multi-level code: bits per coordinate is {self.bits}; it must be 1 … 24')
 
@@ -153,7 +154,7 @@ class MultiLevel(Readable):
     return np.concatenate([-np.sum(words**2, axis=1, keepdims=True), 2 * words], axis=1)
 
   @staticmethod
-  def margin_bound(u_BxM, x_BxM):
+  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
     """|x − v_b|² − |x − v_a|² ≥ Σ over differing i of δ_i² − 2|e_i||δ_i| ≥ 1 − 2 max|e|, e = x − v_a.
 
     A constant other than 1 would weigh |v|² wrongly; it certifies nothing.

@@ -1,6 +1,7 @@
 """The sizes and switches of a model."""
 
 import dataclasses
+from typing import Any
 
 from geomem.errors import InputError
 
@@ -17,7 +18,7 @@ class BlockConfig:
   head_dim: int = 1
   hidden: tuple[int, ...] = ()
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if min(self.heads, self.key_dim, self.head_dim, *self.hidden, 1) < 1:
       raise InputError(f'every width of a block must be at least 1, got {self}')
     if len(self.hidden) > 2:
@@ -43,7 +44,7 @@ class Config:
     None  # 'highest' where weights need more bits than an accelerator's default
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if min(self.subjects, self.relations, self.answers, self.length, self.dim) < 1:
       raise InputError(f'every size of a model must be at least 1, got {self}')
     if self.norm not in NORMS:
@@ -63,11 +64,19 @@ class Config:
   def vocabulary(self) -> int:
     return self.subjects + self.relations
 
-  def replace(self, **changes) -> 'Config':
+  def replace(self, **changes: Any) -> 'Config':
     return dataclasses.replace(self, **changes)
 
   @classmethod
-  def trained(cls, subjects, relations, dim, width=None, depth=1, **changes) -> 'Config':
+  def trained(
+    cls,
+    subjects: int,
+    relations: int,
+    dim: int,
+    width: int | None = None,
+    depth: int = 1,
+    **changes: Any,
+  ) -> 'Config':
     """What the experiments train: RMSNorm, one head as wide as the model, F = 4d if not said, two tokens."""
     block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
     options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}

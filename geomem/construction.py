@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem import codes, model
 from geomem.config import Config
@@ -32,13 +33,13 @@ class Readout:
     out[:, self.at] = rows_AxM
     return out
 
-  def matches(self, unembedding_AxD) -> bool:
+  def matches(self, unembedding_AxD: Array) -> bool:
     """Whether a model's unembedding is exactly `rows`, without a second copy of it."""
     rows, start, stop = np.asarray(unembedding_AxD), self.at.start, self.at.stop
     elsewhere = rows[:, :start].any() or rows[:, stop:].any()
     return not elsewhere and np.array_equal(rows[:, start:stop], self.code.rows())
 
-  def bound(self, unembedding_AxD, x_BxD, answers_B):
+  def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
     """A lower bound on the margin over all A answers, seen from the slot alone; positive proves it."""
     u_BxM = unembedding_AxD[:, self.at][answers_B].astype(jnp.float32)
     return self.code.margin_bound(u_BxM, x_BxD[..., self.at].astype(jnp.float32))
@@ -69,10 +70,10 @@ class OwnReadout:
       rows_AxD[own, self.layout['blocks', r]] = code.words()[self.index_A[own]]
     return rows_AxD
 
-  def matches(self, unembedding_AxD) -> bool:
+  def matches(self, unembedding_AxD: Array) -> bool:
     return np.array_equal(unembedding_AxD, self.rows(self.layout.dim))
 
-  def bound(self, unembedding_AxD, x_BxD, answers_B):
+  def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
     """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more
     (if all are positive; else twice the sum of those that are not), the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
     blocks = self.layout.slot('blocks')

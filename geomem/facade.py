@@ -7,7 +7,7 @@ import dataclasses
 import html
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -57,7 +57,7 @@ class FactModel:
   def queries(self) -> int:
     return self.facts.subjects * self.facts.relations**self.hops
 
-  def replace(self, **changes) -> Self:
+  def replace(self, **changes: Any) -> Self:
     return dataclasses.replace(self, **changes)
 
   def ask(self, query: str, dtype: str = 'float32') -> 'Answer':

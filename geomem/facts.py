@@ -6,10 +6,12 @@ Shapes: N subjects, R relations, A attributes.
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from geomem import tables
+from geomem.config import Config
 from geomem.errors import InputError
 
 
@@ -28,7 +30,7 @@ class Facts:
   relation_names: tuple[str, ...] | None = None
   attribute_names: tuple[str, ...] | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     answers = self.answers_RxN
     if answers.ndim != 2 or answers.shape[0] < 1 or answers.shape[1] < 2:
       raise InputError(
@@ -141,7 +143,7 @@ def _permutations(rng: np.random.Generator, subjects: int, relations: int) -> np
   return np.stack([rng.permutation(subjects) for _ in range(relations)]).astype(np.int32)
 
 
-def check_sizes(subjects: int, relations: int, hops: int = 1):
+def check_sizes(subjects: int, relations: int, hops: int = 1) -> None:
   """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
   if subjects < 2:
     raise InputError(f'subjects is {subjects}; it must be at least 2')
@@ -155,7 +157,7 @@ def check_sizes(subjects: int, relations: int, hops: int = 1):
     raise InputError(f'{relations} relations over {hops} hops make more than 2⁶² queries')
 
 
-def check_fit(facts: Facts, config):
+def check_fit(facts: Facts, config: Config) -> None:
   """Refuse facts of other sizes than the model that is to know them."""
   sizes = (facts.subjects, facts.relations)
   if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
@@ -165,7 +167,7 @@ def check_fit(facts: Facts, config):
     )
 
 
-def check_closed(facts: Facts, hops: int):
+def check_closed(facts: Facts, hops: int) -> None:
   """Hops can be chained only where attributes are subjects."""
   if hops < 1:
     raise InputError(f'hops is {hops}; it must be at least 1')
@@ -181,7 +183,7 @@ def check_closed(facts: Facts, hops: int):
     raise InputError(f'these facts cannot be chained: {which}')
 
 
-def every_content(choices) -> np.ndarray:
+def every_content(choices: Sequence[np.ndarray]) -> np.ndarray:
   """All ways to pick one answer from each of the W arrays `choices`: W × (their number)."""
   picks = np.meshgrid(*choices, indexing='ij', copy=False)
   return np.stack([pick.ravel() for pick in picks]).astype(np.int32)

@@ -16,6 +16,7 @@ import functools
 import chex
 import jax
 import jax.numpy as jnp
+from chex import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -29,15 +30,15 @@ def rows_at_once(answers: int) -> int:
 
 
 def cross_entropy(
-  x_BxD,
-  u_AxD,
-  targets_B,
-  weights_B=None,
-  in_use_A=None,
+  x_BxD: Array,
+  u_AxD: Array,
+  targets_B: Array,
+  weights_B: Array | None = None,
+  in_use_A: Array | None = None,
   block: int | None = None,
-  precision=None,
+  precision: str | None = None,
   mesh: Mesh | None = None,
-):
+) -> tuple[Array, Array]:
   """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest].
 
   The sums over a are over the answers `in_use_A` (default all; for padded models). Differentiable in
@@ -49,8 +50,14 @@ def cross_entropy(
 
 
 def right(
-  x_BxD, u_AxD, targets_B, in_use_A=None, block: int | None = None, precision=None, mesh=None
-):
+  x_BxD: Array,
+  u_AxD: Array,
+  targets_B: Array,
+  in_use_A: Array | None = None,
+  block: int | None = None,
+  precision: str | None = None,
+  mesh: Mesh | None = None,
+) -> Array:
   """Of every row, whether the target's logit is the one largest."""
   rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
   block = block or rows_at_once(len(u_AxD))

@@ -6,6 +6,8 @@ Files and output are the first process's: `by_first` lets it alone act, and send
 
 import functools
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from geomem.errors import InputError
 
 
-def join(coordinator: str, processes: int, process: int):
+def join(coordinator: str, processes: int, process: int) -> None:
   """Become process number `process` of so many, before JAX looks for devices.
 
   They meet at `coordinator`, HOST:PORT, where the first one listens.
@@ -38,7 +40,7 @@ def first() -> bool:
   return jax.process_index() == 0
 
 
-def put(tree, places):
+def put(tree: Any, places: Any) -> Any:
   """Arrays that every process has whole, each put onto the devices that `places` says."""
   if jax.process_count() == 1:
     return jax.device_put(tree, places)
@@ -48,7 +50,7 @@ def put(tree, places):
   return jax.tree.map(make, tree, places)
 
 
-def to_host(tree):
+def to_host(tree: Any) -> Any:
   """The arrays such that this process can read all of them, one by one; every process must ask."""
 
   def gather(a):
@@ -65,7 +67,7 @@ def _replicate(mesh):
   return jax.jit(lambda a: a, out_shardings=NamedSharding(mesh, P()))
 
 
-def broadcast(value):
+def broadcast(value: Any) -> Any:
   """The first process's value, on every process; anything that can be pickled, array by array."""
   if jax.process_count() == 1:
     return value
@@ -88,7 +90,7 @@ def _send(data, size: int) -> bytearray:
   return bytearray(multihost_utils.broadcast_one_to_all(data_S))
 
 
-def by_first(work):
+def by_first(work: Callable) -> Callable:
   """A function that runs on the first process alone: all get its value, or its error.
 
   The first process raises the error itself; to the others one of another type is sent as a RuntimeError.

@@ -1,7 +1,11 @@
 """Parameters before training: one rule for all, whatever generator draws them."""
 
+from collections.abc import Callable
 
-def initial_value(name: str, shape, normal):
+from chex import Array
+
+
+def initial_value(name: str, shape: tuple[int, ...], normal: Callable[..., Array]) -> Array:
   """A parameter before training; `normal(shape)` draws from any generator, JAX's or NumPy's.
 
   Biases and shifts are 0, scales of norms 1, all else Gaussian: with a ReLU before it of variance

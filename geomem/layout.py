@@ -65,7 +65,7 @@ class Layout:
       raise KeyError(f'slot {name!r} holds numbers, not words of a code')
     return code
 
-  def __getitem__(self, key) -> slice:
+  def __getitem__(self, key: str | tuple) -> slice:
     name, *index = key if isinstance(key, tuple) else (key,)
     start = 0
     for slot in self.slots:

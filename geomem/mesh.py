@@ -10,6 +10,7 @@ Shapes: N rows of a table, D width, B look-ups.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -23,7 +24,7 @@ def whole() -> Mesh:
   return Mesh(np.array(devices).reshape(jax.process_count(), -1), AXES)
 
 
-def look_up(mesh: Mesh, table_NxD, index_B):
+def look_up(mesh: Mesh, table_NxD: Array, index_B: Array) -> Array:
   """Rows of a sliced table, each brought to where it was asked for; any rank of index."""
 
   def per_device(slice_NxD, index_B):

@@ -10,12 +10,14 @@ C paths of relations, K relations in a path.
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem import mesh as meshes
 from geomem.config import BlockConfig, Config
@@ -23,7 +25,7 @@ from geomem.errors import InputError
 from geomem.initialization import initial_value
 
 
-def product(spec, a, b, precision=None):
+def product(spec: str, a: Array, b: Array, precision: str | None = None) -> Array:
   """An einsum of two arrays of one dtype that accumulates, and answers, in float32."""
 
   def native(a, b):
@@ -71,14 +73,14 @@ class _Part(nn.Module):
 class Norm(_Part):
   """Nothing, RMSNorm or LayerNorm, computed in float32."""
 
-  def setup(self):
+  def setup(self) -> None:
     shape = (self.config.dim,)
     if self.config.norm != 'none':
       self.scale = self.stored('scale', shape)
     if self.config.norm == 'layer':
       self.shift = self.stored('shift', shape)
 
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     if self.config.norm == 'none':
       return x
     y = x.astype(jnp.float32)
@@ -111,14 +113,14 @@ class Embed(_Part):
 
   mesh: jax.sharding.Mesh | None = None
 
-  def setup(self):
+  def setup(self) -> None:
     c = self.config
     # Kept as stored and converted after the look-up: a table can be far larger than what is read of it.
     self.subjects = self.stored('subjects', (c.subjects, c.dim))
     self.relations = self.stored('relations', (c.relations, c.dim))
     self.positions = self.stored('positions', (c.length, c.dim))
 
-  def __call__(self, tokens_BxL):
+  def __call__(self, tokens_BxL: Array) -> Array:
     n = self.config.subjects
     subject = self.subject(jnp.minimum(tokens_BxL, n - 1))
     relation = self.relation(jnp.maximum(tokens_BxL - n, 0))
@@ -127,15 +129,15 @@ class Embed(_Part):
     x_BxLxD = jnp.where(known_BxL[..., None], x_BxLxD, jnp.full_like(x_BxLxD, jnp.nan))
     return x_BxLxD + self.position(slice(tokens_BxL.shape[-1]))[None]
 
-  def subject(self, s):
+  def subject(self, s: Array | slice) -> Array:
     if self.mesh and not isinstance(s, slice):
       return meshes.look_up(self.mesh, self.subjects, s).astype(self.dtype)
     return jnp.asarray(self.subjects)[s].astype(self.dtype)  # NumPy's cannot be indexed by a tracer
 
-  def relation(self, r):
+  def relation(self, r: Array) -> Array:
     return jnp.asarray(self.relations)[r].astype(self.dtype)
 
-  def position(self, p: slice):
+  def position(self, p: slice) -> Array:
     if p.stop > self.config.length:  # fewer rows than asked for could be broadcast
       raise InputError(f'{p.stop} tokens, but the model has {self.config.length} positions')
     return self.positions[p].astype(self.dtype)
@@ -146,14 +148,14 @@ class Attention(_Part):
 
   block: BlockConfig = dataclasses.field(kw_only=True)
 
-  def setup(self):
+  def setup(self) -> None:
     d, b = self.config.dim, self.block
     self.query = self.weight('query', (b.heads, d, b.key_dim))
     self.key = self.weight('key', (b.heads, d, b.key_dim))
     self.value = self.weight('value', (b.heads, d, b.head_dim))
     self.output = self.weight('output', (b.heads, b.head_dim, d))
 
-  def __call__(self, x_BxLxD, last: int):
+  def __call__(self, x_BxLxD: Array, last: int) -> Array:
     """What the `last` positions read from themselves and all before them."""
     length = x_BxLxD.shape[-2]
     q = self.einsum('bld,hdk->bhlk', x_BxLxD[:, length - last :], self.query).astype(self.dtype)
@@ -168,7 +170,7 @@ class Attention(_Part):
     heads = self.einsum('bhql,bhlk->bhqk', weights, v).astype(self.dtype)
     return self.einsum('bhqk,hkd->bqd', heads, self.output).astype(self.dtype)
 
-  def all_pairs(self, x_BxD, x_CxKxD):
+  def all_pairs(self, x_BxD: Array, x_CxKxD: Array) -> Array:
     """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
 
     So is the output of each head if it attended there alone: a query only weighs these outputs, for
@@ -197,7 +199,7 @@ class MLP(_Part):
 
   block: BlockConfig = dataclasses.field(kw_only=True)
 
-  def setup(self):
+  def setup(self) -> None:
     widths = (self.config.dim, *self.block.hidden, self.config.dim)
     names = ('in', 'middle', 'out') if len(widths) == 4 else ('in', 'out')
     self.layers = tuple(
@@ -208,7 +210,7 @@ class MLP(_Part):
       for name, a, b in zip(names, widths[:-1], widths[1:], strict=True)
     )
 
-  def __call__(self, x):
+  def __call__(self, x: Array) -> Array:
     *rows, _ = x.shape
     x = x.reshape(-1, self.config.dim)
     for i, (w, bias) in enumerate(self.layers):
@@ -232,25 +234,25 @@ class Block(_Part):
 
   block: BlockConfig = dataclasses.field(kw_only=True)
 
-  def setup(self):
+  def setup(self) -> None:
     self.norm_attention = Norm(self.config, self.used)
     self.attention = Attention(self.config, self.used, block=self.block)
     if self.block.hidden:
       self.norm_mlp = Norm(self.config, self.used)
       self.mlp = MLP(self.config, self.used, block=self.block)
 
-  def add_mlp(self, x):
+  def add_mlp(self, x: Array) -> Array:
     self.sow('trace', 'residual', x)
     if self.block.hidden:
       x = x + self.mlp(self.norm_mlp(x))
       self.sow('trace', 'residual', x)
     return x
 
-  def __call__(self, x_BxLxD, last: int):
+  def __call__(self, x_BxLxD: Array, last: int) -> Array:
     read = self.attention(self.norm_attention(x_BxLxD), last)
     return self.add_mlp(x_BxLxD[:, x_BxLxD.shape[1] - last :] + read)
 
-  def all_pairs(self, x_BxD, x_CxKxD):
+  def all_pairs(self, x_BxD: Array, x_CxKxD: Array) -> Array:
     read = self.attention.all_pairs(self.norm_attention(x_BxD), self.norm_attention(x_CxKxD))
     return self.add_mlp(x_CxKxD[None, :, -1] + read)
 
@@ -267,14 +269,14 @@ class Transformer(_Part):
 
   mesh: jax.sharding.Mesh | None = None
 
-  def setup(self):
+  def setup(self) -> None:
     self.embed = Embed(self.config, mesh=self.mesh)
     self.blocks = tuple(Block(self.config, self.used, block=b) for b in self.config.blocks)
     self.norm_final = Norm(self.config, self.used)
     if not self.config.tied:
       self.unembed = Unembed(self.config)
 
-  def residual(self, tokens_BxL, last: int | None = None):
+  def residual(self, tokens_BxL: Array, last: int | None = None) -> Array:
     """The final residual at the last positions (default: all), as the unembedding sees it."""
     tokens_BxL = jnp.asarray(tokens_BxL)
     chex.assert_rank(tokens_BxL, 2)
@@ -286,7 +288,7 @@ class Transformer(_Part):
       x = block(x, last if i + 1 == len(self.blocks) else length)
     return self.norm_final(x[:, x.shape[1] - last :])
 
-  def all_pairs(self, subjects_B, paths_CxK):
+  def all_pairs(self, subjects_B: Array | None, paths_CxK: Array) -> Array:
     """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
 
     One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
@@ -297,7 +299,7 @@ class Transformer(_Part):
       self.embed.subject(everyone if subjects_B is None else subjects_B), paths_CxK
     )
 
-  def from_embeddings(self, e_BxD, paths_CxK):
+  def from_embeddings(self, e_BxD: Array, paths_CxK: Array) -> Array:
     """As `all_pairs`, for subjects whose embeddings are given."""
     chex.assert_rank(paths_CxK, 2)
     chex.assert_shape(e_BxD, (None, self.config.dim))
@@ -314,23 +316,23 @@ class Transformer(_Part):
       x = block(x, 1 if i + 1 == len(self.blocks) else k + 1)
     return self.norm_final(x).reshape(shape[0], shape[1], -1)
 
-  def unembedding(self):
+  def unembedding(self) -> Array:
     """One row an answer, AxD."""
     if self.config.tied:
       return self.embed.subject(slice(self.config.answers))
     return self.unembed.answers
 
-  def __call__(self, tokens_BxL, last: int | None = None):
+  def __call__(self, tokens_BxL: Array, last: int | None = None) -> Array:
     x = self.residual(tokens_BxL, last)
     return self.einsum('bld,ad->bla', x, self.unembedding())
 
 
 class Unembed(_Part):
-  def setup(self):
+  def setup(self) -> None:
     self.answers = self.weight('answers', (self.config.answers, self.config.dim))
 
 
-def init(config: Config, key) -> dict:
+def init(config: Config, key: Array) -> dict:
   """Random parameters, a plain nested dict."""
   tokens = jnp.zeros((1, config.length), jnp.int32)
   return Transformer(config).init(key, tokens)['params']
@@ -364,7 +366,15 @@ def shapes(config: Config) -> dict:
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
-def apply(config: Config, params, *args, method=None, used=None, mesh=None, **kwargs):
+def apply(
+  config: Config,
+  params: dict,
+  *args: Any,
+  method: str | None = None,
+  used: Array | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  **kwargs: Any,
+) -> Any:
   """The model as a function of its parameters: logits of all tokens, or what another `method` returns.
 
   Tokens outside the vocabulary are refused where their values are known; inside a compiled function

@@ -6,14 +6,17 @@ Tokens: t < N is subject t, N + r is relation r.
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
+from numpy.typing import ArrayLike
 
 
-def compose(answers_RxN, subjects_B, paths_BxK):
+def compose(answers_RxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
   """Every subject on the way: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
   chex.assert_shape(paths_BxK, (*jnp.shape(subjects_B), None))
   answers_RxN = jnp.asarray(answers_RxN)
@@ -25,7 +28,7 @@ def compose(answers_RxN, subjects_B, paths_BxK):
   return jnp.moveaxis(jax.lax.scan(hop, subjects_B, jnp.moveaxis(paths_BxK, -1, 0))[1], 0, -1)
 
 
-def walk(answers_RxN, subject: int, path) -> list[int]:
+def walk(answers_RxN: Array, subject: int, path: Iterable[int]) -> list[int]:
   """`compose` of one query, in plain numbers."""
   steps = [subject]
   for r in path:
@@ -42,25 +45,25 @@ def tree(answers_RxN: np.ndarray, hops: int) -> np.ndarray:
   return tree_WxN
 
 
-def look_up(tree_WxN, subjects_B, paths_BxK):
+def look_up(tree_WxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
   """The last step of `compose`, Bx1, where all answers of a subject are given outright, as `tree` does."""
   relations = round(tree_WxN.shape[0] ** (1 / paths_BxK.shape[-1]))
   powers = (relations ** np.arange(paths_BxK.shape[-1] - 1, -1, -1)).astype(np.int32)
   return tree_WxN[paths_BxK @ powers, subjects_B][..., None]
 
 
-def prompts(subjects: int, subjects_B, paths_BxK):
+def prompts(subjects: int, subjects_B: Array, paths_BxK: Array) -> Array:
   """Tokens s r₁ … r_k."""
   return jnp.concatenate([subjects_B[..., None], subjects + paths_BxK], axis=-1)
 
 
-def chains(answers_RxN, subjects_B, paths_BxK):
+def chains(answers_RxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
   """Tokens s r₁ … r_k s₁ … s_k: the prompt, and the chain of thought that ends in the answer."""
   tokens = prompts(answers_RxN.shape[1], subjects_B, paths_BxK)
   return jnp.concatenate([tokens, compose(answers_RxN, subjects_B, paths_BxK)], axis=-1)
 
 
-def paths(relations: int, hops: int, index) -> np.ndarray:
+def paths(relations: int, hops: int, index: ArrayLike) -> np.ndarray:
   """The index-th paths of relations in base R, first hop most significant, as an array of ...xK."""
   powers = relations ** np.arange(hops - 1, -1, -1, dtype=np.int64)
   return (np.asarray(index, np.int64)[..., None] // powers % relations).astype(np.int32)
@@ -79,7 +82,7 @@ class Block:
   valid_SxP: np.ndarray
 
 
-def blocks(subjects: int, relations: int, hops: int, size: int):
+def blocks(subjects: int, relations: int, hops: int, size: int) -> Iterator[Block]:
   """All N·R^k queries as equal blocks of at most about `size`, made one at a time."""
   total = relations**hops
   p = min(total, size)
@@ -100,7 +103,9 @@ def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
   return -(-total // p) * -(-subjects // s)
 
 
-def sampled_blocks(key, subjects: int, relations: int, hops: int, count: int, size: int):
+def sampled_blocks(
+  key: Array, subjects: int, relations: int, hops: int, count: int, size: int
+) -> Iterator[Block]:
   """At least `count` uniform queries as equal blocks: random subjects, each with all of some random paths."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   size = min(size, count)

@@ -6,9 +6,11 @@ structural zero next to nothing), or the width of its dtype where more than 2⁸
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from geomem.checks import lower_bounds
 from geomem.config import Config
@@ -63,7 +65,7 @@ class Ledger:
     return html_table([('', 'parameters', 'bits'), *roles, *totals])
 
 
-def entropy(values) -> float:
+def entropy(values: ArrayLike) -> float:
   """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
 
   Which values are in use is not charged for, so this flatters arrays of few entries.
@@ -94,7 +96,7 @@ def _fixed_point(values) -> float:
   return most
 
 
-def role_of(path) -> str:
+def role_of(path: tuple[Any, ...]) -> str:
   """The role of a parameter, from its path in the pytree."""
   names = [key.key for key in path]
   if names[0] == 'embed':
@@ -116,8 +118,20 @@ def fact_bits(facts: Facts) -> float:
   return bits
 
 
+def recovered_bits(facts_bits: float, accuracy: float, queries: int, answers: int) -> float:
+  """The bits of the facts that a model of this accuracy holds at least, by Fano's inequality.
+
+  Wrong on a fraction p of its queries, among so many answers, it leaves h(p) + p·log₂(answers − 1) bits of each
+  open at most, h the binary entropy. Below chance it is taken to be at chance.
+  """
+  wrong = min(1 - accuracy, 1 - 1 / answers)
+  left = wrong * math.log2(max(answers - 1, 1))
+  left -= sum(p * math.log2(p) for p in (wrong, 1 - wrong) if p > 0)
+  return max(0.0, facts_bits - queries * left)
+
+
 def ledger(
-  config: Config, params, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
+  config: Config, params: dict, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
 ) -> Ledger:
   """The ledger of `params`, trained or constructed."""
   parameters, bits = dict.fromkeys(ROLES, 0), dict.fromkeys(ROLES, 0.0)

@@ -1,13 +1,16 @@
 """How many bits the weights of a trained model need: round them, and see when it still knows its facts."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from chex import Array
 
 BITS = tuple(range(2, 13))
 NONE = 32  # where none of these is enough: weights as they are
 
 
-def rounded(params, bits):
+def rounded(params: dict, bits: Array | float) -> dict:
   """Every array on 2^bits − 1 values, equally far apart, zero among them."""
 
   def one(w):
@@ -17,7 +20,7 @@ def rounded(params, bits):
   return jax.tree.map(one, params)
 
 
-def bits_needed(accuracy, params, target: float):
+def bits_needed(accuracy: Callable[[dict], Array], params: dict, target: float) -> Array:
   """The fewest bits per weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
   bits_T = jnp.array(BITS, jnp.float32)
   enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)

@@ -12,11 +12,13 @@ S × C a block's subjects and paths, D residual width.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from chex import Array
 
 from geomem import facts as fact
 from geomem import model
@@ -52,7 +54,9 @@ class Report:
     return self.correct == self.queries and self.min_margin >= margin
 
 
-def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER_BLOCK):
+def margins(
+  config: Config, params: dict, x_BxD: Array, targets_B: Array, answer_block: int = ANSWER_BLOCK
+) -> Array:
   """logit(answer) − largest other logit, for every row, over blocks of answers."""
   kind = jnp.dtype(config.dtype)
   rows_AxD = (
@@ -76,7 +80,15 @@ def margins(config: Config, params, x_BxD, targets_B, answer_block: int = ANSWER
   return own_B - jax.lax.fori_loop(0, -(-config.answers // size), best_other, start)
 
 
-def residuals(config: Config, params, answers, subjects_S, paths_CxK, chain_of_thought, target):
+def residuals(
+  config: Config,
+  params: dict,
+  answers: Array,
+  subjects_S: Array,
+  paths_CxK: Array,
+  chain_of_thought: bool,
+  target: Callable[..., Array],
+) -> tuple[Array, Array]:
   """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
@@ -127,8 +139,8 @@ def _check(
   fact.check_sizes(config.subjects, config.relations, hops)
   sizes, size = (config.subjects, config.relations, hops), min(block_size, _affordable(config))
   if sample is not None:
-    blocks = list(query.sampled_blocks(sample[0], *sizes, sample[1], size))
-    total, queries = len(blocks), sum(block.valid_SxP.size for block in blocks)
+    blocks = iter(some := list(query.sampled_blocks(sample[0], *sizes, sample[1], size)))
+    total, queries = len(some), sum(block.valid_SxP.size for block in some)
   else:
     total, queries = query.count_blocks(*sizes, size), config.subjects * config.relations**hops
     blocks = query.blocks(*sizes, size)
@@ -154,7 +166,7 @@ def _affordable(config: Config) -> int:
   return max(1, 2**27 // (widest * config.length))
 
 
-def accuracy(config: Config, params, facts: Facts, hops: int = 1, **options) -> Report:
+def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **options: Any) -> Report:
   """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
   fact.check_fit(facts, config)
   if hops > 1:
@@ -167,14 +179,14 @@ def accuracy(config: Config, params, facts: Facts, hops: int = 1, **options) -> 
 _DEFAULTS = {'block_size': 4096, 'progress': None}
 
 
-def exhaustive(c: Construction, dtype: str = 'float32', **options) -> Report:
+def exhaustive(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every query against every answer."""
   check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
   return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
 
 
-def certificate(c: Construction, dtype: str = 'float32', **options) -> Report:
+def certificate(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every query, its margin bounded from its answer slot alone.
 
   The bound speaks about one unembedding, so that the model has exactly this one is checked first;
@@ -212,7 +224,7 @@ def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
   return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
 
 
-def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
+def universal(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
   """Every possible content of an embedding, answered through the model's own other weights.
 
   With W answers stored in an embedding these are A^W subjects, which hold all fact tables at once.
@@ -242,7 +254,7 @@ def universal(c: Construction, dtype: str = 'float32', **options) -> Report:
   return dataclasses.replace(report, correct=max(0, report.correct - wrong), min_margin=-np.inf)
 
 
-def universal_contents(c: Construction):
+def universal_contents(c: Construction) -> tuple[int, tuple[np.ndarray, ...]]:
   """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
   if c.encode is None or c.chain_of_thought:
     loaded = '' if c.chain_of_thought else ', or the model was loaded, and how it does is not saved'

@@ -7,11 +7,13 @@ Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects 
 """
 
 import functools
+from collections.abc import Callable
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from chex import Array
 
 from geomem import model
 from geomem.config import Config
@@ -19,7 +21,9 @@ from geomem.config import Config
 ROWS_AT_ONCE = 256  # subjects whose logits exist together
 
 
-def final_residuals(config: Config, params, e_SxD, add_RxD=None):
+def final_residuals(
+  config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = None
+) -> Array:
   """Final residuals SxRxD of every one-hop query; `add_RxD` is added to the MLP's input."""
   if add_RxD is not None:
     chex.assert_shape(add_RxD, (config.relations, config.dim))
@@ -30,7 +34,7 @@ def final_residuals(config: Config, params, e_SxD, add_RxD=None):
     return model.apply(config, params, e_SxD, paths_Rx1, method='from_embeddings')
 
 
-def answers(config: Config, params, e_SxD, add_RxD=None):
+def answers(config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = None) -> Array:
   """The model's answers to every one-hop query, SxR."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
 
@@ -41,7 +45,7 @@ def answers(config: Config, params, e_SxD, add_RxD=None):
   return by_blocks(some, e_SxD)
 
 
-def by_blocks(function, *rows):
+def by_blocks(function: Callable[..., Array], *rows: Array) -> Array:
   """`function` of matrices with a row per subject, block of subjects after block; its rows concatenated."""
   chex.assert_rank(rows, 2)
   chex.assert_equal_shape_prefix(rows, 1)
@@ -51,7 +55,7 @@ def by_blocks(function, *rows):
   return found_TxBxP.reshape(-1, found_TxBxP.shape[2])[:count]
 
 
-def accuracy(config: Config, params, e_SxD, targets_SxR):
+def accuracy(config: Config, params: dict, e_SxD: Array, targets_SxR: Array) -> Array:
   """The fraction of right answers."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
@@ -68,7 +72,7 @@ def _intercept_mlp_input(change):
   return intercept
 
 
-def mlp_activations(config: Config, params, e_SxD):
+def mlp_activations(config: Config, params: dict, e_SxD: Array) -> tuple[Array, Array]:
   """The MLP's inputs, SxRxD, and its hidden activations, SxRxF."""
   inputs = []
 
@@ -84,7 +88,7 @@ def mlp_activations(config: Config, params, e_SxD):
   return inputs[0], sown['trace']['blocks_0']['mlp']['hidden'][0]
 
 
-def unit_selectivity(hidden_SxRxF):
+def unit_selectivity(hidden_SxRxF: Array) -> dict[str, Array]:
   """Of every unit: the relation it fires most for; how selective it is for it and for few of its answers; its activation.
 
   `relation`: 0 if it fires equally for all relations, 1 if for one alone. `attribute`: 0 if it fires
@@ -111,7 +115,7 @@ def _some(x):
   return jnp.maximum(x, 1e-30)
 
 
-def ablate_units(params, off_F):
+def ablate_units(params: dict, off_F: Array) -> dict:
   """The model without these units: their output weights are zero."""
   mlp = params['blocks_0']['mlp']
   chex.assert_shape(off_F, mlp['out'].shape[:1])
@@ -119,7 +123,9 @@ def ablate_units(params, off_F):
   return {**params, 'blocks_0': {**params['blocks_0'], 'mlp': {**mlp, 'out': out}}}
 
 
-def accuracy_without_units(config: Config, params, e_SxD, targets_SxR, own_F):
+def accuracy_without_units(
+  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
+) -> Array:
   """The fraction of right answers to every relation without the units of another (or the same) one: RxR."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
@@ -130,14 +136,23 @@ def accuracy_without_units(config: Config, params, e_SxD, targets_SxR, own_F):
   return jax.lax.map(one, jnp.arange(config.relations))
 
 
-def patched_accuracy(config: Config, params, e_SxD, targets_SxR, add_RxD, shift):
+def patched_accuracy(
+  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, add_RxD: Array, shift: int
+) -> Array:
   """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to its input."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   answers_SxR = answers(config, params, e_SxD, add_RxD)
   return jnp.mean(answers_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
 
 
-def swap_effects(config: Config, params, e_SxD, vectors_RxSxD, wanted_SxR, alphas_T):
+def swap_effects(
+  config: Config,
+  params: dict,
+  e_SxD: Array,
+  vectors_RxSxD: Array,
+  wanted_SxR: Array,
+  alphas_T: Array,
+) -> tuple[Array, Array]:
   """Embeddings changed for one relation at a time, by alpha times its vector: how often the answer to
   that relation becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
   chex.assert_shape(vectors_RxSxD, (config.relations, *e_SxD.shape))
@@ -158,21 +173,23 @@ def swap_effects(config: Config, params, e_SxD, vectors_RxSxD, wanted_SxR, alpha
   return flipped.reshape(count).mean(1), kept.reshape(count).mean(1)
 
 
-def steering_vectors(maps_RxDxE, u_AxD, targets_SxR, wanted_SxR):
+def steering_vectors(
+  maps_RxDxE: Array, u_AxD: Array, targets_SxR: Array, wanted_SxR: Array
+) -> Array:
   """What carries a subject from one attribute to another along the superposition: M_r (u_wanted − u_own)."""
   chex.assert_equal_shape([targets_SxR, wanted_SxR])
   difference_SxRxD = u_AxD[wanted_SxR] - u_AxD[targets_SxR]
   return jnp.einsum('srd,rde->rse', difference_SxRxD, maps_RxDxE)
 
 
-def random_directions(key, vectors):
+def random_directions(key: Array, vectors: Array) -> Array:
   """Vectors of the same lengths in random directions."""
   noise = jax.random.normal(key, vectors.shape)
   length = functools.partial(jnp.linalg.norm, axis=-1, keepdims=True)
   return noise * length(vectors) / length(noise)
 
 
-def other_attributes(key, attributes: int, targets_SxR):
+def other_attributes(key: Array, attributes: int, targets_SxR: Array) -> Array:
   """For every query an attribute that is not its answer, all others equally likely."""
   step = jax.random.randint(key, targets_SxR.shape, 1, attributes)
   return (targets_SxR + step) % attributes

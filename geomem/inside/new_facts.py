@@ -7,16 +7,18 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
+from chex import Array
 
 from geomem import head, model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps
+from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
 
 
 def fit_maps_through_model(
-  config: Config, params, maps, key, steps: int, batch: int, rate: float = 1e-3
-):
+  config: Config, params: dict, maps: Maps, key: Array, steps: int, batch: int, rate: float = 1e-3
+) -> tuple[Maps, Array]:
   """The maps (M_RxDxE, b_E) from which the frozen model answers best, by gradient descent from `maps`.
 
   Every step draws subjects anew, their attributes independent and uniform: no table of facts is seen twice.
@@ -40,7 +42,9 @@ def fit_maps_through_model(
   return maps, losses
 
 
-def learn_embeddings(config: Config, params, answers_RxN, key, steps: int, rate: float = 0.1):
+def learn_embeddings(
+  config: Config, params: dict, answers_RxN: Array, key: Array, steps: int, rate: float = 0.1
+) -> Array:
   """Embeddings NxD for these facts, each trained by itself through the frozen model, from near zero.
 
   Under noise that decreases to zero, so that no unit stays inactive; noise and rate are in units of the
@@ -76,7 +80,7 @@ def learn_embeddings(config: Config, params, answers_RxN, key, steps: int, rate:
   return intervene.by_blocks(some, initial_NxD, answers_RxN.T, jnp.arange(subjects)[:, None])
 
 
-def shared_cosine(unembedding_AxD, answers_RxN):
+def shared_cosine(unembedding_AxD: Array, answers_RxN: Array) -> Array:
   """Mean cosine between the vectors of two attributes of one subject: 0 if they have nothing to do with each other."""
   chex.assert_rank([unembedding_AxD, answers_RxN], 2)
   u_AxD = unembedding_AxD - jnp.mean(unembedding_AxD, axis=0, keepdims=True)

@@ -7,6 +7,7 @@ Shapes: S subjects, Q target coordinates, P features, K folds, G groups.
 """
 
 import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -14,12 +15,12 @@ STRENGTHS = (0.01, 0.05, 0.2, 1.0, 5.0, 50.0)  # ridge, as a fraction of the ker
 WEIGHTS = (0.0, 0.1, 0.3, 1.0, 3.0)  # of every group after the first
 
 
-def folds(rng, subjects: int, count: int) -> np.ndarray:
+def folds(rng: np.random.Generator, subjects: int, count: int) -> np.ndarray:
   """Of every subject the fold in which it is held out."""
   return rng.permutation(np.arange(subjects) % count)
 
 
-def kernel(features_SxP) -> np.ndarray:
+def kernel(features_SxP: np.ndarray) -> np.ndarray:
   """Centred, of mean diagonal one; zero if the features tell no two subjects apart."""
   x = np.asarray(features_SxP, np.float64)
   x = x - x.mean(axis=0)
@@ -27,17 +28,18 @@ def kernel(features_SxP) -> np.ndarray:
   return gram / max(np.trace(gram) / len(gram), 1e-12)
 
 
-def products(kernels) -> np.ndarray:
+def products(kernels: Sequence[np.ndarray]) -> np.ndarray:
   """The kernel of all products of a feature of one group and a feature of another."""
   total = sum(a * b for a, b in itertools.combinations(kernels, 2))
   centred = total - total.mean(0) - total.mean(1)[:, None] + total.mean()
   return centred / max(np.trace(centred) / len(centred), 1e-12)
 
 
-def mixtures(kernels):
+def mixtures(kernels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
   """The kernels' weighted sums that are tried: the first has weight one."""
   for weights in itertools.product(WEIGHTS, repeat=len(kernels) - 1):
-    mixed = sum(w * k for w, k in zip((1.0, *weights), kernels, strict=True))
+    terms = (w * k for w, k in zip((1.0, *weights), kernels, strict=True))
+    mixed = sum(terms, np.zeros(()))
     yield mixed / max(np.trace(mixed) / len(mixed), 1e-12)
 
 
@@ -50,7 +52,13 @@ def _smoother(k_SxS, fit_T, held_H, strength):
   return (cross @ middle @ solved + 1 / len(fit_T)).astype(np.float32)
 
 
-def predict(kernels, y_SxQ, fit_T, held_H, blocks=None) -> np.ndarray:
+def predict(
+  kernels: Sequence[np.ndarray],
+  y_SxQ: np.ndarray,
+  fit_T: np.ndarray,
+  held_H: np.ndarray,
+  blocks: Sequence[int] | None = None,
+) -> np.ndarray:
   """Predictions HxQ; mixture and ridge are the ones that predict held-out parts of what is fitted best.
 
   `blocks`: where Q is to be cut, each block choosing for itself (default: no cut).
@@ -73,7 +81,12 @@ def predict(kernels, y_SxQ, fit_T, held_H, blocks=None) -> np.ndarray:
   return out
 
 
-def held_out(kernels, y_SxQ, fold_S, blocks=None) -> tuple[np.ndarray, np.ndarray]:
+def held_out(
+  kernels: Sequence[np.ndarray],
+  y_SxQ: np.ndarray,
+  fold_S: np.ndarray,
+  blocks: Sequence[int] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
   """Predictions of every subject by those of the other folds; and the other folds' mean."""
   guess, mean = np.empty(y_SxQ.shape), np.empty(y_SxQ.shape)
   for fold in np.unique(fold_S):
@@ -83,7 +96,9 @@ def held_out(kernels, y_SxQ, fold_S, blocks=None) -> tuple[np.ndarray, np.ndarra
   return guess, mean
 
 
-def weights(features_TxP, y_TxQ, strengths=STRENGTHS) -> np.ndarray:
+def weights(
+  features_TxP: np.ndarray, y_TxQ: np.ndarray, strengths: Sequence[float] = STRENGTHS
+) -> np.ndarray:
   """Ridge coefficients PxQ, with the ridge that predicts held-out quarters best."""
   x = features_TxP - features_TxP.mean(axis=0)
   size = max(np.trace(x @ x.T) / len(x), 1e-12)

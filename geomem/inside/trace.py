@@ -155,7 +155,9 @@ class Decoded:
   error_E: np.ndarray
 
 
-def decode(values_ExM, code: codes.Code, relations_ExM=None) -> Decoded:
+def decode(
+  values_ExM: ArrayLike, code: codes.Code, relations_ExM: ArrayLike | None = None
+) -> Decoded:
   """What entries hold. Values alone do not tell a closed entry from a word without positive
   coordinates; `relations_ExM`, what the relations added there, does: it is negative where one was closed.
   """
@@ -221,7 +223,9 @@ def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
   return f'{slot.name}[{", ".join(parts)}]' if parts else slot.name
 
 
-def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entry: int) -> str:
+def describe(
+  facts: Facts, slot: Slot, values_ExM: np.ndarray, decoded: Decoded | None, entry: int
+) -> str:
   """An entry's contents in words."""
   if decoded is None:
     return number(values_ExM[entry, 0], 4)
@@ -238,7 +242,9 @@ def describe(facts: Facts, slot: Slot, values_ExM, decoded: Decoded | None, entr
   return name if kind == 'exact' else f'≈ {name} ±{number(decoded.error_E[entry])}'
 
 
-def changes(trace: Trace, values_D, before_D, relations_D=None) -> Iterator[tuple]:
+def changes(
+  trace: Trace, values_D: np.ndarray, before_D: np.ndarray, relations_D: np.ndarray | None = None
+) -> Iterator[tuple]:
   """Every slot: its values ExM, what they mean (None: plain numbers), which are new, which closed.
 
   Beside entries that a gate has closed, those left open are new too.

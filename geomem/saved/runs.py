@@ -13,8 +13,9 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+from chex import Array
 from flax.traverse_util import flatten_dict
 
 from geomem import hosts
@@ -42,7 +43,7 @@ class Run:
 
   def __init__(
     self, folder: str | os.PathLike, description: dict, warn: Callable[[str], None] = print
-  ):
+  ) -> None:
     self.folder, self.warn = Path(folder), warn
     self._lock: TextIO | None = None
     self._open(description)
@@ -76,13 +77,13 @@ class Run:
           f'{description.get(name)!r}; name another workdir, or remove this one'
         )
 
-  def __enter__(self):
+  def __enter__(self) -> Array:
     return self
 
-  def __exit__(self, *_):
+  def __exit__(self, *_: Any) -> None:
     self.close()
 
-  def close(self):
+  def close(self) -> None:
     if self._lock:
       self._lock.close()
 
@@ -114,7 +115,7 @@ class Run:
     return None
 
   @hosts.by_first
-  def save(self, number: int, arrays: dict):
+  def save(self, number: int, arrays: dict) -> None:
     """Save the state, and remove all checkpoints but the newest few."""
     metrics, size = self.folder / 'metrics.jsonl', 0
     if metrics.exists():
@@ -125,7 +126,7 @@ class Run:
       shutil.rmtree(path)
 
   @hosts.by_first
-  def log(self, record: dict):
+  def log(self, record: dict) -> None:
     """A line of metrics.jsonl. Lines after the checkpoint that is restored are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
       file.write(json.dumps(record, allow_nan=False) + '\n')

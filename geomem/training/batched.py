@@ -10,11 +10,13 @@ Shapes: M models, N subjects, R relations.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import chex
 import jax
 import numpy as np
+from chex import Array
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,7 +42,7 @@ class Task:
   seed: int = 0
   params: dict | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     fact.check_fit(self.facts, self.config)
     for name in ('learning_rate', 'weight_decay'):
       if not 0 <= getattr(self, name) < float('inf'):
@@ -65,7 +67,7 @@ def differ_only_in_size(one: Config, other: Config) -> bool:
   return shape(one) == shape(other)
 
 
-def common_config(configs) -> Config:
+def common_config(configs: Sequence[Config]) -> Config:
   """The smallest config that all of these can be padded to; refuses what differs in more than size."""
   first = configs[0]
   if not all(differ_only_in_size(first, c) for c in configs):
@@ -87,7 +89,7 @@ def common_config(configs) -> Config:
 SIZES = ('subjects', 'relations', 'answers', 'dim')
 
 
-def pad(params, config: Config):
+def pad(params: dict, config: Config) -> dict:
   """Parameters copied into the corner of zeros of the size of `config`."""
   padded = lambda a, shape: np.pad(
     a, [(0, big - small) for small, big in zip(a.shape, shape.shape, strict=True)]
@@ -95,7 +97,7 @@ def pad(params, config: Config):
   return jax.tree.map(padded, params, model.shapes(config))
 
 
-def crop(params, config: Config):
+def crop(params: dict, config: Config) -> dict:
   """The parameters that were padded by `pad`."""
   return jax.tree.map(
     lambda a, shape: a[tuple(map(slice, shape.shape))], params, model.shapes(config)
@@ -145,7 +147,7 @@ class Sweep:
     """The same tasks in other rows."""
     return dataclasses.replace(self, rows=rows)
 
-  def of_tasks(self, values_M) -> np.ndarray:
+  def of_tasks(self, values_M: Array) -> np.ndarray:
     """A number of the states, for every task."""
     return np.asarray(hosts.to_host(values_M))[self.rows]
 
@@ -157,27 +159,27 @@ class Sweep:
 
 def set_up(
   recipe: Recipe,
-  tasks,
-  devices=None,
+  tasks: Iterable[Task],
+  devices: Sequence[jax.Device] | None = None,
   vmap_size: int | None = None,
   config: Config | None = None,
   least_rows: int = 1,
 ) -> tuple[Sweep, State]:
   """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
   tasks = tuple(tasks)
-  devices = np.array(jax.devices() if devices is None else devices)
+  used = np.array(jax.devices() if devices is None else devices)
   if jax.process_count() == 1:  # no more than there is work for: a row is a whole state
-    devices = devices[: max(len(tasks), least_rows)]
+    used = used[: max(len(tasks), least_rows)]
   config = common_config([*(task.config for task in tasks), *([config] if config else [])])
   check(recipe, tasks, config)
   # Neighbours in the list tend to cost the same: deal them out, one to each device in turn.
-  each = -(-max(len(tasks), least_rows) // devices.size)
+  each = -(-max(len(tasks), least_rows) // used.size)
   if vmap_size is None:
-    vmap_size = min(each, _vmap_size(config, recipe)) if devices[0].platform == 'cpu' else each
+    vmap_size = min(each, _vmap_size(config, recipe)) if used[0].platform == 'cpu' else each
   each = -(-each // vmap_size) * vmap_size
-  rows = np.arange(each * devices.size).reshape(devices.size, each).T.ravel()[: len(tasks)]
-  mesh = jax.sharding.Mesh(devices, ('models',))
-  sweep = Sweep(recipe, tasks, config, mesh, vmap_size, each * devices.size, rows)
+  rows = np.arange(each * used.size).reshape(used.size, each).T.ravel()[: len(tasks)]
+  mesh = jax.sharding.Mesh(used, ('models',))
+  sweep = Sweep(recipe, tasks, config, mesh, vmap_size, each * used.size, rows)
   inactive = np.isin(np.arange(sweep.row_count), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
   states = _start(recipe, mesh, _put(sweep, params))
@@ -218,7 +220,7 @@ def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
   return tasks
 
 
-def check(recipe: Recipe, tasks, config: Config):
+def check(recipe: Recipe, tasks: Sequence[Task], config: Config) -> None:
   """Refuse a recipe that these models cannot be trained by."""
   trained, frozen = optimization.split(recipe, model.shapes(config))
   for name in recipe.frozen:
@@ -243,7 +245,7 @@ def check(recipe: Recipe, tasks, config: Config):
     )
 
 
-def parameters(task: Task, config: Config):
+def parameters(task: Task, config: Config) -> dict:
   """Before training, at the size of `config`."""
   if task.params is None:
     return pad(model.draw(task.config, task.seed), config)
@@ -255,7 +257,9 @@ def _stack(trees, index):
   return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *trees)
 
 
-def fit(sweep: Sweep, states: State, steps: int, groups=None) -> Iterator[tuple[Sweep, State]]:
+def fit(
+  sweep: Sweep, states: State, steps: int, groups: np.ndarray | None = None
+) -> Iterator[tuple[Sweep, State]]:
   """Advance by so many steps at a time until no model is under way; yields after each chunk.
 
   The states given stay as they are; those yielded are used up when the next chunk begins.
@@ -307,7 +311,7 @@ def _advance(sweep: Sweep, states: State, steps: int) -> State:
   return _train_chunks(*static, np.int32(steps), sweep.jobs, states)
 
 
-def evaluate(sweep: Sweep, states: State, function, *more_M):
+def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> Any:
   """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
 
   `more_M`: trees of arrays with a row a task. Models are evaluated as they are trained: on a CPU one

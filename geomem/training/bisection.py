@@ -24,7 +24,7 @@ class Range:
   larger_is_easier: bool = True
   resolution: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 1 <= self.least <= self.first <= self.most:
       raise InputError(
         f'sizes from {self.least} to {self.most}, first {self.first}: they must be at least 1, in order'
@@ -56,7 +56,7 @@ class Bisection:
     there = min(r.most, at + stride) if up else max(r.least, at - stride)
     return there if there != at else None
 
-  def tell(self, size: int, passed: bool):
+  def tell(self, size: int, passed: bool) -> None:
     if passed:
       self.passed = size
     else:

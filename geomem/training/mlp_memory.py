@@ -10,6 +10,7 @@ Shapes: N facts, D width of the embeddings, F hidden units; M models.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import chex
 import flax.struct
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from chex import Array
 from jax.sharding import PartitionSpec as P
 
 from geomem.training import optimization
@@ -66,7 +68,7 @@ def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
   return Memory(np.int32(facts), directions(), directions(), params)
 
 
-def logits(memory: Memory, params):
+def logits(memory: Memory, params: dict) -> tuple[Array, Array]:
   """NxN; what is no fact cannot be the answer."""
   hidden_NxF = jax.nn.relu(memory.keys_NxD @ params['in'] + params['in_bias'][None])
   logits_NxN = (hidden_NxF @ params['out']) @ memory.values_NxD.T
@@ -74,21 +76,21 @@ def logits(memory: Memory, params):
   return jnp.where(inside_N[None], logits_NxN, -jnp.inf), inside_N
 
 
-def loss(params, memory: Memory):
+def loss(params: dict, memory: Memory) -> Array:
   """Mean cross-entropy over the facts."""
   logits_NxN, inside_N = logits(memory, params)
   each_N = jax.nn.logsumexp(logits_NxN, axis=1) - jnp.where(inside_N, jnp.diagonal(logits_NxN), 0.0)
   return jnp.sum(jnp.where(inside_N, each_N, 0.0)) / memory.count.astype(jnp.float32)
 
 
-def accuracy(params, memory: Memory):
+def accuracy(params: dict, memory: Memory) -> Array:
   """The fraction of facts recalled."""
   logits_NxN, inside_N = logits(memory, params)
   right_N = inside_N & (jnp.argmax(logits_NxN, axis=1) == jnp.arange(len(logits_NxN)))
   return jnp.sum(right_N, dtype=jnp.float32) / memory.count.astype(jnp.float32)
 
 
-def learn(recipe: Recipe, memory: Memory):
+def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
   """The best accuracy seen, and the steps it took."""
   adam = optax.adam(recipe.rate)
 
@@ -111,7 +113,9 @@ def learn(recipe: Recipe, memory: Memory):
   return best, done
 
 
-def learn_all(recipe: Recipe, sizes, seeds) -> tuple[np.ndarray, np.ndarray]:
+def learn_all(
+  recipe: Recipe, sizes: Sequence[int], seeds: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
   """`learn` for many (facts, seed), split over all devices."""
   devices = np.array(jax.devices()[: len(sizes)])
   rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // devices.size) * devices.size

@@ -9,14 +9,18 @@ Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A 
 
 import dataclasses
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from chex import Array, ArrayTree
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
 
 from geomem import head, model, queries
 from geomem.config import Config
@@ -66,7 +70,7 @@ class Recipe:
   eps: float = 1e-8
   block: int | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, least in (
       ('steps', 1),
       ('warmup', 0),
@@ -95,7 +99,7 @@ class Recipe:
       raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
 
   @classmethod
-  def with_warmup(cls, steps: int, **changes) -> 'Recipe':
+  def with_warmup(cls, steps: int, **changes: Any) -> 'Recipe':
     """With the usual warm-up: a tenth of the steps, a hundred at most."""
     return cls(steps, min(100, steps // 10), **changes)
 
@@ -128,7 +132,7 @@ class State(flax.struct.PyTreeNode):
   status: jax.Array
 
 
-def initial_state(recipe: Recipe, params, apart: bool = False) -> State:
+def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
   """Before the first step.
 
   The optimizer sees one long vector, which is faster for small models. Or it keeps the arrays `apart`,
@@ -146,14 +150,14 @@ def copy(states: State) -> State:
   return jax.tree.map(jnp.copy, states)
 
 
-def split(recipe: Recipe, params) -> tuple[dict, dict]:
+def split(recipe: Recipe, params: dict) -> tuple[dict, dict]:
   """Parameters by path: those that are trained, and the frozen ones."""
   flat = flatten_dict(params, sep='/')
   frozen = {name for start in recipe.frozen for name in params_below(start, flat)}
   return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
 
 
-def params_below(start: str, names) -> list[str]:
+def params_below(start: str, names: Iterable[str]) -> list[str]:
   """Parameters whose path begins so."""
   return [name for name in names if f'{name}/'.startswith(f'{start}/')]
 
@@ -167,7 +171,7 @@ def _apart(trained: dict):
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
-def decay_mask(weight) -> float:
+def decay_mask(weight: Array) -> float:
   """1 for matrices and embeddings, which decay; 0 for biases and the scales of norms, which do not."""
   return float(weight.ndim > 1)
 
@@ -176,13 +180,15 @@ def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
 
-def adam_update(adam: optax.GradientTransformation, grads, opt_state):
+def adam_update(
+  adam: optax.GradientTransformation, grads: ArrayTree, opt_state: Any
+) -> tuple[Any, Any]:
   """Adam's updates, and its new state."""
   with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
     return adam.update(grads, opt_state)
 
 
-def schedule(recipe: Recipe, step):
+def schedule(recipe: Recipe, step: Array) -> Array:
   """Linear warm-up, then a cosine to zero; the peak is 1."""
   step = jnp.asarray(step, jnp.float32)
   rising = (step + 1) / (recipe.warmup + 1)
@@ -190,7 +196,15 @@ def schedule(recipe: Recipe, step):
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
 
 
-def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
+def rows(
+  config: Config,
+  recipe: Recipe,
+  params: dict,
+  job: Job,
+  subjects_B: Array | None,
+  valid_B: Array,
+  mesh: Mesh | None = None,
+) -> tuple[Array, Array, Array]:
   """Final residuals, the answers due there, and each one's weight, as the head takes them."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
@@ -213,7 +227,15 @@ def rows(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, 
   return x_QxLxD.reshape(-1, config.dim), whole[:, -last:].reshape(-1), weights
 
 
-def loss(config: Config, recipe: Recipe, params, job: Job, subjects_B, valid_B, mesh=None):
+def loss(
+  config: Config,
+  recipe: Recipe,
+  params: dict,
+  job: Job,
+  subjects_B: Array | None,
+  valid_B: Array,
+  mesh: Mesh | None = None,
+) -> Array:
   """Mean cross-entropy over the rows that count."""
   x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   unembedding_AxD = model.apply(config, params, method='unembedding')
@@ -234,7 +256,7 @@ def _in_use(config: Config, recipe: Recipe, job: Job):
   return in_use_A
 
 
-def step(config: Config, recipe: Recipe, job: Job, state: State, mesh=None) -> State:
+def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | None = None) -> State:
   """One step of AdamW on a batch of subjects with all their paths."""
   subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
   key = jax.random.fold_in(jax.random.key(job.seed), state.step)
@@ -285,7 +307,9 @@ def _noise(recipe: Recipe, job: Job, e_NxD, key):
   return jnp.where(in_use_NxD, recipe.noise * jnp.sqrt(square) * drawn_NxD, 0.0)
 
 
-def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
+def accuracy(
+  config: Config, recipe: Recipe, job: Job, params: dict, mesh: Mesh | None = None
+) -> Array:
   """The fraction of all queries that are answered right, whatever the loss is of; with chain of thought, at every
   step, unless the loss is of the last answer alone: then after the right chain.
 
@@ -318,7 +342,9 @@ def accuracy(config: Config, recipe: Recipe, job: Job, params, mesh=None):
   return right / (subjects * relations**recipe.hops)  # integers would overflow
 
 
-def train_chunk(config: Config, recipe: Recipe, steps, job: Job, state: State, mesh=None) -> State:
+def train_chunk(
+  config: Config, recipe: Recipe, steps: Array, job: Job, state: State, mesh: Mesh | None = None
+) -> State:
   """Up to `steps` more, with an evaluation over all queries whenever one is due; a model that is done stays as it is.
 
   When one is due does not depend on how training is cut into chunks.

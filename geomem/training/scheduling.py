@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from geomem.config import BlockConfig, Config
 from geomem.training import batched
+from geomem.training.batched import Task
 from geomem.training.optimization import Recipe
 
 LEAST_ROWS = 8
@@ -48,14 +50,14 @@ def _costs() -> Costs:
   return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
 
 
-def chunk_steps(sweep) -> int:
+def chunk_steps(sweep: Any) -> int:
   """Steps between two returns to the host: some seconds of work, estimated from sizes alone."""
   models = -(-len(sweep.tasks) // jax.device_count())
   step = models * seconds(sweep.config, sweep.recipe, _costs())
   return max(1, min(CHUNK_EVALUATIONS * sweep.recipe.check, round(CHUNK_SECONDS / step)))
 
 
-def run_to_end(fit: Callable, sweep, states):
+def run_to_end(fit: Callable, sweep: Any, states: Any) -> tuple[Any, Any]:
   """Train a sweep to the end."""
   ended = sweep, states
   for ended in fit(sweep, states, chunk_steps(sweep)):
@@ -64,7 +66,11 @@ def run_to_end(fit: Callable, sweep, states):
 
 
 def fit(
-  recipe: Recipe, program: Program, tasks, groups, run_to_end: Callable = run_to_end
+  recipe: Recipe,
+  program: Program,
+  tasks: Sequence[Task],
+  groups: np.ndarray | None,
+  run_to_end: Callable = run_to_end,
 ) -> np.ndarray:
   """Train the tasks in the program: a row of `OUTCOMES` for each, how it ended."""
   sweep, states = batched.set_up(recipe, tasks, config=program.config, least_rows=program.rows)
@@ -74,8 +80,8 @@ def fit(
 
 def train_tasks(
   recipe: Recipe,
-  tasks,
-  groups=None,
+  tasks: Sequence[Task],
+  groups: np.ndarray | None = None,
   compiled: list[Program] | None = None,
   fit: Callable = fit,
   rounds: int = 1,
@@ -119,7 +125,12 @@ def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
 
 
 def assign(
-  tasks, recipe: Recipe, compiled=(), devices: int = 1, costs: Costs = CPU, rounds: int = 1
+  tasks: Sequence[Task],
+  recipe: Recipe,
+  compiled: Sequence[Program] = (),
+  devices: int = 1,
+  costs: Costs = CPU,
+  rounds: int = 1,
 ) -> list[tuple[Program, tuple[int, ...]]]:
   """Groups of tasks by number, each with its program: one of `compiled`, or a new one.
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from chex import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -41,11 +42,11 @@ class Sharded:
 
   rows = np.zeros(1, int)
 
-  def with_rows(self, _) -> 'Sharded':
+  def with_rows(self, _: np.ndarray) -> 'Sharded':
     """There is only one row."""
     return self
 
-  def of_tasks(self, value) -> np.ndarray:
+  def of_tasks(self, value: Array) -> np.ndarray:
     """A number of the state, for every task."""
     return np.asarray(hosts.to_host(value))[None]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from geomem.config import Config
 from geomem.facade import FactModel
@@ -40,7 +41,7 @@ def train(
   weight_decay: float = 0.1,
   seed: int = 0,
   on_progress: Progress | None = None,
-  **recipe_options,
+  **recipe_options: Any,
 ) -> Trained:
   """One model trained, as `sweep` trains many."""
   task = Task(config, facts, learning_rate, weight_decay, seed)
@@ -48,7 +49,11 @@ def train(
 
 
 def sweep(
-  tasks: Iterable[Task], *, steps: int = 2000, on_progress: Progress | None = None, **recipe_options
+  tasks: Iterable[Task],
+  *,
+  steps: int = 2000,
+  on_progress: Progress | None = None,
+  **recipe_options: Any,
 ) -> list[Trained]:
   """Models trained together in one program, each until it knows its facts or for so many steps.
 
