@@ -38,6 +38,10 @@ class FactModel:
   `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
   things that can be asked of a subject; None where facts are stored elsewhere.
   `choices`: the answers that each of those W can have, where it is not all attributes.
+
+  >>> model = constructions.build('selector', Facts.bijections(8, 2))
+  >>> model.queries, model.verify().holds(model.margin)
+  (16, True)
   """
 
   name: str
@@ -128,7 +132,12 @@ class FactModel:
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew."""
+  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew.
+
+  >>> constructions.build('selector', Facts.bijections(8, 2)).save('mine')
+  >>> load('mine').margin
+  4
+  """
   from geomem.saved import models
 
   return models.load(path)

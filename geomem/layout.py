@@ -7,6 +7,8 @@ trace is read back in them.
 import dataclasses
 import math
 
+import numpy as np
+
 from geomem import codes
 
 SUBJECT, RELATION, POSITION, ATTRIBUTE = 'subject', 'relation', 'position', 'attribute'
@@ -76,9 +78,5 @@ class Layout:
       raise KeyError(f'no slot {name!r} among {[s.name for s in self.slots]}')
     if not index:
       return slice(start, start + slot.size)
-    flat = 0
-    for i, size in zip(index, slot.shape, strict=True):
-      if not 0 <= i < size:
-        raise IndexError(f'{name}{index} is outside {slot.shape}')
-      flat = flat * size + i
+    flat = int(np.ravel_multi_index(index, slot.shape))
     return slice(start + flat * slot.width, start + (flat + 1) * slot.width)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import experiments
 from experiments import pages
 from experiments.harness import machine, records, studies
 from experiments.harness.findings import over_seeds
@@ -33,7 +32,7 @@ def no_cache(monkeypatch):
 # --- the list of studies --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', experiments.STUDIES)
+@pytest.mark.parametrize('name', studies.NAMES)
 def test_a_study_is_whole(name):
   study = studies.load(name)
   assert study.name == name and study.title and study.presets.keys() >= {'smoke', 'laptop'}
@@ -54,7 +53,7 @@ def imports(path):
   return found
 
 
-@pytest.mark.parametrize('name', experiments.STUDIES)
+@pytest.mark.parametrize('name', studies.NAMES)
 def test_a_study_imports_no_other(name):
   """Nor, but for the language model's, the pretrained models."""
   allowed = ('experiments.harness',) + ('experiments.language',) * (name == 'language_model')

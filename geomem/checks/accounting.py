@@ -23,7 +23,11 @@ MAX_VALUES = 2**8
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound."""
+  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound.
+
+  >>> constructions.build('selector', Facts.bijections(8, 2)).ledger().parameters['subjects']
+  48
+  """
 
   dim: int
   depth: int
@@ -118,6 +122,18 @@ def fact_bits(facts: Facts) -> float:
   return bits
 
 
+def recovered_bits(facts_bits: float, accuracy: float, queries: int, answers: int) -> float:
+  """The bits of the facts that a model of this accuracy holds at least, by Fano's inequality.
+
+  Wrong on a fraction p of its queries, among so many answers, it leaves h(p) + p·log₂(answers − 1) bits of each
+  open at most, h the binary entropy. Below chance it is taken to be at chance.
+  """
+  wrong = min(1 - accuracy, 1 - 1 / answers)
+  left = wrong * math.log2(max(answers - 1, 1))
+  left -= sum(p * math.log2(p) for p in (wrong, 1 - wrong) if p > 0)
+  return max(0.0, facts_bits - queries * left)
+
+
 def ledger(
   config: Config, params: dict, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
 ) -> Ledger:
@@ -131,6 +147,8 @@ def ledger(
   columns = np.asarray(params['embed']['subjects']).T
   subject_bits = sum(entropy(np.ascontiguousarray(column)) for column in columns)
   bits['subjects'] = config.subjects * subject_bits
+  sizes = config.subjects, config.relations, hops, subject_bits
+  bound = {'tied': config.tied, 'chain_of_thought': chain_of_thought}
   return Ledger(
     dim=config.dim,
     depth=config.depth,
@@ -140,14 +158,5 @@ def ledger(
     bits=bits,
     subject_bits=subject_bits,
     stored_bits=fact_bits(facts),
-    bound_bits=lower_bounds.internal_bits(
-      config.subjects,
-      config.relations,
-      hops,
-      subject_bits,
-      tied=config.tied,
-      chain_of_thought=chain_of_thought,
-    )
-    if facts.bijective
-    else 0.0,
+    bound_bits=lower_bounds.internal_bits(*sizes, **bound) if facts.bijective else 0.0,
   )

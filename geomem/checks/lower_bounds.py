@@ -249,13 +249,9 @@ def _digits(base: int) -> int:
 def _packed(answers_BxQ: np.ndarray, base: int) -> np.ndarray:
   """Rows of base-N digits as rows of 64-bit words, losslessly."""
   digits = _digits(base)
-  words = [np.zeros(len(answers_BxQ), np.uint64)]
-  for start in range(0, answers_BxQ.shape[1], digits):
-    word_B = np.zeros(len(answers_BxQ), np.uint64)
-    for column_B in answers_BxQ[:, start : start + digits].T:
-      word_B = word_B * np.uint64(base) + column_B.astype(np.uint64)
-    words.append(word_B)
-  return np.stack(words[1:] or words, axis=1)
+  short = -answers_BxQ.shape[1] % digits or digits * (not answers_BxQ.size)
+  answers_BxWxQ = np.pad(answers_BxQ, ((0, 0), (0, short))).reshape(len(answers_BxQ), -1, digits)
+  return answers_BxWxQ.astype(np.uint64) @ np.uint64(base) ** np.arange(digits, dtype=np.uint64)
 
 
 def _distinct(rows_BxW: np.ndarray) -> np.ndarray:

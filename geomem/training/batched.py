@@ -28,12 +28,17 @@ from geomem.facts import Facts
 from geomem.training import optimization
 from geomem.training.optimization import Job, Recipe, State
 
+SIZES = ('subjects', 'relations', 'answers', 'dim')
 CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`."""
+  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`.
+
+  >>> Task(Config.trained(8, 2, dim=4), Facts.bijections(8, 2), seed=3).learning_rate
+  0.01
+  """
 
   config: Config
   facts: Facts
@@ -53,18 +58,9 @@ class Task:
 
 def differ_only_in_size(one: Config, other: Config) -> bool:
   """Whether the two differ in their sizes alone."""
-  shape = lambda c: (
-    c.length,
-    len(c.blocks),
-    c.norm,
-    c.norm_eps,
-    c.bias,
-    c.tied,
-    c.dtype,
-    c.precision,
-    [(b.heads, len(b.hidden)) for b in c.blocks],
-  )
-  return shape(one) == shape(other)
+  block = lambda b: BlockConfig(b.heads, hidden=(1,) * len(b.hidden))
+  unsized = lambda c: c.replace(**dict.fromkeys(SIZES, 1), blocks=tuple(map(block, c.blocks)))
+  return unsized(one) == unsized(other)
 
 
 def common_config(configs: Sequence[Config]) -> Config:
@@ -72,21 +68,14 @@ def common_config(configs: Sequence[Config]) -> Config:
   first = configs[0]
   if not all(differ_only_in_size(first, c) for c in configs):
     raise InputError('models of one program may differ in their sizes alone')
-  largest = lambda get: max(map(get, configs))
-  blocks = tuple(
-    BlockConfig(
-      b.heads,
-      largest(lambda c, i=i: c.blocks[i].key_dim),
-      largest(lambda c, i=i: c.blocks[i].head_dim),
-      tuple(largest(lambda c, i=i, j=j: c.blocks[i].hidden[j]) for j in range(len(b.hidden))),
-    )
-    for i, b in enumerate(first.blocks)
-  )
-  sizes = {name: largest(lambda c, name=name: getattr(c, name)) for name in SIZES}
-  return first.replace(blocks=blocks, **sizes)
 
+  def largest(*blocks):
+    hidden = zip(*(b.hidden for b in blocks), strict=True)
+    key_dim, head_dim = max(b.key_dim for b in blocks), max(b.head_dim for b in blocks)
+    return BlockConfig(blocks[0].heads, key_dim, head_dim, tuple(map(max, hidden)))
 
-SIZES = ('subjects', 'relations', 'answers', 'dim')
+  sizes = {name: max(getattr(c, name) for c in configs) for name in SIZES}
+  return first.replace(blocks=tuple(map(largest, *(c.blocks for c in configs))), **sizes)
 
 
 def pad(params: dict, config: Config) -> dict:
@@ -109,16 +98,10 @@ def job(task: Task, config: Config) -> Job:
   f = task.facts
   answers_RxN = np.zeros((config.relations, config.subjects), np.int32)
   answers_RxN[: f.relations, : f.subjects] = f.answers_RxN
-  return Job(
-    answers_RxN,
-    subjects=np.int32(f.subjects),
-    relations=np.int32(f.relations),
-    attributes=np.int32(f.attributes),
-    dim=np.int32(task.config.dim),
-    learning_rate=np.float32(task.learning_rate),
-    weight_decay=np.float32(task.weight_decay),
-    seed=np.uint32(task.seed),
-  )
+  sizes = {name: np.int32(getattr(f, name)) for name in ('subjects', 'relations', 'attributes')}
+  rates = {name: np.float32(getattr(task, name)) for name in ('learning_rate', 'weight_decay')}
+  dim, seed = np.int32(task.config.dim), np.uint32(task.seed)
+  return Job(answers_RxN=answers_RxN, dim=dim, seed=seed, **sizes, **rates)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -142,6 +125,11 @@ class Sweep:
     """The tasks as data, each in its row."""
     jobs = [job(task, self.config) for task in self.tasks]
     return _put(self, _stack(jobs, _task_of_row(self, self.rows)))
+
+  def train(self, states: State, steps: int) -> State:
+    """Up to so many steps more, in the memory of the states, which are used up."""
+    static = (self.config, self.recipe, self.vmap_size, self.mesh)
+    return _train_chunks(*static, np.int32(steps), self.jobs, states)
 
   def with_rows(self, rows: np.ndarray) -> 'Sweep':
     """The same tasks in other rows."""
@@ -204,13 +192,9 @@ def _vmap_size(config: Config, recipe: Recipe) -> int:
   return min(8, 1 << (fit.bit_length() - 1)) if fit else 1
 
 
-def _sharding(sweep: Sweep) -> NamedSharding:
-  return NamedSharding(sweep.mesh, P('models'))
-
-
 def _put(sweep: Sweep, tree):
   """Arrays with a row per model, the rows split evenly over the devices."""
-  return hosts.put(tree, jax.tree.map(lambda _: _sharding(sweep), tree))
+  return hosts.put(tree, jax.tree.map(lambda _: NamedSharding(sweep.mesh, P('models')), tree))
 
 
 def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
@@ -258,23 +242,24 @@ def _stack(trees, index):
 
 
 def fit(
-  sweep: Sweep, states: State, steps: int, groups: np.ndarray | None = None
-) -> Iterator[tuple[Sweep, State]]:
+  sweep: Any, states: State, steps: int, groups: np.ndarray | None = None
+) -> Iterator[tuple[Any, State]]:
   """Advance by so many steps at a time until no model is under way; yields after each chunk.
 
-  The states given stay as they are; those yielded are used up when the next chunk begins.
+  `sweep`: a `Sweep`, or what trains as one does, like `sharded.Sharded`. The states given stay as they are;
+  those yielded are used up when the next chunk begins.
   `groups`: a label a task (NumPy); when one of a label is solved, the others of it stop.
   """
   states = optimization.copy(states)
   while _running(sweep, states).any():
-    states = _advance(sweep, states, steps)
+    states = sweep.train(states, steps)
     if groups is not None:
       states = _stop_solved(sweep, states, groups)
     sweep, states = _balance(sweep, states)
     yield sweep, states
 
 
-def _running(sweep: Sweep, states: State) -> np.ndarray:
+def _running(sweep, states: State) -> np.ndarray:
   """By row, whether there is anything left to do."""
   status, step = map(np.asarray, hosts.to_host((states.status, states.step)))
   return (status == optimization.RUNNING) & (step < sweep.recipe.steps)
@@ -289,8 +274,10 @@ def _stop_solved(sweep: Sweep, states: State, groups) -> State:
   return states.replace(status=_put(sweep, status))
 
 
-def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
+def _balance(sweep, states: State):
   """Rows dealt out anew where a device has more batches under way than an even split gives it."""
+  if sweep.row_count <= sweep.vmap_size * sweep.mesh.size:
+    return sweep, states
   running = _running(sweep, states)
   batches = running.reshape(sweep.mesh.size, -1, sweep.vmap_size).any(2).sum(1)
   if batches.max() <= -(-running.sum() // (sweep.mesh.size * sweep.vmap_size)):
@@ -300,34 +287,34 @@ def _balance(sweep: Sweep, states: State) -> tuple[Sweep, State]:
   return sweep.with_rows(np.argsort(order)[sweep.rows]), _put(sweep, states)
 
 
-def advance(sweep: Sweep, states: State, steps: int) -> State:
+def advance(sweep: Any, states: State, steps: int) -> State:
   """Up to so many steps more of every model that is not done."""
-  return _advance(sweep, optimization.copy(states), steps)
-
-
-def _advance(sweep: Sweep, states: State, steps: int) -> State:
-  """As `advance`, in the memory of the old states, which are used up."""
-  static = (sweep.config, sweep.recipe, sweep.vmap_size, sweep.mesh)
-  return _train_chunks(*static, np.int32(steps), sweep.jobs, states)
+  return sweep.train(optimization.copy(states), steps)
 
 
 def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> Any:
   """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
 
-  `more_M`: trees of arrays with a row a task. Models are evaluated as they are trained: on a CPU one
-  after another on every core, elsewhere under `vmap`. Partials of one function with equal arguments, which
-  must be hashable, share a program.
+  `more_M`: trees of arrays with a row a task.
   """
   index = _task_of_row(sweep, sweep.rows)
   more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
-  call = functools.partial(function)  # which equals itself alone: its parts are compared
-  parts = call.func, call.args, tuple(sorted(call.keywords.items()))
-  values = _evaluate(parts, sweep.mesh, (states.params, sweep.jobs, *more))
+  values = map_models(function, sweep.mesh, states.params, sweep.jobs, *more)
   return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.to_host(values))
 
 
+def map_models(function: Callable, mesh: jax.sharding.Mesh, *arguments_M: Any) -> Any:
+  """`function` of every row: on a CPU one after another on every core, elsewhere under `vmap`.
+
+  Partials of one function with equal arguments, which must be hashable, share a program.
+  """
+  call = functools.partial(function)  # which equals itself alone: its parts are compared
+  parts = call.func, call.args, tuple(sorted(call.keywords.items()))
+  return _map_models(parts, mesh, arguments_M)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _evaluate(parts, mesh, arguments_M):
+def _map_models(parts, mesh, arguments_M):
   function = functools.partial(parts[0], *parts[1], **dict(parts[2]))
 
   def per_device(arguments_M):

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from chex import Array
-from jax.sharding import PartitionSpec as P
 
-from geomem.training import optimization
+from geomem.training import batched, optimization
 
 ROWS = 32  # facts are padded to a multiple of: compiling anew costs more than rows of zeros
 
@@ -120,22 +119,12 @@ def learn_all(
   devices = np.array(jax.devices()[: len(sizes)])
   rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // devices.size) * devices.size
   models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
+  row_M, model_of_row = np.zeros(len(sizes), int), np.zeros(count, int)
   order = np.argsort(-np.array(sizes), kind='stable')  # the costly ones dealt out first
-  place = np.arange(count).reshape(devices.size, -1).T.ravel()
-  model_of_row = np.zeros(count, int)
-  model_of_row[place[: len(order)]] = order
+  row_M[order] = np.arange(count).reshape(devices.size, -1).T.ravel()[: len(order)]
+  model_of_row[row_M] = np.arange(len(sizes))
   memories = jax.tree.map(lambda *leaves: np.stack(leaves)[model_of_row], *models)
-  best, done = _learn_all(recipe, jax.sharding.Mesh(devices, ('models',)), memories)
-  found = np.empty(len(sizes), int)
-  found[order] = place[: len(order)]
-  return np.asarray(best)[found], np.asarray(done)[found]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _learn_all(recipe, mesh, memories):
-  one = functools.partial(learn, recipe)
-  map_models = jax.lax.map if jax.default_backend() == 'cpu' else lambda f, x: jax.vmap(f)(x)
-  per_device = lambda memories: map_models(one, memories)
-  return jax.shard_map(
-    per_device, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
-  )(memories)
+  mesh = jax.sharding.Mesh(devices, ('models',))
+  learned = batched.map_models(functools.partial(learn, recipe), mesh, memories)
+  best, done = (np.asarray(values)[row_M] for values in learned)
+  return best, done

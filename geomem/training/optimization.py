@@ -50,6 +50,9 @@ class Recipe:
   `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
   `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
   None: the same multiple, as if the whole step of AdamW were taken so many times as long.
+
+  >>> Recipe.with_warmup(steps=50, target=None).warmup
+  5
   """
 
   steps: int = 2000
@@ -71,15 +74,8 @@ class Recipe:
   block: int | None = None
 
   def __post_init__(self) -> None:
-    for name, least in (
-      ('steps', 1),
-      ('warmup', 0),
-      ('hops', 1),
-      ('batch', 1),
-      ('check', 1),
-      ('block', 1),
-    ):
-      value = getattr(self, name)
+    for name in ('steps', 'warmup', 'hops', 'batch', 'check', 'block'):
+      value, least = getattr(self, name), int(name != 'warmup')
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
     for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
@@ -171,11 +167,6 @@ def _apart(trained: dict):
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
-def decay_mask(weight: Array) -> float:
-  """1 for matrices and embeddings, which decay; 0 for biases and the scales of norms, which do not."""
-  return float(weight.ndim > 1)
-
-
 def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
@@ -196,15 +187,7 @@ def schedule(recipe: Recipe, step: Array) -> Array:
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
 
 
-def rows(
-  config: Config,
-  recipe: Recipe,
-  params: dict,
-  job: Job,
-  subjects_B: Array | None,
-  valid_B: Array,
-  mesh: Mesh | None = None,
-) -> tuple[Array, Array, Array]:
+def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
   """Final residuals, the answers due there, and each one's weight, as the head takes them."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
@@ -237,7 +220,7 @@ def loss(
   mesh: Mesh | None = None,
 ) -> Array:
   """Mean cross-entropy over the rows that count."""
-  x_BxD, targets_B, weights_B = rows(config, recipe, params, job, subjects_B, valid_B, mesh)
+  x_BxD, targets_B, weights_B = _rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   unembedding_AxD = model.apply(config, params, method='unembedding')
   total, _ = head.cross_entropy(
     x_BxD, unembedding_AxD, targets_B, weights_B, _in_use(config, recipe, job), recipe.block,
@@ -285,7 +268,8 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | No
 
   multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
   ratio = 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
-  decay = per_parameter(lambda name, w: decay_mask(w) * (ratio if name == SUBJECTS else 1.0))
+  # Matrices and embeddings decay, biases and the scales of norms do not.
+  decay = per_parameter(lambda name, w: (w.ndim > 1) * (ratio if name == SUBJECTS else 1.0))
   delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
   deltas = jax.tree.map(delta, weights, updates, decay)
   if multiplier != 1:
@@ -327,7 +311,7 @@ def accuracy(
     subject_B = first + jnp.arange(size)
     inside_B = subject_B < job.subjects
     subjects_B = jnp.minimum(subject_B, config.subjects - 1)
-    x_BxD, targets_B, weights_B = rows(config, asked, params, job, subjects_B, inside_B, mesh)
+    x_BxD, targets_B, weights_B = _rows(config, asked, params, job, subjects_B, inside_B, mesh)
     right_B = head.right(
       x_BxD, unembedding_AxD, targets_B, _in_use(config, recipe, job), recipe.block,
       config.precision, mesh,

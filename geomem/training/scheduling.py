@@ -107,9 +107,8 @@ def multiplications(config: Config, recipe: Recipe) -> int:
   c, d = config, config.dim
   subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
   prompts = subjects * paths
-  once = (
-    len(c.blocks) == 1 and not recipe.chain_of_thought
-  )  # keys and values per subject and per path
+  # Keys and values are computed per subject and per path, not per prompt.
+  once = len(c.blocks) == 1 and not recipe.chain_of_thought
   tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
   total = prompts * d * c.answers
   for b in c.blocks:
@@ -145,23 +144,24 @@ def assign(
     sweeps = math.ceil(count / (rows or count))
     return steps * (sweeps * costs.sweep + count * seconds(config, recipe, costs) / devices)
 
-  groups, unassigned = [], []
+  groups: dict[Program, list[int]] = {}
+  unassigned = []
   for config, members in by_config.items():
-    fits = [p for p in compiled if _fits(config, p.config, recipe)]
+    fits = [p for p in compiled if _common_config(config, p.config, recipe) == p.config]
     cost = lambda p: time(p.config, len(members), p.rows)  # noqa: B023
     best = min(fits, key=cost, default=None)
-    worth = best and cost(best) < time(config, len(members)) + costs.compiling
-    if worth:
-      groups.append((best, members))
+    if best and cost(best) < time(config, len(members)) + costs.compiling:
+      groups.setdefault(best, []).extend(members)
     else:
       unassigned.append((config, members))
   for config, members in _merge(unassigned, recipe, time, costs):
     config = _roomy(config, len(members), recipe, time, costs)
     rows = max(LEAST_ROWS, 2 ** math.ceil(math.log2(len(members))))
-    groups.append((Program(config, -(-rows // devices) * devices), members))
+    program = Program(config, -(-rows // devices) * devices)
+    groups.setdefault(program, []).extend(members)
   return [
     (program, tuple(members[at : at + program.rows]))
-    for program, members in _gather(groups)
+    for program, members in groups.items()
     for at in range(0, len(members), program.rows)
   ]
 
@@ -169,8 +169,12 @@ def assign(
 @functools.lru_cache(maxsize=2**16)
 def _common_config(a: Config, b: Config, recipe: Recipe) -> Config | None:
   """The config that both can be padded to, if there is one."""
-  both = batched.common_config([a, b]) if batched.differ_only_in_size(a, b) else None
-  return both if both and all(_fits(c, both, recipe) for c in (a, b)) else None
+  if not batched.differ_only_in_size(a, b):
+    return None
+  both = batched.common_config([a, b])
+  if recipe.loss == 'every' and {a.answers, b.answers} != {both.vocabulary}:
+    return None  # what else is a token must be one in both
+  return both
 
 
 def _merge(groups, recipe, time, costs):
@@ -190,33 +194,16 @@ def _merge(groups, recipe, time, costs):
   return groups
 
 
-def _gather(groups):
-  by_program: dict[Program, list[int]] = {}
-  for program, members in groups:
-    by_program.setdefault(program, []).extend(members)
-  return by_program.items()
-
-
-def _fits(small: Config, large: Config, recipe: Recipe) -> bool:
-  if recipe.loss == 'every' and small.answers != large.vocabulary:
-    return False  # what else is a token must be one in both
-  return (
-    batched.differ_only_in_size(small, large) and batched.common_config([small, large]) == large
-  )
-
-
 def _roomy(config: Config, count: int, recipe: Recipe, time, costs: Costs) -> Config:
   """Sizes rounded up, where that costs little, so that the program fits the next sizes asked for too."""
   block = lambda b: BlockConfig(
     b.heads, _round(b.key_dim), _round(b.head_dim), tuple(map(_round, b.hidden))
   )
   wider = config.replace(dim=_round(config.dim), blocks=tuple(map(block, config.blocks)))
-  for roomy in (
-    wider.replace(subjects=_round(config.subjects), answers=_round(config.answers)),
-    wider,
-  ):
+  words = {'subjects': _round(config.subjects), 'answers': _round(config.answers)}
+  for roomy in (wider.replace(**words), wider):
     padding = time(roomy, count) - time(config, count)
-    if padding < costs.compiling and _fits(config, roomy, recipe):
+    if padding < costs.compiling and _common_config(config, roomy, recipe) == roomy:
       return roomy
   return config
 

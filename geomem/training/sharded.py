@@ -10,7 +10,6 @@ A model whose sizes do not divide evenly among the devices is padded, as in a sw
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -41,6 +40,11 @@ class Sharded:
   job: Job
 
   rows = np.zeros(1, int)
+  row_count = vmap_size = 1
+
+  def train(self, state: State, steps: int) -> State:
+    """Up to so many steps more, in the memory of the state, which is used up."""
+    return _train_chunk(self.config, self.recipe, self.mesh, np.int32(steps), self.job, state)
 
   def with_rows(self, _: np.ndarray) -> 'Sharded':
     """There is only one row."""
@@ -95,29 +99,7 @@ def _places(mesh: Mesh, tree):
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def fit(sharded: Sharded, state: State, steps: int) -> Iterator[tuple[Sharded, State]]:
-  """Advance by so many steps at a time until the model is done; yields after each chunk.
-
-  The state given stays as it is; one yielded is used up when the next chunk begins.
-  """
-  state = optimization.copy(state)
-  while (
-    sharded.of_tasks(state.status) == optimization.RUNNING
-    and sharded.of_tasks(state.step) < sharded.recipe.steps
-  ):
-    state = _advance(sharded, state, steps)
-    yield sharded, state
-
-
-def advance(sharded: Sharded, state: State, steps: int) -> State:
-  """Up to so many steps more."""
-  return _advance(sharded, optimization.copy(state), steps)
-
-
-def _advance(sharded: Sharded, state: State, steps: int) -> State:
-  """As `advance`, in the memory of the old state, which is used up."""
-  static = (sharded.config, sharded.recipe, sharded.mesh)
-  return _train_chunk(*static, np.int32(steps), sharded.job, state)
+fit, advance = batched.fit, batched.advance  # one model is trained as many are
 
 
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)
