@@ -5,9 +5,8 @@
 For every N and R: each exact one-hop construction; the random superposition and both associative
 memories at the smallest of a few sizes that reaches accuracy 0.99; and models trained at their
 threshold, the smallest d at F = 4d, rounded to the fewest bits per weight at which they stay at 0.99.
-Expected: a construction stores at most one bit of facts for each bit of weight, and 0.1 to 1 a
-parameter; trained models about 1, below the 2 and 3.6 bits reported of language models; nothing is
-above the limit of one bit per bit.
+Expected: a construction stores 0.1 to 1 bit of facts a parameter; trained models about 1, below the 2 and 3.6 bits
+reported of language models. That nothing stores more than one bit per bit of weight can be counted: a check.
 """
 
 import bisect
@@ -15,164 +14,163 @@ import dataclasses
 import functools
 import itertools
 
-import numpy as np
-from absl import flags
-
 from constructions import registry
-from experiments import approximate, claims
-from experiments.figures import capacity as capacity_figure
-from experiments.harness import building, cli, fitting, searching, statistics
-from experiments.harness.findings import Finding, found
+from experiments.harness import building, plotting, searching
+from experiments.harness.findings import over_seeds
+from experiments.harness.statistics import complete, groups, select
+from experiments.harness.study import Study
 from geomem import facts as fact
 from geomem.checks import accounting
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-fitting.define('capacity', claims.minutes('capacity'))
-
-COLUMNS = (
-  'model', 'subjects', 'relations', 'seeds', 'found', 'parameters', 'value', 'least', 'most', 'bits_a_bit',
-  'weight_bits',
-)  # fmt: skip
 RATES = ((0.01, 0.01), (0.03, 0.01))
 TARGET = 0.99
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """`sizes`: N and R."""
-
-  sizes: tuple[tuple[int, int], ...]
-  steps: int
-  seeds: int
-
-
-PRESETS = {
-  'smoke': Setting(((8, 2),), 200, 1),
-  'laptop': Setting(tuple(itertools.product((32, 128), (2, 4))), 2000, 5),
-  'accelerator': Setting(tuple(itertools.product((64, 256, 1024, 4096), (2, 4, 8))), 4000, 5),
+CELL = 'model', 'subjects', 'relations'
+LABELS = {
+  'value': 'bits of facts per parameter',
+  'bits_per_weight_bit': 'bits of facts per bit of weight',
 }
 
 
-def constructed(setting: Setting, seeds) -> list[dict]:
-  """Exact constructions, of the first seed, for they are alike for all; and memories that are random.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """Every pair of an N and an R is a size."""
+
+  subjects: tuple[int, ...]
+  relations: tuple[int, ...]
+  steps: int
+  seeds: int
+
+  def __post_init__(self):
+    for sizes in itertools.product(self.subjects, self.relations):
+      fact.check_sizes(*sizes)
+
+
+PRESETS = {
+  'smoke': Preset(subjects=(8,), relations=(2,), steps=200, seeds=1),
+  'laptop': Preset(subjects=(32, 128), relations=(2, 4), steps=2000, seeds=5),
+  'full': {
+    f'subjects_{n}': Preset(subjects=(n,), relations=(2, 4, 8), steps=4000, seeds=5)
+    for n in (64, 256, 1024, 4096)
+  },
+}
+
+
+def measure(trainer, preset, seeds):
+  """Exact constructions, of the first seed, for they are alike for all; memories that are random; trained models.
 
   That the exact ones are right is for experiments.construct to check: here only what they spend counts.
   """
   records = []
-  for (n, r), name in itertools.product(setting.sizes, registry.REGISTRY):
-    known = registry.entry(name)
-    if known.exact and not known.multi_hop:
-      table = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
-      records.append(_built(name, table, seeds[0], check=None))
-    elif name in approximate.CONSTANTS:
-      records += [_smallest(name, n, r, seed) for seed in seeds]
-  return records
+  for n, r in itertools.product(preset.subjects, preset.relations):
+    for name, known in registry.REGISTRY.items():
+      if known.exact and not known.multi_hop:
+        facts = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
+        records.append(built(name, facts, seeds[0], check=None))
+      elif name in building.MEMORY_CONSTANTS:
+        records += [smallest(name, building.bijections(n, r, seed), seed) for seed in seeds]
+  return records + trained(trainer, preset, seeds)
 
 
-def _smallest(name: str, n: int, r: int, seed: int) -> dict:
-  """The smallest of the sizes of experiments.approximate that is right often enough, found by halving."""
-  table, constants = building.random_facts('bijections', n, r, seed), approximate.CONSTANTS[name]
-
-  @functools.cache
-  def built(constant):
-    return _built(name, table, seed, seed=seed, **approximate.size(name, constant, n, r))
-
-  first = bisect.bisect_left(constants, TARGET, key=lambda constant: built(constant)['accuracy'])
-  if first < len(constants):
-    return built(constants[first])
-  return built(constants[-1]) | {'bits_a_parameter': None, 'bits_a_bit': None, 'parameters': None}
-
-
-def _built(name: str, table, first: int, **options) -> dict:
-  _, found = building.build_and_check(name, table, 1, **options)
-  n, r = table.subjects, table.relations
-  weights, stored = n * found['subject_bits'] + found['internal_bits'], accounting.fact_bits(table)
+def record(name: str, facts, seed: int, own: dict, bits, kept: float = 1.0) -> dict:
+  """What a model comes to that takes so many bits per weight; `kept`: the accuracy to which it was rounded."""
+  accuracy, size = 1.0 if own['accuracy'] is None else own['accuracy'], own['parameters']
+  all_bits, queries = accounting.fact_bits(facts), facts.subjects * facts.relations
+  held = lambda right: accounting.recovered_bits(all_bits, right, queries, facts.attributes)
   return {
-    **_about(name, n, r, first), 'dim': found['dim'], 'width': found['width'], 'accuracy': found['accuracy'],
-    'parameters': found['parameters'], 'weight_bits': weights / found['parameters'],
-    'bits_a_parameter': stored / found['parameters'], 'bits_a_bit': stored / weights,
+    'measurement': 'bits per parameter', 'model': name, 'control': None, 'subjects': facts.subjects,
+    'relations': facts.relations, 'seed': seed, 'dim': own['dim'], 'width': own['width'],
+    'accuracy': own['accuracy'], 'parameters': size, 'bits_per_weight': bits,
+    'bits_per_weight_bit': held(min(kept, accuracy)) / (bits * size) if size else None,
+    'value': held(accuracy) / size if size else None,
   }  # fmt: skip
 
 
-def _about(name: str, n: int, r: int, seed: int) -> dict:
-  about = {'claim': 1, 'measurement': 'bits a parameter', 'model': name, 'control': None}
-  return {**about, 'subjects': n, 'relations': r, 'seed': seed}
+def built(name: str, facts, of: int, **options) -> dict:
+  """A construction of this seed's facts."""
+  _, own = building.build_and_check(name, facts, 1, **options)
+  bits = facts.subjects * own['subject_bits'] + own['internal_bits']
+  return record(name, facts, of, own, bits / own['parameters'])
 
 
-def trained(fitter, setting: Setting, seeds) -> list[dict]:
-  """Models at their threshold; the best of the learning rates counts."""
-  recipe = Recipe.with_warmup(setting.steps, target=TARGET)
-  search = searching.Setting(recipe, 0, 0, RATES)
-  cases = [searching.Case('dim', n, r, seed) for n, r in setting.sizes for seed in seeds]
-  found = [r for r in searching.measure(cases, search, fitter) if r['kind'] == 'threshold']
-  records = []
-  for group in statistics.groups(
-    [{'case': c, 'at': f, 'n': c.subjects} for c, f in zip(cases, found, strict=True)], 'n'
-  ):
-    records += _rounded(fitter, search, [(pair['case'], pair['at']) for pair in group])
-  return records
+def smallest(name: str, facts, seed: int) -> dict:
+  """The smallest of a few sizes that is right often enough, found by halving."""
+  sizes, constants = (facts.subjects, facts.relations), building.MEMORY_CONSTANTS[name]
+
+  @functools.cache
+  def at(constant):
+    return built(name, facts, seed, seed=seed, **building.memory_options(name, constant, *sizes))
+
+  first = bisect.bisect_left(constants, TARGET, key=lambda constant: at(constant)['accuracy'])
+  if first < len(constants):
+    return at(constants[first])
+  return at(constants[-1]) | dict.fromkeys(('parameters', 'bits_per_weight_bit', 'value'))
 
 
-def _rounded(fitter, search: searching.Setting, group) -> list[dict]:
-  """The models found, trained again and rounded, those of one N in one program."""
-  found = {case: at['value'] for case, at in group if at['value'] is not None}
-  scored = searching.rounded(found, search, fitter)
-  records = []
-  for case, at in group:
-    about = _about('trained', case.subjects, case.relations, case.seed)
-    if case not in scored:
-      records.append({**about, 'accuracy': None, 'bits_a_parameter': None, 'bits_a_bit': None})
-      continue
-    bits = int(scored[case]['bits'])
-    records.append({
-      **about, 'dim': at['dim'], 'width': at['width'], 'accuracy': float(scored[case]['accuracy']),
-      'parameters': at['parameters'], 'weight_bits': bits,
-      'bits_a_parameter': at['bits'], 'bits_a_bit': at['bits'] / bits,
-    })  # fmt: skip
-  return records
-
-
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records of all."""
-  for n, r in setting.sizes:
-    fact.check_sizes(n, r)
-  records = constructed(setting, seeds) + trained(fitter, setting, seeds)
-  return [{**r, 'value': r['bits_a_parameter']} for r in records]
-
-
-def summary(records: list[dict]) -> list[dict]:
-  """Means over the seeds, and the range of bits per parameter; no mean where some seed found nothing."""
-  rows = []
-  for group in statistics.groups(records, 'model', 'subjects', 'relations'):
-    row = {name: group[0][name] for name in ('model', 'subjects', 'relations')}
-    rows.append(row | statistics.if_all(group, 'parameters', 'bits_a_bit', 'weight_bits'))
-  return rows
-
-
-def findings(records: list[dict]) -> list[Finding]:
-  """Bits a parameter and a bit of weight of every kind, over all sizes; no kind above the limit."""
-  known = statistics.complete(records, 'model', 'subjects', 'relations')
-  mean = lambda group, name: [
-    float(np.mean([r[name] for r in own])) for own in statistics.groups(group, 'seed')
+def trained(trainer, preset, seeds) -> list[dict]:
+  """Models at their threshold, trained again to the end and rounded, those of one N in one program."""
+  search = searching.Setting(Recipe.with_warmup(preset.steps, target=TARGET), 0, 0, RATES)
+  sizes = itertools.product(preset.subjects, preset.relations, seeds)
+  cases = [searching.Case('dim', *size) for size in sizes]
+  found = dict(zip(cases, searching.measure(cases, search, trainer.train), strict=False))
+  learned = {case: own['value'] for case, own in found.items() if own['value'] is not None}
+  scores = {case: {'accuracy': None, 'bits': None} for case in cases}
+  for n in preset.subjects:
+    own = {case: value for case, value in learned.items() if case.subjects == n}
+    scores |= searching.rounded(own, search, trainer)
+  facts = lambda case: building.bijections(case.subjects, case.relations, case.seed)
+  return [
+    record('trained', facts(case), case.seed, found[case] | score, score['bits'], TARGET)
+    for case, score in scores.items()
   ]
-  found_all = []
-  for group in statistics.groups(known, 'model'):
-    sizes = lambda rows, name=group[0]['model']: len(
-      {(r['subjects'], r['relations']) for r in rows if r['model'] == name}
-    )
-    name = f'{group[0]["model"].replace("_", " ")}, {sizes(group)} of {sizes(records)} sizes'
-    found_all += found(f'{name}: bits per parameter', mean(group, 'bits_a_parameter'))
-    found_all += found(f'{name}: bits per bit of weight', mean(group, 'bits_a_bit'))
-  highest = sorted(r['bits_a_bit'] for r in known)[-1:]
-  return found_all + found(
-    'most bits of facts per bit of weight, of all records', highest, most=1.0
-  )
 
 
-def main(argv):
-  fitting.main(argv, 'capacity', PRESETS, measure, capacity_figure.draw, COLUMNS, summary)
+def expect(table):
+  """Bits a parameter and a bit of weight of every kind, over all sizes; no kind above the limit."""
+  known = complete(table, *CELL)
+  for (model,), rows in groups(known, 'model'):
+    count = lambda rows: rows.groupby(['subjects', 'relations']).ngroups
+    sizes = f'{count(rows)} of {count(select(table, model=model))} sizes'
+    for column, label in LABELS.items():
+      text = f'{model.replace("_", " ")}, {sizes}: {label.replace("of facts ", "")}'
+      yield from over_seeds(text, rows.groupby('seed')[column].mean())
+  highest = known['bits_per_weight_bit'].nlargest(1)
+  text = 'most bits of facts per bit of weight, of all records'
+  yield from over_seeds(text, highest, at_most=1.0, check=True)
+
+
+def plot(table):
+  """Against the number of facts; trained models a mark a seed, everything else at its mean."""
+  figure, panels = plotting.new(10.4, 3.6, 1, 2)
+  table = table.assign(facts=table['subjects'] * table['relations'])
+  for ax, (column, label) in zip(panels, LABELS.items(), strict=True):
+    for i, ((model,), rows) in enumerate(groups(table[table[column].notna()], 'model')):
+      (color, marker), name = plotting.cycle(i), model.replace('_', ' ')
+      if model == 'trained':
+        color, marker, name = plotting.BLACK, 'o', 'trained, at threshold'
+      else:
+        rows = rows.groupby(['subjects', 'relations'])[['facts', column]].mean()
+      ax.plot(rows['facts'], rows[column], marker, color=color, alpha=0.6, markersize=4, label=name)
+    plotting.logarithmic(ax.xaxis)
+    ax.set(yscale='log', xlabel='facts, $N R$', ylabel=label)
+  for ax, bits, dashes in ((panels[0], 2, '--'), (panels[0], 3.6, ':'), (panels[1], 1, '-')):
+    ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
+    text = 'limit' if bits == 1 else f'{bits:g}'
+    ax.text(1.0, bits, text, transform=ax.get_yaxis_transform(), va='center')
+  plotting.legend_beside(panels[1])
+  return figure
+
+
+STUDY = Study(
+  name='capacity',
+  title='bits of facts per parameter: built, associative, trained',
+  terms='Bits of facts: R·log₂N!, less what wrong answers leave open at most by Fano’s inequality; a rounded model is '
+  'taken to be right on the 0.99 at which it is kept. A weight of what is trained takes the fewest bits at which '
+  'accuracy stays at 0.99, of what is built the entropy of the values in its array, or the width of its dtype where '
+  'they are many. 2 and 3.6 bits per parameter are what was reported of language models.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=CELL, minutes=2.5,
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -11,111 +11,101 @@ and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
-from experiments import claims
-from experiments.figures import frozen_embeddings as frozen_embeddings_figure
-from experiments.harness import cli, fitting, searching, statistics
-from experiments.harness.findings import CHECK, Finding, found, only
+from experiments.harness import plotting, searching
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.statistics import complete, groups, select, values
+from experiments.harness.study import Study
 from geomem import model
 from geomem.training import bisection, mlp_memory, optimization
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-fitting.define('frozen_embeddings', claims.minutes('frozen_embeddings'))
-
-COLUMNS = (
-  'kind',
-  'subjects',
-  'relations',
-  'dim',
-  'seeds',
-  'found',
-  'value',
-  'least',
-  'most',
-  'parameters',
-)
 FROZEN = ('embed/subjects', 'unembed')
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """`sizes`: N and R of the searches; `dims`: of fixed embeddings; `memories`: d = F of the MLP memory."""
-
-  sizes: tuple[tuple[int, int], ...]
-  dims: tuple[int, ...]
-  memories: tuple[int, ...]
-  steps: int
-  memory_steps: int
-  seeds: int
-
-
-PRESETS = {
-  'smoke': Setting(((8, 2),), (8,), (4,), 100, 512, 1),
-  'laptop': Setting(
-    ((64, 1), (256, 1), (64, 4)), (16,), (8, 11, 16), 2000, 2**15, 5
-  ),
-  'accelerator': Setting(
-    tuple((n, r) for n in (64, 256, 1024) for r in (1, 4, 8)), (32, 64, 128), (8, 11, 16, 22, 32, 45),
-    4000, 2**15, 5,
-  ),
-}  # fmt: skip
 RATES = ((0.01, 0.01), (0.03, 0.01))
+PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.
+CELL = 'kind', 'dim', 'subjects', 'relations'
 
 
-def searched(fitter, setting: Setting, seeds, dim: int | None) -> list[dict]:
-  """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
-  frozen = () if dim is None else FROZEN
-  recipe = Recipe.with_warmup(setting.steps, target=0.99, frozen=frozen)
-  search = searching.Setting(recipe, dim or 0, 0, RATES)
-  find = 'dim' if dim is None else 'width'
-  cases = [searching.Case(find, n, r, seed) for n, r in setting.sizes for seed in seeds]
-  found = searching.measure(cases, search, fitter)
-  records, kind = statistics.where(found, kind='threshold'), 'learned' if dim is None else 'fixed'
-  return [
-    {
-      'claim': 6, 'control': None, 'measurement': f'smallest {find}', 'kind': kind,
-      'model': f'{kind} embeddings', 'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed, 'dim': r.get('dim', dim),
-      'width': r.get('width'), 'value': r['value'], 'floor': r.get('floor'), 'parameters': _trained(case, r['value'], search),
-    }
-    for case, r in zip(cases, records, strict=True)
-  ]  # fmt: skip
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`sizes`: N and R of the searches; `dims`: of fixed embeddings, None: learned; `memories`: d = F of MLP memories."""
+
+  sizes: tuple[dict[str, int], ...] = ()
+  dims: tuple[int | None, ...] = ()
+  memories: tuple[int, ...] = ()
+  steps: int
+  memory_steps: int = 2**15
+  seeds: int = 5
 
 
-def _trained(case, size: int | None, search) -> int | None:
-  """Parameters that training moved, of the model found."""
-  if size is None:
-    return None
-  trained, _ = optimization.split(
-    search.recipe, model.shapes(searching.configured(case, size, search))
-  )
-  return sum(math.prod(a.shape) for a in jax.tree.leaves(trained))
+sizes = lambda *pairs: tuple({'subjects': n, 'relations': r} for n, r in pairs)
+LARGE = sizes(*itertools.product((64, 256, 1024), (1, 4, 8)))
+PRESETS = {
+  'smoke': Preset(
+    sizes=sizes((8, 2)), dims=(None, 8), memories=(4,), steps=100, memory_steps=512, seeds=1
+  ),
+  'laptop': Preset(
+    sizes=sizes((64, 1), (256, 1), (64, 4)), dims=(None, 16), memories=(8, 11, 16), steps=2000
+  ),
+  'full': {
+    'memory': Preset(memories=(8, 11, 16, 22, 32, 45), steps=4000),
+    'learned': Preset(sizes=LARGE, dims=(None,), steps=4000),
+    **{f'fixed_{dim}': Preset(sizes=LARGE, dims=(dim,), steps=4000) for dim in (32, 64, 128)},
+  },
+}
 
 
-def memories(fitter, setting: Setting, seeds) -> list[dict]:
-  """The largest N that the MLP memory holds."""
-  records = []
-  for dim in setting.memories:
-    held = lambda recipe, asked: fitter.once(lambda: best(recipe, asked))
-    found = largest(mlp_memory.Recipe(dim, dim, setting.memory_steps), seeds, held)
-    records += [
-      {
-        'claim': 6, 'control': None, 'measurement': 'largest subjects', 'kind': 'memory', 'model': 'MLP memory', 'subjects': facts,
-        'relations': 1, 'seed': seed, 'dim': dim, 'width': dim, 'value': facts, 'floor': border.failed is None,
-        'parameters': 2 * dim * dim + dim,
-      }
-      for seed, border in found.items() for facts in [border.found]
-    ]  # fmt: skip
+def measure(trainer, preset, seeds):
+  """Records of the three searches; the size that one finds is the value alone."""
+  records = memories(trainer, preset, seeds)
+  for dim in preset.dims:
+    records += searched(trainer, preset, seeds, dim)
   return records
 
 
-def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[int, bisection.Bisection]:
+def searched(trainer, preset, seeds, dim: int | None) -> list[dict]:
+  """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
+  kind, find, frozen = ('learned', 'dim', ()) if dim is None else ('fixed', 'width', FROZEN)
+  recipe = Recipe.with_warmup(preset.steps, target=0.99, frozen=frozen)
+  search = searching.Setting(recipe, dim or 0, 0, RATES)
+  cases = [searching.Case(find, **at, seed=seed) for at in preset.sizes for seed in seeds]
+
+  def parameters(case, size: int) -> int:
+    shapes = model.shapes(searching.configured(case, size, search))
+    return sum(math.prod(a.shape) for a in jax.tree.leaves(optimization.split(recipe, shapes)[0]))
+
+  return [
+    {
+      'kind': kind, 'measurement': f'smallest {find}', 'model': f'{kind} embeddings', 'control': None,
+      'subjects': case.subjects, 'relations': case.relations, 'dim': dim, 'width': None, 'seed': case.seed,
+      'value': r['value'], 'floor': r['floor'], 'parameters': r['value'] and parameters(case, r['value']),
+    }
+    for case, r in zip(cases, searching.measure(cases, search, trainer.train), strict=False)
+  ]  # fmt: skip
+
+
+def memories(trainer, preset, seeds) -> list[dict]:
+  """The largest N that the MLP memory holds."""
+  held = lambda *asked: trainer.cached(lambda: best(*asked))
+  return [
+    {
+      'kind': 'memory', 'measurement': 'largest subjects', 'model': 'MLP memory', 'control': None, 'subjects': None,
+      'relations': 1, 'dim': dim, 'width': dim, 'seed': seed, 'value': border.found, 'floor': border.failed is None,
+      'parameters': 2 * dim * dim + dim,
+    }
+    for dim in preset.memories
+    for seed, border in largest(mlp_memory.Recipe(dim, dim, preset.memory_steps), seeds, held).items()
+  ]  # fmt: skip
+
+
+def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[Any, bisection.Bisection]:
   """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
 
   From d to F·d facts, the middle first, to one part in a hundred, which is where they searched.
@@ -132,97 +122,98 @@ def best(recipe: mlp_memory.Recipe, asked) -> np.ndarray:
   return mlp_memory.learn_all(recipe, sizes, seeds)[0]
 
 
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records of the three searches."""
-  records = memories(fitter, setting, seeds) + searched(fitter, setting, seeds, None)
-  for dim in setting.dims:
-    records += searched(fitter, setting, seeds, dim)
-  return records
+def costs(table):
+  """Of transformers: the number of facts n = N·R, and the trained parameters but for attention's four matrices."""
+  own = table[table['kind'] != 'memory']
+  dim = own['dim'].where(own['kind'] == 'fixed', own['value']).astype(float)
+  beside = own['parameters'].astype(float) - 4 * dim**2
+  return own.assign(facts=own['subjects'].astype(int) * own['relations'], beside=beside)
 
 
-def summary(records: list[dict]) -> list[dict]:
-  """A row a size; no mean where some seed found nothing, for that would be too good."""
-  rows = []
-  for group in statistics.groups(_asked(records), *ASKED):
-    first = group[0]
-    row = {'kind': first['kind'], 'subjects': first['for'], 'relations': first['relations']}
-    rows.append(row | {'dim': first['at']} | statistics.if_all(group, 'parameters'))
-  return rows
-
-
-ASKED = 'kind', 'at', 'for', 'relations'
-
-
-def _asked(records: list[dict]) -> list[dict]:
-  """With the d and the N that were asked for: of the two that a search has, one is what it found."""
-  at = lambda r: None if r['kind'] == 'learned' else r['dim']
-  of = lambda r: None if r['kind'] == 'memory' else r['subjects']
-  return [{**r, 'at': at(r), 'for': of(r)} for r in records]
-
-
-def findings(records: list[dict]) -> list[Finding]:
+def expect(table):
   """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  known = statistics.complete(_asked(records), *ASKED, bordered=True)
-  found_all = []
-  for dim, count in frozen_embeddings_figure.PUBLISHED.items():
-    held = only(known, kind='memory', dim=dim)
-    found_all += found(f'MLP memory, d = F = {dim}: facts held', held, 0.8 * count, 1.25 * count,
-                       CHECK, published=[count])  # fmt: skip
-  found_all += _growth(statistics.where(known, kind='memory'))
-  facts = lambda r: r['subjects'] * r['relations']
-  fixed = [r | {'value': r['width'] * r['dim'] / (facts(r) * math.log(facts(r)))}
-           for r in known if r['kind'] == 'fixed']  # fmt: skip
-  for group in statistics.groups(fixed, 'dim'):
-    sizes = ', '.join(map(str, sorted({facts(r) for r in group})))
-    found_all += found(
-      f'fixed embeddings, d = {group[0]["dim"]}, n = N·R = {sizes}: F·d / (n·ln n)',
-      _by_seed(group),
-      0.35 / 2,
-      0.35 * 2,
-      published=[0.35],
-    )
-  learned = [r | {'value': r['value'] / (r['relations'] * math.log2(r['subjects']))}
-             for r in known if r['kind'] == 'learned']  # fmt: skip
-  found_all += found('learned embeddings: d / (R·log2 N)', _by_seed(learned))
-  for name in ('learned', 'fixed'):
-    bits = [
-      r | {'value': frozen_embeddings_figure.beside_attention(r) / facts(r)}
-      for r in known
-      if r['kind'] == name
-    ]
-    for group in statistics.groups(sorted(bits, key=facts), 'subjects', 'relations'):
-      first = group[0]
-      text = f'{name}: trained parameters per fact beside attention, N = {first["subjects"]}, R = {first["relations"]}'
-      found_all += found(text, _by_seed(group))
-  return found_all
+  known = complete(table, *CELL, bordered=True)
+  memory, models = select(known, kind='memory'), costs(known)
+  by_seed = lambda rows, numbers: numbers.groupby(rows['seed']).mean()
+  for dim, count in PUBLISHED.items():
+    held, text = values(memory, dim=dim), f'MLP memory, d = F = {dim}: facts held'
+    yield from over_seeds(text, held, 0.8 * count, 1.25 * count, check=True, published=[count])
+  yield from growth(memory)
+  for (dim,), rows in groups(select(models, kind='fixed'), 'dim'):
+    n = rows['facts']
+    text = f'fixed embeddings, d = {dim:.0f}, n = N·R = {", ".join(map(str, sorted({*n})))}: F·d / (n·ln n)'
+    ratio = by_seed(rows, rows['value'] * dim / (n * np.log(n)))
+    yield from over_seeds(text, ratio, 0.35 / 2, 0.35 * 2, published=[0.35])
+  learned = select(models, kind='learned')
+  bits = learned['relations'] * np.log2(learned['subjects'].astype(float))
+  yield from over_seeds(
+    'learned embeddings: d / (R·log2 N)', by_seed(learned, learned['value'] / bits)
+  )
+  for kind in ('learned', 'fixed'):
+    own = select(models, kind=kind).sort_values('facts', kind='stable')
+    for (n, r), rows in groups(own, 'subjects', 'relations'):
+      text = f'{kind}: trained parameters per fact beside attention, N = {n:.0f}, R = {r}'
+      yield from over_seeds(text, by_seed(rows, rows['beside'] / rows['facts']))
 
 
-def _growth(memory) -> list[Finding]:
+def growth(memory):
   """The exponent of F·d in the facts held; expected nearer to that of n·ln n than to n's."""
-  slope = lambda n, size: float(np.polyfit(np.log(n), np.log(size), 1)[0])
-  by_seed = [{r['dim']: r['value'] for r in own} for own in statistics.groups(memory, 'seed')]
-  if not by_seed or len(by_seed[0]) < 3:
+  held_SxD = memory.pivot(index='seed', columns='dim', values='value').astype(float)
+  dims = held_SxD.columns.to_numpy(int)
+  if len(dims) < 3:
     return []
-  dims = np.array(sorted(by_seed[0]))
-  held = np.array([[sizes[dim] for dim in dims.tolist()] for sizes in by_seed], float)
-  mean, published = held.mean(axis=0), frozen_embeddings_figure.PUBLISHED
+  slope = lambda n, size: float(np.polyfit(np.log(n), np.log(size), 1)[0])
+  mean = held_SxD.mean().to_numpy()
   law = slope(mean, mean * np.log(mean))
-  rivals = {'n·ln_n': [law], 'n': [1.0]}
-  if published.keys() >= {*dims.tolist()}:
-    rivals['published'] = [slope([published[dim] for dim in dims.tolist()], dims**2)]
+  rivals: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}
+  if PUBLISHED.keys() >= {*dims.tolist()}:
+    rivals['published'] = [slope([PUBLISHED[dim] for dim in dims.tolist()], dims**2)]
   text = f'MLP memory, d = F = {", ".join(map(str, dims))}: F·d grows as n to the power'
-  bounds = (1 + law) / 2, law + (law - 1) / 2
-  return found(text, [slope(n, dims**2) for n in held], *bounds, **rivals)
+  slopes = [slope(n, dims**2) for n in held_SxD.to_numpy()]
+  return over_seeds(text, slopes, (1 + law) / 2, law + (law - 1) / 2, **rivals)
 
 
-def _by_seed(records) -> list[float]:
-  return [float(np.mean(only(group))) for group in statistics.groups(records, 'seed')]
+def plot(table):
+  """Parameters against facts, and the MLP memory beside its known fit; every seed that found something a mark."""
+  figure, (left, right) = plotting.new(8.4, 3.2, 1, 2)
+  found = table[table['value'].notna()]
+  models, memory = costs(found), select(found, kind='memory')
+  for i, ((kind, dim), rows) in enumerate(groups(models, 'kind', 'dim')):
+    color, marker = plotting.cycle(i)
+    label = 'learned embeddings' if kind == 'learned' else f'fixed embeddings, $d$ = {dim:.0f}'
+    left.plot(rows['facts'], rows['beside'], marker, color=color, alpha=0.6, label=label)
+  if len(models):
+    n, grey = np.geomspace(models['facts'].min(), models['facts'].max()), plotting.GREY
+    left.plot(n, 1.3 * n * np.log(n), '--', color=grey, label='1.3 $n$ log $n$ (linear memory)')
+    left.plot(n, 2 * 0.35 * n * np.log(n), ':', color=grey, label='2·0.35 $n$ log $n$ (MLP)')
+  plotting.logarithmic(left.xaxis, left.yaxis)
+  left.set(
+    xlabel='facts, $n = N R$', ylabel='parameters beside attention', title='trained until 0.99'
+  )
+  size, known = memory['width'] * memory['dim'], [d for d in PUBLISHED if d in {*memory['dim']}]
+  right.plot(size, memory['value'], 'o', color=plotting.BLUE, alpha=0.6, label='ours')
+  right.plot([d * d for d in known], [PUBLISHED[d] for d in known], 'D', color=plotting.RED,
+             markerfacecolor='white', label='Nichani et al., their code, one seed')  # fmt: skip
+  if len(memory):
+    n, label = np.linspace(2, 1.3 * float(memory['value'].max())), '$F d = 0.35\\,N \\log N$'
+    right.plot(0.35 * n * np.log(n), n, ':', color=plotting.GREY, label=label)
+  title = f'MLP memory, {memory["seed"].nunique()} seeds'
+  right.set(xlabel='$F d$', ylabel='largest $N$', title=title)
+  plotting.legend(left, fontsize=5.5)
+  plotting.legend(right)
+  return figure
 
 
-def main(argv):
-  draw = frozen_embeddings_figure.draw
-  fitting.main(argv, 'frozen_embeddings', PRESETS, measure, draw, COLUMNS, summary, quick=False)
+STUDY = Study(
+  name='frozen_embeddings',
+  title='what it costs when embeddings cannot learn',
+  claims=(Claim('Claim 6', 'With fixed random embeddings the weights must hold the facts: parameters grow as N·R·log(N·R).'),),
+  terms='MLP memory: one MLP on fixed random embeddings, trained as Nichani et al. (2025) did; n is the most facts '
+  'that it holds. Fixed: the smallest F of a transformer whose embeddings are fixed. Learned: its smallest d, at '
+  'F = 4d, where all is trained.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=CELL, minutes=3.5, compile_quickly=False,
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -16,7 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-import experiments
 from constructions import registry
 from experiments.harness import cli, records, render, studies
 from experiments.harness.findings import of_claim, verdict
@@ -47,7 +46,7 @@ class Options:
 
 def committed() -> list[str]:
   """What there are records of: NAME of the laptop's preset, NAME_full of the other."""
-  stems = [f'{name}{suffix}' for name in experiments.STUDIES for suffix in ('', FULL)]
+  stems = [f'{name}{suffix}' for name in studies.NAMES for suffix in ('', FULL)]
   return [stem for stem in stems if (RESULTS / f'{stem}.json').exists()]
 
 

@@ -4,15 +4,12 @@
   python -m experiments.report --scale=full
 
 Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures, as PNG and PDF, and writes both pages.
-What was not measured there is taken from docs/results, and marked so. Figures whose records are the same are kept
-until the code changes, and so are the data of the explorer, in WORKDIR/SCALE/explorer.json.
+What was not measured there is taken from docs/results, and marked so. The data of the explorer are kept in
+WORKDIR/SCALE/explorer.json until the code changes.
 """
 
 import base64
-import contextlib
 import dataclasses
-import hashlib
-import html
 import json
 import math
 import tempfile
@@ -20,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import matplotlib
+import jinja2
 
 import constructions
 from experiments.harness import cli, machine, records, render, studies
@@ -57,6 +54,11 @@ class Result:
   seconds: float | None
   here: bool
   findings: list[Finding]
+
+  @property
+  def about(self) -> str:
+    """What was measured, and what the words of its findings mean."""
+    return f'{self.study.title[0].upper()}{self.study.title[1:]}. {self.study.terms}'
 
   @property
   def origin(self) -> str:
@@ -133,7 +135,7 @@ def statements(results: dict[str, Result]) -> list[tuple[str, Claim, list[Findin
 
 def judged_first(findings: Sequence[Finding]) -> list[Finding]:
   """What was expected of a claim; what fell short first."""
-  return sorted((f for f in findings if f.holds is not None), key=lambda f: f.holds)
+  return sorted((f for f in findings if f.holds is not None), key=lambda f: bool(f.holds))
 
 
 def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], results: dict[str, Result]) -> str:
@@ -163,22 +165,12 @@ def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], results: dict[str, 
 
 
 def figures(results: dict[str, Result], folder: Path) -> dict[str, Path]:
-  """Every study's figure drawn from its records, unless this code has drawn these; the PNG of each."""
-  index, known = folder / 'drawn.json', {}
-  with contextlib.suppress(FileNotFoundError, ValueError):
-    known = dict(json.loads(index.read_text(encoding='utf-8')))
-  drawn, made = {}, f'{machine.code_hash()} {machine.versions()} {matplotlib.__version__}'
-  for name, m in results.items():
-    digest = hashlib.sha256((made + m.records.table.to_json()).encode()).hexdigest()
-    old, files = known.get(name, (None, []))
-    if digest != old or not all((folder / file).exists() for file in files):
-      folder.mkdir(parents=True, exist_ok=True)
-      files = [path.name for path in m.study.draw(m.records.table, folder)]
-      known[name] = digest, files
-      records.write_text(index, json.dumps(known))
-    if files:
-      drawn[name] = next(folder / file for file in files if file.endswith('.png'))
-  return drawn
+  """Every study's figure, drawn from its records; the PNG of each."""
+  folder.mkdir(parents=True, exist_ok=True)
+  drawn = {
+    name: result.study.draw(result.records.table, folder) for name, result in results.items()
+  }
+  return {name: path for name, paths in drawn.items() for path in paths if path.suffix == '.png'}
 
 
 def mechanism() -> str:
@@ -191,91 +183,44 @@ def mechanism() -> str:
   return svg[svg.index('<svg') :]
 
 
-def title(m: Result) -> str:
-  return f'{m.study.title[0].upper()}{m.study.title[1:]}. {m.study.terms}'
-
-
-def markdown(rows, results: dict[str, Result], drawn: dict[str, Path], agreed: str) -> str:
-  out = ['# Geometric factual recall, reproduced\n', answer(rows, results) + '\n', agreed + '\n']
-  out += ['| statement | what it says | verdict | measured | by |', '|---|---|---|---|---|']
-  for name, claim, found in rows:
-    shown = judged_first(found)[:SHOWN]
-    some = '<br>'.join(f'{f.what}: **{render.number(f)}**{render.beside(f)}' for f in shown)
-    by = f'[{name}](#{name})' if name in results else name
-    out.append(f'| {claim.name} | {claim.says} | {verdict(found)[1]} | {some} | {by} |')
-  out.append(f'\nIn the tables below, {render.UNSURE}.')
-  for name, m in results.items():
-    out += [f'\n## {name}\n', title(m) + '\n', f'`{m.records.about["command"]}`; {m.origin}.\n']
-    if name in drawn:
-      out.append(f'![{name}](figures/{drawn[name].name})\n')
-    out.append(render.findings(m.findings, 'markdown'))
-  return '\n'.join(out)
-
-
-def page(
-  rows, results: dict[str, Result], drawn: dict[str, Path], agreed: str, explored: dict
-) -> str:
-  """One file with all in it; `explored`: the data of the explorer."""
-  asset = lambda name: (PAGE / name).read_text(encoding='utf-8')
-  parts = {
-    'style': asset('report.css'),
-    'answer': html.escape(answer(rows, results)),
-    'agreed': html.escape(agreed),
-    'rows': '\n'.join(_row(*row, results.get(row[0])) for row in rows),
-    'versions': html.escape(', '.join(f'{k} {v}' for k, v in machine.versions().items())),
-    'mechanism': mechanism(),
-    'sections': '\n'.join(_section(name, m, drawn.get(name)) for name, m in results.items()),
-    'explorer': explorer.section(explored),
+def page(template: str, **values) -> str:
+  """A page from its template; HTML is escaped."""
+  escape = jinja2.select_autoescape(['html'])
+  loader = jinja2.FileSystemLoader(PAGE)
+  environment = jinja2.Environment(
+    loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True
+  )
+  names = {
+    'render': render,
+    'verdict': verdict,
+    'judged_first': judged_first,
+    'minutes': minutes,
+    'SHOWN': SHOWN,
   }
-  text = asset('report.html')
-  for name, part in parts.items():
-    text = text.replace(f'{{{{{name}}}}}', part)
-  return text
+  return environment.get_template(template).render(**names, **values)
 
 
-def _row(name: str, claim: Claim, found: Sequence[Finding], m: Result | None) -> str:
-  """A claim in the table."""
-  e, (kind, word), own = html.escape, verdict(found), judged_first(found)
-  some = ''.join(
-    f'<li class="{"yes" if f.holds else "no"}">{e(f.what)}: <b>{e(render.number(f))}</b>{e(render.beside(f))}</li>'
-    for f in own[:SHOWN]
-  )
-  more = f'<li class="more">and {len(own) - SHOWN} more</li>' if len(own) > SHOWN else ''
-  by = name
-  if m:
-    aside = minutes(m.seconds) if m.here else 'committed records'
-    by = f'<a href="#{name}">{name}</a><br><span class="aside">{aside}</span>'
-  return (
-    f'<tr><th scope="row">{e(claim.name)}<p>{e(claim.says)}</p></th><td><span class="{kind}">{word}</span></td>'
-    f'<td><ul>{some}{more}</ul></td><td>{by}</td></tr>'
-  )
-
-
-def _section(name: str, m: Result, picture: Path | None) -> str:
-  e, image = html.escape, ''
-  if picture:
-    data = base64.b64encode(picture.read_bytes()).decode()
-    image = f'<img alt="{e(m.study.title)}" src="data:image/png;base64,{data}">'
-  return (
-    f'<section id="{name}"><h3>{name.replace("_", " ")}</h3><p>{e(title(m))}</p>{image}'
-    f'<p class="aside"><code>{e(m.records.about["command"])}</code><br>{e(m.origin)}</p>'
-    f'<details><summary>{len(m.findings)} findings ({render.UNSURE})</summary>'
-    f'<div class="wide">{render.findings(m.findings, "html")}</div></details></section>'
-  )
+def inline(path: Path) -> str:
+  """A picture as the address of its own data."""
+  return f'data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
 def write(folder: Path, scale: str) -> list[Path]:
   """Figures and both pages."""
   results = gather(folder, scale)
   drawn, rows = figures(results, folder / 'figures'), statements(results)
-  explored, agreed = explorer.kept(folder / 'explorer.json'), agreement(results, scale)
-  pages = {
-    folder / 'report.html': page(rows, results, drawn, agreed, explored),
-    folder / 'report.md': markdown(rows, results, drawn, agreed),
-  }
-  for path, text in pages.items():
-    records.write_text(path, text)
-  return list(pages)
+  shown = {
+    'rows': rows, 'results': results, 'drawn': drawn, 'answer': answer(rows, results),
+    'agreed': agreement(results, scale), 'versions': machine.versions(),
+  }  # fmt: skip
+  whole = {
+    'style': (PAGE / 'report.css').read_text(encoding='utf-8'), 'mechanism': mechanism(),
+    'explorer': explorer.section(explorer.kept(folder / 'explorer.json')),
+    'pictures': {name: inline(path) for name, path in drawn.items()},
+  }  # fmt: skip
+  records.write_text(folder / 'report.html', page('report.html', **shown, **whole))
+  records.write_text(folder / 'report.md', page('report.md', **shown))
+  return [folder / 'report.html', folder / 'report.md']
 
 
 def main(options: Options):

@@ -6,324 +6,347 @@ Expected: with weight decay 1 the sum of one linear map per relation explains at
 embeddings of subjects that it was not fitted to, and linear maps back find at least 0.95 of their
 attributes among all N; each hidden unit keeps to one relation; moving an embedding along one map
 changes that one answer. All of it is clearer in models trained as `experiments.transfer` does.
-Controls: models that are untrained, or learned with fixed random
-embeddings, maps fitted to shuffled facts, random directions and random units; and a constructed
-selector, for which every score must be perfect.
+Controls: untrained models and fixed random embeddings, maps fitted to shuffled facts, random
+directions and units; and a constructed selector, for which every score must be perfect.
 """
 
 import dataclasses
 import functools
-import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from constructions import registry
-from experiments import claims
-from experiments.figures import structure as structure_figure
-from experiments.harness import building, cli, fitting, statistics
-from experiments.harness.findings import CHECK, Finding, found, only
+from experiments.harness import building, plotting
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.statistics import groups, select, values
+from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps
 from geomem.training import batched, optimization
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-fitting.define('structure', claims.minutes('structure'))
-
-COLUMNS = (
-  'model',
-  'dim',
-  'weight_decay',
-  'measurement',
-  'control',
-  'dose',
-  'seeds',
-  'value',
-  'least',
-  'most',
-)
 LEARNED = ('trained', 'trained for transfer')
-DOSES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
+OWN, OTHER = 'accuracy_without_own_units', 'accuracy_without_other_units'
+SHUFFLED, DIRECTION, UNITS = 'shuffled facts', 'random direction', 'random units'  # controls
+ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-  """A kind of trained model, and how it is trained."""
+  """A kind of model, and how it is trained; `embedding_lr_multiplier` is of the embeddings' weight decay too."""
 
-  name: str
+  model: str
   dim: int
   width: int
   weight_decay: float
   steps: int
-  rate: float = 1e-2
+  learning_rate: float = 1e-2
   noise: float = 0.0
-  haste: float = 1.0
+  embedding_lr_multiplier: float = 1.0
   frozen: tuple[str, ...] = ()
 
   def recipe(self, batch: int) -> Recipe:
     return Recipe.with_warmup(
       self.steps, batch=batch, target=None, noise=self.noise, frozen=self.frozen,
-      embedding_lr_multiplier=self.haste,
+      embedding_lr_multiplier=self.embedding_lr_multiplier,
     )  # fmt: skip
 
   def task(self, facts, seed: int) -> batched.Task:
     config = Config.trained(facts.subjects, facts.relations, self.dim, self.width)
-    return batched.Task(config, facts, self.rate, self.weight_decay, seed)
+    return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
   """Every size of the learned kinds is also looked at untrained."""
 
   subjects: int
   relations: int
-  kinds: tuple[Kind, ...]
   batch: int
+  kinds: tuple[Kind, ...]
   seeds: int
 
 
-def plain(dim: int, width: int, decays, steps: int) -> tuple[Kind, ...]:
-  """Nothing but AdamW, at several weight decays."""
-  return tuple(Kind('trained', dim, width, decay, steps) for decay in decays)
+def kinds(plain, transfer, fixed, weight_decays=(0.0, 0.3, 1.0), steps=1600, transfer_steps=1000):
+  """Models (d, F) trained with nothing but AdamW, as for transfer, and with fixed embeddings, which must be wider."""
+  kind = lambda model, size, **how: Kind(model=model, dim=size[0], width=size[1], **how)
+  return (
+    *(kind('trained', plain, weight_decay=decay, steps=steps) for decay in weight_decays),
+    kind(
+      'trained for transfer', transfer, weight_decay=1.0, steps=transfer_steps, learning_rate=5e-3,
+      noise=0.5, embedding_lr_multiplier=6.0, frozen=optimization.QK_PARAMS,
+    ),
+    kind(
+      'fixed embeddings', fixed, weight_decay=0.01, steps=steps,
+      frozen=('embed/subjects', 'unembed'),
+    ),
+  )  # fmt: skip
 
 
-FOR_TRANSFER = {'rate': 5e-3, 'noise': 0.5, 'haste': 6.0, 'frozen': optimization.QK_PARAMS}
-FIXED = {'frozen': ('embed/subjects', 'unembed')}  # the facts must go into the weights: larger ones
 PRESETS = {
-  'smoke': Setting(
-    24, 2,
-    (*plain(8, 12, (0.0, 1.0), 60), Kind('trained for transfer', 8, 12, 1.0, 60, **FOR_TRANSFER),
-     Kind('fixed embeddings', 8, 32, 0.01, 60, **FIXED)), 8, 1,
+  'smoke': Preset(
+    subjects=24, relations=2, batch=8, seeds=1,
+    kinds=kinds((8, 12), (8, 12), (8, 32), weight_decays=(0.0, 1.0), steps=60, transfer_steps=60),
   ),
-  'laptop': Setting(
-    512, 3,
-    (*plain(32, 36, (0.0, 0.3, 1.0), 1600), Kind('trained for transfer', 96, 96, 1.0, 1000, **FOR_TRANSFER),
-     Kind('fixed embeddings', 64, 256, 0.01, 1600, **FIXED)), 128, 5,
+  'laptop': Preset(
+    subjects=512, relations=3, batch=128, seeds=5, kinds=kinds((32, 36), (96, 96), (64, 256))
   ),
-  'accelerator': Setting(
-    1024, 4,
-    (*plain(32, 48, (0.0, 0.3, 1.0), 1600), Kind('trained for transfer', 128, 128, 1.0, 1000, **FOR_TRANSFER),
-     Kind('fixed embeddings', 64, 384, 0.01, 1600, **FIXED)), 256, 5,
+  'full': Preset(
+    subjects=1024, relations=4, batch=256, seeds=5, kinds=kinds((32, 48), (128, 128), (64, 384))
   ),
 }  # fmt: skip
 
 
 def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
-  answers_RxN = job.answers_RxN
   keys = building.eval_keys(job.seed, 6)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
-  e, u = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  targets_SxR = answers_RxN.T[held_S]
-  linear = lambda table: {
-    'superposition': linear_maps.superposition_r2(e, u, table, fit_T, held_S),
-    'readout': linear_maps.probe_accuracy(e, u, table, fit_T, held_S),
-  }
-  values = {'accuracy': intervene.accuracy(config, params, e, answers_RxN.T), **linear(answers_RxN)}
-  values |= {f'{name}|shuffled facts': value for name, value in linear(shuffled_RxN).items()}
-  read_TxRxD, hidden_TxRxF = intervene.mlp_activations(config, params, e[fit_T])
-  units = intervene.unit_selectivity(hidden_TxRxF)
-  values |= _selector(config, params, e[held_S], targets_SxR, units, keys[1])
-  values |= _patches(config, params, e[held_S], targets_SxR, jnp.mean(read_TxRxD, axis=0), keys[2])
+  e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  targets_SxR = job.answers_RxN.T[held_S]
   wanted_SxR = intervene.other_attributes(keys[3], config.answers, targets_SxR)
-
-  def move(table):
-    known = e[fit_T], u, table[:, fit_T]
+  held = config, params, e_NxD[held_S]
+  found, vectors = {'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T)}, {}
+  for arm, table_RxN in (('', job.answers_RxN), (f'|{SHUFFLED}', shuffled_RxN)):
+    for score in (linear_maps.superposition_r2, linear_maps.probe_accuracy):
+      found[score.__name__ + arm] = score(e_NxD, u_AxD, table_RxN, fit_T, held_S)
+    known = e_NxD[fit_T], u_AxD, table_RxN[:, fit_T]
     maps, _ = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
-    return intervene.steering_vectors(maps, u, targets_SxR, wanted_SxR)
+    vectors[arm] = intervene.steering_vectors(maps, u_AxD, targets_SxR, wanted_SxR)
+  vectors[f'|{DIRECTION}'] = intervene.random_directions(keys[4], vectors[''])
+  swap = lambda some: intervene.swap_effects(*held, some, wanted_SxR, jnp.array(ALPHAS))
+  for arm, (flipped_T, kept_T) in _by_arm(swap, vectors).items():
+    found |= {f'flipped{arm}': flipped_T, f'kept{arm}': kept_T}
 
-  moves = move(answers_RxN)
-  arms = {
-    '': moves,
-    '|shuffled facts': move(shuffled_RxN),
-    '|random direction': intervene.random_directions(keys[4], moves),
-  }
-  swap = lambda moved: intervene.swap_effects(
-    config, params, e[held_S], moved, wanted_SxR, jnp.array(DOSES)
-  )
-  swapped = jax.lax.map(swap, jnp.stack(list(arms.values())))
-  for name, shares in zip(('flipped', 'kept'), swapped, strict=True):
-    values |= {f'{name}{arm}': share for arm, share in zip(arms, shares, strict=True)}
-  return values | {
-    'unit_relation': units['relation'],
-    'unit_attribute': units['attribute'],
-    'unit_share': units['activation_fraction'],
-  }
-
-
-def _selector(config, params, e_SxD, targets_SxR, units, key):
-  """Selectivity, and what cutting off a relation's units, or as many at random, leaves."""
-  values = {
-    f'{name}_selectivity': jnp.sum(units['activation_fraction'] * units[name])
-    for name in ('relation', 'attribute')
-  }
-  own_2xF = jnp.stack([units['own'], jax.random.permutation(key, units['own'])])
-  cut = lambda own_F: intervene.accuracy_without_units(config, params, e_SxD, targets_SxR, own_F)
+  read_TxRxD, hidden_TxRxF = intervene.mlp_activations(config, params, e_NxD[fit_T])
+  units = intervene.unit_selectivity(hidden_TxRxF)
+  found['unit_activation_fraction'] = units['activation_fraction']
+  for name in ('relation', 'attribute'):
+    found[f'{name}_selectivity'] = jnp.sum(units['activation_fraction'] * units[name])
+    found[f'unit_{name}_selectivity'] = units[name]
+  cut = lambda own_F: intervene.accuracy_without_units(*held, targets_SxR, own_F)
   others_RxR = ~jnp.eye(config.relations, dtype=bool)
-  for arm, right_RxR in zip(('', '|random units'), jax.lax.map(cut, own_2xF), strict=True):
-    values[f'ablated_own{arm}'] = jnp.mean(jnp.diagonal(right_RxR))
-    values[f'ablated_other{arm}'] = jnp.mean(right_RxR, where=others_RxR)
-  return values
+  random = jax.random.permutation(keys[1], units['own'])
+  for arm, right_RxR in _by_arm(cut, {'': units['own'], f'|{UNITS}': random}).items():
+    found[OWN + arm] = jnp.mean(jnp.diagonal(right_RxR))
+    found[OTHER + arm] = jnp.mean(right_RxR, where=others_RxR)
+
+  # Another relation is put in at the MLP's input, one so many further, all distances alike.
+  shifts_T, mean_RxD = jnp.arange(1, config.relations), jnp.mean(read_TxRxD, axis=0)
+  add_TxRxD = jax.vmap(lambda shift: jnp.roll(mean_RxD, -shift, axis=0) - mean_RxD)(shifts_T)
+  one = lambda pair: intervene.patched_accuracy(*held, targets_SxR, *pair)
+  patch = lambda add_TxRxD: jnp.mean(jax.lax.map(one, (add_TxRxD, shifts_T)))
+  random = intervene.random_directions(keys[2], add_TxRxD)
+  for arm, right in _by_arm(patch, {'': add_TxRxD, f'|{DIRECTION}': random}).items():
+    found[f'patched_accuracy{arm}'] = right
+  return found
 
 
-def _patches(config, params, e_SxD, targets_SxR, mean_RxD, key):
-  """How often another relation, put in at the MLP's input, is the one answered; all shifts alike."""
-  shifts = jnp.arange(1, config.relations)
-  add_TxRxD = jax.vmap(lambda shift: jnp.roll(mean_RxD, -shift, axis=0) - mean_RxD)(shifts)
-  hit = lambda pair: intervene.patched_accuracy(config, params, e_SxD, targets_SxR, *pair)
-  arms = {'': add_TxRxD, '|random direction': intervene.random_directions(key, add_TxRxD)}
-  added = jnp.concatenate(list(arms.values())), jnp.tile(shifts, len(arms))
-  patched = jax.lax.map(hit, added).reshape(len(arms), -1).mean(axis=1)
-  return {f'patched{arm}': share for arm, share in zip(arms, patched, strict=True)}
+def _by_arm(function, arms: dict) -> dict:
+  """`function` of what was measured and of its controls, in one program."""
+  found = jax.lax.map(function, jnp.stack(list(arms.values())))
+  return {arm: jax.tree.map(lambda some, i=i: some[i], found) for i, arm in enumerate(arms)}
 
 
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
-  """Records of all models."""
-  table = functools.partial(building.bijections, setting.subjects, setting.relations)
-  of_kind = lambda name, kind, trained: (
-    name, kind.recipe(setting.batch), [kind.task(table(seed), seed) for seed in seeds], trained
-  )  # fmt: skip
-  groups = [of_kind(kind.name, kind, True) for kind in setting.kinds]
-  sizes = {(kind.dim, kind.width): kind for kind in setting.kinds if kind.name in LEARNED}
-  groups += [of_kind('untrained', kind, False) for kind in sizes.values()]
-  selectors = [registry.build('selector', table(seed)) for seed in seeds]
-  built = [
-    batched.Task(b.config, b.facts, seed=seed, params=b.params)
-    for seed, b in zip(seeds, selectors, strict=True)
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records of all models; of single units only those of the first seed."""
+  facts = functools.partial(building.bijections, preset.subjects, preset.relations)
+  shuffled = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
+  sizes = {(kind.dim, kind.width): kind for kind in preset.kinds if kind.model in LEARNED}
+  untrained = [dataclasses.replace(kind, model='untrained') for kind in sizes.values()]
+  sweeps = [
+    (kind.model, kind.recipe(preset.batch), [kind.task(facts(seed), seed) for seed in seeds])
+    for kind in (*preset.kinds, *untrained)
   ]
-  groups.append(('constructed', Recipe(), built, False))
+  selectors = [(seed, registry.build('selector', facts(seed))) for seed in seeds]
+  built = [batched.Task(b.config, b.facts, seed=seed, params=b.params) for seed, b in selectors]
   records = []
-  for name, recipe, tasks, trained in groups:
-    shuffled = np.stack([table(seed, other=True).answers_RxN for seed in seeds])
-    one = functools.partial(scores, tasks[0].config)
-    found = fitter.measured(recipe, tasks, one, shuffled, trained=trained)
-    for i, task in enumerate(tasks):
-      how = {
-        'weight_decay': task.weight_decay,
-        'noise': recipe.noise,
-        'haste': recipe.embedding_lr_multiplier,
+  for name, recipe, tasks in [*sweeps, ('constructed', Recipe(), built)]:
+    config, trained = tasks[0].config, name not in ('untrained', 'constructed')
+    function = functools.partial(scores, config)
+    found = trainer.train_and_evaluate(recipe, tasks, function, shuffled, trained=trained)
+    how = {
+      'weight_decay': tasks[0].weight_decay, 'noise': recipe.noise,
+      'embedding_lr_multiplier': recipe.embedding_lr_multiplier,
+    }  # fmt: skip
+    about = {
+      'model': name, 'subjects': config.subjects, 'relations': config.relations, 'dim': config.dim,
+      'width': config.blocks[0].hidden[0], **(how if trained else dict.fromkeys(how)),
+    }  # fmt: skip
+    records += [
+      {
+        'measurement': key.partition('|')[0], 'control': key.partition('|')[2] or None,
+        'alpha': ALPHAS[j] if key.startswith(('flipped', 'kept')) else None,
+        'unit': j if key.startswith('unit_') else None,
+        **about, 'seed': seed, 'value': float(number),
       }
-      about = {'model': name, **(how if trained else dict.fromkeys(how))}
-      values = {key: value[i] for key, value in found.items()}
-      records += _records(about, task, values, seeds[0])
+      for i, seed in enumerate(seeds)
+      for key, values_M in found.items()
+      if i == 0 or not key.startswith('unit_')
+      for j, number in enumerate(np.atleast_1d(values_M[i]))
+    ]  # fmt: skip
   return records
 
 
-def _records(about: dict, task: batched.Task, values: dict, first: int) -> list[dict]:
-  """One for every number; of single units only those of the first seed."""
-  c = task.config
-  about |= {
-    'seed': task.seed, 'subjects': c.subjects, 'relations': c.relations, 'dim': c.dim,
-    'width': c.blocks[0].hidden[0],
-  }  # fmt: skip
-  records = []
-  for key, value in values.items():
-    measurement, _, control = key.partition('|')
-    if measurement.startswith('unit_') and task.seed != first:
-      continue
-    for i, number in enumerate(np.atleast_1d(value)):
-      records.append({
-        'claim': _claim(measurement), 'measurement': measurement, 'control': control or None,
-        'dose': DOSES[i] if measurement in ('flipped', 'kept') else None,
-        'unit': i if measurement.startswith('unit_') else None, **about, 'value': float(number),
-      })  # fmt: skip
-  return records
+SWAPPED = 'flipped and kept'  # an edit that changes nothing keeps everything: the lower of the two
+SCORES = (  # claim, measurement, α, in words, at least, at most, the control of the same model
+  (2, 'accuracy', None, 'right answers', 0.99, None, None),
+  (2, 'superposition_r2', None, 'superposition, held-out R²', 0.8, None, SHUFFLED),
+  (3, 'probe_accuracy', None, 'linear readouts, held out', 0.95, None, SHUFFLED),
+  (4, 'relation_selectivity', None, 'units keep to one relation', 0.5, None, None),
+  (4, 'attribute_selectivity', None, 'units keep to few attributes', None, None, None),
+  (4, OWN, None, "right once the relation's own units are cut", None, 0.2, UNITS),
+  (4, OTHER, None, "right once another relation's units are cut", 0.9, None, UNITS),
+  (4, 'patched_accuracy', None, 'relation patched, its answer given', 0.9, None, DIRECTION),
+  *(
+    (4, measurement, alpha, f'{text}, α = {alpha:g}', at_least, None, DIRECTION)
+    for alpha in (1.0, 1.5)
+    for measurement, text, at_least in (
+      ('flipped', 'swaps that flip the answer', None), ('kept', 'other answers kept', None),
+      (SWAPPED, 'swaps, the lower of flipped and kept', 0.9),
+    )
+  ),
+)  # fmt: skip
+PERFECT = {  # of a constructed model, by claim
+  2: ('accuracy', 'superposition_r2'), 3: ('probe_accuracy',),
+  4: ('relation_selectivity', OTHER, 'patched_accuracy', 'flipped', 'kept'),
+}  # fmt: skip
 
 
-def _claim(measurement: str) -> int:
-  return {'accuracy': 2, 'superposition': 2, 'readout': 3}.get(measurement, 4)
-
-
-def summary(records: list[dict]) -> list[dict]:
-  """Mean and range over the seeds; of the doses, two."""
-  records = [r for r in records if r['unit'] is None and r['dose'] in (None, 1.0, 1.5)]
-  names = 'model', 'dim', 'weight_decay', 'measurement', 'control', 'dose'
-  return statistics.over_seeds(records, *names)
-
-
-BOTH = 'flipped and kept'
-SCORES = (  # measurement, in words, at least, at most, the control of the same model
-  ('accuracy', 'right answers', 0.99, None, None),
-  ('superposition', 'superposition, held-out R²', 0.8, None, 'shuffled facts'),
-  ('readout', 'linear readouts, held out', 0.95, None, 'shuffled facts'),
-  ('relation_selectivity', 'units keep to one relation', 0.5, None, None),
-  ('attribute_selectivity', 'units keep to few attributes', None, None, None),
-  ('ablated_own', "right once the relation's own units are cut", None, 0.2, 'random units'),
-  ('ablated_other', "right once another relation's units are cut", 0.9, None, 'random units'),
-  ('patched', 'relation patched, its answer given', 0.9, None, 'random direction'),
-)
-
-
-def findings(records: list[dict]) -> list[Finding]:
+def expect(table):
   """Of every learned kind, beside the same models untrained and the fixed embeddings; where it decays most, a claim."""
-  found_all = []
-  learned = [r for r in records if r['model'] in LEARNED]
-  for group in statistics.groups(learned, 'model', 'weight_decay'):
-    first = group[0]
-    claimed = first['weight_decay'] == max(
-      r['weight_decay'] for r in learned if r['model'] == first['model']
+  learned = table[table['model'].isin(LEARNED)]
+  most, fixed = (
+    learned.groupby('model')['weight_decay'].max(),
+    select(table, model='fixed embeddings'),
+  )
+  for (name, dim, decay), rows in groups(learned, 'model', 'dim', 'weight_decay'):
+    beside = {'untrained': select(table, model='untrained', dim=dim), 'fixed embeddings': fixed}
+    for claim, measurement, alpha, text, at_least, at_most, control in SCORES:
+      of = functools.partial(_values, measurement=measurement, alpha=alpha)
+      controls: Any = {control: of(rows, control=control)} if control else {}
+      controls |= {kind: of(some) for kind, some in beside.items()}
+      bounds = (at_least, at_most) if decay == most[name] else (None, None)
+      yield from over_seeds(
+        f'{name}, d = {dim}, decay {decay:g}: {text}', of(rows), *bounds, claim=f'Claim {claim}',
+        check=measurement == 'accuracy', **controls,
+      )  # fmt: skip
+  built = select(table, model='constructed', control=None)
+  built = built[built['alpha'].isna() | (built['alpha'] == 1.0)]
+  for claim, names in PERFECT.items():
+    by_seed = groups(built[built['measurement'].isin(names)], 'seed')
+    worst = [rows['value'].min(skipna=False) for _, rows in by_seed]
+    yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
+
+
+def _values(table, measurement: str, alpha: float | None, control: str | None = None):
+  """A value per seed."""
+  if measurement != SWAPPED:
+    return values(table, measurement=measurement, alpha=alpha, control=control)
+  return np.minimum(*(_values(table, name, alpha, control) for name in ('flipped', 'kept')))
+
+
+def plot(table):
+  """Four panels; every seed a mark, means joined; of hidden units those of one seed."""
+  figure, panels = plotting.new(12, 3.8, 1, 4)
+  plain = select(table, model='trained')
+  models = {name: select(table, model=name) for name in MODELS}
+  models['trained'] = plain[plain['weight_decay'] == plain['weight_decay'].max()]
+  models['untrained'] = select(models['untrained'], dim=plain['dim'].min())
+  _plot_linear(panels[0], table)
+  _plot_units(panels[1], models)
+  _plot_swaps(panels[2], models)
+  _plot_cuts(panels[3], models)
+  return figure
+
+
+def _plot_linear(ax, table):
+  """R² and readout accuracy against weight decay, with their controls; other models as lines."""
+  learned = table[table['model'].isin(LEARNED)]
+  learned = learned.assign(decay=learned['weight_decay'].map('{:g}'.format))
+  learned.loc[learned['model'] != 'trained', 'decay'] += '\nfor transfer'
+  arms = [('superposition_r2', None, 'superposition, $R^2$'),
+          ('probe_accuracy', None, 'linear readouts'),
+          ('superposition_r2', SHUFFLED, '$R^2$, shuffled facts')]  # fmt: skip
+  for i, (name, control, label) in enumerate(arms):
+    for kind in LEARNED:  # two ways of training: no line from one to the other
+      rows = select(learned, model=kind, measurement=name, control=control)
+      plotting.spread(ax, rows, 'decay', i, label if kind == LEARNED[0] else None)
+  for name, dashes in (('untrained', ':'), ('fixed embeddings', '--')):
+    mean = np.mean(values(table, model=name, measurement='superposition_r2', control=None))
+    ax.axhline(mean, color=plotting.GREY, linestyle=dashes, linewidth=1, label=f'$R^2$, {name}')
+  ax.set(xlabel='weight decay', ylabel='on held-out subjects', title='superposition')
+  plotting.legend(ax)
+
+
+def _plot_units(ax, models):
+  """Every hidden unit by how far it keeps to one relation, and to few answers; its area is what it fires."""
+  for i, (name, rows) in enumerate(models.items()):
+    color, marker = plotting.cycle(i)
+    x, y, fraction = (
+      np.array(values(rows, measurement=f'unit_{part}'))
+      for part in ('relation_selectivity', 'attribute_selectivity', 'activation_fraction')
     )
-    about = f'{first["model"]}, d = {first["dim"]}, decay {first["weight_decay"]:g}: '
-    for name, text, least, most, control, dose in _claims():
-      of = lambda records, control=None, name=name, dose=dose, **about: _values(
-        records, name, control=control, dose=dose, **about
-      )
-      controls = {control: of(group, control)} if control else {}
-      controls['untrained'] = of(records, model='untrained', dim=first['dim'])
-      controls['fixed embeddings'] = of(records, model='fixed embeddings')
-      bounds = (least, most) if claimed else (None, None)
-      claim = CHECK if name == 'accuracy' else f'Claim {_claim(name)}'
-      found_all += found(about + text, of(group), *bounds, claim, **controls)
-  worst = [
-    found(f'constructed: the worst score, claim {i}', _worst(records, i), 0.999, claim=CHECK)
-    for i in (2, 3, 4)
-  ]
-  return found_all + list(itertools.chain(*worst))
+    look = {'color': color, 'marker': marker, 'alpha': 0.5, 'linewidths': 0}
+    ax.scatter(x, y, 600 * fraction, label=name, **look)
+  ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units, one seed')
+  ax.set(xlabel='keeps to one relation', ylabel='keeps to few attributes')
+  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncol=2)
+  for handle in ax.get_legend().legend_handles:
+    handle.set_sizes([20])
 
 
-def _values(records, name: str, **about) -> list[float]:
-  """A value per seed; an edit that changes nothing keeps everything, so that of a swap both must be high."""
-  if name != BOTH:
-    return only(records, measurement=name, **about)
-  both = [only(records, measurement=one, **about) for one in ('flipped', 'kept')]
-  return np.minimum(*both).tolist()
+def _plot_swaps(ax, models):
+  """How often a swap changes the answer it should, and leaves the others, by α."""
+  for j, kind in enumerate(LEARNED):
+    for control in (None, DIRECTION)[: 2 - j]:
+      dashes = {'linestyle': ':', 'markerfacecolor': 'white'} if control else {}
+      for i, (name, label) in enumerate({'flipped': 'flips', 'kept': 'keeps the others'}.items()):
+        rows = select(models[kind], measurement=name, control=control)
+        label = ', '.join(filter(None, [label, control, 'for transfer' * j]))
+        plotting.spread(ax, rows, 'alpha', 2 * j + i, label, **dashes)
+  ax.set(xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='fraction of answers')
+  ax.set(ylim=(-0.03, 1.03), title='swapping one attribute')
+  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncol=2)
 
 
-def _claims():
-  """`SCORES`, and the swaps at two doses."""
-  yield from ((*score, None) for score in SCORES)
-  for dose in (1.0, 1.5):
-    for name, text in (('flipped', 'swaps that flip the answer'), ('kept', 'other answers kept')):
-      yield name, f'{text}, α = {dose:g}', None, None, 'random direction', dose
-    yield (
-      BOTH,
-      f'swaps, the lower of flipped and kept, α = {dose:g}',
-      0.9,
-      None,
-      'random direction',
-      dose,
-    )
+def _plot_cuts(ax, models):
+  """What cutting off the units of a relation leaves of it and of the others; and the patched relation."""
+  bars = [(OWN, None, 'own units cut'), (OTHER, None, "another's units cut"),
+          (OWN, UNITS, 'random units cut'), ('patched_accuracy', None, 'relation patched'),
+          ('patched_accuracy', DIRECTION, 'patched at random')]  # fmt: skip
+  for i, (name, rows) in enumerate(models.items()):
+    for j, (measurement, control, _) in enumerate(bars):
+      own = values(rows, measurement=measurement, control=control)
+      x = j + (i - len(models) / 2 + 0.5) * 0.18
+      ax.bar(x, np.mean(own), 0.16, color=plotting.cycle(i)[0], label=None if j else name)
+      ax.plot([x] * len(own), own, '_', color=plotting.BLACK, markersize=4, linewidth=0)
+  labels = [label for *_, label in bars]
+  ax.set_xticks(range(len(bars)), labels, rotation=25, ha='right', fontsize=6)
+  ax.set(ylabel='right answers', ylim=(0, 1.03), title='cuts and patches')
+  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.4, -0.28), ncol=3)
 
 
-def _worst(records, claim: int) -> list[float]:
-  """Of what must be 1 in the constructed model, of every seed."""
-  perfect = [name for name, _, least, *_ in SCORES if least]
-  records = [r for r in records if r['claim'] == claim]
-  own = [
-    r for r in records
-    if r['model'] == 'constructed' and r['control'] is None
-    and (r['measurement'] in perfect or (r['measurement'] in ('flipped', 'kept') and r['dose'] == 1.0))
-  ]  # fmt: skip
-  return [np.min(only(group)).item() for group in statistics.groups(own, 'seed')]
-
-
-def main(argv):
-  fitting.main(argv, 'structure', PRESETS, measure, structure_figure.draw, COLUMNS, summary)
-
+STUDY = Study(
+  name='structure', title='superposition, readouts, units, patches and swaps, with controls',
+  claims=(
+    Claim('Claim 2', 'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors, '
+          'judged on subjects that the maps were not fitted to.'),
+    Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding.'),
+    Claim('Claim 4', 'The MLP selects by relation: units keep to one, patching the relation or moving the embedding along '
+          'one map changes that answer and no other.'),
+  ),
+  terms='A swap moves a subject’s embedding by α times M_r(u_a′ − u_a), M_r the map fitted for relation r. It should '
+  'flip the answer to r and keep the others: the lower of these two fractions counts, for an edit that does '
+  'nothing keeps everything. Every unit belongs to the relation for which it fires most on average; '
+  'it keeps to that one by 1 if it fires for no other, and by 0 if it fires for all alike. Fixed embeddings: '
+  'only the rest was trained.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2.5,
+)  # fmt: skip
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -14,267 +14,250 @@ learning rates, found by halving; all cases are halved together. What can be loo
 
 Expected: d* grows as R·log2 N, at about four bits of facts per coordinate, and no other law that is as simple
 explains it better. F* is 1 until d is too small for the facts, then it grows with them: no line is put
-through it. The run can be killed and taken up again.
+through it. How many bits of facts a parameter comes to hold is reported, and nothing expected of it.
 """
 
 import dataclasses
 import itertools
-import math
+from typing import Annotated, Literal, get_args
 
+import jax
 import numpy as np
-from absl import flags
+import pandas as pd
 
 from constructions import registry
-from experiments import claims
-from experiments.figures import threshold as threshold_figure
-from experiments.harness import cli, fitting, machine, statistics, storage
-from experiments.harness.findings import Finding, found, only
-from experiments.harness.searching import FINDS, Case, Setting, amount, measure
+from experiments.harness import plotting, render, searching, statistics
+from experiments.harness.findings import Claim, Finding, over_seeds
+from experiments.harness.statistics import complete, groups, select
+from experiments.harness.study import Study
 from geomem import facts as fact
+from geomem.checks import accounting
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-cli.define(
-  'redraw',
-  'steps',
-  'target',
-  'save_seconds',
-  'profile',
-  scale=cli.scale(claims.minutes('threshold')),
-  subjects='N (repeatable; default: by --scale).',
-  relations='R (repeatable; default: by --scale).',
-  learning_rate='Peak learning rate (repeatable; default: 0.01 and 0.03); the best counts.',
-  weight_decay='Weight decay of AdamW (repeatable; default: 0.01); the best counts.',
-  dim='d, where it is fixed (default: 8).',
-  width='F, where it is fixed (default: 64).',
-  seed=f'The first seed, of parameters and facts (default: {fitting.FIRST}).',
-  seeds='How many seeds, from --seed on (default: 5; 1 at --scale=smoke).',
-  workdir='Folder of the run (default: runs/threshold).',
-)
-flags.DEFINE_multi_enum('find', None, FINDS, 'What to look for (repeatable; default: by --scale).')
-
-PRESETS = {  # find, N, R, seeds
-  'smoke': (('dim',), (8, 16), (2,), 1),
-  'laptop': (('dim', 'dim_at_width', 'width'), (16, 48, 144), (2, 4), 5),
-  'accelerator': (FINDS, (64, 256, 1024, 4096), (2, 4, 8), 5),
+Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
+FINDS = get_args(Find)
+SUBJECTS = {'smoke': (8, 16), 'laptop': (16, 48, 144), 'full': (64, 256, 1024, 4096)}
+USED_BY: dict[
+  str, tuple[set[str], set]
+] = {  # what a size of one's own means something to, and the sizes that are nobody's own
+  'subjects': ({'dim', 'dim_at_width', 'width'}, {*SUBJECTS.values()}),
+  'dim': ({'width', 'subjects'}, {8}),
+  'width': ({'dim_at_width'}, {64}),
 }
-CONSTRUCTIONS = ('selector', 'attention_only', 'keyvalue')
-CHANGES = (  # flags that say something of a search, and nothing of a figure drawn again
-  'scale', 'subjects', 'relations', 'find', 'dim', 'width', 'seed', 'seeds', 'steps', 'target',
-  'learning_rate', 'weight_decay', 'profile', 'save_seconds',
-)  # fmt: skip
-USED_BY = {  # what a size of one's own means something to
-  'subjects': {'dim', 'dim_at_width', 'width'},
-  'dim': {'width', 'subjects'},
-  'width': {'dim_at_width'},
+TITLES = {
+  'dim': 'smallest $d$, $F = 4d$',
+  'dim_at_width': 'smallest $d$, $F$ = {width:.0f}',
+  'width': 'smallest $F$, $d$ = {dim:.0f}',
+  'subjects': 'largest $N$, $d$ = {dim:.0f}, $F = 4d$',
 }
 LAWS = {  # of the size in N and R
-  'R·log2 N': lambda n, r: r * math.log2(n),
-  'R·√N': lambda n, r: r * math.sqrt(n),
+  'R·log2 N': lambda n, r: r * np.log2(n),
+  'R·√N': lambda n, r: r * np.sqrt(n),
   'R·N': lambda n, r: r * n,
 }
-FIT_COLUMNS = (
-  'find',
-  'seeds',
-  'missing',
-  'slope',
-  'slope_low',
-  'slope_high',
-  'intercept',
-  *(f'explained by {name}' for name in LAWS),
-)
-COLUMNS = (
-  'find',
-  'subjects',
-  'relations',
-  'seeds',
-  'found',
-  'value',
-  'least',
-  'most',
-  'parameters',
-  'bits',
-)
+slope = lambda by_seed: line(by_seed)[1]
+REPORTED = {2.0: '--', 3.6: ':'}  # bits per parameter of language models: knowledge, memorized text
 
 
-def constructed(cases: list[Case]) -> list[dict]:
-  """The exact constructions at the same N and R, for their bits per parameter."""
-  sizes = dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects)
-  records = []
-  for (n, r), name in itertools.product(sizes, CONSTRUCTIONS):
-    config = registry.build(name, Facts.bijections(n, r)).config
-    about = {'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r}
-    records.append({**about, **amount(config)})
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """Every pair of a learning rate and a weight decay is tried; the best counts."""
+
+  find: Annotated[tuple[Find, ...], 'What to look for.']
+  subjects: tuple[int, ...]
+  relations: tuple[int, ...]
+  dim: Annotated[int, 'd, where it is fixed.', 1] = 8
+  width: Annotated[int, 'F, where it is fixed.', 1] = 64
+  learning_rate: tuple[float, ...] = (0.01, 0.03)
+  weight_decay: tuple[float, ...] = (0.01,)
+  steps: int = 2000
+  target: float = 0.99
+  seeds: int = 5
+
+  def __post_init__(self):
+    for sizes in itertools.product(self.subjects, self.relations):
+      fact.check_sizes(*sizes)
+    for name, (users, nobodys) in USED_BY.items():
+      if not users & {*self.find} and getattr(self, name) not in nobodys:
+        raise InputError(f'--{name} means nothing to --find={",".join(self.find)}; leave it out')
+    Recipe(self.steps, target=self.target)  # refuses what is no accuracy
+
+
+PRESETS = {
+  'smoke': Preset(find=('dim',), subjects=SUBJECTS['smoke'], relations=(2,), seeds=1),
+  'laptop': Preset(find=FINDS[:3], subjects=SUBJECTS['laptop'], relations=(2, 4)),
+  'full': {
+    find: Preset(find=(find,), subjects=SUBJECTS['full'], relations=(2, 4, 8)) for find in FINDS
+  },
+}
+
+
+def measure(trainer, preset, seeds):
+  """A record a case, one a size that was tried, and the exact constructions at the same N and R for their bits."""
+  recipe = Recipe.with_warmup(preset.steps, target=preset.target)
+  rates = tuple(itertools.product(preset.learning_rate, preset.weight_decay))
+  subjects = lambda find: [0] if find == 'subjects' else preset.subjects
+  cases = [
+    searching.Case(find, *case)
+    for find in preset.find
+    for case in itertools.product(subjects(find), preset.relations, seeds)
+  ]
+  setting = searching.Setting(recipe, preset.dim, preset.width, rates)
+  records = searching.measure(cases, setting, trainer.train)
+  for n, r in dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects):
+    for name in ('selector', 'attention_only', 'keyvalue'):
+      facts = Facts.bijections(n, r)
+      parameters = sum(a.size for a in jax.tree.leaves(registry.build(name, facts).params))
+      records.append({
+        'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r, 'parameters': parameters,
+        'bits_per_parameter': accounting.fact_bits(facts) / parameters,
+      })  # fmt: skip
   return records
 
 
-def fits(records: list[dict]) -> list[dict]:
-  """The line through size against R·log2 N, a seed's points drawn together; and what rival laws explain.
+def line(by_seed, law: str = 'R·log2 N') -> tuple[float, float, float]:
+  """Intercept, slope and R² of the line through the sizes against a law, those of all seeds taken together."""
+  rows = pd.concat(by_seed)
+  return statistics.line(LAWS[law](rows['subjects'], rows['relations']), rows['value'])
 
-  Cases in which no size succeeded, or the smallest of all, are left out, and counted.
+
+def fitted(table):
+  """(find, the sizes by seed, how many are left out) of what a line goes through: several sizes of several N and R.
+
+  Left out are cases in which nothing was found, or nothing smaller failed.
   """
-  rows = []
-  for find in FINDS:
-    own = [r for r in records if r.get('kind') == 'threshold' and r['find'] == find]
-    found = [r for r in own if statistics.is_border(r)]
-    law = LAWS['R·log2 N']
-    by_seed = [
-      [(law(r['subjects'], r['relations']), r['value']) for r in group]
-      for group in statistics.groups(found, 'seed')
-    ]
-    through_all = lambda seeds: statistics.line(list(itertools.chain(*seeds)))
-    points = list(itertools.chain(*by_seed))
-    varied = min(len({point[i] for point in points}) for i in (0, 1))
-    if not find.startswith('dim') or varied < 2:  # no line through one size
-      continue
-    through = statistics.line(points)
-    low, high = statistics.interval(by_seed, through_all)
-    rows.append({
-      'kind': 'fit', 'find': find, 'seeds': len(by_seed), 'missing': len(own) - len(found),
-      'intercept': through[0], 'slope': through[1],
-      'slope_low': low[1], 'slope_high': high[1],
-      **{f'explained by {name}': _explained(law, found) for name, law in LAWS.items()},
-    })  # fmt: skip
-  return [{k: float(v) if isinstance(v, np.floating) else v for k, v in r.items()} for r in rows]
+  for find in ('dim', 'dim_at_width'):
+    own = select(table, kind='threshold', find=find)
+    found = own[own['value'].notna() & own['floor'].ne(True)]
+    by_seed = [rows for _, rows in groups(found, 'seed')]
+    if found['value'].nunique() > 1 and np.isfinite(slope(by_seed)):
+      yield find, by_seed, len(own) - len(found)
 
 
-def _thresholds(records: list[dict]) -> list[dict]:
-  """What was found, with the N that was asked for."""
-  return [
-    {**r, 'subjects': 'any'} if r['find'] == 'subjects' else r
-    for r in records
-    if r.get('kind') == 'threshold'
-  ]
-
-
-def _explained(law, records: list[dict]) -> float:
-  """R² of the line through size against this law's."""
-  points = [(law(r['subjects'], r['relations']), r['value']) for r in records]
-  return statistics.explained(points, statistics.line(points))
-
-
-def summary(records: list[dict]) -> list[dict]:
-  """A row a case, over its seeds; no mean where some seed found nothing, for that would be too good."""
-  rows = []
-  for group in statistics.groups(_thresholds(records), 'find', 'subjects', 'relations'):
-    row = {name: group[0][name] for name in ('find', 'subjects', 'relations')}
-    rows.append(row | statistics.if_all(group, 'parameters', 'bits'))
-  return rows
-
-
-def _asked_for() -> tuple[list[Case], Setting]:
-  """The cases and their setting by the flags, and where those are silent by the scale."""
-  find, subjects, relations, seeds = PRESETS[FLAGS.scale]
-  find, seeds = cli.values('find', find), cli.seeds(fitting.FIRST, seeds)
-  subjects, relations = cli.values('subjects', subjects), cli.values('relations', relations)
-  for n, r in itertools.product(subjects, relations):
-    fact.check_sizes(n, r, 1)
-  recipe = Recipe.with_warmup(FLAGS.steps, target=FLAGS.target)
-  rates = cli.values('learning_rate', [0.01, 0.03]), cli.values('weight_decay', [0.01])
-  for name, users in USED_BY.items():
-    if FLAGS[name].value is not None and not set(find) & users:
-      raise InputError(f'--{name} means nothing to --find={",".join(find)}; leave it out')
-  sizes = cli.value('dim', 8), cli.value('width', 64)
-  return [
-    Case(f, n, r, s)
-    for f in find
-    for n, r, s in itertools.product([0] if f == 'subjects' else subjects, relations, seeds)
-  ], Setting(recipe, *sizes, tuple(itertools.product(*rates)))
-
-
-def _search(folder) -> list[dict]:
-  cases, setting = _asked_for()
-  about = {
-    'command': fitting.command('threshold'),
-    'scale': FLAGS.scale,
-    'setting': dataclasses.asdict(setting),
-    'cases': [dataclasses.astuple(c) for c in cases],
-  }
-  with fitting.run(folder, about) as fitter:
-    records = measure(cases, setting, fitter)
-    fitter.save()
-    records += fits(records) + constructed(cases)
-    storage.write_results(folder, records)
-  return records
-
-
-def findings(records: list[dict]) -> list[Finding]:
-  """The fits, with their intervals over seeds, and the bits at threshold."""
-  fits = [r for r in records if r.get('kind') == 'fit']
-  found_all = [
-    Finding(
-      f'{_told(records, r)}: slope against R·log2 N', r['slope'], r['slope_low'], r['slope_high'], r['seeds']
-    )
-    for r in fits
-  ]  # fmt: skip
-  found_all += itertools.chain(*(_straightness(records, r) for r in fits))
-  cell = 'find', 'subjects', 'relations'
-  all_found = statistics.complete(_thresholds(records), *cell)
-  for group in statistics.groups(
-    statistics.where(all_found, find='width'), 'subjects', 'relations'
-  ):
-    first = group[0]
-    text = f'{_told(records, first)}, N = {first["subjects"]}, R = {first["relations"]}'
-    found_all += found(text, only(group))
-  known, highest = statistics.complete(all_found, *cell, bordered=True), []
-  for group in statistics.groups(known, 'find', 'subjects'):
-    bits = [np.mean([r['bits'] for r in own]) for own in statistics.groups(group, 'seed')]
-    highest = max(highest, bits, key=lambda values: np.mean(values) if values else 0.0)
-    text = f'bits of facts per parameter: {_told(records, group[0])}, N = {group[0]["subjects"]}'
-    found_all += found(text, bits)
-  return found_all + found(
-    'bits of facts per parameter, the highest of all sizes', highest, most=2.0
-  )
-
-
-def _told(records, about: dict) -> str:
+def name_of(table, find: str) -> str:
   """What was looked for, as the figure has it; only what was found has sizes."""
-  own = statistics.where(records, kind='threshold', find=about['find'])
-  sizes = next(r for r in own if r['value'] is not None)
-  return threshold_figure.TITLES[about['find']].format(**sizes).replace('$', '')
+  own = select(table, kind='threshold', find=find)
+  return TITLES[find].format(**own[own['value'].notna()].iloc[0])
 
 
-def _straightness(records, fit: dict) -> list[Finding]:
-  """R² of the law over the sizes found, and by how much it is ahead of the best of its rivals."""
-  own = statistics.where(records, kind='threshold', find=fit['find'])
-  by_seed = statistics.groups(filter(statistics.is_border, own), 'seed')
+def expect(table):
+  """The lines, with their intervals over seeds, and the bits at threshold."""
+  told = lambda find: name_of(table, find).replace('$', '')
+  law, *rivals = LAWS
+  r2 = lambda by_seed: line(by_seed, law)[2]
+  ahead = lambda by_seed: r2(by_seed) - max(line(by_seed, rival)[2] for rival in rivals)
 
-  def judged(seeds) -> np.ndarray:
-    law, *rivals = (_explained(law, list(itertools.chain(*seeds))) for law in LAWS.values())
-    return np.array([law, law - max(rivals)])
+  def joint(what, statistic, at_least=None, **controls):
+    interval = statistics.jackknife(by_seed, statistic)
+    return Finding(what, statistic(by_seed), *interval, len(by_seed), at_least, controls=controls)
 
-  ends = zip(judged(by_seed), *statistics.interval(by_seed, judged), strict=True)
-  (square, ahead), told = (tuple(map(float, row)) for row in ends), _told(records, fit)
-  _, *rivals = (f'{name} {fit[f"explained by {name}"]:.3g}' for name in LAWS)
-  return [
-    Finding(
-      f'{told}: R² of a line in R·log2 N', *square, fit['seeds'], 0.8, control=', '.join(rivals)
-    ),
-    Finding(f'{told}: R² ahead of the best other law', *ahead, fit['seeds'], 0.0),
-  ]
+  for find, by_seed, _ in fitted(table):
+    yield joint(f'{told(find)}: slope against R·log2 N', slope)
+  for find, by_seed, _ in fitted(table):
+    others = {rival: line(by_seed, rival)[2] for rival in rivals}
+    yield joint(f'{told(find)}: R² of a line in R·log2 N', r2, 0.8, **others)
+    yield joint(f'{told(find)}: R² ahead of the best other law', ahead, 0.0)
+  cell, highest = ('find', 'subjects', 'relations'), pd.Series(dtype=float)
+  found = complete(asked(table), *cell)
+  for (find, n, r), rows in groups(select(found, find='width'), *cell):
+    yield from over_seeds(f'{told(find)}, N = {n}, R = {r:.0f}', rows['value'])
+  for (find, n), rows in groups(complete(found, *cell, bordered=True), 'find', 'subjects'):
+    bits = rows.groupby('seed')['bits_per_parameter'].mean()
+    highest = max(highest, bits, key=lambda bits: bits.mean() if len(bits) else 0.0)
+    yield from over_seeds(f'bits of facts per parameter: {told(find)}, N = {n}', bits)
+  yield from over_seeds('bits of facts per parameter, the highest of all sizes', highest)
 
 
-def main(argv):
-  cli.no_arguments(argv)
-  machine.suit_small_models()
-  folder = cli.workdir('runs/threshold')
-  if FLAGS.redraw:
-    cli.check_redraw(*CHANGES)
-  records = storage.read_results(folder) if FLAGS.redraw else _search(folder)
-  if not any(r.get('kind') == 'threshold' for r in records):
-    raise InputError(f'{folder}: no thresholds among the results; run experiments.threshold first')
-  print(cli.table(COLUMNS, summary(records)))
-  if lines := [r for r in records if r.get('kind') == 'fit']:
-    print('\nsize = intercept + slope · R·log2 N, with the 95% interval over seeds')
-    print(cli.table(FIT_COLUMNS, lines))
-  if not any(r['value'] for r in records if r.get('kind') == 'threshold'):
-    print('no size succeeded: no figure; more --steps, or another --learning_rate?')
+def asked(table):
+  """What was looked for, with the N that was asked for."""
+  own = select(table, kind='threshold')
+  whole = own['subjects'].astype(int).astype(object)
+  return own.assign(subjects=whole.mask(own['find'] == 'subjects', 'any'))
+
+
+def more(table):
+  """The sizes found, and the lines through them."""
+  text = render.table(statistics.summarize(asked(table), 'find', 'subjects', 'relations'))
+  for find, by_seed, missing in fitted(table):
+    ends = '{:.3g} + {:.3g}·R·log2 N, R² {:.3g}'.format(*line(by_seed))
+    text += f'\n\n{find} = {ends}; left out: {missing}'
+  if asked(table)['value'].isna().all():
+    text += '\n\nno size succeeded: no figure; more --steps, or another --learning_rate?'
+  return text
+
+
+def plot(table):
+  """A panel for each kind of search, and one of bits per parameter at the border."""
+  found = select(table[table['value'].notna()], kind='threshold')
+  finds = [find for find in TITLES if (found['find'] == find).any()]
+  if not finds:
+    return None
+  figure, panels = plotting.new(2.9 * (len(finds) + 1), 2.9, 1, len(finds) + 1, squeeze=False)
+  lines = {find: by_seed for find, by_seed, _ in fitted(table)}
+  for ax, find in zip(panels[0], finds, strict=False):
+    _plot_sizes(ax, find, select(found, find=find), lines.get(find))
+    ax.set_title(name_of(table, find))
+  _plot_bits(panels[0][-1], found, select(table, kind='construction'))
+  return figure
+
+
+def _plot_sizes(ax, find: str, own, by_seed):
+  """What was found against R·log2 N (for `subjects`: against R), every seed a mark."""
+  at = lambda rows: rows['relations'] * (1 if find == 'subjects' else np.log2(rows['subjects']))
+  for i, (relations, rows) in enumerate(own.groupby('relations')):
+    color, marker = plotting.cycle(i)
+    label = f'$R$ = {relations:.0f}'
+    ax.plot(at(rows), rows['value'], marker, color=color, alpha=0.6, label=label)
+  if by_seed:
+    intercept, through, _ = line(by_seed)
+    low, high = statistics.jackknife(by_seed, slope)
+    label = f'slope {through:.2g}' + f' [{low:.2g}, {high:.2g}]' * bool(np.isfinite(low))
+    ends = np.array([at(own).min(), at(own).max()])
+    ax.plot(ends, intercept + through * ends, '-', color=plotting.GREY, label=label)
+  ax.set_xlabel('relations, $R$' if find == 'subjects' else r'$R\,\log_2 N$')
+  ax.set_ylabel({'width': '$F^*$', 'subjects': '$N^*$'}.get(find, '$d^*$'))
+  if find == 'subjects':
+    plotting.logarithmic(ax.yaxis)
   else:
-    print('figure: ' + ', '.join(map(str, threshold_figure.draw(records, folder))))
-  print(f'records: {folder / "results.json"}')
+    ax.set_ylim(bottom=0)
+  ax.legend()
+
+
+def _plot_bits(ax, found, built):
+  """Facts, in bits, for each parameter of the whole model, next to what others report."""
+  draw = lambda name, rows, *style, **more: ax.plot(
+    rows['subjects'] * rows['relations'], rows['bits_per_parameter'], *style, label=name.replace('_', ' '), **more
+  )  # fmt: skip
+  for i, (find, rows) in enumerate(found.groupby('find', sort=False)):
+    color, marker = plotting.cycle(i)
+    draw(find, rows, marker, color=color, alpha=0.6)
+  faces = itertools.cycle((plotting.BLACK, plotting.GREY, 'white'))
+  for (name, rows), face in zip(built.groupby('construction', sort=False), faces, strict=False):
+    draw(name, rows, 'P', color=plotting.BLACK, markerfacecolor=face, markersize=4)
+  for bits, dashes in REPORTED.items():
+    ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
+    ax.text(
+      0.99, bits, f'{bits:g} bits', transform=ax.get_yaxis_transform(), ha='right', va='bottom'
+    )
+  plotting.logarithmic(ax.xaxis)
+  ax.set(
+    ylim=(0, 4), xlabel='facts, $N R$', ylabel='bits per parameter', title='bits per parameter'
+  )
+  plotting.legend_beside(ax)
+
+
+STUDY = Study(
+  name='threshold',
+  title='the smallest models that learn all facts, against R·log₂N',
+  claims=(Claim('Claim 1', 'The smallest d that gradient descent needs grows as R·log₂N.'),),
+  terms='A size is the smallest at which 99% of the queries are right. The smallest that can be tried is no '
+  'threshold: lines leave such sizes out, and bits the cases in which a seed has one. Bits of facts: R·log₂N!, less '
+  'what wrong answers leave open at most by Fano’s inequality.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, more=more, minutes=2.5,
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

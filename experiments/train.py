@@ -17,180 +17,164 @@ first alone reads and writes --workdir.
 
 import dataclasses
 import itertools
+from typing import Annotated, Any, Literal
 
 import jax
-import numpy as np
-from absl import flags
+import pandas as pd
 
-from experiments.harness import cli, fitting, machine, statistics, storage
+from experiments.harness import cli, machine, records, render
+from experiments.harness.records import Records
+from experiments.harness.trainer import Progress, Trainer
 from geomem import facts as fact
 from geomem import hosts
 from geomem import mesh as meshes
-from geomem.config import NORMS, Config
+from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
+from geomem.saved import runs
 from geomem.training import batched, optimization, sharded
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-cli.define(
-  'dtype',
-  'steps',
-  'target',
-  'save_seconds',
-  'profile',
-  'coordinator',
-  'processes',
-  'process',
-  subjects='N, the number of subjects (default: 64).',
-  relations='R, the number of relations (default: 4).',
-  hops='k, the relations in a query (default: 1).',
-  dim='d, the residual width (default: 16).',
-  width='F, the hidden width of the MLP (default: 4d).',
-  seed='The first seed, of parameters and facts (default: 0).',
-  learning_rate='Peak learning rate (repeatable; default: 0.01).',
-  weight_decay='Weight decay of AdamW (repeatable; default: 0.1).',
-  seeds='How many seeds, from --seed on (default: 1).',
-  workdir='Folder of the run (default: runs/train).',
-)
-flags.DEFINE_bool('shard', False, 'Train one model, spread over all devices.')
-flags.DEFINE_integer('batch', None, 'Subjects in a step (default: all).', lower_bound=1)
-flags.DEFINE_enum('norm', 'rms', NORMS, 'Norm before every part.')
-flags.DEFINE_integer('depth', 1, 'Blocks.', lower_bound=1)
-flags.DEFINE_bool('chain_of_thought', False, 'Let the model name every subject on the way.')
-flags.DEFINE_enum(
-  'loss',
-  None,
-  optimization.LOSSES,
-  'What it is trained to say (default: answer; chain of thought: chain).',
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  subjects: int = 64
+  relations: int = 4
+  hops: int = 1
+  dim: int = 16
+  width: Annotated[int | None, 'F, the hidden width of the MLP (default: 4d).', 1] = None
+  depth: Annotated[int, 'Blocks.', 1] = 1
+  norm: Annotated[Literal['none', 'rms', 'layer'], 'Norm before every part.'] = 'rms'
+  dtype: Literal['float32', 'bfloat16'] = 'float32'
+  chain_of_thought: Annotated[bool, 'Let the model name every subject on the way.'] = False
+  loss: Annotated[
+    Literal['answer', 'chain', 'every'] | None,
+    'What it is trained to say (default: answer; chain of thought: chain).',
+  ] = None
+  learning_rate: tuple[float, ...] = (0.01,)
+  weight_decay: tuple[float, ...] = (0.1,)
+  seed: Annotated[int, 'The first seed, of parameters and facts.'] = 0
+  seeds: int = 1
+  batch: Annotated[int | None, 'Subjects in a step (default: all).', 1] = None
+  steps: int = 2000
+  target: float = 0.99
+  shard: Annotated[bool, 'Train one model, spread over all devices.'] = False
+  coordinator: Annotated[
+    str | None, 'HOST:PORT where several processes meet; the first one listens there.'
+  ] = None
+  processes: Annotated[int | None, 'How many meet.', 1] = None
+  process: Annotated[int | None, "This one's number, from 0 on.", 0] = None
+  workdir: Annotated[str, 'Folder of the run.'] = 'runs/train'
+  save_seconds: int = 30
+  profile: bool = False
+
 
 STATUS = {
   optimization.RUNNING: 'steps over',
   optimization.SOLVED: 'solved',
   optimization.DIVERGED: 'diverged',
 }
-COLUMNS = (
-  'learning_rate',
-  'weight_decay',
-  'models',
-  'solved',
-  'diverged',
-  'accuracy',
-  'least',
-  'step',
-)
 
 
-def tasks(config: Config, rates, decays, seeds) -> list[batched.Task]:
-  """The grid; the facts go by the seed alone."""
-  tables = {s: Facts.bijections(config.subjects, config.relations, s) for s in seeds}
-  return [
-    batched.Task(config, tables[s], rate, decay, s)
-    for rate, decay, s in itertools.product(rates, decays, seeds)
-  ]
+def join(options: Options):
+  """Join the other processes, if there are any, before JAX starts."""
+  given = options.coordinator, options.processes, options.process
+  match given:
+    case None, None, None:
+      return
+    case str(), int(), int():
+      hosts.join(*given)
+    case _:
+      raise InputError('--coordinator, --processes and --process belong together; give all three')
 
 
-def record(laid, states, i: int) -> dict:
-  task, state = laid.tasks[i], laid.state_of(states, i)
-  return {
-    'subjects': task.config.subjects,
-    'relations': task.config.relations,
-    'hops': laid.recipe.hops,
-    'dim': task.config.dim,
-    'width': task.config.blocks[0].hidden[0],
-    'depth': task.config.depth,
-    'learning_rate': task.learning_rate,
-    'weight_decay': task.weight_decay,
-    'seed': task.seed,
-    'step': int(state.step),
-    'loss': float(state.loss),
-    'accuracy': float(state.accuracy),
-    'status': STATUS[int(state.status)],
-    'parameters': sum(a.size for a in jax.tree.leaves(state.params)),
-  }
-
-
-def summary(records: list[dict]) -> list[dict]:
-  """A row for each learning rate and weight decay."""
-  return [
-    {
-      **group[0],
-      'models': len(group),
-      'solved': sum(r['status'] == 'solved' for r in group),
-      'diverged': sum(r['status'] == 'diverged' for r in group),
-      **statistics.spread(group, 'accuracy'),
-      'step': float(np.mean([r['step'] for r in group])),
-    }
-    for group in statistics.groups(records, 'learning_rate', 'weight_decay')
-  ]
-
-
-def _configured() -> tuple[Config, Recipe]:
-  n, r, hops, dim = (
-    cli.value(*a) for a in (('subjects', 64), ('relations', 4), ('hops', 1), ('dim', 16))
-  )
-  fact.check_sizes(n, r, hops)
-  loss = FLAGS.loss or ('chain' if FLAGS.chain_of_thought else 'answer')
+def configure(options: Options) -> tuple[Config, Recipe]:
+  """The model and how it is trained."""
+  o = options
+  fact.check_sizes(o.subjects, o.relations, o.hops)
+  loss = o.loss or ('chain' if o.chain_of_thought else 'answer')
   recipe = Recipe.with_warmup(
-    FLAGS.steps,
-    hops=hops,
-    chain_of_thought=FLAGS.chain_of_thought,
-    loss=loss,
-    batch=FLAGS.batch,
-    target=FLAGS.target,
-  )
+    o.steps, hops=o.hops, chain_of_thought=o.chain_of_thought, loss=loss, batch=o.batch, target=o.target,
+  )  # fmt: skip
+  answers = o.subjects + o.relations if loss == 'every' else o.subjects
   config = Config.trained(
-    n,
-    r,
-    dim,
-    cli.value('width', 4 * dim),
-    FLAGS.depth,
-    answers=n + r if loss == 'every' else n,
-    length=recipe.length(),
-    norm=FLAGS.norm,
-    dtype=FLAGS.dtype,
-  )
+    o.subjects, o.relations, o.dim, o.width or 4 * o.dim, o.depth, answers=answers,
+    length=recipe.length(), norm=o.norm, dtype=o.dtype,
+  )  # fmt: skip
   return config, recipe
 
 
-def main(argv):
-  cli.no_arguments(argv)
-  machine.one_device_a_core()
-  cli.join()
-  config, recipe = _configured()
-  folder = hosts.by_first(cli.workdir)('runs/train')
-  grid = {
-    'learning_rate': cli.values('learning_rate', [0.01]),
-    'weight_decay': cli.values('weight_decay', [0.1]),
-    'seeds': list(cli.seeds(0, 1)),
-  }
-  models = tasks(config, *grid.values())
-  if FLAGS.shard and len(models) > 1:
-    raise InputError(
-      f'--shard trains one model, not a grid of {len(models)}; name one of each, or drop it'
+def record(sweep, states, i: int) -> dict:
+  """What became of a model."""
+  task, state = sweep.tasks[i], sweep.state_of(states, i)
+  c = task.config
+  return {
+    'subjects': c.subjects, 'relations': c.relations, 'hops': sweep.recipe.hops, 'dim': c.dim,
+    'width': c.blocks[0].hidden[0], 'depth': c.depth, 'learning_rate': task.learning_rate,
+    'weight_decay': task.weight_decay, 'seed': task.seed, 'step': int(state.step),
+    'loss': float(state.loss), 'accuracy': float(state.accuracy), 'status': STATUS[int(state.status)],
+    'parameters': sum(a.size for a in jax.tree.leaves(state.params)),
+  }  # fmt: skip
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+  """A row for each learning rate and weight decay."""
+  count = lambda status: ('status', lambda ended: (ended == status).sum())
+  return (
+    table.groupby(['learning_rate', 'weight_decay'], sort=False)
+    .agg(
+      models=('seed', 'size'),
+      solved=count('solved'),
+      diverged=count('diverged'),
+      accuracy=('accuracy', 'mean'),
+      least=('accuracy', 'min'),
+      step=('step', 'mean'),
     )
-  mesh = meshes.whole() if FLAGS.shard else None
+    .reset_index()
+  )
+
+
+def main(options: Options):
+  machine.one_device_per_core()
+  join(options)
+  config, recipe = configure(options)
+  folder = hosts.by_first(cli.writable)(options.workdir)
+  seeds = cli.seeds(options.seed, options.seeds)
+  facts = {s: Facts.bijections(config.subjects, config.relations, s) for s in seeds}
+  tasks = [
+    batched.Task(config, facts[s], rate, decay, s)
+    for rate, decay, s in itertools.product(options.learning_rate, options.weight_decay, seeds)
+  ]
+  if options.shard and len(tasks) > 1:
+    raise InputError(
+      f'--shard trains one model, not a grid of {len(tasks)}; name one of each, or drop it'
+    )
   about = {
-    'config': dataclasses.asdict(config),
-    'recipe': vars(recipe),
-    **grid,
-    **({'mesh': dict(mesh.shape)} if mesh else {}),
-  }
-  if mesh:
-    fit, (laid, states) = sharded.fit, sharded.set_up(recipe, *models, mesh)
-  else:
-    fit, (laid, states) = batched.fit, batched.set_up(recipe, models)
-  with fitting.run(folder, about) as fitter:
-    laid, states = fitter.follow(fit, laid, states)
-    fitter.save(laid, states)
+    'config': dataclasses.asdict(config), 'recipe': vars(recipe), 'learning_rate': options.learning_rate,
+    'weight_decay': options.weight_decay, 'seeds': list(seeds),
+    'code': machine.code_hash(), 'device': machine.device(), 'versions': machine.versions(),
+  }  # fmt: skip
+  engine: Any = sharded if options.shard else batched
+  what: tuple = (tasks,)
+  if options.shard:
+    mesh = meshes.whole()
+    about['mesh'], what = dict(mesh.shape), (*tasks, mesh)
+  sweep, states = engine.set_up(recipe, *what)
+  machine.keep_compiled(folder.parent)
+  with Progress('train', folder) as progress, runs.Run(folder, about, cli.warn) as run:
+    trace = folder / 'profile' if options.profile and hosts.first() else None
+    trainer = Trainer(run, options.save_seconds, progress, trace)
+    sweep, states = trainer.run_to_end(engine.fit, sweep, states)
+    trainer.save(sweep, states)
     states = jax.device_get(hosts.to_host(states))
-    records = [record(laid, states, i) for i in range(len(laid.tasks))]
-    hosts.by_first(storage.write_results)(folder, records)
+    table = pd.DataFrame([record(sweep, states, i) for i in range(len(tasks))])
+    hosts.by_first(records.write)(folder / records.FILE, Records(about, table))
+  if trainer.trace:
+    cli.warn('no profile was written: training was over before it was compiled and under way')
   if hosts.first():
-    print(cli.table(COLUMNS, summary(records)))
-    print(f'records: {folder / "results.json"}, curves: {folder / "metrics.jsonl"}')
+    print(render.table(summary(table)))
+    print(f'records: {folder / records.FILE}, curves: {folder / "metrics.jsonl"}')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, Options)

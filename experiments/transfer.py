@@ -3,65 +3,62 @@
   python -m experiments.transfer
 
 A model learns R random bijections; all but the subjects' embeddings is frozen; new bijections are
-drawn. (a) zero-shot: new embeddings are put together by the maps that explain the old ones.
-(b) zero-shot: by maps fitted through the frozen model to attributes at random. (c) new embeddings
-are trained, nothing else. Expected where the embeddings were learned fast and under noise: (a) and
-(b) at least 0.95, (c) 1. Each thing that may decide it is changed alone. Beside them stand a
-constructed selector, which must score 1, an untrained model, and an associative memory (fixed random
-embeddings, the facts in the MLP), which were said not to transfer. Every case has several seeds. The
-accelerator's preset has R = 2, 4 and 8, and --relations picks.
+drawn. (a) zero-shot: new embeddings are put together by the maps that explain the old ones. (b)
+zero-shot: by maps fitted through the frozen model to attributes at random. (c) new embeddings are
+trained, nothing else. Expected where the embeddings were learned fast and under noise: (a) and (b)
+at least 0.95, (c) 1. Each thing that may decide it is changed alone. Beside them stand a
+constructed selector, which must score 1, an untrained model, and an associative memory (fixed
+random embeddings, the facts in the MLP), which were said not to transfer. Every case has several
+seeds. The full preset has the parts R2, R4 and R8, by the number of relations.
 """
 
 import dataclasses
 import functools
+import math
+from typing import Any
 
 import numpy as np
-from absl import flags
+from matplotlib.ticker import MaxNLocator
 
 from constructions import registry
-from experiments import claims
-from experiments.figures import transfer as transfer_figure
-from experiments.harness import building, cli, fitting, statistics
-from experiments.harness.findings import CHECK, Finding, found, only
+from experiments.harness import building, plotting
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.statistics import groups, select, values
+from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
-from geomem.errors import InputError
 from geomem.inside import intervene, linear_maps, new_facts
 from geomem.training import batched, optimization
 from geomem.training.optimization import Recipe
 
-FLAGS = flags.FLAGS
-fitting.define('transfer', claims.minutes('transfer'))
-cli.define(relations='Only the cases of the preset with so many relations (repeatable).')
-
 BATCH = 256  # subjects by which (b) fits its maps
 RELEARNED = 128  # subjects whose embeddings (c) trains
 CONTROLS = ('untrained', 'associative')
-COLUMNS = (
-  'model', 'subjects', 'relations', 'dim', 'width', 'weight_decay', 'noise', 'haste', 'unembedding', 'attention',
-  'measurement', 'seeds', 'value', 'low', 'high', 'least', 'most',
-)  # fmt: skip
+ARMS = {
+  'old_maps': '(a) maps of the old facts', 'fitted_maps': '(b) maps fitted through',
+  'learned_embeddings': '(c) embeddings trained',
+}  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
   """One kind of model. `model`: trained, untrained, associative (its embeddings fixed), or constructed.
 
-  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained. `haste` is of
-  the embeddings' decay as well, as a learning rate of their own is in AdamW.
+  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained. `embedding_lr_multiplier`
+  is of the embeddings' decay as well, as a learning rate of their own is in AdamW.
   """
 
+  model: str = 'trained'
   subjects: int
   relations: int
   dim: int
   width: int
   weight_decay: float = 1.0
   noise: float = 0.5
-  haste: float = 6.0
+  embedding_lr_multiplier: float = 6.0
   unembedding: str = 'fixed'
   attention: str = 'fixed'
-  model: str = 'trained'
-  rate: float = 5e-3
+  learning_rate: float = 5e-3
   batch: int = 128
 
   def recipe(self, steps: int) -> Recipe:
@@ -71,7 +68,8 @@ class Case:
       'embed/subjects': self.model == 'associative',
     }
     return Recipe.with_warmup(
-      steps, batch=self.batch, target=None, noise=self.noise, embedding_lr_multiplier=self.haste,
+      steps, batch=self.batch, target=None, noise=self.noise,
+      embedding_lr_multiplier=self.embedding_lr_multiplier,
       frozen=tuple(name for name, is_frozen in frozen.items() if is_frozen),
     )  # fmt: skip
 
@@ -82,179 +80,255 @@ class Case:
       built = registry.build('selector', facts)
       return batched.Task(built.config, facts, seed=seed, params=built.params)
     config = Config.trained(self.subjects, self.relations, self.dim, self.width)
-    return batched.Task(config, facts, self.rate, self.weight_decay, seed)
+    return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
+
+  def around(self, **changes) -> tuple['Case', ...]:
+    """The case, and every one that differs from it in one thing alone."""
+    change = functools.partial(dataclasses.replace, self)
+    return self, *(change(**{name: value}) for name, some in changes.items() for value in some)
+
+  def memory(self, width: int) -> 'Case':
+    """The associative memory that stands beside it."""
+    return dataclasses.replace(
+      self, model='associative', width=width, weight_decay=0.01, noise=0.0,
+      embedding_lr_multiplier=1.0,
+    )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting:
-  """`maps`: steps by which (b) fits its maps; `embeddings`: steps by which (c) trains new embeddings."""
+WORDS = {  # for what tells cases apart
+  'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}',
+  'width': 'F = {:,}', 'weight_decay': 'decay = {:g}', 'noise': 'noise = {:g}',
+  'embedding_lr_multiplier': 'lr multiplier = {:g}', 'unembedding': 'unembedding {}',
+  'attention': 'attention {}',
+}  # fmt: skip
+NAMES = tuple(WORDS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`map_steps`: by which (b) fits its maps; `embedding_steps`: by which (c) trains new embeddings."""
 
   cases: tuple[Case, ...]
   steps: int
-  maps: int
-  embeddings: int
+  map_steps: int
+  embedding_steps: int
   seeds: int
 
 
-def scores(config: Config, setting: Setting, params, job, other_RxN):
+TINY = Case(subjects=24, relations=2, dim=8, width=12, batch=8)
+PAIR = Case(subjects=512, relations=2, dim=64, width=64)
+QUADRUPLE = Case(subjects=1024, relations=4, dim=160, width=128, batch=256)
+OCTUPLE = Case(subjects=1024, relations=8, dim=384, width=256, batch=256)
+BESIDE = ('untrained', 'constructed')
+PRESETS = {
+  'smoke': Preset(
+    cases=(*TINY.around(model=BESIDE), TINY.memory(32)),
+    steps=60, map_steps=10, embedding_steps=200, seeds=1,
+  ),
+  'laptop': Preset(
+    cases=(
+      *PAIR.around(
+        unembedding=('trained',), dim=(32, 96), width=(16,), weight_decay=(0.1,), noise=(0.0,),
+        embedding_lr_multiplier=(1.0,), attention=('trained',), subjects=(128,), model=BESIDE,
+      ),
+      PAIR.memory(512),
+    ),
+    steps=800, map_steps=200, embedding_steps=300, seeds=5,
+  ),
+  'full': {
+    f'R{case.relations}': Preset(
+      cases=(*case.around(unembedding=('trained',), model=BESIDE), case.memory(8 * case.width)),
+      steps=1000, map_steps=500, embedding_steps=300, seeds=5,
+    )
+    for case in (PAIR, QUADRUPLE, OCTUPLE)
+  },
+}  # fmt: skip
+
+
+def scores(config: Config, preset: Preset, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
   keys = building.eval_keys(job.seed, 3)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  right = lambda e_NxD, table: intervene.accuracy(config, params, e_NxD, table.T)
+  frozen = config, params
+  right = lambda e_NxD, table: intervene.accuracy(*frozen, e_NxD, table.T)
+  superposed = lambda maps, table: right(linear_maps.superpose(maps, u_AxD, table), table)
 
-  known = e_NxD, u_AxD, answers_RxN
-  maps = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
-  fitted = e_NxD[fit_T], u_AxD, answers_RxN[:, fit_T]
-  partly = linear_maps.fit_maps(*fitted, linear_maps.best_ridge(*fitted))
-  held_RxS = answers_RxN[:, held_S]
-  through, _ = new_facts.fit_maps_through_model(config, params, maps, keys[1], setting.maps, BATCH)
+  def fit(e_TxD, table):
+    known = e_TxD, u_AxD, table
+    return linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+
+  maps = fit(e_NxD, answers_RxN)
+  fitted, _ = new_facts.fit_maps_through_model(*frozen, maps, keys[1], preset.map_steps, BATCH)
   some_RxB = other_RxN[:, :RELEARNED]  # each embedding is trained by itself: some speak for all
-  relearned_BxD = new_facts.learn_embeddings(config, params, some_RxB, keys[2], setting.embeddings)
+  learned_BxD = new_facts.learn_embeddings(*frozen, some_RxB, keys[2], preset.embedding_steps)
   return {
     'accuracy': right(e_NxD, answers_RxN),
-    'superposition': linear_maps.superposition_r2(*known, fit_T, held_S),
+    'superposition_r2': linear_maps.superposition_r2(e_NxD, u_AxD, answers_RxN, fit_T, held_S),
     'shared_cosine': new_facts.shared_cosine(u_AxD, answers_RxN),
-    'old_facts': right(linear_maps.superpose(partly, u_AxD, held_RxS), held_RxS),
-    'a': right(linear_maps.superpose(maps, u_AxD, other_RxN), other_RxN),
-    'b': right(linear_maps.superpose(through, u_AxD, other_RxN), other_RxN),
-    'c': right(relearned_BxD, some_RxB),
-  }
+    'old_facts': superposed(fit(e_NxD[fit_T], answers_RxN[:, fit_T]), answers_RxN[:, held_S]),
+    'old_maps': superposed(maps, other_RxN),
+    'fitted_maps': superposed(fitted, other_RxN),
+    'learned_embeddings': right(learned_BxD, some_RxB),
+  }  # fmt: skip
 
 
-def measure(fitter, setting: Setting, seeds) -> list[dict]:
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cases."""
   records = []
-  for case in setting.cases:
+  for case in preset.cases:
     tasks = [case.task(seed) for seed in seeds]
+    config, trained = tasks[0].config, case.model in ('trained', 'associative')
     other = functools.partial(building.bijections, case.subjects, case.relations, other=True)
     others = np.stack([other(seed).answers_RxN for seed in seeds])
-    found = fitter.measured(
-      case.recipe(setting.steps), tasks, functools.partial(scores, tasks[0].config, setting), others,
-      trained=case.model in ('trained', 'associative'),
-    )  # fmt: skip
+    function = functools.partial(scores, config, preset)
+    recipe = case.recipe(preset.steps)
+    found = trainer.train_and_evaluate(recipe, tasks, function, others, trained=trained)
+    about = {'control': case.model if case.model in CONTROLS else None, **dataclasses.asdict(case)}
+    about |= {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
     records += [
-      {
-        'claim': 5,
-        'measurement': name,
-        'control': case.model if case.model in CONTROLS else None,
-        **dataclasses.asdict(case),
-        'dim': tasks[0].config.dim,
-        'width': tasks[0].config.blocks[0].hidden[0],
-        'seed': seed,
-        'value': float(value),
-      }
+      {'measurement': name, **about, 'seed': seed, 'value': float(some[i])}
       for i, seed in enumerate(seeds)
-      for name, value in ((name, values[i]) for name, values in found.items())
+      for name, some in found.items()
     ]
   return records
 
 
-def summary(records: list[dict]) -> list[dict]:
-  """Mean over the seeds, with its interval and the range."""
-  rows = []
-  names = [field.name for field in dataclasses.fields(Case)]
-  for group in statistics.groups(records, *names, 'measurement'):
-    mean = lambda seeds: np.mean([r['value'] for r in seeds], keepdims=True)
-    low, high = statistics.interval(group, mean)
-    spread = statistics.spread(group, 'value')
-    rows.append(
-      {**group[0], 'seeds': len(group), **spread, 'low': float(low[0]), 'high': float(high[0])}
-    )
-  return rows
+def cases(table):
+  """Every case as (its fields, in which it differs from the first with so many relations, it in words, its rows)."""
+  firsts: dict[int, dict] = {}
+  for keys, rows in groups(table, *NAMES):
+    case = dict(zip(NAMES, keys, strict=True))
+    first = firsts.setdefault(case['relations'], case)
+    differs = [name for name in NAMES if case[name] != first[name]]
+    told = {name: WORDS[name].format(value) for name, value in case.items()}
+    if case is first:
+      text = ', '.join(told[name] for name in ('subjects', 'relations', 'dim', 'width'))
+    elif case['model'] in ('associative', 'constructed'):
+      text = f'{told["relations"]}, {told["model"]}, {told["width"]}'
+    else:
+      text = f'{told["relations"]}, but ' + ', '.join(told[name] for name in differs)
+    yield case, differs, text, rows
 
 
-def around(base: Case, **changes) -> tuple[Case, ...]:
-  """The case, and every one that differs from it in one thing alone."""
-  return base, *(
-    dataclasses.replace(base, **{name: value})
-    for name, values in changes.items()
-    for value in values
-  )
-
-
-PAIR = Case(512, 2, 64, 64)
-QUADRUPLE, OCTUPLE = Case(1024, 4, 160, 128, batch=256), Case(1024, 8, 384, 256, batch=256)
-MEMORY = {'weight_decay': 0.01, 'noise': 0.0, 'haste': 1.0, 'model': 'associative'}
-PRESETS = {
-  'smoke': Setting(
-    (
-      Case(24, 2, 8, 12, batch=8), Case(24, 2, 8, 12, model='untrained'),
-      Case(24, 2, 8, 32, batch=8, **MEMORY), Case(24, 2, 0, 0, model='constructed'),
-    ),
-    60, 10, 200, 1,
-  ),
-  'laptop': Setting(
-    (
-      *around(PAIR, unembedding=('trained',), dim=(32, 96), width=(16,), weight_decay=(0.1,),
-              noise=(0.0,), haste=(1.0,), attention=('trained',), subjects=(128,), model=('untrained', 'constructed')),
-      dataclasses.replace(PAIR, width=512, **MEMORY),
-    ),
-    800, 200, 300, 5,
-  ),
-  'accelerator': Setting(
-    (
-      *around(PAIR, unembedding=('trained',), model=('untrained', 'constructed')),
-      dataclasses.replace(PAIR, width=512, **MEMORY),
-      *around(QUADRUPLE, unembedding=('trained',), model=('untrained', 'constructed')),
-      dataclasses.replace(QUADRUPLE, width=1024, **MEMORY),
-      *around(OCTUPLE, unembedding=('trained',), model=('untrained', 'constructed')),
-      dataclasses.replace(OCTUPLE, width=2048, **MEMORY),
-    ),
-    1000, 500, 300, 5,
-  ),
-}  # fmt: skip
-
-
-def findings(records: list[dict]) -> list[Finding]:
+def expect(table):
   """Zero-shot transfer in every case; where it is expected, with the controls beside it."""
-  found_all, base = [], {}
-  for group in statistics.groups(records, *transfer_figure.NAMES):
-    case = group[0]
-    first = base.setdefault(case['relations'], case)
-    text = transfer_figure.plain(case, None if case is first else first)
-    of = lambda name, group=group: only(group, measurement=name)
-    hoped = case is first or (
-      case['unembedding'] == 'trained' and transfer_figure.differs(case, first) == ['unembedding']
-    )
-    beside = {} if case is not first else {
-      name: {
-        kind: only(records, model=kind, measurement=name, relations=case['relations'])
-        for kind in CONTROLS
-      }
-      for name in 'abc'
-    }  # fmt: skip
-    least = 1.0 if case['model'] == 'constructed' else 0.95 if hoped else None
-    most = 0.5 if case['model'] in CONTROLS else None
-    right = f'{text}: right on the facts learned'
-    claim = CHECK if case['model'] == 'constructed' else ''
-    found_all += found(right, of('accuracy'), 0.99 if hoped else None, claim=CHECK)
-    for name in 'abc':
-      at_least = 0.99 if least and name == 'c' else least
-      found_all += found(
-        f'{text}: {transfer_figure.ARMS[name]}',
-        of(name),
-        at_least,
-        most,
-        claim,
-        **beside.get(name, {}),
-      )
-  return found_all
+  for case, differs, text, rows in cases(table):
+    hoped, built = differs in ([], ['unembedding']), case['model'] == 'constructed'
+    right = values(rows, measurement='accuracy')
+    at_least = 0.99 if hoped else None
+    yield from over_seeds(f'{text}: right on the facts learned', right, at_least, check=True)
+    for name, arm in ARMS.items():
+      least = 0.99 if name == 'learned_embeddings' else 1.0 if built else 0.95
+      beside = select(table, measurement=name, relations=case['relations'])
+      controls: Any = {} if differs else {kind: values(beside, model=kind) for kind in CONTROLS}
+      yield from over_seeds(
+        f'{text}: {arm}', values(rows, measurement=name), least if hoped or built else None,
+        0.5 if case['model'] in CONTROLS else None, check=built, **controls,
+      )  # fmt: skip
 
 
-def main(argv):
-  if FLAGS.redraw:
-    cli.check_redraw('relations')
-  setting, asked = PRESETS[FLAGS.scale], FLAGS.relations
-  if asked:
-    cases = tuple(case for case in setting.cases if case.relations in asked)
-    if unknown := set(asked) - {case.relations for case in cases}:
-      raise InputError(f'--relations={min(unknown)}: --scale={FLAGS.scale} has no such case')
-    setting = dataclasses.replace(setting, cases=cases)
-  presets = {FLAGS.scale: setting}
-  fitting.main(argv, 'transfer', presets, measure, transfer_figure.draw, COLUMNS, summary)
+CAUSES = {
+  'dim': ('width of the embedding', r'$d\,/\,(R\,\log_2 N)$'),
+  'width': ('MLP', '$F$'),
+  'subjects': ('subjects', '$N$'),
+  'weight_decay': ('weight decay', 'weight decay'),
+  'noise': ('noise in training', 'fraction of the embeddings’ RMS'),
+  'embedding_lr_multiplier': ('embeddings’ lr and decay', 'multiple of those of the rest'),
+}
 
+
+def plot(table):
+  """A row a case; and zero-shot transfer against each cause that was varied, all else the same."""
+  trained = select(table, model='trained')
+  causes = {name: lines for name in CAUSES if (lines := _varied(trained, name))}
+  rows = math.ceil(len(causes) / 3) + 1
+  count = table[list(NAMES)].drop_duplicates().shape[0]
+  figure, _ = plotting.new(12, max(5.4, 0.8 + 0.26 * count))
+  figure.clear()
+  grid = figure.add_gridspec(rows, 4, width_ratios=(1.5, 1, 1, 1))
+  _plot_cases(figure.add_subplot(grid[:, 0]), list(cases(table)))
+  floor = trained['value'][trained['measurement'].isin(['old_maps', 'fitted_maps'])].min()
+  # One scale for all, that shows what differs.
+  limits = (0.0 if floor < 0.5 else floor) - 0.04, 1.02
+  for i, (name, lines) in enumerate(causes.items()):
+    title, label = CAUSES[name]
+    ax = figure.add_subplot(grid[i // 3, 1 + i % 3])
+    _plot_against(ax, lines, name)
+    ax.set(xlabel=label, title=title, ylabel='zero-shot', ylim=limits)
+  found = trained.set_index([*NAMES, 'seed', 'measurement'])['value'].unstack().reset_index()
+  for i, (name, label) in enumerate((
+    ('shared_cosine', 'cosine of attributes that share a subject'),
+    ('superposition_r2', '$R^2$ of the superposition, held out'),
+    ('accuracy', 'right answers on the facts learned'),
+  )):  # fmt: skip
+    ax = figure.add_subplot(grid[rows - 1, 1 + i])
+    for j, kind in enumerate(('fixed', 'trained')):
+      color, marker = plotting.cycle(j)
+      points = select(found, unembedding=kind)
+      ax.plot(points[name], points['old_maps'], marker, color=color, alpha=0.6, markersize=3.5,
+              markeredgewidth=0, label=f'unembedding {kind}')  # fmt: skip
+    ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=limits)
+    ax.xaxis.set_major_locator(MaxNLocator(3))
+    plotting.legend(ax)
+  return figure
+
+
+def _plot_cases(ax, all_cases):
+  """Every case a row: (a), (b) and (c), each seed a faint mark, the mean a full one."""
+  for row, (*_, rows) in enumerate(all_cases):
+    for i, (name, arm) in enumerate(ARMS.items()):
+      color, marker = plotting.cycle(i)
+      own, y = values(rows, measurement=name), len(all_cases) - row + 0.24 * (1 - i)
+      ax.plot(own, [y] * len(own), marker, color=color, alpha=0.3, markersize=3, markeredgewidth=0)
+      ax.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
+  texts = [text for *_, text, _ in all_cases]
+  ax.set_yticks(range(len(texts), 0, -1), texts, fontsize=6, ha='left')
+  ax.tick_params(axis='y', pad=112, length=0)
+  ax.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
+  ax.set(xlabel='right answers on new bijections', xlim=(-0.03, 1.03), title='freeze and swap')
+  ax.set_ylim(0.4, len(texts) + 0.6)
+  plotting.legend(ax, loc='lower center', bbox_to_anchor=(0.2, -0.16), ncol=3, columnspacing=0.8)
+
+
+def _varied(table, name: str) -> list:
+  """Rows that differ in this alone."""
+  others = [other for other in NAMES if other != name]
+  return [rows for _, rows in groups(table, *others) if rows[name].nunique() > 1]
+
+
+def _plot_against(ax, lines, name: str):
+  """(a) full and (b) open against one cause, where nothing else differs; seeds faint, means joined."""
+  for i, rows in enumerate(lines):
+    bits = rows['relations'] * np.log2(rows['subjects'])
+    rows = rows.assign(x=rows['dim'] / bits if name == 'dim' else rows[name]).sort_values('x')
+    for arm, look in (
+      ('old_maps', {}),
+      ('fitted_maps', {'markerfacecolor': 'w', 'linestyle': ':'}),
+    ):
+      label = f'$R$ = {rows["relations"].iloc[0]}, {ARMS[arm][:3]}'
+      plotting.spread(ax, select(rows, measurement=arm), 'x', i, label, **look)
+    if name in ('width', 'subjects'):
+      ax.set_xscale('log', base=2)
+      ax.set_xticks(ticks := sorted(rows['x'].unique()), [f'{tick:,}' for tick in ticks])
+  plotting.legend(ax)
+
+
+STUDY = Study(
+  name='transfer', title='frozen models given facts that they were never trained on',
+  claims=(
+    Claim('Claim 5', 'Frozen, the model answers for new bijections once embeddings are put together for them; an '
+          'associative memory does not.'),
+  ),
+  terms='New bijections, all but the subjects’ embeddings frozen. The new embeddings are (a) sums of maps of '
+  'attributes that were fitted to the old embeddings, (b) sums of maps that were trained through the frozen '
+  'model, on attributes at random, or (c) trained one by one. Lr multiplier: the embeddings’ learning rate and '
+  'weight decay, as a multiple of those of the rest. Query and key are fixed where nothing else is said, and so is the '
+  'unembedding. Untrained: the same model as it was drawn. Associative: fixed random embeddings, the facts in '
+  'the MLP.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*NAMES, 'measurement'), minutes=5,
+)  # fmt: skip
 
 if __name__ == '__main__':
-  cli.run(main)
+  STUDY.main()

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import experiments
 from constructions import registry
 from experiments import approximate, bounds, construct, pages
-from experiments.harness import building, records, tradeoff
+from experiments.harness import building, records, studies, tradeoff
 from experiments.harness.statistics import select, summarize
 from experiments.harness.trainer import Progress
 from geomem.saved import models
@@ -168,7 +167,7 @@ def as_a_new_user(lines, folder):
   return done.stdout
 
 
-SMOKE = [f'python -m experiments.{name} --scale=smoke' for name in experiments.STUDIES]
+SMOKE = [f'python -m experiments.{name} --scale=smoke' for name in studies.NAMES]
 BLOCKS = [[line for line in b.splitlines() if line not in SMOKE] for b in in_readme('sh')]
 
 

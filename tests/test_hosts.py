@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from experiments.harness import records
 from geomem import hosts
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
@@ -156,12 +157,12 @@ def written(folder):
 def test_a_sweep_of_two_processes_is_written_once(tmp_path):
   said = end(launch(tmp_path, '--seeds=3', '--steps=400'), tmp_path)
   assert [text.count('results.json') for text in said] == [1, 0]
-  records, curve = written(tmp_path)
-  assert [r['seed'] for r in json.loads(records)] == [0, 1, 2]
+  results, curve = written(tmp_path)
+  assert records.read(tmp_path / 'run').table['seed'].tolist() == [0, 1, 2]
   steps = [json.loads(line)['step'] for line in curve.splitlines()]
   assert steps == sorted(set(steps))
   refused = end(launch(tmp_path, '--seeds=2', '--steps=400'), tmp_path, statuses=(2, 2))
-  assert refused and written(tmp_path) == [records, curve]
+  assert refused and written(tmp_path) == [results, curve]
   assert 'error: ' in (tmp_path / '1.err').read_text()
 
 

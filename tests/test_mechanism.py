@@ -1,21 +1,20 @@
-"""The mechanism experiments, whole, at their smoke presets: records, controls, figures, bad claims caught."""
+"""The mechanism studies, whole, at their smoke presets: records, controls, figures, bad claims caught."""
 
+import dataclasses
 import functools
-import importlib
-import json
-from pathlib import Path
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
-from absl import flags
 
-from experiments import claims
-from experiments.harness import machine
+from experiments import from_constructed as experiment
+from experiments.harness import machine, records, studies
+from experiments.harness.statistics import select, values
+from experiments.harness.study import Study
 
-FLAGS = flags.FLAGS
 NAMES = ('structure', 'transfer', 'frozen_embeddings', 'from_constructed', 'capacity')
-SIZES = {'subjects', 'relations'}
+FIELDS = {'measurement', 'control', 'seed', 'subjects', 'relations', 'value'}
 
 
 @pytest.fixture(scope='module')
@@ -23,99 +22,95 @@ def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('runs')
 
 
-def run(name, folder, *arguments):
-  """A binary's main, here: with what the tests forbid forbidden there too."""
-  binary = importlib.import_module(f'experiments.{name}')
-  FLAGS.unparse_flags()
-  FLAGS([name, f'--workdir={folder / name}', '--save_seconds=0', *arguments])
-  binary.main([name])
-  return json.loads((folder / name / 'results.json').read_text())
-
-
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch):
   monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
 
 
-def values(records, **about):
-  return [r['value'] for r in records if all(r[key] == value for key, value in about.items())]
-
-
-def structure(records):
+def structure(table):
   """A construction scores one everywhere, and its controls do not."""
-  built = [r for r in records if r['model'] == 'constructed']
+  built = select(table, model='constructed')
+  score = functools.partial(values, built)
   for name in (
     'accuracy',
-    'superposition',
-    'readout',
+    'superposition_r2',
+    'probe_accuracy',
     'relation_selectivity',
-    'patched',
-    'ablated_other',
+    'patched_accuracy',
+    'accuracy_without_other_units',
   ):
-    assert values(built, measurement=name, control=None) == pytest.approx([1], abs=1e-4)
+    assert score(measurement=name, control=None) == pytest.approx([1], abs=1e-4)
   for name in ('flipped', 'kept'):
-    assert values(built, measurement=name, control=None, dose=1.0) == [1]
-  assert values(built, measurement='ablated_own', control=None)[0] < 0.1
-  for name, control in (('superposition', 'shuffled facts'), ('readout', 'shuffled facts'),
-                        ('patched', 'random direction'), ('ablated_other', 'random units')):  # fmt: skip
-    assert values(built, measurement=name, control=control)[0] < 0.7
-  assert values(built, measurement='flipped', control='random direction', dose=1.0)[0] < 0.3
+    assert score(measurement=name, control=None, alpha=1.0) == [1]
+  assert score(measurement='accuracy_without_own_units', control=None)[0] < 0.1
+  for name, control in (
+    ('superposition_r2', 'shuffled facts'),
+    ('probe_accuracy', 'shuffled facts'),
+    ('patched_accuracy', 'random direction'),
+    ('accuracy_without_other_units', 'random units'),
+  ):
+    assert score(measurement=name, control=control)[0] < 0.7
+  assert score(measurement='flipped', control='random direction', alpha=1.0)[0] < 0.3
 
 
-def from_constructed(records):
+def from_constructed(table):
   """Gradient descent starts at what was built, and does not leave the right answers."""
-  first = [r for r in records if r['step'] == 0 and r['start'] == 'exact']
-  assert values(first, measurement='accuracy') == [1] and values(first, measurement='away') == [0]
-  assert values(first, measurement='aligned', control=None) == pytest.approx([1], abs=1e-4)
-  assert values(first, measurement='aligned', control='shuffled facts')[0] < 0.5
-  last = [r for r in records if r['step'] == 40 and r['start'] == 'exact']
-  assert values(last, measurement='accuracy') == [1]
-  assert values(last, measurement='loss') < values(first, measurement='loss')
+  exact = functools.partial(values, select(table, start='exact'))
+  assert exact(step=0, measurement='accuracy') == [1] and exact(step=0, measurement='distance') == [
+    0
+  ]
+  first = exact(step=0, measurement='linear_r2', control=None)
+  assert first == pytest.approx([1], abs=1e-4)
+  assert exact(step=0, measurement='linear_r2', control='shuffled facts')[0] < 0.5
+  assert exact(step=40, measurement='accuracy') == [1]
+  assert exact(step=40, measurement='loss') < exact(step=0, measurement='loss')
 
 
-@pytest.mark.parametrize('name', ['selector_normed', 'selector', 'attention_only'])
-def test_noise_shakes_every_array(name):
-  """Also those that are all zeros, like a selector's query: unshaken they would get no gradient."""
-  from_constructed = importlib.import_module('experiments.from_constructed')
-  setting = from_constructed.Setting((name,), 16, 3, (0.0, 0.3), (0.0,), (1,), 1)
-  exact, shaken, _ = (params for _, params in from_constructed.starts(setting, name, 0))
-  for path, old in jax.tree_util.tree_leaves_with_path(exact):
-    new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
-    assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)
-
-
-def transfer(records):
+def transfer(table):
   """A construction answers for facts that it was not built for, however its embeddings are found."""
-  built = [r for r in records if r['model'] == 'constructed']
-  for name in ('accuracy', 'old_facts', 'a', 'b', 'c', 'superposition'):
+  built = select(table, model='constructed')
+  arms = ('old_maps', 'fitted_maps', 'learned_embeddings')
+  for name in ('accuracy', 'old_facts', *arms, 'superposition_r2'):
     assert values(built, measurement=name) == pytest.approx([1], abs=1e-4)
   for control in ('untrained', 'associative'):
-    assert values(records, model=control, measurement='a')[0] < 0.5
+    assert values(table, model=control, measurement='old_maps')[0] < 0.5
 
 
 CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_an_experiment_records_what_it_measured_and_draws_that(name, folder, capsys, monkeypatch):
-  figure, drawn = claims.EXPERIMENTS[name].figure, []
+def test_a_study_records_what_it_measured_and_draws_that(name, folder, capsys, monkeypatch):
+  study, drawn, workdir = studies.load(name), [], folder / name
+  main = lambda *flags: study.main([name, f'--workdir={workdir}', *flags])
   with monkeypatch.context() as patch:
-    patch.setattr(figure, 'draw', lambda records, _: drawn.append(records) or ['a figure'])
-    records = run(name, folder, '--scale=smoke')
+    patch.setattr(Study, 'draw', lambda self, table, _: drawn.append(table) or ['a figure'])
+    main('--scale=smoke', '--save_seconds=0')
     told = capsys.readouterr().out
-    before = (folder / name / 'results.json').read_bytes()
-    run(name, folder, '--scale=smoke')  # answered from the checkpoint, to the last bit
-    assert (folder / name / 'results.json').read_bytes() == before
-    FLAGS.unparse_flags()
-    FLAGS([name, f'--workdir={folder / name}', '--redraw'])
-    importlib.import_module(f'experiments.{name}').main([name])
-  assert json.loads(json.dumps(drawn)) == [records] * 3
-  for record in records:
-    if record.get('kind') not in ('construction', 'bound'):  # of experiments.bounds, drawn beside
-      assert {'claim', 'measurement', 'model', 'control', 'seed', 'value'} | SIZES <= record.keys()
+    before = (workdir / records.FILE).read_bytes()
+    main('--scale=smoke', '--save_seconds=0')  # answered from the checkpoint, to the last bit
+    assert (workdir / records.FILE).read_bytes() == before
+    main('--redraw')
+  table = records.read(workdir).table
+  assert len(drawn) == 3
+  for some in drawn:
+    pd.testing.assert_frame_equal(some, table)
+  if 'kind' in table:  # of experiments.bounds, drawn beside
+    table = table[~table['kind'].isin(['construction', 'bound'])]
+  assert FIELDS <= set(table.columns) and table['measurement'].notna().all()
   assert 'figure: a figure' in told and len(told.splitlines()) > 4
-  paths = figure.draw(records, folder / name)
-  assert {Path(path).suffix for path in paths} == {'.png', '.pdf'}
-  assert all(Path(path).stat().st_size > 8000 for path in paths)
+  paths = study.draw(records.read(workdir).table, workdir)
+  assert {path.suffix for path in paths} == {'.png', '.pdf'}
+  assert all(path.stat().st_size > 8000 for path in paths)
   if name in CHECKS:
-    CHECKS[name](records)
+    CHECKS[name](table)
+
+
+@pytest.mark.parametrize('name', ['selector_normed', 'selector', 'attention_only'])
+def test_noise_shakes_every_array(name):
+  """Also those that are all zeros, like a selector's query: unshaken they would get no gradient."""
+  preset = dataclasses.replace(experiment.PRESETS['smoke'], subjects=16, relations=3)
+  exact, shaken, _ = (params for _, params in experiment.starts(preset, name, 0))
+  for path, old in jax.tree_util.tree_leaves_with_path(exact):
+    new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
+    assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)

@@ -13,9 +13,7 @@ from pathlib import Path
 import pandas as pd
 import processes
 import pytest
-from matplotlib.figure import Figure
 
-import experiments
 from experiments import report, reproduce
 from experiments.harness import machine, records, studies
 from experiments.harness.findings import over_seeds, verdict
@@ -257,7 +255,7 @@ class Page(HTMLParser):
 
 def test_every_study_has_committed_records(tmp_path):
   found = report.gather(tmp_path, 'laptop')
-  assert found.keys() == {*experiments.STUDIES} - {'bounds'}  # which takes seconds
+  assert found.keys() == {*studies.NAMES} - {'bounds'}  # which takes seconds
   assert all(m.findings and not m.here for name, m in found.items())
 
 
@@ -320,28 +318,6 @@ def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypat
   assert text.count('| Theorem') == 5
 
 
-def test_a_figure_is_drawn_when_its_records_its_files_or_the_code_changed(tmp_path, monkeypatch):
-  drawn = []
-
-  def plot(table):
-    drawn.append(table)
-    return Figure()
-
-  def draw(value):
-    found = Records({'command': ''}, pd.DataFrame([{'value': value}]))
-    own = report.Result(fake('fake', plot=plot), found, None, True, [])
-    return report.figures({'fake': own}, tmp_path / 'figures')
-
-  for value, count in ((1.0, 1), (1.0, 1), (float('nan'), 2), (float('nan'), 2), (1.0, 3)):
-    assert draw(value) == {'fake': tmp_path / 'figures' / 'fake.png'} and len(drawn) == count
-  (tmp_path / 'figures' / 'fake.pdf').unlink()
-  assert draw(1.0) and len(drawn) == 4 and (tmp_path / 'figures' / 'fake.pdf').exists()
-  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
-  assert draw(1.0) and draw(1.0) and len(drawn) == 5
-  (tmp_path / 'figures' / 'drawn.json').write_text('torn')
-  assert draw(1.0) and len(drawn) == 6
-
-
 def test_a_report_of_nothing_is_refused_though_there_are_committed_records(tmp_path):
   with pytest.raises(InputError, match='nothing was measured'):
     report.main(report.Options(workdir=str(tmp_path / 'nothing')))
@@ -350,4 +326,4 @@ def test_a_report_of_nothing_is_refused_though_there_are_committed_records(tmp_p
 def test_the_list_names_every_study(capsys):
   reproduce.main(reproduce.Options(list=True))
   told = capsys.readouterr().out
-  assert all(name in told for name in experiments.STUDIES)
+  assert all(name in told for name in studies.NAMES)

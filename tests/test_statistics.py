@@ -41,12 +41,6 @@ def test_no_interval_where_there_is_nothing_to_say(values):
   assert np.isnan(statistics.mean_interval(values)).all()
 
 
-def test_a_ratio_over_subjects():
-  found = statistics.ratio([1, 0, 1, 1], [1, 1, 1, 1])
-  assert found['value'] == 0.75 and found['low'] < 0.75 < found['high']
-  assert np.isnan(statistics.ratio([0, 0], [0, 0])['value'])
-
-
 def test_a_line_and_its_r2():
   assert statistics.line([1, 2, 3], [3, 5, 7]) == pytest.approx((1, 2, 1))
   assert np.isnan(statistics.line([2, 2], [1, 3])[1])

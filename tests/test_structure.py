@@ -90,10 +90,10 @@ def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
   score = jax.jit(lambda params, job: experiment.scores(config, params, job, shuffled))
   found = score(model.draw(config, 0), batched.job(task, config))
   for name in (
-    'superposition',
-    'readout',
-    'superposition|shuffled facts',
-    'readout|shuffled facts',
+    'superposition_r2',
+    'probe_accuracy',
+    'superposition_r2|shuffled facts',
+    'probe_accuracy|shuffled facts',
   ):
     assert (found[name] > 0.7) == leaks
 

@@ -6,6 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from experiments.harness import statistics
+
 # Okabe and Ito.
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
@@ -30,6 +32,15 @@ def cycle(i: int) -> tuple[str, str]:
   """Colour and marker of the i-th series; no two of the first 77 are the same."""
   colors = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)
   return colors[i % len(colors)], MARKERS[i % len(MARKERS)]
+
+
+def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
+  """The i-th series: every seed a mark, their means a line, against a column."""
+  color, marker = cycle(i)
+  ax.plot(rows[x], rows['value'], marker, color=color, alpha=0.4, markersize=3, markeredgewidth=0)
+  means = statistics.summarize(rows, x)
+  options = {'color': color, 'marker': marker, 'markersize': 4, **options}
+  ax.plot(means[x], means['value'], label=label, **options)
 
 
 def logarithmic(*axes):

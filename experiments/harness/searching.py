@@ -1,27 +1,30 @@
-"""The smallest models that learn: which model a case is at a size, and the search over all cases."""
+"""The smallest models that learn: which model a case is at a size, and the search over all cases.
+
+`measure(cases, setting, trainer.train)` gives a record of kind 'threshold' for every `Case`, in their order, and
+one of kind 'probe' for every size tried; `rounded({case: size}, setting, trainer)` the bits that their weights need.
+"""
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from geomem import model
-from geomem.checks import lower_bounds, rounding
+from geomem.checks import accounting, lower_bounds, rounding
 from geomem.config import Config
 from geomem.facts import Facts
 from geomem.training import batched, bisection, optimization
-from geomem.training.bisection import Range
 from geomem.training.optimization import Recipe
 
 ROUNDS = 4  # that a search takes, about
-FINDS = ('dim', 'dim_at_width', 'width', 'subjects')
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """One search: what is found, for which N (0 where N is found), R and seed."""
+  """One search: what is found (dim, dim_at_width, width or subjects), for which N (0 where N is found), R and seed."""
 
   find: str
   subjects: int
@@ -33,8 +36,8 @@ class Case:
 class Setting:
   """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts.
 
-  `length`: tokens that a model has positions for, if more than it is trained on. `guess`: where a search
-  for d begins, if it is known better; sizes closer than `resolution`, a share of d, are not told apart.
+  `guess`: where a search for d begins, if it is known better; sizes closer than `resolution`, a fraction of d,
+  are not told apart.
   """
 
   recipe: Recipe
@@ -42,7 +45,6 @@ class Setting:
   width: int
   rates: tuple[tuple[float, float], ...]
   depth: int = 1
-  length: int | None = None
   guess: int | None = None
   resolution: float = 0.0
 
@@ -52,20 +54,19 @@ def configured(case: Case, size: int, setting: Setting) -> Config:
   n = size if case.find == 'subjects' else case.subjects
   d = size if case.find.startswith('dim') else setting.dim
   f = {'width': size, 'dim_at_width': setting.width}.get(case.find, 4 * d)
-  length = setting.length or setting.recipe.length()
-  return Config.trained(n, case.relations, d, f, setting.depth, length=length)
+  return Config.trained(n, case.relations, d, f, setting.depth, length=setting.recipe.length())
 
 
-def looked_for(case: Case, setting: Setting) -> Range:
+def looked_for(case: Case, setting: Setting) -> bisection.Range:
   """From where to where, and where first: near four and a half bits of facts per coordinate."""
   if case.find == 'subjects':
     guess = round(2 ** min(14.0, 3 * setting.dim / case.relations))
-    return Range(2, 2**16, max(2, guess), larger_is_easier=False, resolution=0.02)
+    return bisection.Range(2, 2**16, max(2, guess), larger_is_easier=False, resolution=0.02)
   if case.find == 'width':
-    return Range(1, 4096, 2 * setting.dim)
+    return bisection.Range(1, 4096, 2 * setting.dim)
   bits = case.relations * math.log2(case.subjects)
   first = setting.guess or math.ceil(bits / 4.5)
-  return Range(1, 16 * math.ceil(bits), first, resolution=setting.resolution)
+  return bisection.Range(1, 16 * math.ceil(bits), first, resolution=setting.resolution)
 
 
 def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[batched.Task]:
@@ -73,71 +74,68 @@ def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[batched.Ta
   tasks = []
   for case, size in cases:
     config = configured(case, size, setting)
-    table = Facts.bijections(config.subjects, config.relations, case.seed)
-    tasks += [batched.Task(config, table, *rates, case.seed) for rates in setting.rates]
+    facts = Facts.bijections(config.subjects, config.relations, case.seed)
+    tasks += [batched.Task(config, facts, *rates, case.seed) for rates in setting.rates]
   return tasks
 
 
-def measure(cases: list[Case], setting: Setting, train_all) -> list[dict]:
-  """A record a case, and one a probe; `train_all` trains tasks and says how they ended."""
-  probes, rates = [], len(setting.rates)
+def measure(cases: list[Case], setting: Setting, train: Callable) -> list[dict]:
+  """A record a case, and one a probe; `train` trains tasks as `scheduling.train_tasks` does."""
+  probes, accuracy = [], {}
 
   def attempt(asked):
-    rivals = np.repeat(np.arange(len(asked)), rates)
-    found = train_all(setting.recipe, attempts(asked, setting), rivals, rounds=ROUNDS)
-    accuracies = found['accuracy'].reshape(len(asked), rates)
-    passed = (found['status'].reshape(len(asked), rates) == optimization.SOLVED).any(axis=1)
-    steps = found['step'].reshape(len(asked), rates)
-    for (case, size), values, ok, step in zip(asked, accuracies, passed, steps, strict=True):
-      best = int(np.argmax(values))
+    groups = np.repeat(np.arange(len(asked)), len(setting.rates))
+    found = train(setting.recipe, attempts(asked, setting), groups, rounds=ROUNDS)
+    found = {name: values.reshape(len(asked), -1) for name, values in found.items()}
+    passed = (found['status'] == optimization.SOLVED).any(axis=1)
+    for i, best in enumerate(np.argmax(found['accuracy'], axis=1)):
+      accuracy[asked[i]] = float(found['accuracy'][i, best])
       probes.append({
-        'kind': 'probe', **dataclasses.asdict(case), 'size': size, 'passed': bool(ok),
-        'accuracy': float(values[best]), 'learning_rate': setting.rates[best][0],
-        'weight_decay': setting.rates[best][1], 'step': int(step[best]),
+        'kind': 'probe', **dataclasses.asdict(asked[i][0]), 'size': asked[i][1], 'passed': bool(passed[i]),
+        'accuracy': accuracy[asked[i]], 'learning_rate': setting.rates[best][0],
+        'weight_decay': setting.rates[best][1], 'step': int(found['step'][i, best]),
       })  # fmt: skip
     return passed
 
   found = bisection.search({case: looked_for(case, setting) for case in cases}, attempt)
-  return [record(case, found[case], setting) for case in cases] + probes
+  reached = lambda case: accuracy.get((case, found[case].found))
+  return [record(case, found[case], setting, reached(case)) for case in cases] + probes
 
 
-def rounded(found: dict[Case, int], setting: Setting, fitter) -> dict[Case, dict]:
-  """Accuracy, and the bits per weight that it needs, of models of the sizes found, trained anew and to the end.
-
-  Of the learning rates the one that leaves the fewest bits.
-  """
+def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dict]:
+  """Accuracy, and the bits per weight that the target needs, of models of the sizes found, trained anew and to the
+  end, at the learning rate that leaves the fewest bits."""
   if not found:
     return {}
-  tasks, rates = attempts(list(found.items()), setting), len(setting.rates)
+  tasks = attempts(list(found.items()), setting)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
   config = batched.common_config([task.config for task in tasks])
-  scores = functools.partial(_scores, config, recipe, target=setting.recipe.target)
-  seen = fitter.measured(recipe, tasks, scores)
-  best = {
-    case: i * rates + int(np.argmin(seen['bits'][i * rates : (i + 1) * rates]))
-    for i, case in enumerate(found)
-  }
-  return {case: {name: v[i] for name, v in seen.items()} for case, i in best.items()}
+
+  def scores(params, job):
+    right = functools.partial(optimization.accuracy, config, recipe, job)
+    bits = rounding.bits_needed(right, params, setting.recipe.target or 1.0)
+    return {'accuracy': right(params), 'bits': bits}
+
+  seen = trainer.train_and_evaluate(recipe, tasks, scores)
+  seen = {name: values.reshape(len(found), -1) for name, values in seen.items()}
+  best = enumerate(np.argmin(seen['bits'], axis=1))
+  chosen = [{name: float(values[at]) for name, values in seen.items()} for at in best]
+  return dict(zip(found, chosen, strict=True))
 
 
-def _scores(config: Config, recipe: Recipe, params, job, *, target: float):
-  right = functools.partial(optimization.accuracy, config, recipe, job)
-  return {'accuracy': right(params), 'bits': rounding.bits_needed(right, params, target)}
+def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy=None) -> dict:
+  """What was found, and the bits of facts that a model of this accuracy holds for each parameter of the whole of it.
 
-
-def record(case: Case, border: bisection.Bisection, setting: Setting) -> dict:
-  """What was found, and what that size amounts to; `floor`: nothing harder failed, so it is no threshold."""
-  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found}
+  `floor`: nothing harder failed, so it is no threshold. An accuracy that is not known is the target.
+  """
+  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found, 'floor': None}
   if border.found is None:
-    return about
-  about['floor'] = border.failed is None
-  config = configured(case, border.found, setting)
-  return {**about, 'subjects': config.subjects, **amount(config)}
-
-
-def amount(config: Config) -> dict:
-  """Facts, in bits, for each parameter of the whole model."""
-  parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
-  bits = config.relations * lower_bounds.log2_factorial(config.subjects)
-  sizes = {'dim': config.dim, 'width': max(config.blocks[0].hidden, default=0)}
-  return {**sizes, 'parameters': parameters, 'fact_bits': bits, 'bits': bits / parameters}
+    return about | dict.fromkeys(('accuracy', 'dim', 'width', 'parameters', 'bits_per_parameter'))
+  config, accuracy = configured(case, border.found, setting), accuracy or setting.recipe.target
+  n, r, weights = config.subjects, config.relations, jax.tree.leaves(model.shapes(config))
+  bits = accounting.recovered_bits(r * lower_bounds.log2_factorial(n), accuracy, n * r, n)
+  parameters = sum(math.prod(a.shape) for a in weights)
+  return about | {
+    'subjects': n, 'floor': border.failed is None, 'accuracy': accuracy, 'dim': config.dim,
+    'width': config.blocks[0].hidden[0], 'parameters': parameters, 'bits_per_parameter': bits / parameters,
+  }  # fmt: skip

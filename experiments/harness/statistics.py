@@ -1,6 +1,5 @@
-"""What a few seeds allow one to say: intervals for means, for what is fitted to all seeds, and over subjects."""
+"""What a few seeds allow one to say: intervals for means, and for what is fitted to all seeds together."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -62,18 +61,6 @@ def jackknife(
   return (float(whole - half), float(whole + half)) if half > 0 else NONE
 
 
-def ratio(top_S, bottom_S, level: float = 0.95) -> dict[str, float]:
-  """Σ top / Σ bottom over subjects, with a percentile bootstrap: there are enough of these."""
-  top_S, bottom_S = np.asarray(top_S, float), np.asarray(bottom_S, float)
-  if bottom_S.sum() == 0:
-    return dict.fromkeys(('value', 'low', 'high'), np.nan)
-  draws = np.random.default_rng(0).integers(len(top_S), size=(2000, len(top_S)))
-  below = bottom_S[draws].sum(axis=1)
-  resampled = top_S[draws].sum(axis=1)[below > 0] / below[below > 0]
-  low, high = np.quantile(resampled, ((1 - level) / 2, (1 + level) / 2))
-  return {'value': float(top_S.sum() / bottom_S.sum()), 'low': float(low), 'high': float(high)}
-
-
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
   """Least squares y = intercept + slope·x, and its R²; no slope through one x."""
   x, y = np.asarray(xs, float), np.asarray(ys, float)
@@ -82,11 +69,6 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]
   slope, intercept = np.polyfit(x, y, 1)
   left = np.sum((y - intercept - slope * x) ** 2)
   return float(intercept), float(slope), float(1 - left / max(np.sum((y - y.mean()) ** 2), 1e-300))
-
-
-def together(groups) -> list:
-  """Lists put end to end."""
-  return list(itertools.chain.from_iterable(groups))
 
 
 def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:

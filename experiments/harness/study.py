@@ -145,9 +145,8 @@ class Study:
       print(self.listed())
       return
     folder = cli.writable(options.workdir or f'runs/{self.name}')
-    own = {f.name for f in dataclasses.fields(options)} - {
-      f.name for f in dataclasses.fields(Options)
-    }
+    common = {f.name for f in dataclasses.fields(Options)}
+    own = [f.name for f in dataclasses.fields(options) if f.name not in common]
     changes = {name: value for name in own if (value := getattr(options, name)) is not None}
     if options.redraw:
       self._refuse_beside_redraw(options, changes)
@@ -184,9 +183,13 @@ class Study:
     if self.compile_quickly:
       machine.compile_quickly()
     first_seed = self.first_seed if first_seed is None else first_seed
-    for name, preset in presets.items():
-      if parts and name not in parts:
-        continue
+    chosen_parts = {name: preset for name, preset in presets.items() if not parts or name in parts}
+    for name in changes:
+      if len({getattr(preset, name) for preset in chosen_parts.values()}) > 1:
+        raise InputError(
+          f'--{name}: the parts of --scale={scale} differ in it; choose one by --part'
+        )
+    for name, preset in chosen_parts.items():
       preset = self.prepare(dataclasses.replace(preset, **changes))
       chosen = cli.seeds(first_seed, getattr(preset, 'seeds', 1) if seeds is None else seeds)
       about = {

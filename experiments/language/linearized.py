@@ -30,15 +30,12 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
       continue
     if not (known_S[choose_S].any() and known_S[report_S].any()):
       continue
-    layers = setting.jacobian_layers
-    jacobian_ExJxDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E])
+    layers, s_ExTxD = setting.jacobian_layers, observed['subject'][example_E]
+    jacobian_JxExDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E], axis=1)
+    o_ExD = observed['final'][example_E, r]
     embeddings[r] = {
-      layer: relational.embedding(
-        jacobian_ExJxDxD[:, j],
-        observed['subject'][example_E, layer],
-        observed['final'][example_E, r],
-      )
-      for j, layer in enumerate(layers)
+      layer: relational.embedding(jacobian_ExDxD, s_ExTxD[:, layer], o_ExD)
+      for layer, jacobian_ExDxD in zip(layers, jacobian_JxExDxD, strict=True)
     }
     records += _faithfulness(prompts, setting, seed, r, embeddings[r], groups)
   dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))

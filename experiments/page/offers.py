@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from constructions import registry
-from experiments import approximate, structure
+from experiments import approximate
 from experiments.harness import building
 from geomem import model
 from geomem import queries as query
@@ -21,6 +21,7 @@ from geomem.inside import intervene
 from geomem.inside import linear_maps as linear
 from geomem.layout import Layout, Slot
 from geomem.training import batched
+from geomem.training.optimization import QK_PARAMS, Recipe
 
 NAMED, UNNAMED = (8, 3), (64, 3)  # subjects and relations
 TRAINED, STEPS, BATCH = (192, 3), 800, 48
@@ -119,9 +120,11 @@ def models(steps: int = STEPS) -> list[Offer]:
 
 def trained(steps: int = STEPS) -> Offer:
   """A model trained as `experiments.structure` trains for transfer, but smaller."""
-  kind = structure.Kind('trained for transfer', 24, 48, 1.0, steps, **structure.FOR_TRANSFER)
-  task = kind.task(building.bijections(*TRAINED, 0), 0)
-  laid, states = batched.set_up(kind.recipe(BATCH), [task], devices=jax.devices()[:1])
+  recipe = Recipe.with_warmup(
+    steps, batch=BATCH, target=None, noise=0.5, embedding_lr_multiplier=6.0, frozen=QK_PARAMS
+  )
+  task = batched.Task(Config.trained(*TRAINED, 24, 48), building.bijections(*TRAINED, 0), 5e-3, 1.0)
+  laid, states = batched.set_up(recipe, [task], devices=jax.devices()[:1])
   for _, done in batched.fit(laid, states, steps):
     states = done
   params = laid.state_of(states, 0).params

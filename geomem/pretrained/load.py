@@ -92,6 +92,8 @@ def _from_gguf(path: Path) -> Pretrained:
 
 
 def _from_folder(folder: Path) -> Pretrained:
+  if not (folder / 'config.json').exists():
+    raise InputError('no config.json; a model is a folder with one, and its safetensors')
   fields = read_json(folder / 'config.json')
   known = families.FAMILIES.keys() - {'gguf'}
   if (kind := fields.get('model_type')) not in known:

@@ -1,4 +1,4 @@
-"""Threshold search: against exhaustive truth, for all ranges, both directions."""
+"""Halving: against exhaustive truth, for all ranges, both directions."""
 
 import itertools
 
