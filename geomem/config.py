@@ -77,14 +77,9 @@ class Config:
 
   @classmethod
   def trained(
-    cls,
-    subjects: int,
-    relations: int,
-    dim: int,
-    width: int | None = None,
-    depth: int = 1,
+    cls, subjects: int, relations: int, dim: int, width: int | None = None, depth: int = 1,
     **changes: Any,
-  ) -> 'Config':
+  ) -> 'Config':  # fmt: skip
     """What the experiments train: RMSNorm, one head as wide as the model, F = 4d if not said, two tokens."""
     block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
     options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}

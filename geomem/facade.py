@@ -68,7 +68,7 @@ class FactModel:
     """What the model answers to a subject and one relation a hop, by name, as in 's17 r2' or 'Ann Lee | knows'."""
     from geomem.inside import asking
 
-    return asking.ask(self, query, dtype)
+    return asking.answer(self, *asking.parse_query(self.facts, query, self.hops), dtype)
 
   def verify(
     self,
@@ -92,9 +92,9 @@ class FactModel:
 
   def trace(self, query: str, dtype: str = 'float32') -> 'Trace':
     """The forward pass that answers the query, to be printed: what is where, in names."""
-    from geomem.inside import asking, trace
+    from geomem.inside import trace
 
-    return trace.trace_prompt(self, asking.ask(self, query, dtype).tokens_L, dtype)
+    return trace.trace_prompt(self, self.ask(query, dtype).tokens_L, dtype)
 
   def ledger(self) -> 'Ledger':
     """What the model spends and stores, in parameters and in bits."""

@@ -86,14 +86,9 @@ def margins(
 
 
 def residuals(
-  config: Config,
-  params: dict,
-  answers: Array,
-  subjects_S: Array,
-  paths_CxK: Array,
-  chain_of_thought: bool,
-  target: Callable[..., Array],
-) -> tuple[Array, Array]:
+  config: Config, params: dict, answers: Array, subjects_S: Array, paths_CxK: Array,
+  chain_of_thought: bool, target: Callable[..., Array],
+) -> tuple[Array, Array]:  # fmt: skip
   """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
@@ -123,20 +118,10 @@ def _check_block(config, params, answers, block, chain_of_thought, score, more, 
 
 
 def _check(
-  check: str,
-  config: Config,
-  params,
-  answers,
-  hops: int,
-  score,
-  *,
-  block_size: int = 4096,
-  progress: Callable[[int, int], None] | None = None,
-  chain_of_thought: bool = False,
-  target=query.compose,
-  sample: tuple | None = None,
-  more: tuple = (),
-) -> Report:
+  check: str, config: Config, params, answers, hops: int, score, *, block_size: int = 4096,
+  progress: Callable[[int, int], None] | None = None, chain_of_thought: bool = False,
+  target=query.compose, sample: tuple | None = None, more: tuple = (),
+) -> Report:  # fmt: skip
   """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
   fact.check_sizes(config.subjects, config.relations, hops)
   # A block's widest array stays within half a gigabyte.
@@ -156,8 +141,7 @@ def _check(
   params, answers, more = jax.device_put((params, answers, more))
   right, least = 0, np.inf
   for i, block in enumerate(blocks):
-    arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
-    got = _check_block(config, params, answers, arrays, chain_of_thought, score, more, target)
+    got = _check_block(config, params, answers, block, chain_of_thought, score, more, target)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)

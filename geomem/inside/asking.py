@@ -57,11 +57,6 @@ class Answer:
     return f'{self.query} → {" → ".join(self.steps)}   ({verdict}, {aside})'
 
 
-def ask(model: FactModel, query: str, dtype: str = 'float32') -> Answer:
-  """The answer to a query by name."""
-  return answer(model, *parse_query(model.facts, query, model.hops), dtype)
-
-
 def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float32') -> Answer:
   """What the model says; with chain of thought it reads its own words, one more a step."""
   check_representable(c, dtype)

@@ -146,13 +146,9 @@ class Sweep:
 
 
 def set_up(
-  recipe: Recipe,
-  tasks: Iterable[Task],
-  devices: Sequence[jax.Device] | None = None,
-  vmap_size: int | None = None,
-  config: Config | None = None,
-  least_rows: int = 1,
-) -> tuple[Sweep, State]:
+  recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
+  vmap_size: int | None = None, config: Config | None = None, least_rows: int = 1,
+) -> tuple[Sweep, State]:  # fmt: skip
   """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
   tasks = tuple(tasks)
   used = np.array(jax.devices() if devices is None else devices)

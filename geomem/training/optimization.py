@@ -211,14 +211,9 @@ def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
 
 
 def loss(
-  config: Config,
-  recipe: Recipe,
-  params: dict,
-  job: Job,
-  subjects_B: Array | None,
-  valid_B: Array,
+  config: Config, recipe: Recipe, params: dict, job: Job, subjects_B: Array | None, valid_B: Array,
   mesh: Mesh | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
   """Mean cross-entropy over the rows that count."""
   x_BxD, targets_B, weights_B = _rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   unembedding_AxD = model.apply(config, params, method='unembedding')

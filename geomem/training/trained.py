@@ -37,16 +37,10 @@ class Trained(FactModel):
 
 
 def train(
-  config: Config,
-  facts: Facts,
-  *,
-  steps: int = 2000,
-  learning_rate: float = 1e-2,
-  weight_decay: float = 0.1,
-  seed: int = 0,
-  on_progress: Progress | None = None,
+  config: Config, facts: Facts, *, steps: int = 2000, learning_rate: float = 1e-2,
+  weight_decay: float = 0.1, seed: int = 0, on_progress: Progress | None = None,
   **recipe_options: Any,
-) -> Trained:
+) -> Trained:  # fmt: skip
   """One model trained, as `sweep` trains many.
 
   >>> train(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), steps=200).steps
@@ -81,17 +75,9 @@ def sweep(
 
 
 def _trained(recipe: Recipe, task: Task, state: State) -> Trained:
+  layout = Layout.of(Slot('stream', (('direction', task.config.dim),)))
   return Trained(
-    'trained',
-    task.config,
-    state.params,
-    Layout.of(Slot('stream', (('direction', task.config.dim),))),
-    task.facts,
-    recipe.hops,
-    chain_of_thought=recipe.chain_of_thought,
-    recipe=recipe,
-    seed=task.seed,
-    accuracy=float(state.accuracy),
-    loss=float(state.loss),
-    steps=int(state.step),
-  )
+    'trained', task.config, state.params, layout, task.facts, recipe.hops,
+    chain_of_thought=recipe.chain_of_thought, recipe=recipe, seed=task.seed,
+    accuracy=float(state.accuracy), loss=float(state.loss), steps=int(state.step),
+  )  # fmt: skip
