@@ -20,10 +20,9 @@ import pytest
 from absl import flags
 
 from experiments.harness import cli, machine
-from experiments.language import linearized, prompt_set, swapping
+from experiments.language import linearized, prompt_set, ridge, swapping
 from geomem import tables
 from geomem.errors import InputError
-from geomem.inside import ridge
 from geomem.pretrained import decoder, load, relational, runner
 
 pytest.importorskip('gguf', reason='the extra lm is not installed')

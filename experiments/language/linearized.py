@@ -8,9 +8,8 @@ Shapes: S subjects, T subjects fitted to, E examples, J layers with Jacobians, D
 
 import numpy as np
 
-from experiments.language import probing, swapping
+from experiments.language import probing, ridge, swapping
 from experiments.language.prompt_set import COPIES, PromptSet
-from geomem.inside import ridge
 from geomem.pretrained import relational
 
 CONTROL = {'control': 'relational embedding'}

@@ -7,8 +7,8 @@ import itertools
 
 import numpy as np
 
+from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
-from geomem.inside import ridge
 
 FOLDS = 5
 GAINS = {  # features, and those that they are compared with

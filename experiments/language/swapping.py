@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
-from geomem.inside import ridge
 
 SPLIT = (0.6, 0.15)  # shares to fit to and to choose on; the rest is for the report
 CONTROLS = ('shuffled facts', 'random direction')
