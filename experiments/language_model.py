@@ -19,6 +19,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import jax
@@ -68,14 +69,15 @@ class Preset:
   table_digest: str | None = None
   checksum: int | None = None
 
-  def at_depth(self, depth: int) -> 'Preset':
+  def at_depth(self, depth: int) -> SimpleNamespace:
     """With the numbers of layers, for a model of so many blocks."""
-    every = sorted({round(share) for share in np.linspace(0, depth, min(self.layers, depth + 1))})
-    number = lambda shares: tuple(sorted({min(depth - 1, round(s * depth)) for s in shares}))
-    swap_layers, jacobian_layers = number(self.swap_layers), number(self.jacobian_layers)
-    return dataclasses.replace(
-      self, layers=every, swap_layers=swap_layers, jacobian_layers=jacobian_layers
-    )
+    every = np.linspace(0, depth, min(self.layers, depth + 1)).round().astype(int).tolist()
+    number = lambda shares: sorted({min(depth - 1, round(s * depth)) for s in shares})
+    layers = {
+      'swap_layers': number(self.swap_layers),
+      'jacobian_layers': number(self.jacobian_layers),
+    }
+    return SimpleNamespace(**vars(self) | layers | {'layers': every})
 
 
 PRESETS = {
@@ -109,8 +111,10 @@ def prepare(preset: Preset) -> Preset:
 
 def checksum(params: dict) -> int:
   """CRC-32 of all parameters."""
-  crc = lambda known, weights: zlib.crc32(np.ascontiguousarray(weights), known)
-  return functools.reduce(crc, jax.tree.leaves(params), 0)
+  crc = 0
+  for weights in jax.tree.leaves(params):
+    crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
+  return crc
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
@@ -170,8 +174,8 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
     if len(rows := select(own, **about)):
       beside = {name: select(own, **about | other) for name, other in controls.items()}
       means = {name: mean(some, 'value') for name, some in beside.items() if len(some)}
-      ends = (mean(rows, name) for name in ('value', 'low', 'high'))
-      yield Finding(what, *ends, len(rows), at_least, controls=means)
+      value, low, high = (mean(rows, name) for name in ('value', 'low', 'high'))
+      yield Finding(what, value, low, high, len(rows), at_least, controls=means)
 
   at, text = {'layer': middle, 'control': None}, f'after block {middle}: R² of attributes'
   beside = {'shuffled facts': {'control': 'shuffled facts'}, 'own token': {'features': 'own token'}}

@@ -6,7 +6,6 @@ Most of it runs on tiny random models; what needs the packaged weights is skippe
 import contextlib
 import csv
 import dataclasses
-import importlib
 import json
 import types
 from pathlib import Path
@@ -17,17 +16,16 @@ import numpy as np
 import pandas as pd
 import pretrained_models as models
 import pytest
-from absl import flags
 
-from experiments.harness import cli, machine
-from experiments.language import linearized, prompt_set, ridge, swapping
+from experiments import language_model
+from experiments.harness import machine, records, statistics
+from experiments.language import linearized, probing, prompt_set, ridge, swapping
 from geomem import tables
 from geomem.errors import InputError
 from geomem.pretrained import decoder, load, relational, runner
 
 pytest.importorskip('gguf', reason='the extra lm is not installed')
 pytest.importorskip('tokenizers', reason='the extra lm is not installed')
-FLAGS = flags.FLAGS
 DATA = Path(__file__).parents[1] / 'experiments' / 'data'
 WEIGHTS = pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
 
@@ -346,11 +344,10 @@ def no_cache(monkeypatch):
 
 
 def run(folder, *arguments):
-  binary = importlib.import_module('experiments.language_model')
-  FLAGS.unparse_flags()
-  FLAGS(['language_model', f'--workdir={folder}', '--save_seconds=0', *arguments])
-  binary.main(['language_model'])
-  return json.loads((folder / 'results.json').read_text())
+  language_model.STUDY.main(
+    ['language_model', f'--workdir={folder}', '--save_seconds=0', *arguments]
+  )
+  return records.read(folder).table
 
 
 def own(folder):
@@ -367,42 +364,40 @@ def whole_run(folder):
 
 def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole_run, capsys):
   fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
-  assert all(fields <= set(record) for record in whole_run)
-  assert {(r['model'], r['table']) for r in whole_run} == {('tiny', 'own')}
+  assert fields <= set(whole_run)
+  assert set(zip(whole_run['model'], whole_run['table'], strict=True)) == {('tiny', 'own')}
   drawn = (folder / 'run' / 'language_model.png').read_bytes()
   before = (folder / 'run' / 'results.json').read_bytes()
   run(folder / 'run', *own(folder))
   assert (folder / 'run' / 'results.json').read_bytes() == before
   (folder / 'run' / 'language_model.png').unlink()
-  FLAGS.unparse_flags()
-  FLAGS(['language_model', f'--workdir={folder / "run"}', '--redraw'])
-  importlib.import_module('experiments.language_model').main(['language_model'])
+  run(folder / 'run', '--redraw')
   assert (folder / 'run' / 'language_model.png').read_bytes() == drawn
   assert 'figure: ' in capsys.readouterr().out
 
 
 def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
-  folder, whole_run, monkeypatch
+  folder, whole_run, monkeypatch, capsys
 ):
-  binary = importlib.import_module('experiments.language_model')
 
   def interrupt(*_):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(binary.probing, 'readout', interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    patch.setattr(probing, 'readout', interrupt)
+    with pytest.raises(SystemExit, match='130'):
       run(folder / 'cut', *own(folder))
   assert list((folder / 'cut').glob('checkpoints/*'))
   with monkeypatch.context() as patch:
-    patch.setattr(binary.probing, 'r2', interrupt)  # it is known by now
-    assert run(folder / 'cut', *own(folder)) == whole_run
-  with pytest.raises(InputError, match='holds another run'):
+    patch.setattr(probing, 'r2', interrupt)  # it is known by now
+    pd.testing.assert_frame_equal(run(folder / 'cut', *own(folder)), whole_run)
+  with pytest.raises(SystemExit, match='2'):
     run(folder / 'cut', '--seed=1', *own(folder))
+  assert 'holds another run' in capsys.readouterr().err
 
 
 def test_the_checksum_is_of_every_parameter(prompts):
-  checksum = importlib.import_module('experiments.language_model').checksum
+  checksum = language_model.checksum
   weights, form = jax.tree.flatten(prompts.runner.model.params)
   checksums = {checksum(jax.tree.unflatten(form, weights))}
   for i, one in enumerate(weights):
@@ -420,7 +415,7 @@ BAD = (
   ('--table=few.csv', 'at least 16'),
   ('--table=broken.csv', 'is not three names'),
   ('--scale=huge', 'value should be one of'),
-  ('--seed=-1', 'not an integer in the range [0, 4294967295]'),
+  ('--seed=-1', '-1 is not a non-negative integer'),
   ('--redraw --model=tiny', 'contradict'),
   ('now', 'unexpected argument'),
 )
@@ -433,17 +428,14 @@ def test_bad_input_is_refused_in_one_line(arguments, error, folder, monkeypatch,
   (folder / 'weights.bin').write_bytes(b'\x80\x04')
   (folder / 'few.csv').write_text('a,r,x\nb,r,y\n')
   (folder / 'broken.csv').write_text('a;r;x\n')
-  binary = importlib.import_module('experiments.language_model')
-  FLAGS.unparse_flags()
   rest = {'--table': '--table=facts.csv', '--model': '--model=tiny'}
   rest = [
     whole
     for name, whole in rest.items()
     if not {name, '--redraw'} & set(arguments.replace('=', ' ').split())
   ]
-  monkeypatch.setattr('sys.argv', ['language_model', '--workdir=bad', *rest, *arguments.split()])
   with pytest.raises(SystemExit) as leaving:
-    cli.run(binary.main)
+    run(Path('bad'), *rest, *arguments.split())
   err = capsys.readouterr().err
   assert leaving.value.code == 2 and error in err
   assert err.startswith('error: ') and err.count('\n') == 1 and not (folder / 'bad').exists()
@@ -454,23 +446,19 @@ def _nothing(*_):
 
 
 @WEIGHTS
-def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch):
-  relational = importlib.import_module('experiments.language.linearized')
-  monkeypatch.setattr(relational, 'measure', _nothing)  # costly, and tested on a tiny model
+def test_the_packaged_model_knows_and_uses_what_it_should(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(linearized, 'measure', _nothing)  # costly, and tested on a tiny model
   jax.config.update('jax_disable_most_optimizations', False)  # much arithmetic in few programs
   try:
-    records = run(tmp_path, '--scale=smoke')
+    table = run(tmp_path, '--scale=smoke')
   finally:
     jax.config.update('jax_disable_most_optimizations', True)
-  of = lambda name, **about: [
-    r['value'] for r in records
-    if r['measurement'] == name and all(r[k] == v for k, v in about.items())
-  ]  # fmt: skip
+  of = lambda name, **about: statistics.select(table, measurement=name, **about)['value'].tolist()
   for relation in ('continent', 'capital', 'language', 'demonym'):
     assert of('known', relation=relation, control=None)[0] > 0.5
-  last = max(r['layer'] for r in records if r['measurement'] == 'donor answer')
+  last = table.loc[table['measurement'] == 'donor answer', 'layer'].max()
   assert np.mean(of('donor answer', layer=0)) > 0.6 and np.mean(of('own answer', layer=0)) < 0.4
   assert of('donor answer', layer=last) == [0] * 4 and of('own answer', layer=last) == [1] * 4
   assert max(of('R2', control='shuffled facts')) < 0.05
-  assert len([r for r in records if r['measurement'] == 'example']) > 3
-  assert '→' in (tmp_path / 'examples.txt').read_text()
+  assert len(of('example')) > 3
+  assert '→' in capsys.readouterr().out

@@ -60,8 +60,8 @@ def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
       gain_S = true[name][t] - true[base][t]
       records.append(prompts.record('gain', gain_S, total_S, **about, features=name))
     for name, draws in shuffled.items():
-      base = true[GAINS[name]][t].sum() if name in GAINS else 0.0
-      values = [(explained_TxS[t].sum() - base) / total_S.sum() for explained_TxS in draws]
+      below = true[GAINS[name]][t].sum() if name in GAINS else 0.0
+      values = [(explained_TxS[t].sum() - below) / total_S.sum() for explained_TxS in draws]
       records.append(prompts.record(
         'gain' if name in GAINS else 'R2', float(np.mean(values)), **about, features=name,
         control='shuffled facts', low=float(min(values)), high=float(max(values)),
@@ -93,13 +93,14 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
   }
 
 
-def _rotated(y_SxTxD) -> tuple[np.ndarray, np.ndarray]:
+def _rotated(y_SxTxD) -> tuple[np.ndarray, list[int]]:
   """All layers in their principal coordinates, which are fewer and as far apart, and where layers begin."""
   parts = []
   for y_SxD in np.moveaxis(y_SxTxD, 1, 0).astype(np.float64):
     u, size, _ = np.linalg.svd(y_SxD - y_SxD.mean(axis=0), full_matrices=False)
     parts.append(u * size)
-  return np.concatenate(parts, axis=1), np.cumsum([0, *(part.shape[1] for part in parts)])
+  sizes = (part.shape[1] for part in parts)
+  return np.concatenate(parts, axis=1), list(itertools.accumulate(sizes, initial=0))
 
 
 def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
@@ -109,7 +110,7 @@ def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
   records = []
   for r in prompts.table.superposed:
     order_S = rng.permutation(len(fold_S))
-    cases = [(_own_kernel(prompts), slice(None), 'own token', None)]
+    cases: list[tuple] = [(_own_kernel(prompts), slice(None), 'own token', None)]
     for layer in layers:
       k_SxS = ridge.kernel(prompts.observed['subject'][:, layer])
       cases += [(k_SxS, slice(None), None, layer), (k_SxS, order_S, 'shuffled facts', layer)]

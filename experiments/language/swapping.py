@@ -145,7 +145,7 @@ def best(prompts: PromptSet, swaps: pd.DataFrame, vectors: dict) -> tuple:
     found = outcomes(prompts, layer, swaps, vectors_WxD)
     sums = found.groupby('own')[['success', 'counted']].sum().reindex([False, True], fill_value=0)
     scores[layer, other] = float((sums['success'] / sums['counted'].clip(lower=1)).prod())
-  return max(scores, key=scores.get), scores
+  return max(scores, key=lambda at: scores[at]), scores
 
 
 def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
