@@ -111,7 +111,7 @@ def _draft(
 def _select(built: Construction, signal: int) -> Construction:
   """The selector: bits of the one open block, written over block 0 as ±signal."""
   layout, mlp = built.layout, built.params['blocks_0']['mlp']
-  code, answer = codes.Sign(built.facts.attributes), layout['blocks', 0]
+  code, answer = layout.code('blocks'), layout['blocks', 0]
   mlp['in'][layout['blocks']] = np.eye(layout.slot('blocks').size)
   mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(built.facts.relations, code.width)
   mlp['out_bias'][answer] = -signal

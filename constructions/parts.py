@@ -9,7 +9,6 @@ import numpy as np
 from geomem import codes, queries
 from geomem.config import BlockConfig, Config
 from geomem.construction import Construction, OwnReadout, Readout, blank
-from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import Layout
 
@@ -25,11 +24,6 @@ def all_but_own(count: int, width: int) -> np.ndarray:
 def sum_of_blocks(count: int, width: int) -> np.ndarray:
   """Adds up `count` blocks of `width`."""
   return np.tile(np.eye(width, dtype=np.float32), (count, 1))
-
-
-def rectified(code: codes.Code) -> codes.Code:
-  """What a codeword becomes under ReLU: a sign code its bits, a code without negatives itself."""
-  return codes.Bits(code.count) if isinstance(code, codes.Sign) else code
 
 
 def encoder(
@@ -50,15 +44,9 @@ def encoder(
 
 
 def draft(
-  name: str,
-  facts: Facts,
-  layout: Layout,
-  *blocks: BlockConfig,
-  hops: int = 1,
-  hidden: tuple[tuple[Layout, ...], ...] = (),
-  length: int | None = None,
-  **switches: Any,
-) -> Construction:
+  name: str, facts: Facts, layout: Layout, *blocks: BlockConfig, hops: int = 1,
+  hidden: tuple[tuple[Layout, ...], ...] = (), length: int | None = None, **switches: Any,
+) -> Construction:  # fmt: skip
   """A construction all of whose weights are zero, to be written into; `hidden` says how wide its blocks' MLPs are."""
   sizes = facts.subjects, facts.relations, facts.attributes, length or hops + 1, layout.dim
   widths = [tuple(units.dim for units in layers) for layers in hidden] or [()] * len(blocks)
@@ -110,11 +98,3 @@ def fetch(attention: dict, head: int, layout: Layout, position: int, *writes: Wr
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)
   write_ov(attention, head, *writes)
-
-
-def check_integers(largest: float, what: str) -> None:
-  """Sums of integers are exact in float32 up to 2²⁴; refuse a size that would pass it."""
-  if largest > 2**24:
-    raise InputError(
-      f'{what}: sums reach {largest:.0f}, more than float32 adds exactly (2²⁴); use fewer bits'
-    )

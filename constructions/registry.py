@@ -111,7 +111,11 @@ REGISTRY: dict[str, Entry] = {
 
 
 def names() -> list[str]:
-  """The names of all constructions."""
+  """The names of all constructions.
+
+  >>> names()[:3]
+  ['selector', 'selector_constant_weight', 'selector_multilevel']
+  """
   return list(REGISTRY)
 
 
@@ -121,14 +125,22 @@ def multi_hop() -> list[str]:
 
 
 def entry(name: str) -> Entry:
-  """What there is to say of a construction before it is built."""
+  """What there is to say of a construction before it is built.
+
+  >>> entry('factored').options
+  ('hops_per_layer',)
+  """
   if name not in REGISTRY:
     raise InputError(f'no construction {name!r}; there are {", ".join(REGISTRY)}')
   return REGISTRY[name]
 
 
 def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Construction:
-  """The construction `name` for these facts. Options that it does not know are refused."""
+  """The construction `name` for these facts. Options that it does not know are refused.
+
+  >>> build('keyvalue', Facts.bijections(8, 2), hops=2).ask('s1 r0 r1')
+  s1 r0 r1 → s5   (correct, margin 2, runner-up s1)
+  """
   known = entry(name)
   for option in options:
     if option not in known.options:
@@ -148,6 +160,10 @@ def load(path: str | os.PathLike) -> FactModel:
 
   So it can do all that it could, also what is no number. Where an exact one differs in a bit, it is refused;
   another, which a solver made, is as it was saved.
+
+  >>> build('selector', Facts.bijections(8, 2)).save('mine')
+  >>> load('mine').verify('universal').queries
+  128
   """
   saved = geomem.load(path)
   if not isinstance(saved, Construction) or saved.name not in REGISTRY:

@@ -18,6 +18,7 @@ from constructions import parts
 from geomem import codes
 from geomem.config import BlockConfig
 from geomem.construction import Construction, Readout
+from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
@@ -46,7 +47,8 @@ def constant_weight(facts: Facts) -> Construction:
 def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   R, m = facts.relations, code.width
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
-  hidden = Layout.of(Slot('selected', ((RELATION, R),), parts.rectified(code)))
+  rectified = codes.Bits(code.count) if isinstance(code, codes.Sign) else code
+  hidden = Layout.of(Slot('selected', ((RELATION, R),), rectified))
   sized = BlockConfig(head_dim=layout.dim)
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),), bias=bias)
   block = built.params['blocks_0']
@@ -67,7 +69,11 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   """
   code = codes.MultiLevel(facts.attributes, bits)
   R, m = facts.relations, code.width
-  parts.check_integers(2 * m * code.top**2, f'multi-level code with {bits} bits per coordinate')
+  if (largest := 2 * m * code.top**2) > 2**24:
+    raise InputError(
+      f'multi-level code with {bits} bits per coordinate: sums reach {largest}, more than float32 adds '
+      'exactly (2²⁴); use fewer bits'
+    )
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)

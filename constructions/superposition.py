@@ -38,7 +38,10 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft('superposition', facts, layout, sized, hidden=((hidden,),))
   params = built.params
-  directions_DxRM = _random_directions(memory.stop, R * code.width, seed)
+  # Unit columns, near-orthogonal: inner products are about ±1/√dim.
+  rng, shape = np.random.default_rng(seed), (memory.stop, R * code.width)
+  directions_DxRM = rng.standard_normal(shape, np.float32)
+  directions_DxRM /= np.linalg.norm(directions_DxRM, axis=0)
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
@@ -67,12 +70,6 @@ def _layouts(facts: Facts, code: codes.Sign, dim: int | None) -> tuple[Layout, L
     ),
     Layout.of(Slot('positive', filtered), Slot('negative', filtered)),
   )
-
-
-def _random_directions(dim: int, count: int, seed: int) -> np.ndarray:
-  """Unit columns, near-orthogonal: inner products are about ±1/√dim."""
-  columns = np.random.default_rng(seed).standard_normal((dim, count), np.float32)
-  return columns / np.linalg.norm(columns, axis=0)
 
 
 def _encoder(layout: Layout, code: codes.Sign, directions_DxRM: np.ndarray):

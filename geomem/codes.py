@@ -21,9 +21,10 @@ def log2_ceil(count: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """`count` symbols in `width` coordinates."""
+  """`count` symbols in `width` coordinates. Answers can be read from a code that bounds their margin."""
 
   count: int
+  has_levels = False  # whether a multiple of a word can be another word
 
   @property
   def width(self) -> int:
@@ -31,11 +32,6 @@ class Code:
 
   def words(self) -> np.ndarray:
     raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class Readable(Code):
-  """A code that answers can be read from."""
 
   def rows(self) -> np.ndarray:
     """Its unembedding."""
@@ -51,6 +47,8 @@ class Readable(Code):
 class Bits(Code):
   """The index in binary, entries 0 and 1, width ⌈log₂ count⌉."""
 
+  has_levels = True
+
   @property
   def width(self) -> int:
     return log2_ceil(self.count)
@@ -61,8 +59,10 @@ class Bits(Code):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sign(Bits, Readable):
+class Sign(Bits):
   """The index in binary, entries ±1: equal norms, so ⟨c_a, λ c_b⟩ is largest at a = b."""
+
+  has_levels = False
 
   def words(self) -> np.ndarray:
     return 2 * super().words() - 1
@@ -86,7 +86,7 @@ class OneHot(Code):
 
 
 @dataclasses.dataclass(frozen=True)
-class ConstantWeight(Readable):
+class ConstantWeight(Code):
   """Entries 0 and 1, exactly ⌊m/2⌋ ones, m the smallest with C(m, ⌊m/2⌋) ≥ count: needs no bias."""
 
   @property
@@ -124,7 +124,7 @@ class ConstantWeight(Readable):
 
 
 @dataclasses.dataclass(frozen=True)
-class MultiLevel(Readable):
+class MultiLevel(Code):
   """The index in base 2^bits, one digit per coordinate: fewer coordinates, the same number of bits.
 
   Not of equal norm, so it is read by 2⟨v_a, x⟩ − |v_a|²; the first coordinate of its unembedding
@@ -132,6 +132,7 @@ class MultiLevel(Readable):
   """
 
   bits: int
+  has_levels = True
 
   def __post_init__(self) -> None:
     if not 1 <= self.bits <= 24:

@@ -11,7 +11,11 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """One block: heads of their own width, and an MLP of zero, one or two hidden layers."""
+  """One block: heads of their own width, and an MLP of zero, one or two hidden layers.
+
+  >>> BlockConfig(heads=2, hidden=(8,))
+  BlockConfig(heads=2, key_dim=1, head_dim=1, hidden=(8,))
+  """
 
   heads: int = 1
   key_dim: int = 1
@@ -27,7 +31,11 @@ class BlockConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Everything that shapes the parameters and the forward pass."""
+  """Everything that shapes the parameters and the forward pass.
+
+  >>> Config.trained(subjects=64, relations=2, dim=16).blocks[0].hidden
+  (64,)
+  """
 
   subjects: int
   relations: int
@@ -69,14 +77,9 @@ class Config:
 
   @classmethod
   def trained(
-    cls,
-    subjects: int,
-    relations: int,
-    dim: int,
-    width: int | None = None,
-    depth: int = 1,
+    cls, subjects: int, relations: int, dim: int, width: int | None = None, depth: int = 1,
     **changes: Any,
-  ) -> 'Config':
+  ) -> 'Config':  # fmt: skip
     """What the experiments train: RMSNorm, one head as wide as the model, F = 4d if not said, two tokens."""
     block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
     options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}

@@ -24,7 +24,7 @@ class Readout:
   """Answers are read from the coordinates `at` of the final residual as words of `code`."""
 
   at: slice = dataclasses.field(hash=False)  # slices cannot be hashed before Python 3.12
-  code: codes.Readable
+  code: codes.Code
 
   def rows(self, dim: int) -> np.ndarray:
     """The unembedding that the bound below speaks about, AxD."""
@@ -103,7 +103,11 @@ def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Construction(FactModel):
-  """A model whose weights were written down; `options` are those that its maker was given."""
+  """A model whose weights were written down; `options` are those that its maker was given.
+
+  >>> constructions.build('selector_multilevel', geomem.Facts.bijections(8, 2), bits=2).options
+  {'bits': 2}
+  """
 
   options: dict[str, Any] = dataclasses.field(default_factory=dict)
 

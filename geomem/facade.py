@@ -38,6 +38,10 @@ class FactModel:
   `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
   things that can be asked of a subject; None where facts are stored elsewhere.
   `choices`: the answers that each of those W can have, where it is not all attributes.
+
+  >>> model = constructions.build('selector', Facts.bijections(8, 2))
+  >>> model.queries, model.verify().holds(model.margin)
+  (16, True)
   """
 
   name: str
@@ -64,7 +68,7 @@ class FactModel:
     """What the model answers to a subject and one relation a hop, by name, as in 's17 r2' or 'Ann Lee | knows'."""
     from geomem.inside import asking
 
-    return asking.ask(self, query, dtype)
+    return asking.answer(self, *asking.parse_query(self.facts, query, self.hops), dtype)
 
   def verify(
     self,
@@ -88,9 +92,9 @@ class FactModel:
 
   def trace(self, query: str, dtype: str = 'float32') -> 'Trace':
     """The forward pass that answers the query, to be printed: what is where, in names."""
-    from geomem.inside import asking, trace
+    from geomem.inside import trace
 
-    return trace.trace_prompt(self, asking.ask(self, query, dtype).tokens_L, dtype)
+    return trace.trace_prompt(self, self.ask(query, dtype).tokens_L, dtype)
 
   def ledger(self) -> 'Ledger':
     """What the model spends and stores, in parameters and in bits."""
@@ -128,7 +132,12 @@ class FactModel:
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew."""
+  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew.
+
+  >>> constructions.build('selector', Facts.bijections(8, 2)).save('mine')
+  >>> load('mine').margin
+  4
+  """
   from geomem.saved import models
 
   return models.load(path)

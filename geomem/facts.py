@@ -21,6 +21,9 @@ class Facts:
 
   Facts are *closed* when attributes are subjects, number for number: only then can hops be chained.
   That the two are equally many does not say so; `closed=True` does.
+
+  >>> Facts.bijections(subjects=4, relations=2, seed=0).answers_RxN.shape
+  (2, 4)
   """
 
   answers_RxN: np.ndarray
@@ -145,12 +148,9 @@ def _permutations(rng: np.random.Generator, subjects: int, relations: int) -> np
 
 def check_sizes(subjects: int, relations: int, hops: int = 1) -> None:
   """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
-  if subjects < 2:
-    raise InputError(f'subjects is {subjects}; it must be at least 2')
-  if relations < 1:
-    raise InputError(f'relations is {relations}; it must be at least 1')
-  if hops < 1:
-    raise InputError(f'hops is {hops}; it must be at least 1')
+  for name, size in {'subjects': subjects, 'relations': relations, 'hops': hops}.items():
+    if size < (least := 1 + (name == 'subjects')):
+      raise InputError(f'{name} is {size}; it must be at least {least}')
   if subjects * relations > 2**28:
     raise InputError(f'{subjects} subjects × {relations} relations are more than 2²⁸ facts')
   if hops * math.log2(max(relations, 2)) > 62 or subjects * relations**hops >= 2**62:

@@ -30,15 +30,10 @@ def rows_at_once(answers: int) -> int:
 
 
 def cross_entropy(
-  x_BxD: Array,
-  u_AxD: Array,
-  targets_B: Array,
-  weights_B: Array | None = None,
-  in_use_A: Array | None = None,
-  block: int | None = None,
-  precision: str | None = None,
+  x_BxD: Array, u_AxD: Array, targets_B: Array, weights_B: Array | None = None,
+  in_use_A: Array | None = None, block: int | None = None, precision: str | None = None,
   mesh: Mesh | None = None,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
   """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest].
 
   The sums over a are over the answers `in_use_A` (default all; for padded models). Differentiable in
@@ -50,14 +45,9 @@ def cross_entropy(
 
 
 def right(
-  x_BxD: Array,
-  u_AxD: Array,
-  targets_B: Array,
-  in_use_A: Array | None = None,
-  block: int | None = None,
-  precision: str | None = None,
-  mesh: Mesh | None = None,
-) -> Array:
+  x_BxD: Array, u_AxD: Array, targets_B: Array, in_use_A: Array | None = None,
+  block: int | None = None, precision: str | None = None, mesh: Mesh | None = None,
+) -> Array:  # fmt: skip
   """Of every row, whether the target's logit is the one largest."""
   rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
   block = block or rows_at_once(len(u_AxD))

@@ -367,14 +367,9 @@ def shapes(config: Config) -> dict:
 
 
 def apply(
-  config: Config,
-  params: dict,
-  *args: Any,
-  method: str | None = None,
-  used: Array | None = None,
-  mesh: jax.sharding.Mesh | None = None,
-  **kwargs: Any,
-) -> Any:
+  config: Config, params: dict, *args: Any, method: str | None = None, used: Array | None = None,
+  mesh: jax.sharding.Mesh | None = None, **kwargs: Any,
+) -> Any:  # fmt: skip
   """The model as a function of its parameters: logits of all tokens, or what another `method` returns.
 
   Tokens outside the vocabulary are refused where their values are known; inside a compiled function

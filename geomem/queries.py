@@ -4,9 +4,9 @@ Shapes: N subjects, R relations, K hops, B queries, W paths.
 Tokens: t < N is subject t, N + r is relation r.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import chex
 import jax
@@ -73,8 +73,7 @@ def every_path(relations: int, hops: int) -> np.ndarray:
   return paths(relations, hops, np.arange(relations**hops))
 
 
-@dataclasses.dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
   """The queries subjects_S × paths_PxK. Blocks are all of one size; `valid_SxP` marks real queries."""
 
   subjects_S: np.ndarray

@@ -1,5 +1,9 @@
 """What `import geomem, constructions` offers: models that are asked, checked, traced and saved in one call each."""
 
+import ast
+import doctest
+import inspect
+import io
 import json
 import re
 import subprocess
@@ -216,6 +220,51 @@ def test_tables_for_a_notebook_escape_names():
   for text in (seen, built._repr_html_(), built.ledger()._repr_html_()):
     assert set(re.findall(r'<(/?\w+)', text)) == {'table', 'tr', 'td', '/table', '/tr', '/td'}
     assert re.fullmatch(r'<table>(<tr>(<td>[^<>]*</td>)+</tr>)+</table>', text)
+
+
+# --- the examples ---------------------------------------------------------------------------------
+
+
+def exported():
+  packages = (geomem, constructions)
+  return [(package, name) for package in packages for name in package.__all__ if name[0] != '_']
+
+
+@pytest.mark.parametrize(
+  ('package', 'name'), exported(), ids=lambda value: getattr(value, '__name__', value)
+)
+def test_every_name_has_an_example_that_is_so(package, name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  value = getattr(package, name)
+  space = {**vars(sys.modules[value.__module__]), 'geomem': geomem, 'constructions': constructions}
+  example = doctest.DocTestParser().get_doctest(inspect.getdoc(value), space, name, None, None)
+  told = io.StringIO()
+  assert example.examples and not doctest.DocTestRunner().run(example, out=told.write).failed, (
+    told.getvalue()
+  )
+
+
+def public(body):
+  """Functions of a module, and methods of its classes, whose names are not private."""
+  for node in body:
+    if isinstance(node, ast.FunctionDef) and (node.name == '__call__' or node.name[0] != '_'):
+      yield node
+    elif isinstance(node, ast.ClassDef) and node.name[0] != '_':
+      yield from public(node.body)
+
+
+def test_every_public_function_is_annotated():
+  paths = [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'constructions').glob('*.py')]
+  for path in paths:
+    for node in (
+      public(ast.parse(path.read_text(encoding='utf-8')).body)
+      if 'pretrained' not in path.parts
+      else ()
+    ):
+      a = node.args
+      arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
+      known = [x for x in arguments if x and x.arg not in ('self', 'cls')]
+      assert node.returns and all(x.annotation for x in known), f'{path}: {node.name}'
 
 
 # --- the names ------------------------------------------------------------------------------------

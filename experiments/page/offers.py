@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from constructions import registry
-from experiments import approximate
 from experiments.harness import building
 from geomem import model
 from geomem import queries as query
@@ -67,7 +66,7 @@ LEARNED = (
   'Trained by gradient descent on random facts; nobody gave its coordinates a meaning. Its embedding '
   'has become nearly a sum of one linear image of each answer, as in the constructed superposition.'
 )
-OPTIONS = {'superposition': approximate.size('superposition', 4, *UNNAMED)}
+OPTIONS = {'superposition': building.memory_options('superposition', 4, *UNNAMED)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -23,7 +23,11 @@ MAX_VALUES = 2**8
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound."""
+  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound.
+
+  >>> constructions.build('selector', Facts.bijections(8, 2)).ledger().parameters['subjects']
+  48
+  """
 
   dim: int
   depth: int

@@ -98,14 +98,9 @@ def sharp_local_bits(subjects: int, relations: int, hops: int, roots: int) -> fl
 
 
 def internal_bits(
-  subjects: int,
-  relations: int,
-  hops: int,
-  subject_bits: float,
-  *,
-  tied: bool = False,
+  subjects: int, relations: int, hops: int, subject_bits: float, *, tied: bool = False,
   chain_of_thought: bool = False,
-) -> float:
+) -> float:  # fmt: skip
   """Best bound here on B_int given B_emb: max of 0, sharp_global - N B_emb, sharp_local - M B_emb.
 
   Only the global one is left when the unembedding is `tied` to the subject embeddings (each

@@ -24,8 +24,9 @@ from geomem import facts as fact
 from geomem import model
 from geomem import queries as query
 from geomem.config import Config
-from geomem.construction import Construction, check_representable
+from geomem.construction import check_representable
 from geomem.errors import InputError
+from geomem.facade import FactModel
 from geomem.facts import Facts
 
 CHECKS = ('exhaustive', 'certificate', 'universal')
@@ -37,7 +38,11 @@ ANSWER_BLOCK = 2048
 @dataclasses.dataclass(frozen=True)
 class Report:
   """`min_margin` is the least of logit(answer) − largest other logit; a certificate's bounds it from
-  below where it is positive."""
+  below where it is positive.
+
+  >>> Report('exhaustive', 'float32', queries=8, correct=6, min_margin=-1.0).accuracy
+  0.75
+  """
 
   check: str
   dtype: str
@@ -81,14 +86,9 @@ def margins(
 
 
 def residuals(
-  config: Config,
-  params: dict,
-  answers: Array,
-  subjects_S: Array,
-  paths_CxK: Array,
-  chain_of_thought: bool,
-  target: Callable[..., Array],
-) -> tuple[Array, Array]:
+  config: Config, params: dict, answers: Array, subjects_S: Array, paths_CxK: Array,
+  chain_of_thought: bool, target: Callable[..., Array],
+) -> tuple[Array, Array]:  # fmt: skip
   """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
@@ -117,27 +117,16 @@ def _check_block(config, params, answers, block, chain_of_thought, score, more, 
   return right, jnp.min(jnp.where(valid_SxC, margin_SxC, jnp.inf))
 
 
-Progress = Callable[[int, int], None]
-
-
 def _check(
-  check: str,
-  config: Config,
-  params,
-  answers,
-  hops: int,
-  score,
-  *,
-  block_size: int = 4096,
-  progress: Progress | None = None,
-  chain_of_thought: bool = False,
-  target=query.compose,
-  sample: tuple | None = None,
-  more: tuple = (),
-) -> Report:
+  check: str, config: Config, params, answers, hops: int, score, *, block_size: int = 4096,
+  progress: Callable[[int, int], None] | None = None, chain_of_thought: bool = False,
+  target=query.compose, sample: tuple | None = None, more: tuple = (),
+) -> Report:  # fmt: skip
   """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
   fact.check_sizes(config.subjects, config.relations, hops)
-  sizes, size = (config.subjects, config.relations, hops), min(block_size, _affordable(config))
+  # A block's widest array stays within half a gigabyte.
+  widest = max(config.dim, *(max(b.hidden, default=1) for b in config.blocks)) * config.length
+  sizes, size = (config.subjects, config.relations, hops), min(block_size, max(1, 2**27 // widest))
   if sample is not None:
     blocks = iter(some := list(query.sampled_blocks(sample[0], *sizes, sample[1], size)))
     total, queries = len(some), sum(block.valid_SxP.size for block in some)
@@ -152,18 +141,11 @@ def _check(
   params, answers, more = jax.device_put((params, answers, more))
   right, least = 0, np.inf
   for i, block in enumerate(blocks):
-    arrays = (block.subjects_S, block.paths_PxK, block.valid_SxP)
-    got = _check_block(config, params, answers, arrays, chain_of_thought, score, more, target)
+    got = _check_block(config, params, answers, block, chain_of_thought, score, more, target)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)
   return Report(check, config.dtype, queries, right, least)
-
-
-def _affordable(config: Config) -> int:
-  """Queries in a block whose widest array stays within half a gigabyte."""
-  widest = max(config.dim, *(max(b.hidden, default=1) for b in config.blocks))
-  return max(1, 2**27 // (widest * config.length))
 
 
 def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **options: Any) -> Report:
@@ -174,14 +156,14 @@ def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **option
   return _check('exhaustive', config, params, facts.answers_RxN, hops, margins, **options)
 
 
-def exhaustive(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
+def exhaustive(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
   """Every query against every answer."""
   check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
   return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
 
 
-def certificate(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
+def certificate(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
   """Every query, its margin bounded from its answer slot alone.
 
   The bound speaks about one unembedding, so that the model has exactly this one is checked first;
@@ -194,17 +176,10 @@ def certificate(c: Construction, dtype: str = 'float32', **options: Any) -> Repo
   rows_AxD = np.asarray(c.params['unembed']['answers']).astype(jnp.dtype(dtype), copy=False)
   if c.config.tied or not c.readout.matches(rows_AxD):
     return Report('certificate', dtype, c.queries, 0, -np.inf)
-  return _check(
-    'certificate',
-    c.config.replace(dtype=dtype),
-    c.params,
-    c.facts.answers_RxN,
-    c.hops,
-    _certified_margins,
-    more=(c.readout, c.readout.largest(c.config.dim)),
-    chain_of_thought=c.chain_of_thought,
-    **{'block_size': 2**14, **options},
-  )
+  asked = c.config.replace(dtype=dtype), c.params, c.facts.answers_RxN, c.hops
+  more = c.readout, c.readout.largest(c.config.dim)
+  options = {'block_size': 2**14, 'chain_of_thought': c.chain_of_thought, **options}
+  return _check('certificate', *asked, _certified_margins, more=more, **options)
 
 
 def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
@@ -219,7 +194,7 @@ def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
   return jnp.where(jnp.all(jnp.isfinite(x_BxD), axis=1), bound_B - slack_B, -jnp.inf)
 
 
-def universal(c: Construction, dtype: str = 'float32', **options: Any) -> Report:
+def universal(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
   """Every possible content of an embedding, answered through the model's own other weights.
 
   With W answers stored in an embedding these are A^W subjects, which hold all fact tables at once.
@@ -230,26 +205,18 @@ def universal(c: Construction, dtype: str = 'float32', **options: Any) -> Report
   stored, choices = universal_contents(c)
   assert c.encode is not None  # or there had been no contents
   every = fact.every_content(choices)
-  own_WxN = query.tree(c.facts.answers_RxN, c.hops) if c.hops > 1 else c.facts.answers_RxN
+  own_WxN = query.tree(c.facts.answers_RxN, c.hops)
   differs_N = np.any(np.asarray(c.params['embed']['subjects']) != c.encode(own_WxN), axis=1)
   params = {**c.params, 'embed': {**c.params['embed'], 'subjects': c.encode(every)}}
-  report = _check(
-    'universal',
-    c.config.replace(dtype=dtype, subjects=every.shape[1]),
-    params,
-    every,
-    c.hops,
-    margins,
-    target=query.look_up,
-    **options,
-  )
+  asked = c.config.replace(dtype=dtype, subjects=every.shape[1]), params, every, c.hops
+  report = _check('universal', *asked, margins, target=query.look_up, **options)
   if not differs_N.any():
     return report
   wrong = int(differs_N.sum()) * stored
   return dataclasses.replace(report, correct=max(0, report.correct - wrong), min_margin=-np.inf)
 
 
-def universal_contents(c: Construction) -> tuple[int, tuple[np.ndarray, ...]]:
+def universal_contents(c: FactModel) -> tuple[int, tuple[np.ndarray, ...]]:
   """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
   if c.encode is None or c.chain_of_thought:
     loaded = '' if c.chain_of_thought else ', or the model was loaded, and how it does is not saved'

@@ -29,6 +29,9 @@ class Answer:
 
   `steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are those of the
   least sure step, the `step`th; `wrong_step` is the first that is wrong; `tokens_L` is all that was read.
+
+  >>> constructions.build('selector', Facts.bijections(8, 2)).ask('s1 r0')
+  s1 r0 → s4   (correct, margin 10, runner-up s0)
   """
 
   query: str
@@ -52,11 +55,6 @@ class Answer:
       if self.wrong_step not in (None, len(self.steps)):
         verdict += f', step {self.wrong_step} wrong'
     return f'{self.query} → {" → ".join(self.steps)}   ({verdict}, {aside})'
-
-
-def ask(model: FactModel, query: str, dtype: str = 'float32') -> Answer:
-  """The answer to a query by name."""
-  return answer(model, *parse_query(model.facts, query, model.hops), dtype)
 
 
 def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float32') -> Answer:

@@ -146,13 +146,9 @@ def patched_accuracy(
 
 
 def swap_effects(
-  config: Config,
-  params: dict,
-  e_SxD: Array,
-  vectors_RxSxD: Array,
-  wanted_SxR: Array,
+  config: Config, params: dict, e_SxD: Array, vectors_RxSxD: Array, wanted_SxR: Array,
   alphas_T: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array]:  # fmt: skip
   """Embeddings changed for one relation at a time, by alpha times its vector: how often the answer to
   that relation becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
   chex.assert_shape(vectors_RxSxD, (config.relations, *e_SxD.shape))

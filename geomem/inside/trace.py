@@ -37,7 +37,12 @@ class BlockTrace:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words."""
+  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words.
+
+  >>> seen = constructions.build('selector', Facts.bijections(8, 2)).trace('s1 r0')
+  >>> print(str(seen).splitlines()[-1])
+  answer              s4, by a margin of 10
+  """
 
   construction: FactModel
   dtype: str
@@ -165,7 +170,7 @@ def decode(
   symbol_E = _nearest(values, code)
   words = _words(code)[symbol_E]
   scale_E = np.ones(len(values), np.float32)
-  if not _has_levels(code):
+  if not code.has_levels:
     scale_E = np.sum(values * words, axis=1) / np.maximum(np.sum(words * words, axis=1), 1)
   error_E = np.max(np.abs(values - scale_E[:, None] * words), axis=1, initial=0)
   exact_E = (error_E == 0) & (scale_E > 0)
@@ -177,11 +182,6 @@ def decode(
     closed_E &= np.all(np.asarray(relations_ExM) < 0, axis=1)
   kinds = np.select([closed_E, empty_E, exact_E], ['closed', 'empty', 'exact'], 'near')
   return Decoded(kinds, symbol_E, scale_E, error_E)
-
-
-def _has_levels(code: codes.Code) -> bool:
-  """Whether a multiple of a word can be another word."""
-  return isinstance(code, codes.MultiLevel) or type(code) is codes.Bits
 
 
 @functools.lru_cache(maxsize=8)
@@ -197,7 +197,7 @@ def _nearest(values_ExM, code: codes.Code) -> np.ndarray:
   else:
     symbol_E = np.full(len(values_ExM), code.count)
   for e in np.flatnonzero(symbol_E >= code.count):  # one at a time: there can be a million words
-    offset_A = np.sum(words * words, axis=1) / 2 if _has_levels(code) else 0
+    offset_A = np.sum(words * words, axis=1) / 2 if code.has_levels else 0
     symbol_E[e] = np.argmax(words @ values_ExM[e] - offset_A)
   return symbol_E
 
@@ -234,7 +234,7 @@ def describe(
   if slot.of == OWN_ANSWER:  # a set that is smaller than the largest leaves words without a meaning
     own = np.unique(facts.answers_RxN[entry])
     name = facts.attribute_name(own[symbol]) if symbol < len(own) else name
-  if kind == 'empty' and symbol == 0 and slot.code and _has_levels(slot.code):
+  if kind == 'empty' and symbol == 0 and slot.code and slot.code.has_levels:
     return f'{name} or empty'  # zero is a word too where words have levels
   if kind in ('empty', 'closed'):
     return str(kind)

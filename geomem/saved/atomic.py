@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from geomem.errors import InputError
 
@@ -48,9 +49,10 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
     except Exception as error:  # TensorStore raises a ValueError when it cannot write
       raise OSError(errno.EIO, f'cannot be saved: {reason(error)}', str(path)) from error
     files = sorted(file for file in (new / 'arrays').rglob('*') if file.is_file())
+    named = flatten_dict(arrays, sep='/')
     fields = {
       **fields,
-      'arrays': {name: [array.shape, str(array.dtype)] for name, array in _named(arrays).items()},
+      'arrays': {name: [array.shape, str(array.dtype)] for name, array in named.items()},
       'files': {str(file.relative_to(new)): _digest(file) for file in files},
     }
     (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
@@ -106,13 +108,8 @@ def reason(error: Exception) -> str:
 
 def _restore(path: Path, described: dict):
   """The arrays as `described` (name → shape, dtype)."""
-  tree: dict = {}
-  for name, (shape, dtype) in described.items():
-    *parents, leaf = name.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[leaf] = np.empty(shape, dtype)
+  empty = {name: np.empty(shape, dtype) for name, (shape, dtype) in described.items()}
+  tree = unflatten_dict(empty, sep='/')
   with _manager(path.absolute()) as manager:
     return manager.restore(0, args=ocp.args.StandardRestore(tree))
 
@@ -154,8 +151,3 @@ def _digest(path: Path) -> str | None:
 
 def _checksum(fields: dict) -> int:
   return zlib.crc32(json.dumps(fields, sort_keys=True).encode())
-
-
-def _named(arrays) -> dict[str, np.ndarray]:
-  leaves = jax.tree_util.tree_leaves_with_path(arrays)
-  return {'/'.join(key.key for key in path): np.asarray(array) for path, array in leaves}

@@ -12,37 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from geomem import codes
-from geomem.config import BlockConfig, Config
-from geomem.construction import Construction, OwnReadout, Readout
+from geomem import codes, config, construction, facade, facts, layout
 from geomem.errors import InputError
 from geomem.facade import FactModel
-from geomem.facts import Facts
-from geomem.layout import Layout, Slot
 from geomem.saved import atomic
-from geomem.training.optimization import Recipe
-from geomem.training.trained import Trained
+from geomem.training import optimization, trained
 
 FORMAT, VERSION = 'geomem model', 2
+PARTS = (codes, config, construction, facade, facts, layout, optimization, trained)
 KINDS: dict[str, Any] = {
-  kind.__name__: kind
-  for kind in (
-    *(
-      Config,
-      BlockConfig,
-      Facts,
-      Layout,
-      Slot,
-      Readout,
-      OwnReadout,
-      Recipe,
-      FactModel,
-      Construction,
-      Trained,
-    ),
-    *(codes.Bits, codes.Sign, codes.OneHot, codes.ConstantWeight, codes.MultiLevel),
-  )
-} | {'slice': lambda at: slice(*at)}
+  name: kind
+  for module in PARTS
+  for name, kind in vars(module).items()
+  if dataclasses.is_dataclass(kind)
+}
+KINDS['slice'] = lambda at: slice(*at)
 # Arrays, saved as such or made anew, and what only the maker of a model can do.
 APART = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
 
@@ -105,9 +89,9 @@ def load(path: str | os.PathLike) -> FactModel:
 
 
 def _assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactModel:
-  model['facts'] = facts = _object({**model['facts'], 'answers_RxN': answers})
+  model['facts'] = known = _object({**model['facts'], 'answers_RxN': answers})
   if model['readout'] and model['readout']['kind'] == 'OwnReadout':
-    model['readout'] |= dict(zip(('relation_A', 'index_A'), facts.own_sets(), strict=True))
+    model['readout'] |= dict(zip(('relation_A', 'index_A'), known.own_sets(), strict=True))
   return _object({**model, 'params': params})
 
 

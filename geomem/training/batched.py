@@ -34,7 +34,11 @@ CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`."""
+  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`.
+
+  >>> Task(Config.trained(8, 2, dim=4), Facts.bijections(8, 2), seed=3).learning_rate
+  0.01
+  """
 
   config: Config
   facts: Facts
@@ -142,13 +146,9 @@ class Sweep:
 
 
 def set_up(
-  recipe: Recipe,
-  tasks: Iterable[Task],
-  devices: Sequence[jax.Device] | None = None,
-  vmap_size: int | None = None,
-  config: Config | None = None,
-  least_rows: int = 1,
-) -> tuple[Sweep, State]:
+  recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
+  vmap_size: int | None = None, config: Config | None = None, least_rows: int = 1,
+) -> tuple[Sweep, State]:  # fmt: skip
   """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
   tasks = tuple(tasks)
   used = np.array(jax.devices() if devices is None else devices)

@@ -50,6 +50,9 @@ class Recipe:
   `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
   `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
   None: the same multiple, as if the whole step of AdamW were taken so many times as long.
+
+  >>> Recipe.with_warmup(steps=50, target=None).warmup
+  5
   """
 
   steps: int = 2000
@@ -164,11 +167,6 @@ def _apart(trained: dict):
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
-def decay_mask(weight: Array) -> float:
-  """1 for matrices and embeddings, which decay; 0 for biases and the scales of norms, which do not."""
-  return float(weight.ndim > 1)
-
-
 def _adam(recipe: Recipe):
   return optax.scale_by_adam(recipe.b1, recipe.b2, recipe.eps)
 
@@ -213,14 +211,9 @@ def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
 
 
 def loss(
-  config: Config,
-  recipe: Recipe,
-  params: dict,
-  job: Job,
-  subjects_B: Array | None,
-  valid_B: Array,
+  config: Config, recipe: Recipe, params: dict, job: Job, subjects_B: Array | None, valid_B: Array,
   mesh: Mesh | None = None,
-) -> Array:
+) -> Array:  # fmt: skip
   """Mean cross-entropy over the rows that count."""
   x_BxD, targets_B, weights_B = _rows(config, recipe, params, job, subjects_B, valid_B, mesh)
   unembedding_AxD = model.apply(config, params, method='unembedding')
@@ -270,7 +263,8 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | No
 
   multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
   ratio = 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
-  decay = per_parameter(lambda name, w: decay_mask(w) * (ratio if name == SUBJECTS else 1.0))
+  # Matrices and embeddings decay, biases and the scales of norms do not.
+  decay = per_parameter(lambda name, w: (w.ndim > 1) * (ratio if name == SUBJECTS else 1.0))
   delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
   deltas = jax.tree.map(delta, weights, updates, decay)
   if multiplier != 1:

@@ -79,13 +79,9 @@ def fit(
 
 
 def train_tasks(
-  recipe: Recipe,
-  tasks: Sequence[Task],
-  groups: np.ndarray | None = None,
-  compiled: list[Program] | None = None,
-  fit: Callable = fit,
-  rounds: int = 1,
-) -> dict[str, np.ndarray]:
+  recipe: Recipe, tasks: Sequence[Task], groups: np.ndarray | None = None,
+  compiled: list[Program] | None = None, fit: Callable = fit, rounds: int = 1,
+) -> dict[str, np.ndarray]:  # fmt: skip
   """Train all tasks in as few programs as is cheapest; `OUTCOMES` by name, a number a task.
 
   `groups`: a label a task; when one of a label is solved the others stop. `compiled`: programs compiled
@@ -124,13 +120,9 @@ def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
 
 
 def assign(
-  tasks: Sequence[Task],
-  recipe: Recipe,
-  compiled: Sequence[Program] = (),
-  devices: int = 1,
-  costs: Costs = CPU,
-  rounds: int = 1,
-) -> list[tuple[Program, tuple[int, ...]]]:
+  tasks: Sequence[Task], recipe: Recipe, compiled: Sequence[Program] = (), devices: int = 1,
+  costs: Costs = CPU, rounds: int = 1,
+) -> list[tuple[Program, tuple[int, ...]]]:  # fmt: skip
   """Groups of tasks by number, each with its program: one of `compiled`, or a new one.
 
   `rounds`: how often as much as this is likely to be asked for; padding counts every time.

@@ -20,6 +20,10 @@ class Trained(FactModel):
   """A model that gradient descent made, by `recipe`, from what `seed` drew.
 
   `accuracy` over all queries, when it was last evaluated; the `loss` of the last batch; the `steps` taken.
+
+  >>> model = train(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), steps=200)
+  >>> model.accuracy, model.ask('s1 r0').correct
+  (1.0, True)
   """
 
   recipe: Recipe
@@ -33,17 +37,15 @@ class Trained(FactModel):
 
 
 def train(
-  config: Config,
-  facts: Facts,
-  *,
-  steps: int = 2000,
-  learning_rate: float = 1e-2,
-  weight_decay: float = 0.1,
-  seed: int = 0,
-  on_progress: Progress | None = None,
+  config: Config, facts: Facts, *, steps: int = 2000, learning_rate: float = 1e-2,
+  weight_decay: float = 0.1, seed: int = 0, on_progress: Progress | None = None,
   **recipe_options: Any,
-) -> Trained:
-  """One model trained, as `sweep` trains many."""
+) -> Trained:  # fmt: skip
+  """One model trained, as `sweep` trains many.
+
+  >>> train(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), steps=200).steps
+  100
+  """
   task = Task(config, facts, learning_rate, weight_decay, seed)
   return sweep([task], steps=steps, on_progress=on_progress, **recipe_options)[0]
 
@@ -59,6 +61,10 @@ def sweep(
 
   `recipe_options`: fields of a `Recipe`, the same for all. `on_progress` is told, now and then, how many steps
   are taken, and of how many.
+
+  >>> tasks = [Task(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), seed=s) for s in range(3)]
+  >>> [model.accuracy for model in sweep(tasks, steps=200)]
+  [1.0, 1.0, 1.0]
   """
   recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
   first = batched.set_up(recipe, tasks)
@@ -69,17 +75,9 @@ def sweep(
 
 
 def _trained(recipe: Recipe, task: Task, state: State) -> Trained:
+  layout = Layout.of(Slot('stream', (('direction', task.config.dim),)))
   return Trained(
-    'trained',
-    task.config,
-    state.params,
-    Layout.of(Slot('stream', (('direction', task.config.dim),))),
-    task.facts,
-    recipe.hops,
-    chain_of_thought=recipe.chain_of_thought,
-    recipe=recipe,
-    seed=task.seed,
-    accuracy=float(state.accuracy),
-    loss=float(state.loss),
-    steps=int(state.step),
-  )
+    'trained', task.config, state.params, layout, task.facts, recipe.hops,
+    chain_of_thought=recipe.chain_of_thought, recipe=recipe, seed=task.seed,
+    accuracy=float(state.accuracy), loss=float(state.loss), steps=int(state.step),
+  )  # fmt: skip
