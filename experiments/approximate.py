@@ -44,10 +44,8 @@ def measure(progress, preset, seeds):
   records = []
   for i, (name, constant, seed) in enumerate(jobs):
     progress(i, len(jobs), name)
-    options = {}
-    if constant is not None:
-      options = {'seed': seed, **building.memory_options(name, constant, *sizes)}
-    facts = building.random_facts('bijections', *sizes, seed)
+    options = building.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
+    facts = building.bijections(*sizes, seed)
     _, record = building.build_and_check(name, facts, 1, **options)
     value = record.pop('accuracy')
     about = {'measurement': 'accuracy', 'constant': constant, 'seed': seed, 'value': value}
@@ -70,8 +68,7 @@ def plot(table):
   for i, ((name,), own) in enumerate(groups(rows, 'construction')):
     color, marker = plotting.cycle(i)
     ax.plot(own['parameters'], own['value'], f'{marker}-', color=color, label=name)
-    band = own['parameters'], own['least'], own['most']
-    ax.fill_between(*band, color=color, alpha=0.2, linewidth=0)
+    ax.fill_between('parameters', 'least', 'most', data=own, color=color, alpha=0.2, linewidth=0)
   first = table.iloc[0]
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')

@@ -99,34 +99,22 @@ def _unquoted(model: FactModel, arguments: Sequence[str]) -> str:
   return f'; a query goes in quotes: "{text}"' if len(arguments) > 1 else ''
 
 
-def numbers(seen: Trace) -> dict:
-  """All that a figure shows, to be kept beside it."""
-  return {
-    'construction': seen.construction.name,
-    'dtype': seen.dtype,
-    'tokens': [seen.token(p) for p in range(len(seen.tokens_L))],
-    'embedded': seen.embedded_LxD.tolist(),
-    'blocks': [
-      {
-        'attention': block.attention_HxLxL.tolist(),
-        'after_attention': block.read_LxD.tolist(),
-        'hidden': [hidden_LxF.tolist() for hidden_LxF in block.hidden],
-        'after_mlp': block.written_LxD.tolist(),
-      }
-      for block in seen.blocks
-    ],
-    'logits': {p: dict(seen.top(p)) for p in seen.positions},
-  }
-
-
-def show(seen: Trace, in_words: bool, figure: Path | None) -> None:
-  """Print the trace, draw it, or both."""
-  if in_words:
-    print(f'\n{seen}\n', flush=True)
-  if figure:
-    trace_figure.draw(seen, figure)
-    # NAME.json may be a run's records, as of runs/construct/results.svg.
-    records.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers(seen)) + '\n')
+def draw(seen: Trace, figure: Path) -> None:
+  """The trace as a figure, all that it shows beside it in numbers."""
+  trace_figure.draw(seen, figure)
+  blocks = [
+    {
+      'attention': block.attention_HxLxL.tolist(), 'after_attention': block.read_LxD.tolist(),
+      'hidden': [hidden_LxF.tolist() for hidden_LxF in block.hidden], 'after_mlp': block.written_LxD.tolist(),
+    } for block in seen.blocks
+  ]  # fmt: skip
+  numbers = {
+    'construction': seen.construction.name, 'dtype': seen.dtype,
+    'tokens': [seen.token(p) for p in range(len(seen.tokens_L))], 'embedded': seen.embedded_LxD.tolist(),
+    'blocks': blocks, 'logits': {p: dict(seen.top(p)) for p in seen.positions},
+  }  # fmt: skip
+  # NAME.json may be a run's records, as of runs/construct/results.svg.
+  records.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers) + '\n')
 
 
 def main(options: Options, arguments: Sequence[str] = ()) -> None:
@@ -153,14 +141,15 @@ def main(options: Options, arguments: Sequence[str] = ()) -> None:
         continue
       rows.append({name: getattr(answer, name) for name in CHAIN_COLUMNS})
       print(answer, flush=True)
-      if options.trace or figure:
-        show(c.trace(text, options.dtype), options.trace, figure)
+      seen = c.trace(text, options.dtype) if options.trace or figure else None
+      if seen and options.trace:
+        print(f'\n{seen}\n', flush=True)
+      if seen and figure:
+        draw(seen, figure)
   finally:
     if rows:
-      about, table = (
-        {'construction': c.name, 'dtype': options.dtype},
-        pd.DataFrame(rows, dtype=object),
-      )
+      about = {'construction': c.name, 'dtype': options.dtype}
+      table = pd.DataFrame(rows, dtype=object)
       records.write(folder / records.FILE, records.Records(about, table))
       print(render.table(rows, columns=columns), flush=True)
   if not rows:

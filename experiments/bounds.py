@@ -76,11 +76,9 @@ def plot(table):
     ax.plot(*at, marker, color=color, markerfacecolor=face, linestyle='', label=name)
   peaks = bounds.groupby('bound')['internal_bits'].max()
   lowest = min([*peaks[peaks > 0], *built['internal_bits']])
-  ax.set(xscale='log', yscale='log')
-  ax.set_ylim(bottom=lowest / 4)
-  ax.set_xlim(left=1)
-  ax.set_xlabel('bits in one subject embedding, $B_{emb}$')
-  ax.set_ylabel('bits in the rest of the network, $B_{int}$')
+  ax.set(xscale='log', yscale='log', xlabel='bits in one subject embedding, $B_{emb}$',
+         ylabel='bits in the rest of the network, $B_{int}$')  # fmt: skip
+  ax.set(xlim=(1, None), ylim=(lowest / 4, None))
   first = built.iloc[0]
   figure.suptitle(
     f'N = {first["subjects"]:.0f}, R = {first["relations"]:.0f}, k = {first["hops"]:.0f}: '

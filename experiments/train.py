@@ -78,14 +78,11 @@ STATUS = {
 
 def join(options: Options):
   """Join the other processes, if there are any, before JAX starts."""
-  given = options.coordinator, options.processes, options.process
-  match given:
-    case None, None, None:
-      return
-    case str(), int(), int():
-      hosts.join(*given)
-    case _:
-      raise InputError('--coordinator, --processes and --process belong together; give all three')
+  given: Any = options.coordinator, options.processes, options.process
+  if None not in given:
+    hosts.join(*given)
+  elif given != (None, None, None):
+    raise InputError('--coordinator, --processes and --process belong together; give all three')
 
 
 def configure(options: Options) -> tuple[Config, Recipe]:
@@ -93,9 +90,8 @@ def configure(options: Options) -> tuple[Config, Recipe]:
   o = options
   fact.check_sizes(o.subjects, o.relations, o.hops)
   loss = o.loss or ('chain' if o.chain_of_thought else 'answer')
-  recipe = Recipe.with_warmup(
-    o.steps, hops=o.hops, chain_of_thought=o.chain_of_thought, loss=loss, batch=o.batch, target=o.target,
-  )  # fmt: skip
+  own = {name: getattr(o, name) for name in ('hops', 'chain_of_thought', 'batch', 'target')}
+  recipe = Recipe.with_warmup(o.steps, loss=loss, **own)
   answers = o.subjects + o.relations if loss == 'every' else o.subjects
   config = Config.trained(
     o.subjects, o.relations, o.dim, o.width or 4 * o.dim, o.depth, answers=answers,
@@ -120,18 +116,11 @@ def record(sweep, states, i: int) -> dict:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
   """A row for each learning rate and weight decay."""
   count = lambda status: ('status', lambda ended: (ended == status).sum())
-  return (
-    table.groupby(['learning_rate', 'weight_decay'], sort=False)
-    .agg(
-      models=('seed', 'size'),
-      solved=count('solved'),
-      diverged=count('diverged'),
-      accuracy=('accuracy', 'mean'),
-      least=('accuracy', 'min'),
-      step=('step', 'mean'),
-    )
-    .reset_index()
-  )
+  groups = table.groupby(['learning_rate', 'weight_decay'], sort=False, as_index=False)
+  return groups.agg(
+    models=('seed', 'size'), solved=count('solved'), diverged=count('diverged'),
+    accuracy=('accuracy', 'mean'), least=('accuracy', 'min'), step=('step', 'mean'),
+  )  # fmt: skip
 
 
 def main(options: Options):

@@ -32,19 +32,13 @@ def measure(
   """
   facts = building.random_facts('bijections', subjects, relations, seed)
   check = 'auto' if subjects * relations**hops <= MAX_QUERIES else None
-  names = [
-    name
-    for name, known in registry.REGISTRY.items()
-    if not known.own_answers and (known.multi_hop or hops == 1)
-  ]
+  fits = lambda known: not known.own_answers and (known.multi_hop or hops == 1)
+  names = [name for name, known in registry.REGISTRY.items() if fits(known)]
 
   def build(name):
     if progress:
       progress(names.index(name), len(names), name)
-    return {
-      'kind': 'construction',
-      **building.build_and_check(name, facts, hops, check=check)[1],
-    }
+    return {'kind': 'construction'} | building.build_and_check(name, facts, hops, check=check)[1]
 
   records = building.build_each(names, build)
   largest = max(subject_bits, *(r['subject_bits'] for r in records))
