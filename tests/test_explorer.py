@@ -107,7 +107,7 @@ def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
   made *= 2
   assert explorer.section(explorer.kept(path)) == explorer.section(first)
   assert capsys.readouterr().err == ''
-  monkeypatch.setattr(machine, 'code', lambda: 'other')
+  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
   assert len(explorer.kept(path)['models']) == 2
   path.write_text('{')
   assert len(explorer.kept(path)['models']) == 2 and json.loads(path.read_text())['code'] == 'other'

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import machine, storage
+from experiments.harness import machine, records
 from experiments.page.offers import Offer, models
 from geomem import queries as query
 from geomem.construction import Construction
@@ -198,11 +198,11 @@ def kept(path: Path) -> dict:
   """The data of all `models()`; those that this code has left there, or else made, and left there."""
   with contextlib.suppress(FileNotFoundError, ValueError):
     known = json.loads(path.read_text(encoding='utf-8'))
-    if known['code'] == machine.code():
+    if known['code'] == machine.code_hash():
       return known['data']
   print('making the models of the explorer: about a minute, once', file=sys.stderr)
   found = data(models())
-  storage.write_text(path, _text({'code': machine.code(), 'data': found}))
+  records.write_text(path, _text({'code': machine.code_hash(), 'data': found}))
   return found
 
 
