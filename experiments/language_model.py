@@ -126,12 +126,12 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     """What the function returns, or returned before the run was interrupted. Records are kept as bytes."""
 
     def work():
-      start = time.monotonic()
-      found = function(*arguments)
-      seconds, name = time.monotonic() - start, f'{function.__module__}.{function.__name__}'
-      trainer.run.log({'stage': name, 'seconds': seconds})
-      arrays = isinstance(found, dict)
-      return found if arrays else np.frombuffer(json.dumps(found).encode(), np.uint8)
+      start, found = time.monotonic(), function(*arguments)
+      stage = f'{function.__module__}.{function.__name__}'
+      trainer.run.log({'stage': stage, 'seconds': time.monotonic() - start})
+      return (
+        np.frombuffer(json.dumps(found).encode(), np.uint8) if isinstance(found, list) else found
+      )
 
     found = trainer.cached(work)
     return found if isinstance(found, dict) else json.loads(bytes(found))
@@ -158,9 +158,9 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def _tables(preset: Preset) -> list[prompt_set.Table]:
-  if preset.table:
-    return [prompt_set.read('own', preset.table, preset.max_subjects)]
-  return [prompt_set.read(n, DATA / f'{n}.csv', preset.max_subjects) for n in preset.tables]
+  packaged = {name: DATA / f'{name}.csv' for name in preset.tables}
+  paths = {'own': preset.table} if preset.table else packaged
+  return [prompt_set.read(name, path, preset.max_subjects) for name, path in paths.items()]
 
 
 def expect(table: pd.DataFrame) -> Iterator[Finding]:
@@ -254,22 +254,18 @@ def _swaps(ax, data: pd.DataFrame):
             markerfacecolor='white', linewidth=0.8)  # fmt: skip
     chosen = own[own['chosen'].astype(bool)].groupby('measurement')['value'].mean()
     ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
+  ax.set(xlabel='answers flipped as wanted', ylabel='other answers kept')
   ax.set(
-    xlabel='answers flipped as wanted', ylabel='other answers kept', title='swapping one attribute'
-  )
-  ax.set(xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1))  # beside them the legend
+    title='swapping one attribute', xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1)
+  )  # beside them the legend
   plotting.legend(ax, loc='upper right')
 
 
 def _depth(ax, data: pd.DataFrame):
   for i, (relation, rows) in enumerate(data.groupby('relation', sort=False)):
     _line(ax, rows, i, relation, marker=plotting.cycle(i)[1], markersize=3)
-  ax.set(
-    xlabel="donor's vector put in after block",
-    ylabel="gives the donor's answer",
-    ylim=(-0.03, 1.03),
-  )
-  ax.set_title('where the fact leaves the subject')
+  ax.set(xlabel="donor's vector put in after block", ylabel="gives the donor's answer")
+  ax.set(title='where the fact leaves the subject', ylim=(-0.03, 1.03))
   plotting.legend(ax)
 
 

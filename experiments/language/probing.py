@@ -69,15 +69,11 @@ def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
   return records
 
 
-def _own_kernel(prompts: PromptSet) -> np.ndarray:
-  """Of the input embeddings of the subject's last token and of its name."""
-  return ridge.kernel(prompts.observed['last_token']) + ridge.kernel(prompts.observed['name'])
-
-
 def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndarray]]:
   """Groups of features, each as its kernels; with an order, the attributes are other subjects'."""
   none = np.zeros((len(prompts.table.subjects),) * 2)
-  one_hot, embedded, own = [], [], _own_kernel(prompts)
+  own = ridge.kernel(prompts.observed['last_token']) + ridge.kernel(prompts.observed['name'])
+  one_hot, embedded = [], []
   for r in prompts.table.superposed:
     if (shared := prompts.shared(r)).any():
       one_hot.append(ridge.kernel(prompts.relations[r].correct_SxA[order_S][:, shared]))
@@ -107,10 +103,10 @@ def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
   """How often a linear map from the representation points most like a correct attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = ridge.folds(rng, len(prompts.table.subjects), FOLDS)
-  records = []
+  records, (own,) = [], _features(prompts)['own token']
   for r in prompts.table.superposed:
     order_S = rng.permutation(len(fold_S))
-    cases: list[tuple] = [(_own_kernel(prompts), slice(None), 'own token', None)]
+    cases: list[tuple] = [(own, slice(None), 'own token', None)]
     for layer in layers:
       k_SxS = ridge.kernel(prompts.observed['subject'][:, layer])
       cases += [(k_SxS, slice(None), None, layer), (k_SxS, order_S, 'shuffled facts', layer)]

@@ -24,8 +24,8 @@ METHODS = ('superposition', 'embedding maps', 'class means', *CONTROLS)
 
 def split(seed: int, subjects: int) -> list[np.ndarray]:
   order = np.random.default_rng((seed, 4)).permutation(subjects)
-  first, second = round(SPLIT[0] * subjects), round(sum(SPLIT) * subjects)
-  return [np.sort(part) for part in np.split(order, (first, second))]
+  cuts = [round(share * subjects) for share in (SPLIT[0], sum(SPLIT))]
+  return [np.sort(part) for part in np.split(order, cuts)]
 
 
 def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
