@@ -214,7 +214,7 @@ OTHERS = [
   ('approximate', '--seeds=0', '0 is not a positive integer'),
   ('approximate', '--redraw --workdir=other', 'other: not results of experiments.approximate'),
   ('benchmark', '--only=nothing', 'exhaustive'),
-  ('benchmark', '--scale=huge', 'smoke|laptop|accelerator'),
+  ('benchmark', '--scale=huge', 'smoke|laptop|full'),
   ('train', '--subjects=1', 'subjects is 1; it must be at least 2'),
   ('train', '--learning_rate=-1', 'learning_rate=-1'),
   ('train', '--target=1.5', 'an accuracy lies in (0, 1]'),
