@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from constructions import registry
 from experiments import frozen_embeddings, peers
@@ -42,9 +43,6 @@ from geomem.facts import Facts
 from geomem.training import batched, bisection, mlp_memory, optimization, scheduling
 from geomem.training.optimization import Recipe
 
-COLUMNS = (
-  'measurement', 'peer', 'ours_seconds', 'theirs_seconds', 'ratio', 'sizes', 'peak_gigabytes',
-)  # fmt: skip
 ENDLESS = Recipe(steps=10**6, target=None)
 
 
@@ -85,11 +83,10 @@ def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
 def exhaustive(subjects: int, relations: int, rounds: int = 5):
   """N·R queries against N answers, beside the product of their residuals with the unembedding."""
   built = registry.build('selector', Facts.bijections(subjects, relations))
-  params, every_R = jax.device_put(built.params), jnp.arange(relations)
-  pairs = jnp.arange(subjects), every_R[:, None]
-  x_QxD = model.apply(built.config, params, *pairs, method='all_pairs')
-  x_QxD = x_QxD.reshape(-1, built.config.dim)
-  product = jax.jit(lambda x, u: x @ u.T)
+  params = jax.device_put(built.params)
+  pairs = jnp.arange(subjects), jnp.arange(relations)[:, None]
+  x_RxNxD = model.apply(built.config, params, *pairs, method='all_pairs')
+  x_QxD, product = x_RxNxD.reshape(built.queries, -1), jax.jit(partial(jnp.einsum, 'qd,ad->qa'))
 
   def bare(rows: int):
     for start in range(0, len(x_QxD), rows):
@@ -101,7 +98,7 @@ def exhaustive(subjects: int, relations: int, rounds: int = 5):
     run()  # compile
   best = min(choices, key=lambda run: min(seconds(run) for _ in range(2)))
   yield Comparison(
-    sizes=named(N=subjects, R=relations, d=built.config.dim),
+    peer='matrix products', sizes=named(N=subjects, R=relations, d=built.config.dim),
     ours=lambda: verify.exhaustive(built), theirs=best,
   ).in_turns(rounds) | {'logits': built.queries * subjects, 'product_rows': best.args[0]}  # fmt: skip
 
@@ -122,8 +119,7 @@ def certificate(subjects: int, relations: int):
 
 
 def steps_of(models: int, steps: int, shapes, names, rounds: int = 5):
-  """Training steps of a model among so many at once (or a call each, of one), beside loops of plain JAX, PyTorch
-  and torch.compile over the models."""
+  """Training steps of one model, a call each, or of many at once, beside loops of plain JAX and PyTorch over them."""
   missing = [n for n in names if n.startswith('torch') and not importlib.util.find_spec('torch')]
   if missing:
     print(f'not measured, as torch is not installed: {", ".join(missing)}', file=sys.stderr)
@@ -144,21 +140,20 @@ def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
 
   The loop does as the public code of Nichani et al. (2025): it halves a range, here d from 1 to R·log2 N, trains
   a model after another, learning rate after learning rate until one succeeds, and compiles every run as it comes.
-  A second loop does the same at the sizes that our search tries: what is left of the ratio is the engine's.
+  A second loop tries the sizes that our search tries: what is left of the ratio is the engine's.
   """
-  recipe = Recipe(steps, target=0.99)
+  recipe, target = Recipe(steps, target=0.99), 0.99
   setting = searching.Setting(recipe, 0, 0, tuple((rate, 0.01) for rate in rates))
   cases = [searching.Case('dim', n, relations, seed) for n in subjects for seed in range(seeds)]
 
   def together():
-    train = partial(scheduling.train_tasks, compiled=[])
-    found = searching.measure(cases, setting, train)
+    found = searching.measure(cases, setting, partial(scheduling.train_tasks, compiled=[]))
     smallest = [r['value'] for r in found if r['kind'] == 'threshold']
     return {'found': smallest, 'probes': len(found) - len(smallest)}
 
   def succeeds(one) -> bool:
     peers.compiled.cache_clear()
-    return peers.plain_jax(recipe, one).best_accuracy(recipe) >= recipe.target
+    return peers.plain_jax(recipe, one).best_accuracy(recipe) >= target
 
   def in_turn(halving: bool):
     searches = []
@@ -199,36 +194,26 @@ def memories(dims, seeds: int, steps: int = 2**15):
 
 
 def products(subjects: int, relations: int, dim: int, steps: int = 2, shapes=None):
-  """Steps beside as many multiplications in the product of matrices that this machine does fastest."""
-  one = task(subjects, relations, dim)
+  """Training steps of a model beside as many multiplications in the product of matrices, rows by inner by columns,
+  that this machine does fastest."""
+  one, cpu = task(subjects, relations, dim), jax.default_backend() == 'cpu'
   own, needed = one_model(ENDLESS, one), 6 * scheduling.multiplications(one.config, ENDLESS)
-  run, done = _fastest(shapes or SHAPES['cpu' if jax.default_backend() == 'cpu' else 'other'])
+  product, speeds = jax.jit(jnp.matmul), {}
+  on_cpu = (1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)
+  for m, k, n in shapes or (on_cpu if cpu else ((8192, 8192, 8192), (16384, 16384, 16384))):
+    a, b = jnp.ones((m, k)), jnp.ones((k, n))
+    # NumPy's BLAS may be faster.
+    numpy = [partial(np.matmul, np.asarray(a), np.asarray(b))] if cpu else []
+    for run in [partial(lambda a, b: product(a, b).block_until_ready(), a, b), *numpy]:
+      run()  # compile
+      speeds[run, 2 * m * k * n] = 2 * m * k * n / min(seconds(run) for _ in range(8))
+  fastest, done = max(speeds, key=speeds.__getitem__)
   times = max(1, round(steps * needed / done))
   record = Comparison(
-    sizes=named(N=subjects, R=relations, d=dim), ours=partial(own.run, steps),
-    theirs=lambda: [run() for _ in range(times)], ours_count=steps, theirs_count=times * done / needed,
+    peer='matrix products', sizes=named(N=subjects, R=relations, d=dim), ours=partial(own.run, steps),
+    theirs=lambda: [fastest() for _ in range(times)], ours_count=steps, theirs_count=times * done / needed,
   ).in_turns()  # fmt: skip
   yield record | {'flops_per_second': needed / record['theirs_seconds']}
-
-
-SHAPES = {  # of products, rows by inner by columns
-  'cpu': ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)),
-  'other': ((8192, 8192, 8192), (16384, 16384, 16384)),
-}
-
-
-def _fastest(shapes):
-  """Of a few plain products the one of most floating-point operations a second, and their number."""
-  product, speeds = jax.jit(jnp.matmul), {}
-  for m, k, n in shapes:
-    a, b = jnp.ones((m, k)), jnp.ones((k, n))
-    runs = [partial(lambda a, b: product(a, b).block_until_ready(), a, b)]
-    if jax.default_backend() == 'cpu':  # NumPy's BLAS may be faster
-      runs.append(partial(np.matmul, np.asarray(a), np.asarray(b)))
-    for run in runs:
-      run()
-      speeds[run, 2 * m * k * n] = 2 * m * k * n / min(seconds(run) for _ in range(8))
-  return max(speeds, key=speeds.__getitem__)
 
 
 ONE_STEP = """
@@ -256,131 +241,128 @@ def scaling(base: dict, axes: dict, steps: int):
   for axis, values in axes.items():
     taken = []
     for value in values:
-      shape = {**base, axis: value}
-      models, (n, r, d) = (
-        shape['models'],
-        (shape[name] for name in ('subjects', 'relations', 'dim')),
-      )
+      n, r, d, models = {**base, axis: value}.values()
       run = partial(sweep_of([task(n, r, d, seed) for seed in range(models)]), steps)
       run()  # compile
       taken.append(min(seconds(run) for _ in range(3)) / steps / models)
       sizes = named(N=n, R=r, d=d, models=models)
       yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], 'sizes': sizes}
-    exponent = statistics.line(np.log(values), np.log(taken))[1]
+    exponent = statistics.line(np.log(values).tolist(), np.log(taken).tolist())[1]
     yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 
-SMALL = (32, 4, 8), (128, 4, 16)
 BASE = {'subjects': 64, 'relations': 4, 'dim': 16, 'models': 16}
 AXES = {
   'models': (2, 4, 8, 16, 32, 64, 128), 'subjects': (16, 32, 64, 128, 256, 512),
   'relations': (1, 2, 4, 8, 16), 'dim': (4, 8, 16, 32, 64),
 }  # fmt: skip
-LAPTOP = {
-  'exhaustive': partial(exhaustive, subjects=20_000, relations=4),
-  'certificate': partial(certificate, subjects=1_000_000, relations=8),
-  'step': partial(steps_of, models=1, steps=10, shapes=[(1024, 4, 64)], names=peers.NAMES),
-  'sweep': partial(steps_of, models=64, steps=20, shapes=SMALL, names=('jax', 'torch'), rounds=3),
-  'capacity': partial(
-    capacity, subjects=(32, 64, 128, 256), relations=4, seeds=3, rates=(0.01, 0.03, 0.1)
-  ),
-  'mlp_memory': partial(memories, dims=(8, 11, 16), seeds=5),
-  'products': partial(products, subjects=4096, relations=4, dim=64),
-  'memory': partial(memory, subjects=65_536, relations=4, dim=64),
-  'scaling': partial(scaling, base=BASE, axes=AXES, steps=50),
-}
-CHANGES = {  # of the other scales
-  'smoke': {
-    'exhaustive': {'subjects': 200, 'relations': 2, 'rounds': 1},
-    'certificate': {'subjects': 1000, 'relations': 2},
-    'step': {'steps': 2, 'shapes': [(16, 2, 4)], 'names': ['jax']},
-    'sweep': {'models': 2, 'steps': 2, 'shapes': [(8, 2, 4)], 'names': ['jax'], 'rounds': 1},
-    'capacity': {'subjects': [8], 'relations': 2, 'seeds': 1, 'rates': [0.03], 'steps': 100},
-    'mlp_memory': {'dims': [4], 'seeds': 2, 'steps': 512},
-    'products': {'subjects': 16, 'relations': 2, 'dim': 4},
-    'memory': {'subjects': 64, 'relations': 2, 'dim': 8},
-    'scaling': {'base': {**BASE, 'models': 2}, 'axes': {'dim': (2, 4)}, 'steps': 2},
-  },
-  'laptop': {},
-  'full': {
-    'exhaustive': {'subjects': 100_000, 'relations': 8},
-    'step': {'steps': 100},
-    'sweep': {'models': 1024, 'rounds': 1},
-    'scaling': {'axes': {**AXES, 'models': (16, 64, 256, 1024)}},
-  },
-}
+SHAPES, MANY, RATES = ((32, 4, 8), (128, 4, 16)), (32, 64, 128, 256), (0.01, 0.03, 0.1)
+SCALES = ('smoke', 'laptop', 'full')
+MEASUREMENTS: dict[str, tuple[Callable, dict[str, tuple]]] = {  # arguments at each scale
+  'exhaustive': (exhaustive, {
+    'subjects': (200, 20_000, 100_000), 'relations': (2, 4, 8), 'rounds': (1, 5, 5),
+  }),
+  'certificate': (certificate, {'subjects': (1000, 10**6, 10**6), 'relations': (2, 8, 8)}),
+  'step': (steps_of, {
+    'models': (1, 1, 1), 'steps': (2, 10, 100), 'shapes': ([(16, 2, 4)], *[[(1024, 4, 64)]] * 2),
+    'names': (['jax'], peers.NAMES, peers.NAMES), 'rounds': (1, 5, 5),
+  }),
+  'sweep': (steps_of, {
+    'models': (2, 64, 1024), 'steps': (2, 20, 20), 'shapes': ([(8, 2, 4)], SHAPES, SHAPES),
+    'names': (['jax'], peers.NAMES[:2], peers.NAMES[:2]), 'rounds': (1, 3, 1),
+  }),
+  'capacity': (capacity, {
+    'subjects': ([8], MANY, MANY), 'relations': (2, 4, 4), 'seeds': (1, 3, 3),
+    'rates': ([0.03], RATES, RATES), 'steps': (100, 2000, 2000),
+  }),
+  'mlp_memory': (memories, {
+    'dims': ([4], (8, 11, 16), (8, 11, 16)), 'seeds': (2, 5, 5), 'steps': (512, 2**15, 2**15),
+  }),
+  'products': (products, {'subjects': (16, 4096, 4096), 'relations': (2, 4, 4), 'dim': (4, 64, 64)}),
+  'memory': (memory, {'subjects': (64, 65_536, 65_536), 'relations': (2, 4, 4), 'dim': (8, 64, 64)}),
+  'scaling': (scaling, {
+    'base': ({**BASE, 'models': 2}, BASE, BASE), 'steps': (2, 50, 50),
+    'axes': ({'dim': (2, 4)}, AXES, {**AXES, 'models': (16, 64, 256, 1024)}),
+  }),
+}  # fmt: skip
+NAMES = ', '.join(MEASUREMENTS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  scale: Annotated[Literal['smoke', 'laptop', 'full'], 'How large; smoke shows that it runs.'] = 'laptop'  # fmt: skip
-  only: Annotated[str | None, f'Of {", ".join(LAPTOP)} these alone, with commas between.'] = None
+  scale: Annotated[Literal['smoke', 'laptop', 'full'], 'Sizes; smoke only shows that it runs.'] = (
+    'laptop'
+  )
+  only: Annotated[str | None, f'Of {NAMES} these alone, with commas between.'] = None
   workdir: str = 'runs/benchmark'
   redraw: Annotated[bool, 'Draw the figure again from the records in the workdir.'] = False
 
 
-def measure(scale: str, names: Sequence[str], about: dict, folder: Path) -> Records:
+def at_scale(name: str, scale: str) -> partial:
+  """A measurement with its arguments."""
+  function, arguments = MEASUREMENTS[name]
+  return partial(function, **{key: some[SCALES.index(scale)] for key, some in arguments.items()})
+
+
+def measure(options: Options, names: Sequence[str]) -> Records:
   """The records of all measurements, written as they come."""
+  command = f'python -m experiments.benchmark --scale={options.scale}'
+  command += f' --only={options.only}' if options.only else ''
+  torch = {'torch': version('torch')} if importlib.util.find_spec('torch') else {}
+  about = {'command': command, 'device': machine.device(), 'versions': machine.versions() | torch}
   rows: list[dict] = []
   for name in names:
-    measurement = partial(LAPTOP[name], **CHANGES[scale].get(name, {}))
-    print(f'{name}: {measurement.keywords}', file=sys.stderr, flush=True)
-    for row in measurement():
+    call = at_scale(name, options.scale)
+    print(f'{name}: {call.keywords}', file=sys.stderr, flush=True)
+    for row in call():
       rows.append({'measurement': name, **row})
       found = Records(about, pd.DataFrame(rows, dtype=object))
-      records.write(folder / records.FILE, found)
+      records.write(Path(options.workdir, records.FILE), found)
   return found
 
 
-LABELS = {
-  'models': 'models, $M$', 'subjects': 'subjects, $N$', 'relations': 'relations, $R$', 'dim': 'width, $d$',
-}  # fmt: skip
-
-
-def plot(table: pd.DataFrame):
+def plot(table: pd.DataFrame) -> Figure | None:
   """Seconds a step of one model against each size that grew, with the exponent of the power law through them."""
-  axes = table['axis'].dropna().unique() if 'axis' in table else ()
+  axes = table['axis'].dropna().unique() if 'axis' in table else []
   if not len(axes):
     return None
+  symbols = {'models': 'M', 'subjects': 'N', 'relations': 'R', 'dim': 'd'}
   figure, panels = plotting.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
   for i, (ax, axis) in enumerate(zip(panels[0], axes, strict=True)):
     color, marker = plotting.cycle(i)
-    own = statistics.select(table, axis=axis, measurement='scaling')
+    own = statistics.select(table, axis=axis)
     ax.plot(own['value'].tolist(), own['ours_seconds'].tolist(), marker + '-', color=color)
-    (exponent,) = statistics.select(table, axis=axis, measurement='scaling_exponent')['exponent']
     plotting.logarithmic(ax.xaxis, ax.yaxis)
-    ax.set(xlabel=LABELS[axis], title=f'exponent {exponent:.2f}')
+    ax.set(xlabel=f'{axis}, ${symbols[axis]}$', title=f'exponent {own["exponent"].max():.2f}')
   panels[0][0].set_ylabel('seconds per step of a model')
   return figure
 
 
 def main(options: Options):
   folder = cli.writable(options.workdir)
-  names = (options.only or ','.join(LAPTOP)).split(',')
-  if unknown := set(names) - set(LAPTOP):
-    raise InputError(f'--only={min(unknown)}: known are {", ".join(LAPTOP)}')
-  if options.redraw:
-    if options != Options(redraw=True, workdir=options.workdir):
-      raise InputError('--only or --scale and --redraw contradict each other: the records decide')
+  names = (options.only or ','.join(MEASUREMENTS)).split(',')
+  if unknown := set(names) - MEASUREMENTS.keys():
+    raise InputError(f'--only={min(unknown)}: known are {NAMES}')
+  if not options.redraw:
+    machine.one_device_per_core()
+    found = measure(options, names)
+  elif options != Options(redraw=True, workdir=options.workdir):
+    raise InputError('--scale or --only and --redraw contradict each other: the records decide')
+  else:
     found = records.read(folder)
     if 'experiments.benchmark' not in found.about.get('command', '').split():
       raise InputError(f'{folder}: not results of experiments.benchmark')
-  else:
-    machine.one_device_per_core()
-    command = f'python -m experiments.benchmark --scale={options.scale}'
-    command += f' --only={options.only}' if options.only else ''
-    torch = {'torch': version('torch')} if importlib.util.find_spec('torch') else {}
-    about = {'device': machine.device(), 'versions': machine.versions() | torch}
-    found = measure(options.scale, names, {'command': command, **about}, folder)
-  table = found.table
-  shown = table[table['measurement'] != 'scaling_exponent']
-  print(render.table(shown, columns=COLUMNS))
+  columns = [
+    'measurement', 'peer', 'ours_seconds', 'theirs_seconds', 'ratio', 'sizes', 'peak_gigabytes',
+  ]  # fmt: skip
+  print(render.table(found.table[found.table['sizes'].notna()], columns=columns))
   with matplotlib.rc_context(plotting.STYLE):
-    if figure := plot(table):
+    if figure := plot(found.table):
       plotting.save(figure, folder / 'scaling')
   print(f'on {found.about["device"]}; records and figure: {folder}')
 
 
 if __name__ == '__main__':
-  about = [f'  {name}: {call.func.__doc__.splitlines()[0]}' for name, call in LAPTOP.items()]
-  cli.run(main, Options, doc='\n'.join([__doc__, *about]))
+  does = lambda call: ' '.join((call.__doc__ or '').split())
+  lines = [f'  {name}: {does(call)}' for name, (call, _) in MEASUREMENTS.items()]
+  cli.run(main, Options, doc='\n'.join([__doc__, *lines]))

@@ -43,12 +43,10 @@ class Loop:
 
   def best_accuracy(self, recipe) -> float:
     """Of the evaluations, up to the first that reaches the target."""
-    best = 0.0
-    for _ in range(0, recipe.steps, recipe.check):
+    best, done = 0.0, 0
+    while best < recipe.target and done < recipe.steps:
       self.run(recipe.check)
-      best = max(best, self.accuracy())
-      if best >= recipe.target:
-        break
+      best, done = max(best, self.accuracy()), done + recipe.check
     return best
 
 
@@ -82,26 +80,26 @@ def _compile(logits: Callable, optimizer: Callable) -> tuple[Callable, Callable]
   return step, accuracy
 
 
-def _adamw(recipe: Recipe, learning_rate, weight_decay) -> optax.GradientTransformation:
-  rate = lambda step: learning_rate * optimization.schedule(recipe, step)
-  decay_mask = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
-  return optax.adamw(
-    rate, recipe.b1, recipe.b2, recipe.eps, weight_decay=weight_decay, mask=decay_mask
-  )
-
-
 @functools.lru_cache
-def compiled(config: Config, recipe: Recipe) -> tuple[Callable, Callable]:
-  """What `_compile` makes for a size; to compile anew, `compiled.cache_clear()`."""
+def compiled(config: Config, recipe: Recipe) -> tuple[Callable, Callable, Callable]:
+  """AdamW, and what `_compile` makes with it for a size; to compile anew, `compiled.cache_clear()`."""
+  options: dict = {'b1': recipe.b1, 'b2': recipe.b2, 'eps': recipe.eps}
+  options['mask'] = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
+
+  def adamw(learning_rate, weight_decay):
+    rate = lambda step: learning_rate * optimization.schedule(recipe, step)
+    return optax.adamw(rate, weight_decay=weight_decay, **options)
+
   logits = lambda params, tokens: model.apply(config, params, tokens, last=1)[:, 0]
-  return _compile(logits, functools.partial(_adamw, recipe))
+  return adamw, *_compile(logits, adamw)
 
 
 def plain_jax(recipe: Recipe, task: batched.Task) -> Loop:
   """One jitted step, optax's loss and AdamW."""
+  adamw, step, accuracy = compiled(task.config, recipe)
   params, rates = model.draw(task.config, task.seed), (task.learning_rate, task.weight_decay)
-  state = params, _adamw(recipe, *rates).init(params)
-  return Loop(*compiled(task.config, recipe), state, (*prompts(task), *map(np.float32, rates)))
+  data = *prompts(task), *map(np.float32, rates)
+  return Loop(step, accuracy, (params, adamw(*rates).init(params)), data)
 
 
 def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:

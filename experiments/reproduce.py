@@ -121,10 +121,10 @@ def remove(folder: Path):
     shutil.rmtree(folder)
 
 
-def begun_by(folder: Path, code: str) -> str:
+def begun_by(folder: Path, code: str) -> str | None:
   """The hash of the code that has begun the run, or one of its parts; of one not begun, or that cannot be taken up
   and begins anew, `code`."""
-  begun = (json.loads(path.read_text(encoding='utf-8')).get('code', code)
+  begun = (json.loads(path.read_text(encoding='utf-8')).get('code')
            for pattern in ('config.json', '*/config.json') for path in folder.glob(pattern))  # fmt: skip
   return next(begun, code)
 

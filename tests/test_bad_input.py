@@ -229,7 +229,11 @@ OTHERS = [
   ('threshold', '--learning_rate=nan', '--learning_rate=nan: it must be a finite'),
   ('train', '--seed=4294967296', 'seed'),
   ('bounds', '--seed=99999999999999999999999', 'none above 4294967295'),
-  ('train', '--seed=4294967295 --seeds=2', '2 seeds from 4294967295 on: use at least one, and none above'),
+  (
+    'train',
+    '--seed=4294967295 --seeds=2',
+    '2 seeds from 4294967295 on: use at least one, and none above',
+  ),
   (
     'approximate',
     '--seed=4294967295 --seeds=2',

@@ -1,29 +1,116 @@
-"""The benchmark: what is timed, and that both take turns."""
+"""The benchmark: what is timed, that both sides take turns, what is written and drawn."""
 
+import shutil
+from pathlib import Path
+
+import matplotlib
+import numpy as np
 import pytest
 
 from experiments import benchmark
-from experiments.harness import timing
+from experiments.harness import plotting, records, timing
+from experiments.harness.timing import Comparison
+
+ROOT = Path(__file__).parents[1]
 
 
-def test_benchmark_takes_turns_and_reports_the_ratio(monkeypatch):
+@pytest.fixture
+def order(monkeypatch):
+  """What is done, which is all that the clock goes by."""
   order = []
   monkeypatch.setattr(timing.time, 'perf_counter', lambda: float(len(order)))
-  got = timing.side_by_side(lambda: order.append('ours'), lambda: order.extend(['theirs'] * 3), 3)
+  return order
+
+
+def test_benchmark_takes_turns_and_reports_the_ratio(order):
+  theirs = lambda: order.extend(['theirs'] * 3)
+  got = Comparison(peer='', sizes='', ours=lambda: order.append('ours'), theirs=theirs).in_turns(3)
   assert [name for i, name in enumerate(order) if i == 0 or name != order[i - 1]] == [
     'ours',
     'theirs',
   ] * 4
   assert (got['ours_seconds'], got['theirs_seconds'], got['ratio']) == (1, 3, 3)
+  assert (got['ratio_range'], got['rounds']) == ([3, 3], 3)
+
+
+def test_a_search_is_timed_before_and_after_theirs(order, monkeypatch):
+  monkeypatch.setattr(timing.jax, 'clear_caches', lambda: None)
+  cached = timing.jax.config.jax_enable_compilation_cache
+
+  def ours():
+    assert not timing.jax.config.jax_enable_compilation_cache
+    order.extend(['ours'] * (4 if 'theirs' in order else 2))
+    return {'found': 7}
+
+  theirs = lambda: order.extend(['theirs'] * 12) or {'found': 8}
+  got = Comparison(peer='', sizes='', ours=ours, theirs=theirs, ours_count=2, theirs_count=4).cold()
+  assert order == ['ours'] * 2 + ['theirs'] * 12 + ['ours'] * 4
+  assert (got['ours_seconds'], got['theirs_seconds']) == (1.5, 3)
+  assert (got['ratio_range'], got['ratio']) == ([1.5, 3], 2.25)
+  assert (got['ours_found'], got['theirs_found']) == (7, 8)
+  assert timing.jax.config.jax_enable_compilation_cache == cached
 
 
 def test_exhaustive_benchmark_counts_every_logit():
-  record = benchmark.exhaustive(50, 2, rounds=1)
+  (record,) = benchmark.exhaustive(50, 2, rounds=1)
   assert record['logits'] == 50 * 2 * 50
   assert record['ratio'] == pytest.approx(record['theirs_seconds'] / record['ours_seconds'])
 
 
 def test_certificate_benchmark_runs_the_command():
-  record = benchmark.certificate(100, 2)
+  (record,) = benchmark.certificate(100, 2)
   assert (record['queries'], record['accuracy'], record['min_margin']) == (200, 1, 4)
   assert 0.05 < record['peak_gigabytes'] < 4
+
+
+def test_a_process_that_fails_is_no_measurement():
+  with pytest.raises(SystemExit, match='-c raise SystemExit.3. ended with status 3'):
+    timing.own_process('-c', 'raise SystemExit(3)')
+
+
+def test_memory_benchmark_takes_a_step():
+  (record,) = benchmark.memory(16, 2, 4)
+  assert 0.05 < record['peak_gigabytes'] < 4 and record['loss'] == pytest.approx(np.log(16), abs=1)
+
+
+@pytest.mark.parametrize('name', ['step', 'sweep', 'mlp_memory', 'products', 'scaling'])
+def test_training_is_measured(name):
+  smaller = {
+    'products': {'shapes': [(32, 32, 32)]},
+    'scaling': {'base': {'subjects': 8, 'relations': 2, 'dim': 4, 'models': 2}},
+  }
+  found = list(benchmark.at_scale(name, 'smoke')(**smaller.get(name, {})))
+  assert all(r['ours_seconds'] > 0 for r in found if 'ours_seconds' in r)
+  if name == 'scaling':
+    one, other, fit = found
+    slope = np.log(other['ours_seconds'] / one['ours_seconds']) / np.log(2)
+    assert fit['exponent'] == pytest.approx(slope)
+  elif name == 'products':
+    assert found[0]['flops_per_second'] > 0
+  else:
+    low, high = found[0]['ratio_range']
+    assert low <= found[0]['ratio'] <= high
+
+
+def test_the_binary_writes_what_it_measures_and_draws_it_again(tmp_path, capsys):
+  run = lambda *flags: benchmark.cli.run(
+    benchmark.main, benchmark.Options, ['benchmark', f'--workdir={tmp_path}', *flags]
+  )
+  run('--scale=smoke', '--only=step,scaling')
+  found = records.read(tmp_path)
+  assert found.table['measurement'].tolist() == ['step', *['scaling'] * 2, 'scaling_exponent']
+  assert found.about['command'].endswith('--scale=smoke --only=step,scaling')
+  drawn = (tmp_path / 'scaling.png').read_bytes()
+  (tmp_path / 'scaling.png').unlink()
+  run('--redraw')
+  assert (tmp_path / 'scaling.png').read_bytes() == drawn
+  assert 'N=16, R=2, d=4' in capsys.readouterr().out
+
+
+def test_the_figure_has_the_exponents_of_the_committed_records(tmp_path):
+  shutil.copy(ROOT / 'docs/results/benchmark_cpu.json', tmp_path / records.FILE)
+  with matplotlib.rc_context(plotting.STYLE):
+    figure = benchmark.plot(records.read(tmp_path).table)
+  titles = [ax.get_title() for ax in figure.axes]
+  assert titles == [f'exponent {value}' for value in ('-0.09', '1.03', '0.80', '0.73')]
+  assert benchmark.plot(records.read(tmp_path).table[:9]) is None

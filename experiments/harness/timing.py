@@ -16,10 +16,10 @@ from jax.experimental.compilation_cache import compilation_cache
 class Comparison:
   """What is done, and how: a call of ours does `ours_count` pieces of the work, one of theirs `theirs_count`."""
 
+  peer: str
   sizes: str
   ours: Callable
   theirs: Callable
-  peer: str | None = None
   ours_count: float = 1
   theirs_count: float = 1
 
@@ -58,7 +58,7 @@ def seconds(run: Callable) -> float:
 def _cold(work: Callable) -> tuple[float, dict]:
   """Seconds, and what the work finds, nothing compiled before and nothing read from a cache."""
   jax.clear_caches()
-  cached, found = jax.config.jax_enable_compilation_cache, {}
+  cached, found = jax.config.jax_enable_compilation_cache, {}  # type: ignore[attr-defined]
   jax.config.update('jax_enable_compilation_cache', False)
   compilation_cache.reset_cache()  # JAX asks once whether there is one
   try:

@@ -109,7 +109,7 @@ class Trainer:
       sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
       shardings = jax.tree.map(lambda a: a.sharding, states)
       states = hosts.put(
-        flax.serialization.from_state_dict(states, self.resume_from["states"]), shardings
+        flax.serialization.from_state_dict(states, self.resume_from['states']), shardings
       )
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)
