@@ -8,13 +8,10 @@ import jax
 
 from constructions import registry
 from experiments.harness import cli
-from geomem.checks import verify
-from geomem.checks.accounting import ledger
 from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
 
-AUTO_LOGITS = 2**31
 MEMORY_CONSTANTS = {  # c of the sizes of constructions that are not exact: the smallest err, the largest hardly do
   'superposition': (1, 2, 3, 4, 6, 8, 10, 12),
   'associative_attention': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
@@ -58,13 +55,6 @@ def memory_options(name: str, constant: float, subjects: int, relations: int) ->
   return {'dim': dim, 'width': 8 * dim}
 
 
-def choose_check(construction: Construction, check: str) -> str:
-  if check != 'auto':
-    return check
-  logits = construction.queries * construction.facts.attributes
-  return 'exhaustive' if construction.readout is None or logits <= AUTO_LOGITS else 'certificate'
-
-
 def build_and_check(
   name: str, facts: Facts, hops: int, *, dtype: str = 'float32', check: str | None = 'auto',
   progress: Callable | None = None, timed: bool = False, **options,
@@ -75,16 +65,15 @@ def build_and_check(
   check_representable(built, dtype)
   built_at, report = time.perf_counter(), None
   if check is not None:
-    check = choose_check(built, check)
-    report = getattr(verify, check)(built, dtype, progress=progress)
+    report = built.verify(check, dtype, progress)
   seconds = {'build_seconds': built_at - start, 'check_seconds': time.perf_counter() - built_at}
-  book = ledger(built.config, built.params, facts, hops, chain_of_thought=built.chain_of_thought)
+  book = built.ledger()
   return built, {
     'construction': name, 'subjects': facts.subjects, 'relations': facts.relations, 'hops': hops,
     'exact': built.margin is not None, 'chain_of_thought': built.chain_of_thought,
     'dim': built.config.dim, 'width': max((max(hidden, default=0) for hidden in book.hidden), default=0),
     'heads': max(book.heads), 'depth': book.depth,
-    'dtype': dtype, 'check': check, 'queries': built.queries, 'accuracy': report and report.accuracy,
+    'dtype': dtype, 'check': report and report.check, 'queries': built.queries, 'accuracy': report and report.accuracy,
     'min_margin': report and report.min_margin, 'promised_margin': built.margin,
     'parameters': book.total_parameters, 'subject_bits': book.subject_bits,
     'internal_bits': book.internal_bits, 'bound_bits': book.bound_bits,
