@@ -156,10 +156,10 @@ def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Constructio
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path`; a construction of these is built anew, and held against what was saved.
+  """The model in the folder `path`; a registered construction is built anew and held against what was saved.
 
-  So it can do all that it could, also what is no number. Where an exact one differs in a bit, it is refused;
-  another, which a solver made, is as it was saved.
+  So it has all that it had when it was built, also `encode`, which cannot be saved. An exact one that differs
+  in a single bit is refused; one that is not, of a solver's, is as it was saved, without `encode`.
 
   >>> build('selector', Facts.bijections(8, 2)).save('mine')
   >>> load('mine').verify('universal').queries

@@ -15,14 +15,7 @@ def initial_value(name: str, shape: tuple[int, ...], normal: Callable[..., Array
     return 0 * normal(shape)
   if name == 'scale':
     return 0 * normal(shape) + 1
-  fan_in = {
-    'query': shape[-2] * shape[-1],
-    'output': shape[0] * shape[1],
-    'middle': shape[0] / 2,
-    'out': shape[0] / 2,
-    'subjects': shape[-1],
-    'relations': shape[-1],
-    'positions': shape[-1],
-    'answers': shape[-1],
-  }.get(name, shape[-2])
-  return normal(shape) * fan_in**-0.5
+  embeddings = dict.fromkeys(('subjects', 'relations', 'positions', 'answers'), shape[-1])
+  heads = {'query': shape[-2] * shape[-1], 'output': shape[0] * shape[1]}
+  fan_in = {'middle': shape[0] / 2, 'out': shape[0] / 2, **heads, **embeddings}
+  return normal(shape) * fan_in.get(name, shape[-2]) ** -0.5

@@ -69,13 +69,11 @@ class Layout:
 
   def __getitem__(self, key: str | tuple) -> slice:
     name, *index = key if isinstance(key, tuple) else (key,)
-    start = 0
-    for slot in self.slots:
-      if slot.name == name:
-        break
-      start += slot.size
-    else:
-      raise KeyError(f'no slot {name!r} among {[s.name for s in self.slots]}')
+    names = [slot.name for slot in self.slots]
+    if name not in names:
+      raise KeyError(f'no slot {name!r} among {names}')
+    slot = self.slots[names.index(name)]
+    start = sum(before.size for before in self.slots[: names.index(name)])
     if not index:
       return slice(start, start + slot.size)
     flat = int(np.ravel_multi_index(index, slot.shape))

@@ -202,13 +202,9 @@ class MLP(_Part):
   def setup(self) -> None:
     widths = (self.config.dim, *self.block.hidden, self.config.dim)
     names = ('in', 'middle', 'out') if len(widths) == 4 else ('in', 'out')
-    self.layers = tuple(
-      (
-        self.weight(name, (a, b)),
-        self.weight(f'{name}_bias', (b,)) if self.config.bias else None,
-      )
-      for name, a, b in zip(names, widths[:-1], widths[1:], strict=True)
-    )
+    bias = lambda name, b: self.weight(f'{name}_bias', (b,)) if self.config.bias else None
+    layer = lambda name, a, b: (self.weight(name, (a, b)), bias(name, b))
+    self.layers = tuple(map(layer, names, widths[:-1], widths[1:]))
 
   def __call__(self, x: Array) -> Array:
     *rows, _ = x.shape
@@ -342,16 +338,14 @@ def draw(config: Config, seed: int) -> dict:
   """As `init`, from NumPy's generator: no compilation, the same numbers on every device."""
   rng = np.random.default_rng((seed, 1))  # not the stream that facts of this seed are drawn from
   normal = functools.partial(rng.standard_normal, dtype=np.float32)
-  return _fill(
-    config, lambda name, shape: np.asarray(initial_value(name, shape, normal), np.float32)
-  )
+  value = lambda name, shape: np.asarray(initial_value(name, shape, normal), np.float32)
+  return _fill(config, value)
 
 
 def zeros(config: Config) -> dict:
   """Parameters of the same shape, all zero (norm scales one), as NumPy arrays to be written into."""
-  return _fill(
-    config, lambda name, shape: (np.ones if name == 'scale' else np.zeros)(shape, np.float32)
-  )
+  value = lambda name, shape: (np.ones if name == 'scale' else np.zeros)(shape, np.float32)
+  return _fill(config, value)
 
 
 def _fill(config: Config, make) -> dict:

@@ -104,6 +104,9 @@ def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]
     return None, rest
   if rest and not hasattr(options, 'arguments'):
     raise InputError(f'unexpected argument {rest[0]!r}; every option is a --flag, see --help')
+  for f in own:
+    if values[f.name].present > 1 and not isinstance(values[f.name].value, list):
+      raise InputError(f'--{f.name} is given {values[f.name].present} times; this binary takes one')
   given = {f.name: values[f.name].value for f in own if values[f.name].value is not None}
   return options(**{name: _value(name, value) for name, value in given.items()}), rest
 

@@ -115,10 +115,8 @@ def fact_bits(facts: Facts) -> float:
   bits = 0.0
   for answers_N in facts.answers_RxN:
     used = len(np.unique(answers_N))
-    if used == facts.subjects:
-      bits += lower_bounds.log2_factorial(used)
-    else:
-      bits += facts.subjects * math.log2(used)
+    map_bits = facts.subjects * math.log2(used)
+    bits += lower_bounds.log2_factorial(used) if used == facts.subjects else map_bits
   return bits
 
 

@@ -332,10 +332,7 @@ def _train_chunks(config, recipe, vmap_size, mesh, steps, jobs, states):
     batch = vmap_size if vmap_size > 1 else None
     return jax.lax.map(lambda pair: one(*pair), (jobs, states), batch_size=batch)
 
+  specs = P(), P('models'), P('models')
   return jax.shard_map(
-    per_device,
-    mesh=mesh,
-    in_specs=(P(), P('models'), P('models')),
-    out_specs=P('models'),
-    check_vma=False,
+    per_device, mesh=mesh, in_specs=specs, out_specs=P('models'), check_vma=False
   )(steps, jobs, states)

@@ -67,7 +67,9 @@ def sweep(
   [1.0, 1.0, 1.0]
   """
   recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
-  first = batched.set_up(recipe, tasks)
+  if not (some := list(tasks)):
+    return []
+  first = batched.set_up(recipe, some)
   for batch, states in batched.fit(*first, scheduling.chunk_steps(first[0])):
     if on_progress:
       on_progress(int(batch.of_tasks(states.step).max()), steps)
