@@ -22,8 +22,8 @@ from typing import Annotated, Literal
 import pandas as pd
 
 import constructions
-from experiments.page import trace_figure
 from experiments.harness import cli, records, render
+from experiments.page import trace_figure
 from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.inside import asking

@@ -181,7 +181,7 @@ ASK = [
   ('--workdir=models "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
   ('--workdir=models --construction=disjoint "s0 r0"', 'not in models, which holds keyvalue, selector'),
   ('--workdir=models --construction=all "s0 r0"', '--construction=all: not in models, which holds keyvalue, selector'),
-  (f'{MODELS} --construction=keyvalue "s0 r0"', 'one model can be asked at a time'),
+  (f'{MODELS} --construction=keyvalue "s0 r0"', '--construction is given 2 times; this binary takes one'),
   ('--workdir=cut "s0 r0"', 'damaged model: arrays/0/default/ocdbt.process_0/d/'),
   ('--workdir=bare "s0 r0"', '_METADATA is missing, or not what was saved'),
   ('--workdir=later "s0 r0"', 'version 9 of the format; this code reads 2'),
