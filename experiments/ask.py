@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 import pandas as pd
 
 import constructions
-from experiments.figures import trace as trace_figure
+from experiments.page import trace_figure
 from experiments.harness import cli, records, render
 from geomem.errors import InputError
 from geomem.facade import FactModel
