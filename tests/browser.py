@@ -25,13 +25,9 @@ class Tab:
   """`complaints`: errors, warnings and exceptions of the page; `asked`: what it fetched."""
 
   def __init__(self, to_browser, from_browser):
-    self._to, self._from, self._rest, self._numbers = (
-      to_browser,
-      from_browser,
-      b'',
-      itertools.count(),
-    )
-    self._session, self.complaints, self.asked = None, [], []
+    self._to, self._from, self._rest = to_browser, from_browser, b''
+    self._numbers, self._session = itertools.count(), None
+    self.complaints, self.asked = [], []
     target = self.call('Target.createTarget', url='about:blank')['targetId']
     attached = self.call('Target.attachToTarget', targetId=target, flatten=True)
     self._session = attached['sessionId']
@@ -70,12 +66,9 @@ class Tab:
       self.complaints.append(params)
 
   def open(self, url: str, width: int, height: int = 900):
-    self.call(
-      'Emulation.setDeviceMetricsOverride', width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
-    )  # fmt: skip
-    self.call(
-      'Page.navigate', url='about:blank'
-    )  # else a change of the fragment alone loads nothing
+    size = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width < 600}
+    self.call('Emulation.setDeviceMetricsOverride', **size)
+    self.call('Page.navigate', url='about:blank')  # a change of the fragment alone loads nothing
     self.call('Page.navigate', url=url)
     while self.ask('document.readyState + location.protocol') != 'completefile:':
       time.sleep(0.02)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from constructions import registry
-from experiments.harness import building, machine
+from experiments.harness import machine
 from experiments.page import explorer
-from experiments.page.offers import Offer, models
+from experiments.page.explorer_models import ExplorerModel, models
 from geomem import model, queries
 from geomem.facts import Facts
 from geomem.inside import trace
@@ -26,14 +26,14 @@ PAGE = (
 
 
 @pytest.fixture(scope='module')
-def offers():
+def all_models():
   """All models; the trained one hardly, so that it is wrong now and then."""
   return models(steps=20)
 
 
 @pytest.fixture(scope='module')
-def section(offers):
-  return explorer.section(explorer.data(offers))
+def section(all_models):
+  return explorer.section(explorer.data(all_models))
 
 
 @pytest.fixture(scope='module')
@@ -42,11 +42,11 @@ def told(section):
   return json.loads(text)['models']
 
 
-def answers(offer) -> list[list[str]]:
+def answers(one) -> list[list[str]]:
   """By the model itself, every step of every query in order."""
-  c = offer.construction
-  subjects_B = np.array([s for s, _ in offer.queries()], np.int32)
-  paths_BxK = np.array([path for _, path in offer.queries()], np.int32)
+  c = one.model
+  subjects_B = np.array([s for s, _ in one.queries()], np.int32)
+  paths_BxK = np.array([path for _, path in one.queries()], np.int32)
   tokens = np.asarray(queries.prompts(c.facts.subjects, subjects_B, paths_BxK))
   say = jax.jit(lambda tokens: model.apply(c.config, c.params, tokens)[:, -1].argmax(-1))
   steps = []
@@ -56,30 +56,30 @@ def answers(offer) -> list[list[str]]:
   return [[c.facts.attribute_name(int(a)) for a in chain] for chain in np.stack(steps, 1)]
 
 
-def asked(offer) -> list[str]:
-  facts = offer.construction.facts
+def asked(one) -> list[str]:
+  facts = one.model.facts
   names = lambda s, path: [facts.subject_name(s), *map(facts.relation_name, path)]
-  return [trace.join_names(names(s, path)) for s, path in offer.queries()]
+  return [trace.join_names(names(s, path)) for s, path in one.queries()]
 
 
-def test_the_data_are_what_the_models_say(offers, told):
-  assert len(told) == len(offers) >= 9
-  for offer, shown in zip(offers, told, strict=True):
-    assert [query['query'] for query in shown['queries']] == asked(offer)
-    assert [query['answer'] for query in shown['queries']] == answers(offer)
+def test_the_data_are_what_the_models_say(all_models, told):
+  assert len(told) == len(all_models) >= 9
+  for one, shown in zip(all_models, told, strict=True):
+    assert [query['query'] for query in shown['queries']] == asked(one)
+    assert [query['answer'] for query in shown['queries']] == answers(one)
     for query in shown['queries']:
       assert [step['logits'][0][0] for step in query['steps']] == query['answer']
 
 
-def test_readouts_tell_a_superposition_from_an_associative_memory(offers, told):
-  found = {shown['name']: shown['readout'] for shown in told}
+def test_probes_tell_a_superposition_from_an_associative_memory(all_models, told):
+  found = {shown['name']: shown['probes'] for shown in told}
   assert found['superposition'] == [1, 1] and found['selector'] is None
   assert found['associative_mlp'][0] < 0.1 and found['associative_mlp'][1] < 0.2
-  for offer in offers:
-    if offer.readouts:  # taken apart, an embedding is the sum of its parts
-      embed = offer.construction.params['embed']
-      whole = embed['subjects'][offer.subjects] + embed['positions'][0][None]
-      parts = offer.readouts.parts_SxPxD.sum(axis=1)
+  for one in all_models:
+    if one.probes:  # taken apart, an embedding is the sum of its parts
+      embed = one.model.params['embed']
+      whole = embed['subjects'][one.subjects] + embed['positions'][0][None]
+      parts = one.probes.parts_SxPxD.sum(axis=1)
       np.testing.assert_allclose(parts, whole, rtol=1e-3, atol=1e-4)
 
 
@@ -89,18 +89,18 @@ def test_the_section_is_small_and_whole(section):
   assert not re.search(r'(id|class)="(?!explorer)', section)
 
 
-def test_names_cannot_break_out(offers):
-  c = offers[0].construction
+def test_names_cannot_break_out(all_models):
+  c = all_models[0].model
   names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
   facts = Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
-  offer = Offer('</script>', '<i>', c.replace(facts=facts), np.arange(8))
-  section = explorer.section(explorer.data([offer]))
+  one = ExplorerModel('</script>', '<i>', c.replace(facts=facts), np.arange(8))
+  section = explorer.section(explorer.data([one]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
 
 
 def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
-  c = registry.build('selector', building.bijections(4, 2, 0))
-  made, path = [Offer('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
+  c = registry.build('selector', Facts.bijections(4, 2))
+  made, path = [ExplorerModel('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
   monkeypatch.setattr(explorer, 'models', lambda: made)
   first = explorer.kept(path)
   assert first == explorer.data(made) and 'making' in capsys.readouterr().err
@@ -137,9 +137,9 @@ CHECK = """((number) => {
 })(%d)"""
 
 
-def fired(offer, query) -> list[list[str]]:
+def fired(one, query) -> list[list[str]]:
   """The names of all units that fire, layer by layer, where these are few enough to be named."""
-  c, (subject, path) = offer.construction, query
+  c, (subject, path) = one.model, query
   seen = trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path)])
   layers = [(i, j, v[-1]) for i, b in enumerate(seen.blocks) for j, v in enumerate(b.hidden)]
   return [
@@ -149,13 +149,13 @@ def fired(offer, query) -> list[list[str]]:
 
 
 @pytest.mark.skipif(not browser.PATH, reason=browser.MISSING)
-def test_in_a_browser(offers, section, told, tmp_path):
+def test_in_a_browser(all_models, section, told, tmp_path):
   page = tmp_path / 'page.html'
   page.write_text(PAGE.format(section), encoding='utf-8')
   with browser.tab(tmp_path / 'profile') as tab:
     tab.open(page.as_uri(), 375)
-    for i, (offer, shown) in enumerate(zip(offers, told, strict=True)):
-      check_answers(offer, shown, tab.ask(CHECK % i))
+    for i, (one, shown) in enumerate(zip(all_models, told, strict=True)):
+      check_answers(one, shown, tab.ask(CHECK % i))
     for shown in told:
       check_link(tab, page, shown)
     check_keys(tab, page)
@@ -164,17 +164,17 @@ def test_in_a_browser(offers, section, told, tmp_path):
     assert all(url.startswith(('file:', 'about:')) for url in tab.asked)
 
 
-def check_answers(offer, shown: dict, found: list):
+def check_answers(one, shown: dict, found: list):
   """Every query in a narrow window: the answer, whether it is right, which units fire, no overflow."""
-  said = [f'{q} → {" → ".join(a)}' for q, a in zip(asked(offer), answers(offer), strict=True)]
+  said = [f'{q} → {" → ".join(a)}' for q, a in zip(asked(one), answers(one), strict=True)]
   assert [answer for answer, *_ in found] == said
   right = [query['answer'][-1] == query['truth'] for query in shown['queries']]
   assert [is_right for _, is_right, *_ in found] == right
   assert all(over <= 0 for *_, over in found), shown['name']
-  c = offer.construction
-  if c.hidden and not offer.readouts and not c.chain_of_thought:
+  c = one.model
+  if c.hidden and not one.probes and not c.chain_of_thought:
     for i in (0, len(found) // 2, len(found) - 1):
-      assert [sorted(names) for names in found[i][2]] == fired(offer, offer.queries()[i])
+      assert [sorted(names) for names in found[i][2]] == fired(one, one.queries()[i])
 
 
 ANSWER = "document.querySelector('#explorer-answer b').textContent"

@@ -25,24 +25,10 @@
   const dark = (color) => color.match(/\d+/g).reduce((sum, part) => sum + Number(part), 0) < 380
   const largest = (rows) => Math.max(1e-9, ...rows.flat().map(Math.abs))
 
-  // One step of one query, with all numbers looked up and the scale of its colours.
-  function unpacked(model, step) {
-    const look = (number) => model.pool[number]
-    const row = ([values, words, states]) => ({ values: look(values), words: look(words), states: look(states) })
-    const blocks = step.blocks.map((block) => ({
-      heads: block.heads.map(look),
-      read: row(block.read),
-      hidden: block.hidden.map(([values, count, names]) => ({ values: look(values), count, names: look(names) })),
-      written: block.written && row(block.written),
-    }))
-    const tokens = step.tokens.map(row)
-    const stream = blocks.flatMap((block) => [block.read, block.written]).filter(Boolean)
-    const says = (name) => name in step && look(step[name])
-    return {
-      ...step, tokens, blocks, top: largest(stream.map((r) => r.values)), held: largest(tokens.map((r) => r.values)),
-      parts: 'parts' in step && look(step.parts).map(([label, values]) => [label, look(values)]),
-      embedding: says('embedding_says'), read: says('read_says'), written: says('written_says'),
-    }
+  // One step of one query, with the scale of its colours.
+  function scaled(step) {
+    const stream = step.blocks.flatMap((block) => [block.read, block.written]).filter(Boolean)
+    return { ...step, top: largest(stream.map((row) => row.values)), held: largest(step.tokens.map((row) => row.values)) }
   }
 
   const wide = (count) => `${Math.min(count * 18, 760)}px`
@@ -100,7 +86,7 @@
   function residual(model, { values, words, states }, top) {
     const short = values.every((value) => written(value).length <= 3), any = words.some(Boolean)
     return strip(model.cards, values, (one, own, i) => {
-      const faded = 'co'.includes(states[i]) ? 0.5 : 1
+      const faded = 'cu'.includes(states[i]) ? 0.5 : 1
       return card(one, own, states[i], any && one[2] <= FLUID ? words[i] : null, (value) => shade(value, top, faded), one[2] <= FLUID && short)
     })
   }
@@ -126,7 +112,7 @@
 
   function says(model, said, asked, where) {
     if (!said) return []
-    const line = element('p', 'says', element('span', '', `linear readouts of ${where}:`))
+    const line = element('p', 'says', element('span', '', `linear probes of ${where}:`))
     said.forEach(([name, right], r) => {
       const item = element('span', r === asked ? 'asked' : '', `${model.relations[r]} → `)
       item.append(element('b', right ? 'yes' : 'no', `${name} ${right ? '✓' : '✗'}`))
@@ -155,7 +141,7 @@
       const about = q === step.at ? ', the answer is due here' : unread ? ', no head reads it here' : ''
       const line = element('p', '', element('b', '', query.tokens[q]), `token ${q + 1}${about}`)
       const token = element('div', `token ${unread ? 'unread' : ''}`, line, residual(model, row, step.held))
-      if (q === 0 && step.parts) token.append(taken(model, step.parts, step.held), ...says(model, step.embedding, asked, 'the embedding'))
+      if (q === 0 && step.parts) token.append(taken(model, step.parts, step.held), ...says(model, step.said?.embedding, asked, 'the embedding'))
       made.append(token)
     })
     return made
@@ -211,8 +197,8 @@
     return more > 0 ? [made, element('p', 'note', `and ${more} answers with smaller logits`)] : [made]
   }
 
-  function journey(model, query, packed, i, asked) {
-    const step = unpacked(model, packed)
+  function journey(model, query, found, i, asked) {
+    const step = scaled(found)
     const made = element('div', 'step')
     if (query.steps.length > 1) {
       made.append(element('h4', '', `Step ${i + 1} of ${query.steps.length}: the model says ${step.logits[0][0]}`))
@@ -222,13 +208,13 @@
     step.blocks.forEach((block, b) => {
       const where = many ? `, block ${b + 1}` : ''
       made.append(boxed(`Attention${where}`, `what ${query.tokens[step.at]} reads${b ? ', of what the block before left there' : ''}`, attention(query, block.heads)))
-      made.append(stage('sum', `After attention${where}`, 'the residual stream where the answer is due', residual(model, block.read, step.top), ...says(model, step.read, asked, 'this')))
+      made.append(stage('sum', `After attention${where}`, 'the residual stream where the answer is due', residual(model, block.read, step.top), ...says(model, step.said?.read, asked, 'this')))
       block.hidden.forEach((layer, l) => {
         const name = block.hidden.length > 1 ? `Hidden units, layer ${l + 1}${where}` : `Hidden units${where}`
         made.append(boxed(name, `${layer.count} of ${layer.values.length} fire`, units(model.hidden[b][l], layer), fired(layer)))
       })
       if (block.written) {
-        made.append(stage('sum', `After the MLP${where}`, 'with what these units wrote', residual(model, block.written, step.top), ...says(model, step.written, asked, 'this')))
+        made.append(stage('sum', `After the MLP${where}`, 'with what these units wrote', residual(model, block.written, step.top), ...says(model, step.said?.written, asked, 'this')))
       }
     })
     made.append(stage('', 'Logits', `margin ${step.margin}`, ...logits(step, model.answers)))
@@ -272,8 +258,8 @@
   function show() {
     const now = state(), { model, path } = now, query = find(now)
     at('about').textContent = model.about
-    const read = model.readout
-    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (read ? ` Where coordinates have no names, what is said of them is a linear readout, one map per relation, fitted to other subjects than those offered here. For such subjects the readouts of the embedding find ${Math.round(100 * read[1])} % of the answers, and a sum of one linear image of each answer explains R² = ${written(read[0])} of the embedding.` : '')
+    const probes = model.probes
+    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (probes ? ` Where coordinates have no names, what is said of them is a linear probe, one map per relation, fitted to other subjects than those shown here. For such subjects the probes of the embedding find ${Math.round(100 * probes[1])} % of the answers, and a sum of one linear image of each answer explains R² = ${written(probes[0])} of the embedding.` : '')
     answer(model, query)
     at('journey').classList.toggle('explorer-roomy', model.cards.reduce((sum, [, , size]) => sum + size, 0) <= 20)
     at('journey').replaceChildren(...query.steps.map((step, i) => journey(model, query, step, i, path[0])))

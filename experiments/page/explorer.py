@@ -1,10 +1,8 @@
-"""The explorer of the report: every query of small models, to be seen as it travels through the network.
+"""The explorer of the report: every query of small models, to be followed through the network.
 
-`section` is a piece of a page, with its style, script and data inside. What it shows was computed
-here, by `geomem.inside.trace`, and is kept; the script only draws. Its files are in `page/`. Where
-coordinates have no names, it also shows what linear readouts say of them.
-
-Shapes as in `geomem.inside.trace`.
+`section` is a piece of a page, with its style, script and data inside. The data are computed here, by
+`geomem.inside.trace`, and kept; the script only draws them. Where coordinates have no names, it also shows
+what linear probes say of them. Shapes as in `geomem.inside.trace`.
 """
 
 import contextlib
@@ -15,29 +13,34 @@ from pathlib import Path
 import numpy as np
 
 from experiments.harness import machine, records
-from experiments.page.offers import Offer, models
-from geomem import queries as query
-from geomem.construction import Construction
-from geomem.inside import asking
+from experiments.page.entries import entries, label, stages
+from experiments.page.explorer_models import ExplorerModel, models
+from geomem import queries
+from geomem.facade import FactModel
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
-from geomem.layout import Layout
 
 PAGE, LOGITS = Path(__file__).parent, 8
 
 
-class Pool:
-  """Each thing once; a thing is its number."""
+def data(shown: list[ExplorerModel]) -> dict:
+  """All that the page shows, in numbers and words."""
+  return {'models': [_model(model) for model in shown]}
 
-  def __init__(self):
-    self.items, self._numbers = [], {}
 
-  def __call__(self, item) -> int:
-    if isinstance(item, np.ndarray):
-      item = [_round(value) for value in item.ravel()]
-    number = self._numbers.setdefault(json.dumps(item), len(self.items))
-    self.items += [item] * (number == len(self.items))
-    return number
+def _model(shown: ExplorerModel) -> dict:
+  c, facts, probes = shown.model, shown.model.facts, shown.probes
+  hidden = [[_cards(c, layout) for layout in layers] for layers in c.hidden]
+  plain = [[[['units', '', width]] for width in block.hidden] for block in c.config.blocks]
+  return {
+    'name': c.name, 'title': shown.title, 'about': shown.about, 'sizes': _sizes(c), 'hops': c.hops,
+    'accuracy': f'{c.verify("exhaustive").correct:,} of its {c.queries:,} queries answered right',
+    'subjects': [facts.subject_name(int(s)) for s in shown.subjects],
+    'relations': [facts.relation_name(r) for r in range(facts.relations)],
+    'answers': facts.attributes, 'cards': _cards(c, c.layout), 'hidden': hidden or plain,
+    'probes': probes and [_round(probes.r2), _round(probes.accuracy)],
+    'queries': [_query(shown, subject, path) for subject, path in shown.queries()],
+  }  # fmt: skip
 
 
 def _round(value) -> float | int:
@@ -45,32 +48,7 @@ def _round(value) -> float | int:
   return int(value) if value.is_integer() else value
 
 
-def data(offers: list[Offer]) -> dict:
-  """All that the page shows, in numbers and words."""
-  return {'models': [_model(offer) for offer in offers]}
-
-
-def _model(offer: Offer) -> dict:
-  c, pool = offer.construction, Pool()
-  hidden = [[_cards(c, layout) for layout in layers] for layers in c.hidden]
-  if not hidden:
-    hidden = [[[['units', '', width]] for width in block.hidden] for block in c.config.blocks]
-  queries = [_query(offer, pool, subject, path) for subject, path in offer.queries()]
-  right = sum(query['answer'][-1] == query['truth'] for query in queries)
-  if offer.readouts:
-    right = int(offer.readouts.right)
-  return {
-    'name': c.name, 'title': offer.title, 'about': offer.about, 'sizes': _sizes(c), 'hops': c.hops,
-    'accuracy': f'{right:,} of its {c.queries:,} queries answered right',
-    'subjects': [c.facts.subject_name(int(s)) for s in offer.subjects],
-    'relations': [c.facts.relation_name(r) for r in range(c.facts.relations)],
-    'answers': c.facts.attributes, 'cards': _cards(c, c.layout), 'hidden': hidden,
-    'readout': offer.readouts and [_round(offer.readouts.explained), _round(offer.readouts.hit)],
-    'queries': queries, 'pool': pool.items,
-  }  # fmt: skip
-
-
-def _sizes(c: Construction) -> str:
+def _sizes(c: FactModel) -> str:
   blocks = c.config.blocks
   widths = ' + '.join(dict.fromkeys(' then '.join(map(str, b.hidden)) or '0' for b in blocks))
   heads = max(b.heads for b in blocks)
@@ -80,118 +58,87 @@ def _sizes(c: Construction) -> str:
   )
 
 
-def _cards(c: Construction, layout: Layout) -> list:
-  """Groups of coordinates, entries with a code or slots of plain numbers: slot, entry, size of each."""
-  cards = []
-  for slot in layout.slots:
-    if slot.code is None and slot.size:
-      cards.append([slot.name, '', slot.size])
-    elif slot.size:
-      labels = [tracing.entry_label(c.facts, slot, e) for e in range(slot.size // slot.width)]
-      cards += [[slot.name, label.removeprefix(slot.name)[1:-1], slot.width] for label in labels]
-  return cards
+def _cards(c: FactModel, layout) -> list:
+  """Groups of coordinates: slot, entry, size of each."""
+  return [[e.slot.name, e.name, e.at.stop - e.at.start] for e in entries(c.facts, layout)]
 
 
-def _query(offer: Offer, pool: Pool, subject: int, path) -> dict:
+def _query(shown: ExplorerModel, subject: int, path) -> dict:
   """One query: what is read, then every step of the answer."""
-  c = offer.construction
-  facts, got = c.facts, asking.answer(c, subject, path)
-  truths = query.walk(facts.answers_RxN, subject, path)[-len(got.steps) :]
-  seen = tracing.trace_prompt(c, got.tokens_L)
-  steps = [
-    _step(offer, pool, seen, p, truth) for p, truth in zip(seen.positions, truths, strict=True)
-  ]
-  row = int(np.flatnonzero(offer.subjects == subject)[0])
-  if offer.readouts:
-    _add_readouts(offer, pool, steps[0], row, path[0])
+  c, facts = shown.model, shown.model.facts
+  text = tracing.join_names([facts.subject_name(subject), *map(facts.relation_name, path)])
+  answer, trace = c.ask(text), c.trace(text)
+  truths = queries.walk(facts.answers_RxN, subject, path)[-len(answer.steps) :]
+  steps = [_step(shown, trace, p, t) for p, t in zip(trace.positions, truths, strict=True)]
+  if shown.probes:
+    steps[0] |= _probed(shown, subject, path[0])
   return {
-    'query': got.query,
-    'answer': list(got.steps),
-    'truth': got.truth,
-    'margin': tracing.number(got.margin, 4),
-    'tokens': [seen.token(p) for p in range(len(got.tokens_L))],
-    'steps': steps,
-  }
+    'query': text, 'answer': answer.steps, 'truth': answer.truth,
+    'margin': tracing.number(answer.margin, 4),
+    'tokens': [trace.token(p) for p in range(len(trace.tokens_L))], 'steps': steps,
+  }  # fmt: skip
 
 
-def _step(offer: Offer, pool: Pool, seen: Trace, p: int, truth: int) -> dict:
+def _step(shown: ExplorerModel, trace: Trace, p: int, truth: int) -> dict:
   """One answer position: the residual's rows and all between them."""
-  nothing, blocks = np.zeros_like(seen.embedded_LxD[0]), []
-  tokens = [
-    _row(pool, seen, seen.embedded_LxD[q], nothing, None, embedding=True)[0] for q in range(p + 1)
-  ]
-  told = None
-  for i, block in enumerate(seen.blocks):
-    before_D, read_D, written_D = seen.before(i)[p], block.read_LxD[p], block.written_LxD[p]
-    read, told = _row(pool, seen, read_D, before_D, tracing.relation_outputs(seen, i, p), told)
-    found = {'heads': [pool(head_L) for head_L in block.attention_HxLxL[:, p, : p + 1]]}
-    found |= {'read': read, 'hidden': [_fired(offer, pool, seen, i, j, p) for j in range(len(block.hidden))]}  # fmt: skip
+  embedded_LxD = trace.embedded_LxD[: p + 1]
+  tokens, blocks, row = [_row(trace, x_D, np.zeros_like(x_D)) for x_D in embedded_LxD], [], None
+  for i, block in enumerate(trace.blocks):
+    after_attention, after_mlp = stages(trace, i, p)
+    read = row = _row(trace, *after_attention, last=row)
     if block.hidden:
-      found['written'], told = _row(pool, seen, written_D, read_D, nothing, told)
-    blocks.append(found)
-  logits_A = seen.logits_LxA[p]
-  best = np.argsort(-logits_A, kind='stable')
-  gap = float(logits_A[best[0]] - logits_A[best[1]])
-  best = [*best[:LOGITS], *({truth} - set(best[:LOGITS].tolist()))]
-  facts = seen.construction.facts
-  logits = [
-    [facts.attribute_name(int(a)), tracing.number(logits_A[a], 4, gap), _round(logits_A[a])]
-    for a in best
-  ]
-  right = facts.attribute_name(truth)
-  return {'at': p, 'tokens': tokens, 'blocks': blocks, 'logits': logits, 'right': right, 'margin': tracing.number(gap, 4)}  # fmt: skip
+      row = _row(trace, *after_mlp, last=row)
+    blocks.append({
+      'heads': [[_round(w) for w in head_L] for head_L in block.attention_HxLxL[:, p, : p + 1]],
+      'read': read,
+      'hidden': [_units(shown, trace, i, j, p) for j in range(len(block.hidden))],
+      'written': row if block.hidden else None,
+    })  # fmt: skip
+  logits_A, name = trace.logits_LxA[p], trace.construction.facts.attribute_name
+  order = np.argsort(-logits_A, kind='stable').tolist()
+  gap = float(logits_A[order[0]] - logits_A[order[1]])
+  return {
+    'at': p, 'tokens': tokens, 'blocks': blocks, 'right': name(truth), 'margin': tracing.number(gap, 4),
+    'logits': [[name(a), tracing.number(logits_A[a], 4, gap), _round(logits_A[a])]
+               for a in dict.fromkeys([*order[:LOGITS], truth])],
+  }  # fmt: skip
 
 
-def _fired(offer: Offer, pool: Pool, seen: Trace, block: int, layer: int, p: int) -> list:
-  """A hidden layer: its values, how many fire, the names of the first of these."""
-  c, values_F = offer.construction, seen.blocks[block].hidden[layer][p]
+def _row(trace: Trace, values_D, before_D, relations_D=None, last: dict | None = None) -> dict:
+  """The residual once: its values, and of each card a word and the first letter of its state."""
+  words, found = zip(*label(trace, values_D, before_D, relations_D), strict=True)
+  states = [state[0] for state in found]
+  if last:  # what is unchanged is as in the row before, and no longer new
+    words = [w if s != 'u' else old for w, s, old in zip(words, states, last['words'], strict=True)]
+    was = last['states'].replace('n', 'u')
+    states = [s if s != 'u' else old for s, old in zip(states, was, strict=True)]
+  return {'values': [_round(v) for v in values_D], 'words': words, 'states': ''.join(states)}
+
+
+def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -> dict:
+  """A hidden layer: its values, how many fire, the names of those that fire most."""
+  c, values_F = shown.model, trace.blocks[block].hidden[layer][p]
   fired, names = np.flatnonzero(values_F), []
   for unit in fired[np.argsort(-values_F[fired], kind='stable')][: tracing.SHOWN]:
-    name = tracing.unit_name(seen, block, layer, unit)
-    if offer.readouts and not c.hidden and (own := int(offer.readouts.own_F[unit])) >= 0:
-      name += f', of {c.facts.relation_name(own)}'
-    names.append(name)
-  return [pool(values_F), len(fired), pool(names or [tracing.idle(seen, block, layer, p)])]
+    names.append(tracing.unit_name(trace, block, layer, unit))
+    if shown.probes and not c.hidden and (own := int(shown.probes.own_F[unit])) >= 0:
+      names[-1] += f', of {c.facts.relation_name(own)}'
+  names = names or [tracing.idle(trace, block, layer, p)]
+  return {'values': [_round(v) for v in values_F], 'count': len(fired), 'names': names}
 
 
-def _row(pool: Pool, seen: Trace, values_D, before_D, laid_D, told=None, embedding=False):
-  """The residual once: its values, a word and a state for each card, and these two for the next row.
-
-  States: held by an embedding, new, closed, old (as in the row before).
-  """
-  last, words, states = told or (None, None), [], ''
-  for slot, values, decoded, new_E, closed_E in tracing.changes(seen, values_D, before_D, laid_D):
-    if decoded is None:
-      words.append('')
-      states += 'h' if embedding else 'n' if new_E.any() else 'o'
-      continue
-    for e in range(len(values)):
-      word, state = '', 'o'
-      if closed_E[e]:
-        word, state = 'closes' if embedding else 'closed', 'c'
-      elif new_E[e]:
-        word = tracing.describe(seen.construction.facts, slot, values, decoded, e).split(' ±')[0]
-        word, state = word.removeprefix(f'{slot.of} '), 'h' if embedding else 'n'
-      elif embedding and closed_E.any():
-        word, state = 'open', 'h'
-      elif last[0]:
-        word, state = last[0][len(words)], last[1][len(words)].replace('n', 'o')
-      words.append(word)
-      states += state
-  return [pool(values_D), pool(words), pool(states)], (words, states)
-
-
-def _add_readouts(offer: Offer, pool: Pool, step: dict, row: int, asked: int):
-  """What linear readouts say at each stage, one of every relation, and the embedding in its parts."""
-  facts, subject = offer.construction.facts, int(offer.subjects[row])
-  for name, said_SxQxR in offer.readouts.said.items():
-    said = [[facts.attribute_name(int(a)), int(a == t)] for a, t in zip(said_SxQxR[row, asked], facts.answers_RxN[:, subject], strict=True)]  # fmt: skip
-    step[f'{name}_says'] = pool(said)
-  answers = [facts.attribute_name(int(a)) for a in facts.answers_RxN[:, subject]]
-  labels = [f'image of {a} under {facts.relation_name(r)}' for r, a in enumerate(answers)]
-  labels = ['mean of all subjects', *labels, 'what is left over']
-  parts = zip(labels, offer.readouts.parts_SxPxD[row], strict=True)
-  step['parts'] = pool([[label, pool(values_D)] for label, values_D in parts])
+def _probed(shown: ExplorerModel, subject: int, asked: int) -> dict:
+  """What linear probes say at each stage, one of every relation, and the embedding in its parts."""
+  facts, row = shown.model.facts, shown.subjects.tolist().index(subject)
+  answers_R = facts.answers_RxN[:, subject].tolist()
+  said = {
+    stage: [[facts.attribute_name(a), a == t] for a, t in zip(found_SxQxR[row, asked].tolist(), answers_R, strict=True)]
+    for stage, found_SxQxR in shown.probes.said.items()
+  }  # fmt: skip
+  images = [f'image of {facts.attribute_name(a)} under {facts.relation_name(r)}' for r, a in enumerate(answers_R)]  # fmt: skip
+  labels = ['mean of all subjects', *images, 'what is left over']
+  parts = zip(labels, shown.probes.parts_SxPxD[row], strict=True)
+  return {'said': said, 'parts': [[text, [_round(v) for v in x_D]] for text, x_D in parts]}
 
 
 def kept(path: Path) -> dict:

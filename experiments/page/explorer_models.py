@@ -1,0 +1,145 @@
+"""The models of the explorer: small constructions, and one trained, with what linear probes say of them.
+
+Shapes as in `geomem.inside.trace`; N subjects, S of them shown, T that probes are fitted to, P parts; Q the
+relation that is asked for.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import geomem
+from constructions import registry
+from experiments.harness import building
+from geomem import Config, Facts, model, queries
+from geomem.facade import FactModel
+from geomem.inside import intervene, linear_maps
+from geomem.training.optimization import QK_PARAMS
+
+SHOWN = 16
+PROBED = ('superposition', 'associative_mlp')  # what has no blocks, or no words in them
+OPTIONS = {'superposition': building.memory_options('superposition', 4, 64, 3)}
+CONSTRUCTIONS = {  # with how many hops, and what to look at
+  'selector': (1, 'Each block of a subject’s embedding holds one answer, as a word of ±1. The relation closes '
+    'all blocks but its own; the units of the open block fire, and the MLP writes its word over block 0.'),
+  'selector_constant_weight': (1, 'The selector without a single bias: words of 0 and 1, with as many ones in each.'),
+  'attention_only': (1, 'No MLP at all: a head a relation. The head that is asked for reads the subject, the '
+    'others rest on the relation’s token, where their blocks are empty.'),
+  'factored': (2, 'The facts are in the MLP. One hidden layer detects the subject, the next combines it with the '
+    'relation, and the state moves on: one layer a hop.'),
+  'precomputed_depth1': (2, 'The embedding holds the answers to all pairs of relations. The heads close every '
+    'branch but one, so that one layer is enough for both hops.'),
+  'chain_of_thought_compact': (2, 'One layer for any number of hops: the model says the subject it has come to, '
+    'reads its own word, and goes on from there.'),
+  'superposition': (1, 'The embedding is a sum of random directions in fewer dimensions than exact answers need, '
+    'so a few are wrong. Its memory has no blocks, yet linear probes find every answer in it.'),
+  'associative_mlp': (1, 'The rival, an associative memory: embeddings are random and say nothing, the facts are '
+    'in the weights of the MLP. Probes of the embedding find nothing for subjects they were not fitted to.'),
+}  # fmt: skip
+LEARNED = (
+  'Trained by gradient descent on random facts; nobody gave its coordinates a meaning. Its embedding '
+  'has become nearly a sum of one linear image of each answer, as in the constructed superposition.'
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Probes:
+  """What linear maps fitted to T subjects say of others: `r2` and `accuracy` are those on all the others.
+
+  `said`: at each stage, the attribute nearest to what is read, for the S shown, the relation asked and the
+  relation read. `parts_SxPxD`: the embedding taken apart, a mean, an image of each answer, the rest.
+  `own_F`: the relation that each unit keeps to, −1 if to none.
+  """
+
+  r2: float
+  accuracy: float
+  own_F: np.ndarray
+  said: dict[str, np.ndarray]
+  parts_SxPxD: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExplorerModel:
+  """A model of the explorer, and which of its subjects are asked about."""
+
+  title: str
+  about: str
+  model: FactModel
+  subjects: np.ndarray
+  probes: Probes | None = None
+
+  def queries(self) -> list[tuple[int, tuple[int, ...]]]:
+    """Pairs of a subject and its relations."""
+    paths = queries.every_path(self.model.facts.relations, self.model.hops).tolist()
+    return [(int(s), tuple(path)) for s in self.subjects for path in paths]
+
+
+def models(steps: int = 800) -> list[ExplorerModel]:
+  """All that the explorer shows; the last is trained here, in so many steps."""
+  found = []
+  for name, (hops, about) in CONSTRUCTIONS.items():
+    facts = Facts.bijections(64 if name in PROBED else 8, 3)
+    built = registry.build(name, facts, hops, **OPTIONS.get(name, {}))
+    title = f'{name} ({registry.entry(name).theorem}{f", {hops} hops" if hops > 1 else ""})'
+    shown = fit_probes(built) if name in PROBED else (np.arange(facts.subjects),)
+    found.append(ExplorerModel(title, about, built, *shown))
+  trained = geomem.train(
+    Config.trained(192, 3, 24, 48), Facts.bijections(192, 3), steps=steps, learning_rate=5e-3,
+    weight_decay=1.0, batch=48, target=None, noise=0.5, embedding_lr_multiplier=6.0, frozen=QK_PARAMS,
+  )  # fmt: skip
+  title = 'trained by gradient descent'
+  return [*found, ExplorerModel(title, LEARNED, trained, *fit_probes(trained))]
+
+
+def fit_probes(c: FactModel) -> tuple[np.ndarray, Probes]:
+  """Subjects that probes are not fitted to, 16 at most, and the probes."""
+  found = jax.tree.map(np.asarray, _fit(c.config, c.params, c.facts.answers_RxN))
+  return found.pop('subjects'), Probes(**found)
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _fit(config: Config, params, answers_RxN) -> dict:
+  """Subjects, and the fields of their `Probes`."""
+  e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  fit_T, held_S = linear_maps.hold_out(building.eval_keys(0, 1)[0], config.subjects)
+  facts, shown_S = (u_AxD, answers_RxN, fit_T), jnp.sort(held_S[:SHOWN])
+  say = lambda x_NxD: linear_maps.probe(x_NxD, *facts, shown_S).T
+  stages = _stages(config, params)
+  said = jax.vmap(jax.vmap(say, out_axes=1))(jnp.stack(list(stages.values())))
+  _, hidden_NxRxF = intervene.mlp_activations(config, params, e_NxD)
+  units = intervene.unit_selectivity(hidden_NxRxF)
+  return {
+    'subjects': shown_S,
+    'r2': linear_maps.superposition_r2(e_NxD, *facts, held_S),
+    'accuracy': linear_maps.probe_accuracy(e_NxD, *facts, held_S),
+    'own_F': jnp.where(units['relation'] > 0.5, units['own'], -1),
+    'said': dict(zip(stages, said, strict=True)),
+    'parts_SxPxD': _parts(params['embed'], *facts, shown_S),
+  }
+
+
+def _stages(config: Config, params) -> dict[str, jax.Array]:
+  """The residuals RxNxD of every query at the subject's token and, before and after the MLP, at the last."""
+  N, R = config.subjects, config.relations
+  paths_Bx1 = jnp.repeat(jnp.arange(R), N)[:, None]
+  tokens = queries.prompts(N, jnp.tile(jnp.arange(N), R), paths_Bx1)
+  sown = model.apply(config, params, tokens, mutable=['trace'])[1]['trace']
+  read, written = sown['blocks_0']['residual']
+  stages = {'embedding': sown['residual'][0][:, 0], 'read': read[:, -1], 'written': written[:, -1]}
+  return {stage: x_BxD.reshape(R, N, -1) for stage, x_BxD in stages.items()}
+
+
+def _parts(embed, u_AxD, answers_RxN, fit_T, shown_S):
+  """Embeddings as they stand at their position, taken apart: the mean, an image a relation, the rest."""
+  known = embed['subjects'][fit_T], u_AxD, answers_RxN[:, fit_T]
+  maps_RxDxD, b_D = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+  mean_D = jnp.mean(u_AxD, axis=0)
+  u_SxRxD = u_AxD[answers_RxN[:, shown_S].T] - mean_D[None, None]
+  images_SxRxD = jnp.einsum('srd,rde->sre', u_SxRxD, maps_RxDxD)
+  constant_D = b_D + jnp.einsum('d,rde->e', mean_D, maps_RxDxD)
+  rest_SxD = embed['subjects'][shown_S] - images_SxRxD.sum(1) - constant_D[None]
+  constant_SxD = jnp.broadcast_to(constant_D + embed['positions'][0], rest_SxD.shape)
+  return jnp.concatenate([constant_SxD[:, None], images_SxRxD, rest_SxD[:, None]], axis=1)
