@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.harness import machine, records
 from experiments.page.entries import entries, label, stages
-from experiments.page.explorer_models import ExplorerModel, models
+from experiments.page.explorer_models import ExplorerModel, Probes, models
 from geomem import queries
 from geomem.facade import FactModel
 from geomem.inside import trace as tracing
@@ -71,7 +71,7 @@ def _query(shown: ExplorerModel, subject: int, path) -> dict:
   truths = queries.walk(facts.answers_RxN, subject, path)[-len(answer.steps) :]
   steps = [_step(shown, trace, p, t) for p, t in zip(trace.positions, truths, strict=True)]
   if shown.probes:
-    steps[0] |= _probed(shown, subject, path[0])
+    steps[0] |= _probed(shown, shown.probes, subject, path[0])
   return {
     'query': text, 'answer': answer.steps, 'truth': answer.truth,
     'margin': tracing.number(answer.margin, 4),
@@ -82,12 +82,12 @@ def _query(shown: ExplorerModel, subject: int, path) -> dict:
 def _step(shown: ExplorerModel, trace: Trace, p: int, truth: int) -> dict:
   """One answer position: the residual's rows and all between them."""
   embedded_LxD = trace.embedded_LxD[: p + 1]
-  tokens, blocks, row = [_row(trace, x_D, np.zeros_like(x_D)) for x_D in embedded_LxD], [], None
+  tokens, blocks, row = [_row(trace, (x_D, np.zeros_like(x_D))) for x_D in embedded_LxD], [], None
   for i, block in enumerate(trace.blocks):
     after_attention, after_mlp = stages(trace, i, p)
-    read = row = _row(trace, *after_attention, last=row)
+    read = row = _row(trace, after_attention, row)
     if block.hidden:
-      row = _row(trace, *after_mlp, last=row)
+      row = _row(trace, after_mlp, row)
     blocks.append({
       'heads': [[_round(w) for w in head_L] for head_L in block.attention_HxLxL[:, p, : p + 1]],
       'read': read,
@@ -104,21 +104,22 @@ def _step(shown: ExplorerModel, trace: Trace, p: int, truth: int) -> dict:
   }  # fmt: skip
 
 
-def _row(trace: Trace, values_D, before_D, relations_D=None, last: dict | None = None) -> dict:
+def _row(trace: Trace, stage: tuple, last: dict | None = None) -> dict:
   """The residual once: its values, and of each card a word and the first letter of its state."""
-  words, found = zip(*label(trace, values_D, before_D, relations_D), strict=True)
-  states = [state[0] for state in found]
+  labels = label(trace, *stage)
+  words, states = [word for word, _ in labels], [state[0] for _, state in labels]
   if last:  # what is unchanged is as in the row before, and no longer new
     words = [w if s != 'u' else old for w, s, old in zip(words, states, last['words'], strict=True)]
     was = last['states'].replace('n', 'u')
     states = [s if s != 'u' else old for s, old in zip(states, was, strict=True)]
-  return {'values': [_round(v) for v in values_D], 'words': words, 'states': ''.join(states)}
+  return {'values': [_round(v) for v in stage[0]], 'words': words, 'states': ''.join(states)}
 
 
 def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -> dict:
   """A hidden layer: its values, how many fire, the names of those that fire most."""
   c, values_F = shown.model, trace.blocks[block].hidden[layer][p]
-  fired, names = np.flatnonzero(values_F), []
+  fired = np.flatnonzero(values_F)
+  names: list[str] = []
   for unit in fired[np.argsort(-values_F[fired], kind='stable')][: tracing.SHOWN]:
     names.append(tracing.unit_name(trace, block, layer, unit))
     if shown.probes and not c.hidden and (own := int(shown.probes.own_F[unit])) >= 0:
@@ -127,17 +128,17 @@ def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -
   return {'values': [_round(v) for v in values_F], 'count': len(fired), 'names': names}
 
 
-def _probed(shown: ExplorerModel, subject: int, asked: int) -> dict:
+def _probed(shown: ExplorerModel, probes: Probes, subject: int, asked: int) -> dict:
   """What linear probes say at each stage, one of every relation, and the embedding in its parts."""
   facts, row = shown.model.facts, shown.subjects.tolist().index(subject)
   answers_R = facts.answers_RxN[:, subject].tolist()
   said = {
     stage: [[facts.attribute_name(a), a == t] for a, t in zip(found_SxQxR[row, asked].tolist(), answers_R, strict=True)]
-    for stage, found_SxQxR in shown.probes.said.items()
+    for stage, found_SxQxR in probes.said.items()
   }  # fmt: skip
   images = [f'image of {facts.attribute_name(a)} under {facts.relation_name(r)}' for r, a in enumerate(answers_R)]  # fmt: skip
   labels = ['mean of all subjects', *images, 'what is left over']
-  parts = zip(labels, shown.probes.parts_SxPxD[row], strict=True)
+  parts = zip(labels, probes.parts_SxPxD[row], strict=True)
   return {'said': said, 'parts': [[text, [_round(v) for v in x_D]] for text, x_D in parts]}
 
 

@@ -65,6 +65,7 @@ class Picture:
     self._text(0.12, 0.2, title, ha='left', size=10, weight='bold')
     self._text(WIDTH - 0.12, 0.2, name, GREY, ha='right')
     self.y = 0.4
+    self.stream_y = 0.0
     for step, p in enumerate(trace.positions, 1):
       if len(trace.positions) > 1:
         self._text(0.12, 0.1, f'Step {step}', ha='left', weight='bold')
@@ -126,13 +127,12 @@ class Picture:
 
   def _header(self):
     """Names of entries, and of slots above them; upright where they would not fit."""
-    labels, height = (
-      [],
-      lambda text, room: 0.1 if _length(text) <= room + SLOT_GAP else _length(text),
-    )
-    for slot, group in itertools.groupby(self.shown, lambda i: self.entries[i].slot):
-      group = [*group]
-      left, right, named = self._span(group[0])[0], sum(self._span(group[-1])), False
+    height = lambda text, room: 0.1 if _length(text) <= room + SLOT_GAP else _length(text)
+    labels = []
+    for slot, some in itertools.groupby(self.shown, lambda i: self.entries[i].slot):
+      group, named = [*some], False
+      left, (last, width) = self._span(group[0])[0], self._span(group[-1])
+      right = last + width
       for i in group:
         x, width = self._span(i)
         if name := _fit(self.entries[i].name, max(width, 1)):
@@ -154,8 +154,8 @@ class Picture:
     ends, embedding = [], relations_D is None
     self._title(title, caption)
     if not embedding:  # the residual connection, from the row before
-      x, y = [LEFT - 0.1] * 2, [self.stream_y, self.y + HEIGHT / 2]
-      self.ax.plot(x, y, '-o', color=LIGHT, lw=1.5, ms=7, markevery=[1])
+      ys = self.stream_y, self.y + HEIGHT / 2
+      self.ax.plot([LEFT - 0.1] * 2, ys, '-o', color=LIGHT, lw=1.5, ms=7, markevery=[1])
       self._text(LEFT - 0.1, HEIGHT / 2, '+')
     self.stream_y = self.y + HEIGHT / 2
     labels = label(self.trace, values_D, before_D, relations_D)
@@ -212,8 +212,9 @@ class Picture:
         left, text = self.right + 0.05, _heads(heads, weights_HxL[heads, q])
         box, up = {'fc': 'white', 'lw': 0, 'pad': 0}, y + HEIGHT / 2
         self._text(left, up - self.y - 0.03, text, PURPLE, ha='left', va='bottom', bbox=box)
-        x, y = [left, *[self.channel] * 2, left + 0.03], [*[up] * 2, *[self.y + HEIGHT / 2] * 2]
-        self.ax.plot(x, y, color=PURPLE, lw=1, marker='<', ms=4, markevery=[3])
+        xs = left, self.channel, self.channel, left + 0.03
+        ys = up, up, self.y + HEIGHT / 2, self.y + HEIGHT / 2
+        self.ax.plot(xs, ys, color=PURPLE, lw=1, marker='<', ms=4, markevery=[3])
         self.channel += 0.07
         self.token_y[q] += 0.2  # room for the next block's line
 
@@ -272,9 +273,16 @@ class Picture:
 
   def _legend(self):
     """What the colours mean."""
-    x, shut, new = 0.12, {'ec': LIGHT, 'hatch': HATCH}, {'ec': GREEN, 'lw': 1.4}
+    x = 0.12
+    shut: dict = {'ec': LIGHT, 'hatch': HATCH}
+    new: dict = {'ec': GREEN, 'lw': 1.4}
     texts = 'negative', 'positive', 'closed: a ReLU lets nothing through', 'new, or left open'
-    styles = {'fc': BLUE}, {'fc': ORANGE}, {'fc': 'white', **shut}, {'fc': 'white', **new}
+    styles: tuple[dict, ...] = (
+      {'fc': BLUE},
+      {'fc': ORANGE},
+      {'fc': 'white', **shut},
+      {'fc': 'white', **new},
+    )
     for text, style in zip(texts, styles, strict=True):
       self._box(x, 0.04, 0.14, 0.12, **style)
       self._text(x + 0.2, 0.1, text, GREY, ha='left')
