@@ -48,9 +48,8 @@ def chain_of_thought(facts: Facts, hops: int) -> Construction:
     attention['query'][head, layout[target]] = parts.SHARPNESS * np.eye(pi.width)
     attention['key'][head, layout['position']] = np.eye(pi.width)
   parts.write_ov(attention, 0, parts.copy_ov(layout['subject'], blocks))
-  own_back = np.repeat(
-    np.eye(R), code.width, axis=1
-  )  # −1 on all blocks, +1 again on the relation's own
+  # −1 on all blocks, +1 again on the relation's own.
+  own_back = np.repeat(np.eye(R), code.width, axis=1)
   parts.write_ov(attention, 1, (layout['one'], blocks, -1), (layout['relation'], blocks, own_back))
   return _select(built, signal=4)
 
@@ -81,13 +80,8 @@ def chain_of_thought_compact(facts: Facts, hops: int) -> Construction:
   parts.write_ov(attention, 0, parts.copy_ov(blocks, blocks))
   attention['query'][1, layout['hop_wanted']] = parts.SHARPNESS * np.eye(at.width)
   attention['key'][1, layout['hop']] = np.eye(at.width)
-  closing = np.repeat(rho.words().T / 2, code.width, axis=1)
-  parts.write_ov(
-    attention,
-    1,
-    (layout['relation'], blocks, closing),
-    (layout['is_relation'], blocks, -rho.width / 2),
-  )
+  closing = layout['relation'], blocks, np.repeat(rho.words().T / 2, code.width, axis=1)
+  parts.write_ov(attention, 1, closing, (layout['is_relation'], blocks, -rho.width / 2))
   signal = rho.width + 3  # block 0 held ±1, less at most ⌈log₂R⌉
   return _select(built, signal)
 
@@ -97,14 +91,13 @@ def _draft(
 ) -> Construction:
   """One block, a head for the subject, a head for the relation, the selector; and the embeddings of subjects."""
   check_closed(facts, hops)
-  code, hidden = layout.code('blocks'), codes.Bits(facts.attributes)
-  units = Layout.of(Slot('selected', ((RELATION, facts.relations),), hidden))
+  bits, encode = codes.Bits(facts.attributes), parts.encoder(layout, memory, layout.code(memory))
+  units = Layout.of(Slot('selected', ((RELATION, facts.relations),), bits))
   head_dim = max(units.dim, layout.slot('relation').size + 1)
   sized = BlockConfig(heads=2, key_dim=key_dim, head_dim=head_dim)
-  built = parts.draft(
-    name, facts, layout, sized, hops=hops, hidden=((units,),), length=2 * hops + 1
-  )
-  built.params['embed']['subjects'] = parts.encoder(layout, memory, code)(facts.answers_RxN)
+  chain = {'hops': hops, 'length': 2 * hops + 1}
+  built = parts.draft(name, facts, layout, sized, hidden=((units,),), **chain)
+  built.params['embed']['subjects'] = encode(facts.answers_RxN)
   return built
 
 

@@ -8,7 +8,6 @@ only perturbs the scales. With R = 1 the relation's embedding is zero, and with 
 """
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +29,10 @@ def normed(facts: Facts) -> Construction:
   d = R * m
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
-  switches: dict[str, Any] = {'norm': 'rms', 'bias': False, 'precision': 'highest'}
-  sized, units = BlockConfig(head_dim=d), ((hidden,),)
-  built = parts.draft('selector_normed', facts, layout, sized, hidden=units, **switches)
+  name, sized = 'selector_normed', BlockConfig(head_dim=d)
+  built = parts.draft(
+    name, facts, layout, sized, hidden=((hidden,),), norm='rms', bias=False, precision='highest'
+  )
   eps = built.config.norm_eps
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m)
   rms_subject = math.sqrt(w / m + eps)

@@ -10,8 +10,6 @@ averages both tokens, and W_V·W_O, which copies the blocks, doubles the mean (`
   out                   adds the blocks up and writes the answer's code over block 0.
 """
 
-from typing import Any
-
 import numpy as np
 
 from constructions import parts
@@ -78,12 +76,11 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)
   # An accelerator's default products round their operands to as few as 8 significant bits.
-  precise: dict[str, Any] = {
-    'bias': False,
-    'precision': 'highest' if m * code.top**2 > 2**8 else None,
-  }
-  sized, units = BlockConfig(head_dim=memory.stop), ((hidden,),)
-  built = parts.draft('selector_multilevel', facts, layout, sized, hidden=units, **precise)
+  precision = 'highest' if m * code.top**2 > 2**8 else None
+  sized, name = BlockConfig(head_dim=memory.stop), 'selector_multilevel'
+  built = parts.draft(
+    name, facts, layout, sized, hidden=((hidden,),), bias=False, precision=precision
+  )
   block = built.params['blocks_0']
   built.params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
   parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, times=2))

@@ -172,7 +172,7 @@ def test_a_sweep_of_two_is_two_trained():
   told, options = [], {'steps': 20, 'target': None}  # a few: rounding grows
   tasks = [geomem.Task(CONFIG, FACTS, seed=seed) for seed in (0, 1)]
   both = geomem.sweep(tasks, on_progress=lambda *at: told.append(at), **options)
-  assert told[-1] == (20, 20)
+  assert told[-1] == (20, 20) and geomem.sweep([]) == []
   for seed, one in enumerate(both):
     alone = geomem.train(CONFIG, FACTS, seed=seed, **options)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -254,13 +254,9 @@ def public(body):
 
 
 def test_every_public_function_is_annotated():
-  paths = [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'constructions').glob('*.py')]
-  for path in paths:
-    for node in (
-      public(ast.parse(path.read_text(encoding='utf-8')).body)
-      if 'pretrained' not in path.parts
-      else ()
-    ):
+  for path in [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'constructions').glob('*.py')]:
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    for node in public(tree.body) if path.parent.name != 'pretrained' else ():
       a = node.args
       arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
       known = [x for x in arguments if x and x.arg not in ('self', 'cls')]
