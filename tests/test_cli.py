@@ -68,6 +68,12 @@ def test_the_help_shows_what_it_does_every_flag_and_its_default(capsys):
   assert 'Repeatable' in told
 
 
+def test_a_default_of_zero_is_shown(capsys):
+  zero = dataclasses.make_dataclass('Zero', [('seed', int, 0)])
+  assert cli.parse(zero, ['x', '--help'], '')[0] is None
+  assert '(default: 0)' in capsys.readouterr().out
+
+
 def test_two_binaries_do_not_share_a_flag():
   """Nothing is defined for the process: another can give the same name another meaning."""
   other = dataclasses.make_dataclass('Other', [('subjects', str, 'none')])

@@ -147,7 +147,7 @@ def usage(doc: str, values: flags.FlagValues) -> str:
   for name in values:
     flag = values[name]
     shown = ', '.join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
-    default = '' if flag.default in (None, False) else f' (default: {shown})'
+    default = '' if flag.default is None or flag.default is False else f' (default: {shown})'
     about = flag.help.replace(
       ';\n    repeat this option to specify a list of values', ' Repeatable.'
     )
