@@ -17,6 +17,7 @@ first alone reads and writes --workdir.
 
 import dataclasses
 import itertools
+import math
 from typing import Annotated, Any, Literal
 
 import jax
@@ -24,15 +25,13 @@ import pandas as pd
 
 from experiments.harness import cli, machine, records, render
 from experiments.harness.records import Records
-from experiments.harness.trainer import Progress, Trainer
+from experiments.harness.trainer import training
 from geomem import facts as fact
-from geomem import hosts
-from geomem import mesh as meshes
+from geomem import hosts, model
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.saved import runs
-from geomem.training import batched, optimization, sharded
+from geomem.training import batched, optimization, scheduling, sharded
 from geomem.training.optimization import Recipe
 
 
@@ -89,28 +88,36 @@ def configure(options: Options) -> tuple[Config, Recipe]:
   """The model and how it is trained."""
   o = options
   fact.check_sizes(o.subjects, o.relations, o.hops)
-  loss = o.loss or ('chain' if o.chain_of_thought else 'answer')
-  own = {name: getattr(o, name) for name in ('hops', 'chain_of_thought', 'batch', 'target')}
-  recipe = Recipe.with_warmup(o.steps, loss=loss, **own)
-  answers = o.subjects + o.relations if loss == 'every' else o.subjects
+  recipe = Recipe.with_warmup(
+    o.steps, hops=o.hops, chain_of_thought=o.chain_of_thought, batch=o.batch, target=o.target,
+    loss=o.loss or ('chain' if o.chain_of_thought else 'answer'),
+  )  # fmt: skip
+  answers = o.subjects + o.relations * (recipe.loss == 'every')
   config = Config.trained(
-    o.subjects, o.relations, o.dim, o.width or 4 * o.dim, o.depth, answers=answers,
+    o.subjects, o.relations, o.dim, o.width, o.depth, answers=answers,
     length=recipe.length(), norm=o.norm, dtype=o.dtype,
   )  # fmt: skip
   return config, recipe
 
 
-def record(sweep, states, i: int) -> dict:
-  """What became of a model."""
-  task, state = sweep.tasks[i], sweep.state_of(states, i)
-  c = task.config
-  return {
+def outcome(sweep, states) -> dict:
+  """What became of the models, in arrays."""
+  found = {name: sweep.of_tasks(getattr(states, name)) for name in scheduling.OUTCOMES}
+  return found | {'params': jax.device_get(hosts.to_host(states.params))}
+
+
+def tabulate(sweep, found: dict) -> pd.DataFrame:
+  """A row for every model."""
+  c = sweep.tasks[0].config
+  of_task = lambda name: [getattr(task, name) for task in sweep.tasks]
+  return pd.DataFrame({
     'subjects': c.subjects, 'relations': c.relations, 'hops': sweep.recipe.hops, 'dim': c.dim,
-    'width': c.blocks[0].hidden[0], 'depth': c.depth, 'learning_rate': task.learning_rate,
-    'weight_decay': task.weight_decay, 'seed': task.seed, 'step': int(state.step),
-    'loss': float(state.loss), 'accuracy': float(state.accuracy), 'status': STATUS[int(state.status)],
-    'parameters': sum(a.size for a in jax.tree.leaves(state.params)),
-  }  # fmt: skip
+    'width': c.blocks[0].hidden[0], 'depth': c.depth,
+    **{name: of_task(name) for name in ('learning_rate', 'weight_decay', 'seed')},
+    **{name: found[name].tolist() for name in ('step', 'loss', 'accuracy')},
+    'status': [STATUS[status] for status in found['status'].tolist()],
+    'parameters': sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(c))),
+  })  # fmt: skip
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -138,28 +145,19 @@ def main(options: Options):
     raise InputError(
       f'--shard trains one model, not a grid of {len(tasks)}; name one of each, or drop it'
     )
+  sweep: Any
+  if options.shard:
+    sweep, states = sharded.set_up(recipe, tasks[0])
+  else:
+    sweep, states = batched.set_up(recipe, tasks)
   about = {
     'config': dataclasses.asdict(config), 'recipe': vars(recipe), 'learning_rate': options.learning_rate,
-    'weight_decay': options.weight_decay, 'seeds': list(seeds),
-    'code': machine.code_hash(), 'device': machine.device(), 'versions': machine.versions(),
+    'weight_decay': options.weight_decay, 'seeds': list(seeds), 'mesh': dict(sweep.mesh.shape), **machine.made_with(),
   }  # fmt: skip
-  engine: Any = sharded if options.shard else batched
-  what: tuple = (tasks,)
-  if options.shard:
-    mesh = meshes.whole()
-    about['mesh'], what = dict(mesh.shape), (*tasks, mesh)
-  sweep, states = engine.set_up(recipe, *what)
-  machine.keep_compiled(folder.parent)
-  with Progress('train', folder) as progress, runs.Run(folder, about, cli.warn) as run:
-    trace = folder / 'profile' if options.profile and hosts.first() else None
-    trainer = Trainer(run, options.save_seconds, progress, trace)
-    sweep, states = trainer.run_to_end(engine.fit, sweep, states)
-    trainer.save(sweep, states)
-    states = jax.device_get(hosts.to_host(states))
-    table = pd.DataFrame([record(sweep, states, i) for i in range(len(tasks))])
+  with training('train', folder, about, options.save_seconds, options.profile) as trainer:
+    train = lambda: trainer.run_to_end(batched.fit, sweep, states)
+    table = tabulate(sweep, trainer.cached(lambda: outcome(*train())))
     hosts.by_first(records.write)(folder / records.FILE, Records(about, table))
-  if trainer.trace:
-    cli.warn('no profile was written: training was over before it was compiled and under way')
   if hosts.first():
     print(render.table(summary(table)))
     print(f'records: {folder / records.FILE}, curves: {folder / "metrics.jsonl"}')

@@ -34,13 +34,13 @@ def few(monkeypatch):
   [({}, [1, 2, 1]), ({'hops': 3}, [1, 3, 1]), ({'construction': ('selector', 'keyvalue')}, [1, 1])],
 )
 def test_hops_of_all_and_of_those_named(asked, hops, few, tmp_path):
-  found = construct.STUDY.run(folder=tmp_path, subjects=4, relations=2, save=False, **asked).table
+  found = construct.STUDY.run(workdir=tmp_path, subjects=4, relations=2, save=False, **asked).table
   assert found['hops'].tolist() == hops and (found['accuracy'] == 1).all()
 
 
 def test_the_models_are_saved_again_in_the_same_place(few, tmp_path):
   for subjects in (4, 5):
-    found = construct.STUDY.run(folder=tmp_path, subjects=subjects, relations=2).table
+    found = construct.STUDY.run(workdir=tmp_path, subjects=subjects, relations=2).table
     assert found['subjects'].tolist() == [subjects] * 3 and (found['build_seconds'] > 0).all()
   for name in registry.REGISTRY:
     assert models.load(tmp_path / name).facts.subjects == 5

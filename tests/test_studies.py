@@ -198,7 +198,7 @@ def test_a_run_goes_on_by_the_code_that_began_it_alone(tmp_path, monkeypatch):
 def test_parts_run_apart_and_their_records_merge(tmp_path):
   calls = []
   study = counting(calls)
-  one = study.run('full', tmp_path, parts=('b',))
+  one = study.run('full', tmp_path, part=('b',))
   assert one.table['subjects'].tolist() == [4, 4] and calls == [100, 101]
   both = study.run('full', tmp_path)
   assert both.table['subjects'].tolist() == [3, 3, 4, 4] and len(calls) == 4
@@ -206,7 +206,7 @@ def test_parts_run_apart_and_their_records_merge(tmp_path):
   assert both.about['command'] == 'python -m experiments.counting --scale=full'
   assert '--part=b' in both.about['parts']['b']['command']
   with pytest.raises(InputError, match='--part=c: --scale=full has a, b'):
-    study.run('full', tmp_path, parts=('c',))
+    study.run('full', tmp_path, part=('c',))
 
 
 def main(study, capsys, *arguments):
@@ -226,8 +226,8 @@ def test_the_binary_says_what_it_found_and_redraws_it(tmp_path, capsys):
     '-m',
     'experiments.counting',
     '--scale=smoke',
-    '--seeds=3',
     '--subjects=7',
+    '--seeds=3',
   ]
   assert main(study, capsys, '--redraw', f'--workdir={tmp_path}') == told
   assert json.loads((tmp_path / records.FINDINGS).read_text())[0]['holds']

@@ -1,22 +1,21 @@
 """Binaries: flags come from the fields of a dataclass, bad input ends in one line and status 2.
 
-`run(main, Options)` defines an absl flag for every field of the frozen dataclass `Options`, parses the command
+`run(main, Options)` makes an absl flag of every field of the frozen dataclass `Options`, parses the command
 line and calls `main(Options(...))`. Nothing is defined when a module is imported. A field's type says what the
 flag takes: `int`, `float`, `str`, `bool`, `Literal` of names, a tuple of these (repeatable), each also `| None`;
-`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here. A
-field that `__init__` does not take is no flag.
+`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here.
+A field `arguments` is no flag: it takes the other arguments.
 """
 
-import dataclasses
+import inspect
 import math
 import os
 import sys
 import tempfile
-import textwrap
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 from absl import flags, logging
@@ -24,43 +23,41 @@ from absl import flags, logging
 from geomem.errors import InputError
 
 LAST_SEED = 2**32 - 1  # JAX would draw from a larger one as from one of these
-HELP = {
-  'subjects': 'N, the number of subjects.',
-  'relations': 'R, the number of relations.',
-  'hops': 'k, the relations in a query.',
-  'dim': 'd, the residual width.',
-  'width': 'F, the hidden width of the MLP.',
-  'seed': 'Seed of everything random.',
-  'seeds': 'How many seeds, from --seed on.',
-  'dtype': 'Computation dtype of the model.',
-  'table': 'CSV or TSV file of subject, relation, attribute: your own facts instead.',
-  'workdir': 'Folder for everything that is written.',
-  'list': 'List what there is, one line each, and stop.',
-  'steps': 'Steps of training at most.',
-  'learning_rate': 'Peak learning rate.',
-  'weight_decay': 'Weight decay of AdamW.',
-  'target': 'Accuracy at which training stops.',
-  'save_seconds': 'Seconds between checkpoints.',
-  'profile': 'Write a JAX trace of one chunk of training to profile/ in the workdir.',
+COMMON: dict[str, tuple] = {  # what a name means, and the least number that it may be
+  'scale': (
+    'Preset: smoke takes a minute or so and only shows that it runs; laptop suits two cores; full takes hours there.',
+  ),
+  'subjects': ('N, the number of subjects.',),
+  'relations': ('R, the number of relations.',),
+  'hops': ('k, the relations in a query.',),
+  'dim': ('d, the residual width.', 1),
+  'width': ('F, the hidden width of the MLP.', 1),
+  'seed': ('Seed of everything random.', 0),
+  'seeds': ('How many seeds, from --seed on.', 1),
+  'dtype': ('Computation dtype of the model.',),
+  'table': ('CSV or TSV file of subject, relation, attribute: your own facts instead.',),
+  'workdir': ('Folder for everything that is written.',),
+  'list': ('List what there is, one line each, and stop.',),
+  'steps': ('Steps of training at most.', 1),
+  'learning_rate': ('Peak learning rate.', 0),
+  'weight_decay': ('Weight decay of AdamW.', 0),
+  'target': ('Accuracy at which training stops.',),
+  'save_seconds': ('Seconds between checkpoints.', 0),
+  'profile': ('Write a JAX trace of one chunk of training to profile/ in the workdir.',),
 }
-LEAST = {name: 1 for name in ('seeds', 'dim', 'width', 'steps')} | {
-  name: 0 for name in ('seed', 'save_seconds', 'learning_rate', 'weight_decay')
-}
-_DEFINE: dict[type, tuple[Callable, Callable]] = {
-  int: (flags.DEFINE_integer, flags.DEFINE_multi_integer),
-  float: (flags.DEFINE_float, flags.DEFINE_multi_float),
-  str: (flags.DEFINE_string, flags.DEFINE_multi_string),
-}
+Flags = Mapping[str, tuple[Any, Any]]  # the type and the default of each, by name
 
 
-def run(main: Callable, options: type, argv: Sequence[str] | None = None, doc: str | None = None):
-  """Run a binary; `main` gets the options, and the other arguments too if `options.arguments` says what they are."""
+def run(
+  main: Callable, options: Callable, argv: Sequence[str] | None = None, doc: str | None = None,
+  own_flags: Flags | None = None,
+):  # fmt: skip
+  """Run a binary: `main` gets the options, made of the flags that were given; `own_flags`: others than its fields."""
   argv = list(sys.argv if argv is None else argv)
   logging.set_verbosity(logging.FATAL)  # Orbax reports every step; errors reach us as exceptions
   try:
-    parsed, rest = parse(options, argv, doc or sys.modules[options.__module__].__doc__ or '')
-    if parsed is not None:
-      main(parsed, rest) if hasattr(options, 'arguments') else main(parsed)
+    doc = doc or sys.modules[options.__module__].__doc__ or ''
+    main(options(**parse(own_flags or flags_of(options), argv, doc)))
   except InputError as error:
     fail(error)
   except BrokenPipeError:  # the reader, a `head` say, has seen enough
@@ -87,73 +84,66 @@ def warn(text: str):
   print(f'warning: {text}', file=sys.stderr)
 
 
-def parse(options: type, argv: Sequence[str], doc: str) -> tuple[Any, list[str]]:
-  """The options that the command line asks for and its other arguments; None after --help, which is printed."""
-  values, hints = flags.FlagValues(), typing.get_type_hints(options, include_extras=True)
-  flags.DEFINE_bool('help', False, 'Show this help and stop.', flag_values=values)
-  own = [field for field in dataclasses.fields(options) if field.init]
-  for field in own:
-    _define(values, field.name, hints[field.name], field.default)
+def flags_of(function: Callable) -> dict[str, tuple[Any, Any]]:
+  """A flag for every parameter that has a type, of a function or of what makes a dataclass."""
+  hints = typing.get_type_hints(function, include_extras=True)
+  parameters = inspect.signature(function).parameters.values()
+  return {one.name: (hints[one.name], one.default) for one in parameters if one.name in hints}
+
+
+def parse(own_flags: Flags, argv: Sequence[str], doc: str) -> dict[str, Any]:
+  """What the command line gives, each thing once; --help is printed, and ends the process."""
+  values = flags.FlagValues()
+  values['help'] = flags.BooleanFlag('help', False, 'Show this help and stop.')
+  names = [name for name in own_flags if name != 'arguments']
+  for name in names:
+    values[name] = _flag(name, *own_flags[name])
   try:
     rest = values(list(argv))[1:]
   except flags.Error as error:
     reason = str(error).replace('invalid literal for int() with base 10:', 'not an integer:')
     raise InputError(f'{reason}; see --help') from None
   if values['help'].value:
-    print(usage(doc, values))
-    return None, rest
-  if rest and not hasattr(options, 'arguments'):
+    print(f'{doc.strip()}\n\nFlags:\n{values.get_help("  ", include_special_flags=False)}')
+    sys.exit()
+  if rest and 'arguments' not in own_flags:
     raise InputError(f'unexpected argument {rest[0]!r}; every option is a --flag, see --help')
-  for f in own:
-    if values[f.name].present > 1 and not isinstance(values[f.name].value, list):
-      raise InputError(f'--{f.name} is given {values[f.name].present} times; this binary takes one')
-  given = {f.name: values[f.name].value for f in own if values[f.name].value is not None}
-  return options(**{name: _value(name, value) for name, value in given.items()}), rest
+  given: dict[str, Any] = {'arguments': tuple(rest)} if rest else {}
+  for name in names:
+    if values[name].present:
+      value = values[name].value
+      given[name] = tuple(dict.fromkeys(value)) if isinstance(value, list) else value
+  return given
 
 
-def _define(values: flags.FlagValues, name: str, hint, default):
-  """One flag for a field of this type."""
-  about, least = HELP.get(name, ''), LEAST.get(name)
-  if hasattr(hint, '__metadata__'):
-    about, *bound = hint.__metadata__
-    hint, least = hint.__origin__, next(iter(bound), least)
-  if type(None) in typing.get_args(hint):
-    (hint,) = set(typing.get_args(hint)) - {type(None)}
-  if many := typing.get_origin(hint) is tuple:
-    hint, default = typing.get_args(hint)[0], list(default) if default else None
-  options: dict[str, Any] = {'flag_values': values}
-  if typing.get_origin(hint) is Literal:
-    define = flags.DEFINE_multi_enum if many else flags.DEFINE_enum
-    define(name, default, list(typing.get_args(hint)), about, **options)
-  elif hint is bool:
-    flags.DEFINE_bool(name, default, about, **options)
-  else:
-    if least is not None:
-      options['lower_bound'] = least
-    _DEFINE[hint][many](name, default, about, **options)
+class _Finite(flags.FloatParser):
+  def convert(self, argument) -> float:
+    number = super().convert(argument)
+    if not math.isfinite(number):
+      raise ValueError('it must be a finite number')
+    return number
 
 
-def _value(name: str, value):
-  """What was given, each once; numbers must be finite."""
-  for number in value if isinstance(value, list) else [value]:
-    if isinstance(number, float) and not math.isfinite(number):
-      raise InputError(f'--{name}={number}: it must be a finite number')
-  return tuple(dict.fromkeys(value)) if isinstance(value, list) else value
-
-
-def usage(doc: str, values: flags.FlagValues) -> str:
-  """What a binary does, and its flags."""
-  lines = [doc.strip(), '', 'Flags:']
-  for name in values:
-    flag = values[name]
-    shown = ', '.join(map(str, flag.default)) if isinstance(flag.default, list) else flag.default
-    default = '' if flag.default is None or flag.default is False else f' (default: {shown})'
-    about = flag.help.replace(
-      ';\n    repeat this option to specify a list of values', ' Repeatable.'
-    )
-    lines.append(f'  --{name}')
-    lines += textwrap.wrap(about + default, 96, initial_indent=' ' * 6, subsequent_indent=' ' * 6)
-  return '\n'.join(lines)
+def _flag(name: str, kind: Any, default: Any) -> flags.Flag:
+  """The flag for a type."""
+  own, common = [], COMMON.get(name, ('',))
+  if typing.get_origin(kind) is Annotated:
+    kind, *own = typing.get_args(kind)
+  about, least = (*own, *common[len(own) :], None)[:2]
+  if type(None) in typing.get_args(kind):
+    kind = typing.get_args(kind)[0]
+  if many := typing.get_origin(kind) is tuple:
+    kind, default = typing.get_args(kind)[0], default or None
+  if kind is bool:
+    return flags.BooleanFlag(name, default, about, allow_overwrite=False)
+  parser: Any = flags.ArgumentParser()
+  if typing.get_origin(kind) is Literal:
+    parser = flags.EnumParser(typing.get_args(kind))
+    about = f'<{"|".join(parser.enum_values)}>: {about}'
+  elif kind is not str:
+    parser = {int: flags.IntegerParser, float: _Finite}[kind](least)
+  flag = flags.MultiFlag if many else flags.Flag
+  return flag(parser, None, name, default, about, allow_overwrite=many)
 
 
 def seeds(first: int, count: int) -> range:

@@ -58,6 +58,11 @@ def versions() -> dict[str, str]:
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
+def made_with() -> dict:
+  """What a measurement depends on beside its setting."""
+  return {'code': code_hash(), 'device': device(), 'versions': versions()}
+
+
 @functools.lru_cache
 def code_hash(root: Path = Path(__file__).parents[2]) -> str:
   """Of the code that measures, and the tables it asks about, as they were when this was first asked."""

@@ -5,7 +5,6 @@ how it is drawn, and ends in `STUDY = Study(...)`. All else is here: flags, runs
 up again, parts of long ones, records, findings, tables, figures.
 """
 
-import contextlib
 import dataclasses
 import inspect
 import shlex
@@ -21,42 +20,13 @@ from matplotlib.figure import Figure
 from experiments.harness import cli, machine, plotting, records, render, statistics
 from experiments.harness.findings import Claim, Finding
 from experiments.harness.records import Records
-from experiments.harness.trainer import Progress, Trainer
+from experiments.harness.trainer import Progress, training
 from geomem import hosts
 from geomem.errors import InputError
-from geomem.saved import runs
 
-SCALES = ('smoke', 'laptop', 'full')
+Scale = Literal['smoke', 'laptop', 'full']
+SCALES = typing.get_args(Scale)
 FIRST_SEED = 100  # of what is measured: settings were chosen on the seeds below
-UNCHANGING = (
-  'workdir',
-  'redraw',
-  'save_seconds',
-  'profile',
-  'part',
-)  # flags that no result depends on
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  """The flags that every study has; a field of its presets is a flag too, which changes the preset."""
-
-  scale: Annotated[
-    Literal['smoke', 'laptop', 'full'],
-    'Preset: smoke takes a minute or so and only shows that it runs; laptop suits two cores; full takes hours there.',
-  ] = 'laptop'
-  part: Annotated[tuple[str, ...], 'Only this part of a preset that has parts.'] = ()
-  seed: Annotated[int, 'The first seed, of parameters and facts.'] = FIRST_SEED
-  seeds: Annotated[
-    int | None, 'How many seeds, from --seed on (default: what the preset says).'
-  ] = None
-  workdir: Annotated[str | None, 'Folder of the run (default: runs/NAME).'] = None
-  redraw: Annotated[
-    bool, 'Draw the figure again from the results.json in the workdir, and stop.'
-  ] = False
-  save_seconds: int = 30
-  profile: bool = False
-  list: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,125 +71,100 @@ class Study:
   def findings(self, table: pd.DataFrame) -> list[Finding]:
     return list(self.expect(table))
 
-  def command(self, scale: str) -> list[str]:
-    return ['python', '-m', f'experiments.{self.name}', f'--scale={scale}']
+  def command(self, scale: str, **given: Any) -> list[str]:
+    """What runs it, with what was given of the other flags that results depend on."""
+    words = [
+      f'--{name}={one}'
+      for name, value in {'scale': scale, **given}.items() if value is not None
+      for one in (value if isinstance(value, tuple) else (value,))
+    ]  # fmt: skip
+    return ['python', '-m', f'experiments.{self.name}', *words]
 
   def main(self, argv: Sequence[str] | None = None):
     """The binary: parse the flags, run, print."""
     doc = f'{inspect.getdoc(inspect.getmodule(self.measure))}\n\nThe laptop preset takes about {self.minutes:g} minutes.'
-    cli.run(self._main, self._options(), argv, doc)
+    cli.run(self._main, dict, argv, doc, self._flags())
 
-  def _options(self) -> type:
-    """The flags: those of every study that mean something to it, and one for every field of its presets that a flag
-    can hold."""
-    preset = type(next(iter(self.parts(next(iter(self.presets))).values())))
-    own = [
-      (
-        name,
-        hint | None
-        if not hasattr(hint, '__metadata__')
-        else Annotated[hint.__origin__ | None, *hint.__metadata__],
-        None,
-      )
-      for name, hint in typing.get_type_hints(preset, include_extras=True).items()
-      if name != 'seeds' and (hasattr(hint, '__metadata__') or name in cli.HELP)
-    ]
-    changes: list[tuple[str, Any, Any]] = [
-      ('seed', Annotated[int, Options.__annotations__['seed'].__metadata__[0]], self.first_seed)
-    ]
-    means = {
-      'part': any(isinstance(some, Mapping) for some in self.presets.values()),
-      'seeds': 'seeds' in typing.get_type_hints(preset), 'redraw': self.plot or self.resumes,
-      'save_seconds': self.resumes, 'profile': self.resumes, 'list': self.listed,
-    }  # fmt: skip
-    changes += [
-      (name, Any, dataclasses.field(default=getattr(Options, name), init=False))
-      for name, known in means.items() if not known
-    ]  # fmt: skip
-    return dataclasses.make_dataclass(
-      'Flags', [*changes, *own], bases=(Options,), frozen=True, kw_only=True
-    )
+  def _flags(self) -> cli.Flags:
+    """Those of `run`, a few more, and one for every field of the presets that is known or has a help text."""
+    flags = cli.flags_of(self.run)
+    flags['seed'] = flags['seed'][0], self.first_seed
+    flags['redraw'] = Annotated[bool, 'Draw again from the results.json in the workdir.'], False
+    if self.listed:
+      flags['list'] = bool, False
+    if not self.resumes:
+      del flags['save_seconds'], flags['profile']
+    preset = next(iter(self.parts(next(iter(self.presets))).values()))
+    for name, (kind, _) in cli.flags_of(type(preset)).items():
+      if name in cli.COMMON or typing.get_origin(kind) is Annotated:
+        flags[name] = kind, None
+    return flags
 
-  def _main(self, options):
-    if options.list and self.listed:
+  def _main(self, given: dict):
+    """Measure, or read what was measured, and show it."""
+    if given.pop('list', False) and self.listed:
       print(self.listed())
       return
-    folder = cli.writable(options.workdir or f'runs/{self.name}')
-    common = {f.name for f in dataclasses.fields(Options)}
-    own = [f.name for f in dataclasses.fields(options) if f.name not in common]
-    changes = {name: value for name in own if (value := getattr(options, name)) is not None}
-    if options.redraw:
-      self._refuse_beside_redraw(options, changes)
+    folder = cli.writable(given.pop('workdir', f'runs/{self.name}'))
+    if not given.pop('redraw', False):
+      found = self.run(workdir=folder, **given)
+    elif given:
+      raise InputError(
+        f'--{next(iter(given))} and --redraw contradict each other: the saved results decide'
+      )
+    else:
       found = records.read(folder)
       if f'experiments.{self.name}' not in found.about.get('command', '').split():
         raise InputError(f'{folder}: not results of experiments.{self.name}')
-    else:
-      found = self.run(
-        options.scale, folder, parts=options.part, first_seed=options.seed, seeds=options.seeds,
-        save_seconds=options.save_seconds, profile=options.profile, **changes,
-      )  # fmt: skip
     self._show(folder, found)
 
-  def _refuse_beside_redraw(self, options, changes: dict):
-    """A figure is drawn again from what was saved: flags that would change the results contradict that."""
-    given = [*changes, *(n for n in ('scale', 'part', 'seed', 'seeds', 'profile')
-                         if getattr(options, n) != getattr(type(options)(), n))]  # fmt: skip
-    if given:
-      raise InputError(f'--{given[0]} and --redraw contradict each other: the saved results decide')
-
   def run(
-    self, scale: str = 'laptop', folder: str | Path | None = None, *, parts: Sequence[str] = (),
-    first_seed: int | None = None, seeds: int | None = None, save_seconds: float = 30,
-    profile: bool = False, **changes,
-  ) -> Records:  # fmt: skip
+    self,
+    scale: Scale = 'laptop',
+    workdir: Annotated[str | Path | None, 'Folder of the run (default: runs/NAME).'] = None,
+    *,
+    part: Annotated[tuple[str, ...], 'Only this part of a preset that has parts.'] = (),
+    seed: Annotated[int | None, 'The first seed, of parameters and facts.'] = None,
+    save_seconds: int = 30,
+    profile: bool = False,
+    **changes,
+  ) -> Records:
     """Measure a preset, or some of its parts, with some of its fields changed; what was measured before is kept."""
-    folder = Path(folder or f'runs/{self.name}')
-    presets = self.parts(scale)
-    if unknown := set(parts) - presets.keys():
-      raise InputError(
-        f'--part={min(unknown)}: --scale={scale} has {", ".join(filter(None, presets)) or "no parts"}'
-      )
-    machine.one_device_per_core()
-    if self.compile_quickly:
-      machine.compile_quickly()
-    first_seed = self.first_seed if first_seed is None else first_seed
-    chosen_parts = {name: preset for name, preset in presets.items() if not parts or name in parts}
+    folder, presets = Path(workdir or f'runs/{self.name}'), self.parts(scale)
+    if unknown := set(part) - presets.keys():
+      known = ', '.join(filter(None, presets)) or 'no parts'
+      raise InputError(f'--part={min(unknown)}: --scale={scale} has {known}')
+    chosen = {name: preset for name, preset in presets.items() if not part or name in part}
     for name in changes:
-      if len({getattr(preset, name) for preset in chosen_parts.values()}) > 1:
+      if len({getattr(preset, name) for preset in chosen.values()}) > 1:
         raise InputError(
           f'--{name}: the parts of --scale={scale} differ in it; choose one by --part'
         )
-    for name, preset in chosen_parts.items():
+    machine.one_device_per_core()
+    if self.compile_quickly:
+      machine.compile_quickly()
+    first = self.first_seed if seed is None else seed
+    for name, preset in chosen.items():
       preset = self.prepare(dataclasses.replace(preset, **changes))
-      chosen = cli.seeds(first_seed, getattr(preset, 'seeds', 1) if seeds is None else seeds)
+      seeds = cli.seeds(first, getattr(preset, 'seeds', 1))
+      given = {'part': name or None, 'seed': None if first == self.first_seed else first, **changes}
       about = {
-        'command': self._command(scale, name, first_seed, seeds, changes), 'scale': scale,
-        'setting': dataclasses.asdict(preset), 'seeds': list(chosen),
+        'command': shlex.join(self.command(scale, **given)), 'scale': scale,
+        'setting': dataclasses.asdict(preset), 'seeds': list(seeds),
       }  # fmt: skip
-      self._measure(folder / name, preset, chosen, about, save_seconds, profile)
+      self._measure(folder / name, preset, seeds, about, save_seconds, profile)
     return self._merged(folder, scale, presets)
 
   def _measure(
-    self, folder: Path, preset, seeds: range, about: dict, save_seconds: float, profile: bool
+    self, folder: Path, preset, seeds: range, about: dict, save_seconds: int, profile: bool
   ):
     """One part, in a folder of its own."""
-    made = {'code': machine.code_hash(), 'device': machine.device(), 'versions': machine.versions()}
-    with contextlib.ExitStack() as stack:
-      progress = stack.enter_context(Progress(self.name, folder))
-      trainer = None
-      if self.resumes:
-        machine.keep_compiled(folder.parent)
-        held = stack.enter_context(runs.Run(folder, about | made, cli.warn))
-        trainer = Trainer(
-          held, save_seconds, progress, folder / 'profile' if profile and hosts.first() else None
-        )
-      table = pd.DataFrame(self.measure(trainer or progress, preset, seeds))
-      if trainer:
-        trainer.save()
-      if trainer and trainer.trace:
-        cli.warn('no profile was written: training was over before it was compiled and under way')
+    about |= machine.made_with()
+    trains = training(self.name, folder, about, save_seconds, profile) if self.resumes else None
+    with trains or Progress(self.name, folder) as at_work:
+      table = pd.DataFrame(self.measure(at_work, preset, seeds))
       if hosts.first():
-        records.write(folder / records.FILE, Records(about | made, table))
+        records.write(folder / records.FILE, Records(about, table))
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:
     """The records of all parts that are done, put together where there are several."""
@@ -235,25 +180,10 @@ class Study:
       'command': shlex.join(self.command(scale)), 'scale': scale, 'device': first['device'], 'versions': first['versions'],
       'parts': {name: part.about for name, part in done.items()},
     }  # fmt: skip
-    merged = records.merge(about, list(done.values()))
+    tables = [part.table for part in done.values()]
+    merged = Records(about, pd.concat(tables, ignore_index=True))
     records.write(folder / records.FILE, merged)
     return merged
-
-  def _command(
-    self, scale: str, part: str, first_seed: int, seeds: int | None, changes: dict
-  ) -> str:
-    """What redoes a part: its scale, and what was given of the other flags that results depend on."""
-    given = {
-      'part': part or None,
-      'seed': first_seed if first_seed != self.first_seed else None,
-      'seeds': seeds,
-    }
-    words = [
-      f'--{name}={one}'
-      for name, value in (given | changes).items() if value is not None
-      for one in (value if isinstance(value, tuple) else (value,))
-    ]  # fmt: skip
-    return shlex.join([*self.command(scale), *words])
 
   def draw(self, table: pd.DataFrame, folder: Path) -> list[Path]:
     """The figure, as PNG and PDF; none where there is nothing to draw."""

@@ -8,7 +8,7 @@ refused.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import flax.serialization
@@ -17,6 +17,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
+from experiments.harness import cli, machine
 from geomem import hosts
 from geomem.saved import runs
 from geomem.training import batched, optimization, scheduling
@@ -49,22 +50,27 @@ class Progress:
     self._bar.update(self._task, completed=done, total=total, description=label)
 
 
+@contextlib.contextmanager
+def training(
+  label: str, folder: Path, about: dict, save_seconds: float, profile: bool
+) -> Iterator['Trainer']:
+  """A trainer at work in a folder, begun or taken up again; `about` says what the run is, another's is refused."""
+  machine.keep_compiled(folder.parent)
+  with Progress(label, folder) as progress, runs.Run(folder, about, cli.warn) as run:
+    trace = folder / 'profile' if profile and hosts.first() else None
+    trainer = Trainer(run, save_seconds, progress, trace)
+    yield trainer
+    trainer.save()
+    if trainer.trace:
+      cli.warn('no profile was written: training was over before it was compiled and under way')
+
+
 class Trainer:
   """Trains sweeps in a run. `on_progress(done, total, label)` hears of every chunk; `trace`: a folder for a profile."""
 
-  def __init__(
-    self,
-    run: runs.Run,
-    save_seconds: float,
-    on_progress: Callable | None = None,
-    trace: Path | None = None,
-  ):
-    self.run, self.save_seconds, self.on_progress, self.trace = (
-      run,
-      save_seconds,
-      on_progress,
-      trace,
-    )
+  def __init__(self, run: runs.Run, save_seconds: float, on_progress: Progress, trace: Path | None):
+    self.run, self.save_seconds = run, save_seconds
+    self.on_progress, self.trace = on_progress, trace
     restored: tuple[int, dict] = run.restore() or (0, {})
     self.number, arrays = restored
     self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
@@ -144,16 +150,13 @@ class Trainer:
   def _log(self, sweep, states):
     status, step, loss = map(sweep.of_tasks, (states.status, states.step, states.loss))
     finite = loss[status != optimization.DIVERGED]
-    record = {
-      'sweep': self.asked,
-      'step': int(step.max()),
-      'loss': float(np.mean(finite)) if len(finite) else None,
-      'models': int(np.sum((status == optimization.RUNNING) & (step < sweep.recipe.steps))),
-      'solved': float(np.mean(status == optimization.SOLVED)),
-      'diverged': int(np.sum(status == optimization.DIVERGED)),
-    }
-    self.run.log(record)
-    if self.on_progress:
-      loss = '–' if record['loss'] is None else f'{record["loss"]:.3g}'
-      label = f'sweep {self.asked}: {record["models"]:,} models, loss {loss}, {record["solved"]:.0%} solved'
-      self.on_progress(record['step'], sweep.recipe.steps, label)
+    mean = float(np.mean(finite)) if len(finite) else None
+    models = int(np.sum((status == optimization.RUNNING) & (step < sweep.recipe.steps)))
+    solved, done = float(np.mean(status == optimization.SOLVED)), int(step.max())
+    diverged = int(np.sum(status == optimization.DIVERGED))
+    self.run.log({
+      'sweep': self.asked, 'step': done, 'loss': mean, 'models': models, 'solved': solved, 'diverged': diverged,
+    })  # fmt: skip
+    shown = '–' if mean is None else f'{mean:.3g}'
+    label = f'sweep {self.asked}: {models:,} models, loss {shown}, {solved:.0%} solved'
+    self.on_progress(done, sweep.recipe.steps, label)
