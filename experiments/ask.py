@@ -15,7 +15,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +24,6 @@ import constructions
 from experiments.harness import cli, records, render
 from experiments.page import trace_figure
 from geomem.errors import InputError
-from geomem.facade import FactModel
 from geomem.inside import asking
 from geomem.inside.trace import Trace
 from geomem.saved import models
@@ -37,7 +35,7 @@ CHAIN_COLUMNS = (*COLUMNS, 'step', 'wrong_step')
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The flags; the queries are arguments."""
+  """The flags, and as arguments the queries."""
 
   construction: Annotated[
     str | None, 'Which model to ask; can be left out where the workdir holds only one.'
@@ -55,8 +53,7 @@ class Options:
     'Draw what --trace prints to this .png, .pdf or .svg file, its numbers beside it as .trace.json.',
   ] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-
-  arguments = 'queries'
+  arguments: tuple[str, ...] = ()
 
 
 def find_model(folder: Path, name: str | None) -> Path:
@@ -66,16 +63,12 @@ def find_model(folder: Path, name: str | None) -> Path:
   if not folder.is_dir():
     raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
   names = models.names(folder)
-  if name is None and len(names) == 1:
-    return folder / names[0]
   if not names:
     raise InputError(f'--workdir={folder} holds no model; experiments.construct saves models')
-  if name is None:
+  if name is None and len(names) == 1:
+    return folder / names[0]
+  if name not in names:
     raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
-  if name not in names and not (folder / name).exists():
-    close = [f'; did you mean {model!r}?' for model in get_close_matches(name, names, 1)]
-    holds = ', '.join(names) + ''.join(close)
-    raise InputError(f'--construction={name}: not in {folder}, which holds {holds}')
   return folder / name
 
 
@@ -87,16 +80,6 @@ def queries(arguments: Sequence[str]) -> Iterator[str]:
     yield from arguments or filter(str.strip, sys.stdin)
   except UnicodeDecodeError as error:
     raise InputError(f'standard input is not text in UTF-8: {error}') from error
-
-
-def _unquoted(model: FactModel, arguments: Sequence[str]) -> str:
-  """A hint where the arguments are the words of one query."""
-  text = ' '.join(arguments)
-  try:
-    asking.parse_query(model.facts, text, model.hops)
-  except InputError:
-    return ''
-  return f'; a query goes in quotes: "{text}"' if len(arguments) > 1 else ''
 
 
 def draw(seen: Trace, figure: Path) -> None:
@@ -117,35 +100,34 @@ def draw(seen: Trace, figure: Path) -> None:
   records.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers) + '\n')
 
 
-def main(options: Options, arguments: Sequence[str] = ()) -> None:
+def main(options: Options) -> None:
   """Answer all queries."""
-  figure = Path(options.figure) if options.figure else None
+  asked, figure = options.arguments, Path(options.figure) if options.figure else None
   if figure and figure.suffix.lower() not in PICTURES:
     raise InputError(f'--figure={figure}: cannot draw such a file; use {", ".join(PICTURES)}')
   if figure and not figure.parent.is_dir():
     raise InputError(f'--figure={figure}: there is no folder {figure.parent}; name one that exists')
-  if figure and len(arguments) != 1:
-    raise InputError(f'--figure draws one query, in quotes; there are {len(arguments)}')
+  if figure and len(asked) != 1:
+    raise InputError(f'--figure draws one query, in quotes; there are {len(asked)}')
   path = find_model(Path(options.workdir), options.construction)
   folder = cli.writable(path.absolute().parent / 'ask')
   c, rows = constructions.load(path), []
   columns = CHAIN_COLUMNS if c.chain_of_thought else COLUMNS
   try:
-    for text in queries(arguments):
+    for text in queries(asked):
       try:
         answer = c.ask(text, options.dtype)
       except InputError as error:
-        if arguments or not sys.stdin.isatty():
-          raise InputError(f'{error}{_unquoted(c, arguments)}') from error
+        if asked or not sys.stdin.isatty():
+          raise
         print(f'error: {error}', file=sys.stderr)
         continue
       rows.append({name: getattr(answer, name) for name in CHAIN_COLUMNS})
       print(answer, flush=True)
-      seen = c.trace(text, options.dtype) if options.trace or figure else None
-      if seen and options.trace:
-        print(f'\n{seen}\n', flush=True)
-      if seen and figure:
-        draw(seen, figure)
+      if options.trace:
+        print(f'\n{c.trace(text, options.dtype)}\n', flush=True)
+      if figure:
+        draw(c.trace(text, options.dtype), figure)
   finally:
     if rows:
       about = {'construction': c.name, 'dtype': options.dtype}

@@ -185,7 +185,7 @@ def main(*arguments, stdin='', **values):
   """The binary's main."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'stdin', io.StringIO(stdin))
-    ask.main(ask.Options(**values), arguments)
+    ask.main(ask.Options(arguments=arguments, **values))
 
 
 def kept(workdir) -> dict[str, list]:
@@ -226,7 +226,7 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
   ('arguments', 'values', 'told'),
   [
     (['s0 r0'], {'construction': None}, 'holds chain_of_thought, selector'),
-    (['s0 r0'], {'construction': 'keyvalue'}, 'which holds chain_of_thought, selector'),
+    (['s0 r0'], {'construction': 'keyvalue'}, 'holds chain_of_thought, selector'),
     (['s0 r0'], {'figure': 'a.gif'}, 'use .png, .pdf, .svg'),
     (['s0 r0'], {'figure': 'picture'}, 'use .png, .pdf, .svg'),
     (['s0 r0', 's1 r0'], {'figure': 'a.png'}, 'draws one query, in quotes; there are 2'),
@@ -234,8 +234,8 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
     ([], {}, 'no query; the model answers'),
     (['s0 r0'], {'workdir': '/no/such/folder'}, 'no such folder'),
     (['s9 r0'], {}, "unknown subject 's9'"),
-    (['s0', 'r0'], {}, '; a query goes in quotes: "s0 r0"'),
-    (['s0 r0'], {'construction': 'selektor'}, "did you mean 'selector'?"),
+    (['s0', 'r0'], {}, 'like "s0 r0"'),
+    (['s0 r0'], {'construction': 'selektor'}, 'choose one with --construction=NAME'),
   ],
 )
 def test_refusals_are_one_line(workdir, arguments, values, told):

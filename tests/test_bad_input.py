@@ -179,9 +179,9 @@ ASK = [
   ('--workdir=ok.csv "s0 r0"', '--workdir=ok.csv: no such folder'),
   ('--workdir=foreign --construction=selector "s0 r0"', '--workdir=foreign holds no model'),
   ('--workdir=models "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
-  ('--workdir=models --construction=disjoint "s0 r0"', 'not in models, which holds keyvalue, selector'),
-  ('--workdir=models --construction=all "s0 r0"', '--construction=all: not in models, which holds keyvalue, selector'),
-  (f'{MODELS} --construction=keyvalue "s0 r0"', '--construction is given 2 times; this binary takes one'),
+  ('--workdir=models --construction=disjoint "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
+  ('--workdir=models --construction=all "s0 r0"', 'models holds keyvalue, selector'),
+  (f'{MODELS} --construction=keyvalue "s0 r0"', '--construction=keyvalue: already defined as selector'),
   ('--workdir=cut "s0 r0"', 'damaged model: arrays/0/default/ocdbt.process_0/d/'),
   ('--workdir=bare "s0 r0"', '_METADATA is missing, or not what was saved'),
   ('--workdir=later "s0 r0"', 'version 9 of the format; this code reads 2'),
@@ -252,7 +252,7 @@ OTHERS = [
   ('benchmark', '--redraw --scale=smoke', 'contradict'),
   ('transfer', '--redraw --part=R2', '--part and --redraw contradict each other'),
   ('transfer', '--scale=full --part=R3', '--part=R3: --scale=full has R2, R4, R8'),
-  ('train', '--subjects=4 --subjects=5', 'this binary takes one'),
+  ('train', '--subjects=4 --subjects=5', '--subjects=5: already defined as 4'),
   ('train', '--seeds=0', '0 is not a positive integer'),
   ('train', '--shard --seeds=2', '--shard trains one model, not a grid of 2'),
   ('train', '--shard --batch=3', 'batch is 3; 2 devices need a multiple of 2'),
@@ -330,7 +330,7 @@ def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
     ('construct --subjects=1', 2, 'error: subjects is 1; it must be at least 2\n'),
     ('construct --frobnicate', 2, "error: Unknown command line flag 'frobnicate'; see --help\n"),
     ('ask --workdir=cut "s0 r0"', 2, 'is missing, or not what was saved\n'),
-    ('construct --help', 0, '--list shows them), or all, the default. Repeatable.'),
+    ('construct --help', 0, '--list shows them), or all, the default.; repeat this option'),
     ('ask --help', 0, 'can be left out where the workdir holds only one'),
   ],
 )
@@ -352,4 +352,4 @@ def test_in_a_process_of_its_own(command, status, told, place):
     assert told in ' '.join(done.stdout.split()) and not done.stderr
     shared = ('construction', 'dtype', 'workdir')
     shared += ('subjects', 'relations', 'hops', 'dim', 'width', 'seed') * (binary == 'construct')
-    assert all(f'  --{name}\n' in done.stdout for name in shared)
+    assert all(f'  --{name}: ' in done.stdout for name in shared)
