@@ -56,17 +56,6 @@ def test_what_is_no_table_is_refused(text, tmp_path):
     records.read(tmp_path / 'none.json')
 
 
-def test_records_of_parts_are_put_together(tmp_path):
-  one, two = (
-    Records({}, pd.DataFrame(rows))
-    for rows in ([{'a': 1, 'value': 1.0}], [{'b': 'x', 'value': 2.0}])
-  )
-  merged = records.merge({'command': 'y'}, [one, two])
-  assert merged.table['value'].tolist() == [1.0, 2.0] and statistics.values(
-    merged.table, b=None
-  ) == [1.0]
-
-
 def test_findings_are_written_with_their_verdict(tmp_path):
   found = over_seeds(
     'right', [0.9, 1.0, 0.95], at_least=0.9, primary=True, shuffled_facts=[0.0, 0.1]

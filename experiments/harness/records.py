@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,19 +40,16 @@ def write_text(path: Path, text: str):
 
 def write(path: Path, records: Records, digits: int | None = None):
   """Write the table with what it is about; numbers to so many digits, where that is said."""
-  columns = list(records.table.columns)
-  rows = records.table.astype(object).itertuples(index=False)
-  lines = ','.join(f'\n{_dump(row, digits)}' for row in rows)
-  text = (
-    f'{{"about": {_dump(records.about)},\n"columns": {_dump(columns)},\n"data": [{lines}\n]}}\n'
-  )
-  write_text(path, text)
+  table = records.table.astype(object)
+  about, columns = _dump(records.about), _dump(list(table.columns))
+  data = _lines(table.itertuples(index=False), digits)
+  write_text(path, f'{{"about": {about},\n"columns": {columns},\n"data": {data}}}\n')
 
 
 def write_findings(path: Path, findings: Sequence) -> None:
   """What a study found and expected, one finding a line."""
-  fields = [{**dataclasses.asdict(finding), 'holds': finding.holds} for finding in findings]
-  write_text(path, '[' + ','.join(f'\n{_dump(some)}' for some in fields) + '\n]\n')
+  fields = ({**dataclasses.asdict(finding), 'holds': finding.holds} for finding in findings)
+  write_text(path, _lines(fields) + '\n')
 
 
 def read(path: Path) -> Records:
@@ -68,26 +65,23 @@ def read(path: Path) -> Records:
     raise InputError(f'{path}: not readable as results: {error}') from error
 
 
-def merge(about: dict, parts: Sequence[Records]) -> Records:
-  """The records of several runs in one table."""
-  return Records(about, pd.concat([part.table for part in parts], ignore_index=True))
-
-
 def _dump(value: Any, digits: int | None = None) -> str:
   """As JSON has it."""
   if isinstance(value, dict):
-    return (
-      '{'
-      + ', '.join(f'{json.dumps(key)}: {_dump(some, digits)}' for key, some in value.items())
-      + '}'
-    )
+    pairs = (f'{json.dumps(key)}: {_dump(some, digits)}' for key, some in value.items())
+    return f'{{{", ".join(pairs)}}}'
   if isinstance(value, list | tuple):
-    return '[' + ', '.join(_dump(some, digits) for some in value) + ']'
+    return f'[{", ".join(_dump(some, digits) for some in value)}]'
+  if pd.isna(value):
+    return 'null'
   value = value.item() if hasattr(value, 'item') else value
   if isinstance(value, float) and math.isinf(value):
     return '1e999' if value > 0 else '-1e999'
-  if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-    return 'null'
   if isinstance(value, float) and digits:
     value = float(f'{value:.{digits}g}')
   return json.dumps(value, ensure_ascii=False)
+
+
+def _lines(values: Iterable, digits: int | None = None) -> str:
+  """A list, each of its values on a line of its own."""
+  return '[' + ','.join(f'\n{_dump(value, digits)}' for value in values) + '\n]'

@@ -39,36 +39,31 @@ def complete(table: pd.DataFrame, *by: str, bordered: bool = False) -> pd.DataFr
   return table[good.groupby([table[name] for name in by], dropna=False).transform('all')]
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-  """Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+  """95%, by Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
   x = np.asarray(values, float)
   if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
     return NONE
-  low, high = scipy.stats.t.interval(level, len(x) - 1, x.mean(), scipy.stats.sem(x))
+  low, high = scipy.stats.t.interval(0.95, len(x) - 1, x.mean(), scipy.stats.sem(x))
   return float(low), float(high)
 
 
-def jackknife(
-  samples: Sequence, statistic: Callable[[list], float], level: float = 0.95
-) -> tuple[float, float]:
-  """The interval of what is fitted to all samples (one per seed) together, from leaving out each in turn."""
+def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[float, float]:
+  """95% of what is fitted to all samples (one per seed) together, from leaving out each in turn."""
   n, whole = len(samples), statistic(list(samples))
   if n < 2 or not np.isfinite(whole):
     return NONE
-  rest = [[*samples[:i], *samples[i + 1 :]] for i in range(n)]
-  pseudo = n * whole - (n - 1) * np.array([statistic(some) for some in rest])
-  half = scipy.stats.t.ppf((1 + level) / 2, n - 1) * scipy.stats.sem(pseudo)
-  return (float(whole - half), float(whole + half)) if half > 0 else NONE
+  rest = [statistic([*samples[:i], *samples[i + 1 :]]) for i in range(n)]
+  low, high = mean_interval(n * whole - (n - 1) * np.array(rest))
+  return whole - (high - low) / 2, whole + (high - low) / 2
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
   """Least squares y = intercept + slope·x, and its R²; no slope through one x."""
-  x, y = np.asarray(xs, float), np.asarray(ys, float)
-  if np.ptp(x) == 0:
-    return float(y.mean()), np.nan, np.nan
-  slope, intercept = np.polyfit(x, y, 1)
-  left = np.sum((y - intercept - slope * x) ** 2)
-  return float(intercept), float(slope), float(1 - left / max(np.sum((y - y.mean()) ** 2), 1e-300))
+  if np.ptp(xs) == 0:
+    return float(np.mean(ys)), np.nan, np.nan
+  fit = scipy.stats.linregress(xs, ys)
+  return float(fit.intercept), float(fit.slope), float(fit.rvalue**2)
 
 
 def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:
@@ -76,10 +71,6 @@ def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:
   rows = []
   for keys, group in groups(table, *by):
     value = group['value'].astype(float)
-    low, high = mean_interval(value)
-    mean = value.mean(skipna=False)
-    rows.append({
-      **dict(zip(by, keys, strict=True)), 'seeds': len(group), 'value': mean, 'low': low, 'high': high,
-      'least': value.min(skipna=False), 'most': value.max(skipna=False),
-    })  # fmt: skip
+    mean, least, most = (value.agg(name, skipna=False) for name in ('mean', 'min', 'max'))
+    rows.append((*keys, len(value), mean, *mean_interval(value), least, most))
   return pd.DataFrame(rows, columns=[*by, 'seeds', 'value', 'low', 'high', 'least', 'most'])
