@@ -16,9 +16,8 @@ QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_pa
 
 def one_device_per_core():
   """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
-  if 'host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
-    return
-  if 'JAX_NUM_CPU_DEVICES' in os.environ:
+  flags = os.environ.get('XLA_FLAGS', '')
+  if 'host_platform_device_count' in flags or 'JAX_NUM_CPU_DEVICES' in os.environ:
     return
   with contextlib.suppress(RuntimeError):  # it has started
     jax.config.update('jax_num_cpu_devices', cores())

@@ -150,21 +150,14 @@ class Study:
       given = {'part': name or None, 'seed': None if first == self.first_seed else first, **changes}
       about = {
         'command': shlex.join(self.command(scale, **given)), 'scale': scale,
-        'setting': dataclasses.asdict(preset), 'seeds': list(seeds),
+        'setting': dataclasses.asdict(preset), 'seeds': list(seeds), **machine.made_with(),
       }  # fmt: skip
-      self._measure(folder / name, preset, seeds, about, save_seconds, profile)
+      own = folder / name
+      trains = training(self.name, own, about, save_seconds, profile) if self.resumes else None
+      with trains or Progress(self.name, own) as at_work:
+        table = pd.DataFrame(self.measure(at_work, preset, seeds))
+        hosts.by_first(records.write)(own / records.FILE, Records(about, table))
     return self._merged(folder, scale, presets)
-
-  def _measure(
-    self, folder: Path, preset, seeds: range, about: dict, save_seconds: int, profile: bool
-  ):
-    """One part, in a folder of its own."""
-    about |= machine.made_with()
-    trains = training(self.name, folder, about, save_seconds, profile) if self.resumes else None
-    with trains or Progress(self.name, folder) as at_work:
-      table = pd.DataFrame(self.measure(at_work, preset, seeds))
-      if hosts.first():
-        records.write(folder / records.FILE, Records(about, table))
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:
     """The records of all parts that are done, put together where there are several."""

@@ -24,30 +24,20 @@ from geomem.training import batched, optimization, scheduling
 from geomem.training.optimization import Recipe
 
 
-class Progress:
+class Progress(rich.progress.Progress):
   """A line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
 
   def __init__(self, label: str, folder: Path):
-    self.folder = folder
     console = rich.console.Console(stderr=True)
-    self._bar = rich.progress.Progress(
-      rich.progress.TextColumn('{task.description}'),
-      rich.progress.BarColumn(bar_width=20),
-      rich.progress.MofNCompleteColumn(),
-      rich.progress.TimeRemainingColumn(),
-      console=console, transient=True, disable=not (console.is_terminal and hosts.first()),
+    columns = rich.progress.BarColumn(20), rich.progress.MofNCompleteColumn()
+    super().__init__(
+      '{task.description}', *columns, rich.progress.TimeRemainingColumn(), console=console,
+      transient=True, disable=not (console.is_terminal and hosts.first()),
     )  # fmt: skip
-    self._task = self._bar.add_task(label, total=None)
-
-  def __enter__(self) -> 'Progress':
-    self._bar.start()
-    return self
-
-  def __exit__(self, *_):
-    self._bar.stop()
+    self.folder, self.line = folder, self.add_task(label, total=None)
 
   def __call__(self, done: int, total: int, label: str | None = None):
-    self._bar.update(self._task, completed=done, total=total, description=label)
+    self.update(self.line, completed=done, total=total, description=label)
 
 
 @contextlib.contextmanager
@@ -77,7 +67,6 @@ class Trainer:
     self.resume_from = arrays.get('under_way')
     self.asked, self.saved = 0, time.monotonic()
     self.programs: list[scheduling.Program] = []
-    self._compiled = False
 
   def train(self, recipe: Recipe, tasks, groups=None, rounds: int = 1) -> dict[str, np.ndarray]:
     """As `scheduling.train_tasks`, but what was found before the run was killed is not sought again."""
@@ -120,21 +109,21 @@ class Trainer:
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)
     chunks = fit(sweep, states, steps)
-    while chunk := self._next(chunks, only=steps >= sweep.recipe.steps):
-      sweep, states = chunk
+    worth_tracing = steps >= sweep.recipe.steps  # the only chunk, or else one that is compiled
+    while chunk := self._next(chunks, worth_tracing):
+      (sweep, states), worth_tracing = chunk, True
       self._log(sweep, states)
       if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
         self.save(sweep, states)
     return sweep, states
 
-  def _next(self, chunks, only: bool):
-    """The next chunk; one that is compiled, or else the `only` one, is traced, if that is asked for."""
-    wanted = self.trace is not None and (self._compiled or only)
-    with jax.profiler.trace(str(self.trace)) if wanted else contextlib.nullcontext():
+  def _next(self, chunks, worth_tracing: bool):
+    """The next chunk, traced if that is asked for."""
+    if not (self.trace and worth_tracing):
+      return next(chunks, None)
+    with jax.profiler.trace(str(self.trace)):
       chunk = next(chunks, None)
-    self._compiled = chunk is not None
-    if wanted and chunk:
-      self.trace = None
+    self.trace = None if chunk else self.trace
     return chunk
 
   def save(self, sweep=None, states=None):
