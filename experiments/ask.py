@@ -37,21 +37,16 @@ CHAIN_COLUMNS = (*COLUMNS, 'step', 'wrong_step')
 class Options:
   """The flags, and as arguments the queries."""
 
-  construction: Annotated[
-    str | None, 'Which model to ask; can be left out where the workdir holds only one.'
-  ] = None
+  construction: Annotated[str | None, 'Which model to ask (default: the only one there).'] = None
   workdir: Annotated[str, 'Folder of the models; answers go to its ask/results.json.'] = (
     'runs/construct'
   )
-  trace: Annotated[
-    bool,
-    'Print what every token holds, what every head attends to, which hidden units fire, and what each '
-    'slot decodes to at each layer.',
-  ] = False
-  figure: Annotated[
-    str | None,
-    'Draw what --trace prints to this .png, .pdf or .svg file, its numbers beside it as .trace.json.',
-  ] = None
+  trace: Annotated[bool, 'Print what tokens hold, heads attend to, units say, slots decode to.'] = (
+    False
+  )
+  figure: Annotated[str | None, 'Draw that as .png, .pdf or .svg, its numbers in .trace.json.'] = (
+    None
+  )
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   arguments: tuple[str, ...] = ()
 
@@ -60,11 +55,9 @@ def find_model(folder: Path, name: str | None) -> Path:
   """The model called `name`, or the only one in the folder, or the folder if it is the model."""
   if models.is_model(folder) and name in (None, folder.absolute().name):
     return folder
-  if not folder.is_dir():
-    raise InputError(f'--workdir={folder}: no such folder; experiments.construct saves models')
-  names = models.names(folder)
+  names = models.names(folder) if folder.is_dir() else []
   if not names:
-    raise InputError(f'--workdir={folder} holds no model; experiments.construct saves models')
+    raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
   if name is None and len(names) == 1:
     return folder / names[0]
   if name not in names:

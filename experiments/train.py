@@ -58,9 +58,7 @@ class Options:
   steps: int = 2000
   target: float = 0.99
   shard: Annotated[bool, 'Train one model, spread over all devices.'] = False
-  coordinator: Annotated[
-    str | None, 'HOST:PORT where several processes meet; the first one listens there.'
-  ] = None
+  coordinator: Annotated[str | None, 'HOST:PORT of the first process, where all meet.'] = None
   processes: Annotated[int | None, 'How many meet.', 1] = None
   process: Annotated[int | None, "This one's number, from 0 on.", 0] = None
   workdir: Annotated[str, 'Folder of the run.'] = 'runs/train'

@@ -232,7 +232,7 @@ def test_trace_and_figure(workdir, tmp_path, capsys):
     (['s0 r0', 's1 r0'], {'figure': 'a.png'}, 'draws one query, in quotes; there are 2'),
     ([], {'figure': 'a.png'}, 'there are 0'),
     ([], {}, 'no query; the model answers'),
-    (['s0 r0'], {'workdir': '/no/such/folder'}, 'no such folder'),
+    (['s0 r0'], {'workdir': '/no/such/folder'}, 'no models there'),
     (['s9 r0'], {}, "unknown subject 's9'"),
     (['s0', 'r0'], {}, 'like "s0 r0"'),
     (['s0 r0'], {'construction': 'selektor'}, 'choose one with --construction=NAME'),
@@ -263,7 +263,7 @@ def test_the_folder_of_a_model_can_be_named(workdir, capsys):
 
 
 def test_a_lone_model_needs_no_name(tmp_path, capsys):
-  with pytest.raises(InputError, match='holds no model'):
+  with pytest.raises(InputError, match='no models there'):
     main('s0 r0', workdir=str(tmp_path))
   models.save(tmp_path / 'selector', registry.build('selector', PLAIN))
   main('s0 r0', workdir=str(tmp_path))

@@ -172,12 +172,12 @@ CONSTRUCT = [
 MODELS = '--workdir=models --construction=selector'
 ASK = [
   # models
-  ('"s0 r0"', '--workdir=runs/construct: no such folder; experiments.construct saves models'),
-  ('--workdir=nowhere "s0 r0"', '--workdir=nowhere: no such folder'),
-  ('--workdir=none "s0 r0"', '--workdir=none holds no model'),
-  ('--workdir=foreign "s0 r0"', '--workdir=foreign holds no model'),
-  ('--workdir=ok.csv "s0 r0"', '--workdir=ok.csv: no such folder'),
-  ('--workdir=foreign --construction=selector "s0 r0"', '--workdir=foreign holds no model'),
+  ('"s0 r0"', '--workdir=runs/construct: no models there; experiments.construct saves them'),
+  ('--workdir=nowhere "s0 r0"', '--workdir=nowhere: no models there'),
+  ('--workdir=none "s0 r0"', '--workdir=none: no models there'),
+  ('--workdir=foreign "s0 r0"', '--workdir=foreign: no models there'),
+  ('--workdir=ok.csv "s0 r0"', '--workdir=ok.csv: no models there'),
+  ('--workdir=foreign --construction=selector "s0 r0"', '--workdir=foreign: no models there'),
   ('--workdir=models "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
   ('--workdir=models --construction=disjoint "s0 r0"', 'choose one with --construction=NAME: models holds keyvalue, selector'),
   ('--workdir=models --construction=all "s0 r0"', 'models holds keyvalue, selector'),
@@ -331,7 +331,7 @@ def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
     ('construct --frobnicate', 2, "error: Unknown command line flag 'frobnicate'; see --help\n"),
     ('ask --workdir=cut "s0 r0"', 2, 'is missing, or not what was saved\n'),
     ('construct --help', 0, '--list shows them), or all, the default.; repeat this option'),
-    ('ask --help', 0, 'can be left out where the workdir holds only one'),
+    ('ask --help', 0, 'Which model to ask (default: the only one there).'),
   ],
 )
 def test_in_a_process_of_its_own(command, status, told, place):

@@ -157,12 +157,9 @@ def writable(path: str | os.PathLike) -> Path:
   """The folder to write to, tried before any work is done, and made once there is something to write."""
   path = Path(path)
   try:
-    with tempfile.TemporaryFile(
-      dir=next(p for p in (path, *path.absolute().parents) if p.exists())
-    ):
-      pass
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    tempfile.TemporaryFile(dir=there).close()
   except OSError as error:
-    raise InputError(
-      f'{path}: cannot be written to: {error.strerror}; name a folder that can'
-    ) from error
+    reason = f'cannot be written to: {error.strerror}; name a folder that can'
+    raise InputError(f'{path}: {reason}') from error
   return path

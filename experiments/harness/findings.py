@@ -1,7 +1,6 @@
 """What a claim comes to: one number with its interval over seeds, its controls, and where it would hold."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,9 +42,8 @@ class Finding:
     """None: nothing was expected."""
     if self.at_least is None and self.at_most is None:
       return None
-    low = -math.inf if self.at_least is None else self.at_least
-    high = math.inf if self.at_most is None else self.at_most
-    return bool(low <= self.value <= high)
+    enough = self.at_least is None or self.value >= self.at_least
+    return bool(enough and (self.at_most is None or self.value <= self.at_most))
 
   @property
   def unsure(self) -> bool:
@@ -82,5 +80,6 @@ def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     return 'none', 'not measured'
   if all(expected):
     return 'holds', 'holds'
-  kind = 'part' if any(expected) else 'short'
-  return kind, f'{sum(expected)} of {len(expected)} hold' if any(expected) else 'falls short'
+  if any(expected):
+    return 'part', f'{sum(expected)} of {len(expected)} hold'
+  return 'short', 'falls short'

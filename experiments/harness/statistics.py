@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 import scipy.stats
+from numpy.typing import ArrayLike
 
 NONE = float('nan'), float('nan')
 
@@ -39,7 +40,7 @@ def complete(table: pd.DataFrame, *by: str, bordered: bool = False) -> pd.DataFr
   return table[good.groupby([table[name] for name in by], dropna=False).transform('all')]
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+def mean_interval(values: ArrayLike) -> tuple[float, float]:
   """95%, by Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
   x = np.asarray(values, float)
   if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
