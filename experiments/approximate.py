@@ -21,18 +21,13 @@ EXACT = ('selector', 'keyvalue')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`seeds`: of facts and random vectors, at every size."""
-
-  subjects: int
-  relations: int
+  subjects: int = 1024
+  relations: int = 8
   seeds: int = 3
 
 
-PRESETS = {
-  'smoke': Preset(subjects=32, relations=2, seeds=2),
-  'laptop': Preset(subjects=1024, relations=8),
-  'full': Preset(subjects=1024, relations=8),
-}
+SMOKE = Preset(subjects=32, relations=2, seeds=2)
+PRESETS = {'smoke': SMOKE, 'laptop': Preset(), 'full': Preset()}
 
 
 def measure(progress, preset, seeds):

@@ -82,9 +82,8 @@ def join(options: Options):
     raise InputError('--coordinator, --processes and --process belong together; give all three')
 
 
-def configure(options: Options) -> tuple[Config, Recipe]:
+def configure(o: Options) -> tuple[Config, Recipe]:
   """The model and how it is trained."""
-  o = options
   fact.check_sizes(o.subjects, o.relations, o.hops)
   recipe = Recipe.with_warmup(
     o.steps, hops=o.hops, chain_of_thought=o.chain_of_thought, batch=o.batch, target=o.target,
@@ -139,12 +138,10 @@ def main(options: Options):
     batched.Task(config, facts[s], rate, decay, s)
     for rate, decay, s in itertools.product(options.learning_rate, options.weight_decay, seeds)
   ]
-  if options.shard and len(tasks) > 1:
-    raise InputError(
-      f'--shard trains one model, not a grid of {len(tasks)}; name one of each, or drop it'
-    )
   sweep: Any
   if options.shard:
+    if len(tasks) > 1:
+      raise InputError(f'--shard trains one model, not a grid of {len(tasks)}; name one of each')
     sweep, states = sharded.set_up(recipe, tasks[0])
   else:
     sweep, states = batched.set_up(recipe, tasks)
