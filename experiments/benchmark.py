@@ -1,49 +1,53 @@
 """Time geomem beside the thing that it must keep up with, in one run on one machine.
 
   python -m experiments.benchmark
+  python -m experiments.benchmark --list
   python -m experiments.benchmark --only=exhaustive,step --scale=full
   python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median over the rounds
 of theirs / ours, above 1 where ours is faster. Of the searches, which take minutes, ours is timed before and after
 theirs. Both train the same model from the same parameters, on the same facts, with the same schedule and steps
-(`peers`). PyTorch is optional: pip install torch==2.13.0. The laptop scale takes about half an hour, most of it in
-the loops. What is measured:
+(`peers`). PyTorch is optional: pip install torch==2.13.0. Most of the time goes into the loops.
 """
 
 import dataclasses
-import importlib.util
+import itertools
 import json
 import math
+import operator
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from constructions import registry
-from experiments import frozen_embeddings, peers
-from experiments.harness import cli, machine, plotting, records, render, searching, statistics
-from experiments.harness.records import Records
-from experiments.harness.timing import Comparison, own_process, seconds
+from experiments import peers
+from experiments.harness import cli, plotting, records, searching, statistics, timing
+from experiments.harness.findings import Finding
+from experiments.harness.study import Study
 from geomem import model
 from geomem.checks import verify
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, bisection, mlp_memory, optimization, scheduling
+from geomem.training import batched, bisection, optimization, scheduling
+from geomem.training import mlp_memory as mlp
 from geomem.training.optimization import Recipe
 
 ENDLESS = Recipe(steps=10**6, target=None)
+AXES = {
+  'models': (2, 4, 8, 16, 32, 64, 128), 'subjects': (16, 32, 64, 128, 256, 512),
+  'relations': (1, 2, 4, 8, 16), 'dim': (4, 8, 16, 32, 64),
+}  # fmt: skip
 
 
 def named(**sizes) -> str:
@@ -66,7 +70,7 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
 
   state = optimization.initial_state(recipe, model.draw(one.config, one.seed))
   data = (batched.job(one, one.config),)
-  return peers.Loop(jax.jit(step, donate_argnums=0), None, state, data)
+  return peers.Loop(jax.jit(step, donate_argnums=0), state=state, data=data)
 
 
 def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
@@ -80,9 +84,9 @@ def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
   return run
 
 
-def exhaustive(subjects: int, relations: int, rounds: int = 5):
+def exhaustive(subjects=20_000, relations=4, rounds=5, seed=0):
   """N·R queries against N answers, beside the product of their residuals with the unembedding."""
-  built = registry.build('selector', Facts.bijections(subjects, relations))
+  built = registry.build('selector', Facts.bijections(subjects, relations, seed))
   params = jax.device_put(built.params)
   pairs = jnp.arange(subjects), jnp.arange(relations)[:, None]
   x_RxNxD = model.apply(built.config, params, *pairs, method='all_pairs')
@@ -93,22 +97,20 @@ def exhaustive(subjects: int, relations: int, rounds: int = 5):
       product(x_QxD[start : start + rows], params['unembed']['answers']).block_until_ready()
 
   # The product writes every logit to memory; how many rows at once suit it best is not ours to choose.
-  choices = [partial(bare, rows) for rows in (256, 512, 1024, 4096)]
-  for run in choices:
-    run()  # compile
-  best = min(choices, key=lambda run: min(seconds(run) for _ in range(2)))
-  yield Comparison(
-    peer='matrix products', sizes=named(N=subjects, R=relations, d=built.config.dim),
-    ours=lambda: verify.exhaustive(built), theirs=best,
-  ).in_turns(rounds) | {'logits': built.queries * subjects, 'product_rows': best.args[0]}  # fmt: skip
+  rows = min((256, 512, 1024, 4096), key=lambda rows: timing.least_seconds(partial(bare, rows), 2))
+  timed = timing.in_turns(lambda: verify.exhaustive(built), partial(bare, rows), rounds)
+  yield timed | {
+    'peer': 'matrix products', 'sizes': named(N=subjects, R=relations, d=built.config.dim),
+    'logits': built.queries * subjects, 'product_rows': rows,
+  }  # fmt: skip
 
 
-def certificate(subjects: int, relations: int):
+def certificate(subjects=10**6, relations=8, seed=0):
   """The whole command in a process of its own: start-up, facts, weights, proof, ledger."""
   with tempfile.TemporaryDirectory() as folder:
-    _, taken, gigabytes = own_process(
+    _, taken, gigabytes = timing.own_process(
       '-m', 'experiments.construct', '--construction=selector', '--nosave', '--check=certificate',
-      f'--subjects={subjects}', f'--relations={relations}', f'--workdir={folder}',
+      f'--subjects={subjects}', f'--relations={relations}', f'--seed={seed}', f'--workdir={folder}',
     )  # fmt: skip
     (record,) = records.read(Path(folder)).table.to_dict('records')
   own = ('queries', 'accuracy', 'min_margin', 'build_seconds', 'check_seconds')
@@ -118,24 +120,29 @@ def certificate(subjects: int, relations: int):
   }  # fmt: skip
 
 
-def steps_of(models: int, steps: int, shapes, names, rounds: int = 5):
-  """Training steps of one model, a call each, or of many at once, beside loops of plain JAX and PyTorch over them."""
-  missing = [n for n in names if n.startswith('torch') and not importlib.util.find_spec('torch')]
-  if missing:
-    print(f'not measured, as torch is not installed: {", ".join(missing)}', file=sys.stderr)
+def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=5, seed=0):
+  """Training steps of one model, a call each, beside plain JAX and PyTorch."""
   for n, r, d in shapes:
-    tasks, count = [task(n, r, d, seed) for seed in range(models)], steps * models
+    tasks = [task(n, r, d, seed + i) for i in range(models)]
     run = sweep_of(tasks) if models > 1 else one_model(ENDLESS, *tasks).run
-    for name in [name for name in names if name not in missing]:
+    for name in names:
       loops = [peers.make(name, ENDLESS, one) for one in tasks]
-      yield Comparison(
-        peer=name, sizes=named(N=n, R=r, d=d, models=models), ours=partial(run, steps),
-        theirs=lambda loops=loops: [loop.run(steps) for loop in loops],
-        ours_count=count, theirs_count=count,
-      ).in_turns(rounds)  # fmt: skip
+      theirs = lambda loops=loops: [loop.run(steps) for loop in loops]
+      pieces = 2 * [steps * models]
+      about = {'peer': name, 'sizes': named(N=n, R=r, d=d, models=models)}
+      yield about | timing.in_turns(partial(run, steps), theirs, rounds, pieces)
 
 
-def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
+def sweep(
+  models=64, steps=20, shapes=((32, 4, 8), (128, 4, 16)), names=peers.NAMES[:2], rounds=3, seed=0
+):
+  """Training steps of many models at once, beside loops over them."""
+  yield from step(models, steps, shapes, names, rounds, seed)
+
+
+def capacity(
+  subjects=(32, 64, 128, 256), relations=4, seeds=3, rates=(0.01, 0.03, 0.1), steps=2000, seed=0
+):
   """The smallest d for every N and seed, all compiling included: all searches together, beside a loop.
 
   The loop does as the public code of Nichani et al. (2025): it halves a range, here d from 1 to R·log2 N, trains
@@ -143,13 +150,12 @@ def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
   A second loop tries the sizes that our search tries: what is left of the ratio is the engine's.
   """
   recipe, target = Recipe(steps, target=0.99), 0.99
-  setting = searching.Setting(recipe, 0, 0, tuple((rate, 0.01) for rate in rates))
-  cases = [searching.Case('dim', n, relations, seed) for n in subjects for seed in range(seeds)]
+  setting = searching.Setting(recipe, rates=tuple((rate, 0.01) for rate in rates))
+  cases = [searching.Case('dim', n, relations, seed + i) for n in subjects for i in range(seeds)]
 
   def together():
-    found = searching.measure(cases, setting, partial(scheduling.train_tasks, compiled=[]))
-    smallest = [r['value'] for r in found if r['kind'] == 'threshold']
-    return {'found': smallest, 'probes': len(found) - len(smallest)}
+    found, probes = searching.measure(cases, setting, partial(scheduling.train_tasks, compiled=[]))
+    return {'found': [r['value'] for r in found.values()], 'probes': len(probes)}
 
   def succeeds(one) -> bool:
     peers.compiled.cache_clear()
@@ -167,68 +173,69 @@ def capacity(subjects, relations: int, seeds: int, rates, steps: int = 2000):
     return {'found': [s.found for s in searches], 'probes': sum(s.asked for s in searches)}
 
   for peer, halving in (('jax', True), ('jax, our search', False)):
-    yield Comparison(
-      peer=peer, ours=together, theirs=partial(in_turn, halving),
-      sizes=f'N={",".join(map(str, subjects))}, R={relations}, seeds={seeds}, rates={len(rates)}',
-    ).cold()  # fmt: skip
+    sizes = f'N={",".join(map(str, subjects))}, R={relations}, seeds={seeds}, rates={len(rates)}'
+    yield {'peer': peer, 'sizes': sizes} | timing.cold(together, partial(in_turn, halving))
 
 
-def memories(dims, seeds: int, steps: int = 2**15):
+def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
   """The largest N that an MLP memory of d = F holds, a seed, all compiling and drawing included: all seeds together,
   beside a loop over one seed's models."""
 
-  def in_turn(recipe, asked):
-    return [peers.plain_mlp_memory(recipe, n, seed).best_accuracy(recipe) for seed, n in asked]
+  def together(recipe, *asked):
+    return mlp.learn_all(recipe, *asked)[0]
+
+  def in_turn(recipe, *asked):
+    loops = itertools.starmap(partial(peers.plain_mlp_memory, recipe), zip(*asked, strict=True))
+    return [loop.best_accuracy(recipe) for loop in loops]
 
   def largest(recipe, count: int, best):
-    searches = frozen_embeddings.largest(recipe, range(count), best)
+    searches = searching.largest_memory(recipe, range(seed, seed + count), best)
     return {'found': [search.found for search in searches.values()]}
 
   for dim in dims:
-    recipe = mlp_memory.Recipe(dim, dim, steps)
-    yield Comparison(
-      peer='jax', sizes=f'd=F={dim}, seeds={seeds}', ours_count=seeds,
-      ours=partial(largest, recipe, seeds, frozen_embeddings.best),
-      theirs=partial(largest, recipe, 1, in_turn),
-    ).cold()  # fmt: skip
+    recipe = mlp.Recipe(dim, dim, steps)
+    ours = partial(largest, recipe, seeds, together)
+    theirs = partial(largest, recipe, 1, in_turn)
+    about = {'peer': 'jax', 'sizes': f'd=F={dim}, seeds={seeds}'}
+    yield about | timing.cold(ours, theirs, pieces=(seeds, 1))
 
 
-def products(subjects: int, relations: int, dim: int, steps: int = 2, shapes=None):
+def products(subjects=4096, relations=4, dim=64, steps=2, shapes=None, seed=0):
   """Training steps of a model beside as many multiplications in the product of matrices, rows by inner by columns,
   that this machine does fastest."""
-  one, cpu = task(subjects, relations, dim), jax.default_backend() == 'cpu'
+  one, cpu = task(subjects, relations, dim, seed), jax.default_backend() == 'cpu'
   own, needed = one_model(ENDLESS, one), 6 * scheduling.multiplications(one.config, ENDLESS)
-  product, speeds = jax.jit(jnp.matmul), {}
+  product, speeds = jax.jit(jnp.matmul), []
   on_cpu = (1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)
   for m, k, n in shapes or (on_cpu if cpu else ((8192, 8192, 8192), (16384, 16384, 16384))):
     a, b = jnp.ones((m, k)), jnp.ones((k, n))
-    # NumPy's BLAS may be faster.
-    numpy = [partial(np.matmul, np.asarray(a), np.asarray(b))] if cpu else []
-    for run in [partial(lambda a, b: product(a, b).block_until_ready(), a, b), *numpy]:
-      run()  # compile
-      speeds[run, 2 * m * k * n] = 2 * m * k * n / min(seconds(run) for _ in range(8))
-  fastest, done = max(speeds, key=speeds.__getitem__)
+    runs: list[Callable] = [lambda a=a, b=b: product(a, b).block_until_ready()]
+    if cpu:  # where NumPy's BLAS may be faster
+      runs.append(partial(np.matmul, np.asarray(a), np.asarray(b)))
+    done = 2 * m * k * n
+    speeds += [(done / timing.least_seconds(run, 8), done, run) for run in runs]
+  _, done, fastest = max(speeds, key=operator.itemgetter(0))
   times = max(1, round(steps * needed / done))
-  record = Comparison(
-    peer='matrix products', sizes=named(N=subjects, R=relations, d=dim), ours=partial(own.run, steps),
-    theirs=lambda: [fastest() for _ in range(times)], ours_count=steps, theirs_count=times * done / needed,
-  ).in_turns()  # fmt: skip
-  yield record | {'flops_per_second': needed / record['theirs_seconds']}
+  theirs, pieces = lambda: [fastest() for _ in range(times)], (steps, times * done / needed)
+  timed = timing.in_turns(partial(own.run, steps), theirs, pieces=pieces)
+  yield timed | {
+    'peer': 'matrix products', 'sizes': named(N=subjects, R=relations, d=dim),
+    'flops_per_second': needed / timed['theirs_seconds'],
+  }  # fmt: skip
 
 
-ONE_STEP = """
-import json, sys
-from experiments import benchmark as b
-own = b.one_model(b.ENDLESS, b.task(*map(int, sys.argv[1:])))
-taken = b.seconds(lambda: own.run(1))
-peak = (b.jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
-print(json.dumps([taken, peak / 1e9, float(own.state.loss)]))
-"""
+def one_step(*sizes: int):
+  """For a process of its own: a step's seconds, the peak memory of the device where it says so, the loss."""
+  own = one_model(ENDLESS, task(*sizes))
+  taken = timing.seconds(partial(own.run, 1))
+  peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
+  print(json.dumps([taken, peak / 1e9, float(own.state.loss)]))
 
 
-def memory(subjects: int, relations: int, dim: int):
+def memory(subjects=65_536, relations=4, dim=64, seed=0):
   """Peak memory, of the device where it says so, of a process that takes one full-batch step, compiling included."""
-  printed, _, gigabytes = own_process('-c', ONE_STEP, *map(str, (subjects, relations, dim)))
+  step = f'from experiments import benchmark; benchmark.one_step{subjects, relations, dim, seed}'
+  printed, _, gigabytes = timing.own_process('-c', step)
   taken, on_device, loss = json.loads(printed)
   yield {
     'sizes': named(N=subjects, R=relations, d=dim), 'ours_seconds': taken, 'loss': loss,
@@ -236,133 +243,116 @@ def memory(subjects: int, relations: int, dim: int):
   }  # fmt: skip
 
 
-def scaling(base: dict, axes: dict, steps: int):
+def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, seed=0):
   """Seconds a step of one model as one size grows, and the exponent of a power law through them."""
+  base = {'subjects': subjects, 'relations': relations, 'dim': dim, 'models': models}
   for axis, values in axes.items():
     taken = []
     for value in values:
-      n, r, d, models = {**base, axis: value}.values()
-      run = partial(sweep_of([task(n, r, d, seed) for seed in range(models)]), steps)
-      run()  # compile
-      taken.append(min(seconds(run) for _ in range(3)) / steps / models)
+      n, r, d, models = (base | {axis: value}).values()
+      run = sweep_of([task(n, r, d, seed + i) for i in range(models)])
+      taken.append(timing.least_seconds(partial(run, steps), 3) / steps / models)
       sizes = named(N=n, R=r, d=d, models=models)
       yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], 'sizes': sizes}
     exponent = statistics.line(np.log(values).tolist(), np.log(taken).tolist())[1]
     yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 
-BASE = {'subjects': 64, 'relations': 4, 'dim': 16, 'models': 16}
-AXES = {
-  'models': (2, 4, 8, 16, 32, 64, 128), 'subjects': (16, 32, 64, 128, 256, 512),
-  'relations': (1, 2, 4, 8, 16), 'dim': (4, 8, 16, 32, 64),
+MEASUREMENTS: dict[str, Callable] = {
+  'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'capacity': capacity,
+  'mlp_memory': mlp_memory, 'products': products, 'memory': memory, 'scaling': scaling,
 }  # fmt: skip
-SHAPES, MANY, RATES = ((32, 4, 8), (128, 4, 16)), (32, 64, 128, 256), (0.01, 0.03, 0.1)
-SCALES = ('smoke', 'laptop', 'full')
-MEASUREMENTS: dict[str, tuple[Callable, dict[str, tuple]]] = {  # arguments at each scale
-  'exhaustive': (exhaustive, {
-    'subjects': (200, 20_000, 100_000), 'relations': (2, 4, 8), 'rounds': (1, 5, 5),
-  }),
-  'certificate': (certificate, {'subjects': (1000, 10**6, 10**6), 'relations': (2, 8, 8)}),
-  'step': (steps_of, {
-    'models': (1, 1, 1), 'steps': (2, 10, 100), 'shapes': ([(16, 2, 4)], *[[(1024, 4, 64)]] * 2),
-    'names': (['jax'], peers.NAMES, peers.NAMES), 'rounds': (1, 5, 5),
-  }),
-  'sweep': (steps_of, {
-    'models': (2, 64, 1024), 'steps': (2, 20, 20), 'shapes': ([(8, 2, 4)], SHAPES, SHAPES),
-    'names': (['jax'], peers.NAMES[:2], peers.NAMES[:2]), 'rounds': (1, 3, 1),
-  }),
-  'capacity': (capacity, {
-    'subjects': ([8], MANY, MANY), 'relations': (2, 4, 4), 'seeds': (1, 3, 3),
-    'rates': ([0.03], RATES, RATES), 'steps': (100, 2000, 2000),
-  }),
-  'mlp_memory': (memories, {
-    'dims': ([4], (8, 11, 16), (8, 11, 16)), 'seeds': (2, 5, 5), 'steps': (512, 2**15, 2**15),
-  }),
-  'products': (products, {'subjects': (16, 4096, 4096), 'relations': (2, 4, 4), 'dim': (4, 64, 64)}),
-  'memory': (memory, {'subjects': (64, 65_536, 65_536), 'relations': (2, 4, 4), 'dim': (8, 64, 64)}),
-  'scaling': (scaling, {
-    'base': ({**BASE, 'models': 2}, BASE, BASE), 'steps': (2, 50, 50),
-    'axes': ({'dim': (2, 4)}, AXES, {**AXES, 'models': (16, 64, 256, 1024)}),
-  }),
-}  # fmt: skip
-NAMES = ', '.join(MEASUREMENTS)
+ALL = ','.join(MEASUREMENTS)
+SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of the laptop
+  'smoke': {
+    'exhaustive': {'subjects': 200, 'relations': 2, 'rounds': 1},
+    'certificate': {'subjects': 1000, 'relations': 2},
+    'step': {'steps': 2, 'shapes': [(16, 2, 4)], 'names': ['jax'], 'rounds': 1},
+    'sweep': {'models': 2, 'steps': 2, 'shapes': [(8, 2, 4)], 'names': ['jax'], 'rounds': 1},
+    'capacity': {'subjects': [8], 'relations': 2, 'seeds': 1, 'rates': [0.03], 'steps': 100},
+    'mlp_memory': {'dims': [4], 'seeds': 2, 'steps': 512},
+    'products': {'subjects': 16, 'relations': 2, 'dim': 4},
+    'memory': {'subjects': 64, 'relations': 2, 'dim': 8},
+    'scaling': {'models': 2, 'steps': 2, 'axes': {'dim': (2, 4)}},
+  },
+  'laptop': {},
+  'full': {
+    'exhaustive': {'subjects': 100_000, 'relations': 8},
+    'step': {'steps': 100},
+    'sweep': {'models': 1024, 'rounds': 1},
+    'scaling': {'axes': AXES | {'models': (16, 64, 256, 1024)}},
+  },
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  scale: Annotated[Literal['smoke', 'laptop', 'full'], 'Sizes; smoke only shows that it runs.'] = (
-    'laptop'
-  )
-  only: Annotated[str | None, f'Of {NAMES} these alone, with commas between.'] = None
-  workdir: str = 'runs/benchmark'
-  redraw: Annotated[bool, 'Draw the figure again from the records in the workdir.'] = False
+class Preset:
+  only: Annotated[str, f'Of {ALL} these alone, with commas between.'] = ALL
+  sizes: dict[str, dict]
+  torch: str | None = metadata.version('torch') if peers.TORCH else None
+
+  def __post_init__(self):
+    if unknown := set(self.only.split(',')) - MEASUREMENTS.keys():
+      raise InputError(f'--only={min(unknown)}: known are {ALL}')
 
 
-def at_scale(name: str, scale: str) -> partial:
-  """A measurement with its arguments."""
-  function, arguments = MEASUREMENTS[name]
-  return partial(function, **{key: some[SCALES.index(scale)] for key, some in arguments.items()})
-
-
-def measure(options: Options, names: Sequence[str]) -> Records:
-  """The records of all measurements, written as they come."""
-  command = f'python -m experiments.benchmark --scale={options.scale}'
-  command += f' --only={options.only}' if options.only else ''
-  torch = {'torch': version('torch')} if importlib.util.find_spec('torch') else {}
-  about = {'command': command, 'device': machine.device(), 'versions': machine.versions() | torch}
+def measure(progress, preset, seeds):
+  """The records of all measurements, written as they come: they take long."""
+  about = {'command': 'python -m experiments.benchmark', 'setting': dataclasses.asdict(preset)}
   rows: list[dict] = []
-  for name in names:
-    call = at_scale(name, options.scale)
-    print(f'{name}: {call.keywords}', file=sys.stderr, flush=True)
-    for row in call():
+  if not peers.TORCH:
+    cli.warn('PyTorch is not installed, and not measured')
+  for name in preset.only.split(','):
+    sizes = preset.sizes.get(name, {})
+    print(f'{name}: {sizes or "as on a laptop"}', file=sys.stderr, flush=True)
+    for row in MEASUREMENTS[name](**sizes, seed=seeds[0]):
       rows.append({'measurement': name, **row})
-      found = Records(about, pd.DataFrame(rows, dtype=object))
-      records.write(Path(options.workdir, records.FILE), found)
-  return found
+      so_far = records.Records(about, pd.DataFrame(rows, dtype=object))
+      records.write(progress.folder / records.FILE, so_far)
+  return rows
 
 
-def plot(table: pd.DataFrame) -> Figure | None:
+def expect(table):
+  """What every record comes to, a ratio, an exponent or seconds, and beside it what else was measured."""
+  for _, row in table.iterrows():
+    known = row.dropna()
+    kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
+    about = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
+    rest = {'ours_seconds', 'theirs_seconds', 'peak_gigabytes'} - {kind}
+    beside = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
+    what = f'{", ".join(about)}: {kind}'.replace('_', ' ')
+    yield Finding(what, known[kind], *statistics.NONE, seeds=1, controls=beside)
+
+
+def plot(table):
   """Seconds a step of one model against each size that grew, with the exponent of the power law through them."""
   axes = table['axis'].dropna().unique() if 'axis' in table else []
   if not len(axes):
     return None
-  symbols = {'models': 'M', 'subjects': 'N', 'relations': 'R', 'dim': 'd'}
   figure, panels = plotting.new(2.3 * len(axes), 2.4, 1, len(axes), squeeze=False, sharey=True)
   for i, (ax, axis) in enumerate(zip(panels[0], axes, strict=True)):
-    color, marker = plotting.cycle(i)
-    own = statistics.select(table, axis=axis)
+    (color, marker), own = plotting.cycle(i), statistics.select(table, axis=axis)
     ax.plot(own['value'].tolist(), own['ours_seconds'].tolist(), marker + '-', color=color)
     plotting.logarithmic(ax.xaxis, ax.yaxis)
-    ax.set(xlabel=f'{axis}, ${symbols[axis]}$', title=f'exponent {own["exponent"].max():.2f}')
+    ax.set(xlabel=axis, title=f'exponent {own["exponent"].max():.2f}')
   panels[0][0].set_ylabel('seconds per step of a model')
   return figure
 
 
-def main(options: Options):
-  folder = cli.writable(options.workdir)
-  names = (options.only or ','.join(MEASUREMENTS)).split(',')
-  if unknown := set(names) - MEASUREMENTS.keys():
-    raise InputError(f'--only={min(unknown)}: known are {NAMES}')
-  if not options.redraw:
-    machine.one_device_per_core()
-    found = measure(options, names)
-  elif options != Options(redraw=True, workdir=options.workdir):
-    raise InputError('--scale or --only and --redraw contradict each other: the records decide')
-  else:
-    found = records.read(folder)
-    if 'experiments.benchmark' not in found.about.get('command', '').split():
-      raise InputError(f'{folder}: not results of experiments.benchmark')
-  columns = [
-    'measurement', 'peer', 'ours_seconds', 'theirs_seconds', 'ratio', 'sizes', 'peak_gigabytes',
-  ]  # fmt: skip
-  print(render.table(found.table[found.table['sizes'].notna()], columns=columns))
-  with matplotlib.rc_context(plotting.STYLE):
-    if figure := plot(found.table):
-      plotting.save(figure, folder / 'scaling')
-  print(f'on {found.about["device"]}; records and figure: {folder}')
+def listed():
+  """A line for each measurement."""
+  does = lambda call: ' '.join((call.__doc__ or '').split())
+  return '\n'.join(f'{name}: {does(call)}' for name, call in MEASUREMENTS.items())
+
+
+STUDY = Study(
+  name='benchmark',
+  title='geomem beside what it must keep up with',
+  presets={scale: Preset(sizes=sizes) for scale, sizes in SIZES.items()},
+  measure=measure, expect=expect, plot=plot, listed=listed,
+  minutes=30, first_seed=0, compile_quickly=False, resumes=False,
+)  # fmt: skip
 
 
 if __name__ == '__main__':
-  does = lambda call: ' '.join((call.__doc__ or '').split())
-  lines = [f'  {name}: {does(call)}' for name, (call, _) in MEASUREMENTS.items()]
-  cli.run(main, Options, doc='\n'.join([__doc__, *lines]))
+  STUDY.main()

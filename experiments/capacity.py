@@ -23,7 +23,6 @@ from geomem import facts as fact
 from geomem.checks import accounting
 from geomem.training.optimization import Recipe
 
-RATES = ((0.01, 0.01), (0.03, 0.01))
 TARGET = 0.99
 CELL = 'model', 'subjects', 'relations'
 LABELS = {
@@ -109,10 +108,10 @@ def smallest(name: str, facts, seed: int) -> dict:
 
 def trained(trainer, preset, seeds) -> list[dict]:
   """Models at their threshold, trained again to the end and rounded, those of one N in one program."""
-  search = searching.Setting(Recipe.with_warmup(preset.steps, target=TARGET), 0, 0, RATES)
+  search = searching.Setting(Recipe.with_warmup(preset.steps, target=TARGET))
   sizes = itertools.product(preset.subjects, preset.relations, seeds)
   cases = [searching.Case('dim', *size) for size in sizes]
-  found = dict(zip(cases, searching.measure(cases, search, trainer.train), strict=False))
+  found, _ = searching.measure(cases, search, trainer.train)
   learned = {case: own['value'] for case, own in found.items() if own['value'] is not None}
   scores = {case: {'accuracy': None, 'bits': None} for case in cases}
   for n in preset.subjects:

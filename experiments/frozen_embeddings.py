@@ -12,23 +12,18 @@ and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·
 
 import dataclasses
 import itertools
-import math
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments.harness import plotting, searching
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, values
 from experiments.harness.study import Study
-from geomem import model
-from geomem.training import bisection, mlp_memory, optimization
+from geomem.training import mlp_memory
 from geomem.training.optimization import Recipe
 
 FROZEN = ('embed/subjects', 'unembed')
-RATES = ((0.01, 0.01), (0.03, 0.01))
 PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.
 CELL = 'kind', 'dim', 'subjects', 'relations'
 
@@ -74,26 +69,21 @@ def searched(trainer, preset, seeds, dim: int | None) -> list[dict]:
   """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
   kind, find, frozen = ('learned', 'dim', ()) if dim is None else ('fixed', 'width', FROZEN)
   recipe = Recipe.with_warmup(preset.steps, target=0.99, frozen=frozen)
-  search = searching.Setting(recipe, dim or 0, 0, RATES)
   cases = [searching.Case(find, **at, seed=seed) for at in preset.sizes for seed in seeds]
-
-  def parameters(case, size: int) -> int:
-    shapes = model.shapes(searching.configured(case, size, search))
-    return sum(math.prod(a.shape) for a in jax.tree.leaves(optimization.split(recipe, shapes)[0]))
-
+  found, _ = searching.measure(cases, searching.Setting(recipe, dim or 0), trainer.train)
   return [
     {
       'kind': kind, 'measurement': f'smallest {find}', 'model': f'{kind} embeddings', 'control': None,
       'subjects': case.subjects, 'relations': case.relations, 'dim': dim, 'width': None, 'seed': case.seed,
-      'value': r['value'], 'floor': r['floor'], 'parameters': r['value'] and parameters(case, r['value']),
+      **{name: own[name] for name in ('value', 'floor', 'parameters')},
     }
-    for case, r in zip(cases, searching.measure(cases, search, trainer.train), strict=False)
+    for case, own in found.items()
   ]  # fmt: skip
 
 
 def memories(trainer, preset, seeds) -> list[dict]:
   """The largest N that the MLP memory holds."""
-  held = lambda *asked: trainer.cached(lambda: best(*asked))
+  held = lambda *asked: trainer.cached(lambda: mlp_memory.learn_all(*asked)[0])
   return [
     {
       'kind': 'memory', 'measurement': 'largest subjects', 'model': 'MLP memory', 'control': None, 'subjects': None,
@@ -101,25 +91,8 @@ def memories(trainer, preset, seeds) -> list[dict]:
       'parameters': 2 * dim * dim + dim,
     }
     for dim in preset.memories
-    for seed, border in largest(mlp_memory.Recipe(dim, dim, preset.memory_steps), seeds, held).items()
+    for seed, border in searching.largest_memory(mlp_memory.Recipe(dim, dim, preset.memory_steps), seeds, held).items()
   ]  # fmt: skip
-
-
-def largest(recipe: mlp_memory.Recipe, seeds, best: Callable) -> dict[Any, bisection.Bisection]:
-  """The largest N of each seed, `best` being the best accuracy of each (seed, N) of a round.
-
-  From d to F·d facts, the middle first, to one part in a hundred, which is where they searched.
-  """
-  least, most = recipe.dim, recipe.dim * recipe.width
-  span = bisection.Range(least, most, (least + most) // 2, False, resolution=0.01)
-  attempt = lambda asked: [held >= recipe.target for held in best(recipe, asked)]
-  return bisection.search({seed: span for seed in seeds}, attempt)
-
-
-def best(recipe: mlp_memory.Recipe, asked) -> np.ndarray:
-  """The best accuracy of each (seed, N), trained together."""
-  seeds, sizes = zip(*asked, strict=True)
-  return mlp_memory.learn_all(recipe, sizes, seeds)[0]
 
 
 def costs(table):

@@ -14,15 +14,12 @@ never trained.
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from experiments.harness import building, plotting, render, searching, tradeoff
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, summarize, values
 from experiments.harness.study import Study
-from geomem import model
-from geomem.checks import accounting
 from geomem.config import Config
 from geomem.training import batched, optimization
 from geomem.training.optimization import Recipe
@@ -108,28 +105,24 @@ def searched(trainer, preset, mode, hops, depth, seeds, guess):
   """The smallest d of every seed, sought from a guess on, and, of the most hops, the bits that its weights need."""
   chain, loss = MODES[mode]
   recipe = Recipe.with_warmup(preset.steps, hops=hops, chain_of_thought=chain, loss=loss)
-  search = searching.Setting(recipe, 0, 0, RATES, depth, guess=guess, resolution=RESOLUTION)
+  search = searching.Setting(recipe, rates=RATES, depth=depth, guess=guess, resolution=RESOLUTION)
   cases = [searching.Case('dim', preset.subjects, preset.relations, seed) for seed in seeds]
-  found = [r for r in searching.measure(cases, search, trainer.train) if r['kind'] == 'threshold']
-  dims = {c: r['value'] for c, r in zip(cases, found, strict=True) if r['value'] is not None}
+  found, _ = searching.measure(cases, search, trainer.train)
+  dims = {case: own['value'] for case, own in found.items() if own['value']}
   rounded = searching.rounded(dims, search, trainer) if hops == max(preset.hops) else {}
   records = []
-  for case in cases:
+  for case, own in found.items():
     records.append({
       'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None, 'depth': depth,
       'hops': hops, 'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed,
-      'value': dims.get(case),
+      'value': own['value'],
     })  # fmt: skip
     if case in rounded:
-      config, bits = searching.configured(case, dims[case], search), int(rounded[case]['bits'])
-      internal = sum(
-        np.prod(a.shape)
-        for path, a in jax.tree_util.tree_leaves_with_path(model.shapes(config))
-        if accounting.role_of(path) != 'subjects'
-      )
+      dim, bits = dims[case], int(rounded[case]['bits'])
+      internal = own['parameters'] - case.subjects * dim
       records[-1] |= {
         'accuracy': float(rounded[case]['accuracy']), 'bits': bits,
-        'internal_bits': float(bits * internal), 'subject_bits': float(bits * config.dim),
+        'internal_bits': float(bits * internal), 'subject_bits': float(bits * dim),
       }  # fmt: skip
   return records
 

@@ -6,7 +6,7 @@ facts, schedule and steps as `geomem.training.optimization`; a test holds the lo
 """
 
 import functools
-import math
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -19,13 +19,14 @@ from geomem.config import Config
 from geomem.training import batched, mlp_memory, optimization
 from geomem.training.optimization import Recipe
 
-NAMES = ('jax', 'torch', 'torch_compile')
+TORCH = bool(importlib.util.find_spec('torch'))
+NAMES = ('jax', 'torch', 'torch_compile') if TORCH else ('jax',)
 
 
 class Loop:
   """Training one model: `step(state, *data)` gives the next state and the loss, `accuracy` takes the same."""
 
-  def __init__(self, step, accuracy, state=(), data=(), wait=jax.block_until_ready):
+  def __init__(self, step, accuracy=None, state=(), data=(), wait=jax.block_until_ready):
     self._step, self._accuracy, self._wait = step, accuracy, wait
     self.state, self.data = jax.device_put((state, data))
 
@@ -53,53 +54,51 @@ class Loop:
 def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
   """All prompts (s, r) as tokens, and their answers."""
   f = task.facts
-  s, r = np.meshgrid(np.arange(f.subjects), np.arange(f.relations), indexing='ij')
-  tokens = np.stack([s.ravel(), f.subjects + r.ravel()], axis=1)
-  return tokens.astype(np.int32), np.asarray(f.answers_RxN)[r.ravel(), s.ravel()].astype(np.int32)
+  s, r = np.indices((f.subjects, f.relations), np.int32).reshape(2, -1)
+  return np.stack([s, f.subjects + r], axis=1), np.asarray(f.answers_RxN)[r, s].astype(np.int32)
 
 
-def _compile(logits: Callable, optimizer: Callable) -> tuple[Callable, Callable]:
-  """A step and the accuracy, jitted; `optimizer` makes optax's from the rates, which are data."""
+def _compile(
+  logits: Callable, optimizer: optax.GradientTransformation
+) -> tuple[Callable, Callable]:
+  """A step and the accuracy, jitted."""
 
   def objective(params, inputs, targets):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), targets)
     return jnp.mean(losses)
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def step(state, inputs, targets, *rates):
+  def step(state, inputs, targets):
     params, opt_state = state
     loss, grads = jax.value_and_grad(objective)(params, inputs, targets)
     with jax.numpy_dtype_promotion('standard'):
-      updates, opt_state = optimizer(*rates).update(grads, opt_state, params)
+      updates, opt_state = optimizer.update(grads, opt_state, params)
     return (optax.apply_updates(params, updates), opt_state), loss
 
   @jax.jit
-  def accuracy(state, inputs, targets, *_):
+  def accuracy(state, inputs, targets):
     return jnp.mean(jnp.argmax(logits(state[0], inputs), -1) == targets, dtype=jnp.float32)
 
   return step, accuracy
 
 
 @functools.lru_cache
-def compiled(config: Config, recipe: Recipe) -> tuple[Callable, Callable, Callable]:
+def compiled(config: Config, recipe: Recipe, learning_rate: float, weight_decay: float):
   """AdamW, and what `_compile` makes with it for a size; to compile anew, `compiled.cache_clear()`."""
-  options: dict = {'b1': recipe.b1, 'b2': recipe.b2, 'eps': recipe.eps}
-  options['mask'] = lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
-
-  def adamw(learning_rate, weight_decay):
-    rate = lambda step: learning_rate * optimization.schedule(recipe, step)
-    return optax.adamw(rate, weight_decay=weight_decay, **options)
-
-  logits = lambda params, tokens: model.apply(config, params, tokens, last=1)[:, 0]
-  return adamw, *_compile(logits, adamw)
+  adamw = optax.adamw(
+    lambda step: learning_rate * optimization.schedule(recipe, step),
+    recipe.b1, recipe.b2, recipe.eps, weight_decay=weight_decay,
+    mask=lambda params: jax.tree.map(lambda w: w.ndim > 1, params),
+  )  # fmt: skip
+  return adamw, *_compile(lambda params, x: model.apply(config, params, x, last=1)[:, 0], adamw)
 
 
 def plain_jax(recipe: Recipe, task: batched.Task) -> Loop:
   """One jitted step, optax's loss and AdamW."""
-  adamw, step, accuracy = compiled(task.config, recipe)
-  params, rates = model.draw(task.config, task.seed), (task.learning_rate, task.weight_decay)
-  data = *prompts(task), *map(np.float32, rates)
-  return Loop(step, accuracy, (params, adamw(*rates).init(params)), data)
+  rates = task.learning_rate, task.weight_decay
+  adamw, step, accuracy = compiled(task.config, recipe, *rates)
+  params = model.draw(task.config, task.seed)
+  return Loop(step, accuracy, (params, adamw.init(params)), prompts(task))
 
 
 def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
@@ -112,7 +111,13 @@ def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
     return hidden_NxF @ params['out'] @ values_NxD.T
 
   data = (one.keys_NxD, one.values_NxD), np.arange(facts)
-  return Loop(*_compile(logits, lambda: adam), (one.params, adam.init(one.params)), data)
+  return Loop(*_compile(logits, adam), (one.params, adam.init(one.params)), data)
+
+
+@functools.lru_cache
+def _rates(recipe: Recipe) -> np.ndarray:
+  """The schedule of all steps, for who cannot compile it."""
+  return np.asarray(optimization.schedule(recipe, jnp.arange(recipe.steps + 1)))
 
 
 def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
@@ -129,24 +134,19 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   weights = [torch.nn.Parameter(tensor(a)) for a in leaves]
   params = jax.tree.unflatten(tree, weights)
   groups = [
-    {'params': [w for w in weights if w.ndim > 1], 'weight_decay': task.weight_decay},
-    {'params': [w for w in weights if w.ndim <= 1], 'weight_decay': 0.0},
-  ]
+    {'params': [w for w in weights if (w.ndim > 1) == decays], 'weight_decay': decays * task.weight_decay}
+    for decays in (True, False)
+  ]  # fmt: skip
   optimizer = torch.optim.AdamW(groups, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps)
 
-  def rate(step: int) -> float:
-    if step < recipe.warmup:
-      return (step + 1) / (recipe.warmup + 1)
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
-
-  schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+  rate_S = _rates(recipe)
+  schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_S[step].item())
 
   def norm(x, p):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.norm_eps) * p['scale']
 
-  def logits(params, tokens):
-    """At the last position, which attends to all."""
+  def objective(params, tokens, targets):
+    """Of the logits at the last position, which attends to all."""
     embed, p = params['embed'], params['blocks_0']
     a, m = p['attention'], p['mlp']
     table = torch.cat([embed['subjects'], embed['relations']])
@@ -156,10 +156,8 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     x = x[:, -1:] + (q @ k.transpose(1, 2)).softmax(-1) @ v @ a['output'][0]
     y = norm(x, p['norm_mlp'])
     x = x + (y @ m['in'] + m['in_bias']).relu() @ m['out'] + m['out_bias']
-    return norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
-
-  def objective(params, tokens, targets):
-    return torch.nn.functional.cross_entropy(logits(params, tokens), targets)
+    logits = norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
+    return torch.nn.functional.cross_entropy(logits, targets)
 
   objective = torch.compile(objective) if compiled else objective
   if cuda:
@@ -173,11 +171,7 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     schedule.step()
     return state, loss
 
-  @torch.no_grad()
-  def accuracy(_):
-    return (logits(params, tokens).argmax(-1) == targets).float().mean()
-
-  return Loop(step, accuracy, wait=lambda _: torch.cuda.synchronize() if cuda else None)
+  return Loop(step, wait=lambda _: torch.cuda.synchronize() if cuda else None)
 
 
 def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:

@@ -105,7 +105,8 @@ def measure(trainer, preset, seeds):
     for case in itertools.product(subjects(find), preset.relations, seeds)
   ]
   setting = searching.Setting(recipe, preset.dim, preset.width, rates)
-  records = searching.measure(cases, setting, trainer.train)
+  found, probes = searching.measure(cases, setting, trainer.train)
+  records = [*found.values(), *probes]
   for n, r in dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects):
     for name in ('selector', 'attention_only', 'keyvalue'):
       facts = Facts.bijections(n, r)

@@ -9,7 +9,6 @@ import pytest
 
 from experiments import benchmark
 from experiments.harness import plotting, records, timing
-from experiments.harness.timing import Comparison
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +23,7 @@ def order(monkeypatch):
 
 def test_benchmark_takes_turns_and_reports_the_ratio(order):
   theirs = lambda: order.extend(['theirs'] * 3)
-  got = Comparison(peer='', sizes='', ours=lambda: order.append('ours'), theirs=theirs).in_turns(3)
+  got = timing.in_turns(lambda: order.append('ours'), theirs, 3)
   assert [name for i, name in enumerate(order) if i == 0 or name != order[i - 1]] == [
     'ours',
     'theirs',
@@ -43,7 +42,7 @@ def test_a_search_is_timed_before_and_after_theirs(order, monkeypatch):
     return {'found': 7}
 
   theirs = lambda: order.extend(['theirs'] * 12) or {'found': 8}
-  got = Comparison(peer='', sizes='', ours=ours, theirs=theirs, ours_count=2, theirs_count=4).cold()
+  got = timing.cold(ours, theirs, pieces=(2, 4))
   assert order == ['ours'] * 2 + ['theirs'] * 12 + ['ours'] * 4
   assert (got['ours_seconds'], got['theirs_seconds']) == (1.5, 3)
   assert (got['ratio_range'], got['ratio']) == ([1.5, 3], 2.25)
@@ -77,9 +76,11 @@ def test_memory_benchmark_takes_a_step():
 def test_training_is_measured(name):
   smaller = {
     'products': {'shapes': [(32, 32, 32)]},
-    'scaling': {'base': {'subjects': 8, 'relations': 2, 'dim': 4, 'models': 2}},
+    'scaling': {'subjects': 8, 'relations': 2, 'dim': 4},
   }
-  found = list(benchmark.at_scale(name, 'smoke')(**smaller.get(name, {})))
+  found = list(
+    benchmark.MEASUREMENTS[name](**benchmark.SIZES['smoke'][name], **smaller.get(name, {}))
+  )
   assert all(r['ours_seconds'] > 0 for r in found if 'ours_seconds' in r)
   if name == 'scaling':
     one, other, fit = found
@@ -93,18 +94,25 @@ def test_training_is_measured(name):
 
 
 def test_the_binary_writes_what_it_measures_and_draws_it_again(tmp_path, capsys):
-  run = lambda *flags: benchmark.cli.run(
-    benchmark.main, benchmark.Options, ['benchmark', f'--workdir={tmp_path}', *flags]
-  )
+  run = lambda *flags: benchmark.STUDY.main(['benchmark', f'--workdir={tmp_path}', *flags])
   run('--scale=smoke', '--only=step,scaling')
   found = records.read(tmp_path)
   assert found.table['measurement'].tolist() == ['step', *['scaling'] * 2, 'scaling_exponent']
   assert found.about['command'].endswith('--scale=smoke --only=step,scaling')
-  drawn = (tmp_path / 'scaling.png').read_bytes()
-  (tmp_path / 'scaling.png').unlink()
+  drawn = (tmp_path / 'benchmark.png').read_bytes()
+  (tmp_path / 'benchmark.png').unlink()
   run('--redraw')
-  assert (tmp_path / 'scaling.png').read_bytes() == drawn
-  assert 'N=16, R=2, d=4' in capsys.readouterr().out
+  assert (tmp_path / 'benchmark.png').read_bytes() == drawn
+  told = capsys.readouterr().out
+  assert 'N=16, R=2, d=4' in told and 'scaling exponent, dim' in told
+
+
+def test_what_was_measured_before_it_ended_can_be_drawn(tmp_path, monkeypatch):
+  monkeypatch.setitem(benchmark.MEASUREMENTS, 'memory', lambda **_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    benchmark.STUDY.run('smoke', tmp_path, only='scaling,memory')
+  benchmark.STUDY.main(['benchmark', f'--workdir={tmp_path}', '--redraw'])
+  assert (tmp_path / 'benchmark.png').exists()
 
 
 def test_the_figure_has_the_exponents_of_the_committed_records(tmp_path):

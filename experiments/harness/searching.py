@@ -1,22 +1,23 @@
 """The smallest models that learn: which model a case is at a size, and the search over all cases.
 
-`measure(cases, setting, trainer.train)` gives a record of kind 'threshold' for every `Case`, in their order, and
-one of kind 'probe' for every size tried; `rounded({case: size}, setting, trainer)` the bits that their weights need.
+`measure(cases, setting, trainer.train)` gives a record of kind 'threshold' for every `Case`, and one of kind 'probe'
+for every size tried; `rounded({case: size}, setting, trainer)` the bits that the weights need. And the largest MLP
+memory, which is no transformer.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-import jax
 import numpy as np
 
 from geomem import model
 from geomem.checks import accounting, lower_bounds, rounding
 from geomem.config import Config
 from geomem.facts import Facts
-from geomem.training import batched, bisection, optimization
+from geomem.training import batched, bisection, mlp_memory, optimization
 from geomem.training.optimization import Recipe
 
 ROUNDS = 4  # that a search takes, about
@@ -34,16 +35,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What is the same for all cases; `rates`: learning rates with weight decays, of which the best counts.
+  """What is the same for all cases; `dim` and `width` where they are not looked for; `rates`: learning rates with
+  weight decays, of which the best counts.
 
   `guess`: where a search for d begins, if it is known better; sizes closer than `resolution`, a fraction of d,
   are not told apart.
   """
 
   recipe: Recipe
-  dim: int
-  width: int
-  rates: tuple[tuple[float, float], ...]
+  dim: int = 0
+  width: int = 0
+  rates: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.03, 0.01))
   depth: int = 1
   guess: int | None = None
   resolution: float = 0.0
@@ -79,8 +81,10 @@ def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[batched.Ta
   return tasks
 
 
-def measure(cases: list[Case], setting: Setting, train: Callable) -> list[dict]:
-  """A record a case, and one a probe; `train` trains tasks as `scheduling.train_tasks` does."""
+def measure(
+  cases: list[Case], setting: Setting, train: Callable
+) -> tuple[dict[Case, dict], list[dict]]:
+  """The record of every case, and those of the probes; `train` trains tasks as `scheduling.train_tasks` does."""
   probes, accuracy = [], {}
 
   def attempt(asked):
@@ -99,7 +103,7 @@ def measure(cases: list[Case], setting: Setting, train: Callable) -> list[dict]:
 
   found = bisection.search({case: looked_for(case, setting) for case in cases}, attempt)
   reached = lambda case: accuracy.get((case, found[case].found))
-  return [record(case, found[case], setting, reached(case)) for case in cases] + probes
+  return {case: record(case, found[case], setting, reached(case)) for case in cases}, probes
 
 
 def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dict]:
@@ -124,7 +128,7 @@ def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dic
 
 
 def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy=None) -> dict:
-  """What was found, and the bits of facts that a model of this accuracy holds for each parameter of the whole of it.
+  """What was found, how many parameters it trains, and the bits of facts that a model of this accuracy holds for each.
 
   `floor`: nothing harder failed, so it is no threshold. An accuracy that is not known is the target.
   """
@@ -132,10 +136,28 @@ def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy=N
   if border.found is None:
     return about | dict.fromkeys(('accuracy', 'dim', 'width', 'parameters', 'bits_per_parameter'))
   config, accuracy = configured(case, border.found, setting), accuracy or setting.recipe.target
-  n, r, weights = config.subjects, config.relations, jax.tree.leaves(model.shapes(config))
+  n, r = config.subjects, config.relations
   bits = accounting.recovered_bits(r * lower_bounds.log2_factorial(n), accuracy, n * r, n)
-  parameters = sum(math.prod(a.shape) for a in weights)
+  trained, _ = optimization.split(setting.recipe, model.shapes(config))
+  parameters = sum(math.prod(weight.shape) for weight in trained.values())
   return about | {
     'subjects': n, 'floor': border.failed is None, 'accuracy': accuracy, 'dim': config.dim,
     'width': config.blocks[0].hidden[0], 'parameters': parameters, 'bits_per_parameter': bits / parameters,
   }  # fmt: skip
+
+
+def largest_memory(
+  recipe: mlp_memory.Recipe, seeds: Iterable[int], best: Callable
+) -> dict[Any, bisection.Bisection]:
+  """The largest N of each seed's MLP memory; `best(recipe, sizes, seeds)`: the best accuracy of those of a round.
+
+  From d to F·d facts, the middle first, to one part in a hundred, which is where its authors searched.
+  """
+  least, most = recipe.dim, recipe.dim * recipe.width
+  span = bisection.Range(least, most, (least + most) // 2, False, resolution=0.01)
+
+  def attempt(asked):
+    seeds, sizes = zip(*asked, strict=True)
+    return [accuracy >= recipe.target for accuracy in best(recipe, sizes, seeds)]
+
+  return bisection.search({seed: span for seed in seeds}, attempt)

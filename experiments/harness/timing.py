@@ -1,51 +1,43 @@
-"""Two ways to do the same work, timed beside each other; a command in a process of its own."""
+"""Two ways to do the same work, timed beside each other; a command in a process of its own.
 
-import dataclasses
+Of both ways `pieces` says how many pieces of the work one call does; the seconds are those of a piece.
+"""
+
 import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Comparison:
-  """What is done, and how: a call of ours does `ours_count` pieces of the work, one of theirs `theirs_count`."""
+def in_turns(ours: Callable, theirs: Callable, rounds: int = 5, pieces=(1, 1)) -> dict:
+  """Timed so many times in turns, after one unmeasured call of each."""
+  ours(), theirs()
+  return _record([(seconds(ours), seconds(theirs)) for _ in range(rounds)], pieces)
 
-  peer: str
-  sizes: str
-  ours: Callable
-  theirs: Callable
-  ours_count: float = 1
-  theirs_count: float = 1
 
-  def in_turns(self, rounds: int = 5) -> dict:
-    """Timed so many times in turns, after one unmeasured call of each."""
-    self.ours(), self.theirs()
-    return self._record([(seconds(self.ours), seconds(self.theirs)) for _ in range(rounds)])
+def cold(ours: Callable, theirs: Callable, pieces=(1, 1)) -> dict:
+  """With all compiling, ours before theirs and after; the record has what both found."""
+  (before, found), (taken, their), (after, _) = map(_cold, (ours, theirs, ours))
+  sides = {'ours': found, 'theirs': their}
+  return _record([(before, taken), (after, taken)], pieces) | {
+    f'{side}_{name}': value for side, own in sides.items() for name, value in own.items()
+  }
 
-  def cold(self) -> dict:
-    """With all compiling, ours before theirs and after; the record has what both found."""
-    before, found = _cold(self.ours)
-    taken, theirs = _cold(self.theirs)
-    after, _ = _cold(self.ours)
-    found = {f'ours_{name}': value for name, value in found.items()}
-    theirs = {f'theirs_{name}': value for name, value in theirs.items()}
-    return self._record([(before, taken), (after, taken)]) | found | theirs
 
-  def _record(self, pairs: list[tuple[float, float]]) -> dict:
-    """Median seconds for one piece; the median and the range of theirs / ours in a round."""
-    pairs = [(ours / self.ours_count, theirs / self.theirs_count) for ours, theirs in pairs]
-    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
-    ratios = [b / a for a, b in pairs]
-    return {
-      'peer': self.peer, 'sizes': self.sizes, 'ours_seconds': ours, 'theirs_seconds': theirs,
-      'ratio': statistics.median(ratios), 'ratio_range': [min(ratios), max(ratios)], 'rounds': len(pairs),
-    }  # fmt: skip
+def _record(pairs: list[tuple[float, float]], pieces) -> dict:
+  """Median seconds for one piece; the median and the range of theirs / ours in a round."""
+  pairs_Rx2 = np.array(pairs) / pieces
+  ratio_R = pairs_Rx2[:, 1] / pairs_Rx2[:, 0]
+  ours, theirs = np.median(pairs_Rx2, axis=0).tolist()
+  return {
+    'ours_seconds': ours, 'theirs_seconds': theirs, 'ratio': float(np.median(ratio_R)),
+    'ratio_range': [float(ratio_R.min()), float(ratio_R.max())], 'rounds': len(pairs),
+  }  # fmt: skip
 
 
 def seconds(run: Callable) -> float:
@@ -53,6 +45,12 @@ def seconds(run: Callable) -> float:
   start = time.perf_counter()
   run()
   return time.perf_counter() - start
+
+
+def least_seconds(run: Callable, calls: int) -> float:
+  """What the fastest of so many calls takes, after one that compiles."""
+  run()
+  return min(seconds(run) for _ in range(calls))
 
 
 def _cold(work: Callable) -> tuple[float, dict]:
