@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import plotting, searching
+from experiments.harness import plotting, searching, statistics
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, values
 from experiments.harness.study import Study
@@ -135,7 +135,7 @@ def growth(memory):
   dims = held_SxD.columns.to_numpy(int)
   if len(dims) < 3:
     return []
-  slope = lambda n, size: float(np.polyfit(np.log(n), np.log(size), 1)[0])
+  slope = lambda n, size: statistics.line(np.log(n), np.log(size))[1]
   mean = held_SxD.mean().to_numpy()
   law = slope(mean, mean * np.log(mean))
   rivals: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}

@@ -28,10 +28,10 @@ RATES = ((0.01, 0.01),)  # of 45 that learned at this rate or a third of it, 44 
 RESOLUTION = 0.1  # widths closer than this, as a fraction, are not told apart
 MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, 'answer')}
 NAMES = {'direct': 'at once', 'chain': 'chain of thought', 'last': 'chain shown, last trained'}
-EXPECTED = {
-  ('direct', 1): (2.0, None),
-  ('chain', 1): (None, 1.5),
-}  # of d, most hops / one: at least, at most
+EXPECTED: dict = {
+  ('direct', 1): {'at_least': 2.0},
+  ('chain', 1): {'at_most': 1.5},
+}  # of the growth of d
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,8 +138,8 @@ def expect(table):
     one = np.array(values(trained, model=alike, depth=depth, hops=1))
     if most > 1 and len(one) and not np.isnan(one).any():
       growth = list(values(group, hops=most) / one)
-      limits = EXPECTED.get((mode, depth), (None, None))
-      yield from over_seeds(f'{name}: d for {most:.0f} hops / d for one', growth, *limits)
+      text = f'{name}: d for {most:.0f} hops / d for one'
+      yield from over_seeds(text, growth, **EXPECTED.get((mode, depth), {}))
   built = select(table, kind='construction')
   rounded = trained[trained['internal_bits'].notna()]
   for (mode, depth, hops), own in groups(rounded, 'model', 'depth', 'hops'):
@@ -165,13 +165,9 @@ def plot(table):
 def _plot_dims(ax, table):
   """The smallest d against the hops, a line a mode and depth through the means of complete cases."""
   trained = select(table, kind='trained')
-  for i, ((mode, depth), group) in enumerate(groups(trained, 'model', 'depth')):
-    color, marker = plotting.cycle(i)
-    shifted = group.assign(hops=group['hops'] + 0.05 * i)
-    ax.plot(shifted['hops'], shifted['value'], marker, color=color, alpha=0.4, markersize=3)
-    means = complete(shifted, 'hops').groupby('hops')['value'].mean()
-    label = NAMES[mode] + (f', depth {depth:.0f}' if mode == 'direct' else '')
-    ax.plot(means.index, means, marker=marker, color=color, markersize=4, label=label)
+  for i, ((mode, depth), own) in enumerate(groups(trained, 'model', 'depth')):
+    label = NAMES[mode] + f', depth {depth:.0f}' * (mode == 'direct')
+    plotting.spread(ax, own.assign(hops=own['hops'] + 0.05 * i), 'hops', i, label)
   ax.set(xlabel='hops, $k$', ylabel='smallest $d$', title='to answer 0.99 of $N R^k$ queries',
          xticks=sorted(trained['hops'].unique()))  # fmt: skip
 

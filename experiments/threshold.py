@@ -21,7 +21,6 @@ import dataclasses
 import itertools
 from typing import Annotated, Literal, get_args
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -31,7 +30,6 @@ from experiments.harness.findings import Claim, Finding, over_seeds
 from experiments.harness.statistics import complete, groups, select
 from experiments.harness.study import Study
 from geomem import facts as fact
-from geomem.checks import accounting
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training.optimization import Recipe
@@ -40,11 +38,11 @@ Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
 FINDS = get_args(Find)
 SUBJECTS = {'smoke': (8, 16), 'laptop': (16, 48, 144), 'full': (64, 256, 1024, 4096)}
 USED_BY: dict[
-  str, tuple[set[str], set]
-] = {  # what a size of one's own means something to, and the sizes that are nobody's own
-  'subjects': ({'dim', 'dim_at_width', 'width'}, {*SUBJECTS.values()}),
-  'dim': ({'width', 'subjects'}, {8}),
-  'width': ({'dim_at_width'}, {64}),
+  str, tuple
+] = {  # the searches that a size is used by, and the sizes that are nobody's own
+  'subjects': ({'dim', 'dim_at_width', 'width'}, SUBJECTS.values()),
+  'dim': ({'width', 'subjects'}, [8]),
+  'width': ({'dim_at_width'}, [64]),
 }
 TITLES = {
   'dim': 'smallest $d$, $F = 4d$',
@@ -52,11 +50,8 @@ TITLES = {
   'width': 'smallest $F$, $d$ = {dim:.0f}',
   'subjects': 'largest $N$, $d$ = {dim:.0f}, $F = 4d$',
 }
-LAWS = {  # of the size in N and R
-  'R·log2 N': lambda n, r: r * np.log2(n),
-  'R·√N': lambda n, r: r * np.sqrt(n),
-  'R·N': lambda n, r: r * n,
-}
+LAWS = {'R·log2 N': np.log2, 'R·√N': np.sqrt, 'R·N': np.positive}  # of the size, but for R
+CELL = 'find', 'subjects', 'relations'
 slope = lambda by_seed: line(by_seed)[1]
 REPORTED = {2.0: '--', 3.6: ':'}  # bits per parameter of language models: knowledge, memorized text
 
@@ -98,22 +93,22 @@ def measure(trainer, preset, seeds):
   """A record a case, one a size that was tried, and the exact constructions at the same N and R for their bits."""
   recipe = Recipe.with_warmup(preset.steps, target=preset.target)
   rates = tuple(itertools.product(preset.learning_rate, preset.weight_decay))
-  subjects = lambda find: [0] if find == 'subjects' else preset.subjects
   cases = [
     searching.Case(find, *case)
     for find in preset.find
-    for case in itertools.product(subjects(find), preset.relations, seeds)
+    for case in itertools.product(
+      [0] if find == 'subjects' else preset.subjects, preset.relations, seeds
+    )
   ]
   setting = searching.Setting(recipe, preset.dim, preset.width, rates)
   found, probes = searching.measure(cases, setting, trainer.train)
   records = [*found.values(), *probes]
   for n, r in dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects):
     for name in ('selector', 'attention_only', 'keyvalue'):
-      facts = Facts.bijections(n, r)
-      parameters = sum(a.size for a in jax.tree.leaves(registry.build(name, facts).params))
+      book = registry.build(name, Facts.bijections(n, r)).ledger()
       records.append({
-        'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r, 'parameters': parameters,
-        'bits_per_parameter': accounting.fact_bits(facts) / parameters,
+        'kind': 'construction', 'construction': name, 'subjects': n, 'relations': r,
+        'parameters': book.total_parameters, 'bits_per_parameter': book.bits_per_parameter,
       })  # fmt: skip
   return records
 
@@ -121,7 +116,7 @@ def measure(trainer, preset, seeds):
 def line(by_seed, law: str = 'R·log2 N') -> tuple[float, float, float]:
   """Intercept, slope and R² of the line through the sizes against a law, those of all seeds taken together."""
   rows = pd.concat(by_seed)
-  return statistics.line(LAWS[law](rows['subjects'], rows['relations']), rows['value'])
+  return statistics.line(rows['relations'] * LAWS[law](rows['subjects']), rows['value'])
 
 
 def fitted(table):
@@ -160,11 +155,10 @@ def expect(table):
     others = {rival: line(by_seed, rival)[2] for rival in rivals}
     yield joint(f'{told(find)}: R² of a line in R·log2 N', r2, 0.8, **others)
     yield joint(f'{told(find)}: R² ahead of the best other law', ahead, 0.0)
-  cell, highest = ('find', 'subjects', 'relations'), pd.Series(dtype=float)
-  found = complete(asked(table), *cell)
-  for (find, n, r), rows in groups(select(found, find='width'), *cell):
+  found, highest = complete(asked(table), *CELL), pd.Series(dtype=float)
+  for (find, n, r), rows in groups(select(found, find='width'), *CELL):
     yield from over_seeds(f'{told(find)}, N = {n}, R = {r:.0f}', rows['value'])
-  for (find, n), rows in groups(complete(found, *cell, bordered=True), 'find', 'subjects'):
+  for (find, n), rows in groups(complete(found, *CELL, bordered=True), 'find', 'subjects'):
     bits = rows.groupby('seed')['bits_per_parameter'].mean()
     highest = max(highest, bits, key=lambda bits: bits.mean() if len(bits) else 0.0)
     yield from over_seeds(f'bits of facts per parameter: {told(find)}, N = {n}', bits)
@@ -180,7 +174,7 @@ def asked(table):
 
 def more(table):
   """The sizes found, and the lines through them."""
-  text = render.table(statistics.summarize(asked(table), 'find', 'subjects', 'relations'))
+  text = render.table(statistics.summarize(asked(table), *CELL))
   for find, by_seed, missing in fitted(table):
     ends = '{:.3g} + {:.3g}·R·log2 N, R² {:.3g}'.format(*line(by_seed))
     text += f'\n\n{find} = {ends}; left out: {missing}'
@@ -219,10 +213,9 @@ def _plot_sizes(ax, find: str, own, by_seed):
     ax.plot(ends, intercept + through * ends, '-', color=plotting.GREY, label=label)
   ax.set_xlabel('relations, $R$' if find == 'subjects' else r'$R\,\log_2 N$')
   ax.set_ylabel({'width': '$F^*$', 'subjects': '$N^*$'}.get(find, '$d^*$'))
+  ax.set_ylim(bottom=0)
   if find == 'subjects':
     plotting.logarithmic(ax.yaxis)
-  else:
-    ax.set_ylim(bottom=0)
   ax.legend()
 
 
@@ -239,13 +232,10 @@ def _plot_bits(ax, found, built):
     draw(name, rows, 'P', color=plotting.BLACK, markerfacecolor=face, markersize=4)
   for bits, dashes in REPORTED.items():
     ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    ax.text(
-      0.99, bits, f'{bits:g} bits', transform=ax.get_yaxis_transform(), ha='right', va='bottom'
-    )
+    at = ax.get_yaxis_transform()
+    ax.text(0.99, bits, f'{bits:g} bits', transform=at, ha='right', va='bottom')
   plotting.logarithmic(ax.xaxis)
-  ax.set(
-    ylim=(0, 4), xlabel='facts, $N R$', ylabel='bits per parameter', title='bits per parameter'
-  )
+  ax.set(ylim=(0, 4), xlabel='facts, $N R$', title='bits per parameter')
   plotting.legend_beside(ax)
 
 

@@ -149,7 +149,7 @@ def test_whatever_was_searched_has_findings(find):
 def test_a_search_in_vain_takes_nothing_from_the_others(find, at, tmp_path):
   cases = [searching.Case(find, 2**b, 2, seed) for seed in (0, 1) for b in (3, 5)]
   at_size = lambda case, size: searching.record(
-    case, Bisection(searching.looked_for(case, SETTING), passed=size, failed=1), SETTING
+    case, Bisection(searching.looked_for(case, SETTING), passed=size, failed=1), SETTING, 0.99
   )
   vain = at_size(searching.Case(find, 128, 3, 0), None)
   table = pd.DataFrame([vain, *(at_size(case, case.subjects) for case in cases)])
@@ -177,7 +177,7 @@ def test_a_size_is_a_threshold_only_if_something_harder_failed(find, border):
   harder = (lambda size: size <= border) if find == 'subjects' else (lambda size: size >= border)
   attempt = lambda asked: [harder(size) for _, size in asked]
   found = search({case: searching.looked_for(case, setting)}, attempt)[case]
-  record = searching.record(case, found, setting)
+  record = searching.record(case, found, setting, 0.99)
   assert (record['value'] is not None and record['floor'] is False) is (border == 40)
   assert record['value'] is None or record['floor'] is (found.failed is None)
 

@@ -127,15 +127,15 @@ def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dic
   return dict(zip(found, chosen, strict=True))
 
 
-def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy=None) -> dict:
+def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy) -> dict:
   """What was found, how many parameters it trains, and the bits of facts that a model of this accuracy holds for each.
 
-  `floor`: nothing harder failed, so it is no threshold. An accuracy that is not known is the target.
+  `floor`: nothing harder failed, so it is no threshold.
   """
   about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found, 'floor': None}
   if border.found is None:
     return about | dict.fromkeys(('accuracy', 'dim', 'width', 'parameters', 'bits_per_parameter'))
-  config, accuracy = configured(case, border.found, setting), accuracy or setting.recipe.target
+  config = configured(case, border.found, setting)
   n, r = config.subjects, config.relations
   bits = accounting.recovered_bits(r * lower_bounds.log2_factorial(n), accuracy, n * r, n)
   trained, _ = optimization.split(setting.recipe, model.shapes(config))
