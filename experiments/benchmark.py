@@ -12,7 +12,6 @@ theirs. Both train the same model from the same parameters, on the same facts, w
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import operator
@@ -181,11 +180,10 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
   """The largest N that an MLP memory of d = F holds, a seed, all compiling and drawing included: all seeds together,
   beside a loop over one seed's models."""
 
-  def together(recipe, *asked):
-    return mlp.learn_all(recipe, *asked)[0]
+  together = lambda *asked: mlp.learn_all(*asked)[0]
 
   def in_turn(recipe, *asked):
-    loops = itertools.starmap(partial(peers.plain_mlp_memory, recipe), zip(*asked, strict=True))
+    loops = map(partial(peers.plain_mlp_memory, recipe), *asked)
     return [loop.best_accuracy(recipe) for loop in loops]
 
   def largest(recipe, count: int, best):
@@ -194,8 +192,7 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
 
   for dim in dims:
     recipe = mlp.Recipe(dim, dim, steps)
-    ours = partial(largest, recipe, seeds, together)
-    theirs = partial(largest, recipe, 1, in_turn)
+    ours, theirs = partial(largest, recipe, seeds, together), partial(largest, recipe, 1, in_turn)
     about = {'peer': 'jax', 'sizes': f'd=F={dim}, seeds={seeds}'}
     yield about | timing.cold(ours, theirs, pieces=(seeds, 1))
 

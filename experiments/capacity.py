@@ -112,10 +112,9 @@ def trained(trainer, preset, seeds) -> list[dict]:
   sizes = itertools.product(preset.subjects, preset.relations, seeds)
   cases = [searching.Case('dim', *size) for size in sizes]
   found, _ = searching.measure(cases, search, trainer.train)
-  learned = {case: own['value'] for case, own in found.items() if own['value'] is not None}
   scores = {case: {'accuracy': None, 'bits': None} for case in cases}
   for n in preset.subjects:
-    own = {case: value for case, value in learned.items() if case.subjects == n}
+    own = {case: its for case, its in found.items() if case.subjects == n}
     scores |= searching.rounded(own, search, trainer)
   facts = lambda case: building.bijections(case.subjects, case.relations, case.seed)
   return [

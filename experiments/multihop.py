@@ -108,8 +108,7 @@ def searched(trainer, preset, mode, hops, depth, seeds, guess):
   search = searching.Setting(recipe, rates=RATES, depth=depth, guess=guess, resolution=RESOLUTION)
   cases = [searching.Case('dim', preset.subjects, preset.relations, seed) for seed in seeds]
   found, _ = searching.measure(cases, search, trainer.train)
-  dims = {case: own['value'] for case, own in found.items() if own['value']}
-  rounded = searching.rounded(dims, search, trainer) if hops == max(preset.hops) else {}
+  rounded = searching.rounded(found, search, trainer) if hops == max(preset.hops) else {}
   records = []
   for case, own in found.items():
     records.append({
@@ -118,10 +117,10 @@ def searched(trainer, preset, mode, hops, depth, seeds, guess):
       'value': own['value'],
     })  # fmt: skip
     if case in rounded:
-      dim, bits = dims[case], int(rounded[case]['bits'])
+      dim, bits = own['value'], int(rounded[case]['bits'])
       internal = own['parameters'] - case.subjects * dim
       records[-1] |= {
-        'accuracy': float(rounded[case]['accuracy']), 'bits': bits,
+        'accuracy': rounded[case]['accuracy'], 'bits': bits,
         'internal_bits': float(bits * internal), 'subject_bits': float(bits * dim),
       }  # fmt: skip
   return records

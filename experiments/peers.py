@@ -176,6 +176,5 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
 
 def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:
   """A peer by name."""
-  if name == 'jax':
-    return plain_jax(recipe, task)
-  return pytorch(recipe, task, compiled=name == 'torch_compile')
+  plain = name == 'jax'
+  return plain_jax(recipe, task) if plain else pytorch(recipe, task, name == 'torch_compile')

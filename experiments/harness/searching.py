@@ -1,7 +1,7 @@
 """The smallest models that learn: which model a case is at a size, and the search over all cases.
 
 `measure(cases, setting, trainer.train)` gives a record of kind 'threshold' for every `Case`, and one of kind 'probe'
-for every size tried; `rounded({case: size}, setting, trainer)` the bits that the weights need. And the largest MLP
+for every size tried; `rounded(found, setting, trainer)` the bits that the weights need. And the largest MLP
 memory, which is no transformer.
 """
 
@@ -106,12 +106,13 @@ def measure(
   return {case: record(case, found[case], setting, reached(case)) for case in cases}, probes
 
 
-def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dict]:
-  """Accuracy, and the bits per weight that the target needs, of models of the sizes found, trained anew and to the
-  end, at the learning rate that leaves the fewest bits."""
-  if not found:
+def rounded(found: dict[Case, dict], setting: Setting, trainer) -> dict[Case, dict]:
+  """Accuracy, and the bits per weight that the target needs, of models of the sizes found, if any, trained anew and
+  to the end, at the learning rate that leaves the fewest bits."""
+  sizes = [(case, own['value']) for case, own in found.items() if own['value'] is not None]
+  if not sizes:
     return {}
-  tasks = attempts(list(found.items()), setting)
+  tasks = attempts(sizes, setting)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
   config = batched.common_config([task.config for task in tasks])
 
@@ -121,10 +122,12 @@ def rounded(found: dict[Case, int], setting: Setting, trainer) -> dict[Case, dic
     return {'accuracy': right(params), 'bits': bits}
 
   seen = trainer.train_and_evaluate(recipe, tasks, scores)
-  seen = {name: values.reshape(len(found), -1) for name, values in seen.items()}
-  best = enumerate(np.argmin(seen['bits'], axis=1))
-  chosen = [{name: float(values[at]) for name, values in seen.items()} for at in best]
-  return dict(zip(found, chosen, strict=True))
+  seen = {name: values.reshape(len(sizes), -1) for name, values in seen.items()}
+  best = np.argmin(seen['bits'], axis=1)
+  return {
+    case: {name: float(values[i, best[i]]) for name, values in seen.items()}
+    for i, (case, _) in enumerate(sizes)
+  }
 
 
 def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy) -> dict:
