@@ -3,18 +3,21 @@
   python -m experiments.pages
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
-Run it from the root of the repository. For every study of which docs/results holds the records, NAME.json of the
-laptop's preset or NAME_full.json, it draws NAME.png there and puts the table of its findings into docs/results.md
-or docs/language_model.md, after the line that marks its place. What all claims come to stands in docs/results.md
-and the README, and the README has the tables of the theorems and of the timings. --commit_records first copies
-a run's records there.
+For every study of which docs/results holds the records, NAME.json of the laptop's preset or NAME_full.json, it draws
+NAME.png there and puts the table of its findings into docs/results.md or docs/language_model.md, after the line
+that marks its place. What all claims come to stands in docs/results.md and the README, and the README has the tables
+of the theorems and of the timings. --commit_records first copies a run's records there.
 """
 
+import collections
 import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
+
+import jax
+from matplotlib.ticker import EngFormatter
 
 from constructions import registry
 from experiments.harness import cli, records, render, studies
@@ -23,8 +26,9 @@ from experiments.harness.records import Records
 from experiments.harness.study import Study
 from geomem.errors import InputError
 
-README, PAGE, RESULTS = Path('README.md'), Path('docs/results.md'), Path('docs/results')
-OWN_PAGES = {'language_model': Path('docs/language_model.md')}
+ROOT = Path(__file__).parents[1]
+README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
+OWN_PAGES = {'language_model': ROOT / 'docs/language_model.md'}
 FULL = '_full'
 LONG = 12  # rows of a table; of longer ones what was expected stands first
 SIZES = {
@@ -44,9 +48,9 @@ class Options:
   ] = None
 
 
-def committed() -> list[str]:
-  """What there are records of: NAME of the laptop's preset, NAME_full of the other."""
-  stems = [f'{name}{suffix}' for name in studies.NAMES for suffix in ('', FULL)]
+def committed(*names: str) -> list[str]:
+  """What there are records of: NAME of the laptop's preset, then NAME_full of the other."""
+  stems = [name + suffix for name in names or studies.NAMES for suffix in ('', FULL)]
   return [stem for stem in stems if (RESULTS / f'{stem}.json').exists()]
 
 
@@ -66,66 +70,56 @@ def page(stem: str) -> Path:
 def section(stem: str) -> str:
   """What a study is to show, with what it was measured, and what it found."""
   own, found = study(stem), kept(stem)
-  findings, about = own.findings(found.table), found.about
-  parts = [f'<a id="{stem}"></a>\n']
+  about, findings = found.about, own.findings(found.table)
+  parts = [f'<a id="{stem}"></a>']
   if not stem.endswith(FULL):  # once, not of each preset
-    parts.append(
-      ''.join(f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims) + f'> {own.terms}\n'
-    )
-  where = (
-    f'{about["device"]}, jax {about["versions"]["jax"]}' if 'device' in about else 'any device'
-  )
-  parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip() + '\n')
+    claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
+    parts.append(f'{"".join(claims)}> {own.terms}')
+  where = 'any device'
+  if 'device' in about:
+    where = f'{about["device"]}, jax {about["versions"]["jax"]}'
+  parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
-    parts.append(f'![{stem}](results/{stem}.png)\n')
+    parts.append(f'![{stem}](results/{stem}.png)')
   expected = [f for f in findings if f.holds is not None]
-  if len(findings) <= LONG or not expected:
-    return '\n'.join([*parts, render.findings(findings, 'markdown')])
-  others = [f for f in findings if f.holds is None]
-  more = f'<details><summary>{len(others)} more findings</summary>\n\n{render.findings(others, "markdown")}\n</details>\n'
-  return '\n'.join([*parts, render.findings(expected, 'markdown'), more])
+  shown = expected if expected and len(findings) > LONG else findings
+  parts.append(render.findings(shown, 'markdown').strip())
+  if others := [f for f in findings if f not in shown]:
+    table = render.findings(others, 'markdown')
+    parts.append(f'<details><summary>{len(others)} more findings</summary>\n\n{table}\n</details>')
+  return '\n\n'.join(parts) + '\n'
 
 
 def sizes(about: dict) -> str:
   """Of what models and runs the records are, as far as their setting says it."""
-  found: dict[str, set] = {}
-
-  def walk(value, key=None):
-    if isinstance(value, dict):
-      for name, some in value.items():
-        walk(some, name)
-    elif isinstance(value, list | tuple):
-      for some in value:
-        walk(some, key)
-    elif key in SIZES and isinstance(value, int) and value:
-      found.setdefault(key, set()).add(value)
-
-  walk(about)
-  texts = {
-    name: ', '.join(f'{value:,}' for value in sorted(values)) for name, values in found.items()
-  }
-  words = [
-    f'{texts[name]} steps' if name == 'steps' else f'{letter} = {texts[name]}'
-    for name, letter in SIZES.items() if name in texts
-  ]  # fmt: skip
+  found = collections.defaultdict(set)
+  for path, value in jax.tree.leaves_with_path(about):
+    name = next((part.key for part in reversed(path) if hasattr(part, 'key')), None)
+    if name in SIZES and isinstance(value, int) and value:
+      found[name].add(value)
+  words = []
+  for name in [name for name in SIZES if name in found]:
+    values = ', '.join(f'{value:,}' for value in sorted(found[name]))
+    words.append(f'{values} steps' if name == 'steps' else f'{SIZES[name]} = {values}')
   return f'{"; ".join(words)}.' if words else ''
 
 
 def overview(folder: str = '') -> str:
   """What every claim about trained models comes to, for a page from which `folder` leads to the others."""
-  rows = ['| claim | what it says | verdict |', '|---|---|---|']
+  rows = []
   for stem in committed():
     if stem != 'construct' and not stem.endswith(FULL):
       findings = study(stem).findings(kept(stem).table)
       for claim in study(stem).claims:
         word = verdict(of_claim(claim, findings))[1]
-        rows.append(f'| {claim.name} | {claim.says} | [{word}]({folder}{page(stem).name}#{stem}) |')
-  return '\n'.join(rows) + '\n'
+        link = f'[{word}]({folder}{page(stem).name}#{stem})'
+        rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
+  return render.table(rows, 'markdown')
 
 
 def theorems() -> str:
   """What each construction proves, where it is, its size, what came out."""
-  lines = ['| statement | construction | size | verified |', '|---|---|---|---|']
+  rows = []
   for r in kept('construct').table.to_dict('records'):
     known = registry.entry(r['construction'])
     module = known.builder.__module__.replace('.', '/') + '.py'
@@ -133,31 +127,24 @@ def theorems() -> str:
     result = f'{at}: {round(r["queries"] * r["accuracy"]):,} of {r["queries"]:,}'
     if known.exact:
       result += f', {r["min_margin"]:.3g} ≥ {r["promised_margin"]:.3g}'
-    lines.append(
-      f'| {known.theorem} | [`{r["construction"]}`]({module}) | {known.size} | {result} |'
+    link = f'[`{r["construction"]}`]({module})'
+    rows.append(
+      {'statement': known.theorem, 'construction': link, 'size': known.size, 'verified': result}
     )
-  return '\n'.join(lines) + '\n'
+  return render.table(rows, 'markdown')
 
 
 def timings() -> str:
   """What was measured side by side."""
-  table = records.read(RESULTS / 'benchmark_cpu.json').table
-  rows = []
+  table, seconds, rows = kept('benchmark_cpu').table, EngFormatter('s'), []
   for r in table[table['ratio'].notna()].to_dict('records'):
+    ours, theirs = (seconds(float(f'{r[key]:.3g}')) for key in ('ours_seconds', 'theirs_seconds'))
     ratio, least, most = (f'{value:.2g}' for value in (r['ratio'], *r['ratio_range']))
     rows.append({
       'measurement': r['measurement'], 'beside': (r['peer'] or 'matrix products').replace('_', ' '), 'sizes': r['sizes'],
-      'ours': _time(r['ours_seconds']), 'theirs': _time(r['theirs_seconds']), 'ratio': ratio, 'range': f'{least} to {most}',
+      'ours': ours, 'theirs': theirs, 'ratio': ratio, 'range': f'{least} to {most}',
     })  # fmt: skip
   return render.table(rows, 'markdown')
-
-
-def _time(seconds: float) -> str:
-  """Three digits, in the unit that suits them."""
-  for unit, size in (('s', 1.0), ('ms', 1e-3)):
-    if seconds >= size:
-      return f'{seconds / size:.3g} {unit}'
-  return f'{seconds * 1e6:.3g} µs'
 
 
 def splice(path: Path, name: str, table: str):
@@ -194,8 +181,6 @@ def commit_records(name: str, folder: Path):
 
 
 def main(options: Options):
-  if not PAGE.exists():
-    raise InputError(f'no {PAGE} here; run this from the root of the repository')
   if options.workdir and not options.commit_records:
     raise InputError('--workdir means nothing without --commit_records')
   if name := options.commit_records:

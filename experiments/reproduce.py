@@ -22,7 +22,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments import report
 from experiments.harness import cli, machine, records, render, studies
@@ -34,126 +37,73 @@ MOST_AT_ONCE = 4  # as many gigabytes and more
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  scale: Annotated[
-    Literal['smoke', 'laptop', 'full'],
-    'Preset of every study: smoke shows nothing, laptop takes the minutes that --list shows, full takes hours.',
-  ] = 'laptop'
+class Options(report.Options):
   only: Annotated[tuple[str, ...], 'Only this study, of those that --list shows.'] = ()
-  workdir: Annotated[str, 'Folder of the runs and the report.'] = 'runs/reproduce'
   again: Annotated[bool, 'Measure anew what is finished.'] = False
   list: bool = False
 
 
 def chosen(only: Sequence[str]) -> list[Study]:
   """What is asked for; of all, what needs something that is not there is left out, and named."""
-  if only:
-    asked = [studies.load(name) for name in only]
-    for study in asked:
-      if reason := study.missing():
-        raise InputError(f'{study.name}: {reason}')
-    return asked
-  reasons = {study.name: study.missing() for study in studies.load_all().values()}
-  for name, reason in reasons.items():
+  found = []
+  for study in map(studies.load, only or studies.NAMES):
+    reason = study.missing()
+    if reason and only:
+      raise InputError(f'{study.name}: {reason}')
     if reason:
-      cli.warn(f'{name} is left out: {reason}')
-  return [study for name, study in studies.load_all().items() if not reasons[name]]
+      cli.warn(f'{study.name} is left out: {reason}')
+    else:
+      found.append(study)
+  return found
 
 
-class Progress:
-  """One line: what runs, what is done, how long it may still take. Without a terminal only the ends."""
-
-  def __init__(self, asked: Sequence[Study], at_once: int = 1):
-    self.count, self.at_once, self.live = len(asked), at_once, sys.stderr.isatty()
-    self.left: list[Study] = list(asked)
-    self.started: dict[str, float] = {}
-    self.paces: list[float] = []  # this machine beside the one that the minutes are of
-
-  def start(self, study: Study):
-    self.started[study.name] = time.monotonic()
-
-  def show(self):
-    if not self.live:
-      return
-    pace = sum(self.paces) / len(self.paces) if self.paces else 1.0
-    now, rest = time.monotonic(), {study.name: 60 * study.minutes * pace for study in self.left}
-    for name, since in self.started.items():
-      rest[name] = max(0.0, rest[name] - (now - since))
-    left = max([sum(rest.values()) / self.at_once, *rest.values()])
-    running = ', '.join(f'{name} {clock(now - since)}' for name, since in self.started.items())
-    self._say(f'{running}; about {clock(left)} left', '')
-
-  def ended(self, study: Study, seconds: float, how: str):
-    self.left.remove(study)
-    if self.started.pop(study.name, None) and how == 'done':
-      self.paces.append(seconds / (60 * study.minutes))
-    self._say(f'{study.name}: {how} ({clock(seconds)})', '\n')
-
-  def _say(self, text: str, end: str):
-    text = f'[{self.count - len(self.left)}/{self.count}] {text}'
-    print(f'\r{text:<78}' if self.live else text, end=end, file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-  return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
-
-
-def finished(study: Study, scale: str, folder: Path, code: str, again: bool) -> float | None:
-  """The seconds that it took, if it is done and not to be measured again."""
-  path = folder / report.DONE
-  if not path.exists():
-    if begun_by(folder, code) != code:
-      remove(folder)
-      cli.warn(f'{study.name} was begun by other code, and is begun anew')
-    return None
-  before = json.loads(path.read_text(encoding='utf-8'))
-  if before['command'] != ' '.join(study.command(scale)) or again:
-    remove(folder)
-    return None
-  if before['code'] != code:
-    cli.warn(f'{study.name} was measured by other code; --again measures anew')
-  return before['seconds']
-
-
-def remove(folder: Path):
-  """The folder of a run, unless a process is at work there."""
-  with runs.lock(folder):
+def finished(study: Study, scale: str, folder: Path, again: bool) -> float | None:
+  """The seconds that it took, if it is done and not to be measured again; what cannot be taken up is removed."""
+  done, code = folder / report.DONE, machine.code_hash()
+  if done.exists():
+    before = json.loads(done.read_text(encoding='utf-8'))
+    if before['command'] == ' '.join(study.command(scale)) and not again:
+      if before['code'] != code:
+        cli.warn(f'{study.name} was measured by other code; --again measures anew')
+      return before['seconds']
+  else:
+    begun = [*folder.glob('config.json'), *folder.glob('*/config.json')]
+    if all(json.loads(path.read_text(encoding='utf-8')).get('code') == code for path in begun):
+      return None
+    cli.warn(f'{study.name} was begun by other code, and is begun anew')
+  with runs.lock(folder):  # unless a process is at work there
     shutil.rmtree(folder)
-
-
-def begun_by(folder: Path, code: str) -> str | None:
-  """The hash of the code that has begun the run, or one of its parts; of one not begun, or that cannot be taken up
-  and begins anew, `code`."""
-  begun = (json.loads(path.read_text(encoding='utf-8')).get('code')
-           for pattern in ('config.json', '*/config.json') for path in folder.glob(pattern))  # fmt: skip
-  return next(begun, code)
+  return None
 
 
 class Run:
   """A study under way, as by its own command, on some of the cores; it goes on from where it was left."""
 
-  def __init__(self, study: Study, scale: str, folder: Path, code: str, cores: set[int] | None):
-    self.study, self.folder, self.code, self.cores = study, folder, code, cores
-    self.command, self.begun = study.command(scale), time.monotonic()
+  def __init__(self, study: Study, scale: str, folder: Path, cores: set[int] | None):
+    self.study, self.folder, self.cores, self.command = study, folder, cores, study.command(scale)
+    self.begun = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    spent = folder / 'seconds.json'
-    self.before = json.loads(spent.read_text())['seconds'] if spent.exists() else 0.0
     with open(folder / 'log.txt', 'a', encoding='utf-8') as log:
       command = [sys.executable, *self.command[1:], f'--workdir={folder}']
       self.process = subprocess.Popen(command, stdout=log, stderr=log)
     if cores:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
 
+  @property
+  def minutes_left(self) -> float:
+    return max(0.0, self.study.minutes - (time.monotonic() - self.begun) / 60)
+
   def stop(self) -> float:
     """Wait for its end; the seconds of all tries, which are kept."""
     self.process.wait()
-    total = self.before + time.monotonic() - self.begun
-    records.write_text(self.folder / 'seconds.json', json.dumps({'seconds': total}))
+    spent = self.folder / 'seconds.json'
+    before = json.loads(spent.read_text())['seconds'] if spent.exists() else 0.0
+    seconds = before + time.monotonic() - self.begun
+    records.write_text(spent, json.dumps({'seconds': seconds}))
     if self.process.returncode == 0:
-      code = begun_by(self.folder, self.code)
-      done = {'command': ' '.join(self.command), 'code': code, 'seconds': total}
+      done = {'command': ' '.join(self.command), 'code': machine.code_hash(), 'seconds': seconds}
       records.write_text(self.folder / report.DONE, json.dumps(done))
-    return total
+    return seconds
 
 
 def shares_of_cores(scale: str) -> list[set[int] | None]:
@@ -182,38 +132,54 @@ def measure(
   again: bool = False,
 ) -> list[str]:
   """Run what is not finished, the longest first; the names of what failed."""
-  progress, code = Progress(asked, len(cores)), machine.code_hash()
-  failed: list[str] = []
+  waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
   running: list[Run] = []
-  waiting, free = [], list(cores)
+  failed: list[str] = []
+
+  def say(study: Study, how: str, seconds: float):
+    ended = len(asked) - len(waiting) - len(running)
+    told = f'[{ended}/{len(asked)}] {study.name}: {how} ({report.duration(seconds)})'
+    print(told, file=sys.stderr, flush=True)
+
   for study in asked:
-    if (seconds := finished(study, scale, folder / study.name, code, again)) is None:
-      waiting.append(study)
-    else:
-      progress.ended(study, seconds, 'finished before, kept')
-  waiting.sort(key=lambda study: -study.minutes)
-  try:
-    while waiting or running:
-      while waiting and free:
-        study = waiting.pop(0)
-        running.append(Run(study, scale, folder / study.name, code, free.pop()))
-        progress.start(study)
-      progress.show()
-      time.sleep(0.2)
-      for run in [run for run in running if run.process.poll() is not None]:
-        running.remove(run)
-        free.append(run.cores)
-        seconds, bad = run.stop(), run.process.returncode
-        failed += [run.study.name] * bool(bad)
-        progress.ended(
-          run.study, seconds, f'FAILED, see {run.folder / "log.txt"}' if bad else 'done'
-        )
-  finally:
-    for run in running:
-      run.process.terminate()  # a run can be killed at any moment
-    for run in running:
-      run.stop()
+    if (seconds := finished(study, scale, folder / study.name, again)) is not None:
+      waiting.remove(study)
+      say(study, 'finished before, kept', seconds)
+  total = sum(study.minutes for study in waiting)
+  with progress() as shown:
+    line = shown.add_task('', total=total)
+    try:
+      while waiting or running:
+        while waiting and free:
+          study = waiting.pop(0)
+          running.append(Run(study, scale, folder / study.name, free.pop()))
+        left = sum(study.minutes for study in waiting) + sum(run.minutes_left for run in running)
+        names = ', '.join(run.study.name for run in running)
+        shown.update(line, description=names, completed=total - left)
+        time.sleep(0.2)
+        for run in [run for run in running if run.process.poll() is not None]:
+          running.remove(run)
+          free.append(run.cores)
+          seconds, how = run.stop(), 'done'
+          if run.process.returncode:
+            failed.append(run.study.name)
+            how = f'FAILED, see {run.folder / "log.txt"}'
+          say(run.study, how, seconds)
+    finally:
+      for run in running:
+        run.process.terminate()  # a run can be killed at any moment
+      for run in running:
+        run.stop()
   return failed
+
+
+def progress() -> Progress:
+  """A line on a terminal: what runs, how much is done, how long it has taken, how long it may still take."""
+  columns = BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), 'left'
+  console = Console(stderr=True)
+  return Progress(
+    '{task.description}', *columns, console=console, disable=not console.is_terminal, transient=True
+  )
 
 
 def leave_when_told():

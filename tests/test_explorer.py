@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from constructions import registry
+from experiments import report
 from experiments.harness import machine
 from experiments.page import explorer
 from experiments.page.explorer_models import ExplorerModel, models
@@ -33,7 +34,12 @@ def all_models():
 
 @pytest.fixture(scope='module')
 def section(all_models):
-  return explorer.section(explorer.data(all_models))
+  return page(explorer.data(all_models))
+
+
+def page(found) -> str:
+  """The piece of the report that shows these data."""
+  return report.page('explorer.html', explorer=found)
 
 
 @pytest.fixture(scope='module')
@@ -94,7 +100,7 @@ def test_names_cannot_break_out(all_models):
   names = ('</script><script>alert(1)</script>', '<!--', *'abcdef')
   facts = Facts(c.facts.answers_RxN, 8, True, names, ('<b>', '&amp;', '"\''), names)
   one = ExplorerModel('</script>', '<i>', c.replace(facts=facts), np.arange(8))
-  section = explorer.section(explorer.data([one]))
+  section = page(explorer.data([one]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
 
 
@@ -105,7 +111,7 @@ def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
   first = explorer.kept(path)
   assert first == explorer.data(made) and 'making' in capsys.readouterr().err
   made *= 2
-  assert explorer.section(explorer.kept(path)) == explorer.section(first)
+  assert page(explorer.kept(path)) == page(first)
   assert capsys.readouterr().err == ''
   monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
   assert len(explorer.kept(path)['models']) == 2
@@ -150,16 +156,16 @@ def fired(one, query) -> list[list[str]]:
 
 @pytest.mark.skipif(not browser.PATH, reason=browser.MISSING)
 def test_in_a_browser(all_models, section, told, tmp_path):
-  page = tmp_path / 'page.html'
-  page.write_text(PAGE.format(section), encoding='utf-8')
+  path = tmp_path / 'page.html'
+  path.write_text(PAGE.format(section), encoding='utf-8')
   with browser.tab(tmp_path / 'profile') as tab:
-    tab.open(page.as_uri(), 375)
+    tab.open(path.as_uri(), 375)
     for i, (one, shown) in enumerate(zip(all_models, told, strict=True)):
       check_answers(one, shown, tab.ask(CHECK % i))
     for shown in told:
-      check_link(tab, page, shown)
-    check_keys(tab, page)
-    check_wrong_links(tab, page)
+      check_link(tab, path, shown)
+    check_keys(tab, path)
+    check_wrong_links(tab, path)
     assert not tab.complaints
     assert all(url.startswith(('file:', 'about:')) for url in tab.asked)
 

@@ -1,7 +1,6 @@
 """What the pages say was measured is what the committed records say."""
 
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,6 @@ from experiments.harness.records import Records
 from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def at_the_root(monkeypatch):
-  monkeypatch.chdir(ROOT)
 
 
 def test_the_sizes_are_those_that_were_asked_for():
@@ -53,9 +47,7 @@ def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
   )
 
 
-@pytest.mark.parametrize(
-  'path', sorted((ROOT / pages.RESULTS).glob('*.json')), ids=lambda path: path.stem
-)
+@pytest.mark.parametrize('path', sorted(pages.RESULTS.glob('*.json')), ids=lambda path: path.stem)
 def test_records_say_what_they_were_measured_with(path):
   about = records.read(path).about
   assert about['command']
@@ -71,9 +63,7 @@ def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
   }  # fmt: skip
   run = tmp_path / 'run' / records.FILE
   records.write(run, Records(about, table.assign(build_seconds=1.0)))
-  (tmp_path / 'docs/results').mkdir(parents=True)
-  shutil.copy(ROOT / pages.PAGE, tmp_path / 'docs')
-  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(pages, 'RESULTS', tmp_path)
   pages.commit_records('threshold', run.parent)
   kept = pages.kept('threshold')
   assert kept.about == {name: value for name, value in about.items() if name != 'code'}

@@ -1,6 +1,5 @@
-"""Tables as Markdown, as HTML and for a terminal: one way to write a number, a finding, a verdict."""
+"""Tables as Markdown and for a terminal: one way to write a number, a finding, a verdict."""
 
-import html
 import math
 from collections.abc import Sequence
 
@@ -20,22 +19,18 @@ def cell(value) -> str:
   value = value.item() if hasattr(value, 'item') else value
   if isinstance(value, bool):
     return 'yes' if value else 'no'
-  if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+  if pd.api.types.is_scalar(value) and pd.isna(value):
     return '–'
-  if isinstance(value, float) and math.isinf(value):
-    return '∞' if value > 0 else '−∞'
-  if isinstance(value, float) and not (value.is_integer() and abs(value) >= 1000):
-    return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
-  return f'{int(value):,}' if isinstance(value, int | float) else str(value)
-
-
-def interval(finding: Finding) -> str:
-  return '' if math.isnan(finding.low) else f'[{finding.low:.3g}, {finding.high:.3g}]'
+  if isinstance(value, float):
+    text = f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+    return text.replace('inf', '∞')
+  return f'{value:,}' if isinstance(value, int) else str(value)
 
 
 def number(finding: Finding) -> str:
   """Mean and interval."""
-  return f'{finding.value:.3g} {interval(finding)}'.strip()
+  spread = '' if math.isnan(finding.low) else f' [{finding.low:.3g}, {finding.high:.3g}]'
+  return f'{finding.value:.3g}{spread}'
 
 
 def expected(finding: Finding) -> str:
@@ -49,56 +44,40 @@ def controls(finding: Finding) -> str:
 
 def beside(finding: Finding) -> str:
   """What was expected, and the controls, in brackets."""
-  parts = [f'expected {text}' for text in [expected(finding)] if text] + [controls(finding)]
-  inside = '; '.join(filter(None, parts))
+  bounds = expected(finding)
+  inside = '; '.join(filter(None, [bounds and f'expected {bounds}', controls(finding)]))
   return f' ({inside})' if inside else ''
 
 
 def row(finding: Finding) -> tuple[str, ...]:
   """A finding in `COLUMNS`."""
+  spread = '' if math.isnan(finding.low) else f'{finding.low:.3g} to {finding.high:.3g}'
   holds = {None: '', True: 'yes', False: 'no'}[finding.holds] + ' ~' * finding.unsure
-  holds += (
-    ' (check)' * bool(finding.holds is not None and finding.check) + ' (primary)' * finding.primary
-  )
-  spread = interval(finding)[1:-1].replace(', ', ' to ')
-  return (finding.what, f'{finding.value:.3g}', spread, f'{finding.seeds}', controls(finding),
-          expected(finding), holds)  # fmt: skip
+  holds += ' (check)' * (finding.check and finding.holds is not None)
+  holds += ' (primary)' * finding.primary
+  measured = finding.what, f'{finding.value:.3g}', spread, f'{finding.seeds}'
+  return *measured, controls(finding), expected(finding), holds
 
 
 def findings(found: Sequence[Finding], form: str) -> str:
-  """A table of findings: 'markdown', 'html' or 'terminal'."""
-  return _FORMS[form](COLUMNS, [row(finding) for finding in found])
+  """A table of findings."""
+  return table(pd.DataFrame([row(finding) for finding in found], columns=COLUMNS), form)
 
 
 def table(
   rows: pd.DataFrame | Sequence[dict], form: str = 'terminal', columns: Sequence[str] | None = None
 ) -> str:
-  """Any table, its values as `cell` writes them."""
-  rows = pd.DataFrame(rows) if columns is None else pd.DataFrame(rows, columns=list(columns))
+  """Any table as 'markdown' or for a 'terminal', its values as `cell` writes them."""
+  rows = pd.DataFrame(rows, columns=columns)
   heads = [str(name).replace('_', ' ') for name in rows.columns]
-  return _FORMS[form](
-    heads,
-    [[cell(value) for value in values] for values in rows.astype(object).itertuples(index=False)],
-  )
+  lines = [list(map(cell, values)) for values in rows.astype(object).itertuples(index=False)]
+  return _markdown(heads, lines) if form == 'markdown' else _terminal(heads, lines)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   bold = lambda text: f'**no**{text[2:]}' if text == 'no' or text.startswith('no ') else text
   lines = [heads, ['---'] * len(heads), *([bold(text) for text in some] for some in rows)]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def _html(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """The last cell has its text as its class, for its colour."""
-  e = html.escape
-  body = ''.join(
-    '<tr>'
-    + ''.join(f'<td>{e(text)}</td>' for text in some[:-1])
-    + f'<td class="{e(some[-1])}">{e(some[-1])}</td></tr>'
-    for some in rows
-  )
-  head = ''.join(f'<th>{e(text)}</th>' for text in heads)
-  return f'<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,14 +88,9 @@ def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     drawn.add_column(head, justify='right' if numeric and rows else 'left', overflow='fold')
   for some in rows:
     drawn.add_row(*map(rich.markup.escape, some))
-  console = rich.console.Console(width=None if _is_terminal() else 10_000, highlight=False)
+  console = rich.console.Console(highlight=False)
+  if not console.is_terminal:
+    console.width = 10_000
   with console.capture() as capture:
     console.print(drawn)
   return '\n'.join(line.rstrip() for line in capture.get().splitlines()).strip('\n')
-
-
-def _is_terminal() -> bool:
-  return rich.console.Console().is_terminal
-
-
-_FORMS = {'markdown': _markdown, 'html': _html, 'terminal': _terminal}

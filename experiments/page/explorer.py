@@ -1,8 +1,7 @@
 """The explorer of the report: every query of small models, to be followed through the network.
 
-`section` is a piece of a page, with its style, script and data inside. The data are computed here, by
-`geomem.inside.trace`, and kept; the script only draws them. Where coordinates have no names, it also shows
-what linear probes say of them. Shapes as in `geomem.inside.trace`.
+Its data are computed here, by `geomem.inside.trace`, and kept; the script of explorer.html only draws them. Where
+coordinates have no names, they have what linear probes say of them too. Shapes as in `geomem.inside.trace`.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ from geomem.facade import FactModel
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
 
-PAGE, LOGITS = Path(__file__).parent, 8
+LOGITS = 8
 
 
 def data(shown: list[ExplorerModel]) -> dict:
@@ -150,20 +149,5 @@ def kept(path: Path) -> dict:
       return known['data']
   print('making the models of the explorer: about a minute, once', file=sys.stderr)
   found = data(models())
-  records.write_text(path, _text({'code': machine.code_hash(), 'data': found}))
+  records.write_text(path, json.dumps({'code': machine.code_hash(), 'data': found}))
   return found
-
-
-def _text(found: dict) -> str:
-  return json.dumps(found, ensure_ascii=False, separators=(',', ':'))
-
-
-def section(found: dict) -> str:
-  """The piece of a page that shows these data."""
-  text = _text(found).replace('<', '\\u003c')
-  read = lambda name: (PAGE / name).read_text(encoding='utf-8')
-  return (
-    f'<style>\n{read("explorer.css")}</style>\n{read("explorer.html")}'
-    f'<script type="application/json" id="explorer-data">{text}</script>\n'
-    f'<script>\n{read("explorer.js")}</script>\n'
-  )
