@@ -34,6 +34,7 @@ from geomem.errors import InputError
 from geomem.saved import runs
 
 MOST_AT_ONCE = 4  # as many gigabytes and more
+Cores = set[int] | None  # None: all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +58,14 @@ def chosen(only: Sequence[str]) -> list[Study]:
   return found
 
 
-def finished(study: Study, scale: str, folder: Path, again: bool) -> float | None:
+def finished(study: Study, folder: Path, again: bool) -> float | None:
   """The seconds that it took, if it is done and not to be measured again; what cannot be taken up is removed."""
   done, code = folder / report.DONE, machine.code_hash()
   if done.exists():
     before = json.loads(done.read_text(encoding='utf-8'))
-    if before['command'] == ' '.join(study.command(scale)) and not again:
-      if before['code'] != code:
-        cli.warn(f'{study.name} was measured by other code; --again measures anew')
+    if not again and before['code'] != code:
+      cli.warn(f'{study.name} was measured by other code; --again measures anew')
+    if not again:
       return before['seconds']
   else:
     begun = [*folder.glob('config.json'), *folder.glob('*/config.json')]
@@ -79,12 +80,11 @@ def finished(study: Study, scale: str, folder: Path, again: bool) -> float | Non
 class Run:
   """A study under way, as by its own command, on some of the cores; it goes on from where it was left."""
 
-  def __init__(self, study: Study, scale: str, folder: Path, cores: set[int] | None):
-    self.study, self.folder, self.cores, self.command = study, folder, cores, study.command(scale)
-    self.begun = time.monotonic()
+  def __init__(self, study: Study, scale: str, folder: Path, cores: Cores):
+    self.study, self.folder, self.cores, self.begun = study, folder, cores, time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'log.txt', 'a', encoding='utf-8') as log:
-      command = [sys.executable, *self.command[1:], f'--workdir={folder}']
+      command = [sys.executable, *study.command(scale)[1:], f'--workdir={folder}']
       self.process = subprocess.Popen(command, stdout=log, stderr=log)
     if cores:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
@@ -101,37 +101,34 @@ class Run:
     seconds = before + time.monotonic() - self.begun
     records.write_text(spent, json.dumps({'seconds': seconds}))
     if self.process.returncode == 0:
-      done = {'command': ' '.join(self.command), 'code': machine.code_hash(), 'seconds': seconds}
+      done = {'code': machine.code_hash(), 'seconds': seconds}
       records.write_text(self.folder / report.DONE, json.dumps(done))
     return seconds
 
 
-def shares_of_cores(scale: str) -> list[set[int] | None]:
+def shares_of_cores(scale: str) -> list[Cores]:
   """The cores of each of the studies that run at once: an accelerator runs one, and so does the full preset.
 
   Half of what a small sweep does is compiling, on one core: two at once waste less of two.
   """
-  if scale == 'full' or not hasattr(os, 'sched_setaffinity') or _backend() != 'cpu':
+  if scale == 'full' or not hasattr(os, 'sched_setaffinity'):
+    return [None]
+  # In a process of its own, for who asks holds the device.
+  ask = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
+  if subprocess.run(ask, capture_output=True, text=True).stdout.strip() != 'cpu':
     return [None]
   cores = sorted(os.sched_getaffinity(0))
   count = min(MOST_AT_ONCE, len(cores))
   return [set(cores[i::count]) for i in range(count)]
 
 
-def _backend() -> str:
-  """Asked in a process of its own, for who asks holds the device."""
-  asked = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
-  return subprocess.run(asked, check=False, capture_output=True, text=True).stdout.strip()
-
-
 def measure(
-  asked: Sequence[Study],
-  scale: str,
-  folder: Path,
-  cores: Sequence[set[int] | None],
-  again: bool = False,
+  asked: Sequence[Study], scale: str, folder: Path, cores: Sequence[Cores], again: bool = False
 ) -> list[str]:
-  """Run what is not finished, the longest first; the names of what failed."""
+  """Run what is not finished, the longest first; the names of what failed.
+
+  A terminal shows in a line what runs, how much is done, how long it has taken and may still take.
+  """
   waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
   running: list[Run] = []
   failed: list[str] = []
@@ -142,11 +139,13 @@ def measure(
     print(told, file=sys.stderr, flush=True)
 
   for study in asked:
-    if (seconds := finished(study, scale, folder / study.name, again)) is not None:
+    if (seconds := finished(study, folder / study.name, again)) is not None:
       waiting.remove(study)
       say(study, 'finished before, kept', seconds)
   total = sum(study.minutes for study in waiting)
-  with progress() as shown:
+  terminal = Console(stderr=True)
+  columns = '{task.description}', BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), 'left'
+  with Progress(*columns, console=terminal, disable=not terminal.is_terminal) as shown:
     line = shown.add_task('', total=total)
     try:
       while waiting or running:
@@ -173,24 +172,11 @@ def measure(
   return failed
 
 
-def progress() -> Progress:
-  """A line on a terminal: what runs, how much is done, how long it has taken, how long it may still take."""
-  columns = BarColumn(20), TimeElapsedColumn(), TimeRemainingColumn(), 'left'
-  console = Console(stderr=True)
-  return Progress(
-    '{task.description}', *columns, console=console, disable=not console.is_terminal, transient=True
-  )
-
-
 def leave_when_told():
   """Let a request to end, or a terminal that is closed, end this as an error does, and with it what it has started."""
-
-  def leave(number, _):
-    raise SystemExit(128 + number)
-
   for number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
-      signal.signal(number, leave)
+      signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def main(options: Options):

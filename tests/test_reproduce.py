@@ -91,12 +91,12 @@ def test_a_folder_in_which_a_run_is_at_work_is_not_removed(again, tmp_path):
   folder = tmp_path / 'fake0'
   with runs.Run(folder, {'code': 'other'}):
     if again:
-      done = {'command': 'other', 'code': 'other', 'seconds': 1.0}
+      done = {'code': 'other', 'seconds': 1.0}
       records.write_text(folder / report.DONE, json.dumps(done))
     with pytest.raises(InputError, match='fake0: another process is at work there'):
       run(tmp_path, again=again)
     assert (folder / 'config.json').exists() and not (folder / 'counted.txt').exists()
-  assert run(tmp_path) == [True] and counted(folder) == 1
+  assert run(tmp_path, again=again) == [True] and counted(folder) == 1
   assert not (folder / 'config.json').exists()
 
 
@@ -277,7 +277,7 @@ def write_report(folder, monkeypatch):
   own, committed = folder / 'construct', folder / 'committed'
   about = {'command': 'python -m experiments.construct <b>&', 'code': '', 'device': 'here'}
   records.write(own / records.FILE, Records(about, kept.table))
-  (own / report.DONE).write_text(json.dumps({'command': '', 'code': '', 'seconds': 61.0}))
+  (own / report.DONE).write_text(json.dumps({'code': '', 'seconds': 61.0}))
   committed.mkdir()
   for name in SMALLER:
     shutil.copy(pages.RESULTS / f'{name}.json', committed)

@@ -106,30 +106,24 @@ def _fit(config: Config, params, answers_RxN) -> dict:
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   fit_T, held_S = linear_maps.hold_out(building.eval_keys(0, 1)[0], config.subjects)
   facts, shown_S = (u_AxD, answers_RxN, fit_T), jnp.sort(held_S[:SHOWN])
+  paths_Rx1 = jnp.arange(config.relations)[:, None]
+  _, sown = model.apply(
+    config, params, e_NxD, paths_Rx1, method='from_embeddings', mutable=['trace']
+  )
+  block = sown['trace']['blocks_0']
+  read_NxRxD, written_NxRxD = block['residual']  # before and after the MLP
+  held_NxRxD = jnp.broadcast_to(e_NxD[:, None], read_NxRxD.shape)
+  stages = {'embedding': held_NxRxD, 'read': read_NxRxD, 'written': written_NxRxD}
   say = lambda x_NxD: linear_maps.probe(x_NxD, *facts, shown_S).T
-  stages = _stages(config, params)
-  said = jax.vmap(jax.vmap(say, out_axes=1))(jnp.stack(list(stages.values())))
-  _, hidden_NxRxF = intervene.mlp_activations(config, params, e_NxD)
-  units = intervene.unit_selectivity(hidden_NxRxF)
+  units = intervene.unit_selectivity(block['mlp']['hidden'][0])
   return {
     'subjects': shown_S,
     'r2': linear_maps.superposition_r2(e_NxD, *facts, held_S),
     'accuracy': linear_maps.probe_accuracy(e_NxD, *facts, held_S),
     'own_F': jnp.where(units['relation'] > 0.5, units['own'], -1),
-    'said': dict(zip(stages, said, strict=True)),
+    'said': {stage: jax.vmap(say, 1, 1)(x_NxRxD) for stage, x_NxRxD in stages.items()},
     'parts_SxPxD': _parts(params['embed'], *facts, shown_S),
   }
-
-
-def _stages(config: Config, params) -> dict[str, jax.Array]:
-  """The residuals RxNxD of every query at the subject's token and, before and after the MLP, at the last."""
-  N, R = config.subjects, config.relations
-  paths_Bx1 = jnp.repeat(jnp.arange(R), N)[:, None]
-  tokens = queries.prompts(N, jnp.tile(jnp.arange(N), R), paths_Bx1)
-  sown = model.apply(config, params, tokens, mutable=['trace'])[1]['trace']
-  read, written = sown['blocks_0']['residual']
-  stages = {'embedding': sown['residual'][0][:, 0], 'read': read[:, -1], 'written': written[:, -1]}
-  return {stage: x_BxD.reshape(R, N, -1) for stage, x_BxD in stages.items()}
 
 
 def _parts(embed, u_AxD, answers_RxN, fit_T, shown_S):

@@ -102,22 +102,21 @@ class Picture:
 
   def _place(self):
     """Which entries are shown (of many, those that change here), and where each coordinate stands."""
-    blocks, self.shown = range(len(self.trace.blocks)), {}
+    blocks, self.shown, gaps = range(len(self.trace.blocks)), {}, []
     rows = [label(self.trace, *stage) for i in blocks for stage in stages(self.trace, i, self.p)]
-    new = [any(row[i][1] == 'new' for row in rows) for i in range(len(self.entries))]
-    gap_D = np.full(len(self.closed_D), np.nan)
+    new = [any(state == 'new' for _, state in own) for own in zip(*rows, strict=True)]
     for slot, group in itertools.groupby(range(len(new)), lambda i: self.entries[i].slot):
       some = sorted(group, key=lambda i: not new[i])[: max(8, MAX_CELLS // slot.width)]
+      gaps += [SLOT_GAP] + [ENTRY_GAP] * (len(some) - 1)
       for i in sorted(some):
-        start, stop = self.entries[i].at.start, self.entries[i].at.stop
-        self.shown[i] = slice(start, stop if slot.code else min(stop, start + MAX_CELLS))
-        gap_D[self.shown[i]] = 0
-        gap_D[start] = SLOT_GAP if i == min(some) else ENTRY_GAP
-    self.index = np.flatnonzero(~np.isnan(gap_D))
-    gaps, count = gap_D[self.index], len(self.index)
-    self.cell = min(CELL, (RIGHT - LEFT - sum(gaps[1:])) / count)
-    gap_D[self.index] = LEFT - SLOT_GAP + np.cumsum(gaps) + self.cell * np.arange(count)
-    self.x_D, self.right = gap_D, gap_D[self.index[-1]] + self.cell
+        at = self.entries[i].at
+        self.shown[i] = at if slot.code else slice(at.start, min(at.stop, at.start + MAX_CELLS))
+    self.index = np.concatenate([np.r_[at] for at in self.shown.values()])
+    self.cell = min(CELL, (RIGHT - LEFT - sum(gaps[1:])) / len(self.index))
+    self.x_D, self.right = np.full(len(self.closed_D), np.nan), LEFT - SLOT_GAP
+    for at, gap in zip(self.shown.values(), gaps, strict=True):
+      self.x_D[at] = self.right + gap + self.cell * np.arange(at.stop - at.start)
+      self.right = self.x_D[at.stop - 1] + self.cell
     self.channel = self.right + 0.6
 
   def _span(self, i: int) -> tuple[float, float]:
@@ -274,16 +273,13 @@ class Picture:
   def _legend(self):
     """What the colours mean."""
     x = 0.12
-    shut: dict = {'ec': LIGHT, 'hatch': HATCH}
-    new: dict = {'ec': GREEN, 'lw': 1.4}
-    texts = 'negative', 'positive', 'closed: a ReLU lets nothing through', 'new, or left open'
-    styles: tuple[dict, ...] = (
-      {'fc': BLUE},
-      {'fc': ORANGE},
-      {'fc': 'white', **shut},
-      {'fc': 'white', **new},
-    )
-    for text, style in zip(texts, styles, strict=True):
+    styles: dict[str, dict] = {
+      'negative': {'fc': BLUE},
+      'positive': {'fc': ORANGE},
+      'closed: a ReLU lets nothing through': {'fc': 'white', 'ec': LIGHT, 'hatch': HATCH},
+      'new, or left open': {'fc': 'white', 'ec': GREEN, 'lw': 1.4},
+    }
+    for text, style in styles.items():
       self._box(x, 0.04, 0.14, 0.12, **style)
       self._text(x + 0.2, 0.1, text, GREY, ha='left')
       x += 0.4 + _length(text)
