@@ -3,8 +3,6 @@
 Shapes: S subjects, R relations, T layers, D width, A attributes of a relation, Q target coordinates.
 """
 
-import itertools
-
 import numpy as np
 
 from experiments.language import ridge
@@ -16,7 +14,11 @@ GAINS = {  # features, and those that they are compared with
   'own token + attribute embeddings': 'own token',
   'attributes + products': 'attributes',
 }
-SHUFFLED = ('attributes', 'attribute embeddings', 'own token + attributes')
+SHUFFLED = (
+  ('R2', 'attributes'),
+  ('R2', 'attribute embeddings'),
+  ('gain', 'own token + attributes'),
+)
 
 
 def knowledge(prompts: PromptSet) -> list[dict]:
@@ -39,32 +41,30 @@ def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
   rng = np.random.default_rng((seed, 2))
   subjects = len(prompts.table.subjects)
   fold_S = ridge.folds(rng, subjects, FOLDS)
-  y_SxQ, cuts = _rotated(prompts.observed['subject'][:, list(layers)])
-  mean_SxQ = np.stack([y_SxQ[fold_S != fold].mean(axis=0) for fold in range(FOLDS)])[fold_S]
-  by_layer = lambda d: np.stack([(d[:, a:b] ** 2).sum(axis=1) for a, b in itertools.pairwise(cuts)])
-  total_TxS = by_layer(y_SxQ - mean_SxQ)
-
-  def explained(kernels) -> np.ndarray:
-    return total_TxS - by_layer(y_SxQ - ridge.held_out(kernels, y_SxQ, fold_S, cuts)[0])
+  x_TxSxD = prompts.observed['subject'].swapaxes(0, 1)[layers].astype(np.float64)
+  principal = np.linalg.svd(x_TxSxD - x_TxSxD.mean(axis=1, keepdims=True), full_matrices=False)
+  y_TxSxQ = principal.U * principal.S[:, None]  # as far apart, in fewer coordinates
+  missed = lambda kernels: ((y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)) ** 2).sum(axis=2)
+  total_TxS = missed([np.zeros((subjects, subjects))])
+  explained = lambda kernels: total_TxS - missed(kernels)
 
   true = {name: explained(kernels) for name, kernels in _features(prompts).items()}
-  orders = [rng.permutation(subjects) for _ in range(shuffles)]
-  others = [_features(prompts, order_S) for order_S in orders]
-  shuffled = {name: [explained(other[name]) for other in others] for name in SHUFFLED}
+  beyond = {('R2', name): np.zeros_like(total_TxS) for name in true}
+  beyond |= {('gain', name): true[base] for name, base in GAINS.items()}
+  others = [_features(prompts, rng.permutation(subjects)) for _ in range(shuffles)]
+  shuffled = {at: np.stack([explained(other[at[1]]) for other in others]) for at in SHUFFLED}
   records = []
   for t, layer in enumerate(layers):
     about, total_S = {'seed': seed, 'layer': layer}, total_TxS[t]
-    for name, explained_TxS in true.items():
-      records.append(prompts.record('R2', explained_TxS[t], total_S, **about, features=name))
-    for name, base in GAINS.items():
-      gain_S = true[name][t] - true[base][t]
-      records.append(prompts.record('gain', gain_S, total_S, **about, features=name))
-    for name, draws in shuffled.items():
-      below = true[GAINS[name]][t].sum() if name in GAINS else 0.0
-      values = [(explained_TxS[t].sum() - below) / total_S.sum() for explained_TxS in draws]
+    for (what, name), base_TxS in beyond.items():
+      gain_S = true[name][t] - base_TxS[t]
+      records.append(prompts.record(what, gain_S, total_S, **about, features=name))
+    for (what, name), draws_NxTxS in shuffled.items():
+      gain_NxS = draws_NxTxS[:, t] - beyond[what, name][t]
+      value_N = gain_NxS.sum(axis=1) / total_S.sum()
       records.append(prompts.record(
-        'gain' if name in GAINS else 'R2', float(np.mean(values)), **about, features=name,
-        control='shuffled facts', low=float(min(values)), high=float(max(values)),
+        what, float(value_N.mean()), **about, features=name, control='shuffled facts',
+        low=float(value_N.min()), high=float(value_N.max()),
       ))  # fmt: skip
   return records
 
@@ -89,34 +89,24 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
   }
 
 
-def _rotated(y_SxTxD) -> tuple[np.ndarray, list[int]]:
-  """All layers in their principal coordinates, which are fewer and as far apart, and where layers begin."""
-  parts = []
-  for y_SxD in np.moveaxis(y_SxTxD, 1, 0).astype(np.float64):
-    u, size, _ = np.linalg.svd(y_SxD - y_SxD.mean(axis=0), full_matrices=False)
-    parts.append(u * size)
-  sizes = (part.shape[1] for part in parts)
-  return np.concatenate(parts, axis=1), list(itertools.accumulate(sizes, initial=0))
-
-
 def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
   """How often a linear map from the representation points most like a correct attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = ridge.folds(rng, len(prompts.table.subjects), FOLDS)
-  records, (own,) = [], _features(prompts)['own token']
+  every = np.arange(len(fold_S))
+  kernels = {layer: ridge.kernel(prompts.observed['subject'][:, layer]) for layer in layers}
+  kernels = {None: _features(prompts)['own token'][0], **kernels}
+  records = []
   for r in prompts.table.superposed:
-    order_S = rng.permutation(len(fold_S))
-    cases: list[tuple] = [(own, slice(None), 'own token', None)]
-    for layer in layers:
-      k_SxS = ridge.kernel(prompts.observed['subject'][:, layer])
-      cases += [(k_SxS, slice(None), None, layer), (k_SxS, order_S, 'shuffled facts', layer)]
-    for k_SxS, order, control, layer in cases:
-      correct_SxA = prompts.relations[r].correct_SxA[order]
-      guess_SxD, _ = ridge.held_out([k_SxS], prompts.mean_embedding(r)[order], fold_S)
-      near_S = nearest(prompts.embeddings[r], guess_SxD)
-      hit_S, has_S = correct_SxA[np.arange(len(near_S)), near_S], correct_SxA.any(axis=1)
-      about = {'seed': seed, 'relation': prompts.relations[r].name}
-      records.append(prompts.record('readout', hit_S, has_S, **about, control=control, layer=layer))
+    relation, shuffled = prompts.relations[r], rng.permutation(every)
+    for layer, kernel in kernels.items():
+      own = {'own token': every} if layer is None else {None: every, 'shuffled facts': shuffled}
+      for control, order_S in own.items():
+        guess_SxD = ridge.held_out([kernel], prompts.mean_embedding(r)[order_S], fold_S)
+        hit_S = relation.correct_SxA[order_S, nearest(prompts.embeddings[r], guess_SxD)]
+        has_S = relation.correct_SxA[order_S].any(axis=1)
+        about = {'seed': seed, 'relation': relation.name, 'control': control, 'layer': layer}
+        records.append(prompts.record('readout', hit_S, has_S, **about))
   return records
 
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 
 import numpy as np
-import scipy.stats
 
 from geomem import tables
 from geomem.errors import InputError
@@ -76,16 +75,18 @@ def read(name: str, path, max_subjects: int | None = None) -> Table:
 
 
 class PromptSet:
-  """Every subject × relation of a table in one template. `observed`: what `observe` returned, if it was run.
+  """Every subject × relation of a table in one template. `observed`: what `observe` returned, once it was run.
 
   `layers`: those at which prompts can be patched, beside the embedding.
   """
 
-  def __init__(self, runner: Runner, table: Table, template: int, layers, observed=None):
-    self.runner, self.table, self.template = runner, table, template
-    self.layers, self.observed = (0, *layers), observed
+  observed: dict[str, np.ndarray]
+
+  def __init__(self, runner: Runner, table: Table, template: int, layers):
+    self.runner, self.table, self.template, self.layers = runner, table, template, (0, *layers)
     about = runner.model, table.rows, table.subjects, table.templates[template]
     self.relations, self.tokenized = relations(*about), tokenize(*about)
+    self.tokens_VxD = np.asarray(runner.model.params['embed']['tokens'])
 
   @functools.cached_property
   def _prefix(self):
@@ -112,31 +113,29 @@ class PromptSet:
     embedding of the subject's last token, and the mean over its name.
     """
     subject_SxTxD, final_SxRxD, _ = self._residuals
-    predicted, known = [], []
-    for r, relation in enumerate(self.relations):
-      predicted.append(self.predict(r, final_SxRxD[:, r]))
-      same_SxA = predicted[-1][:, None] == relation.token_A[None]
-      known.append((relation.correct_SxA & same_SxA).any(axis=1))
+    predicted = [self.predict(r, final_SxRxD[:, r]) for r in range(len(self.relations))]
+    known = [
+      (relation.correct_SxA & (relation.token_A == predicted_S[:, None])).any(axis=1)
+      for relation, predicted_S in zip(self.relations, predicted, strict=True)
+    ]
     return {
       'subject': subject_SxTxD,
       'final': final_SxRxD,
       'predicted': np.stack(predicted, axis=1),
       'known': np.stack(known, axis=1),
-      'last_token': self._embedded(self.tokenized.tokens_SxRxL[:, 0, :1]),
-      'name': np.stack([self._embedded_text(s) for s in self.table.subjects]),
+      'last_token': self.tokens_VxD[self.tokenized.tokens_SxRxL[:, 0, 0]],
+      'name': self._embedded(self.table.subjects),
     }
 
-  def _embedded(self, ids) -> np.ndarray:
-    """The mean of the tokens' input embeddings."""
-    return np.asarray(self.runner.model.params['embed']['tokens'][np.asarray(ids)]).mean(axis=-2)
-
-  def _embedded_text(self, text: str) -> np.ndarray:
-    return self._embedded(self.runner.model.tokenizer.encode(f' {text}').ids)
+  def _embedded(self, texts) -> np.ndarray:
+    """For every text the mean of its tokens' input embeddings."""
+    tokens = [self.runner.model.tokenizer.encode(f' {text}').ids for text in texts]
+    return np.stack([self.tokens_VxD[ids].mean(axis=0) for ids in tokens])
 
   @functools.cached_property
   def embeddings(self) -> list[np.ndarray]:
     """For every relation its attributes' input embeddings, AxD."""
-    return [np.stack([self._embedded_text(a) for a in x.attributes]) for x in self.relations]
+    return [self._embedded(relation.attributes) for relation in self.relations]
 
   def mean_embedding(self, r: int) -> np.ndarray:
     """For every subject the mean of its attributes' input embeddings, SxD."""
@@ -144,23 +143,27 @@ class PromptSet:
     count_S = np.maximum(correct_SxA.sum(axis=1, keepdims=True), 1)
     return correct_SxA @ self.embeddings[r].astype(np.float64) / count_S
 
-  def predict(self, r: int, final_BxD) -> np.ndarray:
-    """The likeliest token among the relation's attributes."""
-    relation = self.relations[r]
-    return relation.token_A[self.runner.logits(final_BxD, relation.token_A).argmax(axis=-1)]
+  def predict(self, r_B, final_BxD) -> np.ndarray:
+    """The likeliest token among the attributes of the relation that is asked: one, or one each."""
+    r_B, predicted_B = np.broadcast_to(r_B, len(final_BxD)), np.empty(len(final_BxD), int)
+    for r in np.unique(r_B):
+      token_A = self.relations[r].token_A
+      predicted_B[r_B == r] = token_A[
+        self.runner.logits(final_BxD[r_B == r], token_A).argmax(axis=1)
+      ]
+    return predicted_B
 
-  def patched(self, r_B, subjects_B, layer, scale: float, add_BxD, first=None) -> np.ndarray:
-    """Final residuals BxD of prompts whose subjects are patched at `layer`: one, or one each.
+  def patched(self, r_B, subjects_B, layer_B, scale: float, add_BxD, first=None) -> np.ndarray:
+    """Final residuals BxD of prompts whose subjects are patched at a layer: one, or one each.
 
     `first`: the layer to run from, where it is not the patched one.
     """
-    first = layer if first is None else first
+    first = layer_B if first is None else first
     x_BxLxD = self._residuals[2][r_B, subjects_B, self.layers.index(first)]
     last_B = self.tokenized.last_SxR[subjects_B, r_B]
-    each = lambda value, dtype: np.full((len(add_BxD), 1), value, dtype)
-    layer_Bx1 = np.broadcast_to(layer, len(add_BxD))[:, None]
+    each = lambda value: np.broadcast_to(value, len(add_BxD))[:, None]
     added_Bx1xD = np.asarray(add_BxD, np.float32)[:, None]
-    patch = Patch(layer_Bx1, each(0, np.int32), each(scale, np.float32), added_Bx1xD)
+    patch = Patch(each(layer_B), each(0), each(np.float32(scale)), added_Bx1xD)
     return self.runner.patched(x_BxLxD, first, patch, self.prefix(subjects_B), last_B)
 
   def jacobian(self, r: int, s: int, layers) -> np.ndarray:
@@ -174,9 +177,9 @@ class PromptSet:
     """Which attributes enough of these subjects have."""
     return self.relations[r].correct_SxA[subjects].sum(axis=0) >= SHARED
 
-  def record(self, measurement: str, value, total_S=None, **fields) -> dict:
-    """A record, in which what does not apply is null; with a total, `value` is the ratio of the two."""
-    value = {'value': value} if total_S is None else ratio(value, total_S)
+  def record(self, measurement: str, value, total_S=1, **fields) -> dict:
+    """A record, in which what does not apply is null; of values of subjects, their share of the total."""
+    value = ratio(value, total_S) if np.ndim(value) else {'value': value}
     return {
       'claim': 8, 'measurement': measurement, 'model': self.runner.model.name,
       'table': self.table.name, 'template': self.template, 'subjects': len(self.table.subjects),
@@ -186,15 +189,10 @@ class PromptSet:
 
 def ratio(top_S, bottom_S) -> dict[str, float]:
   """Σ top / Σ bottom over subjects, with its 95% percentile bootstrap interval."""
-  samples = [np.asarray(a, float) for a in (top_S, bottom_S)]
-  if not samples[1].any():
+  top_S, bottom_S = np.broadcast_arrays(np.asarray(top_S, float), bottom_S)
+  if not bottom_S.any():
     return dict.fromkeys(('value', 'low', 'high'), np.nan)
-  samples = [np.tile(a, 2) if len(a) == 1 else a for a in samples]  # SciPy asks for two subjects
-  sums = lambda *samples, axis=-1: np.stack([a.sum(axis=axis) for a in samples])
-  drawn = scipy.stats.bootstrap(
-    samples, sums, n_resamples=2000, paired=True, method='percentile', rng=0
-  ).bootstrap_distribution
-  top, bottom = drawn[:, drawn[1] > 0]
-  low, high = np.quantile(top / bottom, (0.025, 0.975))
-  top, bottom = sums(*samples)
-  return {'value': float(top / bottom), 'low': float(low), 'high': float(high)}
+  drawn = np.random.default_rng(0).integers(len(top_S), size=(2000, len(top_S)))
+  top, bottom = top_S[drawn].sum(axis=1), bottom_S[drawn].sum(axis=1)
+  low, high = np.quantile(top[bottom > 0] / bottom[bottom > 0], (0.025, 0.975))
+  return {'value': float(top_S.sum() / bottom_S.sum()), 'low': float(low), 'high': float(high)}

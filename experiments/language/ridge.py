@@ -2,12 +2,14 @@
 
 In the dual form, so that a group of features is a kernel, a weighted sum of groups a sum of kernels,
 and all products of two groups' features their kernels' product. Plain NumPy: there are few subjects.
+What is fitted may be several targets, LxSxQ, each of which chooses mixture and ridge for itself.
 
-Shapes: S subjects, Q target coordinates, P features, K folds, G groups.
+Shapes: S subjects, T those fitted to, H held out, L targets, Q coordinates of each, P features,
+M mixtures of kernels, K strengths, O = M·K options.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,92 +26,72 @@ def kernel(features_SxP: np.ndarray) -> np.ndarray:
   """Centred, of mean diagonal one; zero if the features tell no two subjects apart."""
   x = np.asarray(features_SxP, np.float64)
   x = x - x.mean(axis=0)
-  gram = x @ x.T
-  return gram / max(np.trace(gram) / len(gram), 1e-12)
+  return _unit(x @ x.T)
 
 
 def products(kernels: Sequence[np.ndarray]) -> np.ndarray:
   """The kernel of all products of a feature of one group and a feature of another."""
   total = sum(a * b for a, b in itertools.combinations(kernels, 2))
-  centred = total - total.mean(0) - total.mean(1)[:, None] + total.mean()
-  return centred / max(np.trace(centred) / len(centred), 1e-12)
+  centred = total - total.mean(axis=0)
+  return _unit(centred - centred.mean(axis=1, keepdims=True))
 
 
-def mixtures(kernels: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-  """The kernels' weighted sums that are tried: the first has weight one."""
-  for weights in itertools.product(WEIGHTS, repeat=len(kernels) - 1):
-    terms = (w * k for w, k in zip((1.0, *weights), kernels, strict=True))
-    mixed = sum(terms, np.zeros(()))
-    yield mixed / max(np.trace(mixed) / len(mixed), 1e-12)
+def _unit(gram_SxS: np.ndarray) -> np.ndarray:
+  return gram_SxS / max(np.trace(gram_SxS) / len(gram_SxS), 1e-12)
 
 
-def _smoother(k_SxS, fit_T, held_H, strength):
-  """The matrix that makes predictions for the held out of what is to be fitted, HxT."""
-  gram = k_SxS[np.ix_(fit_T, fit_T)]
-  middle = np.eye(len(fit_T)) - 1 / len(fit_T)  # an intercept of its own
-  cross = k_SxS[np.ix_(held_H, fit_T)] - gram.mean(axis=0)
-  solved = np.linalg.solve(middle @ gram @ middle + strength * np.eye(len(fit_T)), middle)
-  return (cross @ middle @ solved + 1 / len(fit_T)).astype(np.float32)
+def _mixtures(kernels: Sequence[np.ndarray]) -> np.ndarray:
+  """The kernels' weighted sums that are tried, MxSxS: the first has weight one."""
+  weights = itertools.product((1.0,), *[WEIGHTS] * (len(kernels) - 1))
+  return np.stack([_unit(np.tensordot(some, kernels, 1)) for some in weights])
+
+
+def _smoothers(mixed_MxSxS: np.ndarray, fit_T: np.ndarray, held_H: np.ndarray) -> np.ndarray:
+  """For every mixture and strength the matrix that makes predictions of what is fitted, OxHxT."""
+  k_MxSxT = mixed_MxSxS[:, :, fit_T]
+  k_MxSxT = k_MxSxT - k_MxSxT[:, fit_T].mean(axis=1, keepdims=True)
+  k_MxSxT -= k_MxSxT.mean(axis=2, keepdims=True)
+  ridges_KxTxT = np.multiply.outer(STRENGTHS, np.eye(len(fit_T)))
+  found = k_MxSxT[:, None, held_H] @ np.linalg.inv(k_MxSxT[:, None, fit_T] + ridges_KxTxT)
+  return found.reshape(-1, len(held_H), len(fit_T)) + 1 / len(fit_T)  # an intercept of its own
+
+
+def _best(mixed_MxSxS: np.ndarray, y_LxSxQ: np.ndarray, fit_T: np.ndarray) -> np.ndarray:
+  """For each target the number of the option that predicts held-out quarters of those fitted to best."""
+  inner, errors = np.arange(len(fit_T)) % 4, []
+  for i in range(4):
+    fit, held = fit_T[inner != i], fit_T[inner == i]
+    miss = (
+      s @ y_LxSxQ[..., fit, :] - y_LxSxQ[..., held, :] for s in _smoothers(mixed_MxSxS, fit, held)
+    )
+    errors.append([(some**2).sum(axis=(-2, -1)) for some in miss])
+  return np.sum(errors, axis=0).argmin(axis=0)
 
 
 def predict(
-  kernels: Sequence[np.ndarray],
-  y_SxQ: np.ndarray,
-  fit_T: np.ndarray,
-  held_H: np.ndarray,
-  blocks: Sequence[int] | None = None,
+  kernels: Sequence[np.ndarray], y_LxSxQ: np.ndarray, fit_T: np.ndarray, held_H: np.ndarray
 ) -> np.ndarray:
-  """Predictions HxQ; mixture and ridge are the ones that predict held-out parts of what is fitted best.
-
-  `blocks`: where Q is to be cut, each block choosing for itself (default: no cut).
-  """
-  mixed, inner = list(mixtures(kernels)), np.arange(len(fit_T)) % 4
-  y_SxQ = y_SxQ.astype(np.float32)  # most of the time goes into products with it
-  blocks = [0, y_SxQ.shape[1]] if blocks is None else blocks
-  pieces = list(itertools.pairwise(blocks))
-  options = list(itertools.product(range(len(mixed)), STRENGTHS))
-  error = np.zeros((len(options), len(pieces)))
-  for o, (m, strength) in enumerate(options):
-    for i in range(4):
-      fit, held = fit_T[inner != i], fit_T[inner == i]
-      miss = (_smoother(mixed[m], fit, held, strength) @ y_SxQ[fit] - y_SxQ[held]) ** 2
-      error[o] += [miss[:, a:b].sum() for a, b in pieces]
-  out = np.empty((len(held_H), y_SxQ.shape[1]))
-  for p, (a, b) in enumerate(pieces):
-    m, strength = options[int(error[:, p].argmin())]
-    out[:, a:b] = _smoother(mixed[m], fit_T, held_H, strength) @ y_SxQ[fit_T, a:b]
-  return out
+  """Predictions LxHxQ, or HxQ of one target; mixture and ridge are chosen among those fitted to."""
+  mixed_MxSxS = _mixtures(kernels)
+  best_L = _best(mixed_MxSxS, y_LxSxQ, fit_T)
+  return _smoothers(mixed_MxSxS, fit_T, held_H)[best_L] @ y_LxSxQ[..., fit_T, :]
 
 
-def held_out(
-  kernels: Sequence[np.ndarray],
-  y_SxQ: np.ndarray,
-  fold_S: np.ndarray,
-  blocks: Sequence[int] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Predictions of every subject by those of the other folds; and the other folds' mean."""
-  guess, mean = np.empty(y_SxQ.shape), np.empty(y_SxQ.shape)
+def held_out(kernels: Sequence[np.ndarray], y_LxSxQ: np.ndarray, fold_S: np.ndarray) -> np.ndarray:
+  """Predictions of every subject by those of the other folds; of a kernel of zeros, their mean."""
+  guess_LxSxQ = np.empty(y_LxSxQ.shape)
   for fold in np.unique(fold_S):
     fit_T, held_H = np.flatnonzero(fold_S != fold), np.flatnonzero(fold_S == fold)
-    guess[held_H] = predict(kernels, y_SxQ, fit_T, held_H, blocks)
-    mean[held_H] = y_SxQ[fit_T].mean(axis=0)
-  return guess, mean
+    guess_LxSxQ[..., held_H, :] = predict(kernels, y_LxSxQ, fit_T, held_H)
+  return guess_LxSxQ
 
 
-def weights(
-  features_TxP: np.ndarray, y_TxQ: np.ndarray, strengths: Sequence[float] = STRENGTHS
-) -> np.ndarray:
+def weights(features_TxP: np.ndarray, y_TxQ: np.ndarray) -> np.ndarray:
   """Ridge coefficients PxQ, with the ridge that predicts held-out quarters best."""
-  x = features_TxP - features_TxP.mean(axis=0)
-  size = max(np.trace(x @ x.T) / len(x), 1e-12)
-  inner, errors = np.arange(len(x)) % 4, []
-  for strength in strengths:
-    miss = 0.0
-    for i in range(4):
-      fit, held = np.flatnonzero(inner != i), np.flatnonzero(inner == i)
-      miss += (
-        (_smoother(x @ x.T / size, fit, held, strength) @ y_TxQ[fit] - y_TxQ[held]) ** 2
-      ).sum()
-    errors.append(miss)
-  gram = x @ x.T + size * strengths[int(np.argmin(errors))] * np.eye(len(x))
-  return x.T @ np.linalg.solve(gram, y_TxQ - y_TxQ.mean(axis=0))
+  x_TxP = features_TxP - features_TxP.mean(axis=0)
+  gram_TxT, kernel_TxT = x_TxP @ x_TxP.T, kernel(x_TxP)
+  strength = STRENGTHS[_best(kernel_TxT[None], y_TxQ, np.arange(len(x_TxP)))]
+  ridge = strength * max(np.trace(gram_TxT) / len(gram_TxT), 1e-12)
+  return x_TxP.T @ np.linalg.solve(
+    gram_TxT + ridge * np.eye(len(x_TxP)), y_TxQ - y_TxQ.mean(axis=0)
+  )

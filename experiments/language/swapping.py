@@ -9,23 +9,23 @@ Swaps are a table with the columns relation, subject and attribute (the wanted o
 Shapes: S subjects of a group, T subjects fitted to, D width, A attributes, R relations, W swaps, B prompts.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
+import scipy.linalg
 
 from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
 
-SPLIT = (0.6, 0.15)  # shares to fit to and to choose on; the rest is for the report
+SPLIT = (0.6, 0.75)  # where the groups to fit to and to choose on end; the rest is for the report
+AVERAGED = ('embedding maps', 'class means')  # of several own attributes the mean is subtracted
 CONTROLS = ('shuffled facts', 'random direction')
-METHODS = ('superposition', 'embedding maps', 'class means', *CONTROLS)
+METHODS = ('superposition', *AVERAGED, *CONTROLS)
+DONOR = "donor's whole vector"
 
 
 def split(seed: int, subjects: int) -> list[np.ndarray]:
   order = np.random.default_rng((seed, 4)).permutation(subjects)
-  cuts = [round(share * subjects) for share in (SPLIT[0], sum(SPLIT))]
-  return [np.sort(part) for part in np.split(order, cuts)]
+  return [np.sort(part) for part in np.split(order, [round(share * subjects) for share in SPLIT])]
 
 
 def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
@@ -43,68 +43,56 @@ def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=['relation', 'subject', 'attribute'])
 
 
-def by_relation(swaps: pd.DataFrame, function: Callable) -> np.ndarray:
-  """The vectors WxD that `function(r, subject_W, attribute_W)` returns for the swaps of each relation."""
-  return np.concatenate([
-    function(r, rows['subject'].to_numpy(), rows['attribute'].to_numpy())
-    for r, rows in swaps.groupby('relation')
-  ])  # fmt: skip
-
-
 class SteeringVectors:
   """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods.
 
-  `tables`: of each method and relation a vector for every attribute, AxD, that is added for the wanted
-  attribute and subtracted for the own ones.
+  The attributes of all relations stand side by side (P of them), so that a swap is a row of +1 for the
+  wanted attribute and −1 for the own ones, and a method is one table of a vector for every attribute.
   """
 
   def __init__(self, prompts: PromptSet, seed: int, fit_T, layer: int):
-    self.prompts, self.rng = prompts, np.random.default_rng((seed, layer, 5))
+    self.rng = np.random.default_rng((seed, layer, 5))
     self.x_SxD = prompts.observed['subject'][:, layer].astype(np.float64)
     superposed, x_TxD = prompts.table.superposed, self.x_SxD[fit_T]
-    correct = {r: prompts.relations[r].correct_SxA.astype(float) for r in superposed}
-    shared = {r: correct[r] * prompts.shared(r, fit_T) for r in superposed}
-    embedded = {r: prompts.mean_embedding(r) for r in superposed}
-
-    def fitted(features: dict, rows_T) -> dict[int, np.ndarray]:
-      """One ridge regression on the features of all relations, cut into a matrix for each."""
-      w_PxD = ridge.weights(np.concatenate([x[rows_T] for x in features.values()], axis=1), x_TxD)
-      cuts = np.cumsum([x.shape[1] for x in features.values()])[:-1]
-      return dict(zip(features, np.split(w_PxD, cuts), strict=True))
-
-    def class_means(correct_TxA) -> np.ndarray:
-      """The mean of those who have the attribute; of all, where nobody has."""
-      count_A = correct_TxA.sum(axis=0)[:, None]
-      mean_AxD = correct_TxA.T @ x_TxD / np.maximum(count_A, 1)
-      return np.where(count_A > 0, mean_AxD, x_TxD.mean(axis=0))
-
-    maps = fitted(embedded, fit_T)
+    correct = [prompts.relations[r].correct_SxA for r in superposed]
+    self.correct_SxP = np.concatenate(correct, axis=1).astype(float)
+    self.relation_P = np.repeat(superposed, [x.shape[1] for x in correct])
+    self.attribute_P = np.concatenate([np.arange(x.shape[1]) for x in correct])
+    correct_TxP = self.correct_SxP[fit_T]
+    shared_TxP = correct_TxP * np.concatenate([prompts.shared(r, fit_T) for r in superposed])
+    shuffled_TxP = shared_TxP[self.rng.permutation(len(fit_T))]
+    mean_TxE = np.concatenate([prompts.mean_embedding(r)[fit_T] for r in superposed], axis=1)
+    embeddings_PxE = scipy.linalg.block_diag(*(prompts.embeddings[r] for r in superposed))
+    count_Px1 = correct_TxP.sum(axis=0)[:, None]
     self.tables = {
-      'superposition': fitted(shared, fit_T),
-      'shuffled facts': fitted(shared, fit_T[self.rng.permutation(len(fit_T))]),
-      'embedding maps': {r: prompts.embeddings[r] @ maps[r] for r in superposed},
-      'class means': {r: class_means(correct[r][fit_T]) for r in superposed},
+      'superposition': ridge.weights(shared_TxP, x_TxD),
+      'shuffled facts': ridge.weights(shuffled_TxP, x_TxD),
+      'embedding maps': embeddings_PxE @ ridge.weights(mean_TxE, x_TxD),
+      # The mean of those who have the attribute; of all, where nobody has.
+      'class means': np.where(
+        count_Px1 > 0, correct_TxP.T @ x_TxD / np.maximum(count_Px1, 1), x_TxD.mean(axis=0)
+      ),
     }
 
   def vectors(self, method: str, swaps: pd.DataFrame) -> np.ndarray:
     """WxD; the controls are as long as the superposition's."""
+    subject_W, relation_Wx1, attribute_Wx1 = (
+      swaps['subject'].to_numpy(), swaps[['relation']].to_numpy(), swaps[['attribute']].to_numpy(),
+    )  # fmt: skip
+    asked_WxP = relation_Wx1 == self.relation_P
+    own_WxP = asked_WxP * self.correct_SxP[subject_W]
+    if method in AVERAGED:
+      own_WxP /= np.maximum(own_WxP.sum(axis=1, keepdims=True), 1)
+    change_WxP = (asked_WxP & (attribute_Wx1 == self.attribute_P)) - own_WxP
+    if method not in CONTROLS:
+      return change_WxP @ self.tables[method]
+    fitted_WxD = change_WxP @ self.tables['superposition']
+    if method == 'random direction':
+      other_WxD = self.rng.standard_normal(fitted_WxD.shape)
+    else:
+      other_WxD = change_WxP @ self.tables[method]
     norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
-
-    def of_relation(r: int, subject_W, attribute_W) -> np.ndarray:
-      own_WxA = self.prompts.relations[r].correct_SxA[subject_W].astype(float)
-      if method in ('embedding maps', 'class means'):
-        own_WxA /= np.maximum(own_WxA.sum(axis=1, keepdims=True), 1)
-      change = lambda table_AxD: table_AxD[attribute_W] - own_WxA @ table_AxD
-      if method not in CONTROLS:
-        return change(self.tables[method][r])
-      fitted_WxD = change(self.tables['superposition'][r])
-      if method == 'random direction':
-        other_WxD = self.rng.standard_normal(fitted_WxD.shape)
-      else:
-        other_WxD = change(self.tables[method][r])
-      return other_WxD * norm(fitted_WxD) / np.maximum(norm(other_WxD), 1e-9)
-
-    return by_relation(swaps, of_relation)
+    return other_WxD * norm(fitted_WxD) / np.maximum(norm(other_WxD), 1e-9)
 
   def norm(self, vectors_WxD: np.ndarray) -> float:
     """Their mean norm, as a share of the mean distance of representations from their mean."""
@@ -113,26 +101,22 @@ class SteeringVectors:
 
 
 def outcomes(
-  prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0, everything=False
+  prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0
 ) -> pd.DataFrame:
-  """The swaps, once for every relation that may be `asked`: is this `counted`, and if so a `success`?
+  """The swaps, once for every relation that is `asked`: is this `counted`, and is it a `success`?
 
   The relation of the swap is counted, where the answer should become the wanted one, and the other
-  relations that were known, where it should stay. The others are asked only for `everything`, and their
-  answer `after` is -1 if not.
+  relations that were known, where it should stay.
   """
   relations = pd.DataFrame({'asked': range(len(prompts.relations))})
   found = swaps.assign(swap=range(len(swaps))).merge(relations, how='cross')
-  at = tuple(found[['subject', 'asked']].to_numpy().T)
-  found['own'] = found['relation'] == found['asked']
-  found['counted'] = found['own'] | prompts.observed['known'][at]
-  found['before'], found['after'] = prompts.observed['predicted'][at], -1
-  run = found[found['counted'] | everything]
-  swap_B, r_B, subject_B = run[['swap', 'asked', 'subject']].to_numpy().T
-  final_BxD = prompts.patched(r_B, subject_B, layer, scale, vectors_WxD[swap_B])
-  for r in np.unique(r_B):
-    found.loc[run.index[r_B == r], 'after'] = prompts.predict(r, final_BxD[r_B == r])
+  swap_B, asked_B, subject_B = found[['swap', 'asked', 'subject']].to_numpy().T
+  final_BxD = prompts.patched(asked_B, subject_B, layer, scale, vectors_WxD[swap_B])
   pairs = zip(found['relation'], found['attribute'], strict=True)
+  found['own'] = found['relation'] == found['asked']
+  found['counted'] = found['own'] | prompts.observed['known'][subject_B, asked_B]
+  found['before'] = prompts.observed['predicted'][subject_B, asked_B]
+  found['after'] = prompts.predict(asked_B, final_BxD)
   wanted = np.array([prompts.relations[r].token_A[a] for r, a in pairs])
   expected = found['before'].mask(found['own'], wanted)
   return found.assign(success=found['counted'] & (found['after'] == expected))
@@ -143,8 +127,8 @@ def best(prompts: PromptSet, swaps: pd.DataFrame, vectors: dict) -> tuple:
   scores = {}
   for (layer, other), vectors_WxD in vectors.items():
     found = outcomes(prompts, layer, swaps, vectors_WxD)
-    sums = found.groupby('own')[['success', 'counted']].sum().reindex([False, True], fill_value=0)
-    scores[layer, other] = float((sums['success'] / sums['counted'].clip(lower=1)).prod())
+    shares = found[found['counted']].groupby('own')['success'].mean()
+    scores[layer, other] = float(shares.reindex([False, True], fill_value=0).prod())
   return max(scores, key=lambda at: scores[at]), scores
 
 
@@ -167,21 +151,21 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
     for at, value in scores.items()
   ]
   about['layer'], alphas = layer, dict.fromkeys(METHODS, alpha)
-  for method in ('embedding maps', 'class means'):
+  for method in AVERAGED:
     (_, alphas[method]), _ = best(prompts, dev, choices(method, [layer]))
   for method in METHODS:
     vectors_WxD = steering[layer].vectors(method, test)
     own = method == 'superposition'
-    for by in setting.alphas if own else setting.alpha_choices:
-      shown = own and by == alpha
-      found = outcomes(prompts, layer, test, by * vectors_WxD, everything=shown)
-      fields = {**about, 'control': method, 'alpha': by, 'chosen': by == alphas[method]}
-      fields['norm'] = by * steering[layer].norm(vectors_WxD)
+    for scale in setting.alphas if own else setting.alpha_choices:
+      found = outcomes(prompts, layer, test, scale * vectors_WxD)
+      norm, is_chosen = scale * steering[layer].norm(vectors_WxD), scale == alphas[method]
+      fields = about | {'control': method, 'alpha': scale, 'norm': norm, 'chosen': is_chosen}
       records += records_of(prompts, found, fields)
-      records += examples(prompts, found, {**about, 'alpha': alpha}) if shown else []
-  donors_WxD = by_relation(test, lambda *rows: _donors(prompts, seed, fit_T, layer, *rows))
-  fields = {**about, 'control': "donor's whole vector", 'chosen': True}
-  return records + records_of(prompts, outcomes(prompts, layer, test, donors_WxD, 0.0), fields)
+      if own and is_chosen:
+        records += examples(prompts, found, about | {'alpha': alpha})
+  found = outcomes(prompts, layer, test, _donors(prompts, seed, fit_T, layer, test), scale=0.0)
+  fields = about | {'control': DONOR, 'chosen': True}
+  return records + records_of(prompts, found, fields)
 
 
 def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
@@ -190,25 +174,27 @@ def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[di
   names = [relation.name for relation in prompts.relations]
   for r, swaps in [(None, found), *found.groupby('relation')]:
     about = fields | {'relation': None if r is None else names[r]}
-    for name, rows in (('flipped', swaps[swaps['own']]), ('kept', swaps[~swaps['own']])):
+    others = swaps[~swaps['own']]
+    for name, rows in (('flipped', swaps[swaps['own']]), ('kept', others)):
       sums = rows.groupby('subject')[['success', 'counted']].sum().reindex(everyone, fill_value=0)
       ratio = sums['success'], sums['counted']
-      records.append(prompts.record(name, *ratio, **about, tried=int(ratio[1].sum())))
-    for other, rows in [] if r is None else swaps[~swaps['own']].groupby('asked'):
+      records.append(prompts.record(name, *ratio, **about, tried=int(rows['counted'].sum())))
+    for other, rows in [] if r is None else others.groupby('asked'):
       if rows['counted'].any():
         ratio = rows['success'], rows['counted']
         records.append(prompts.record('kept one', *ratio, **about, other=names[other]))
   return records
 
 
-def _donors(prompts: PromptSet, seed, fit_T, layer: int, r: int, _, attribute_W) -> np.ndarray:
+def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFrame) -> np.ndarray:
   """For every swap the residual of a subject for which the model predicts what is wanted, if there is one."""
-  rng, relation = np.random.default_rng((seed, 7)), prompts.relations[r]
   donors = []
-  for a in attribute_W:
-    have_T = fit_T[relation.correct_SxA[fit_T, a]]
-    same_T = have_T[prompts.observed['predicted'][have_T, r] == relation.token_A[a]]
-    donors.append(rng.choice(same_T if len(same_T) else have_T))
+  for r, rows in swaps.groupby('relation'):
+    rng, relation = np.random.default_rng((seed, 7)), prompts.relations[r]
+    for a in rows['attribute']:
+      have_T = fit_T[relation.correct_SxA[fit_T, a]]
+      same_T = have_T[prompts.observed['predicted'][have_T, r] == relation.token_A[a]]
+      donors.append(rng.choice(same_T if len(same_T) else have_T))
   return prompts.observed['subject'][donors, layer]
 
 
@@ -240,16 +226,18 @@ def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
       others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
       if len(others):
         pairs.append((s, rng.choice(others)))
-    cases = [(layer, *pair) for layer in setting.layers for pair in pairs]
-    if not cases:
+    if not pairs:
       continue
-    layer_B, subject_B, donor_B = np.array(cases).T
-    donated_BxD = prompts.observed['subject'][donor_B, layer_B]
-    final_BxD = prompts.patched(r, subject_B, layer_B, 0.0, donated_BxD, first=0)
-    after_B, about = prompts.predict(r, final_BxD), {'seed': seed, 'relation': relation.name}
-    for layer in setting.layers:
+    subject_B, donor_B = np.array(pairs).T
+    layer_N, pair_N = (
+      grid.ravel() for grid in np.meshgrid(setting.layers, range(len(pairs)), indexing='ij')
+    )
+    donated_NxD = prompts.observed['subject'][donor_B[pair_N], layer_N]
+    final_NxD = prompts.patched(r, subject_B[pair_N], layer_N, 0.0, donated_NxD, first=0)
+    after_TxB = prompts.predict(r, final_NxD).reshape(-1, len(pairs))
+    about = {'seed': seed, 'relation': relation.name, 'subjects': len(pairs)}
+    for layer, after_B in zip(setting.layers, after_TxB, strict=True):
       for name, like_B in (('donor answer', donor_B), ('own answer', subject_B)):
-        same_B = (after_B == predicted_SxR[like_B, r])[layer_B == layer]
-        ratio, about['subjects'] = (same_B, np.ones(len(same_B))), len(same_B)
-        records.append(prompts.record(name, *ratio, **about, layer=layer))
+        same_B = after_B == predicted_SxR[like_B, r]
+        records.append(prompts.record(name, same_B, **about, layer=layer))
   return records
