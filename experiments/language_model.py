@@ -13,9 +13,7 @@ linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has
 
 import dataclasses
 import functools
-import hashlib
 import json
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,18 +64,15 @@ class Preset:
     str | None,
     'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
   ] = None
-  table_digest: str | None = None
   checksum: int | None = None
 
   def at_depth(self, depth: int) -> SimpleNamespace:
     """With the numbers of layers, for a model of so many blocks."""
+    blocks = lambda shares: sorted({min(depth - 1, round(share * depth)) for share in shares})
     every = np.linspace(0, depth, min(self.layers, depth + 1)).round().astype(int).tolist()
-    number = lambda shares: sorted({min(depth - 1, round(s * depth)) for s in shares})
-    layers = {
-      'swap_layers': number(self.swap_layers),
-      'jacobian_layers': number(self.jacobian_layers),
-    }
-    return SimpleNamespace(**vars(self) | layers | {'layers': every})
+    swaps, jacobians = blocks(self.swap_layers), blocks(self.jacobian_layers)
+    layers = {'layers': every, 'swap_layers': swaps, 'jacobian_layers': jacobians}
+    return SimpleNamespace(**vars(self) | layers)
 
 
 PRESETS = {
@@ -100,18 +95,15 @@ loaded = functools.lru_cache(maxsize=1)(load.load)
 
 def prepare(preset: Preset) -> Preset:
   """Read the model and the table once, before anything is written; a run goes on with no others."""
-  if preset.table is not None:
-    prompt_set.read('own', preset.table, preset.max_subjects)
-    digest = hashlib.sha256(Path(preset.table).read_bytes()).hexdigest()[:12]
-    preset = dataclasses.replace(preset, table_digest=digest)
+  _tables(preset)
   if preset.model is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params))
+  crc = zlib.crc32(Path(preset.table).read_bytes()) if preset.table else 0
+  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params, crc))
 
 
-def checksum(params: dict) -> int:
-  """CRC-32 of all parameters."""
-  crc = 0
+def checksum(params: dict, crc: int = 0) -> int:
+  """CRC-32 of all parameters, after what has that of its own."""
   for weights in jax.tree.leaves(params):
     crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
   return crc
@@ -121,20 +113,12 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
   runner = Runner(loaded(preset.model))
   here = preset.at_depth(runner.model.config.depth)
+  patched = sorted({*here.swap_layers, *here.jacobian_layers})
 
-  def cached(function, *arguments):
-    """What the function returns, or returned before the run was interrupted. Records are kept as bytes."""
-
-    def work():
-      start, found = time.monotonic(), function(*arguments)
-      stage = f'{function.__module__}.{function.__name__}'
-      trainer.run.log({'stage': stage, 'seconds': time.monotonic() - start})
-      return (
-        np.frombuffer(json.dumps(found).encode(), np.uint8) if isinstance(found, list) else found
-      )
-
-    found = trainer.cached(work)
-    return found if isinstance(found, dict) else json.loads(bytes(found))
+  def recorded(function, *arguments) -> list[dict]:
+    """The function's records, or those of before the run was interrupted; they are kept as bytes."""
+    work = lambda: np.frombuffer(json.dumps(function(*arguments)).encode(), np.uint8)
+    return json.loads(bytes(trainer.cached(work)))
 
   records = []
   for number, table in enumerate(_tables(preset)):
@@ -142,18 +126,17 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     for template in range(templates):
       label = f'{table.name}, template {template}'
       runner.on_progress = functools.partial(trainer.on_progress, label=label)
-      layers = sorted({*here.swap_layers, here.jacobian_layers[0]})
-      prompts = prompt_set.PromptSet(runner, table, template, layers)
-      prompts.observed = cached(prompts.observe)
-      records += cached(probing.knowledge, prompts)
+      prompts = prompt_set.PromptSet(runner, table, template, patched)
+      prompts.observed = trainer.cached(prompts.observe)
+      records += recorded(probing.knowledge, prompts)
       for seed in seeds:
-        records += cached(probing.r2, prompts, here.layers, seed, preset.shuffles)
-        records += cached(probing.readout, prompts, here.layers, seed)
+        records += recorded(probing.r2, prompts, here.layers, seed, preset.shuffles)
+        records += recorded(probing.readout, prompts, here.layers, seed)
         if number == 0 and (seed - seeds[0]) % templates == template:
-          records += cached(swapping.measure, prompts, here, seed)
-          records += cached(swapping.depth, prompts, here, seed)
+          records += recorded(swapping.measure, prompts, here, seed)
+          records += recorded(swapping.depth, prompts, here, seed)
           if seed == seeds[0]:
-            records += cached(linearized.measure, prompts, here, seed)
+            records += recorded(linearized.measure, prompts, here, seed)
   return records
 
 
@@ -163,38 +146,40 @@ def _tables(preset: Preset) -> list[prompt_set.Table]:
   return [prompt_set.read(name, path, preset.max_subjects) for name, path in paths.items()]
 
 
+def _first(table: pd.DataFrame) -> pd.DataFrame:
+  """The records of the first table of facts."""
+  return table[table['table'] == table['table'].iloc[0]]
+
+
 def expect(table: pd.DataFrame) -> Iterator[Finding]:
   """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
-  own = table[table['table'] == table['table'].iloc[0]]
+  own = _first(table)
   middle = round(0.6 * own['layer'].max())
-  mean = lambda rows, name: float(rows[name].mean(skipna=False))
 
-  def finding(what: str, at_least: float, controls: dict[str, dict], **about) -> Iterator[Finding]:
+  def finding(what: str, at_least: float, *controls: dict, **about) -> Iterator[Finding]:
     """The interval is over subjects, averaged over the runs, which share them."""
+    mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
-      beside = {name: select(own, **about | other) for name, other in controls.items()}
-      means = {name: mean(some, 'value') for name, some in beside.items() if len(some)}
-      value, low, high = (mean(rows, name) for name in ('value', 'low', 'high'))
+      beside = {list(other.values())[-1]: select(own, **about | other) for other in controls}
+      means = {name: mean(some)[0] for name, some in beside.items() if len(some)}
+      value, low, high = mean(rows)
       yield Finding(what, value, low, high, len(rows), at_least, controls=means)
 
-  at, text = {'layer': middle, 'control': None}, f'after block {middle}: R² of attributes'
-  beside = {'shuffled facts': {'control': 'shuffled facts'}, 'own token': {'features': 'own token'}}
-  yield from finding(text, 0.05, beside, measurement='R2', features='attributes', **at)
-  gain = at | {'measurement': 'gain', 'features': 'own token + attributes'}
-  yield from finding(f'{text} beyond the own token', 0.01, {}, **gain)
+  text, at = f'after block {middle}: R² of attributes', {'layer': middle, 'control': None}
+  beside = {'control': 'shuffled facts'}, {'features': 'own token'}
+  yield from finding(text, 0.05, *beside, measurement='R2', features='attributes', **at)
+  gain = {'measurement': 'gain', 'features': 'own token + attributes'}
+  yield from finding(f'{text} beyond the own token', 0.01, **gain, **at)
   swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
-  names = ('shuffled facts', 'random direction', "donor's whole vector")
-  others = {name: {'control': name} for name in names}
-  yield from finding('swaps that flip the answer', 0.5, others, measurement='flipped', **swaps)
-  yield from finding('other answers kept', 0.9, others, measurement='kept', **swaps)
+  others = [{'control': name} for name in (*swapping.CONTROLS, swapping.DONOR)]
+  yield from finding('swaps that flip the answer', 0.5, *others, measurement='flipped', **swaps)
+  yield from finding('other answers kept', 0.9, *others, measurement='kept', **swaps)
 
 
 def examples(table: pd.DataFrame) -> str:
   """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
-  found, lines = select(table, measurement='example').to_dict('records'), ['examples:']
-  for r in found:
-    if (r['seed'], r['template']) != (found[0]['seed'], found[0]['template']):
-      continue
+  found, lines = select(table, measurement='example'), ['examples:']
+  for r in found.merge(found[['seed', 'template']].head(1)).to_dict('records'):
     own, before, after = r['relation'], r['before'], r['after']
     others = ', '.join(
       f'{name} {answer}' + (f' (was {before[name]})' if answer != before[name] else '')
@@ -206,15 +191,11 @@ def examples(table: pd.DataFrame) -> str:
 
 
 FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attributes')
-METHODS = (
-  'superposition', 'embedding maps', 'class means', 'relational embedding',
-  "donor's whole vector", 'shuffled facts', 'random direction',
-)  # fmt: skip
 
 
 def plot(table: pd.DataFrame):
   """Four panels of the first table; bands and bars are bootstrap intervals over subjects, averaged."""
-  data = table[table['table'] == table['table'].iloc[0]]
+  data = _first(table)
   of = lambda *names: data[data['measurement'].isin(names)]
   figure, panels = plotting.new(12.4, 3.1, 1, 4)
   _r2(panels[0], of('R2'))
@@ -224,46 +205,41 @@ def plot(table: pd.DataFrame):
   return figure
 
 
-def _line(ax, data: pd.DataFrame, i: int, label: str, **options):
+def _line(ax, data: pd.DataFrame, label: str, color: str, **options):
   """Means over templates and seeds by layer, in a band of their mean intervals."""
   mean = data.groupby('layer')[['value', 'low', 'high']].mean()
-  color = options.pop('color', plotting.cycle(i)[0])
   ax.plot(mean.index, mean['value'], color=color, label=label, **options)
   ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
 
 
 def _r2(ax, data: pd.DataFrame):
   for i, name in enumerate(FEATURES):
-    _line(ax, data[(data['features'] == name) & data['control'].isna()], i, name)
-  shuffled = data[(data['features'] == 'attributes') & (data['control'] == 'shuffled facts')]
-  _line(ax, shuffled, 0, 'attributes, shuffled', color=plotting.GREY, linestyle=':')
+    _line(ax, select(data, features=name, control=None), name, plotting.cycle(i)[0])
+  shuffled = select(data, features='attributes', control='shuffled facts')
+  _line(ax, shuffled, 'attributes, shuffled', plotting.GREY, linestyle=':')
   ax.set(xlabel='after block', ylabel='$R^2$ on held-out subjects', title='what explains a subject')
   plotting.legend(ax)
 
 
 def _swaps(ax, data: pd.DataFrame):
   """Every method a curve over its alphas or ranks; the one chosen beforehand is filled."""
-  data = data[data['relation'].isna()].fillna({'alpha': 0, 'rank': 0})
-  for i, method in enumerate(METHODS):
+  data = select(data, relation=None).fillna({'alpha': 0, 'rank': 0})
+  for i, (method, own) in enumerate(data.groupby('control', sort=False)):
     color, marker = plotting.cycle(i)
-    own = data[data['control'] == method]
-    if own.empty:
-      continue
     curve = own.groupby(['alpha', 'rank', 'measurement'])['value'].mean().unstack()
+    chosen = select(own, chosen=True).groupby('measurement')['value'].mean()
     ax.plot(curve['flipped'], curve['kept'], marker, linestyle='-', color=color, markersize=4,
             markerfacecolor='white', linewidth=0.8)  # fmt: skip
-    chosen = own[own['chosen'].astype(bool)].groupby('measurement')['value'].mean()
     ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
-  ax.set(xlabel='answers flipped as wanted', ylabel='other answers kept')
-  ax.set(
-    title='swapping one attribute', xlim=(-0.03, 1.8), ylim=(-0.03, 1.03), xticks=(0, 0.5, 1)
-  )  # beside them the legend
+  ax.set(xlabel='answers flipped as wanted', ylabel='other answers kept', ylim=(-0.03, 1.03))
+  ax.set(title='swapping one attribute', xlim=(-0.03, 1.8), xticks=(0, 0.5, 1))  # then the legend
   plotting.legend(ax, loc='upper right')
 
 
 def _depth(ax, data: pd.DataFrame):
   for i, (relation, rows) in enumerate(data.groupby('relation', sort=False)):
-    _line(ax, rows, i, relation, marker=plotting.cycle(i)[1], markersize=3)
+    color, marker = plotting.cycle(i)
+    _line(ax, rows, relation, color, marker=marker, markersize=3)
   ax.set(xlabel="donor's vector put in after block", ylabel="gives the donor's answer")
   ax.set(title='where the fact leaves the subject', ylim=(-0.03, 1.03))
   plotting.legend(ax)
@@ -271,14 +247,13 @@ def _depth(ax, data: pd.DataFrame):
 
 def _faithful(ax, data: pd.DataFrame):
   """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
-  relations = list(data['relation'].unique())
-  for j, method in enumerate(('relational embedding', 'fitted readout', 'own token')):
-    own = data[data['control'] == method].sort_values('layer').groupby('relation').last()
-    x = [relations.index(name) + (j - 1) * 0.25 for name in own.index]
-    ax.bar(x, own['value'], 0.22, color=plotting.cycle(j)[0], label=method)
-    for at, row in zip(x, own.itertuples(), strict=True):
-      ax.plot([at, at], [row.low, row.high], color=plotting.BLACK, linewidth=0.8)
-  ax.set_xticks(range(len(relations)), relations)
+  deepest = data.sort_values('layer').groupby(['control', 'relation'], sort=False).last()
+  for i, (method, own) in enumerate(deepest.groupby('control')):
+    own = own.droplevel('control').reindex(data['relation'].unique())
+    x = np.arange(len(own)) + (i - 1) * 0.25
+    ax.bar(x, own['value'], 0.22, color=plotting.cycle(i)[0], label=method)
+    ax.vlines(x, own['low'], own['high'], color=plotting.BLACK, linewidth=0.8)
+    ax.set_xticks(range(len(own)), own.index)
   ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
   plotting.legend(ax)
 
