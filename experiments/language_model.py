@@ -156,22 +156,22 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
   own = _first(table)
   middle = round(0.6 * own['layer'].max())
 
-  def finding(what: str, at_least: float, *controls: dict, **about) -> Iterator[Finding]:
-    """The interval is over subjects, averaged over the runs, which share them."""
+  def finding(what: str, at_least: float, *controls: tuple[str, str], **about) -> Iterator[Finding]:
+    """The interval is over subjects, averaged over the runs, which share them. A control differs in one column."""
     mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
-      beside = {list(other.values())[-1]: select(own, **about | other) for other in controls}
+      beside = {name: select(own, **about | {column: name}) for column, name in controls}
       means = {name: mean(some)[0] for name, some in beside.items() if len(some)}
       value, low, high = mean(rows)
       yield Finding(what, value, low, high, len(rows), at_least, controls=means)
 
   text, at = f'after block {middle}: R² of attributes', {'layer': middle, 'control': None}
-  beside = {'control': 'shuffled facts'}, {'features': 'own token'}
+  beside = ('control', 'shuffled facts'), ('features', 'own token')
   yield from finding(text, 0.05, *beside, measurement='R2', features='attributes', **at)
   gain = {'measurement': 'gain', 'features': 'own token + attributes'}
   yield from finding(f'{text} beyond the own token', 0.01, **gain, **at)
   swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
-  others = [{'control': name} for name in (*swapping.CONTROLS, swapping.DONOR)]
+  others = [('control', name) for name in (*swapping.CONTROLS, swapping.DONOR)]
   yield from finding('swaps that flip the answer', 0.5, *others, measurement='flipped', **swaps)
   yield from finding('other answers kept', 0.9, *others, measurement='kept', **swaps)
 

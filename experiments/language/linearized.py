@@ -6,13 +6,14 @@ on the second, and what is reported comes from the third.
 Shapes: S subjects, T subjects fitted to, E examples, J layers with Jacobians, D width, A attributes.
 """
 
+import functools
 import itertools
 
 import numpy as np
 import pandas as pd
 
 from experiments.language import probing, ridge, swapping
-from experiments.language.prompt_set import COPIES, PromptSet
+from experiments.language.prompt_set import PromptSet
 from geomem.pretrained import relational
 
 CONTROL = {'control': 'relational embedding'}
@@ -25,32 +26,28 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
   """
   fit_T, choose_S, report_S = groups = swapping.split(seed, len(prompts.table.subjects))
   rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
-  for r, relation in enumerate(prompts.relations):
-    fit_known, *others_known = (group[observed['known'][group, r]] for group in groups)
-    example_E = rng.permutation(fit_known)[: setting.examples]
-    enough = len(example_E) == setting.examples and all(map(len, others_known))
-    if relation.name in COPIES or not enough:
+  for r in prompts.table.superposed:
+    known_T, *others_known = (group[observed['known'][group, r]] for group in groups)
+    example_E, layers = rng.permutation(known_T)[: setting.examples], setting.jacobian_layers
+    if len(example_E) < setting.examples or not all(map(len, others_known)):
       continue
-    layers, s_ExTxD = setting.jacobian_layers, observed['subject'][example_E]
-    jacobian_JxExDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E], axis=1)
-    o_ExD = observed['final'][example_E, r]
+    jacobian_ExJxDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E])
+    s_ExTxD, o_ExD = observed['subject'][example_E], observed['final'][example_E, r]
     embeddings[r] = {
-      layer: relational.embedding(jacobian_ExDxD, s_ExTxD[:, layer], o_ExD)
-      for layer, jacobian_ExDxD in zip(layers, jacobian_JxExDxD, strict=True)
+      layer: relational.embedding(jacobian_ExJxDxD[:, j], s_ExTxD[:, layer], o_ExD)
+      for j, layer in enumerate(layers)
     }
     records += _faithfulness(prompts, setting, seed, r, embeddings[r], fit_T, *others_known)
   dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
   dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
   if dev.empty or test.empty:
     return records
-  tried = {
-    (layer, rank): _edits(prompts, fit_T, embeddings, dev, layer, rank)
-    for layer in setting.jacobian_layers for rank in setting.ranks
-  }  # fmt: skip
-  (layer, chosen), _ = swapping.best(prompts, dev, tried)
+  edits = functools.partial(_edits, prompts, fit_T, embeddings)
+  (layer, chosen), _ = swapping.best(
+    prompts, dev, setting.jacobian_layers, setting.ranks, functools.partial(edits, dev)
+  )
   for rank in setting.ranks:
-    edits_WxD = _edits(prompts, fit_T, embeddings, test, layer, rank)
-    found = swapping.outcomes(prompts, layer, test, edits_WxD)
+    found = swapping.outcomes(prompts, layer, test, edits(test, layer, rank))
     fields = {'seed': seed, 'subjects': len(report_S), 'layer': layer, 'rank': rank, **CONTROL}
     records += swapping.records_of(prompts, found, fields | {'chosen': rank == chosen})
   return records
@@ -62,22 +59,19 @@ def _faithfulness(
   """How often a linear map from the representation predicts what the model does: by Jacobian, and by ridge."""
   relation, observed = prompts.relations[r], prompts.observed
   about = {'seed': seed, 'relation': relation.name, 'subjects': len(test_S)}
-
-  def guess(S, layer, beta) -> np.ndarray:
-    return relational.predict(embeddings[layer], observed['subject'][S, layer], beta)
-
-  def agrees(S, layer, beta) -> np.ndarray:
-    return prompts.predict(r, guess(S, layer, beta)) == observed['predicted'][S, r]
-
+  guess = lambda S, layer, beta: relational.predict(
+    embeddings[layer], observed['subject'][S, layer], beta
+  )
+  agrees = lambda S, *at: prompts.predict(r, guess(S, *at)) == observed['predicted'][S, r]
   tried = itertools.product(embeddings, setting.betas)
   layer, beta = max(tried, key=lambda at: agrees(dev_S, *at).mean())
+  said, own = map(
+    prompts.runner.predict, (guess(test_S, layer, beta), observed['final'][test_S, r])
+  )
   at = about | {'layer': layer, 'beta': beta, **CONTROL}
-  said = [
-    prompts.runner.predict(x) for x in (guess(test_S, layer, beta), observed['final'][test_S, r])
-  ]
   records = [
     prompts.record('faithful', agrees(test_S, layer, beta), **at),
-    prompts.record('faithful, all tokens', said[0] == said[1], **at),
+    prompts.record('faithful, all tokens', said == own, **at),
   ]
   features = {layer: observed['subject'][:, layer] for layer in embeddings}
   for layer, x_SxD in {**features, None: observed['last_token']}.items():

@@ -147,10 +147,8 @@ class PromptSet:
     """The likeliest token among the attributes of the relation that is asked: one, or one each."""
     r_B, predicted_B = np.broadcast_to(r_B, len(final_BxD)), np.empty(len(final_BxD), int)
     for r in np.unique(r_B):
-      token_A = self.relations[r].token_A
-      predicted_B[r_B == r] = token_A[
-        self.runner.logits(final_BxD[r_B == r], token_A).argmax(axis=1)
-      ]
+      token_A, rows = self.relations[r].token_A, r_B == r
+      predicted_B[rows] = token_A[self.runner.logits(final_BxD[rows], token_A).argmax(axis=1)]
     return predicted_B
 
   def patched(self, r_B, subjects_B, layer_B, scale: float, add_BxD, first=None) -> np.ndarray:

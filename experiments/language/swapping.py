@@ -9,6 +9,9 @@ Swaps are a table with the columns relation, subject and attribute (the wanted o
 Shapes: S subjects of a group, T subjects fitted to, D width, A attributes, R relations, W swaps, B prompts.
 """
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 import scipy.linalg
@@ -76,23 +79,21 @@ class SteeringVectors:
 
   def vectors(self, method: str, swaps: pd.DataFrame) -> np.ndarray:
     """WxD; the controls are as long as the superposition's."""
-    subject_W, relation_Wx1, attribute_Wx1 = (
-      swaps['subject'].to_numpy(), swaps[['relation']].to_numpy(), swaps[['attribute']].to_numpy(),
-    )  # fmt: skip
-    asked_WxP = relation_Wx1 == self.relation_P
+    subject_W, relation_W, attribute_W = swaps[['subject', 'relation', 'attribute']].to_numpy().T
+    asked_WxP = relation_W[:, None] == self.relation_P
     own_WxP = asked_WxP * self.correct_SxP[subject_W]
     if method in AVERAGED:
       own_WxP /= np.maximum(own_WxP.sum(axis=1, keepdims=True), 1)
-    change_WxP = (asked_WxP & (attribute_Wx1 == self.attribute_P)) - own_WxP
-    if method not in CONTROLS:
-      return change_WxP @ self.tables[method]
+    change_WxP = (asked_WxP & (attribute_W[:, None] == self.attribute_P)) - own_WxP
     fitted_WxD = change_WxP @ self.tables['superposition']
     if method == 'random direction':
-      other_WxD = self.rng.standard_normal(fitted_WxD.shape)
+      vectors_WxD = self.rng.standard_normal(fitted_WxD.shape)
     else:
-      other_WxD = change_WxP @ self.tables[method]
-    norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
-    return other_WxD * norm(fitted_WxD) / np.maximum(norm(other_WxD), 1e-9)
+      vectors_WxD = change_WxP @ self.tables[method]
+    if method in CONTROLS:
+      norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
+      vectors_WxD *= norm(fitted_WxD) / np.maximum(norm(vectors_WxD), 1e-9)
+    return vectors_WxD
 
   def norm(self, vectors_WxD: np.ndarray) -> float:
     """Their mean norm, as a share of the mean distance of representations from their mean."""
@@ -122,13 +123,13 @@ def outcomes(
   return found.assign(success=found['counted'] & (found['after'] == expected))
 
 
-def best(prompts: PromptSet, swaps: pd.DataFrame, vectors: dict) -> tuple:
-  """Of (layer, alpha or rank) → vectors the key with the largest share flipped × share kept, and all of these."""
+def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Callable) -> tuple:
+  """The (layer, strength) whose `vectors` have the largest share flipped × share kept, and all of these."""
   scores = {}
-  for (layer, other), vectors_WxD in vectors.items():
-    found = outcomes(prompts, layer, swaps, vectors_WxD)
+  for at in itertools.product(layers, strengths):
+    found = outcomes(prompts, at[0], swaps, vectors(*at))
     shares = found[found['counted']].groupby('own')['success'].mean()
-    scores[layer, other] = float(shares.reindex([False, True], fill_value=0).prod())
+    scores[at] = float(shares.reindex([False, True], fill_value=0).prod())
   return max(scores, key=lambda at: scores[at]), scores
 
 
@@ -139,29 +140,29 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
   if dev.empty or test.empty:
     return []
   steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in setting.swap_layers}
-  choices = lambda method, layers: {
-    (layer, alpha): alpha * steering[layer].vectors(method, dev)
-    for layer in layers for alpha in setting.alpha_choices
-  }  # fmt: skip
-  chosen, scores = best(prompts, dev, choices('superposition', setting.swap_layers))
+
+  def choose(method: str, layers) -> tuple:
+    vectors = lambda layer, alpha: alpha * steering[layer].vectors(method, dev)
+    return best(prompts, dev, layers, setting.alpha_choices, vectors)
+
+  chosen, scores = choose('superposition', setting.swap_layers)
   layer, alpha = chosen
   about = {'seed': seed, 'subjects': len(report_S)}
   records = [
     prompts.record('chosen', value, **about, layer=at[0], alpha=at[1], chosen=at == chosen)
     for at, value in scores.items()
   ]
-  about['layer'], alphas = layer, dict.fromkeys(METHODS, alpha)
-  for method in AVERAGED:
-    (_, alphas[method]), _ = best(prompts, dev, choices(method, [layer]))
+  about['layer'] = layer
+  alphas = {method: choose(method, [layer])[0][1] for method in AVERAGED}
   for method in METHODS:
-    vectors_WxD = steering[layer].vectors(method, test)
-    own = method == 'superposition'
+    own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
     for scale in setting.alphas if own else setting.alpha_choices:
       found = outcomes(prompts, layer, test, scale * vectors_WxD)
-      norm, is_chosen = scale * steering[layer].norm(vectors_WxD), scale == alphas[method]
-      fields = about | {'control': method, 'alpha': scale, 'norm': norm, 'chosen': is_chosen}
+      fields = about | {'control': method, 'alpha': scale}
+      fields['norm'] = scale * steering[layer].norm(vectors_WxD)
+      fields['chosen'] = scale == alphas.get(method, alpha)
       records += records_of(prompts, found, fields)
-      if own and is_chosen:
+      if own and scale == alpha:
         records += examples(prompts, found, about | {'alpha': alpha})
   found = outcomes(prompts, layer, test, _donors(prompts, seed, fit_T, layer, test), scale=0.0)
   fields = about | {'control': DONOR, 'chosen': True}
@@ -229,11 +230,9 @@ def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
     if not pairs:
       continue
     subject_B, donor_B = np.array(pairs).T
-    layer_N, pair_N = (
-      grid.ravel() for grid in np.meshgrid(setting.layers, range(len(pairs)), indexing='ij')
-    )
-    donated_NxD = prompts.observed['subject'][donor_B[pair_N], layer_N]
-    final_NxD = prompts.patched(r, subject_B[pair_N], layer_N, 0.0, donated_NxD, first=0)
+    layer_N, repeat = np.repeat(setting.layers, len(pairs)), len(setting.layers)
+    donated_NxD = prompts.observed['subject'][np.tile(donor_B, repeat), layer_N]
+    final_NxD = prompts.patched(r, np.tile(subject_B, repeat), layer_N, 0.0, donated_NxD, first=0)
     after_TxB = prompts.predict(r, final_NxD).reshape(-1, len(pairs))
     about = {'seed': seed, 'relation': relation.name, 'subjects': len(pairs)}
     for layer, after_B in zip(setting.layers, after_TxB, strict=True):
