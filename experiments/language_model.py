@@ -247,13 +247,13 @@ def _depth(ax, data: pd.DataFrame):
 
 def _faithful(ax, data: pd.DataFrame):
   """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
-  deepest = data.sort_values('layer').groupby(['control', 'relation'], sort=False).last()
-  for i, (method, own) in enumerate(deepest.groupby('control')):
-    own = own.droplevel('control').reindex(data['relation'].unique())
+  relations = data['relation'].unique()
+  for i, (method, rows) in enumerate(data.groupby('control', sort=False)):
+    own = rows.sort_values('layer').groupby('relation').last().reindex(relations)
     x = np.arange(len(own)) + (i - 1) * 0.25
     ax.bar(x, own['value'], 0.22, color=plotting.cycle(i)[0], label=method)
     ax.vlines(x, own['low'], own['high'], color=plotting.BLACK, linewidth=0.8)
-    ax.set_xticks(range(len(own)), own.index)
+  ax.set_xticks(range(len(relations)), relations)
   ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
   plotting.legend(ax)
 
