@@ -89,14 +89,10 @@ def plot(table):
 
 
 STUDY = Study(
-  name='bounds',
-  title='the lower bounds, with every construction beside them',
+  name='bounds', title='the lower bounds, with every construction beside them',
   claims=(
-    Claim(
-      'Theorem 4.2',
-      'Without chain of thought the bits inside the network and in an embedding trade off: no construction '
-      'lies below the bound. Ours is the sharper one.',
-    ),
+    Claim('Theorem 4.2', 'Without chain of thought the bits inside the network and in an embedding trade off: no '
+          'construction lies below the bound. Ours is the sharper one.'),
   ),
   terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.3, first_seed=0,

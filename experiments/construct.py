@@ -67,8 +67,8 @@ def measure(progress, preset, seeds):
   named = [name for name in preset.construction if name != 'all']
   if named and len(named) < len(preset.construction):
     raise InputError(f'--construction=all already has {named[0]}; give one or the other')
-  names = named or list(registry.REGISTRY)
-  options = _options(preset, names, named) | {'seed': seeds[0]}
+  names = named or registry.names()
+  given = {name: value for name in OPTIONS if (value := getattr(preset, name)) is not None}
   most_hops = preset.hops if preset.hops is not None else 1 if named else 2
   facts = _facts(preset, most_hops, seeds[0])
   for name in names if preset.save else ():
@@ -78,10 +78,13 @@ def measure(progress, preset, seeds):
   def build(name):
     known = registry.entry(name)
     hops = most_hops if known.multi_hop or named else 1
-    own = {option: value for option, value in options.items() if option in known.options}
+    # Those that are named must take every option; of all, an option is for those that take it.
+    options = {o: value for o, value in given.items() if named or o in known.options}
+    if 'seed' in known.options:
+      options['seed'] = seeds[0]
     built, record = building.build_and_check(
       name, facts(known.own_answers), hops, dtype=preset.dtype, check=preset.check, timed=True,
-      progress=functools.partial(progress, label=name), **own,
+      progress=functools.partial(progress, label=name), **options,
     )  # fmt: skip
     waiting.extend([built] * preset.save)
     while waiting and (not named or name == names[-1]):
@@ -93,20 +96,6 @@ def measure(progress, preset, seeds):
   if preset.save:
     print(f'models: {progress.folder}/CONSTRUCTION, ask them with experiments.ask')
   return records
-
-
-def _options(preset: Preset, names: list[str], named: list[str]) -> dict:
-  """Options that were given; each must mean something to all that was named, or else to some."""
-  given = {name: value for name in OPTIONS if (value := getattr(preset, name)) is not None}
-  takers = {name: registry.entry(name).options for name in names}
-  for option in given:
-    deaf = [name for name in names if option not in takers[name]]
-    if deaf == names or (deaf and named):
-      others = [name for name, known in registry.REGISTRY.items() if option in known.options]
-      raise InputError(
-        f'--{option} means nothing to {deaf[0]}, whose size follows from the facts; it is for {", ".join(others)}'
-      )
-  return given
 
 
 def _facts(preset: Preset, hops: int, seed: int) -> Callable[[bool], Facts]:
@@ -149,26 +138,14 @@ def expect(table):
 
 
 STUDY = Study(
-  name='construct',
-  title='every construction, built and verified on every query',
+  name='construct', title='every construction, built and verified on every query',
   claims=(
-    Claim(
-      'Theorem 4.1',
-      'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP of '
-      'width O(R log N) or R attention heads select. Every query right, by the margin proved.',
-    ),
-    Claim(
-      'Theorem F.1',
-      'Where every relation has attributes of its own, no MLP is needed: relations as signs suffice.',
-    ),
-    Claim(
-      'Theorem 4.3',
-      'k hops at once cost an MLP of width N·R or an embedding of R^k·log N. Ours: width N + R, and depth 1.',
-    ),
-    Claim(
-      'Theorem 4.4',
-      'With chain of thought one layer and an embedding of O(R log N) answer any number of hops.',
-    ),
+    Claim('Theorem 4.1', 'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP '
+          'of width O(R log N) or R attention heads select. Every query right, by the margin proved.'),
+    Claim('Theorem F.1', 'Where every relation has attributes of its own, no MLP is needed: relations as signs suffice.'),
+    Claim('Theorem 4.3', 'k hops at once cost an MLP of width N·R or an embedding of R^k·log N. Ours: width N + R, and '
+          'depth 1.'),
+    Claim('Theorem 4.4', 'With chain of thought one layer and an embedding of O(R log N) answer any number of hops.'),
   ),
   terms='Margin: the logit of the right answer less the highest other one. Facts of others: the fraction '
   'right by facts that the model was not built for.',
