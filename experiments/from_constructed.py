@@ -33,12 +33,13 @@ from geomem.training import batched, optimization
 from geomem.training.optimization import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
+LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
   """`noises`: of the perturbed starts, as a fraction of each array's root mean square, or, where it is all zeros, of
-  a fresh initialization's. A model from scratch has a learning rate of its own.
+  a fresh initialization's.
   """
 
   constructions: tuple[str, ...] = BUILT
@@ -48,8 +49,6 @@ class Preset:
   weight_decays: tuple[float, ...]
   evaluation_steps: tuple[int, ...]
   seeds: int
-  built_learning_rate: float = 1e-3
-  scratch_learning_rate: float = 1e-2
 
 
 PRESETS = {
@@ -76,24 +75,23 @@ def build(preset: Preset, name: str, seed: int, other: bool = False):
 
 def starts(preset: Preset, name: str, seed: int):
   """(start, parameters) for every start of a construction; None: drawn anew."""
-  built = build(preset, name, seed)
-  fresh, rng = flatten_dict(model.draw(built.config, seed)), np.random.default_rng((seed, 2))
+  built, rng = build(preset, name, seed), np.random.default_rng((seed, 2))
+  arrays, fresh = flatten_dict(built.params), flatten_dict(model.draw(built.config, seed))
   rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
   # A bias starts at zero too: it is shaken as much as the matrix before it would be.
   before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
-  arrays = flatten_dict(built.params).items()
-  sizes = {path: (w, rms(w) or rms(fresh[before(path)])) for path, w in arrays}
+  size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
   for noise in preset.noises:
     shaken = {
-      path: np.asarray(w + noise * size * rng.standard_normal(w.shape), np.float32)
-      for path, (w, size) in sizes.items()
+      path: np.asarray(w + noise * size[path] * rng.standard_normal(w.shape), np.float32)
+      for path, w in arrays.items()
     }
     yield f'noise {noise:g}' if noise else 'exact', unflatten_dict(shaken)
   yield 'scratch', None
 
 
-def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD, other_RxN, built):
-  """Accuracy, loss, and how near the embeddings and all weights are to those built."""
+def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):
+  """Accuracy, loss, how near the embeddings and all weights are to those built; what is built of other facts is a control."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   split = fit_T, held_S = linear_maps.hold_out(jax.random.key(job.seed), config.subjects)
 
@@ -106,12 +104,11 @@ def scores(config: Config, recipe: Recipe, params, job, built_NxD, shuffled_NxD,
   superposition_r2 = lambda table: linear_maps.superposition_r2(e_NxD, u_AxD, table, *split)
   square = lambda tree: sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
   away = square(jax.tree.map(jnp.subtract, params, built))
-  everyone = jnp.ones(config.subjects, bool)
   return {
     'accuracy': optimization.accuracy(config, recipe, job, params),
-    'loss': optimization.loss(config, recipe, params, job, None, everyone),
-    'linear_r2': linear_r2(built_NxD),
-    'linear_r2|shuffled facts': linear_r2(shuffled_NxD),
+    'loss': optimization.loss(config, recipe, params, job, None, jnp.ones(config.subjects, bool)),
+    'linear_r2': linear_r2(built['embed']['subjects']),
+    'linear_r2|shuffled facts': linear_r2(other_NxD),
     'superposition_r2': superposition_r2(job.answers_RxN),
     'superposition_r2|shuffled facts': superposition_r2(other_RxN),
     'distance': jnp.sqrt(away / square(built)),
@@ -126,7 +123,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     for seed in seeds:
       built = build(preset, name, seed)
       for label, params in starts(preset, name, seed):
-        rate = preset.scratch_learning_rate if params is None else preset.built_learning_rate
+        rate = FROM_SCRATCH if params is None else LEARNING_RATE
         tasks.append(batched.Task(built.config, built.facts, rate, weight_decay, seed, params))
         labels.append(label)
     found = trainer.cached(functools.partial(follow, preset, name, tasks))
@@ -150,18 +147,20 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 def follow(preset: Preset, name: str, tasks) -> dict:
   """What is found of all starts of a construction as training goes on."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
+  stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
   own, others = ([build(preset, name, t.seed, other) for t in tasks] for other in (False, True))
-  embeddings = lambda all_built: np.stack([b.params['embed']['subjects'] for b in all_built])
-  answers = np.stack([b.facts.answers_RxN for b in others])
-  weights = jax.tree.map(lambda *arrays: np.stack(arrays), *(b.params for b in own))
-  more = embeddings(own), embeddings(others), answers, weights
+  beside = [
+    (a.params, b.params['embed']['subjects'], b.facts.answers_RxN)
+    for a, b in zip(own, others, strict=True)
+  ]
   function = functools.partial(scores, tasks[0].config, recipe)
   sweep, states = batched.set_up(recipe, tasks)
-  found = [batched.evaluate(sweep, states, function, *more)]
+  evaluate = lambda states: batched.evaluate(sweep, states, function, *stack(beside))
+  found = [evaluate(states)]
   for before, step in itertools.pairwise((0, *preset.evaluation_steps)):
     states = batched.advance(sweep, states, step - before)
-    found.append(batched.evaluate(sweep, states, function, *more))
-  return {key: np.stack([some[key] for some in found]) for key in found[0]}
+    found.append(evaluate(states))
+  return stack(found)
 
 
 def expect(table):
@@ -172,8 +171,7 @@ def expect(table):
     end, first = select(rows, step=last), select(rows, step=0)
     of = lambda rows, name, control=None: values(rows, measurement=name, control=control)
     if exact:
-      by_seed = groups(select(rows, measurement='accuracy'), 'seed')
-      worst = [own['value'].min(skipna=False) for _, own in by_seed]
+      worst = summarize(select(rows, measurement='accuracy'), 'seed')['least'].tolist()
       yield from over_seeds(about + 'right answers at the worst evaluation', worst, 1.0)
       shrunk = np.divide(of(end, 'loss'), of(first, 'loss')).tolist()
       yield from over_seeds(about + 'loss in the end / at the start', shrunk, at_most=1.0)
@@ -200,19 +198,19 @@ PANELS = {
 
 def plot(table):
   """A row a construction, a panel a measure; colour the start, dashes the weight decay; means and ranges."""
-  distinct = lambda column: table[column].unique().tolist()
-  names, starts, decays = map(distinct, ('construction', 'start', 'weight_decay'))
+  names, starts, decays = (
+    table[column].unique().tolist() for column in ('construction', 'start', 'weight_decay')
+  )
   figure, panels = plotting.new(14, 2.6 * len(names), len(names), len(PANELS), squeeze=False)
   for row, name in zip(panels, names, strict=True):
     for ax, (measurement, label) in zip(row, PANELS.items(), strict=True):
       shown = select(table, construction=name, measurement=measurement, control=None)
       for (start, decay), rows in groups(shown, 'start', 'weight_decay'):
         color, marker = plotting.cycle(starts.index(start))
-        dashes, line = '-' if decay == decays[0] else '--', summarize(rows, 'step')
-        look = {'marker': marker, 'color': color, 'markersize': 3}
-        ax.plot(line['step'], line['value'], dashes, label=f'{start}, decay {decay:g}', **look)
-        shade = {'color': color, 'alpha': 0.1, 'linewidth': 0}
-        ax.fill_between(line['step'], line['least'], line['most'], **shade)
+        line, dashes = summarize(rows, 'step'), '-' if decay == decays[0] else '--'
+        ax.plot('step', 'value', dashes, data=line, color=color, marker=marker, markersize=3,
+                label=f'{start}, decay {decay:g}')  # fmt: skip
+        ax.fill_between('step', 'least', 'most', data=line, color=color, alpha=0.1, linewidth=0)
       ax.set(xlabel='step', ylabel=label, xscale='symlog')
     row[list(PANELS).index('loss')].set_yscale('log')
     row[0].set_title(name.replace('_', ' '))
