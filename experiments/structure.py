@@ -18,16 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from constructions import registry
-from experiments.harness import building, plotting
+from experiments.harness import building, kinds, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps
-from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
 
 LEARNED = ('trained', 'trained for transfer')
 MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
@@ -37,67 +34,42 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
-  """A kind of model, and how it is trained; `embedding_lr_multiplier` is of the embeddings' weight decay too."""
-
-  model: str
-  dim: int
-  width: int
-  weight_decay: float
+class Kind(kinds.Kind):
   steps: int
-  learning_rate: float = 1e-2
-  noise: float = 0.0
-  embedding_lr_multiplier: float = 1.0
-  frozen: tuple[str, ...] = ()
-
-  def recipe(self, batch: int) -> Recipe:
-    return Recipe.with_warmup(
-      self.steps, batch=batch, target=None, noise=self.noise, frozen=self.frozen,
-      embedding_lr_multiplier=self.embedding_lr_multiplier,
-    )  # fmt: skip
-
-  def task(self, facts, seed: int) -> batched.Task:
-    config = Config.trained(facts.subjects, facts.relations, self.dim, self.width)
-    return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """Every size of the learned kinds is also looked at untrained."""
-
   subjects: int
   relations: int
-  batch: int
   kinds: tuple[Kind, ...]
-  seeds: int
+  seeds: int = 5
 
 
-def kinds(plain, transfer, fixed, weight_decays=(0.0, 0.3, 1.0), steps=1600, transfer_steps=1000):
-  """Models (d, F) trained with nothing but AdamW, as for transfer, and with fixed embeddings, which must be wider."""
-  kind = lambda model, size, **how: Kind(model=model, dim=size[0], width=size[1], **how)
+def of_size(batch, plain, transfer, fixed, decays=(0.0, 0.3, 1.0), steps=1600, transfer_steps=1000):
+  """All kinds, with the (d, F) of those trained with AdamW alone, as for transfer, and with fixed embeddings."""
+  kind = lambda model, size, steps=steps, **how: Kind(
+    model=model, dim=size[0], width=size[1], batch=batch, steps=steps, **how
+  )
   return (
-    *(kind('trained', plain, weight_decay=decay, steps=steps) for decay in weight_decays),
-    kind(
-      'trained for transfer', transfer, weight_decay=1.0, steps=transfer_steps, learning_rate=5e-3,
-      noise=0.5, embedding_lr_multiplier=6.0, frozen=optimization.QK_PARAMS,
-    ),
-    kind(
-      'fixed embeddings', fixed, weight_decay=0.01, steps=steps,
-      frozen=('embed/subjects', 'unembed'),
-    ),
-  )  # fmt: skip
+    *(kind('trained', plain, weight_decay=decay) for decay in decays),
+    kind('trained for transfer', transfer, transfer_steps, **kinds.FOR_TRANSFER),
+    kind('fixed embeddings', fixed, weight_decay=0.01, embeddings='fixed', unembedding='fixed'),
+    *(kind('untrained', size) for size in dict.fromkeys((plain, transfer))),
+    kind('constructed', plain),
+  )
 
 
 PRESETS = {
   'smoke': Preset(
-    subjects=24, relations=2, batch=8, seeds=1,
-    kinds=kinds((8, 12), (8, 12), (8, 32), weight_decays=(0.0, 1.0), steps=60, transfer_steps=60),
+    subjects=24, relations=2, seeds=1,
+    kinds=of_size(8, (8, 12), (8, 12), (8, 32), decays=(0.0, 1.0), steps=60, transfer_steps=60),
   ),
   'laptop': Preset(
-    subjects=512, relations=3, batch=128, seeds=5, kinds=kinds((32, 36), (96, 96), (64, 256))
+    subjects=512, relations=3, kinds=of_size(128, (32, 36), (96, 96), (64, 256))
   ),
   'full': Preset(
-    subjects=1024, relations=4, batch=256, seeds=5, kinds=kinds((32, 48), (128, 128), (64, 384))
+    subjects=1024, relations=4, kinds=of_size(256, (32, 48), (128, 128), (64, 384))
   ),
 }  # fmt: skip
 
@@ -154,29 +126,12 @@ def _by_arm(function, arms: dict) -> dict:
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models; of single units only those of the first seed."""
-  facts = functools.partial(building.bijections, preset.subjects, preset.relations)
-  shuffled = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
-  sizes = {(kind.dim, kind.width): kind for kind in preset.kinds if kind.model in LEARNED}
-  untrained = [dataclasses.replace(kind, model='untrained') for kind in sizes.values()]
-  sweeps = [
-    (kind.model, kind.recipe(preset.batch), [kind.task(facts(seed), seed) for seed in seeds])
-    for kind in (*preset.kinds, *untrained)
-  ]
-  selectors = [(seed, registry.build('selector', facts(seed))) for seed in seeds]
-  built = [batched.Task(b.config, b.facts, seed=seed, params=b.params) for seed, b in selectors]
   records = []
-  for name, recipe, tasks in [*sweeps, ('constructed', Recipe(), built)]:
-    config, trained = tasks[0].config, name not in ('untrained', 'constructed')
-    function = functools.partial(scores, config)
-    found = trainer.train_and_evaluate(recipe, tasks, function, shuffled, trained=trained)
-    how = {
-      'weight_decay': tasks[0].weight_decay, 'noise': recipe.noise,
-      'embedding_lr_multiplier': recipe.embedding_lr_multiplier,
-    }  # fmt: skip
-    about = {
-      'model': name, 'subjects': config.subjects, 'relations': config.relations, 'dim': config.dim,
-      'width': config.blocks[0].hidden[0], **(how if trained else dict.fromkeys(how)),
-    }  # fmt: skip
+  for kind in preset.kinds:
+    sizes = preset.subjects, preset.relations
+    about, found = kind.evaluate(trainer, *sizes, kind.steps, seeds, scores)
+    for name in ('weight_decay', 'noise', 'embedding_lr_multiplier'):
+      about[name] = getattr(kind, name) if kind.trained else None
     records += [
       {
         'measurement': key.partition('|')[0], 'control': key.partition('|')[2] or None,

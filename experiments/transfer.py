@@ -20,16 +20,13 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from constructions import registry
-from experiments.harness import building, plotting
+from experiments.harness import building, kinds, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
-from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
 
 BATCH = 256  # subjects by which (b) fits its maps
 RELEARNED = 128  # subjects whose embeddings (c) trains
@@ -41,46 +38,9 @@ ARMS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case:
-  """One kind of model. `model`: trained, untrained, associative (its embeddings fixed), or constructed.
-
-  `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained. `embedding_lr_multiplier`
-  is of the embeddings' decay as well, as a learning rate of their own is in AdamW.
-  """
-
-  model: str = 'trained'
+class Case(kinds.Kind):
   subjects: int
   relations: int
-  dim: int
-  width: int
-  weight_decay: float = 1.0
-  noise: float = 0.5
-  embedding_lr_multiplier: float = 6.0
-  unembedding: str = 'fixed'
-  attention: str = 'fixed'
-  learning_rate: float = 5e-3
-  batch: int = 128
-
-  def recipe(self, steps: int) -> Recipe:
-    frozen = {
-      'unembed': self.unembedding == 'fixed',
-      **dict.fromkeys(optimization.QK_PARAMS, self.attention == 'fixed'),
-      'embed/subjects': self.model == 'associative',
-    }
-    return Recipe.with_warmup(
-      steps, batch=self.batch, target=None, noise=self.noise,
-      embedding_lr_multiplier=self.embedding_lr_multiplier,
-      frozen=tuple(name for name, is_frozen in frozen.items() if is_frozen),
-    )  # fmt: skip
-
-  def task(self, seed: int) -> batched.Task:
-    """A model of this kind before it is trained."""
-    facts = building.bijections(self.subjects, self.relations, seed)
-    if self.model == 'constructed':
-      built = registry.build('selector', facts)
-      return batched.Task(built.config, facts, seed=seed, params=built.params)
-    config = Config.trained(self.subjects, self.relations, self.dim, self.width)
-    return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
   def around(self, **changes) -> tuple['Case', ...]:
     """The case, and every one that differs from it in one thing alone."""
@@ -91,7 +51,7 @@ class Case:
     """The associative memory that stands beside it."""
     return dataclasses.replace(
       self, model='associative', width=width, weight_decay=0.01, noise=0.0,
-      embedding_lr_multiplier=1.0,
+      embedding_lr_multiplier=1.0, embeddings='fixed',
     )  # fmt: skip
 
 
@@ -115,10 +75,11 @@ class Preset:
   seeds: int
 
 
-TINY = Case(subjects=24, relations=2, dim=8, width=12, batch=8)
-PAIR = Case(subjects=512, relations=2, dim=64, width=64)
-QUADRUPLE = Case(subjects=1024, relations=4, dim=160, width=128, batch=256)
-OCTUPLE = Case(subjects=1024, relations=8, dim=384, width=256, batch=256)
+case = functools.partial(Case, model='trained', unembedding='fixed', **kinds.FOR_TRANSFER)
+TINY = case(subjects=24, relations=2, dim=8, width=12, batch=8)
+PAIR = case(subjects=512, relations=2, dim=64, width=64, batch=128)
+QUADRUPLE = case(subjects=1024, relations=4, dim=160, width=128, batch=256)
+OCTUPLE = case(subjects=1024, relations=8, dim=384, width=256, batch=256)
 BESIDE = ('untrained', 'constructed')
 PRESETS = {
   'smoke': Preset(
@@ -145,7 +106,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(config: Config, preset: Preset, params, job, other_RxN):
+def scores(preset: Preset, config: Config, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
   keys = building.eval_keys(job.seed, 3)
@@ -178,17 +139,12 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cases."""
   records = []
   for case in preset.cases:
-    tasks = [case.task(seed) for seed in seeds]
-    config, trained = tasks[0].config, case.model in ('trained', 'associative')
-    other = functools.partial(building.bijections, case.subjects, case.relations, other=True)
-    others = np.stack([other(seed).answers_RxN for seed in seeds])
-    function = functools.partial(scores, config, preset)
-    recipe = case.recipe(preset.steps)
-    found = trainer.train_and_evaluate(recipe, tasks, function, others, trained=trained)
-    about = {'control': case.model if case.model in CONTROLS else None, **dataclasses.asdict(case)}
-    about |= {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
+    sizes, measured = (case.subjects, case.relations), functools.partial(scores, preset)
+    about, found = case.evaluate(trainer, *sizes, preset.steps, seeds, measured)
+    control = case.model if case.model in CONTROLS else None
+    told = {name: getattr(case, name) for name in (*NAMES, 'learning_rate', 'batch')} | about
     records += [
-      {'measurement': name, **about, 'seed': seed, 'value': float(some[i])}
+      {'measurement': name, 'control': control, **told, 'seed': seed, 'value': float(some[i])}
       for i, seed in enumerate(seeds)
       for name, some in found.items()
     ]
