@@ -205,85 +205,71 @@ def _values(table, measurement: str, alpha: float | None, control: str | None = 
   return np.minimum(*(_values(table, name, alpha, control) for name in ('flipped', 'kept')))
 
 
+LINEAR = {  # bars of the figure: measurement and control
+  'superposition, $R^2$': ('superposition_r2', None),
+  '$R^2$, shuffled facts': ('superposition_r2', SHUFFLED),
+  'linear readouts': ('probe_accuracy', None),
+  'readouts, shuffled facts': ('probe_accuracy', SHUFFLED),
+}
+CUTS = {
+  'own units cut': (OWN, None), "another's units cut": (OTHER, None), 'random units cut': (OWN, UNITS),
+  'relation patched': ('patched_accuracy', None), 'patched at random': ('patched_accuracy', DIRECTION),
+}  # fmt: skip
+
+
 def plot(table):
-  """Four panels; every seed a mark, means joined; of hidden units those of one seed."""
-  figure, panels = plotting.new(12, 3.8, 1, 4)
-  plain = select(table, model='trained')
-  models = {name: select(table, model=name) for name in MODELS}
-  models['trained'] = plain[plain['weight_decay'] == plain['weight_decay'].max()]
-  models['untrained'] = select(models['untrained'], dim=plain['dim'].min())
-  _plot_linear(panels[0], table)
-  _plot_units(panels[1], models)
-  _plot_swaps(panels[2], models)
-  _plot_cuts(panels[3], models)
+  """Four panels; every model has its colour, and every seed a mark; of hidden units those of one seed."""
+  figure, (left, units, swaps, right) = plotting.new(12, 3.8, 1, 4)
+  smallest = table.groupby('model')['dim'].transform('min')
+  models = {}
+  for (name, decay), rows in groups(table[table['dim'] == smallest], 'model', 'weight_decay'):
+    models[f'{name}, decay {decay:g}' if name == 'trained' else name] = rows
+  _plot_bars(left, models, LINEAR)
+  _plot_units(units, models)
+  _plot_swaps(swaps, models, table['weight_decay'].max())
+  _plot_bars(right, models, CUTS)
+  left.set(ylabel='on held-out subjects', title='superposition')
+  right.set(ylabel='right answers', title='cuts and patches')
+  figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=len(models))
   return figure
 
 
-def _plot_linear(ax, table):
-  """R² and readout accuracy against weight decay, with their controls; other models as lines."""
-  learned = table[table['model'].isin(LEARNED)]
-  learned = learned.assign(decay=learned['weight_decay'].map('{:g}'.format))
-  learned.loc[learned['model'] != 'trained', 'decay'] += '\nfor transfer'
-  arms = [('superposition_r2', None, 'superposition, $R^2$'),
-          ('probe_accuracy', None, 'linear readouts'),
-          ('superposition_r2', SHUFFLED, '$R^2$, shuffled facts')]  # fmt: skip
-  for i, (name, control, label) in enumerate(arms):
-    for kind in LEARNED:  # two ways of training: no line from one to the other
-      rows = select(learned, model=kind, measurement=name, control=control)
-      plotting.spread(ax, rows, 'decay', i, label if kind == LEARNED[0] else None)
-  for name, dashes in (('untrained', ':'), ('fixed embeddings', '--')):
-    mean = np.mean(values(table, model=name, measurement='superposition_r2', control=None))
-    ax.axhline(mean, color=plotting.GREY, linestyle=dashes, linewidth=1, label=f'$R^2$, {name}')
-  ax.set(xlabel='weight decay', ylabel='on held-out subjects', title='superposition')
-  plotting.legend(ax)
-
-
-def _plot_units(ax, models):
-  """Every hidden unit by how far it keeps to one relation, and to few answers; its area is what it fires."""
+def _plot_bars(ax, models: dict, bars: dict):
+  """A bar a model and measurement, the mean over seeds."""
   for i, (name, rows) in enumerate(models.items()):
+    for j, (measurement, control) in enumerate(bars.values()):
+      own = values(rows, measurement=measurement, control=control)
+      x = j + 0.8 * ((i + 0.5) / len(models) - 0.5)
+      ax.bar(
+        x, np.mean(own), 0.7 / len(models), color=plotting.cycle(i)[0], label=None if j else name
+      )
+      ax.plot([x] * len(own), own, '_', color=plotting.BLACK, markersize=3, linewidth=0)
+  ax.set_xticks(range(len(bars)), list(bars), rotation=25, ha='right', fontsize=6)
+
+
+def _plot_units(ax, models: dict):
+  """Every hidden unit by how far it keeps to one relation, and to few answers; its area is what it fires."""
+  for i, rows in enumerate(models.values()):
     color, marker = plotting.cycle(i)
     x, y, fraction = (
       np.array(values(rows, measurement=f'unit_{part}'))
       for part in ('relation_selectivity', 'attribute_selectivity', 'activation_fraction')
     )
-    look = {'color': color, 'marker': marker, 'alpha': 0.5, 'linewidths': 0}
-    ax.scatter(x, y, 600 * fraction, label=name, **look)
+    ax.scatter(x, y, 600 * fraction, color=color, marker=marker, alpha=0.5, linewidths=0)
   ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.05), title='hidden units, one seed')
   ax.set(xlabel='keeps to one relation', ylabel='keeps to few attributes')
-  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncol=2)
-  for handle in ax.get_legend().legend_handles:
-    handle.set_sizes([20])
 
 
-def _plot_swaps(ax, models):
-  """How often a swap changes the answer it should, and leaves the others, by α."""
-  for j, kind in enumerate(LEARNED):
-    for control in (None, DIRECTION)[: 2 - j]:
-      dashes = {'linestyle': ':', 'markerfacecolor': 'white'} if control else {}
-      for i, (name, label) in enumerate({'flipped': 'flips', 'kept': 'keeps the others'}.items()):
-        rows = select(models[kind], measurement=name, control=control)
-        label = ', '.join(filter(None, [label, control, 'for transfer' * j]))
-        plotting.spread(ax, rows, 'alpha', 2 * j + i, label, **dashes)
-  ax.set(xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='fraction of answers')
-  ax.set(ylim=(-0.03, 1.03), title='swapping one attribute')
-  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.5, -0.2), ncol=2)
-
-
-def _plot_cuts(ax, models):
-  """What cutting off the units of a relation leaves of it and of the others; and the patched relation."""
-  bars = [(OWN, None, 'own units cut'), (OTHER, None, "another's units cut"),
-          (OWN, UNITS, 'random units cut'), ('patched_accuracy', None, 'relation patched'),
-          ('patched_accuracy', DIRECTION, 'patched at random')]  # fmt: skip
-  for i, (name, rows) in enumerate(models.items()):
-    for j, (measurement, control, _) in enumerate(bars):
-      own = values(rows, measurement=measurement, control=control)
-      x = j + (i - len(models) / 2 + 0.5) * 0.18
-      ax.bar(x, np.mean(own), 0.16, color=plotting.cycle(i)[0], label=None if j else name)
-      ax.plot([x] * len(own), own, '_', color=plotting.BLACK, markersize=4, linewidth=0)
-  labels = [label for *_, label in bars]
-  ax.set_xticks(range(len(bars)), labels, rotation=25, ha='right', fontsize=6)
-  ax.set(ylabel='right answers', ylim=(0, 1.03), title='cuts and patches')
-  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.4, -0.28), ncol=3)
+def _plot_swaps(ax, models: dict, decay: float):
+  """By α how often a swap changes the answer it should, and leaves the others, in models with this decay."""
+  for i, rows in enumerate(models.values()):
+    rows = select(rows, weight_decay=decay)
+    for name, face in (('flipped', plotting.cycle(i)[0]), ('kept', 'white')):
+      for control, line in ((None, '-'), (DIRECTION, ':')):
+        some = select(rows, measurement=name, control=control)
+        plotting.spread(ax, some, 'alpha', i, linestyle=line, markerfacecolor=face)
+  ax.set(xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$; dotted: random direction')
+  ax.set(ylabel='answer flipped (full), others kept (open)', title='swapping one attribute')
 
 
 STUDY = Study(

@@ -14,7 +14,6 @@ seeds. The full preset has the parts R2, R4 and R8, by the number of relations.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -185,90 +184,47 @@ def expect(table):
       )  # fmt: skip
 
 
-CAUSES = {
-  'dim': ('width of the embedding', r'$d\,/\,(R\,\log_2 N)$'),
-  'width': ('MLP', '$F$'),
-  'subjects': ('subjects', '$N$'),
-  'weight_decay': ('weight decay', 'weight decay'),
-  'noise': ('noise in training', 'fraction of the embeddings’ RMS'),
-  'embedding_lr_multiplier': ('embeddings’ lr and decay', 'multiple of those of the rest'),
+EXPLANATIONS = {
+  'shared_cosine': 'cosine of attributes that share a subject',
+  'superposition_r2': '$R^2$ of the superposition, held out',
+  'accuracy': 'right answers on the facts learned',
 }
 
 
 def plot(table):
-  """A row a case; and zero-shot transfer against each cause that was varied, all else the same."""
-  trained = select(table, model='trained')
-  causes = {name: lines for name in CAUSES if (lines := _varied(trained, name))}
-  rows = math.ceil(len(causes) / 3) + 1
+  """A row a case; and of the trained ones zero-shot transfer against what may explain it."""
   count = table[list(NAMES)].drop_duplicates().shape[0]
-  figure, _ = plotting.new(12, max(5.4, 0.8 + 0.26 * count))
-  figure.clear()
-  grid = figure.add_gridspec(rows, 4, width_ratios=(1.5, 1, 1, 1))
-  _plot_cases(figure.add_subplot(grid[:, 0]), list(cases(table)))
-  floor = trained['value'][trained['measurement'].isin(['old_maps', 'fitted_maps'])].min()
-  # One scale for all, that shows what differs.
-  limits = (0.0 if floor < 0.5 else floor) - 0.04, 1.02
-  for i, (name, lines) in enumerate(causes.items()):
-    title, label = CAUSES[name]
-    ax = figure.add_subplot(grid[i // 3, 1 + i % 3])
-    _plot_against(ax, lines, name)
-    ax.set(xlabel=label, title=title, ylabel='zero-shot', ylim=limits)
-  found = trained.set_index([*NAMES, 'seed', 'measurement'])['value'].unstack().reset_index()
-  for i, (name, label) in enumerate((
-    ('shared_cosine', 'cosine of attributes that share a subject'),
-    ('superposition_r2', '$R^2$ of the superposition, held out'),
-    ('accuracy', 'right answers on the facts learned'),
-  )):  # fmt: skip
-    ax = figure.add_subplot(grid[rows - 1, 1 + i])
-    for j, kind in enumerate(('fixed', 'trained')):
-      color, marker = plotting.cycle(j)
-      points = select(found, unembedding=kind)
-      ax.plot(points[name], points['old_maps'], marker, color=color, alpha=0.6, markersize=3.5,
+  size = 12, max(3.6, 0.8 + 0.26 * count)
+  figure, (left, *right) = plotting.new(*size, 1, 4, width_ratios=(1.5, 1, 1, 1))
+  _plot_cases(left, table)
+  trained = select(table, model='trained')
+  found = trained.pivot(index=[*NAMES, 'seed'], columns='measurement', values='value')
+  for ax, (name, label) in zip(right, EXPLANATIONS.items(), strict=True):
+    for i, ((kind,), rows) in enumerate(groups(found.reset_index(), 'unembedding')):
+      color, marker = plotting.cycle(i)
+      ax.plot(name, 'old_maps', marker, data=rows, color=color, alpha=0.6, markersize=3.5,
               markeredgewidth=0, label=f'unembedding {kind}')  # fmt: skip
-    ax.set(xlabel=label, ylabel='zero-shot (a)', ylim=limits)
+    ax.set(xlabel=label, ylabel='zero-shot (a)')
     ax.xaxis.set_major_locator(MaxNLocator(3))
     plotting.legend(ax)
   return figure
 
 
-def _plot_cases(ax, all_cases):
-  """Every case a row: (a), (b) and (c), each seed a faint mark, the mean a full one."""
-  for row, (*_, rows) in enumerate(all_cases):
+def _plot_cases(ax, table):
+  """(a), (b) and (c) of every case, each seed a faint mark, the mean a full one."""
+  texts = []
+  for row, (_, _, text, rows) in enumerate(cases(table)):
+    texts.append(text)
     for i, (name, arm) in enumerate(ARMS.items()):
       color, marker = plotting.cycle(i)
-      own, y = values(rows, measurement=name), len(all_cases) - row + 0.24 * (1 - i)
+      own, y = values(rows, measurement=name), row + 0.24 * (i - 1)
       ax.plot(own, [y] * len(own), marker, color=color, alpha=0.3, markersize=3, markeredgewidth=0)
       ax.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
-  texts = [text for *_, text, _ in all_cases]
-  ax.set_yticks(range(len(texts), 0, -1), texts, fontsize=6, ha='left')
-  ax.tick_params(axis='y', pad=112, length=0)
+  ax.set_yticks(range(len(texts)), texts, fontsize=6)
+  ax.set_ylim(len(texts) - 0.4, -0.6)
   ax.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
   ax.set(xlabel='right answers on new bijections', xlim=(-0.03, 1.03), title='freeze and swap')
-  ax.set_ylim(0.4, len(texts) + 0.6)
-  plotting.legend(ax, loc='lower center', bbox_to_anchor=(0.2, -0.16), ncol=3, columnspacing=0.8)
-
-
-def _varied(table, name: str) -> list:
-  """Rows that differ in this alone."""
-  others = [other for other in NAMES if other != name]
-  return [rows for _, rows in groups(table, *others) if rows[name].nunique() > 1]
-
-
-def _plot_against(ax, lines, name: str):
-  """(a) full and (b) open against one cause, where nothing else differs; seeds faint, means joined."""
-  for i, rows in enumerate(lines):
-    bits = rows['relations'] * np.log2(rows['subjects'])
-    rows = rows.assign(x=rows['dim'] / bits if name == 'dim' else rows[name]).sort_values('x')
-    for arm, look in (
-      ('old_maps', {}),
-      ('fitted_maps', {'markerfacecolor': 'w', 'linestyle': ':'}),
-    ):
-      label = f'$R$ = {rows["relations"].iloc[0]}, {ARMS[arm][:3]}'
-      plotting.spread(ax, select(rows, measurement=arm), 'x', i, label, **look)
-    if name in ('width', 'subjects'):
-      ax.set_xscale('log', base=2)
-      ax.set_xticks(ticks := sorted(rows['x'].unique()), [f'{tick:,}' for tick in ticks])
-  plotting.legend(ax)
+  plotting.legend(ax, loc='upper center', bbox_to_anchor=(0.2, -0.14), ncol=3)
 
 
 STUDY = Study(
