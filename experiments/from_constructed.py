@@ -187,34 +187,25 @@ def expect(table):
       yield from over_seeds(about + text, of(end, measurement), at_least, **controls)
 
 
-PANELS = {
-  'accuracy': 'accuracy',
-  'loss': 'loss',
-  'linear_r2': 'linear in the built ones, $R^2$',
-  'superposition_r2': 'superposition of its own, $R^2$',
-  'distance': 'distance from the built / their size',
-}
-
-
 def plot(table):
-  """A row a construction, a panel a measure; colour the start, dashes the weight decay; means and ranges."""
-  names, starts, decays = (
-    table[column].unique().tolist() for column in ('construction', 'start', 'weight_decay')
+  """A row a construction, a panel a measure; colour the start, dashes the weight decay."""
+  shown = select(table, control=None)
+  names, measurements, starts, decays = (
+    shown[column].unique().tolist()
+    for column in ('construction', 'measurement', 'start', 'weight_decay')
   )
-  figure, panels = plotting.new(14, 2.6 * len(names), len(names), len(PANELS), squeeze=False)
-  for row, name in zip(panels, names, strict=True):
-    for ax, (measurement, label) in zip(row, PANELS.items(), strict=True):
-      shown = select(table, construction=name, measurement=measurement, control=None)
-      for (start, decay), rows in groups(shown, 'start', 'weight_decay'):
-        color, marker = plotting.cycle(starts.index(start))
-        line, dashes = summarize(rows, 'step'), '-' if decay == decays[0] else '--'
-        ax.plot('step', 'value', dashes, data=line, color=color, marker=marker, markersize=3,
-                label=f'{start}, decay {decay:g}')  # fmt: skip
-        ax.fill_between('step', 'least', 'most', data=line, color=color, alpha=0.1, linewidth=0)
-      ax.set(xlabel='step', ylabel=label, xscale='symlog')
-    row[list(PANELS).index('loss')].set_yscale('log')
-    row[0].set_title(name.replace('_', ' '))
-  panels[0][0].legend(fontsize=5)
+  size = len(names), len(measurements)
+  figure, panels = plotting.new(14, 2.6 * len(names), *size, squeeze=False)
+  for ax, (name, measurement) in zip(
+    panels.flat, itertools.product(names, measurements), strict=True
+  ):
+    own = select(shown, construction=name, measurement=measurement)
+    for (start, decay), rows in groups(own, 'start', 'weight_decay'):
+      label, line = f'{start}, decay {decay:g}', '-' if decay == decays[0] else '--'
+      plotting.spread(ax, rows, 'step', starts.index(start), label, linestyle=line)
+    ax.set(xlabel='step', ylabel=measurement.replace('_', ' '), xscale='symlog')
+    ax.set(title=name.replace('_', ' '), yscale='log' if measurement == 'loss' else 'linear')
+  plotting.legend(panels[0][0], fontsize=5)
   return figure
 
 

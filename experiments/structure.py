@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.harness import building, kinds, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, select, values
+from experiments.harness.statistics import groups, select, summarize, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
@@ -175,10 +175,8 @@ PERFECT = {  # of a constructed model, by claim
 def expect(table):
   """Of every learned kind, beside the same models untrained and the fixed embeddings; where it decays most, a claim."""
   learned = table[table['model'].isin(LEARNED)]
-  most, fixed = (
-    learned.groupby('model')['weight_decay'].max(),
-    select(table, model='fixed embeddings'),
-  )
+  most = learned.groupby('model')['weight_decay'].max()
+  fixed = select(table, model='fixed embeddings')
   for (name, dim, decay), rows in groups(learned, 'model', 'dim', 'weight_decay'):
     beside = {'untrained': select(table, model='untrained', dim=dim), 'fixed embeddings': fixed}
     for claim, measurement, alpha, text, at_least, at_most, control in SCORES:
@@ -193,8 +191,7 @@ def expect(table):
   built = select(table, model='constructed', control=None)
   built = built[built['alpha'].isna() | (built['alpha'] == 1.0)]
   for claim, names in PERFECT.items():
-    by_seed = groups(built[built['measurement'].isin(names)], 'seed')
-    worst = [rows['value'].min(skipna=False) for _, rows in by_seed]
+    worst = summarize(built[built['measurement'].isin(names)], 'seed')['least'].tolist()
     yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
 
 
@@ -205,18 +202,6 @@ def _values(table, measurement: str, alpha: float | None, control: str | None = 
   return np.minimum(*(_values(table, name, alpha, control) for name in ('flipped', 'kept')))
 
 
-LINEAR = {  # bars of the figure: measurement and control
-  'superposition, $R^2$': ('superposition_r2', None),
-  '$R^2$, shuffled facts': ('superposition_r2', SHUFFLED),
-  'linear readouts': ('probe_accuracy', None),
-  'readouts, shuffled facts': ('probe_accuracy', SHUFFLED),
-}
-CUTS = {
-  'own units cut': (OWN, None), "another's units cut": (OTHER, None), 'random units cut': (OWN, UNITS),
-  'relation patched': ('patched_accuracy', None), 'patched at random': ('patched_accuracy', DIRECTION),
-}  # fmt: skip
-
-
 def plot(table):
   """Four panels; every model has its colour, and every seed a mark; of hidden units those of one seed."""
   figure, (left, units, swaps, right) = plotting.new(12, 3.8, 1, 4)
@@ -224,27 +209,28 @@ def plot(table):
   models = {}
   for (name, decay), rows in groups(table[table['dim'] == smallest], 'model', 'weight_decay'):
     models[f'{name}, decay {decay:g}' if name == 'trained' else name] = rows
-  _plot_bars(left, models, LINEAR)
+  _plot_bars(left, models, 'superposition_r2', 'probe_accuracy')
   _plot_units(units, models)
   _plot_swaps(swaps, models, table['weight_decay'].max())
-  _plot_bars(right, models, CUTS)
+  _plot_bars(right, models, OWN, OTHER, 'patched_accuracy')
   left.set(ylabel='on held-out subjects', title='superposition')
   right.set(ylabel='right answers', title='cuts and patches')
   figure.legend(*left.get_legend_handles_labels(), loc='outside lower center', ncols=len(models))
   return figure
 
 
-def _plot_bars(ax, models: dict, bars: dict):
-  """A bar a model and measurement, the mean over seeds."""
+def _plot_bars(ax, models: dict, *measurements: str):
+  """The mean over seeds, a bar a model; after every measurement its control."""
+  labels = []
   for i, (name, rows) in enumerate(models.items()):
-    for j, (measurement, control) in enumerate(bars.values()):
-      own = values(rows, measurement=measurement, control=control)
-      x = j + 0.8 * ((i + 0.5) / len(models) - 0.5)
-      ax.bar(
-        x, np.mean(own), 0.7 / len(models), color=plotting.cycle(i)[0], label=None if j else name
-      )
-      ax.plot([x] * len(own), own, '_', color=plotting.BLACK, markersize=3, linewidth=0)
-  ax.set_xticks(range(len(bars)), list(bars), rotation=25, ha='right', fontsize=6)
+    color, shift = plotting.cycle(i)[0], 0.8 * ((i + 0.5) / len(models) - 0.5)
+    shown = rows[rows['measurement'].isin(measurements)].sort_values('measurement', kind='stable')
+    bars = [(keys, own['value']) for keys, own in groups(shown, 'measurement', 'control')]
+    labels = [', '.join(filter(None, keys)).replace('_', ' ') for keys, _ in bars]
+    for j, (_, own) in enumerate(bars):
+      ax.bar(j + shift, own.mean(), 0.7 / len(models), color=color, label=None if j else name)
+      ax.plot([j + shift] * len(own), own, '_', color=plotting.BLACK, markersize=3)
+  ax.set_xticks(range(len(labels)), labels, rotation=25, ha='right', fontsize=5)
 
 
 def _plot_units(ax, models: dict):
