@@ -73,9 +73,12 @@ def build(preset: Preset, name: str, seed: int, other: bool = False):
   return registry.build(name, building.bijections(preset.subjects, preset.relations, seed, other))
 
 
-def starts(preset: Preset, name: str, seed: int):
-  """(start, parameters) for every start of a construction; None: drawn anew."""
+def starts(preset: Preset, name: str, weight_decay: float, seed: int):
+  """(its name, the task) for every start of a construction."""
   built, rng = build(preset, name, seed), np.random.default_rng((seed, 2))
+  task = functools.partial(
+    batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
+  )
   arrays, fresh = flatten_dict(built.params), flatten_dict(model.draw(built.config, seed))
   rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
   # A bias starts at zero too: it is shaken as much as the matrix before it would be.
@@ -86,8 +89,9 @@ def starts(preset: Preset, name: str, seed: int):
       path: np.asarray(w + noise * size[path] * rng.standard_normal(w.shape), np.float32)
       for path, w in arrays.items()
     }
-    yield f'noise {noise:g}' if noise else 'exact', unflatten_dict(shaken)
-  yield 'scratch', None
+    start = f'noise {noise:g}' if noise else 'exact'
+    yield start, task(learning_rate=LEARNING_RATE, params=unflatten_dict(shaken))
+  yield 'scratch', task(learning_rate=FROM_SCRATCH)
 
 
 def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):
@@ -119,13 +123,8 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """A record a number, start and evaluation."""
   records = []
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
-    tasks, labels = [], []
-    for seed in seeds:
-      built = build(preset, name, seed)
-      for label, params in starts(preset, name, seed):
-        rate = FROM_SCRATCH if params is None else LEARNING_RATE
-        tasks.append(batched.Task(built.config, built.facts, rate, weight_decay, seed, params))
-        labels.append(label)
+    started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
+    tasks = [task for _, task in started]
     found = trainer.cached(functools.partial(follow, preset, name, tasks))
     config = tasks[0].config
     about = {
@@ -135,11 +134,11 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     records += [
       {
         'measurement': key.partition('|')[0], 'control': key.partition('|')[2] or None, **about,
-        'start': label, 'step': step, 'seed': task.seed, 'value': float(values_TxM[i, j]),
+        'start': start, 'step': step, 'seed': task.seed, 'value': float(values_TxM[i, j]),
       }
       for key, values_TxM in found.items()
       for i, step in enumerate((0, *preset.evaluation_steps))
-      for j, (task, label) in enumerate(zip(tasks, labels, strict=True))
+      for j, (start, task) in enumerate(started)
     ]  # fmt: skip
   return records
 
@@ -149,13 +148,11 @@ def follow(preset: Preset, name: str, tasks) -> dict:
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
   own, others = ([build(preset, name, t.seed, other) for t in tasks] for other in (False, True))
-  beside = [
-    (a.params, b.params['embed']['subjects'], b.facts.answers_RxN)
-    for a, b in zip(own, others, strict=True)
-  ]
+  built, other_built = (stack([b.params for b in some]) for some in (own, others))
+  more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
   sweep, states = batched.set_up(recipe, tasks)
-  evaluate = lambda states: batched.evaluate(sweep, states, function, *stack(beside))
+  evaluate = lambda states: batched.evaluate(sweep, states, function, *more)
   found = [evaluate(states)]
   for before, step in itertools.pairwise((0, *preset.evaluation_steps)):
     states = batched.advance(sweep, states, step - before)

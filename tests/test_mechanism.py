@@ -110,7 +110,7 @@ def test_a_study_records_what_it_measured_and_draws_that(name, folder, capsys, m
 def test_noise_shakes_every_array(name):
   """Also those that are all zeros, like a selector's query: unshaken they would get no gradient."""
   preset = dataclasses.replace(experiment.PRESETS['smoke'], subjects=16, relations=3)
-  exact, shaken, _ = (params for _, params in experiment.starts(preset, name, 0))
+  exact, shaken, _ = (task.params for _, task in experiment.starts(preset, name, 0.0, 0))
   for path, old in jax.tree_util.tree_leaves_with_path(exact):
     new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
     assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)
