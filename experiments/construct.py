@@ -12,7 +12,6 @@ All presets are the same, N = 32 and R = 4.
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -70,7 +69,9 @@ def measure(progress, preset, seeds):
   names = named or registry.names()
   given = {name: value for name in OPTIONS if (value := getattr(preset, name)) is not None}
   most_hops = preset.hops if preset.hops is not None else 1 if named else 2
-  facts = _facts(preset, most_hops, seeds[0])
+  table, sizes = _table(preset), (preset.subjects, preset.relations)
+  if table is None:
+    fact.check_sizes(*sizes, most_hops)
   for name in names if preset.save else ():
     models.check_free(progress.folder / name)
   waiting: list[Construction] = []
@@ -82,8 +83,9 @@ def measure(progress, preset, seeds):
     options = {o: value for o, value in given.items() if named or o in known.options}
     if 'seed' in known.options:
       options['seed'] = seeds[0]
+    facts = table or building.random_facts(preset.facts, *sizes, seeds[0], known.own_answers)
     built, record = building.build_and_check(
-      name, facts(known.own_answers), hops, dtype=preset.dtype, check=preset.check, timed=True,
+      name, facts, hops, dtype=preset.dtype, check=preset.check, timed=True,
       progress=functools.partial(progress, label=name), **options,
     )  # fmt: skip
     waiting.extend([built] * preset.save)
@@ -98,17 +100,14 @@ def measure(progress, preset, seeds):
   return records
 
 
-def _facts(preset: Preset, hops: int, seed: int) -> Callable[[bool], Facts]:
-  """Where facts come from, with own answers or not: the user's table or random ones."""
+def _table(preset: Preset) -> Facts | None:
+  """The user's own facts, if there are any."""
   if preset.table is None:
-    fact.check_sizes(preset.subjects, preset.relations, hops)
-    sizes = preset.facts, preset.subjects, preset.relations
-    return functools.partial(building.random_facts, *sizes, seed)
+    return None
   for name in ('subjects', 'relations', 'facts'):
     if getattr(preset, name) != getattr(Preset, name):
       raise InputError(f'--{name} and --table contradict each other: the table decides')
-  table = Facts.from_csv(preset.table)
-  return lambda own_answers: table
+  return Facts.from_csv(preset.table)
 
 
 def _of_others(built: Construction, record: dict) -> float | None:

@@ -23,7 +23,7 @@ STYLES = {
 
 
 def measure(
-  subjects: int, relations: int, hops: int, seed: int, progress: Callable | None = None,
+  subjects: int, relations: int, hops: int, seed: int, progress: Callable = lambda *_: None,
   subject_bits: float = 0.0,
 ) -> list[dict]:  # fmt: skip
   """A record for every construction that answers k-hop questions about bijections of the subjects, and the bounds.
@@ -36,8 +36,7 @@ def measure(
   names = [name for name, known in registry.REGISTRY.items() if fits(known)]
 
   def build(name):
-    if progress:
-      progress(names.index(name), len(names), name)
+    progress(names.index(name), len(names), name)
     return {'kind': 'construction'} | building.build_and_check(name, facts, hops, check=check)[1]
 
   records = building.build_each(names, build)
