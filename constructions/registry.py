@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -135,6 +135,16 @@ def entry(name: str) -> Entry:
   return REGISTRY[name]
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+  """Refuse options that this construction does not know, and say which do."""
+  for option in options:
+    if option not in (takes := entry(name).options):
+      allowed = f'it takes {", ".join(takes)}' if takes else 'its sizes follow from the facts'
+      others = [other for other, known in REGISTRY.items() if option in known.options]
+      hint = f'; {option} is for {", ".join(others)}' if others else ''
+      raise InputError(f'{name} has no option {option!r}; {allowed}{hint}')
+
+
 def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Construction:
   """The construction `name` for these facts. Options that it does not know are refused.
 
@@ -142,11 +152,7 @@ def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Constructio
   s1 r0 r1 → s5   (correct, margin 2, runner-up s1)
   """
   known = entry(name)
-  for option in options:
-    if option not in known.options:
-      takes = ', '.join(known.options)
-      allowed = f'it takes {takes}' if takes else 'its sizes follow from the facts'
-      raise InputError(f'{name} has no option {option!r}; {allowed}')
+  check_options(name, options)
   if hops != 1 and not known.multi_hop:
     raise InputError(
       f'{name} answers one hop, not {hops}; multi-hop constructions are {", ".join(multi_hop())}'

@@ -44,9 +44,10 @@ class Options:
   trace: Annotated[bool, 'Print what tokens hold, heads attend to, units say, slots decode to.'] = (
     False
   )
-  figure: Annotated[str | None, 'Draw that as .png, .pdf or .svg, its numbers in .trace.json.'] = (
-    None
-  )
+  figure: Annotated[
+    str | None,
+    'Draw what --trace prints as .png, .pdf or .svg, its numbers beside it in .trace.json.',
+  ] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   arguments: tuple[str, ...] = ()
 
@@ -60,7 +61,9 @@ def find_model(folder: Path, name: str | None) -> Path:
     raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
   if name is None and len(names) == 1:
     return folder / names[0]
-  if name not in names:
+  if (
+    name is None or not (folder / name).exists()
+  ):  # what is there, but damaged, says so when it is loaded
     raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
   return folder / name
 

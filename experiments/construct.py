@@ -72,6 +72,8 @@ def measure(progress, preset, seeds):
   table, sizes = _table(preset), (preset.subjects, preset.relations)
   if table is None:
     fact.check_sizes(*sizes, most_hops)
+  for name in named:
+    registry.check_options(name, given)
   for name in names if preset.save else ():
     models.check_free(progress.folder / name)
   waiting: list[Construction] = []

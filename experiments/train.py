@@ -20,6 +20,7 @@ import itertools
 import math
 from typing import Annotated, Any, Literal
 
+import flax.serialization
 import jax
 import pandas as pd
 
@@ -31,7 +32,7 @@ from geomem import hosts, model
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, optimization, scheduling, sharded
+from geomem.training import batched, optimization, sharded
 from geomem.training.optimization import Recipe
 
 
@@ -98,9 +99,8 @@ def configure(o: Options) -> tuple[Config, Recipe]:
 
 
 def outcome(sweep, states) -> dict:
-  """What became of the models, in arrays."""
-  found = {name: sweep.of_tasks(getattr(states, name)) for name in scheduling.OUTCOMES}
-  return found | {'params': jax.device_get(hosts.to_host(states.params))}
+  """What became of the models: their states, a row a task, as the tasks come."""
+  return flax.serialization.to_state_dict(jax.tree.map(sweep.of_tasks, states))
 
 
 def tabulate(sweep, found: dict) -> pd.DataFrame:

@@ -124,7 +124,7 @@ CONSTRUCT = [
   ('--construction=all --construction=disjoint', '--construction=all already has disjoint; give one'),
   ('--dim=9 --construction=superposition', 'dim is 9; it must be at least 10: 4 for the relation, 5 for'),
   ('--dim=5 --construction=associative_attention', 'dim is 5; it must be at least 6'),
-  ('--dim=8 --construction=selector', "selector has no option 'dim'; its sizes follow from the facts"),
+  ('--dim=8 --construction=selector', "selector has no option 'dim'; its sizes follow from the facts; dim is for superposition"),
   ('--dim=0 --construction=associative_mlp', '--dim=0: 0 is not a positive integer'),
   ('--width=0 --construction=associative_mlp', '--width=0: 0 is not a positive integer'),
   ('--width=99999 --construction=associative_mlp', 'width is 99999; the solver takes 32768 at most'),

@@ -94,6 +94,8 @@ class Study:
       flags['list'] = bool, False
     if not self.resumes:
       del flags['save_seconds'], flags['profile']
+    if not any(isinstance(preset, Mapping) for preset in self.presets.values()):
+      del flags['part']
     preset = next(iter(self.parts(next(iter(self.presets))).values()))
     for name, (kind, _) in cli.flags_of(type(preset)).items():
       if name in cli.COMMON or typing.get_origin(kind) is Annotated:
