@@ -10,7 +10,7 @@ right. Beside them the exact selector and key-value memory. Nothing is claimed.
 
 import dataclasses
 
-from experiments.harness import building, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import over_seeds
 from experiments.harness.statistics import groups, summarize
 from experiments.harness.study import Study
@@ -34,14 +34,14 @@ def measure(progress, preset, seeds):
   """A record a construction, size and seed."""
   sizes = preset.subjects, preset.relations
   fact.check_sizes(*sizes)
-  constants = building.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
+  constants = instances.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
   jobs = [(name, c, seed) for name, some in constants.items() for c in some for seed in seeds]
   records = []
   for i, (name, constant, seed) in enumerate(jobs):
     progress(i, len(jobs), name)
-    options = building.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
-    facts = building.bijections(*sizes, seed)
-    _, record = building.build_and_check(name, facts, 1, **options)
+    options = instances.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
+    facts = instances.bijections(*sizes, seed)
+    _, record = instances.build_and_check(name, facts, 1, **options)
     value = record.pop('accuracy')
     about = {'measurement': 'accuracy', 'constant': constant, 'seed': seed, 'value': value}
     records.append(record | about)

@@ -15,7 +15,7 @@ import functools
 import itertools
 
 from constructions import registry
-from experiments.harness import building, plotting, searching
+from experiments.harness import instances, plotting, searching
 from experiments.harness.findings import over_seeds
 from experiments.harness.statistics import complete, groups, select
 from experiments.harness.study import Study
@@ -64,10 +64,10 @@ def measure(trainer, preset, seeds):
   for n, r in itertools.product(preset.subjects, preset.relations):
     for name, known in registry.REGISTRY.items():
       if known.exact and not known.multi_hop:
-        facts = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
+        facts = instances.random_facts('bijections', n, r, seeds[0], known.own_answers)
         records.append(built(name, facts, seeds[0], check=None))
-      elif name in building.MEMORY_CONSTANTS:
-        records += [smallest(name, building.bijections(n, r, seed), seed) for seed in seeds]
+      elif name in instances.MEMORY_CONSTANTS:
+        records += [smallest(name, instances.bijections(n, r, seed), seed) for seed in seeds]
   return records + trained(trainer, preset, seeds)
 
 
@@ -87,18 +87,18 @@ def record(name: str, facts, seed: int, own: dict, bits, kept: float = 1.0) -> d
 
 def built(name: str, facts, of: int, **options) -> dict:
   """A construction of this seed's facts."""
-  _, own = building.build_and_check(name, facts, 1, **options)
+  _, own = instances.build_and_check(name, facts, 1, **options)
   bits = facts.subjects * own['subject_bits'] + own['internal_bits']
   return record(name, facts, of, own, bits / own['parameters'])
 
 
 def smallest(name: str, facts, seed: int) -> dict:
   """The smallest of a few sizes that is right often enough, found by halving."""
-  sizes, constants = (facts.subjects, facts.relations), building.MEMORY_CONSTANTS[name]
+  sizes, constants = (facts.subjects, facts.relations), instances.MEMORY_CONSTANTS[name]
 
   @functools.cache
   def at(constant):
-    return built(name, facts, seed, seed=seed, **building.memory_options(name, constant, *sizes))
+    return built(name, facts, seed, seed=seed, **instances.memory_options(name, constant, *sizes))
 
   first = bisect.bisect_left(constants, TARGET, key=lambda constant: at(constant)['accuracy'])
   if first < len(constants):
@@ -116,7 +116,7 @@ def trained(trainer, preset, seeds) -> list[dict]:
   for n in preset.subjects:
     own = {case: its for case, its in found.items() if case.subjects == n}
     scores |= searching.rounded(own, search, trainer)
-  facts = lambda case: building.bijections(case.subjects, case.relations, case.seed)
+  facts = lambda case: instances.bijections(case.subjects, case.relations, case.seed)
   return [
     record('trained', facts(case), case.seed, found[case] | score, score['bits'], TARGET)
     for case, score in scores.items()

@@ -22,7 +22,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from constructions import registry
-from experiments.harness import building, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, summarize, values
 from experiments.harness.study import Study
@@ -70,7 +70,7 @@ PRESETS = {
 @functools.lru_cache(maxsize=256)
 def build(preset: Preset, name: str, seed: int, other: bool = False):
   """The construction of a seed's facts, or of others."""
-  return registry.build(name, building.bijections(preset.subjects, preset.relations, seed, other))
+  return registry.build(name, instances.bijections(preset.subjects, preset.relations, seed, other))
 
 
 def starts(preset: Preset, name: str, weight_decay: float, seed: int):

@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.harness import building, plotting, render, searching, tradeoff
+from experiments.harness import instances, plotting, render, searching, tradeoff
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, summarize, values
 from experiments.harness.study import Study
@@ -85,7 +85,7 @@ def longer(trainer, preset, seeds):
     preset.steps, hops=most - 1, chain_of_thought=True, loss='chain', shorter=True, target=None
   )
   config = Config.trained(**sizes, dim=preset.dim, length=2 * most)
-  tasks = [batched.Task(config, building.bijections(**sizes, seed=s), *RATES[0], s) for s in seeds]
+  tasks = [batched.Task(config, instances.bijections(**sizes, seed=s), *RATES[0], s) for s in seeds]
 
   def answered(params, job):
     of = lambda hops: dataclasses.replace(recipe, hops=hops)

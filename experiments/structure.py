@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import building, kinds, plotting
+from experiments.harness import instances, model_kinds, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, summarize, values
 from experiments.harness.study import Study
@@ -34,7 +34,7 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind(kinds.Kind):
+class Kind(model_kinds.Kind):
   steps: int
 
 
@@ -53,7 +53,7 @@ def of_size(batch, plain, transfer, fixed, decays=(0.0, 0.3, 1.0), steps=1600, t
   )
   return (
     *(kind('trained', plain, weight_decay=decay) for decay in decays),
-    kind('trained for transfer', transfer, transfer_steps, **kinds.FOR_TRANSFER),
+    kind('trained for transfer', transfer, transfer_steps, **model_kinds.FOR_TRANSFER),
     kind('fixed embeddings', fixed, weight_decay=0.01, embeddings='fixed', unembedding='fixed'),
     *(kind('untrained', size) for size in dict.fromkeys((plain, transfer))),
     kind('constructed', plain),
@@ -76,7 +76,7 @@ PRESETS = {
 
 def scores(config: Config, params, job, shuffled_RxN):
   """All that is measured of one model, by name; what is named after a bar is a control of it."""
-  keys = building.eval_keys(job.seed, 6)
+  keys = instances.eval_keys(job.seed, 6)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = job.answers_RxN.T[held_S]

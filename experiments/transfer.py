@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import building, kinds, plotting
+from experiments.harness import instances, model_kinds, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
@@ -37,7 +37,7 @@ ARMS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Case(kinds.Kind):
+class Case(model_kinds.Kind):
   subjects: int
   relations: int
 
@@ -74,7 +74,7 @@ class Preset:
   seeds: int
 
 
-case = functools.partial(Case, model='trained', unembedding='fixed', **kinds.FOR_TRANSFER)
+case = functools.partial(Case, model='trained', unembedding='fixed', **model_kinds.FOR_TRANSFER)
 TINY = case(subjects=24, relations=2, dim=8, width=12, batch=8)
 PAIR = case(subjects=512, relations=2, dim=64, width=64, batch=128)
 QUADRUPLE = case(subjects=1024, relations=4, dim=160, width=128, batch=256)
@@ -108,7 +108,7 @@ PRESETS = {
 def scores(preset: Preset, config: Config, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = building.eval_keys(job.seed, 3)
+  keys = instances.eval_keys(job.seed, 3)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   frozen = config, params

@@ -13,7 +13,7 @@ import processes
 import pytest
 
 from experiments import capacity, frozen_embeddings, threshold
-from experiments.harness import building, machine, records, searching
+from experiments.harness import instances, machine, records, searching
 from experiments.harness.statistics import jackknife, select
 from geomem.checks import accounting, lower_bounds
 from geomem.training.bisection import Bisection, search
@@ -197,7 +197,7 @@ def test_what_can_be_counted_is_a_check_and_no_claim():
 
 def test_wrong_answers_are_not_credited():
   """A model that errs holds fewer bits than all of its facts; one that is only rounded to 0.99 is no exception."""
-  facts = building.bijections(32, 2, 0)
+  facts = instances.bijections(32, 2, 0)
   own = {'dim': 4, 'width': 16, 'parameters': 100, 'accuracy': 1.0}
   bits = accounting.fact_bits(facts)
   right = capacity.record('trained', facts, 0, own, 8, 0.99)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from constructions import registry
-from experiments.harness import building
+from experiments.harness import instances
 from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
@@ -67,7 +67,7 @@ class Kind:
     scores: Callable,
   ) -> tuple[dict, dict]:  # fmt: skip
     """What the models are, and by name `scores(config, params, job, answers to other facts)` for every seed."""
-    facts = functools.partial(building.bijections, subjects, relations)
+    facts = functools.partial(instances.bijections, subjects, relations)
     tasks = [self.task(facts(seed), seed) for seed in seeds]
     others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
     config = tasks[0].config
