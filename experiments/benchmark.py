@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +66,10 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
     state = optimization.step(one.config, recipe, job, state)
     return state, state.loss
 
+  accuracy = lambda state, job: optimization.accuracy(one.config, recipe, job, state.params)
   state = optimization.initial_state(recipe, model.draw(one.config, one.seed))
   data = (batched.job(one, one.config),)
-  return peers.Loop(jax.jit(step, donate_argnums=0), state=state, data=data)
+  return peers.Loop(jax.jit(step, donate_argnums=0), jax.jit(accuracy), state, data)
 
 
 def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
@@ -149,10 +149,10 @@ def capacity(
   A second loop tries the sizes that our search tries: what is left of the ratio is the engine's.
   """
   recipe, target = Recipe(steps, target=0.99), 0.99
-  setting = searching.Setting(recipe, rates=tuple((rate, 0.01) for rate in rates))
+  setting = searching.Setting(recipe, tuple((rate, 0.01) for rate in rates))
   cases = [searching.Case('dim', n, relations, seed + i) for n in subjects for i in range(seeds)]
 
-  def together():
+  def at_once():
     found, probes = searching.measure(cases, setting, partial(scheduling.train_tasks, compiled=[]))
     return {'found': [r['value'] for r in found.values()], 'probes': len(probes)}
 
@@ -173,14 +173,14 @@ def capacity(
 
   for peer, halving in (('jax', True), ('jax, our search', False)):
     sizes = f'N={",".join(map(str, subjects))}, R={relations}, seeds={seeds}, rates={len(rates)}'
-    yield {'peer': peer, 'sizes': sizes} | timing.cold(together, partial(in_turn, halving))
+    yield {'peer': peer, 'sizes': sizes} | timing.cold(at_once, partial(in_turn, halving))
 
 
 def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
   """The largest N that an MLP memory of d = F holds, a seed, all compiling and drawing included: all seeds together,
   beside a loop over one seed's models."""
 
-  together = lambda *asked: mlp.learn_all(*asked)[0]
+  at_once = lambda *asked: mlp.learn_all(*asked)[0]
 
   def in_turn(recipe, *asked):
     loops = map(partial(peers.plain_mlp_memory, recipe), *asked)
@@ -192,7 +192,7 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
 
   for dim in dims:
     recipe = mlp.Recipe(dim, dim, steps)
-    ours, theirs = partial(largest, recipe, seeds, together), partial(largest, recipe, 1, in_turn)
+    ours, theirs = partial(largest, recipe, seeds, at_once), partial(largest, recipe, 1, in_turn)
     about = {'peer': 'jax', 'sizes': f'd=F={dim}, seeds={seeds}'}
     yield about | timing.cold(ours, theirs, pieces=(seeds, 1))
 
@@ -286,7 +286,6 @@ SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of
 class Preset:
   only: Annotated[str, f'Of {ALL} these alone, with commas between.'] = ALL
   sizes: dict[str, dict]
-  torch: str | None = metadata.version('torch') if peers.TORCH else None
 
   def __post_init__(self):
     if unknown := set(self.only.split(',')) - MEASUREMENTS.keys():

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -54,6 +55,7 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
   names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
+  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # only timed beside
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
