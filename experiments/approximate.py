@@ -12,7 +12,7 @@ import dataclasses
 
 from experiments.harness import instances, plotting
 from experiments.harness.findings import over_seeds
-from experiments.harness.statistics import groups, summarize
+from experiments.harness.statistics import groups
 from experiments.harness.study import Study
 from geomem import facts as fact
 
@@ -57,17 +57,16 @@ def expect(table):
 
 
 def plot(table):
-  """Accuracy against parameters, the band from the worst seed to the best."""
+  """Accuracy against parameters, every seed a mark."""
   figure, ax = plotting.new(width=6.0, height=3.4)
-  rows = summarize(table, 'construction', 'constant', 'parameters')
-  for i, ((name,), own) in enumerate(groups(rows, 'construction')):
-    color, marker = plotting.cycle(i)
-    ax.plot(own['parameters'], own['value'], f'{marker}-', color=color, label=name)
-    ax.fill_between('parameters', 'least', 'most', data=own, color=color, alpha=0.2, linewidth=0)
+  for i, ((name,), own) in enumerate(groups(table, 'construction')):
+    plotting.spread(ax, own, 'parameters', i, name)
   first = table.iloc[0]
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
-  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows["seeds"][0]} seeds')
+  ax.set_title(
+    f'N = {first["subjects"]}, R = {first["relations"]}, {table["seed"].nunique()} seeds'
+  )
   plotting.legend_beside(ax)
   return figure
 
