@@ -54,8 +54,8 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
-  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # only timed beside
+  names: tuple[str, ...] = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
+  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # optional: only compared with
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
