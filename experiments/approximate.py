@@ -10,9 +10,9 @@ right. Beside them the exact selector and key-value memory. Nothing is claimed.
 
 import dataclasses
 
-from experiments.harness import building, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import over_seeds
-from experiments.harness.statistics import groups, summarize
+from experiments.harness.statistics import groups
 from experiments.harness.study import Study
 from geomem import facts as fact
 
@@ -34,14 +34,14 @@ def measure(progress, preset, seeds):
   """A record a construction, size and seed."""
   sizes = preset.subjects, preset.relations
   fact.check_sizes(*sizes)
-  constants = building.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
+  constants = instances.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
   jobs = [(name, c, seed) for name, some in constants.items() for c in some for seed in seeds]
   records = []
   for i, (name, constant, seed) in enumerate(jobs):
     progress(i, len(jobs), name)
-    options = building.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
-    facts = building.bijections(*sizes, seed)
-    _, record = building.build_and_check(name, facts, 1, **options)
+    options = instances.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
+    facts = instances.bijections(*sizes, seed)
+    _, record = instances.build_and_check(name, facts, 1, **options)
     value = record.pop('accuracy')
     about = {'measurement': 'accuracy', 'constant': constant, 'seed': seed, 'value': value}
     records.append(record | about)
@@ -57,17 +57,16 @@ def expect(table):
 
 
 def plot(table):
-  """Accuracy against parameters, the band from the worst seed to the best."""
+  """Accuracy against parameters, every seed a mark."""
   figure, ax = plotting.new(width=6.0, height=3.4)
-  rows = summarize(table, 'construction', 'constant', 'parameters')
-  for i, ((name,), own) in enumerate(groups(rows, 'construction')):
-    color, marker = plotting.cycle(i)
-    ax.plot(own['parameters'], own['value'], f'{marker}-', color=color, label=name)
-    ax.fill_between('parameters', 'least', 'most', data=own, color=color, alpha=0.2, linewidth=0)
+  for i, ((name,), own) in enumerate(groups(table, 'construction')):
+    plotting.spread(ax, own, 'parameters', i, name)
   first = table.iloc[0]
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
-  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {rows["seeds"][0]} seeds')
+  ax.set_title(
+    f'N = {first["subjects"]}, R = {first["relations"]}, {table["seed"].nunique()} seeds'
+  )
   plotting.legend_beside(ax)
   return figure
 

@@ -19,7 +19,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +48,13 @@ AXES = {
 }  # fmt: skip
 
 
-def named(**sizes) -> str:
-  """N=1,024, R=4."""
-  return ', '.join(f'{name}={value:,}' for name, value in sizes.items())
+def about(peer: str | None = None, **sizes) -> dict:
+  """What a record is of: the peer that ours is timed beside, if any, and the sizes, as in N=1,024, R=4."""
+  in_words = lambda some: (
+    ','.join(map(str, some)) if isinstance(some, tuple | list) else f'{some:,}'
+  )
+  text = ', '.join(f'{name}={in_words(some)}' for name, some in sizes.items())
+  return {'sizes': text} if peer is None else {'peer': peer, 'sizes': text}
 
 
 def task(subjects: int, relations: int, dim: int, seed: int = 0) -> batched.Task:
@@ -67,9 +70,10 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
     state = optimization.step(one.config, recipe, job, state)
     return state, state.loss
 
+  accuracy = lambda state, job: optimization.accuracy(one.config, recipe, job, state.params)
   state = optimization.initial_state(recipe, model.draw(one.config, one.seed))
   data = (batched.job(one, one.config),)
-  return peers.Loop(jax.jit(step, donate_argnums=0), state=state, data=data)
+  return peers.Loop(jax.jit(step, donate_argnums=0), jax.jit(accuracy), state, data)
 
 
 def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
@@ -98,10 +102,8 @@ def exhaustive(subjects=20_000, relations=4, rounds=5, seed=0):
   # The product writes every logit to memory; how many rows at once suit it best is not ours to choose.
   rows = min((256, 512, 1024, 4096), key=lambda rows: timing.least_seconds(partial(bare, rows), 2))
   timed = timing.in_turns(lambda: verify.exhaustive(built), partial(bare, rows), rounds)
-  yield timed | {
-    'peer': 'matrix products', 'sizes': named(N=subjects, R=relations, d=built.config.dim),
-    'logits': built.queries * subjects, 'product_rows': rows,
-  }  # fmt: skip
+  sizes = about('matrix products', N=subjects, R=relations, d=built.config.dim)
+  yield timed | sizes | {'logits': built.queries * subjects, 'product_rows': rows}
 
 
 def certificate(subjects=10**6, relations=8, seed=0):
@@ -111,12 +113,10 @@ def certificate(subjects=10**6, relations=8, seed=0):
       '-m', 'experiments.construct', '--construction=selector', '--nosave', '--check=certificate',
       f'--subjects={subjects}', f'--relations={relations}', f'--seed={seed}', f'--workdir={folder}',
     )  # fmt: skip
-    (record,) = records.read(Path(folder)).table.to_dict('records')
-  own = ('queries', 'accuracy', 'min_margin', 'build_seconds', 'check_seconds')
-  yield {
-    'sizes': named(N=subjects, R=relations, d=record['dim']), 'ours_seconds': taken,
-    'peak_gigabytes': gigabytes, **{name: record[name] for name in own},
-  }  # fmt: skip
+    record = records.read(Path(folder)).table.iloc[0]
+  own = ['queries', 'accuracy', 'min_margin', 'build_seconds', 'check_seconds']
+  sizes = about(N=subjects, R=relations, d=record['dim'])
+  yield {**sizes, 'ours_seconds': taken, 'peak_gigabytes': gigabytes, **record[own]}
 
 
 def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=5, seed=0):
@@ -128,8 +128,8 @@ def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=
       loops = [peers.make(name, ENDLESS, one) for one in tasks]
       theirs = lambda loops=loops: [loop.run(steps) for loop in loops]
       pieces = 2 * [steps * models]
-      about = {'peer': name, 'sizes': named(N=n, R=r, d=d, models=models)}
-      yield about | timing.in_turns(partial(run, steps), theirs, rounds, pieces)
+      timed = timing.in_turns(partial(run, steps), theirs, rounds, pieces)
+      yield about(name, N=n, R=r, d=d, models=models) | timed
 
 
 def sweep(
@@ -149,10 +149,10 @@ def capacity(
   A second loop tries the sizes that our search tries: what is left of the ratio is the engine's.
   """
   recipe, target = Recipe(steps, target=0.99), 0.99
-  setting = searching.Setting(recipe, rates=tuple((rate, 0.01) for rate in rates))
+  setting = searching.Setting(recipe, tuple((rate, 0.01) for rate in rates))
   cases = [searching.Case('dim', n, relations, seed + i) for n in subjects for i in range(seeds)]
 
-  def together():
+  def at_once():
     found, probes = searching.measure(cases, setting, partial(scheduling.train_tasks, compiled=[]))
     return {'found': [r['value'] for r in found.values()], 'probes': len(probes)}
 
@@ -172,15 +172,15 @@ def capacity(
     return {'found': [s.found for s in searches], 'probes': sum(s.asked for s in searches)}
 
   for peer, halving in (('jax', True), ('jax, our search', False)):
-    sizes = f'N={",".join(map(str, subjects))}, R={relations}, seeds={seeds}, rates={len(rates)}'
-    yield {'peer': peer, 'sizes': sizes} | timing.cold(together, partial(in_turn, halving))
+    sizes = about(peer, N=subjects, R=relations, seeds=seeds, rates=len(rates))
+    yield sizes | timing.cold(at_once, partial(in_turn, halving))
 
 
 def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
   """The largest N that an MLP memory of d = F holds, a seed, all compiling and drawing included: all seeds together,
   beside a loop over one seed's models."""
 
-  together = lambda *asked: mlp.learn_all(*asked)[0]
+  at_once = lambda *asked: mlp.learn_all(*asked)[0]
 
   def in_turn(recipe, *asked):
     loops = map(partial(peers.plain_mlp_memory, recipe), *asked)
@@ -192,9 +192,9 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
 
   for dim in dims:
     recipe = mlp.Recipe(dim, dim, steps)
-    ours, theirs = partial(largest, recipe, seeds, together), partial(largest, recipe, 1, in_turn)
-    about = {'peer': 'jax', 'sizes': f'd=F={dim}, seeds={seeds}'}
-    yield about | timing.cold(ours, theirs, pieces=(seeds, 1))
+    ours, theirs = partial(largest, recipe, seeds, at_once), partial(largest, recipe, 1, in_turn)
+    sizes = about('jax', **{'d=F': dim, 'seeds': seeds})
+    yield sizes | timing.cold(ours, theirs, pieces=(seeds, 1))
 
 
 def products(subjects=4096, relations=4, dim=64, steps=2, shapes=None, seed=0):
@@ -215,10 +215,8 @@ def products(subjects=4096, relations=4, dim=64, steps=2, shapes=None, seed=0):
   times = max(1, round(steps * needed / done))
   theirs, pieces = lambda: [fastest() for _ in range(times)], (steps, times * done / needed)
   timed = timing.in_turns(partial(own.run, steps), theirs, pieces=pieces)
-  yield timed | {
-    'peer': 'matrix products', 'sizes': named(N=subjects, R=relations, d=dim),
-    'flops_per_second': needed / timed['theirs_seconds'],
-  }  # fmt: skip
+  sizes = about('matrix products', N=subjects, R=relations, d=dim)
+  yield timed | sizes | {'flops_per_second': needed / timed['theirs_seconds']}
 
 
 def one_step(*sizes: int):
@@ -231,11 +229,12 @@ def one_step(*sizes: int):
 
 def memory(subjects=65_536, relations=4, dim=64, seed=0):
   """Peak memory, of the device where it says so, of a process that takes one full-batch step, compiling included."""
-  step = f'from experiments import benchmark; benchmark.one_step{subjects, relations, dim, seed}'
+  sizes = f'{subjects}, {relations}, {dim}, {seed}'
+  step = f'from experiments import benchmark; benchmark.one_step({sizes})'
   printed, _, gigabytes = timing.own_process('-c', step)
   taken, on_device, loss = json.loads(printed)
   yield {
-    'sizes': named(N=subjects, R=relations, d=dim), 'ours_seconds': taken, 'loss': loss,
+    **about(N=subjects, R=relations, d=dim), 'ours_seconds': taken, 'loss': loss,
     'peak_gigabytes': on_device or gigabytes, 'logits_gigabytes': 4e-9 * subjects**2 * relations,
   }  # fmt: skip
 
@@ -249,8 +248,8 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
       n, r, d, models = (base | {axis: value}).values()
       run = sweep_of([task(n, r, d, seed + i) for i in range(models)])
       taken.append(timing.least_seconds(partial(run, steps), 3) / steps / models)
-      sizes = named(N=n, R=r, d=d, models=models)
-      yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], 'sizes': sizes}
+      sizes = about(N=n, R=r, d=d, models=models)
+      yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], **sizes}
     exponent = statistics.line(np.log(values).tolist(), np.log(taken).tolist())[1]
     yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
@@ -286,7 +285,6 @@ SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of
 class Preset:
   only: Annotated[str, f'Of {ALL} these alone, with commas between.'] = ALL
   sizes: dict[str, dict]
-  torch: str | None = metadata.version('torch') if peers.TORCH else None
 
   def __post_init__(self):
     if unknown := set(self.only.split(',')) - MEASUREMENTS.keys():
@@ -295,7 +293,7 @@ class Preset:
 
 def measure(progress, preset, seeds):
   """The records of all measurements, written as they come: they take long."""
-  about = {'command': 'python -m experiments.benchmark', 'setting': dataclasses.asdict(preset)}
+  run = {'command': 'python -m experiments.benchmark', 'setting': dataclasses.asdict(preset)}
   rows: list[dict] = []
   if not peers.TORCH:
     cli.warn('PyTorch is not installed, and not measured')
@@ -304,7 +302,7 @@ def measure(progress, preset, seeds):
     print(f'{name}: {sizes or "as on a laptop"}', file=sys.stderr, flush=True)
     for row in MEASUREMENTS[name](**sizes, seed=seeds[0]):
       rows.append({'measurement': name, **row})
-      so_far = records.Records(about, pd.DataFrame(rows, dtype=object))
+      so_far = records.Records(run, pd.DataFrame(rows, dtype=object))
       records.write(progress.folder / records.FILE, so_far)
   return rows
 
@@ -314,10 +312,10 @@ def expect(table):
   for _, row in table.iterrows():
     known = row.dropna()
     kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
-    about = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
+    words = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
     rest = {'ours_seconds', 'theirs_seconds', 'peak_gigabytes'} - {kind}
     beside = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
-    what = f'{", ".join(about)}: {kind}'.replace('_', ' ')
+    what = f'{", ".join(words)}: {kind}'.replace('_', ' ')
     yield Finding(what, known[kind], *statistics.NONE, seeds=1, controls=beside)
 
 

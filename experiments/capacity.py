@@ -15,7 +15,7 @@ import functools
 import itertools
 
 from constructions import registry
-from experiments.harness import building, plotting, searching
+from experiments.harness import instances, plotting, searching
 from experiments.harness.findings import over_seeds
 from experiments.harness.statistics import complete, groups, select
 from experiments.harness.study import Study
@@ -33,10 +33,11 @@ LABELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """Every pair of an N and an R is a size."""
+  """Every pair of an N and an R is a size; `rates`: learning rates with weight decays, of which the best counts."""
 
   subjects: tuple[int, ...]
   relations: tuple[int, ...]
+  rates: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.03, 0.01))
   steps: int
   seeds: int
 
@@ -64,10 +65,10 @@ def measure(trainer, preset, seeds):
   for n, r in itertools.product(preset.subjects, preset.relations):
     for name, known in registry.REGISTRY.items():
       if known.exact and not known.multi_hop:
-        facts = building.random_facts('bijections', n, r, seeds[0], known.own_answers)
+        facts = instances.random_facts('bijections', n, r, seeds[0], known.own_answers)
         records.append(built(name, facts, seeds[0], check=None))
-      elif name in building.MEMORY_CONSTANTS:
-        records += [smallest(name, building.bijections(n, r, seed), seed) for seed in seeds]
+      elif name in instances.MEMORY_CONSTANTS:
+        records += [smallest(name, instances.bijections(n, r, seed), seed) for seed in seeds]
   return records + trained(trainer, preset, seeds)
 
 
@@ -87,18 +88,18 @@ def record(name: str, facts, seed: int, own: dict, bits, kept: float = 1.0) -> d
 
 def built(name: str, facts, of: int, **options) -> dict:
   """A construction of this seed's facts."""
-  _, own = building.build_and_check(name, facts, 1, **options)
+  _, own = instances.build_and_check(name, facts, 1, **options)
   bits = facts.subjects * own['subject_bits'] + own['internal_bits']
   return record(name, facts, of, own, bits / own['parameters'])
 
 
 def smallest(name: str, facts, seed: int) -> dict:
   """The smallest of a few sizes that is right often enough, found by halving."""
-  sizes, constants = (facts.subjects, facts.relations), building.MEMORY_CONSTANTS[name]
+  sizes, constants = (facts.subjects, facts.relations), instances.MEMORY_CONSTANTS[name]
 
   @functools.cache
   def at(constant):
-    return built(name, facts, seed, seed=seed, **building.memory_options(name, constant, *sizes))
+    return built(name, facts, seed, seed=seed, **instances.memory_options(name, constant, *sizes))
 
   first = bisect.bisect_left(constants, TARGET, key=lambda constant: at(constant)['accuracy'])
   if first < len(constants):
@@ -108,18 +109,17 @@ def smallest(name: str, facts, seed: int) -> dict:
 
 def trained(trainer, preset, seeds) -> list[dict]:
   """Models at their threshold, trained again to the end and rounded, those of one N in one program."""
-  search = searching.Setting(Recipe.with_warmup(preset.steps, target=TARGET))
+  search = searching.Setting(Recipe.with_warmup(preset.steps, target=TARGET), preset.rates)
   sizes = itertools.product(preset.subjects, preset.relations, seeds)
   cases = [searching.Case('dim', *size) for size in sizes]
   found, _ = searching.measure(cases, search, trainer.train)
-  scores = {case: {'accuracy': None, 'bits': None} for case in cases}
   for n in preset.subjects:
-    own = {case: its for case, its in found.items() if case.subjects == n}
-    scores |= searching.rounded(own, search, trainer)
-  facts = lambda case: building.bijections(case.subjects, case.relations, case.seed)
+    of_n = {case: own for case, own in found.items() if case.subjects == n}
+    found |= searching.rounded(of_n, search, trainer)
+  facts = lambda case: instances.bijections(case.subjects, case.relations, case.seed)
   return [
-    record('trained', facts(case), case.seed, found[case] | score, score['bits'], TARGET)
-    for case, score in scores.items()
+    record('trained', facts(case), case.seed, own, own['bits'], TARGET)
+    for case, own in found.items()
   ]
 
 
@@ -151,10 +151,9 @@ def plot(table):
       ax.plot(rows['facts'], rows[column], marker, color=color, alpha=0.6, markersize=4, label=name)
     plotting.logarithmic(ax.xaxis)
     ax.set(yscale='log', xlabel='facts, $N R$', ylabel=label)
-  for ax, bits, dashes in ((panels[0], 2, '--'), (panels[0], 3.6, ':'), (panels[1], 1, '-')):
-    ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    text = 'limit' if bits == 1 else f'{bits:g}'
-    ax.text(1.0, bits, text, transform=ax.get_yaxis_transform(), va='center')
+  for bits, dashes in plotting.LANGUAGE_MODELS.items():
+    plotting.level(panels[0], bits, f'{bits:g} bits', dashes)
+  plotting.level(panels[1], 1.0, 'limit')
   plotting.legend_beside(panels[1])
   return figure
 

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from constructions import registry
-from experiments.harness import building, render
+from experiments.harness import instances, render
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.study import SCALES, Study
 from geomem import facts as fact
@@ -85,8 +85,8 @@ def measure(progress, preset, seeds):
     options = {o: value for o, value in given.items() if named or o in known.options}
     if 'seed' in known.options:
       options['seed'] = seeds[0]
-    facts = table or building.random_facts(preset.facts, *sizes, seeds[0], known.own_answers)
-    built, record = building.build_and_check(
+    facts = table or instances.random_facts(preset.facts, *sizes, seeds[0], known.own_answers)
+    built, record = instances.build_and_check(
       name, facts, hops, dtype=preset.dtype, check=preset.check, timed=True,
       progress=functools.partial(progress, label=name), **options,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def measure(progress, preset, seeds):
       models.save(progress.folder / model.name, model)
     return record | {'others_facts': _of_others(built, record)}
 
-  records = [build(name) for name in names] if named else building.build_each(names, build)
+  records = [build(name) for name in names] if named else instances.build_each(names, build)
   if preset.save:
     print(f'models: {progress.folder}/CONSTRUCTION, ask them with experiments.ask')
   return records

@@ -22,9 +22,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from constructions import registry
-from experiments.harness import building, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, select, summarize, values
+from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
@@ -70,7 +70,7 @@ PRESETS = {
 @functools.lru_cache(maxsize=256)
 def build(preset: Preset, name: str, seed: int, other: bool = False):
   """The construction of a seed's facts, or of others."""
-  return registry.build(name, building.bijections(preset.subjects, preset.relations, seed, other))
+  return registry.build(name, instances.bijections(preset.subjects, preset.relations, seed, other))
 
 
 def starts(preset: Preset, name: str, weight_decay: float, seed: int):
@@ -125,7 +125,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
     tasks = [task for _, task in started]
-    found = trainer.cached(functools.partial(follow, preset, name, tasks))
+    found = trainer.cached(functools.partial(evaluations, preset, name, tasks))
     config = tasks[0].config
     about = {
       'construction': name, 'subjects': config.subjects, 'relations': config.relations,
@@ -133,7 +133,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     }  # fmt: skip
     records += [
       {
-        'measurement': key.partition('|')[0], 'control': key.partition('|')[2] or None, **about,
+        **split_key(key), **about,
         'start': start, 'step': step, 'seed': task.seed, 'value': float(values_TxM[i, j]),
       }
       for key, values_TxM in found.items()
@@ -143,7 +143,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   return records
 
 
-def follow(preset: Preset, name: str, tasks) -> dict:
+def evaluations(preset: Preset, name: str, tasks) -> dict:
   """What is found of all starts of a construction as training goes on."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)

@@ -30,11 +30,15 @@ CELL = 'kind', 'dim', 'subjects', 'relations'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`sizes`: N and R of the searches; `dims`: of fixed embeddings, None: learned; `memories`: d = F of MLP memories."""
+  """`sizes`: N and R of the searches; `dims`: of fixed embeddings, None: learned; `memories`: d = F of MLP memories.
+
+  `rates`: learning rates with weight decays, of which the best counts; MLP memories have their authors' own.
+  """
 
   sizes: tuple[dict[str, int], ...] = ()
   dims: tuple[int | None, ...] = ()
   memories: tuple[int, ...] = ()
+  rates: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.03, 0.01))
   steps: int
   memory_steps: int = 2**15
   seeds: int = 5
@@ -70,15 +74,13 @@ def searched(trainer, preset, seeds, dim: int | None) -> list[dict]:
   kind, find, frozen = ('learned', 'dim', ()) if dim is None else ('fixed', 'width', FROZEN)
   recipe = Recipe.with_warmup(preset.steps, target=0.99, frozen=frozen)
   cases = [searching.Case(find, **at, seed=seed) for at in preset.sizes for seed in seeds]
-  found, _ = searching.measure(cases, searching.Setting(recipe, dim or 0), trainer.train)
-  return [
-    {
-      'kind': kind, 'measurement': f'smallest {find}', 'model': f'{kind} embeddings', 'control': None,
-      'subjects': case.subjects, 'relations': case.relations, 'dim': dim, 'width': None, 'seed': case.seed,
-      **{name: own[name] for name in ('value', 'floor', 'parameters')},
-    }
-    for case, own in found.items()
-  ]  # fmt: skip
+  setting = searching.Setting(recipe, preset.rates, dim or 0)
+  about = {
+    'kind': kind, 'measurement': f'smallest {find}', 'model': f'{kind} embeddings', 'control': None,
+    'dim': dim,
+  }  # fmt: skip
+  found, _ = searching.measure(cases, setting, trainer.train, **about)
+  return [*found.values()]
 
 
 def memories(trainer, preset, seeds) -> list[dict]:
@@ -138,12 +140,12 @@ def growth(memory):
   slope = lambda n, size: statistics.line(np.log(n), np.log(size))[1]
   mean = held_SxD.mean().to_numpy()
   law = slope(mean, mean * np.log(mean))
-  rivals: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}
+  laws: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}
   if PUBLISHED.keys() >= {*dims.tolist()}:
-    rivals['published'] = [slope([PUBLISHED[dim] for dim in dims.tolist()], dims**2)]
+    laws['published'] = [slope([PUBLISHED[dim] for dim in dims.tolist()], dims**2)]
   text = f'MLP memory, d = F = {", ".join(map(str, dims))}: F·d grows as n to the power'
   slopes = [slope(n, dims**2) for n in held_SxD.to_numpy()]
-  return over_seeds(text, slopes, (1 + law) / 2, law + (law - 1) / 2, **rivals)
+  return over_seeds(text, slopes, (1 + law) / 2, law + (law - 1) / 2, **laws)
 
 
 def plot(table):

@@ -16,7 +16,7 @@ import dataclasses
 
 import numpy as np
 
-from experiments.harness import building, plotting, render, searching, tradeoff
+from experiments.harness import instances, plotting, render, searching, tradeoff
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, summarize, values
 from experiments.harness.study import Study
@@ -85,7 +85,7 @@ def longer(trainer, preset, seeds):
     preset.steps, hops=most - 1, chain_of_thought=True, loss='chain', shorter=True, target=None
   )
   config = Config.trained(**sizes, dim=preset.dim, length=2 * most)
-  tasks = [batched.Task(config, building.bijections(**sizes, seed=s), *RATES[0], s) for s in seeds]
+  tasks = [batched.Task(config, instances.bijections(**sizes, seed=s), *RATES[0], s) for s in seeds]
 
   def answered(params, job):
     of = lambda hops: dataclasses.replace(recipe, hops=hops)
@@ -105,25 +105,20 @@ def searched(trainer, preset, mode, hops, depth, seeds, guess):
   """The smallest d of every seed, sought from a guess on, and, of the most hops, the bits that its weights need."""
   chain, loss = MODES[mode]
   recipe = Recipe.with_warmup(preset.steps, hops=hops, chain_of_thought=chain, loss=loss)
-  search = searching.Setting(recipe, rates=RATES, depth=depth, guess=guess, resolution=RESOLUTION)
+  search = searching.Setting(recipe, RATES, depth=depth, guess=guess, resolution=RESOLUTION)
   cases = [searching.Case('dim', preset.subjects, preset.relations, seed) for seed in seeds]
-  found, _ = searching.measure(cases, search, trainer.train)
-  rounded = searching.rounded(found, search, trainer) if hops == max(preset.hops) else {}
-  records = []
-  for case, own in found.items():
-    records.append({
-      'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None, 'depth': depth,
-      'hops': hops, 'subjects': case.subjects, 'relations': case.relations, 'seed': case.seed,
-      'value': own['value'],
-    })  # fmt: skip
-    if case in rounded:
-      dim, bits = own['value'], int(rounded[case]['bits'])
-      internal = own['parameters'] - case.subjects * dim
-      records[-1] |= {
-        'accuracy': rounded[case]['accuracy'], 'bits': bits,
-        'internal_bits': float(bits * internal), 'subject_bits': float(bits * dim),
-      }  # fmt: skip
-  return records
+  about = {
+    'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None, 'depth': depth,
+    'hops': hops,
+  }  # fmt: skip
+  found, _ = searching.measure(cases, search, trainer.train, **about)
+  if hops == max(preset.hops):
+    found = searching.rounded(found, search, trainer)
+  for own in found.values():
+    if bits := own.get('bits'):
+      internal = own['parameters'] - own['subjects'] * own['value']
+      own |= {'internal_bits': bits * internal, 'subject_bits': bits * own['value']}
+  return [*found.values()]
 
 
 def expect(table):
@@ -190,8 +185,7 @@ def _plot_bits(ax, table):
 def _plot_longer(ax, table):
   """Chains answered, by their length; those longer than any that was learned are beyond the line."""
   longer = select(table, kind='longer')
-  for _, own in groups(longer, 'seed'):
-    ax.plot(own['hops'], own['value'], 'o-', color=plotting.BLUE, alpha=0.6)
+  plotting.spread(ax, longer, 'hops', 0)
   hops, first = np.unique(longer['hops']), longer.iloc[0]
   ax.plot(hops, first['subjects'] ** -hops, ':', color=plotting.GREY, label='chance')
   ax.axvline(first['trained_to'] + 0.5, color=plotting.GREY, ls='--', label='learned up to here')

@@ -26,7 +26,7 @@ NAMES = ('jax', 'torch', 'torch_compile') if TORCH else ('jax',)
 class Loop:
   """Training one model: `step(state, *data)` gives the next state and the loss, `accuracy` takes the same."""
 
-  def __init__(self, step, accuracy=None, state=(), data=(), wait=jax.block_until_ready):
+  def __init__(self, step, accuracy, state=(), data=(), wait=jax.block_until_ready):
     self._step, self._accuracy, self._wait = step, accuracy, wait
     self.state, self.data = jax.device_put((state, data))
 
@@ -116,7 +116,7 @@ def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
 
 @functools.lru_cache
 def _rates(recipe: Recipe) -> np.ndarray:
-  """The schedule of all steps, for who cannot compile it."""
+  """The schedule of all steps as numbers: PyTorch's schedulers ask for one in every step."""
   return np.asarray(optimization.schedule(recipe, jnp.arange(recipe.steps + 1)))
 
 
@@ -140,13 +140,15 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   optimizer = torch.optim.AdamW(groups, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps)
 
   rate_S = _rates(recipe)
-  schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_S[step].item())
+  schedule = torch.optim.lr_scheduler.LambdaLR(
+    optimizer, lambda step: rate_S[min(step, recipe.steps)].item()
+  )
 
   def norm(x, p):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.norm_eps) * p['scale']
 
-  def objective(params, tokens, targets):
-    """Of the logits at the last position, which attends to all."""
+  def logits(params, tokens):
+    """At the last position, which attends to all."""
     embed, p = params['embed'], params['blocks_0']
     a, m = p['attention'], p['mlp']
     table = torch.cat([embed['subjects'], embed['relations']])
@@ -156,8 +158,10 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     x = x[:, -1:] + (q @ k.transpose(1, 2)).softmax(-1) @ v @ a['output'][0]
     y = norm(x, p['norm_mlp'])
     x = x + (y @ m['in'] + m['in_bias']).relu() @ m['out'] + m['out_bias']
-    logits = norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
-    return torch.nn.functional.cross_entropy(logits, targets)
+    return norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
+
+  def objective(params, tokens, targets):
+    return torch.nn.functional.cross_entropy(logits(params, tokens), targets)
 
   objective = torch.compile(objective) if compiled else objective
   if cuda:
@@ -171,7 +175,11 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     schedule.step()
     return state, loss
 
-  return Loop(step, wait=lambda _: torch.cuda.synchronize() if cuda else None)
+  @torch.no_grad()
+  def accuracy(_):
+    return (logits(params, tokens).argmax(-1) == targets).float().mean()
+
+  return Loop(step, accuracy, wait=lambda _: torch.cuda.synchronize() if cuda else None)
 
 
 def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:

@@ -18,65 +18,71 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import building, kinds, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, select, summarize, values
+from experiments.harness.model_kinds import FOR_TRANSFER, Kind
+from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps
 
 LEARNED = ('trained', 'trained for transfer')
-MODELS = (*LEARNED, 'constructed', 'untrained', 'fixed embeddings')
 OWN, OTHER = 'accuracy_without_own_units', 'accuracy_without_other_units'
 SHUFFLED, DIRECTION, UNITS = 'shuffled facts', 'random direction', 'random units'  # controls
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind(kinds.Kind):
-  steps: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
+  """d and F of the models: `plain` ones are trained with AdamW alone, at each of the weight decays; others as for
+  `transfer`, for the steps that are said there; the last around `fixed` embeddings.
+  """
+
   subjects: int
   relations: int
-  kinds: tuple[Kind, ...]
+  batch: int
+  plain: dict[str, int]
+  transfer: dict[str, int]
+  fixed: dict[str, int]
+  weight_decays: tuple[float, ...] = (0.0, 0.3, 1.0)
+  steps: int = 1600
   seeds: int = 5
 
-
-def of_size(batch, plain, transfer, fixed, decays=(0.0, 0.3, 1.0), steps=1600, transfer_steps=1000):
-  """All kinds, with the (d, F) of those trained with AdamW alone, as for transfer, and with fixed embeddings."""
-  kind = lambda model, size, steps=steps, **how: Kind(
-    model=model, dim=size[0], width=size[1], batch=batch, steps=steps, **how
-  )
-  return (
-    *(kind('trained', plain, weight_decay=decay) for decay in decays),
-    kind('trained for transfer', transfer, transfer_steps, **kinds.FOR_TRANSFER),
-    kind('fixed embeddings', fixed, weight_decay=0.01, embeddings='fixed', unembedding='fixed'),
-    *(kind('untrained', size) for size in dict.fromkeys((plain, transfer))),
-    kind('constructed', plain),
-  )
+  def kinds(self):
+    """All models that are looked into."""
+    names = 'subjects', 'relations', 'batch', 'steps'
+    about: dict[str, Any] = {name: getattr(self, name) for name in names}
+    kind = lambda name, size, **how: Kind(model=name, **about | size | how)
+    for decay in self.weight_decays:
+      yield kind('trained', self.plain, weight_decay=decay)
+    yield kind('trained for transfer', self.transfer, **FOR_TRANSFER)
+    unlearned = {'embeddings': 'fixed', 'unembedding': 'fixed'}
+    yield kind('fixed embeddings', self.fixed, weight_decay=0.01, **unlearned)
+    yield kind('untrained', self.plain)
+    yield kind('untrained', self.transfer)
+    yield kind('constructed', self.plain)
 
 
 PRESETS = {
   'smoke': Preset(
-    subjects=24, relations=2, seeds=1,
-    kinds=of_size(8, (8, 12), (8, 12), (8, 32), decays=(0.0, 1.0), steps=60, transfer_steps=60),
+    subjects=24, relations=2, batch=8, weight_decays=(0.0, 1.0), steps=60, seeds=1,
+    plain={'dim': 8, 'width': 12}, transfer={'dim': 10, 'width': 12, 'steps': 60}, fixed={'dim': 8, 'width': 32},
   ),
   'laptop': Preset(
-    subjects=512, relations=3, kinds=of_size(128, (32, 36), (96, 96), (64, 256))
+    subjects=512, relations=3, batch=128,
+    plain={'dim': 32, 'width': 36}, transfer={'dim': 96, 'width': 96, 'steps': 1000}, fixed={'dim': 64, 'width': 256},
   ),
   'full': Preset(
-    subjects=1024, relations=4, kinds=of_size(256, (32, 48), (128, 128), (64, 384))
+    subjects=1024, relations=4, batch=256,
+    plain={'dim': 32, 'width': 48}, transfer={'dim': 128, 'width': 128, 'steps': 1000}, fixed={'dim': 64, 'width': 384},
   ),
 }  # fmt: skip
 
 
 def scores(config: Config, params, job, shuffled_RxN):
-  """All that is measured of one model, by name; what is named after a bar is a control of it."""
-  keys = building.eval_keys(job.seed, 6)
+  """All that is measured of one model, by name; 'score|control' is the control of a score."""
+  keys = instances.eval_keys(job.seed, 6)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   targets_SxR = job.answers_RxN.T[held_S]
@@ -127,14 +133,13 @@ def _by_arm(function, arms: dict) -> dict:
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models; of single units only those of the first seed."""
   records = []
-  for kind in preset.kinds:
-    sizes = preset.subjects, preset.relations
-    about, found = kind.evaluate(trainer, *sizes, kind.steps, seeds, scores)
+  for kind in preset.kinds():
+    about, found = kind.evaluate(trainer, seeds, scores)
     for name in ('weight_decay', 'noise', 'embedding_lr_multiplier'):
       about[name] = getattr(kind, name) if kind.trained else None
     records += [
       {
-        'measurement': key.partition('|')[0], 'control': key.partition('|')[2] or None,
+        **split_key(key),
         'alpha': ALPHAS[j] if key.startswith(('flipped', 'kept')) else None,
         'unit': j if key.startswith('unit_') else None,
         **about, 'seed': seed, 'value': float(number),
@@ -151,7 +156,7 @@ SWAPPED = 'flipped and kept'  # an edit that changes nothing keeps everything: t
 SCORES = (  # claim, measurement, α, in words, at least, at most, the control of the same model
   (2, 'accuracy', None, 'right answers', 0.99, None, None),
   (2, 'superposition_r2', None, 'superposition, held-out R²', 0.8, None, SHUFFLED),
-  (3, 'probe_accuracy', None, 'linear readouts, held out', 0.95, None, SHUFFLED),
+  (3, 'probe_accuracy', None, 'linear probes, held out', 0.95, None, SHUFFLED),
   (4, 'relation_selectivity', None, 'units keep to one relation', 0.5, None, None),
   (4, 'attribute_selectivity', None, 'units keep to few attributes', None, None, None),
   (4, OWN, None, "right once the relation's own units are cut", None, 0.2, UNITS),
@@ -259,7 +264,7 @@ def _plot_swaps(ax, models: dict, decay: float):
 
 
 STUDY = Study(
-  name='structure', title='superposition, readouts, units, patches and swaps, with controls',
+  name='structure', title='superposition, probes, units, patches and swaps, with controls',
   claims=(
     Claim('Claim 2', 'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors, '
           'judged on subjects that the maps were not fitted to.'),

@@ -37,23 +37,20 @@ from geomem.training.optimization import Recipe
 Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
 FINDS = get_args(Find)
 SUBJECTS = {'smoke': (8, 16), 'laptop': (16, 48, 144), 'full': (64, 256, 1024, 4096)}
-USED_BY: dict[
-  str, tuple
-] = {  # the searches that a size is used by, and the sizes that are nobody's own
+USED_BY: dict[str, tuple] = {  # the searches that use a flag, and the values that presets give it
   'subjects': ({'dim', 'dim_at_width', 'width'}, SUBJECTS.values()),
   'dim': ({'width', 'subjects'}, [8]),
   'width': ({'dim_at_width'}, [64]),
 }
 TITLES = {
-  'dim': 'smallest $d$, $F = 4d$',
-  'dim_at_width': 'smallest $d$, $F$ = {width:.0f}',
-  'width': 'smallest $F$, $d$ = {dim:.0f}',
-  'subjects': 'largest $N$, $d$ = {dim:.0f}, $F = 4d$',
+  'dim': 'smallest d, F = 4d',
+  'dim_at_width': 'smallest d, F = {width:.0f}',
+  'width': 'smallest F, d = {dim:.0f}',
+  'subjects': 'largest N, d = {dim:.0f}, F = 4d',
 }
 LAWS = {'R·log2 N': np.log2, 'R·√N': np.sqrt, 'R·N': np.positive}  # of the size, but for R
 CELL = 'find', 'subjects', 'relations'
 slope = lambda by_seed: line(by_seed)[1]
-REPORTED = {2.0: '--', 3.6: ':'}  # bits per parameter of language models: knowledge, memorized text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +71,8 @@ class Preset:
   def __post_init__(self):
     for sizes in itertools.product(self.subjects, self.relations):
       fact.check_sizes(*sizes)
-    for name, (users, nobodys) in USED_BY.items():
-      if not users & {*self.find} and getattr(self, name) not in nobodys:
+    for name, (users, given) in USED_BY.items():
+      if not users & {*self.find} and getattr(self, name) not in given:
         raise InputError(f'--{name} means nothing to --find={",".join(self.find)}; leave it out')
     Recipe(self.steps, target=self.target)  # refuses what is no accuracy
 
@@ -100,8 +97,8 @@ def measure(trainer, preset, seeds):
       [0] if find == 'subjects' else preset.subjects, preset.relations, seeds
     )
   ]
-  setting = searching.Setting(recipe, preset.dim, preset.width, rates)
-  found, probes = searching.measure(cases, setting, trainer.train)
+  setting = searching.Setting(recipe, rates, preset.dim, preset.width)
+  found, probes = searching.measure(cases, setting, trainer.train, kind='threshold')
   records = [*found.values(), *probes]
   for n, r in dict.fromkeys((c.subjects, c.relations) for c in cases if c.subjects):
     for name in ('selector', 'attention_only', 'keyvalue'):
@@ -140,28 +137,27 @@ def name_of(table, find: str) -> str:
 
 def expect(table):
   """The lines, with their intervals over seeds, and the bits at threshold."""
-  told = lambda find: name_of(table, find).replace('$', '')
-  law, *rivals = LAWS
+  law, *others = LAWS
   r2 = lambda by_seed: line(by_seed, law)[2]
-  ahead = lambda by_seed: r2(by_seed) - max(line(by_seed, rival)[2] for rival in rivals)
+  ahead = lambda by_seed: r2(by_seed) - max(line(by_seed, other)[2] for other in others)
 
   def joint(what, statistic, at_least=None, **controls):
     interval = statistics.jackknife(by_seed, statistic)
     return Finding(what, statistic(by_seed), *interval, len(by_seed), at_least, controls=controls)
 
   for find, by_seed, _ in fitted(table):
-    yield joint(f'{told(find)}: slope against R·log2 N', slope)
+    yield joint(f'{name_of(table, find)}: slope against R·log2 N', slope)
   for find, by_seed, _ in fitted(table):
-    others = {rival: line(by_seed, rival)[2] for rival in rivals}
-    yield joint(f'{told(find)}: R² of a line in R·log2 N', r2, 0.8, **others)
-    yield joint(f'{told(find)}: R² ahead of the best other law', ahead, 0.0)
+    beside = {other: line(by_seed, other)[2] for other in others}
+    yield joint(f'{name_of(table, find)}: R² of a line in R·log2 N', r2, 0.8, **beside)
+    yield joint(f'{name_of(table, find)}: R² ahead of the best other law', ahead, 0.0)
   found, highest = complete(asked(table), *CELL), pd.Series(dtype=float)
   for (find, n, r), rows in groups(select(found, find='width'), *CELL):
-    yield from over_seeds(f'{told(find)}, N = {n}, R = {r:.0f}', rows['value'])
+    yield from over_seeds(f'{name_of(table, find)}, N = {n}, R = {r:.0f}', rows['value'])
   for (find, n), rows in groups(complete(found, *CELL, bordered=True), 'find', 'subjects'):
     bits = rows.groupby('seed')['bits_per_parameter'].mean()
     highest = max(highest, bits, key=lambda bits: bits.mean() if len(bits) else 0.0)
-    yield from over_seeds(f'bits of facts per parameter: {told(find)}, N = {n}', bits)
+    yield from over_seeds(f'bits of facts per parameter: {name_of(table, find)}, N = {n}', bits)
   yield from over_seeds('bits of facts per parameter, the highest of all sizes', highest)
 
 
@@ -213,9 +209,10 @@ def _plot_sizes(ax, find: str, own, by_seed):
     ax.plot(ends, intercept + through * ends, '-', color=plotting.GREY, label=label)
   ax.set_xlabel('relations, $R$' if find == 'subjects' else r'$R\,\log_2 N$')
   ax.set_ylabel({'width': '$F^*$', 'subjects': '$N^*$'}.get(find, '$d^*$'))
-  ax.set_ylim(bottom=0)
   if find == 'subjects':
     plotting.logarithmic(ax.yaxis)
+  else:
+    ax.set_ylim(bottom=0)
   ax.legend()
 
 
@@ -230,10 +227,8 @@ def _plot_bits(ax, found, built):
   faces = itertools.cycle((plotting.BLACK, plotting.GREY, 'white'))
   for (name, rows), face in zip(built.groupby('construction', sort=False), faces, strict=False):
     draw(name, rows, 'P', color=plotting.BLACK, markerfacecolor=face, markersize=4)
-  for bits, dashes in REPORTED.items():
-    ax.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    at = ax.get_yaxis_transform()
-    ax.text(0.99, bits, f'{bits:g} bits', transform=at, ha='right', va='bottom')
+  for bits, dashes in plotting.LANGUAGE_MODELS.items():
+    plotting.level(ax, bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 4), xlabel='facts, $N R$', title='bits per parameter')
   plotting.legend_beside(ax)

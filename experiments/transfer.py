@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import building, kinds, plotting
+from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.model_kinds import FOR_TRANSFER, Kind
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
@@ -36,24 +37,6 @@ ARMS = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Case(kinds.Kind):
-  subjects: int
-  relations: int
-
-  def around(self, **changes) -> tuple['Case', ...]:
-    """The case, and every one that differs from it in one thing alone."""
-    change = functools.partial(dataclasses.replace, self)
-    return self, *(change(**{name: value}) for name, some in changes.items() for value in some)
-
-  def memory(self, width: int) -> 'Case':
-    """The associative memory that stands beside it."""
-    return dataclasses.replace(
-      self, model='associative', width=width, weight_decay=0.01, noise=0.0,
-      embedding_lr_multiplier=1.0, embeddings='fixed',
-    )  # fmt: skip
-
-
 WORDS = {  # for what tells cases apart
   'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}',
   'width': 'F = {:,}', 'weight_decay': 'decay = {:g}', 'noise': 'noise = {:g}',
@@ -65,50 +48,63 @@ NAMES = tuple(WORDS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`map_steps`: by which (b) fits its maps; `embedding_steps`: by which (c) trains new embeddings."""
+  """`first`: the sizes of the first case. Every other differs from it in one of the `changes` alone, and beside them
+  stands an associative memory of `memory_width`. `map_steps`: by which (b) fits its maps; `embedding_steps`: by
+  which (c) trains new embeddings.
+  """
 
-  cases: tuple[Case, ...]
+  first: dict[str, int]
+  changes: dict[str, tuple]
+  memory_width: int
   steps: int
   map_steps: int
   embedding_steps: int
   seeds: int
 
+  def cases(self):
+    """The kind of model of every case."""
+    how: dict[str, Any] = FOR_TRANSFER | {'unembedding': 'fixed', 'steps': self.steps}
+    changed = functools.partial(dataclasses.replace, Kind(model='trained', **self.first | how))
+    yield changed()
+    for name, others in self.changes.items():
+      yield from (changed(**{name: other}) for other in others)
+    yield changed(
+      model='associative', width=self.memory_width, weight_decay=0.01, noise=0.0,
+      embedding_lr_multiplier=1.0, embeddings='fixed',
+    )  # fmt: skip
 
-case = functools.partial(Case, model='trained', unembedding='fixed', **kinds.FOR_TRANSFER)
-TINY = case(subjects=24, relations=2, dim=8, width=12, batch=8)
-PAIR = case(subjects=512, relations=2, dim=64, width=64, batch=128)
-QUADRUPLE = case(subjects=1024, relations=4, dim=160, width=128, batch=256)
-OCTUPLE = case(subjects=1024, relations=8, dim=384, width=256, batch=256)
+
+TINY = {'subjects': 24, 'relations': 2, 'dim': 8, 'width': 12, 'batch': 8}
+PAIR = {'subjects': 512, 'relations': 2, 'dim': 64, 'width': 64, 'batch': 128}
+QUADRUPLE = {'subjects': 1024, 'relations': 4, 'dim': 160, 'width': 128, 'batch': 256}
+OCTUPLE = {'subjects': 1024, 'relations': 8, 'dim': 384, 'width': 256, 'batch': 256}
 BESIDE = ('untrained', 'constructed')
 PRESETS = {
   'smoke': Preset(
-    cases=(*TINY.around(model=BESIDE), TINY.memory(32)),
+    first=TINY, changes={'model': BESIDE}, memory_width=32,
     steps=60, map_steps=10, embedding_steps=200, seeds=1,
   ),
   'laptop': Preset(
-    cases=(
-      *PAIR.around(
-        unembedding=('trained',), dim=(32, 96), width=(16,), weight_decay=(0.1,), noise=(0.0,),
-        embedding_lr_multiplier=(1.0,), attention=('trained',), subjects=(128,), model=BESIDE,
-      ),
-      PAIR.memory(512),
-    ),
-    steps=800, map_steps=200, embedding_steps=300, seeds=5,
+    first=PAIR, changes={
+      'unembedding': ('trained',), 'dim': (32, 96), 'width': (16,), 'weight_decay': (0.1,), 'noise': (0.0,),
+      'embedding_lr_multiplier': (1.0,), 'attention': ('trained',), 'subjects': (128,), 'model': BESIDE,
+    },
+    memory_width=512, steps=800, map_steps=200, embedding_steps=300, seeds=5,
   ),
   'full': {
-    f'R{case.relations}': Preset(
-      cases=(*case.around(unembedding=('trained',), model=BESIDE), case.memory(8 * case.width)),
+    f'R{first["relations"]}': Preset(
+      first=first, changes={'unembedding': ('trained',), 'model': BESIDE}, memory_width=8 * first['width'],
       steps=1000, map_steps=500, embedding_steps=300, seeds=5,
     )
-    for case in (PAIR, QUADRUPLE, OCTUPLE)
+    for first in (PAIR, QUADRUPLE, OCTUPLE)
   },
 }  # fmt: skip
 
 
-def scores(preset: Preset, config: Config, params, job, other_RxN):
+def scores(map_steps: int, embedding_steps: int, config: Config, params, job, other_RxN):
   """All that is measured of one model, by name."""
   answers_RxN = job.answers_RxN
-  keys = building.eval_keys(job.seed, 3)
+  keys = instances.eval_keys(job.seed, 3)
   fit_T, held_S = linear_maps.hold_out(keys[0], config.subjects)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   frozen = config, params
@@ -120,9 +116,9 @@ def scores(preset: Preset, config: Config, params, job, other_RxN):
     return linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
 
   maps = fit(e_NxD, answers_RxN)
-  fitted, _ = new_facts.fit_maps_through_model(*frozen, maps, keys[1], preset.map_steps, BATCH)
+  fitted, _ = new_facts.fit_maps_through_model(*frozen, maps, keys[1], map_steps, BATCH)
   some_RxB = other_RxN[:, :RELEARNED]  # each embedding is trained by itself: some speak for all
-  learned_BxD = new_facts.learn_embeddings(*frozen, some_RxB, keys[2], preset.embedding_steps)
+  learned_BxD = new_facts.learn_embeddings(*frozen, some_RxB, keys[2], embedding_steps)
   return {
     'accuracy': right(e_NxD, answers_RxN),
     'superposition_r2': linear_maps.superposition_r2(e_NxD, u_AxD, answers_RxN, fit_T, held_S),
@@ -137,13 +133,13 @@ def scores(preset: Preset, config: Config, params, job, other_RxN):
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cases."""
   records = []
-  for case in preset.cases:
-    sizes, measured = (case.subjects, case.relations), functools.partial(scores, preset)
-    about, found = case.evaluate(trainer, *sizes, preset.steps, seeds, measured)
-    control = case.model if case.model in CONTROLS else None
-    told = {name: getattr(case, name) for name in (*NAMES, 'learning_rate', 'batch')} | about
+  for kind in preset.cases():
+    own_scores = functools.partial(scores, preset.map_steps, preset.embedding_steps)
+    about, found = kind.evaluate(trainer, seeds, own_scores)
+    control = kind.model if kind.model in CONTROLS else None
+    fields = {name: getattr(kind, name) for name in (*NAMES, 'learning_rate', 'batch')} | about
     records += [
-      {'measurement': name, 'control': control, **told, 'seed': seed, 'value': float(some[i])}
+      {'measurement': name, 'control': control, **fields, 'seed': seed, 'value': float(some[i])}
       for i, seed in enumerate(seeds)
       for name, some in found.items()
     ]
@@ -157,13 +153,13 @@ def cases(table):
     case = dict(zip(NAMES, keys, strict=True))
     first = firsts.setdefault(case['relations'], case)
     differs = [name for name in NAMES if case[name] != first[name]]
-    told = {name: WORDS[name].format(value) for name, value in case.items()}
+    words = {name: WORDS[name].format(value) for name, value in case.items()}
     if case is first:
-      text = ', '.join(told[name] for name in ('subjects', 'relations', 'dim', 'width'))
+      text = ', '.join(words[name] for name in ('subjects', 'relations', 'dim', 'width'))
     elif case['model'] in ('associative', 'constructed'):
-      text = f'{told["relations"]}, {told["model"]}, {told["width"]}'
+      text = f'{words["relations"]}, {words["model"]}, {words["width"]}'
     else:
-      text = f'{told["relations"]}, but ' + ', '.join(told[name] for name in differs)
+      text = f'{words["relations"]}, but ' + ', '.join(words[name] for name in differs)
     yield case, differs, text, rows
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from constructions import registry
 from experiments import approximate, bounds, construct, pages
-from experiments.harness import building, records, studies, tradeoff
+from experiments.harness import instances, records, studies, tradeoff
 from experiments.harness.statistics import select, summarize
 from experiments.harness.trainer import Progress
 from geomem.saved import models
@@ -121,7 +121,7 @@ def test_the_figure_is_drawn_from_the_saved_records(table, folder):
 def test_accuracy_grows_with_size_and_the_exact_ones_are_exact(tmp_path):
   found = approximate.STUDY.run('smoke', tmp_path).table
   rows = summarize(found, 'construction', 'constant')
-  for name, constants in building.MEMORY_CONSTANTS.items():
+  for name, constants in instances.MEMORY_CONSTANTS.items():
     means = select(rows, construction=name)['value'].tolist()
     assert len(means) == len(constants) and means[0] < 0.9 < means[-1]
   for name in approximate.EXACT:

@@ -5,6 +5,7 @@ import json
 import shlex
 import signal
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import processes
 import pytest
 
 from experiments import capacity, frozen_embeddings, threshold
-from experiments.harness import building, machine, records, searching
+from experiments.harness import instances, machine, records, searching
 from experiments.harness.statistics import jackknife, select
 from geomem.checks import accounting, lower_bounds
 from geomem.training.bisection import Bisection, search
@@ -22,7 +23,7 @@ from geomem.training.optimization import Recipe
 RESULTS = Path(__file__).parents[1] / 'docs/results'
 SMALL = ('--find=dim', '--find=subjects', '--dim=3', '--subjects=6', '--subjects=8', '--relations=2', '--seeds=1',
          '--steps=300', '--save_seconds=0', '--learning_rate=0.03')  # fmt: skip
-SETTING = searching.Setting(Recipe(10), 8, 64, ((0.01, 0.01),))
+SETTING = searching.Setting(Recipe(10), ((0.01, 0.01),), 8, 64)
 
 
 start = functools.partial(processes.start, 'threshold')
@@ -119,7 +120,6 @@ def test_the_slope_is_that_of_the_points():
   assert (
     threshold.line(by_seed)[:2] == pytest.approx((2, 2)) and 0.9 < threshold.line(by_seed)[2] < 1
   )
-  assert jackknife(by_seed, threshold.slope) == pytest.approx((2, 2))
   table['value'] += table['seed'] * np.log2(table['subjects']) / 10
   ((_, by_seed, _),) = threshold.fitted(table)
   low, high = jackknife(by_seed, threshold.slope)
@@ -148,9 +148,10 @@ def test_whatever_was_searched_has_findings(find):
 )
 def test_a_search_in_vain_takes_nothing_from_the_others(find, at, tmp_path):
   cases = [searching.Case(find, 2**b, 2, seed) for seed in (0, 1) for b in (3, 5)]
-  at_size = lambda case, size: searching.record(
-    case, Bisection(searching.looked_for(case, SETTING), passed=size, failed=1), SETTING, 0.99
-  )
+  border = lambda case, size: Bisection(searching.looked_for(case, SETTING), passed=size, failed=1)
+  at_size = lambda case, size: {
+    'kind': 'threshold', **searching.record(case, border(case, size), SETTING, 0.99)
+  }  # fmt: skip
   vain = at_size(searching.Case(find, 128, 3, 0), None)
   table = pd.DataFrame([vain, *(at_size(case, case.subjects) for case in cases)])
   told = threshold.STUDY.findings(table)
@@ -158,6 +159,24 @@ def test_a_search_in_vain_takes_nothing_from_the_others(find, at, tmp_path):
   nothing = pd.DataFrame([vain])
   assert threshold.STUDY.findings(nothing) == [] and threshold.plot(nothing) is None
   assert 'no size succeeded' in threshold.more(nothing)
+
+
+@pytest.mark.parametrize('find', ['dim', 'subjects'])
+def test_a_panel_shows_every_size_found(find):
+  """The largest N on a logarithmic axis that holds them all; a smallest size above zero."""
+  sizes = {'dim': [3, 6, 12], 'subjects': [40, 2000, 9000]}[find]
+  table = pd.DataFrame([
+    {'kind': 'threshold', 'find': find, 'subjects': n if find == 'subjects' else 16, 'relations': r, 'seed': 0,
+     'value': n, 'floor': False, 'dim': 8, 'width': 32, 'bits_per_parameter': 1.0, 'construction': None}
+    for r, n in zip((2, 4, 8), sizes, strict=True)
+  ])  # fmt: skip
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    figure = threshold.plot(table)
+    figure.canvas.draw()
+  ax, low, high = figure.axes[0], *figure.axes[0].get_ylim()
+  assert ax.get_yscale() == ('log' if find == 'subjects' else 'linear')
+  assert high > sizes[-1] and (low == 0 if find == 'dim' else 10 < low < 40)
 
 
 def test_claim_1_is_of_growth_and_bits_are_reported_without_a_bound():
@@ -172,7 +191,7 @@ def test_claim_1_is_of_growth_and_bits_are_reported_without_a_bound():
 def test_a_size_is_a_threshold_only_if_something_harder_failed(find, border):
   case, setting = (
     searching.Case(find, 32, 2, 0),
-    searching.Setting(Recipe(1), 16, 0, ((0.01, 0.01),)),
+    searching.Setting(Recipe(1), ((0.01, 0.01),), 16),
   )
   harder = (lambda size: size <= border) if find == 'subjects' else (lambda size: size >= border)
   attempt = lambda asked: [harder(size) for _, size in asked]
@@ -197,7 +216,7 @@ def test_what_can_be_counted_is_a_check_and_no_claim():
 
 def test_wrong_answers_are_not_credited():
   """A model that errs holds fewer bits than all of its facts; one that is only rounded to 0.99 is no exception."""
-  facts = building.bijections(32, 2, 0)
+  facts = instances.bijections(32, 2, 0)
   own = {'dim': 4, 'width': 16, 'parameters': 100, 'accuracy': 1.0}
   bits = accounting.fact_bits(facts)
   right = capacity.record('trained', facts, 0, own, 8, 0.99)

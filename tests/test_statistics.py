@@ -44,6 +44,7 @@ def test_no_interval_where_there_is_nothing_to_say(values):
 def test_a_line_and_its_r2():
   assert statistics.line([1, 2, 3], [3, 5, 7]) == pytest.approx((1, 2, 1))
   assert np.isnan(statistics.line([2, 2], [1, 3])[1])
+  assert statistics.line([1, 2, 3], [4, 4, 4]) == pytest.approx((4, 0, np.nan), nan_ok=True)
 
 
 def test_groups_in_which_a_seed_found_nothing_are_left_out():

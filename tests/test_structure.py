@@ -7,7 +7,7 @@ import pytest
 
 from constructions import registry
 from experiments import structure as experiment
-from experiments.harness import building
+from experiments.harness import instances
 from geomem import model
 from geomem.config import Config
 from geomem.facts import Facts
@@ -81,12 +81,12 @@ def test_a_leak_would_be_seen():
 def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
   """Random embeddings that are wider than there are subjects: what was fitted to is explained, nothing else."""
   config = Config.trained(60, 2, 64, 8)
-  table = building.bijections(60, 2, 0)
+  table = instances.bijections(60, 2, 0)
   task = batched.Task(config, table)
   if leaks:
     everyone = jnp.arange(60)
     monkeypatch.setattr(linear_maps, 'hold_out', lambda key, subjects: (everyone, everyone[:15]))
-  shuffled = jnp.asarray(building.bijections(60, 2, 0, other=True).answers_RxN)
+  shuffled = jnp.asarray(instances.bijections(60, 2, 0, other=True).answers_RxN)
   score = jax.jit(lambda params, job: experiment.scores(config, params, job, shuffled))
   found = score(model.draw(config, 0), batched.job(task, config))
   for name in (

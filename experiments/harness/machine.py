@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -53,7 +54,8 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-  names = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
+  names: tuple[str, ...] = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
+  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # optional: only compared with
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 

@@ -13,6 +13,10 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
+LANGUAGE_MODELS = {
+  2.0: '--',
+  3.6: ':',
+}  # bits per parameter reported of them: knowledge, memorized text
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
@@ -41,6 +45,12 @@ def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
   means = statistics.summarize(rows, x)
   options = {'color': color, 'marker': marker, 'markersize': 4, **options}
   ax.plot(means[x], means['value'], label=label, **options)
+
+
+def level(ax, y: float, text: str, dashes: str = '-'):
+  """A grey line across at a y that others report or that nothing can pass, and what it is."""
+  ax.axhline(y, linestyle=dashes, color=GREY, linewidth=1)
+  ax.text(0.99, y, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom')
 
 
 def logarithmic(*axes):

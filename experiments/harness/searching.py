@@ -1,8 +1,8 @@
 """The smallest models that learn: which model a case is at a size, and the search over all cases.
 
-`measure(cases, setting, trainer.train)` gives a record of kind 'threshold' for every `Case`, and one of kind 'probe'
-for every size tried; `rounded(found, setting, trainer)` the bits that the weights need. And the largest MLP
-memory, which is no transformer.
+`measure(cases, setting, trainer.train, **about)` gives the finished record of every `Case`, and one of kind 'probe' for
+every size tried; `rounded(found, setting, trainer)` adds the bits that the weights need. And the largest MLP memory,
+which is no transformer.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ class Setting:
   """
 
   recipe: Recipe
+  rates: tuple[tuple[float, float], ...]
   dim: int = 0
   width: int = 0
-  rates: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.03, 0.01))
   depth: int = 1
   guess: int | None = None
   resolution: float = 0.0
@@ -82,9 +82,10 @@ def attempts(cases: list[tuple[Case, int]], setting: Setting) -> list[batched.Ta
 
 
 def measure(
-  cases: list[Case], setting: Setting, train: Callable
+  cases: list[Case], setting: Setting, train: Callable, **about: Any
 ) -> tuple[dict[Case, dict], list[dict]]:
-  """The record of every case, and those of the probes; `train` trains tasks as `scheduling.train_tasks` does."""
+  """The record of every case, which says what it is `about` too, and those of the probes; `train` trains tasks as
+  `scheduling.train_tasks` does."""
   probes, accuracy = [], {}
 
   def attempt(asked):
@@ -103,15 +104,18 @@ def measure(
 
   found = bisection.search({case: looked_for(case, setting) for case in cases}, attempt)
   reached = lambda case: accuracy.get((case, found[case].found))
-  return {case: record(case, found[case], setting, reached(case)) for case in cases}, probes
+  return {
+    case: {**record(case, found[case], setting, reached(case)), **about} for case in cases
+  }, probes
 
 
 def rounded(found: dict[Case, dict], setting: Setting, trainer) -> dict[Case, dict]:
-  """Accuracy, and the bits per weight that the target needs, of models of the sizes found, if any, trained anew and
-  to the end, at the learning rate that leaves the fewest bits."""
+  """The records with the `bits` per weight that the target needs, and the accuracy, of models of the sizes found,
+  if any, trained anew and to the end, at the learning rate that leaves the fewest bits."""
+  found = {case: own | {'bits': None} for case, own in found.items()}
   sizes = [(case, own['value']) for case, own in found.items() if own['value'] is not None]
   if not sizes:
-    return {}
+    return found
   tasks = attempts(sizes, setting)
   recipe = dataclasses.replace(setting.recipe, target=None)  # rounding wants more than just enough
   config = batched.common_config([task.config for task in tasks])
@@ -124,8 +128,8 @@ def rounded(found: dict[Case, dict], setting: Setting, trainer) -> dict[Case, di
   seen = trainer.train_and_evaluate(recipe, tasks, scores)
   seen = {name: values.reshape(len(sizes), -1) for name, values in seen.items()}
   best = np.argmin(seen['bits'], axis=1)
-  return {
-    case: {name: float(values[i, best[i]]) for name, values in seen.items()}
+  return found | {
+    case: found[case] | {name: float(values[i, best[i]]) for name, values in seen.items()}
     for i, (case, _) in enumerate(sizes)
   }
 
@@ -135,7 +139,7 @@ def record(case: Case, border: bisection.Bisection, setting: Setting, accuracy) 
 
   `floor`: nothing harder failed, so it is no threshold.
   """
-  about = {'kind': 'threshold', **dataclasses.asdict(case), 'value': border.found, 'floor': None}
+  about = {**dataclasses.asdict(case), 'value': border.found, 'floor': None}
   if border.found is None:
     return about | dict.fromkeys(('accuracy', 'dim', 'width', 'parameters', 'bits_per_parameter'))
   config = configured(case, border.found, setting)

@@ -23,6 +23,12 @@ def values(table: pd.DataFrame, **about) -> list[float]:
   return select(table, **about)['value'].tolist()
 
 
+def split_key(key: str) -> dict[str, str | None]:
+  """The measurement and the control that a score called 'measurement|control', or 'measurement' alone, is of."""
+  measurement, _, control = key.partition('|')
+  return {'measurement': measurement, 'control': control or None}
+
+
 def groups(table: pd.DataFrame, *by: str):
   """(values of the columns, rows) of every group, in the order in which they come; what is missing is a group too."""
   for keys, rows in table.groupby(list(by), sort=False, dropna=False):
@@ -60,11 +66,11 @@ def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[fl
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
-  """Least squares y = intercept + slope·x, and its R²; no slope through one x."""
+  """Least squares y = intercept + slope·x, and its R²; neither through one x, no R² (NaN) where all y agree."""
   if np.ptp(xs) == 0:
     return float(np.mean(ys)), np.nan, np.nan
   fit = scipy.stats.linregress(xs, ys)
-  return float(fit.intercept), float(fit.slope), float(fit.rvalue**2)
+  return float(fit.intercept), float(fit.slope), float(fit.rvalue**2) if np.ptp(ys) else np.nan
 
 
 def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from constructions import registry
-from experiments.harness import building, plotting, statistics
+from experiments.harness import instances, plotting, statistics
 from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
@@ -30,16 +30,16 @@ def measure(
 
   These for B_emb from 1 to four times the largest of a construction, or the `subject_bits` of another model.
   """
-  facts = building.random_facts('bijections', subjects, relations, seed)
+  facts = instances.random_facts('bijections', subjects, relations, seed)
   check = 'auto' if subjects * relations**hops <= MAX_QUERIES else None
   fits = lambda known: not known.own_answers and (known.multi_hop or hops == 1)
   names = [name for name, known in registry.REGISTRY.items() if fits(known)]
 
   def build(name):
     progress(names.index(name), len(names), name)
-    return {'kind': 'construction'} | building.build_and_check(name, facts, hops, check=check)[1]
+    return {'kind': 'construction'} | instances.build_and_check(name, facts, hops, check=check)[1]
 
-  records = building.build_each(names, build)
+  records = instances.build_each(names, build)
   largest = max(subject_bits, *(r['subject_bits'] for r in records))
   return records + bounds(subjects, relations, hops, 4 * largest)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 import geomem
 from constructions import registry
-from experiments.harness import building
+from experiments.harness import instances
 from geomem import Config, Facts, model, queries
 from geomem.facade import FactModel
 from geomem.inside import intervene, linear_maps
@@ -21,7 +21,7 @@ from geomem.training.optimization import QK_PARAMS
 
 SHOWN = 16
 PROBED = ('superposition', 'associative_mlp')  # what has no blocks, or no words in them
-OPTIONS = {'superposition': building.memory_options('superposition', 4, 64, 3)}
+OPTIONS = {'superposition': instances.memory_options('superposition', 4, 64, 3)}
 CONSTRUCTIONS = {  # with how many hops, and what to look at
   'selector': (1, 'Each block of a subject’s embedding holds one answer, as a word of ±1. The relation closes '
     'all blocks but its own; the units of the open block fire, and the MLP writes its word over block 0.'),
@@ -104,7 +104,7 @@ def fit_probes(c: FactModel) -> tuple[np.ndarray, Probes]:
 def _fit(config: Config, params, answers_RxN) -> dict:
   """Subjects, and the fields of their `Probes`."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  fit_T, held_S = linear_maps.hold_out(building.eval_keys(0, 1)[0], config.subjects)
+  fit_T, held_S = linear_maps.hold_out(instances.eval_keys(0, 1)[0], config.subjects)
   facts, shown_S = (u_AxD, answers_RxN, fit_T), jnp.sort(held_S[:SHOWN])
   paths_Rx1 = jnp.arange(config.relations)[:, None]
   _, sown = model.apply(

@@ -1,4 +1,4 @@
-"""What a seed stands for, facts and keys; one construction of them built, verified, accounted for."""
+"""The facts and the random keys that a seed stands for, and constructions of such facts, built, verified, accounted for."""
 
 import math
 import time

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from constructions import registry
-from experiments.harness import building
+from experiments.harness import instances
 from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
@@ -25,11 +25,15 @@ FOR_TRANSFER: dict[str, Any] = {  # what it takes for other facts to be put into
 class Kind:
   """`model`: what it is called. One called untrained is as it was drawn, a constructed one a selector, at its own size.
 
+  It learns `relations` facts of each of its `subjects`, in so many `steps`.
   `embeddings`, `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
   `embedding_lr_multiplier` is of the embeddings' decay as well, as a learning rate of their own is in AdamW.
   """
 
   model: str
+  subjects: int
+  relations: int
+  steps: int
   dim: int
   width: int
   batch: int
@@ -45,11 +49,11 @@ class Kind:
   def trained(self) -> bool:
     return self.model not in ('untrained', 'constructed')
 
-  def recipe(self, steps: int) -> Recipe:
+  def recipe(self) -> Recipe:
     parts = {'embed/subjects': self.embeddings, 'unembed': self.unembedding}
     parts |= dict.fromkeys(optimization.QK_PARAMS, self.attention)
     return Recipe.with_warmup(
-      steps, batch=self.batch, target=None, noise=self.noise,
+      self.steps, batch=self.batch, target=None, noise=self.noise,
       embedding_lr_multiplier=self.embedding_lr_multiplier,
       frozen=tuple(name for name, how in parts.items() if how == 'fixed'),
     )  # fmt: skip
@@ -62,19 +66,16 @@ class Kind:
     config = Config.trained(facts.subjects, facts.relations, self.dim, self.width)
     return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
-  def evaluate(
-    self, trainer: Trainer, subjects: int, relations: int, steps: int, seeds: Sequence[int],
-    scores: Callable,
-  ) -> tuple[dict, dict]:  # fmt: skip
+  def evaluate(self, trainer: Trainer, seeds: Sequence[int], scores: Callable) -> tuple[dict, dict]:
     """What the models are, and by name `scores(config, params, job, answers to other facts)` for every seed."""
-    facts = functools.partial(building.bijections, subjects, relations)
+    facts = functools.partial(instances.bijections, self.subjects, self.relations)
     tasks = [self.task(facts(seed), seed) for seed in seeds]
     others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
     config = tasks[0].config
     about = {
-      'model': self.model, 'subjects': subjects, 'relations': relations, 'dim': config.dim,
-      'width': config.blocks[0].hidden[0],
+      'model': self.model, 'subjects': self.subjects, 'relations': self.relations,
+      'dim': config.dim, 'width': config.blocks[0].hidden[0],
     }  # fmt: skip
     return about, trainer.train_and_evaluate(
-      self.recipe(steps), tasks, functools.partial(scores, config), others, trained=self.trained
+      self.recipe(), tasks, functools.partial(scores, config), others, trained=self.trained
     )
