@@ -64,7 +64,8 @@ class Preset:
     str | None,
     'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
   ] = None
-  checksum: int | None = None
+  model_checksum: int | None = None
+  table_checksum: int | None = None
 
   def at_depth(self, depth: int) -> SimpleNamespace:
     """With the numbers of layers, for a model of so many blocks."""
@@ -94,16 +95,20 @@ loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
 def prepare(preset: Preset) -> Preset:
-  """Read the model and the table once, before anything is written; a run goes on with no others."""
+  """Read the model and the table before anything is written; a run can only be resumed with the same two."""
   _tables(preset)
   if preset.model is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  crc = zlib.crc32(Path(preset.table).read_bytes()) if preset.table else 0
-  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params, crc))
+  return dataclasses.replace(
+    preset,
+    model_checksum=checksum(loaded(preset.model).params),
+    table_checksum=zlib.crc32(Path(preset.table).read_bytes()) if preset.table else None,
+  )
 
 
-def checksum(params: dict, crc: int = 0) -> int:
-  """CRC-32 of all parameters, after what has that of its own."""
+def checksum(params: dict) -> int:
+  """CRC-32 of all parameters."""
+  crc = 0
   for weights in jax.tree.leaves(params):
     crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
   return crc

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import dataclasses
 import json
+import shutil
 import types
 from pathlib import Path
 
@@ -376,7 +377,7 @@ def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole
   run(folder / 'run', *own(folder))
   assert (folder / 'run' / 'results.json').read_bytes() == before
   (folder / 'run' / 'language_model.png').unlink()
-  run(folder / 'run', '--redraw')
+  language_model.STUDY.main(['language_model', f'--workdir={folder / "run"}', '--redraw'])
   assert (folder / 'run' / 'language_model.png').read_bytes() == drawn
   assert 'figure: ' in capsys.readouterr().out
 
@@ -410,6 +411,25 @@ def test_the_checksum_is_of_every_parameter(prompts):
     other.flat[-1] += 1
     checksums.add(checksum(jax.tree.unflatten(form, [*weights[:i], other, *weights[i + 1 :]])))
   assert len(checksums) == 1 + len(weights) > 5
+
+
+def test_an_edited_table_and_another_model_are_told_apart(
+  folder, whole_run, tmp_path, monkeypatch, capsys
+):
+  shutil.copytree(folder / 'run', tmp_path / 'run')
+  facts = (folder / 'facts.csv').read_text()
+  with monkeypatch.context() as patch:
+    patch.setattr(language_model, 'checksum', lambda params: 1)
+    with pytest.raises(SystemExit, match='2'):
+      run(tmp_path / 'run', *own(folder))
+  assert 'its setting/model_checksum is' in capsys.readouterr().err
+  try:
+    (folder / 'facts.csv').write_text(f'{facts}new 1,colour,amber\n')
+    with pytest.raises(SystemExit, match='2'):
+      run(tmp_path / 'run', *own(folder))
+  finally:
+    (folder / 'facts.csv').write_text(facts)
+  assert 'its setting/table_checksum is' in capsys.readouterr().err
 
 
 BAD = (
