@@ -14,6 +14,7 @@ linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has
 import dataclasses
 import functools
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,9 +121,17 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   here = preset.at_depth(runner.model.config.depth)
   patched = sorted({*here.swap_layers, *here.jacobian_layers})
 
+  def timed(function, *arguments):
+    """What the function returns; the seconds that it took become a line of metrics.jsonl."""
+    start = time.monotonic()
+    found = function(*arguments)
+    stage = f'{function.__module__}.{function.__name__}'
+    trainer.run.log({'stage': stage, 'seconds': time.monotonic() - start})
+    return found
+
   def recorded(function, *arguments) -> list[dict]:
     """The function's records, or those of before the run was interrupted; they are kept as bytes."""
-    work = lambda: np.frombuffer(json.dumps(function(*arguments)).encode(), np.uint8)
+    work = lambda: np.frombuffer(json.dumps(timed(function, *arguments)).encode(), np.uint8)
     return json.loads(bytes(trainer.cached(work)))
 
   records = []
@@ -132,7 +141,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       label = f'{table.name}, template {template}'
       runner.on_progress = functools.partial(trainer.on_progress, label=label)
       prompts = prompt_set.PromptSet(runner, table, template, patched)
-      prompts.observed = trainer.cached(prompts.observe)
+      prompts.observed = trainer.cached(functools.partial(timed, prompts.observe))
       records += recorded(probing.knowledge, prompts)
       for seed in seeds:
         records += recorded(probing.r2, prompts, here.layers, seed, preset.shuffles)

@@ -382,6 +382,13 @@ def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole
   assert 'figure: ' in capsys.readouterr().out
 
 
+def test_every_stage_of_a_run_is_a_line_of_its_log(folder, whole_run):
+  lines = (folder / 'run' / 'metrics.jsonl').read_text().splitlines()
+  stages = [json.loads(line) for line in lines]
+  assert len({stage['stage'] for stage in stages}) == len(stages) == 7
+  assert all(stage['seconds'] > 0 for stage in stages)
+
+
 def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
   folder, whole_run, monkeypatch, capsys
 ):
