@@ -18,7 +18,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 
 import jax
@@ -39,9 +38,10 @@ DATA = Path(__file__).parent / 'data'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`layers`: how many are probed. `swap_layers` and `jacobian_layers`: where swaps are tried and Jacobians
-  taken, as shares of the depth. `alphas`: scales of the steering vectors that are reported;
-  `alpha_choices`: chosen from. `donor_pairs` and `examples`: subjects of a relation.
+  """`layers`: how many are probed. `swap_layers`, `jacobian_layers`: at which fractions of the depth swaps are tried
+  and Jacobians are taken. `alphas`: the scales at which swaps by the superposition are reported; `alpha_choices`:
+  those from which one is chosen. `shuffles`: how often the facts are shuffled. For each relation, `donor_pairs` are
+  pairs of subjects, and `examples` the subjects whose Jacobians are averaged.
   """
 
   max_subjects: int | None = None
@@ -67,14 +67,6 @@ class Preset:
   ] = None
   model_checksum: int | None = None
   table_checksum: int | None = None
-
-  def at_depth(self, depth: int) -> SimpleNamespace:
-    """With the numbers of layers, for a model of so many blocks."""
-    blocks = lambda shares: sorted({min(depth - 1, round(share * depth)) for share in shares})
-    every = np.linspace(0, depth, min(self.layers, depth + 1)).round().astype(int).tolist()
-    swaps, jacobians = blocks(self.swap_layers), blocks(self.jacobian_layers)
-    layers = {'layers': every, 'swap_layers': swaps, 'jacobian_layers': jacobians}
-    return SimpleNamespace(**vars(self) | layers)
 
 
 PRESETS = {
@@ -118,8 +110,12 @@ def checksum(params: dict) -> int:
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
   runner = Runner(loaded(preset.model))
-  here = preset.at_depth(runner.model.config.depth)
-  patched = sorted({*here.swap_layers, *here.jacobian_layers})
+  depth = runner.model.config.depth
+  probed = np.linspace(0, depth, min(preset.layers, depth + 1)).round().astype(int).tolist()
+  swapped, linearized_at = (
+    sorted({min(depth - 1, round(fraction * depth)) for fraction in fractions})
+    for fractions in (preset.swap_layers, preset.jacobian_layers)
+  )
 
   def timed(function, *arguments):
     """What the function returns; the seconds that it took become a line of metrics.jsonl."""
@@ -140,17 +136,17 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     for template in range(templates):
       label = f'{table.name}, template {template}'
       runner.on_progress = functools.partial(trainer.on_progress, label=label)
-      prompts = prompt_set.PromptSet(runner, table, template, patched)
+      prompts = prompt_set.PromptSet(runner, table, template, sorted({*swapped, *linearized_at}))
       prompts.observed = trainer.cached(functools.partial(timed, prompts.observe))
       records += recorded(probing.knowledge, prompts)
       for seed in seeds:
-        records += recorded(probing.r2, prompts, here.layers, seed, preset.shuffles)
-        records += recorded(probing.readout, prompts, here.layers, seed)
+        records += recorded(probing.r2, prompts, probed, seed, preset.shuffles)
+        records += recorded(probing.readout, prompts, probed, seed)
         if number == 0 and (seed - seeds[0]) % templates == template:
-          records += recorded(swapping.measure, prompts, here, seed)
-          records += recorded(swapping.depth, prompts, here, seed)
+          records += recorded(swapping.measure, prompts, preset, swapped, seed)
+          records += recorded(swapping.depth, prompts, probed, preset.donor_pairs, seed)
           if seed == seeds[0]:
-            records += recorded(linearized.measure, prompts, here, seed)
+            records += recorded(linearized.measure, prompts, preset, linearized_at, seed)
   return records
 
 

@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import types
 from pathlib import Path
 
 import jax
@@ -312,8 +311,8 @@ def test_of_a_relation_of_which_a_group_knows_nothing_there_is_no_relational_emb
   known = np.ones_like(prompts.observed['known'])
   known[swapping.split(0, 24)[group], 0] = False
   monkeypatch.setattr(prompts, 'observed', {**prompts.observed, 'known': known})
-  setting = types.SimpleNamespace(examples=1, jacobian_layers=(1,), betas=(1.0,), ranks=(3,))
-  found = linearized.measure(prompts, setting, 0)
+  preset = dataclasses.replace(language_model.PRESETS['smoke'], ranks=(3,))
+  found = linearized.measure(prompts, preset, (1,), 0)
   assert {r['relation'] for r in found if r['measurement'] == 'faithful'} == {'shape'}
 
 

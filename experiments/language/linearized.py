@@ -19,7 +19,7 @@ from geomem.pretrained import relational
 CONTROL = {'control': 'relational embedding'}
 
 
-def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Faithfulness and edits of the model's own linearization, on the third group of subjects.
 
   Of the relations of which it knows enough examples, and a fact in each of the other two groups.
@@ -28,8 +28,8 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
   rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
   for r in prompts.table.superposed:
     known_T, *others_known = (group[observed['known'][group, r]] for group in groups)
-    example_E, layers = rng.permutation(known_T)[: setting.examples], setting.jacobian_layers
-    if len(example_E) < setting.examples or not all(map(len, others_known)):
+    example_E = rng.permutation(known_T)[: preset.examples]
+    if len(example_E) < preset.examples or not all(map(len, others_known)):
       continue
     jacobian_ExJxDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E])
     s_ExTxD, o_ExD = observed['subject'][example_E], observed['final'][example_E, r]
@@ -37,16 +37,16 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
       layer: relational.embedding(jacobian_ExJxDxD[:, j], s_ExTxD[:, layer], o_ExD)
       for j, layer in enumerate(layers)
     }
-    records += _faithfulness(prompts, setting, seed, r, embeddings[r], fit_T, *others_known)
+    records += _faithfulness(prompts, preset.betas, seed, r, embeddings[r], fit_T, *others_known)
   dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
   dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
   if dev.empty or test.empty:
     return records
   edits = functools.partial(_edits, prompts, fit_T, embeddings)
   (layer, chosen), _ = swapping.best(
-    prompts, dev, setting.jacobian_layers, setting.ranks, functools.partial(edits, dev)
+    prompts, dev, layers, preset.ranks, functools.partial(edits, dev)
   )
-  for rank in setting.ranks:
+  for rank in preset.ranks:
     found = swapping.outcomes(prompts, layer, test, edits(test, layer, rank))
     fields = {'seed': seed, 'subjects': len(report_S), 'layer': layer, 'rank': rank, **CONTROL}
     records += swapping.records_of(prompts, found, fields | {'chosen': rank == chosen})
@@ -54,7 +54,7 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
 
 
 def _faithfulness(
-  prompts: PromptSet, setting, seed: int, r: int, embeddings, fit_T, dev_S, test_S
+  prompts: PromptSet, betas, seed: int, r: int, embeddings, fit_T, dev_S, test_S
 ) -> list[dict]:
   """How often a linear map from the representation predicts what the model does: by Jacobian, and by ridge."""
   relation, observed = prompts.relations[r], prompts.observed
@@ -63,7 +63,7 @@ def _faithfulness(
     embeddings[layer], observed['subject'][S, layer], beta
   )
   agrees = lambda S, *at: prompts.predict(r, guess(S, *at)) == observed['predicted'][S, r]
-  tried = itertools.product(embeddings, setting.betas)
+  tried = itertools.product(embeddings, betas)
   layer, beta = max(tried, key=lambda at: agrees(dev_S, *at).mean())
   said, own = map(
     prompts.runner.predict, (guess(test_S, layer, beta), observed['final'][test_S, r])

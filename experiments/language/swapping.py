@@ -133,19 +133,19 @@ def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Ca
   return max(scores, key=lambda at: scores[at]), scores
 
 
-def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Records of all methods on the third group of subjects, and examples to be read."""
   fit_T, choose_S, report_S = split(seed, len(prompts.table.subjects))
   dev, test = (draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
   if dev.empty or test.empty:
     return []
-  steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in setting.swap_layers}
+  steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in layers}
 
   def choose(method: str, layers) -> tuple:
     vectors = lambda layer, alpha: alpha * steering[layer].vectors(method, dev)
-    return best(prompts, dev, layers, setting.alpha_choices, vectors)
+    return best(prompts, dev, layers, preset.alpha_choices, vectors)
 
-  chosen, scores = choose('superposition', setting.swap_layers)
+  chosen, scores = choose('superposition', layers)
   layer, alpha = chosen
   about = {'seed': seed, 'subjects': len(report_S)}
   records = [
@@ -156,7 +156,7 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
   alphas = {method: choose(method, [layer])[0][1] for method in AVERAGED}
   for method in METHODS:
     own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
-    for scale in setting.alphas if own else setting.alpha_choices:
+    for scale in preset.alphas if own else preset.alpha_choices:
       found = outcomes(prompts, layer, test, scale * vectors_WxD)
       fields = about | {'control': method, 'alpha': scale}
       fields['norm'] = scale * steering[layer].norm(vectors_WxD)
@@ -217,25 +217,28 @@ def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict
   return records
 
 
-def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
-  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
+def depth(prompts: PromptSet, layers, most: int, seed: int) -> list[dict]:
+  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer.
+
+  `most`: pairs of subjects of a relation.
+  """
   rng, records = np.random.default_rng((seed, 8)), []
   known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
   for r, relation in enumerate(prompts.relations):
     pairs = []
-    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.donor_pairs]:
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: most]:
       others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
       if len(others):
         pairs.append((s, rng.choice(others)))
     if not pairs:
       continue
     subject_B, donor_B = np.array(pairs).T
-    layer_N, repeat = np.repeat(setting.layers, len(pairs)), len(setting.layers)
+    layer_N, repeat = np.repeat(layers, len(pairs)), len(layers)
     donated_NxD = prompts.observed['subject'][np.tile(donor_B, repeat), layer_N]
     final_NxD = prompts.patched(r, np.tile(subject_B, repeat), layer_N, 0.0, donated_NxD, first=0)
     after_TxB = prompts.predict(r, final_NxD).reshape(-1, len(pairs))
     about = {'seed': seed, 'relation': relation.name, 'subjects': len(pairs)}
-    for layer, after_B in zip(setting.layers, after_TxB, strict=True):
+    for layer, after_B in zip(layers, after_TxB, strict=True):
       for name, like_B in (('donor answer', donor_B), ('own answer', subject_B)):
         same_B = after_B == predicted_SxR[like_B, r]
         records.append(prompts.record(name, same_B, **about, layer=layer))
