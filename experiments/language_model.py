@@ -187,17 +187,9 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def examples(table: pd.DataFrame) -> str:
-  """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
-  found, lines = select(table, measurement='example'), ['examples:']
-  for r in found.merge(found[['seed', 'template']].head(1)).to_dict('records'):
-    own, before, after = r['relation'], r['before'], r['after']
-    others = ', '.join(
-      f'{name} {answer}' + (f' (was {before[name]})' if answer != before[name] else '')
-      for name, answer in after.items() if name != own
-    )  # fmt: skip
-    wanted = f'{r["subject"]}, {own} {before[own]} → {r["wanted"]}'
-    lines.append(f'{wanted}: now says {after[own]}; {others}')
-  return '\n'.join(lines)
+  """The sentences about the swaps of the first run, a line each."""
+  found = select(table, measurement='example')
+  return '\n'.join(['examples:', *found.merge(found[['seed', 'template']].head(1)).get('text', ())])
 
 
 FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attributes')

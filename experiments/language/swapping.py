@@ -200,20 +200,25 @@ def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFram
 
 
 def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """The first swaps of each relation in words: what was wanted, and the answers to every relation."""
-  words = lambda tokens: {
-    x.name: x.attributes[int(np.argmax(x.token_A == token))]
-    for x, token in zip(prompts.relations, tokens, strict=True)
-  }
+  """The first swaps of each relation: Japan, continent Asia → Africa: now says Africa; capital Tokyo, …"""
+
+  def word(swap, token: int) -> str:  # of several attributes that begin so, the first
+    relation = prompts.relations[swap.asked]
+    return relation.attributes[int(np.argmax(relation.token_A == token))]
+
   records = []
   for r, swaps in found.groupby('relation'):
+    relation = prompts.relations[r]
     for _, rows in list(swaps.groupby('swap'))[:8]:
-      own, relation = rows[rows['own']].iloc[0], prompts.relations[r]
-      records.append(prompts.record(
-        'example', float(own['success']), **fields, relation=relation.name,
-        subject=prompts.table.subjects[own['subject']], wanted=relation.attributes[own['attribute']],
-        before=words(rows['before']), after=words(rows['after']),
-      ))  # fmt: skip
+      (own,), others = rows[rows['own']].itertuples(), []
+      for other in rows[~rows['own']].itertuples():
+        was = f' (was {word(other, other.before)})' if other.after != other.before else ''
+        others.append(f'{prompts.relations[other.asked].name} {word(other, other.after)}{was}')
+      subject, wanted = prompts.table.subjects[own.subject], relation.attributes[own.attribute]
+      change = f'{subject}, {relation.name} {word(own, own.before)} → {wanted}'
+      text = f'{change}: now says {word(own, own.after)}; {", ".join(others)}'
+      about = fields | {'relation': relation.name, 'text': text}
+      records.append(prompts.record('example', float(own.success), **about))
   return records
 
 
