@@ -141,7 +141,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       records += recorded(probing.knowledge, prompts)
       for seed in seeds:
         records += recorded(probing.r2, prompts, probed, seed, preset.shuffles)
-        records += recorded(probing.readout, prompts, probed, seed)
+        records += recorded(probing.probe, prompts, probed, seed)
         if number == 0 and (seed - seeds[0]) % templates == template:
           records += recorded(swapping.measure, prompts, preset, swapped, seed)
           records += recorded(swapping.depth, prompts, probed, preset.donor_pairs, seed)

@@ -396,7 +396,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(probing, 'readout', interrupt)
+    patch.setattr(probing, 'probe', interrupt)
     with pytest.raises(SystemExit, match='130'):
       run(folder / 'cut', *own(folder))
   assert list((folder / 'cut').glob('checkpoints/*'))

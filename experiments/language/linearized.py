@@ -75,7 +75,7 @@ def _faithfulness(
   ]
   features = {layer: observed['subject'][:, layer] for layer in embeddings}
   for layer, x_SxD in {**features, None: observed['last_token']}.items():
-    kernels, control = [ridge.kernel(x_SxD)], 'own token' if layer is None else 'fitted readout'
+    kernels, control = [ridge.kernel(x_SxD)], 'own token' if layer is None else 'fitted probe'
     guess_SxD = ridge.predict(kernels, prompts.mean_embedding(r), fit_T, test_S)
     near_S = relation.token_A[probing.nearest(prompts.embeddings[r], guess_SxD)]
     same_S = near_S == observed['predicted'][test_S, r]

@@ -89,7 +89,7 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
   }
 
 
-def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
+def probe(prompts: PromptSet, layers, seed: int) -> list[dict]:
   """How often a linear map from the representation points most like a correct attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = ridge.folds(rng, len(prompts.table.subjects), FOLDS)
@@ -106,7 +106,7 @@ def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
         hit_S = relation.correct_SxA[order_S, nearest(prompts.embeddings[r], guess_SxD)]
         has_S = relation.correct_SxA[order_S].any(axis=1)
         about = {'seed': seed, 'relation': relation.name, 'control': control, 'layer': layer}
-        records.append(prompts.record('readout', hit_S, has_S, **about))
+        records.append(prompts.record('probe', hit_S, has_S, **about))
   return records
 
 
