@@ -368,7 +368,7 @@ def whole_run(folder):
 
 
 def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole_run, capsys):
-  fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
+  fields = {'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
   assert fields <= set(whole_run)
   assert set(zip(whole_run['model'], whole_run['table'], strict=True)) == {('tiny', 'own')}
   drawn = (folder / 'run' / 'language_model.png').read_bytes()

@@ -11,7 +11,6 @@ from experiments.language.prompt_set import PromptSet
 FOLDS = 5
 GAINS = {  # features, and those that they are compared with
   'own token + attributes': 'own token',
-  'own token + attribute embeddings': 'own token',
   'attributes + products': 'attributes',
 }
 SHUFFLED = (
@@ -84,7 +83,6 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
     'attribute embeddings': [embeddings],
     'own token': [own],
     'own token + attributes': [own, attributes],
-    'own token + attribute embeddings': [own, embeddings],
     'attributes + products': [attributes, ridge.products(one_hot) if len(one_hot) > 1 else none],
   }
 

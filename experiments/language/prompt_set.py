@@ -179,7 +179,7 @@ class PromptSet:
     """A record, in which what does not apply is null; of values of subjects, their share of the total."""
     value = ratio(value, total_S) if np.ndim(value) else {'value': value}
     return {
-      'claim': 8, 'measurement': measurement, 'model': self.runner.model.name,
+      'measurement': measurement, 'model': self.runner.model.name,
       'table': self.table.name, 'template': self.template, 'subjects': len(self.table.subjects),
       **dict.fromkeys(NULLABLE), **fields, **value,
     }  # fmt: skip
