@@ -24,7 +24,8 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
 
   Of the relations of which it knows enough examples, and a fact in each of the other two groups.
   """
-  fit_T, choose_S, report_S = groups = swapping.split(seed, len(prompts.table.subjects))
+  groups, dev, test = swapping.groups_and_swaps(prompts, seed)
+  fit_T, _, report_S = groups
   rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
   for r in prompts.table.superposed:
     known_T, *others_known = (group[observed['known'][group, r]] for group in groups)
@@ -38,7 +39,6 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
       for j, layer in enumerate(layers)
     }
     records += _faithfulness(prompts, preset.betas, seed, r, embeddings[r], fit_T, *others_known)
-  dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
   dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
   if dev.empty or test.empty:
     return records

@@ -46,6 +46,12 @@ def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=['relation', 'subject', 'attribute'])
 
 
+def groups_and_swaps(prompts: PromptSet, seed: int) -> tuple:
+  """The three groups of subjects, and swaps of the second and of the third."""
+  fit_T, *others = groups = split(seed, len(prompts.table.subjects))
+  return groups, *(draw(prompts, seed, fit_T, group) for group in others)
+
+
 class SteeringVectors:
   """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods.
 
@@ -135,8 +141,7 @@ def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Ca
 
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Records of all methods on the third group of subjects, and examples to be read."""
-  fit_T, choose_S, report_S = split(seed, len(prompts.table.subjects))
-  dev, test = (draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+  (fit_T, _, report_S), dev, test = groups_and_swaps(prompts, seed)
   if dev.empty or test.empty:
     return []
   steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in layers}
