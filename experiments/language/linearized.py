@@ -43,9 +43,7 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   if dev.empty or test.empty:
     return records
   edits = functools.partial(_edits, prompts, fit_T, embeddings)
-  (layer, chosen), _ = swapping.best(
-    prompts, dev, layers, preset.ranks, functools.partial(edits, dev)
-  )
+  layer, chosen = swapping.best(prompts, dev, layers, preset.ranks, functools.partial(edits, dev))
   for rank in preset.ranks:
     found = swapping.outcomes(prompts, layer, test, edits(test, layer, rank))
     fields = {'seed': seed, 'subjects': len(report_S), 'layer': layer, 'rank': rank, **CONTROL}

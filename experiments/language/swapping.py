@@ -130,13 +130,14 @@ def outcomes(
 
 
 def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Callable) -> tuple:
-  """The (layer, strength) whose `vectors` have the largest share flipped × share kept, and all of these."""
-  scores = {}
-  for at in itertools.product(layers, strengths):
+  """The (layer, strength) whose `vectors` have the largest product of the fractions flipped and kept."""
+
+  def score(at) -> float:
     found = outcomes(prompts, at[0], swaps, vectors(*at))
-    shares = found[found['counted']].groupby('own')['success'].mean()
-    scores[at] = float(shares.reindex([False, True], fill_value=0).prod())
-  return max(scores, key=lambda at: scores[at]), scores
+    fractions = found[found['counted']].groupby('own')['success'].mean()
+    return float(fractions.reindex([False, True], fill_value=0).prod())
+
+  return max(itertools.product(layers, strengths), key=score)
 
 
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
@@ -150,15 +151,9 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
     vectors = lambda layer, alpha: alpha * steering[layer].vectors(method, dev)
     return best(prompts, dev, layers, preset.alpha_choices, vectors)
 
-  chosen, scores = choose('superposition', layers)
-  layer, alpha = chosen
-  about = {'seed': seed, 'subjects': len(report_S)}
-  records = [
-    prompts.record('chosen', value, **about, layer=at[0], alpha=at[1], chosen=at == chosen)
-    for at, value in scores.items()
-  ]
-  about['layer'] = layer
-  alphas = {method: choose(method, [layer])[0][1] for method in AVERAGED}
+  layer, alpha = choose('superposition', layers)
+  alphas = {method: choose(method, [layer])[1] for method in AVERAGED}  # the others have its alpha
+  records, about = [], {'seed': seed, 'subjects': len(report_S), 'layer': layer}
   for method in METHODS:
     own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
     for scale in preset.alphas if own else preset.alpha_choices:
@@ -236,7 +231,7 @@ def depth(prompts: PromptSet, layers, most: int, seed: int) -> list[dict]:
   known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
   for r, relation in enumerate(prompts.relations):
     pairs = []
-    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: most]:
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[:most]:
       others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
       if len(others):
         pairs.append((s, rng.choice(others)))
