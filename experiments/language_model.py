@@ -108,14 +108,12 @@ def checksum(params: dict) -> int:
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
+  """Regressions of all tables; of the first also swaps, of each seed in one template, which take turns."""
   runner = Runner(loaded(preset.model))
   depth = runner.model.config.depth
   probed = np.linspace(0, depth, min(preset.layers, depth + 1)).round().astype(int).tolist()
-  swapped, linearized_at = (
-    sorted({min(depth - 1, round(fraction * depth)) for fraction in fractions})
-    for fractions in (preset.swap_layers, preset.jacobian_layers)
-  )
+  blocks = lambda fractions: sorted({min(depth - 1, round(x * depth)) for x in fractions})
+  swapped, linearized_at = blocks(preset.swap_layers), blocks(preset.jacobian_layers)
 
   def timed(function, *arguments):
     """What the function returns; the seconds that it took become a line of metrics.jsonl."""
@@ -162,12 +160,12 @@ def _first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expect(table: pd.DataFrame) -> Iterator[Finding]:
-  """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
+  """What explains a subject of the first table after six tenths of the blocks, and what the chosen swaps do."""
   own = _first(table)
   middle = round(0.6 * own['layer'].max())
 
   def finding(what: str, at_least: float, *controls: tuple[str, str], **about) -> Iterator[Finding]:
-    """The interval is over subjects, averaged over the runs, which share them. A control differs in one column."""
+    """A mean over the runs, and of their intervals over subjects. A control differs from it in one column."""
     mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
       beside = {name: select(own, **about | {column: name}) for column, name in controls}
@@ -196,7 +194,7 @@ FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attr
 
 
 def plot(table: pd.DataFrame):
-  """Four panels of the first table; bands and bars are bootstrap intervals over subjects, averaged."""
+  """Four panels of the first table; bands and bars are means of the runs' bootstrap intervals over subjects."""
   data = _first(table)
   of = lambda *names: data[data['measurement'].isin(names)]
   figure, panels = plotting.new(12.4, 3.1, 1, 4)
@@ -208,7 +206,7 @@ def plot(table: pd.DataFrame):
 
 
 def _line(ax, data: pd.DataFrame, label: str, color: str, **options):
-  """Means over templates and seeds by layer, in a band of their mean intervals."""
+  """The mean over templates and seeds at each layer, and a band from the mean of their intervals."""
   mean = data.groupby('layer')[['value', 'low', 'high']].mean()
   ax.plot(mean.index, mean['value'], color=color, label=label, **options)
   ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
@@ -248,7 +246,7 @@ def _depth(ax, data: pd.DataFrame):
 
 
 def _faithful(ax, data: pd.DataFrame):
-  """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
+  """How often each linear prediction is what the model says, a bar a relation, at the deepest layer tried."""
   relations = data['relation'].unique()
   for i, (method, rows) in enumerate(data.groupby('control', sort=False)):
     own = rows.sort_values('layer').groupby('relation').last().reindex(relations)

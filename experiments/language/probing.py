@@ -36,30 +36,31 @@ def knowledge(prompts: PromptSet) -> list[dict]:
 
 
 def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
-  """R² of groups of features at every layer, what one group adds to another, and both of shuffled facts."""
+  """R² of groups of features at every layer, what one group adds to another, and both for shuffled facts."""
   rng = np.random.default_rng((seed, 2))
   subjects = len(prompts.table.subjects)
   fold_S = ridge.folds(rng, subjects, FOLDS)
   x_TxSxD = prompts.observed['subject'].swapaxes(0, 1)[layers].astype(np.float64)
   principal = np.linalg.svd(x_TxSxD - x_TxSxD.mean(axis=1, keepdims=True), full_matrices=False)
   y_TxSxQ = principal.U * principal.S[:, None]  # as far apart, in fewer coordinates
-  missed = lambda kernels: ((y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)) ** 2).sum(axis=2)
-  total_TxS = missed([np.zeros((subjects, subjects))])
-  explained = lambda kernels: total_TxS - missed(kernels)
+  residual = lambda kernels: y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)
+  squared_error = lambda kernels: (residual(kernels) ** 2).sum(axis=2)
+  total_TxS = squared_error([np.zeros((subjects, subjects))])
+  error_reduction = lambda kernels: total_TxS - squared_error(kernels)
 
-  true = {name: explained(kernels) for name, kernels in _features(prompts).items()}
-  beyond = {('R2', name): np.zeros_like(total_TxS) for name in true}
-  beyond |= {('gain', name): true[base] for name, base in GAINS.items()}
+  true = {name: error_reduction(kernels) for name, kernels in _features(prompts).items()}
+  compared_with = {('R2', name): np.zeros_like(total_TxS) for name in true}
+  compared_with |= {('gain', name): true[base] for name, base in GAINS.items()}
   others = [_features(prompts, rng.permutation(subjects)) for _ in range(shuffles)]
-  shuffled = {at: np.stack([explained(other[at[1]]) for other in others]) for at in SHUFFLED}
+  shuffled = {at: np.stack([error_reduction(other[at[1]]) for other in others]) for at in SHUFFLED}
   records = []
   for t, layer in enumerate(layers):
     about, total_S = {'seed': seed, 'layer': layer}, total_TxS[t]
-    for (what, name), base_TxS in beyond.items():
+    for (what, name), base_TxS in compared_with.items():
       gain_S = true[name][t] - base_TxS[t]
       records.append(prompts.record(what, gain_S, total_S, **about, features=name))
     for (what, name), draws_NxTxS in shuffled.items():
-      gain_NxS = draws_NxTxS[:, t] - beyond[what, name][t]
+      gain_NxS = draws_NxTxS[:, t] - compared_with[what, name][t]
       value_N = gain_NxS.sum(axis=1) / total_S.sum()
       records.append(prompts.record(
         what, float(value_N.mean()), **about, features=name, control='shuffled facts',

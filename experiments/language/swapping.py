@@ -28,7 +28,9 @@ DONOR = "donor's whole vector"
 
 def split(seed: int, subjects: int) -> list[np.ndarray]:
   order = np.random.default_rng((seed, 4)).permutation(subjects)
-  return [np.sort(part) for part in np.split(order, [round(share * subjects) for share in SPLIT])]
+  return [
+    np.sort(part) for part in np.split(order, [round(fraction * subjects) for fraction in SPLIT])
+  ]
 
 
 def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
@@ -102,7 +104,7 @@ class SteeringVectors:
     return vectors_WxD
 
   def norm(self, vectors_WxD: np.ndarray) -> float:
-    """Their mean norm, as a share of the mean distance of representations from their mean."""
+    """Their mean norm, as a fraction of the mean distance of representations from their mean."""
     mean = lambda x: np.linalg.norm(x, axis=1).mean()
     return float(mean(vectors_WxD) / mean(self.x_SxD - self.x_SxD.mean(axis=0)))
 
@@ -110,10 +112,10 @@ class SteeringVectors:
 def outcomes(
   prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0
 ) -> pd.DataFrame:
-  """The swaps, once for every relation that is `asked`: is this `counted`, and is it a `success`?
+  """Every swap with every relation `asked` after it: whether that is `counted`, and whether it is a `success`.
 
-  The relation of the swap is counted, where the answer should become the wanted one, and the other
-  relations that were known, where it should stay.
+  In the swap's own relation the answer should become the wanted one. In the others it should stay what it
+  was; they are counted if the fact was known.
   """
   relations = pd.DataFrame({'asked': range(len(prompts.relations))})
   found = swaps.assign(swap=range(len(swaps))).merge(relations, how='cross')
@@ -170,7 +172,7 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
 
 
 def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """Of all swaps, of each relation's, and of what they do to each other relation."""
+  """Records of all swaps together, of those of each relation, and of what these do to each other relation."""
   records, everyone = [], range(len(prompts.table.subjects))
   names = [relation.name for relation in prompts.relations]
   for r, swaps in [(None, found), *found.groupby('relation')]:
@@ -222,16 +224,13 @@ def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict
   return records
 
 
-def depth(prompts: PromptSet, layers, most: int, seed: int) -> list[dict]:
-  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer.
-
-  `most`: pairs of subjects of a relation.
-  """
+def depth(prompts: PromptSet, layers, donor_pairs: int, seed: int) -> list[dict]:
+  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
   rng, records = np.random.default_rng((seed, 8)), []
   known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
   for r, relation in enumerate(prompts.relations):
     pairs = []
-    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[:most]:
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[:donor_pairs]:
       others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
       if len(others):
         pairs.append((s, rng.choice(others)))
