@@ -14,10 +14,10 @@ linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has
 import dataclasses
 import functools
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated
 
 import jax
@@ -38,9 +38,10 @@ DATA = Path(__file__).parent / 'data'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`layers`: how many are probed. `swap_layers` and `jacobian_layers`: where swaps are tried and Jacobians
-  taken, as shares of the depth. `alphas`: scales of the steering vectors that are reported;
-  `alpha_choices`: chosen from. `donor_pairs` and `examples`: subjects of a relation.
+  """`layers`: how many are probed. `swap_layers`, `jacobian_layers`: at which fractions of the depth swaps are tried
+  and Jacobians are taken. `alphas`: the scales at which swaps by the superposition are reported; `alpha_choices`:
+  those from which one is chosen. `shuffles`: how often the facts are shuffled. For each relation, `donor_pairs` are
+  pairs of subjects, and `examples` the subjects whose Jacobians are averaged.
   """
 
   max_subjects: int | None = None
@@ -64,15 +65,8 @@ class Preset:
     str | None,
     'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
   ] = None
-  checksum: int | None = None
-
-  def at_depth(self, depth: int) -> SimpleNamespace:
-    """With the numbers of layers, for a model of so many blocks."""
-    blocks = lambda shares: sorted({min(depth - 1, round(share * depth)) for share in shares})
-    every = np.linspace(0, depth, min(self.layers, depth + 1)).round().astype(int).tolist()
-    swaps, jacobians = blocks(self.swap_layers), blocks(self.jacobian_layers)
-    layers = {'layers': every, 'swap_layers': swaps, 'jacobian_layers': jacobians}
-    return SimpleNamespace(**vars(self) | layers)
+  model_checksum: int | None = None
+  table_checksum: int | None = None
 
 
 PRESETS = {
@@ -94,30 +88,44 @@ loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
 def prepare(preset: Preset) -> Preset:
-  """Read the model and the table once, before anything is written; a run goes on with no others."""
+  """Read the model and the table before anything is written; a run can only be resumed with the same two."""
   _tables(preset)
   if preset.model is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  crc = zlib.crc32(Path(preset.table).read_bytes()) if preset.table else 0
-  return dataclasses.replace(preset, checksum=checksum(loaded(preset.model).params, crc))
+  return dataclasses.replace(
+    preset,
+    model_checksum=checksum(loaded(preset.model).params),
+    table_checksum=zlib.crc32(Path(preset.table).read_bytes()) if preset.table else None,
+  )
 
 
-def checksum(params: dict, crc: int = 0) -> int:
-  """CRC-32 of all parameters, after what has that of its own."""
+def checksum(params: dict) -> int:
+  """CRC-32 of all parameters."""
+  crc = 0
   for weights in jax.tree.leaves(params):
     crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
   return crc
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Records: all of the first table, what is linear of the others; swaps take the templates in turn."""
+  """Regressions of all tables; of the first also swaps, of each seed in one template, which take turns."""
   runner = Runner(loaded(preset.model))
-  here = preset.at_depth(runner.model.config.depth)
-  patched = sorted({*here.swap_layers, *here.jacobian_layers})
+  depth = runner.model.config.depth
+  probed = np.linspace(0, depth, min(preset.layers, depth + 1)).round().astype(int).tolist()
+  blocks = lambda fractions: sorted({min(depth - 1, round(x * depth)) for x in fractions})
+  swapped, linearized_at = blocks(preset.swap_layers), blocks(preset.jacobian_layers)
+
+  def timed(function, *arguments):
+    """What the function returns; the seconds that it took become a line of metrics.jsonl."""
+    start = time.monotonic()
+    found = function(*arguments)
+    stage = f'{function.__module__}.{function.__name__}'
+    trainer.run.log({'stage': stage, 'seconds': time.monotonic() - start})
+    return found
 
   def recorded(function, *arguments) -> list[dict]:
     """The function's records, or those of before the run was interrupted; they are kept as bytes."""
-    work = lambda: np.frombuffer(json.dumps(function(*arguments)).encode(), np.uint8)
+    work = lambda: np.frombuffer(json.dumps(timed(function, *arguments)).encode(), np.uint8)
     return json.loads(bytes(trainer.cached(work)))
 
   records = []
@@ -126,17 +134,17 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     for template in range(templates):
       label = f'{table.name}, template {template}'
       runner.on_progress = functools.partial(trainer.on_progress, label=label)
-      prompts = prompt_set.PromptSet(runner, table, template, patched)
-      prompts.observed = trainer.cached(prompts.observe)
+      prompts = prompt_set.PromptSet(runner, table, template, sorted({*swapped, *linearized_at}))
+      prompts.observed = trainer.cached(functools.partial(timed, prompts.observe))
       records += recorded(probing.knowledge, prompts)
       for seed in seeds:
-        records += recorded(probing.r2, prompts, here.layers, seed, preset.shuffles)
-        records += recorded(probing.readout, prompts, here.layers, seed)
+        records += recorded(probing.r2, prompts, probed, seed, preset.shuffles)
+        records += recorded(probing.probe, prompts, probed, seed)
         if number == 0 and (seed - seeds[0]) % templates == template:
-          records += recorded(swapping.measure, prompts, here, seed)
-          records += recorded(swapping.depth, prompts, here, seed)
+          records += recorded(swapping.measure, prompts, preset, swapped, seed)
+          records += recorded(swapping.depth, prompts, probed, preset.donor_pairs, seed)
           if seed == seeds[0]:
-            records += recorded(linearized.measure, prompts, here, seed)
+            records += recorded(linearized.measure, prompts, preset, linearized_at, seed)
   return records
 
 
@@ -152,12 +160,12 @@ def _first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expect(table: pd.DataFrame) -> Iterator[Finding]:
-  """Of the first table: what explains a subject six tenths up, and what the chosen swaps do, over all runs."""
+  """What explains a subject of the first table after six tenths of the blocks, and what the chosen swaps do."""
   own = _first(table)
   middle = round(0.6 * own['layer'].max())
 
   def finding(what: str, at_least: float, *controls: tuple[str, str], **about) -> Iterator[Finding]:
-    """The interval is over subjects, averaged over the runs, which share them. A control differs in one column."""
+    """A mean over the runs, and of their intervals over subjects. A control differs from it in one column."""
     mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
       beside = {name: select(own, **about | {column: name}) for column, name in controls}
@@ -177,24 +185,16 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def examples(table: pd.DataFrame) -> str:
-  """The examples of the first run, a line each: Japan, continent Asia → Africa: now says Africa; others …"""
-  found, lines = select(table, measurement='example'), ['examples:']
-  for r in found.merge(found[['seed', 'template']].head(1)).to_dict('records'):
-    own, before, after = r['relation'], r['before'], r['after']
-    others = ', '.join(
-      f'{name} {answer}' + (f' (was {before[name]})' if answer != before[name] else '')
-      for name, answer in after.items() if name != own
-    )  # fmt: skip
-    wanted = f'{r["subject"]}, {own} {before[own]} → {r["wanted"]}'
-    lines.append(f'{wanted}: now says {after[own]}; {others}')
-  return '\n'.join(lines)
+  """The sentences about the swaps of the first run, a line each."""
+  found = select(table, measurement='example')
+  return '\n'.join(['examples:', *found.merge(found[['seed', 'template']].head(1)).get('text', ())])
 
 
 FEATURES = ('own token + attributes', 'own token', 'attribute embeddings', 'attributes')
 
 
 def plot(table: pd.DataFrame):
-  """Four panels of the first table; bands and bars are bootstrap intervals over subjects, averaged."""
+  """Four panels of the first table; bands and bars are means of the runs' bootstrap intervals over subjects."""
   data = _first(table)
   of = lambda *names: data[data['measurement'].isin(names)]
   figure, panels = plotting.new(12.4, 3.1, 1, 4)
@@ -206,7 +206,7 @@ def plot(table: pd.DataFrame):
 
 
 def _line(ax, data: pd.DataFrame, label: str, color: str, **options):
-  """Means over templates and seeds by layer, in a band of their mean intervals."""
+  """The mean over templates and seeds at each layer, and a band from the mean of their intervals."""
   mean = data.groupby('layer')[['value', 'low', 'high']].mean()
   ax.plot(mean.index, mean['value'], color=color, label=label, **options)
   ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
@@ -246,7 +246,7 @@ def _depth(ax, data: pd.DataFrame):
 
 
 def _faithful(ax, data: pd.DataFrame):
-  """How often each linear prediction is what the model says, a bar a relation; of layers the deepest."""
+  """How often each linear prediction is what the model says, a bar a relation, at the deepest layer tried."""
   relations = data['relation'].unique()
   for i, (method, rows) in enumerate(data.groupby('control', sort=False)):
     own = rows.sort_values('layer').groupby('relation').last().reindex(relations)

@@ -7,7 +7,7 @@ import contextlib
 import csv
 import dataclasses
 import json
-import types
+import shutil
 from pathlib import Path
 
 import jax
@@ -311,8 +311,8 @@ def test_of_a_relation_of_which_a_group_knows_nothing_there_is_no_relational_emb
   known = np.ones_like(prompts.observed['known'])
   known[swapping.split(0, 24)[group], 0] = False
   monkeypatch.setattr(prompts, 'observed', {**prompts.observed, 'known': known})
-  setting = types.SimpleNamespace(examples=1, jacobian_layers=(1,), betas=(1.0,), ranks=(3,))
-  found = linearized.measure(prompts, setting, 0)
+  preset = dataclasses.replace(language_model.PRESETS['smoke'], ranks=(3,))
+  found = linearized.measure(prompts, preset, (1,), 0)
   assert {r['relation'] for r in found if r['measurement'] == 'faithful'} == {'shape'}
 
 
@@ -368,7 +368,7 @@ def whole_run(folder):
 
 
 def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole_run, capsys):
-  fields = {'claim', 'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
+  fields = {'measurement', 'model', 'control', 'seed', 'subjects', 'value'}
   assert fields <= set(whole_run)
   assert set(zip(whole_run['model'], whole_run['table'], strict=True)) == {('tiny', 'own')}
   drawn = (folder / 'run' / 'language_model.png').read_bytes()
@@ -376,9 +376,16 @@ def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole
   run(folder / 'run', *own(folder))
   assert (folder / 'run' / 'results.json').read_bytes() == before
   (folder / 'run' / 'language_model.png').unlink()
-  run(folder / 'run', '--redraw')
+  language_model.STUDY.main(['language_model', f'--workdir={folder / "run"}', '--redraw'])
   assert (folder / 'run' / 'language_model.png').read_bytes() == drawn
   assert 'figure: ' in capsys.readouterr().out
+
+
+def test_every_stage_of_a_run_is_a_line_of_its_log(folder, whole_run):
+  lines = (folder / 'run' / 'metrics.jsonl').read_text().splitlines()
+  stages = [json.loads(line) for line in lines]
+  assert len({stage['stage'] for stage in stages}) == len(stages) == 7
+  assert all(stage['seconds'] > 0 for stage in stages)
 
 
 def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
@@ -389,7 +396,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
-    patch.setattr(probing, 'readout', interrupt)
+    patch.setattr(probing, 'probe', interrupt)
     with pytest.raises(SystemExit, match='130'):
       run(folder / 'cut', *own(folder))
   assert list((folder / 'cut').glob('checkpoints/*'))
@@ -410,6 +417,25 @@ def test_the_checksum_is_of_every_parameter(prompts):
     other.flat[-1] += 1
     checksums.add(checksum(jax.tree.unflatten(form, [*weights[:i], other, *weights[i + 1 :]])))
   assert len(checksums) == 1 + len(weights) > 5
+
+
+def test_an_edited_table_and_another_model_are_told_apart(
+  folder, whole_run, tmp_path, monkeypatch, capsys
+):
+  shutil.copytree(folder / 'run', tmp_path / 'run')
+  facts = (folder / 'facts.csv').read_text()
+  with monkeypatch.context() as patch:
+    patch.setattr(language_model, 'checksum', lambda params: 1)
+    with pytest.raises(SystemExit, match='2'):
+      run(tmp_path / 'run', *own(folder))
+  assert 'its setting/model_checksum is' in capsys.readouterr().err
+  try:
+    (folder / 'facts.csv').write_text(f'{facts}new 1,colour,amber\n')
+    with pytest.raises(SystemExit, match='2'):
+      run(tmp_path / 'run', *own(folder))
+  finally:
+    (folder / 'facts.csv').write_text(facts)
+  assert 'its setting/table_checksum is' in capsys.readouterr().err
 
 
 BAD = (

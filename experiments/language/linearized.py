@@ -19,17 +19,18 @@ from geomem.pretrained import relational
 CONTROL = {'control': 'relational embedding'}
 
 
-def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Faithfulness and edits of the model's own linearization, on the third group of subjects.
 
-  Of the relations of which it knows enough examples, and a fact in each of the other two groups.
+  Relations are left out of which the model knows too few facts for the examples, or none in another group.
   """
-  fit_T, choose_S, report_S = groups = swapping.split(seed, len(prompts.table.subjects))
+  groups, dev, test = swapping.groups_and_swaps(prompts, seed)
+  fit_T, _, report_S = groups
   rng, records, embeddings, observed = np.random.default_rng((seed, 9)), [], {}, prompts.observed
   for r in prompts.table.superposed:
     known_T, *others_known = (group[observed['known'][group, r]] for group in groups)
-    example_E, layers = rng.permutation(known_T)[: setting.examples], setting.jacobian_layers
-    if len(example_E) < setting.examples or not all(map(len, others_known)):
+    example_E = rng.permutation(known_T)[: preset.examples]
+    if len(example_E) < preset.examples or not all(map(len, others_known)):
       continue
     jacobian_ExJxDxD = np.stack([prompts.jacobian(r, s, layers) for s in example_E])
     s_ExTxD, o_ExD = observed['subject'][example_E], observed['final'][example_E, r]
@@ -37,16 +38,13 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
       layer: relational.embedding(jacobian_ExJxDxD[:, j], s_ExTxD[:, layer], o_ExD)
       for j, layer in enumerate(layers)
     }
-    records += _faithfulness(prompts, setting, seed, r, embeddings[r], fit_T, *others_known)
-  dev, test = (swapping.draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+    records += _faithfulness(prompts, preset.betas, seed, r, embeddings[r], fit_T, *others_known)
   dev, test = (swaps[swaps['relation'].isin(embeddings)] for swaps in (dev, test))
   if dev.empty or test.empty:
     return records
   edits = functools.partial(_edits, prompts, fit_T, embeddings)
-  (layer, chosen), _ = swapping.best(
-    prompts, dev, setting.jacobian_layers, setting.ranks, functools.partial(edits, dev)
-  )
-  for rank in setting.ranks:
+  layer, chosen = swapping.best(prompts, dev, layers, preset.ranks, functools.partial(edits, dev))
+  for rank in preset.ranks:
     found = swapping.outcomes(prompts, layer, test, edits(test, layer, rank))
     fields = {'seed': seed, 'subjects': len(report_S), 'layer': layer, 'rank': rank, **CONTROL}
     records += swapping.records_of(prompts, found, fields | {'chosen': rank == chosen})
@@ -54,16 +52,16 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
 
 
 def _faithfulness(
-  prompts: PromptSet, setting, seed: int, r: int, embeddings, fit_T, dev_S, test_S
+  prompts: PromptSet, betas, seed: int, r: int, embeddings, fit_T, dev_S, test_S
 ) -> list[dict]:
-  """How often a linear map from the representation predicts what the model does: by Jacobian, and by ridge."""
+  """How often a linear map from the representation predicts what the model says: a Jacobian, and a ridge regression."""
   relation, observed = prompts.relations[r], prompts.observed
   about = {'seed': seed, 'relation': relation.name, 'subjects': len(test_S)}
   guess = lambda S, layer, beta: relational.predict(
     embeddings[layer], observed['subject'][S, layer], beta
   )
   agrees = lambda S, *at: prompts.predict(r, guess(S, *at)) == observed['predicted'][S, r]
-  tried = itertools.product(embeddings, setting.betas)
+  tried = itertools.product(embeddings, betas)
   layer, beta = max(tried, key=lambda at: agrees(dev_S, *at).mean())
   said, own = map(
     prompts.runner.predict, (guess(test_S, layer, beta), observed['final'][test_S, r])
@@ -75,7 +73,7 @@ def _faithfulness(
   ]
   features = {layer: observed['subject'][:, layer] for layer in embeddings}
   for layer, x_SxD in {**features, None: observed['last_token']}.items():
-    kernels, control = [ridge.kernel(x_SxD)], 'own token' if layer is None else 'fitted readout'
+    kernels, control = [ridge.kernel(x_SxD)], 'own token' if layer is None else 'fitted probe'
     guess_SxD = ridge.predict(kernels, prompts.mean_embedding(r), fit_T, test_S)
     near_S = relation.token_A[probing.nearest(prompts.embeddings[r], guess_SxD)]
     same_S = near_S == observed['predicted'][test_S, r]
@@ -86,7 +84,7 @@ def _faithfulness(
 def _edits(
   prompts: PromptSet, fit_T, embeddings: dict, swaps: pd.DataFrame, layer: int, rank: int
 ) -> np.ndarray:
-  """The pseudo-inverse's edits, from the own final residual to the mean of those with the wanted attribute."""
+  """Edits that should move the final residual to the mean of those of the wanted attribute, by a pseudo-inverse."""
   edits = []
   for r, rows in swaps.groupby('relation'):
     known_T = fit_T[prompts.observed['known'][fit_T, r]]

@@ -11,7 +11,6 @@ from experiments.language.prompt_set import PromptSet
 FOLDS = 5
 GAINS = {  # features, and those that they are compared with
   'own token + attributes': 'own token',
-  'own token + attribute embeddings': 'own token',
   'attributes + products': 'attributes',
 }
 SHUFFLED = (
@@ -37,30 +36,31 @@ def knowledge(prompts: PromptSet) -> list[dict]:
 
 
 def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
-  """R² of groups of features at every layer, what one group adds to another, and both of shuffled facts."""
+  """R² of groups of features at every layer, what one group adds to another, and both for shuffled facts."""
   rng = np.random.default_rng((seed, 2))
   subjects = len(prompts.table.subjects)
   fold_S = ridge.folds(rng, subjects, FOLDS)
   x_TxSxD = prompts.observed['subject'].swapaxes(0, 1)[layers].astype(np.float64)
   principal = np.linalg.svd(x_TxSxD - x_TxSxD.mean(axis=1, keepdims=True), full_matrices=False)
   y_TxSxQ = principal.U * principal.S[:, None]  # as far apart, in fewer coordinates
-  missed = lambda kernels: ((y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)) ** 2).sum(axis=2)
-  total_TxS = missed([np.zeros((subjects, subjects))])
-  explained = lambda kernels: total_TxS - missed(kernels)
+  residual = lambda kernels: y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)
+  squared_error = lambda kernels: (residual(kernels) ** 2).sum(axis=2)
+  total_TxS = squared_error([np.zeros((subjects, subjects))])
+  error_reduction = lambda kernels: total_TxS - squared_error(kernels)
 
-  true = {name: explained(kernels) for name, kernels in _features(prompts).items()}
-  beyond = {('R2', name): np.zeros_like(total_TxS) for name in true}
-  beyond |= {('gain', name): true[base] for name, base in GAINS.items()}
+  true = {name: error_reduction(kernels) for name, kernels in _features(prompts).items()}
+  compared_with = {('R2', name): np.zeros_like(total_TxS) for name in true}
+  compared_with |= {('gain', name): true[base] for name, base in GAINS.items()}
   others = [_features(prompts, rng.permutation(subjects)) for _ in range(shuffles)]
-  shuffled = {at: np.stack([explained(other[at[1]]) for other in others]) for at in SHUFFLED}
+  shuffled = {at: np.stack([error_reduction(other[at[1]]) for other in others]) for at in SHUFFLED}
   records = []
   for t, layer in enumerate(layers):
     about, total_S = {'seed': seed, 'layer': layer}, total_TxS[t]
-    for (what, name), base_TxS in beyond.items():
+    for (what, name), base_TxS in compared_with.items():
       gain_S = true[name][t] - base_TxS[t]
       records.append(prompts.record(what, gain_S, total_S, **about, features=name))
     for (what, name), draws_NxTxS in shuffled.items():
-      gain_NxS = draws_NxTxS[:, t] - beyond[what, name][t]
+      gain_NxS = draws_NxTxS[:, t] - compared_with[what, name][t]
       value_N = gain_NxS.sum(axis=1) / total_S.sum()
       records.append(prompts.record(
         what, float(value_N.mean()), **about, features=name, control='shuffled facts',
@@ -84,12 +84,11 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
     'attribute embeddings': [embeddings],
     'own token': [own],
     'own token + attributes': [own, attributes],
-    'own token + attribute embeddings': [own, embeddings],
     'attributes + products': [attributes, ridge.products(one_hot) if len(one_hot) > 1 else none],
   }
 
 
-def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
+def probe(prompts: PromptSet, layers, seed: int) -> list[dict]:
   """How often a linear map from the representation points most like a correct attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = ridge.folds(rng, len(prompts.table.subjects), FOLDS)
@@ -106,7 +105,7 @@ def readout(prompts: PromptSet, layers, seed: int) -> list[dict]:
         hit_S = relation.correct_SxA[order_S, nearest(prompts.embeddings[r], guess_SxD)]
         has_S = relation.correct_SxA[order_S].any(axis=1)
         about = {'seed': seed, 'relation': relation.name, 'control': control, 'layer': layer}
-        records.append(prompts.record('readout', hit_S, has_S, **about))
+        records.append(prompts.record('probe', hit_S, has_S, **about))
   return records
 
 

@@ -176,17 +176,20 @@ class PromptSet:
     return self.relations[r].correct_SxA[subjects].sum(axis=0) >= SHARED
 
   def record(self, measurement: str, value, total_S=1, **fields) -> dict:
-    """A record, in which what does not apply is null; of values of subjects, their share of the total."""
+    """A record, in which what does not apply is null; of values of subjects, their sum is divided by the totals'."""
     value = ratio(value, total_S) if np.ndim(value) else {'value': value}
     return {
-      'claim': 8, 'measurement': measurement, 'model': self.runner.model.name,
+      'measurement': measurement, 'model': self.runner.model.name,
       'table': self.table.name, 'template': self.template, 'subjects': len(self.table.subjects),
       **dict.fromkeys(NULLABLE), **fields, **value,
     }  # fmt: skip
 
 
 def ratio(top_S, bottom_S) -> dict[str, float]:
-  """Σ top / Σ bottom over subjects, with its 95% percentile bootstrap interval."""
+  """Σ top / Σ bottom over subjects, with its 95% percentile bootstrap interval.
+
+  `scipy.stats.bootstrap` refuses a single subject, and cannot leave out the draws in which Σ bottom is 0.
+  """
   top_S, bottom_S = np.broadcast_arrays(np.asarray(top_S, float), bottom_S)
   if not bottom_S.any():
     return dict.fromkeys(('value', 'low', 'high'), np.nan)

@@ -87,11 +87,7 @@ def held_out(kernels: Sequence[np.ndarray], y_LxSxQ: np.ndarray, fold_S: np.ndar
 
 
 def weights(features_TxP: np.ndarray, y_TxQ: np.ndarray) -> np.ndarray:
-  """Ridge coefficients PxQ, with the ridge that predicts held-out quarters best."""
-  x_TxP = features_TxP - features_TxP.mean(axis=0)
-  gram_TxT, kernel_TxT = x_TxP @ x_TxP.T, kernel(x_TxP)
-  strength = STRENGTHS[_best(kernel_TxT[None], y_TxQ, np.arange(len(x_TxP)))]
-  ridge = strength * max(np.trace(gram_TxT) / len(gram_TxT), 1e-12)
-  return x_TxP.T @ np.linalg.solve(
-    gram_TxT + ridge * np.eye(len(x_TxP)), y_TxQ - y_TxQ.mean(axis=0)
-  )
+  """Ridge coefficients PxQ: the smallest that give what is predicted of the subjects fitted to themselves."""
+  x_TxP, every_T = features_TxP - features_TxP.mean(axis=0), np.arange(len(features_TxP))
+  fitted_TxQ = predict([kernel(x_TxP)], y_TxQ, every_T, every_T)
+  return np.linalg.lstsq(x_TxP, fitted_TxQ - y_TxQ.mean(axis=0), rcond=None)[0]

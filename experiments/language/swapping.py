@@ -28,7 +28,9 @@ DONOR = "donor's whole vector"
 
 def split(seed: int, subjects: int) -> list[np.ndarray]:
   order = np.random.default_rng((seed, 4)).permutation(subjects)
-  return [np.sort(part) for part in np.split(order, [round(share * subjects) for share in SPLIT])]
+  return [
+    np.sort(part) for part in np.split(order, [round(fraction * subjects) for fraction in SPLIT])
+  ]
 
 
 def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
@@ -44,6 +46,12 @@ def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
       if len(choice):
         rows.append((r, s, rng.choice(choice)))
   return pd.DataFrame(rows, columns=['relation', 'subject', 'attribute'])
+
+
+def groups_and_swaps(prompts: PromptSet, seed: int) -> tuple:
+  """The three groups of subjects, and swaps of the second and of the third."""
+  fit_T, *others = groups = split(seed, len(prompts.table.subjects))
+  return groups, *(draw(prompts, seed, fit_T, group) for group in others)
 
 
 class SteeringVectors:
@@ -96,7 +104,7 @@ class SteeringVectors:
     return vectors_WxD
 
   def norm(self, vectors_WxD: np.ndarray) -> float:
-    """Their mean norm, as a share of the mean distance of representations from their mean."""
+    """Their mean norm, as a fraction of the mean distance of representations from their mean."""
     mean = lambda x: np.linalg.norm(x, axis=1).mean()
     return float(mean(vectors_WxD) / mean(self.x_SxD - self.x_SxD.mean(axis=0)))
 
@@ -104,10 +112,10 @@ class SteeringVectors:
 def outcomes(
   prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0
 ) -> pd.DataFrame:
-  """The swaps, once for every relation that is `asked`: is this `counted`, and is it a `success`?
+  """Every swap with every relation `asked` after it: whether that is `counted`, and whether it is a `success`.
 
-  The relation of the swap is counted, where the answer should become the wanted one, and the other
-  relations that were known, where it should stay.
+  In the swap's own relation the answer should become the wanted one. In the others it should stay what it
+  was; they are counted if the fact was known.
   """
   relations = pd.DataFrame({'asked': range(len(prompts.relations))})
   found = swaps.assign(swap=range(len(swaps))).merge(relations, how='cross')
@@ -124,39 +132,33 @@ def outcomes(
 
 
 def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Callable) -> tuple:
-  """The (layer, strength) whose `vectors` have the largest share flipped × share kept, and all of these."""
-  scores = {}
-  for at in itertools.product(layers, strengths):
+  """The (layer, strength) whose `vectors` have the largest product of the fractions flipped and kept."""
+
+  def score(at) -> float:
     found = outcomes(prompts, at[0], swaps, vectors(*at))
-    shares = found[found['counted']].groupby('own')['success'].mean()
-    scores[at] = float(shares.reindex([False, True], fill_value=0).prod())
-  return max(scores, key=lambda at: scores[at]), scores
+    fractions = found[found['counted']].groupby('own')['success'].mean()
+    return float(fractions.reindex([False, True], fill_value=0).prod())
+
+  return max(itertools.product(layers, strengths), key=score)
 
 
-def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
+def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Records of all methods on the third group of subjects, and examples to be read."""
-  fit_T, choose_S, report_S = split(seed, len(prompts.table.subjects))
-  dev, test = (draw(prompts, seed, fit_T, group) for group in (choose_S, report_S))
+  (fit_T, _, report_S), dev, test = groups_and_swaps(prompts, seed)
   if dev.empty or test.empty:
     return []
-  steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in setting.swap_layers}
+  steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in layers}
 
   def choose(method: str, layers) -> tuple:
     vectors = lambda layer, alpha: alpha * steering[layer].vectors(method, dev)
-    return best(prompts, dev, layers, setting.alpha_choices, vectors)
+    return best(prompts, dev, layers, preset.alpha_choices, vectors)
 
-  chosen, scores = choose('superposition', setting.swap_layers)
-  layer, alpha = chosen
-  about = {'seed': seed, 'subjects': len(report_S)}
-  records = [
-    prompts.record('chosen', value, **about, layer=at[0], alpha=at[1], chosen=at == chosen)
-    for at, value in scores.items()
-  ]
-  about['layer'] = layer
-  alphas = {method: choose(method, [layer])[0][1] for method in AVERAGED}
+  layer, alpha = choose('superposition', layers)
+  alphas = {method: choose(method, [layer])[1] for method in AVERAGED}  # the others have its alpha
+  records, about = [], {'seed': seed, 'subjects': len(report_S), 'layer': layer}
   for method in METHODS:
     own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
-    for scale in setting.alphas if own else setting.alpha_choices:
+    for scale in preset.alphas if own else preset.alpha_choices:
       found = outcomes(prompts, layer, test, scale * vectors_WxD)
       fields = about | {'control': method, 'alpha': scale}
       fields['norm'] = scale * steering[layer].norm(vectors_WxD)
@@ -170,7 +172,7 @@ def measure(prompts: PromptSet, setting, seed: int) -> list[dict]:
 
 
 def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """Of all swaps, of each relation's, and of what they do to each other relation."""
+  """Records of all swaps together, of those of each relation, and of what these do to each other relation."""
   records, everyone = [], range(len(prompts.table.subjects))
   names = [relation.name for relation in prompts.relations]
   for r, swaps in [(None, found), *found.groupby('relation')]:
@@ -200,42 +202,47 @@ def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFram
 
 
 def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """The first swaps of each relation in words: what was wanted, and the answers to every relation."""
-  words = lambda tokens: {
-    x.name: x.attributes[int(np.argmax(x.token_A == token))]
-    for x, token in zip(prompts.relations, tokens, strict=True)
-  }
+  """The first swaps of each relation: Japan, continent Asia → Africa: now says Africa; capital Tokyo, …"""
+
+  def word(swap, token: int) -> str:  # of several attributes that begin so, the first
+    relation = prompts.relations[swap.asked]
+    return relation.attributes[int(np.argmax(relation.token_A == token))]
+
   records = []
   for r, swaps in found.groupby('relation'):
+    relation = prompts.relations[r]
     for _, rows in list(swaps.groupby('swap'))[:8]:
-      own, relation = rows[rows['own']].iloc[0], prompts.relations[r]
-      records.append(prompts.record(
-        'example', float(own['success']), **fields, relation=relation.name,
-        subject=prompts.table.subjects[own['subject']], wanted=relation.attributes[own['attribute']],
-        before=words(rows['before']), after=words(rows['after']),
-      ))  # fmt: skip
+      (own,), others = rows[rows['own']].itertuples(), []
+      for other in rows[~rows['own']].itertuples():
+        was = f' (was {word(other, other.before)})' if other.after != other.before else ''
+        others.append(f'{prompts.relations[other.asked].name} {word(other, other.after)}{was}')
+      subject, wanted = prompts.table.subjects[own.subject], relation.attributes[own.attribute]
+      change = f'{subject}, {relation.name} {word(own, own.before)} → {wanted}'
+      text = f'{change}: now says {word(own, own.after)}; {", ".join(others)}'
+      about = fields | {'relation': relation.name, 'text': text}
+      records.append(prompts.record('example', float(own.success), **about))
   return records
 
 
-def depth(prompts: PromptSet, setting, seed: int) -> list[dict]:
+def depth(prompts: PromptSet, layers, donor_pairs: int, seed: int) -> list[dict]:
   """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
   rng, records = np.random.default_rng((seed, 8)), []
   known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
   for r, relation in enumerate(prompts.relations):
     pairs = []
-    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[: setting.donor_pairs]:
+    for s in rng.permutation(np.flatnonzero(known_SxR[:, r]))[:donor_pairs]:
       others = np.flatnonzero(known_SxR[:, r] & (predicted_SxR[:, r] != predicted_SxR[s, r]))
       if len(others):
         pairs.append((s, rng.choice(others)))
     if not pairs:
       continue
     subject_B, donor_B = np.array(pairs).T
-    layer_N, repeat = np.repeat(setting.layers, len(pairs)), len(setting.layers)
+    layer_N, repeat = np.repeat(layers, len(pairs)), len(layers)
     donated_NxD = prompts.observed['subject'][np.tile(donor_B, repeat), layer_N]
     final_NxD = prompts.patched(r, np.tile(subject_B, repeat), layer_N, 0.0, donated_NxD, first=0)
     after_TxB = prompts.predict(r, final_NxD).reshape(-1, len(pairs))
     about = {'seed': seed, 'relation': relation.name, 'subjects': len(pairs)}
-    for layer, after_B in zip(setting.layers, after_TxB, strict=True):
+    for layer, after_B in zip(layers, after_TxB, strict=True):
       for name, like_B in (('donor answer', donor_B), ('own answer', subject_B)):
         same_B = after_B == predicted_SxR[like_B, r]
         records.append(prompts.record(name, same_B, **about, layer=layer))
