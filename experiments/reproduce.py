@@ -14,6 +14,7 @@ fills from docs/results.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -88,9 +89,10 @@ class Run:
     if cores:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
 
-  @property
-  def minutes_left(self) -> float:
-    return max(0.0, self.study.minutes - (time.monotonic() - self.begun) / 60)
+  def minutes_left(self, pace: float) -> float:
+    """Of its `minutes`, each of which takes `pace` here; some until it ends, for it may take longer than it should."""
+    spent = (time.monotonic() - self.begun) / 60
+    return max(0.05 * self.study.minutes, self.study.minutes - spent / pace)
 
   def stop(self) -> float:
     """Wait for its end; the seconds of all tries, which are kept."""
@@ -124,10 +126,12 @@ def measure(
 ) -> list[str]:
   """Run what is not finished, the longest first; the names of what failed.
 
-  A terminal shows in a line what runs, how much is done, how long it has taken and may still take.
+  A terminal shows in a line what runs, how much is done, how long it has taken and may still take, by the pace of
+  what is finished. Only the laptop's preset has a pace from the start, for its minutes are known.
   """
   waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
   running: list[Run] = []
+  done: list[tuple[float, float]] = []  # the minutes that a study took, and its `minutes`
   failed: list[str] = []
 
   def say(study: Study, how: str, seconds: float):
@@ -149,7 +153,11 @@ def measure(
         while waiting and free:
           study = waiting.pop(0)
           running.append(Run(study, scale, folder / study.name, free.pop()))
-        left = sum(study.minutes for study in waiting) + sum(run.minutes_left for run in running)
+        pace = 1.0 if scale == 'laptop' else math.inf
+        if done:
+          pace = sum(spent for spent, _ in done) / sum(known for _, known in done)
+        left = sum(study.minutes for study in waiting)
+        left += sum(run.minutes_left(pace) for run in running)
         names = ', '.join(run.study.name for run in running)
         shown.update(line, description=names, completed=total - left)
         time.sleep(0.2)
@@ -160,6 +168,8 @@ def measure(
           if run.process.returncode:
             failed.append(run.study.name)
             how = f'FAILED, see {run.folder / "log.txt"}'
+          else:
+            done.append((seconds / 60, run.study.minutes))
           say(run.study, how, seconds)
     finally:
       for run in running:

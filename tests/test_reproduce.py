@@ -179,6 +179,26 @@ def test_progress_says_what_runs_and_how_long_it_may_take(tmp_path, capsys, monk
   assert '[1/2] a: done (' in told and '[2/2] b: done (' in told
 
 
+def test_progress_goes_on_where_a_study_takes_longer_than_it_should(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('FORCE_COLOR', '1')
+  asked = [fake('a', 'import time; time.sleep(3)', minutes=0.001)]
+  assert not reproduce.measure(asked, 'laptop', tmp_path, [None])
+  told = re.sub(r'\x1b\[[^a-zA-Z]*[a-zA-Z]', '', capsys.readouterr().err)
+  assert re.search(r'a [━╺╸]+ 0:00:0[23] ', told)
+
+
+def test_the_time_left_is_by_the_pace_of_what_is_finished():
+  def run_of(minutes, spent):
+    run = object.__new__(reproduce.Run)
+    run.study, run.begun = fake('a', minutes=minutes), time.monotonic() - 60 * spent
+    return run
+
+  assert run_of(10, 4).minutes_left(1.0) == pytest.approx(6, abs=0.01)
+  assert run_of(10, 4).minutes_left(4.0) == pytest.approx(9, abs=0.01)
+  assert run_of(10, 400).minutes_left(1.0) == 0.5
+  assert run_of(10, 400).minutes_left(float('inf')) == 10  # nothing is known of the pace yet
+
+
 @pytest.mark.parametrize('name', ['nonsense', ''])
 def test_unknown_studies_are_refused(name):
   with pytest.raises(InputError, match='is no study; there are construct'):
