@@ -9,19 +9,21 @@ that marks its place. What all claims come to stands in docs/results.md and the 
 of the theorems and of the timings. --commit_records first copies a run's records there.
 """
 
-import collections
 import dataclasses
+import functools
+import json
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
-import jax
+import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from constructions import registry
-from experiments.harness import cli, records, render, studies
-from experiments.harness.findings import of_claim, verdict
+from experiments.harness import cli, machine, records, render, studies
+from experiments.harness.findings import Claim, Finding, of_claim, verdict
 from experiments.harness.records import Records
 from experiments.harness.study import Study
 from geomem.errors import InputError
@@ -32,7 +34,8 @@ OWN_PAGES = {'language_model': ROOT / 'docs/language_model.md'}
 FULL = '_full'
 LONG = 12  # rows of a table; of longer ones what was expected stands first
 SIZES = {
-  'subjects': 'N', 'relations': 'R', 'hops': 'k', 'dim': 'd', 'width': 'F', 'steps': 'steps', 'batch': 'batch',
+  'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
+  'steps': '{} steps', 'batch': 'batch = {}',
 }  # fmt: skip
 MARK = '<!-- {}: written by python -m experiments.pages -->\n'
 END = '<!-- end of table -->\n'
@@ -48,18 +51,57 @@ class Options:
   ] = None
 
 
-def committed(*names: str) -> list[str]:
-  """What there are records of: NAME of the laptop's preset, then NAME_full of the other."""
-  stems = [name + suffix for name in names or studies.NAMES for suffix in ('', FULL)]
-  return [stem for stem in stems if (RESULTS / f'{stem}.json').exists()]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Result:
+  """A study with records of it, about nothing where it was not measured, and what it finds in them.
+
+  `seconds`: what measuring them took in this run, None if they are the committed ones.
+  """
+
+  study: Study
+  records: Records = Records({}, pd.DataFrame())
+  seconds: float | None = None
+
+  @functools.cached_property
+  def findings(self) -> list[Finding]:
+    return self.study.findings(self.records.table) if self.records.about else []
+
+  @property
+  def claims(self) -> list[tuple[Claim, list[Finding]]]:
+    """Every claim of the study with the findings that bear on it."""
+    return [(claim, of_claim(claim, self.findings)) for claim in self.study.claims]
+
+  @property
+  def about(self) -> str:
+    """What is measured, and what the words of its findings mean."""
+    return f'{self.study.title[0].upper()}{self.study.title[1:]}. {self.study.terms}'
+
+  @property
+  def of_this_code(self) -> bool:
+    """Whether the code as it is now measured them, every part of them."""
+    about = self.records.about
+    parts = about.get('parts', {'': about}).values()
+    return all(part.get('code') == machine.code_hash() for part in parts)
+
+  @property
+  def origin(self) -> str:
+    if not self.records.about:
+      return 'not measured'
+    device = self.records.about.get('device', 'any device')
+    if self.seconds is None:
+      return f'not measured in this run; from the committed records: {device}'
+    other = '' if self.of_this_code else '; measured by other code than this report’s'
+    return f'{device}, {render.duration(self.seconds)}{other}'
 
 
-def study(stem: str) -> Study:
-  return studies.load(stem.removesuffix(FULL))
+def stems(*names: str) -> list[str]:
+  """The names of what there are committed records of: NAME of the laptop's preset, then NAME_full of the other."""
+  found = [name + suffix for name in names or studies.NAMES for suffix in ('', FULL)]
+  return [stem for stem in found if (RESULTS / f'{stem}.json').exists()]
 
 
-def kept(stem: str) -> Records:
-  return records.read(RESULTS / f'{stem}.json')
+def committed(stem: str) -> Result:
+  return Result(studies.load(stem.removesuffix(FULL)), records.read(RESULTS / f'{stem}.json'))
 
 
 def page(stem: str) -> Path:
@@ -69,8 +111,8 @@ def page(stem: str) -> Path:
 
 def section(stem: str) -> str:
   """What a study is to show, with what it was measured, and what it found."""
-  own, found = study(stem), kept(stem)
-  about, findings = found.about, own.findings(found.table)
+  found = committed(stem)
+  own, about, findings = found.study, found.records.about, found.findings
   parts = [f'<a id="{stem}"></a>']
   if not stem.endswith(FULL):  # once, not of each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
@@ -92,35 +134,36 @@ def section(stem: str) -> str:
 
 def sizes(about: dict) -> str:
   """Of what models and runs the records are, as far as their setting says it."""
-  found = collections.defaultdict(set)
-  for path, value in jax.tree.leaves_with_path(about):
-    name = next((part.key for part in reversed(path) if hasattr(part, 'key')), None)
-    if name in SIZES and isinstance(value, int) and value:
-      found[name].add(value)
+  fields: list[tuple] = []
+  json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # those of all that is within
   words = []
-  for name in [name for name in SIZES if name in found]:
-    values = ', '.join(f'{value:,}' for value in sorted(found[name]))
-    words.append(f'{values} steps' if name == 'steps' else f'{SIZES[name]} = {values}')
+  for name, text in SIZES.items():
+    lists = [value if isinstance(value, list) else [value] for key, value in fields if key == name]
+    if values := {value for some in lists for value in some if value}:
+      words.append(text.format(', '.join(f'{value:,}' for value in sorted(values))))
   return f'{"; ".join(words)}.' if words else ''
+
+
+def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
+  """What every claim comes to, with a link to the findings of its study."""
+  rows = []
+  for own in results:
+    for claim, findings in own.claims:
+      link = f'[{verdict(findings)[1]}]({address(own.study.name)})'
+      rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
+  return render.table(rows, 'markdown')
 
 
 def overview(folder: str = '') -> str:
   """What every claim about trained models comes to, for a page from which `folder` leads to the others."""
-  rows = []
-  for stem in committed():
-    if stem != 'construct' and not stem.endswith(FULL):
-      findings = study(stem).findings(kept(stem).table)
-      for claim in study(stem).claims:
-        word = verdict(of_claim(claim, findings))[1]
-        link = f'[{word}]({folder}{page(stem).name}#{stem})'
-        rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
-  return render.table(rows, 'markdown')
+  trained = [stem for stem in stems() if stem != 'construct' and not stem.endswith(FULL)]
+  return verdicts(map(committed, trained), lambda name: f'{folder}{page(name).name}#{name}')
 
 
 def theorems() -> str:
   """What each construction proves, where it is, its size, what came out."""
   rows = []
-  for r in kept('construct').table.to_dict('records'):
+  for r in committed('construct').records.table.to_dict('records'):
     known = registry.entry(r['construction'])
     module = known.builder.__module__.replace('.', '/') + '.py'
     at = f'N={r["subjects"]}, R={r["relations"]}' + (f', k={r["hops"]}' if known.multi_hop else '')
@@ -136,7 +179,8 @@ def theorems() -> str:
 
 def timings() -> str:
   """What was measured side by side."""
-  table, seconds, rows = kept('benchmark_cpu').table, EngFormatter('s'), []
+  table, seconds = records.read(RESULTS / 'benchmark_cpu.json').table, EngFormatter('s')
+  rows = []
   for r in table[table['ratio'].notna()].to_dict('records'):
     ours, theirs = (seconds(float(f'{r[key]:.3g}')) for key in ('ours_seconds', 'theirs_seconds'))
     ratio, least, most = (f'{value:.2g}' for value in (r['ratio'], *r['ratio_range']))
@@ -160,8 +204,9 @@ def splice(path: Path, name: str, table: str):
 
 def draw(stem: str):
   """The figure that the page shows."""
+  found = committed(stem)
   with tempfile.TemporaryDirectory() as folder:
-    for path in study(stem).draw(kept(stem).table, Path(folder)):
+    for path in found.study.draw(found.records.table, Path(folder)):
       if path.suffix == '.png':
         shutil.copyfile(path, RESULTS / f'{stem}.png')
 
@@ -186,7 +231,7 @@ def main(options: Options):
   if name := options.commit_records:
     studies.load(name)
     commit_records(name, Path(options.workdir or f'runs/{name}'))
-  for stem in committed():
+  for stem in stems():
     draw(stem)
     if stem != 'construct':
       splice(page(stem), stem, section(stem))

@@ -13,93 +13,61 @@ import collections
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import jinja2
 
 import constructions
 from experiments import pages
 from experiments.harness import cli, machine, records, render, studies
-from experiments.harness.findings import Claim, Finding, of_claim, verdict
-from experiments.harness.records import Records
-from experiments.harness.study import Study
+from experiments.harness.findings import verdict
+from experiments.harness.study import Scale, Study
 from experiments.page import explorer, trace_figure
+from experiments.pages import Result
 from geomem import Facts
 from geomem.errors import InputError
 
-DONE = 'reproduced.json'  # what `experiments.reproduce` leaves where a study is finished
-EXACT = (
-  'A transformer can hold its facts in the embeddings, as superpositions from which a small MLP '
-  'selects by relation: that is exact in the weights built here, and what gradient descent finds '
-  'comes as near to it as the numbers below say, each with its spread over seeds and its controls.'
-)
+TRIES = 'reproduced.json'  # what `experiments.reproduce` leaves: the seconds of all tries, and whether it is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  scale: Annotated[
-    Literal['smoke', 'laptop', 'full'],
-    'Preset of every study: smoke shows nothing, laptop takes the minutes that experiments.reproduce --list shows, '
-    'full takes hours.',
-  ] = 'laptop'
+  scale: Scale = 'laptop'
   workdir: Annotated[str, 'Folder of the runs and the report.'] = 'runs/reproduce'
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Result:
-  """A study's records and findings; `seconds`: what measuring them took in this run, None if they are committed."""
-
-  study: Study
-  records: Records
-  findings: list[Finding]
-  seconds: float | None = None
-
-  @property
-  def about(self) -> str:
-    """What was measured, and what the words of its findings mean."""
-    return f'{self.study.title[0].upper()}{self.study.title[1:]}. {self.study.terms}'
-
-  @property
-  def origin(self) -> str:
-    about = self.records.about
-    device = about.get('device', 'any device')
-    if self.seconds is None:
-      return f'not measured in this run; from the committed records: {device}'
-    codes = {part.get('code') for part in about.get('parts', {'': about}).values()}
-    other = '; measured by other code than this report’s' * (codes != {machine.code_hash()})
-    return f'{device}, {duration(self.seconds)}{other}'
+def measured(study: Study, folder: Path) -> Result | None:
+  """What a run that is finished has left in its folder."""
+  path = folder / TRIES
+  if not path.exists():
+    return None
+  tries = json.loads(path.read_text(encoding='utf-8'))
+  if not tries.get('finished', True):  # an earlier version wrote the file only in the end
+    return None
+  return Result(study, records.read(folder), tries['seconds'])
 
 
-def duration(seconds: float) -> str:
-  return f'{seconds / 60:.1f} min' if seconds >= 60 else f'{seconds:.0f} s'
-
-
-def gather(folder: Path, scale: str) -> dict[str, Result]:
+def gather(folder: Path, scale: str) -> list[Result]:
   """What is known of every study: from the run, else from what was committed, of the scale if there are both."""
-  found = {}
+  found = []
   for name, study in studies.load_all().items():
-    done, kept, seconds = folder / name / DONE, pages.committed(name), None
-    if done.exists():
-      own = records.read(folder / name)
-      seconds = json.loads(done.read_text(encoding='utf-8'))['seconds']
-    elif kept:
-      own = pages.kept(kept[-1 if scale == 'full' else 0])
-    else:
-      continue
-    found[name] = Result(study, own, study.findings(own.table), seconds)
+    own, stems = measured(study, folder / name), pages.stems(name)
+    if own is None and stems:
+      own = pages.committed(stems[-1 if scale == 'full' else 0])
+    found.append(own or Result(study))
   return found
 
 
-def agreement(results: dict[str, Result], scale: str) -> str:
+def agreement(results: list[Result], scale: str) -> str:
   """How the findings of this run lie beside those of the committed records, of this preset."""
   intervals, expectations = [], {}
-  for name, own in results.items():
+  for own in results:
+    name = own.study.name
     stem = name + pages.FULL * (scale == 'full')
-    if own.seconds is None or scale == 'smoke' or stem not in pages.committed(name):
+    if own.seconds is None or scale == 'smoke' or stem not in pages.stems(name):
       continue
-    there = {f.what: f for f in own.study.findings(pages.kept(stem).table)}
+    there = {f.what: f for f in pages.committed(stem).findings}
     for f, g in [(f, there[f.what]) for f in own.findings if f.what in there]:
       if not math.isnan(f.low + g.low):  # what varies hardly, by a thousandth
         apart = max(f.low, g.low) - min(f.high, g.high)
@@ -115,40 +83,27 @@ def agreement(results: dict[str, Result], scale: str) -> str:
   )
 
 
-def statements(results: dict[str, Result]) -> list[tuple[str, Claim, list[Finding]]]:
-  """Every claim with its study and what bears on it, also where nothing was measured."""
-  return [
-    (name, claim, of_claim(claim, results[name].findings) if name in results else [])
-    for name, study in studies.load_all().items()
-    for claim in study.claims
-  ]
+def answer(results: list[Result]) -> str:
+  """How many statements hold, and how many are judged by what was measured here."""
+  kinds = collections.Counter(verdict(found)[0] for own in results for _, found in own.claims)
+  here = sum(len(own.claims) for own in results if own.seconds is not None)
+  return (
+    f'Of {kinds.total()} statements, hold as expected: {kinds["holds"]}; in part: {kinds["part"]}; not: '
+    f'{kinds["short"]}; not measured: {kinds["none"]}. Of studies that were measured in this run: {here}; all '
+    'else is from the committed records.'
+  )
 
 
-def answer(rows: Sequence[tuple[str, Claim, list[Finding]]], results: dict[str, Result]) -> str:
-  """The report in a paragraph: where its numbers are from, what they say, and what follows if it does."""
-  here, committed = 'measured in this run', 'from committed records'
-  kinds, origins = collections.defaultdict(list), collections.Counter({here: 0, committed: 0})
-  for name, claim, found in rows:
-    kind, origin = verdict(found)
-    kinds[kind].append(claim.name)
-    if kind != 'none':
-      origin = committed if results[name].seconds is None else here
-    origins[origin] += 1
-  counts = ', '.join(f'{count} {words}' for words, count in origins.items() if count)
-  said = [f'{len(rows)} statements: {counts}.', f'{len(kinds["holds"])} hold as expected.']
-  words = {'part': 'In part', 'short': 'Short of what was expected', 'none': 'Not measured'}
-  said += [f'{words[kind]}: {", ".join(kinds[kind])}.' for kind in words if kinds[kind]]
-  built = results['construct'].findings if 'construct' in results else []
-  if verdict([f for f in built if not f.check])[0] == 'holds':
-    said.append(EXACT)
-  return ' '.join(said)
-
-
-def figures(results: dict[str, Result], folder: Path) -> dict[str, Path]:
-  """Every study's figure, drawn from its records; the PNG of each."""
+def figures(results: list[Result], folder: Path) -> dict[str, Path]:
+  """Every study's figure, drawn from its records; the PNG of each by the study's name."""
   folder.mkdir(parents=True, exist_ok=True)
-  drawn = {name: own.study.draw(own.records.table, folder) for name, own in results.items()}
-  return {name: path for name, paths in drawn.items() for path in paths if path.suffix == '.png'}
+  drawn = [
+    path
+    for own in results
+    if own.records.about
+    for path in own.study.draw(own.records.table, folder)
+  ]
+  return {path.stem: path for path in drawn if path.suffix == '.png'}
 
 
 def mechanism(path: Path) -> str:
@@ -171,20 +126,18 @@ def page(template: str, **values) -> str:
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  functions = {'render': render, 'verdict': verdict, 'duration': duration, 'inline': inline}
+  functions = {'render': render, 'verdict': verdict, 'inline': inline}
   return environment.get_template(template).render(**functions, **values)
 
 
-def write(folder: Path, scale: str) -> list[Path]:
+def write(folder: Path, scale: str, results: list[Result]) -> list[Path]:
   """Figures and both pages."""
-  results = gather(folder, scale)
-  rows, drawn = statements(results), figures(results, folder / 'figures')
   values = {
-    'answer': answer(rows, results),
+    'answer': answer(results),
     'agreed': agreement(results, scale),
-    'rows': rows,
+    'verdicts': pages.verdicts(results, '#{}'.format),
     'results': results,
-    'drawn': drawn,
+    'drawn': figures(results, folder / 'figures'),
     'mechanism': mechanism(folder / 'figures' / 'mechanism.svg'),
     'explorer': explorer.kept(folder / 'explorer.json'),
     'versions': machine.versions(),
@@ -197,9 +150,10 @@ def write(folder: Path, scale: str) -> list[Path]:
 
 def main(options: Options):
   folder = cli.writable(options.workdir) / options.scale
-  if not any(folder.glob(f'*/{DONE}')):
+  results = gather(folder, options.scale)
+  if all(own.seconds is None for own in results):
     raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
-  print('\n'.join(map(str, write(folder, options.scale))))
+  print('\n'.join(map(str, write(folder, options.scale, results))))
 
 
 if __name__ == '__main__':

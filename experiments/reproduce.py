@@ -14,6 +14,7 @@ fills from docs/results.
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -60,16 +61,15 @@ def chosen(only: Sequence[str]) -> list[Study]:
 
 def finished(study: Study, folder: Path, again: bool) -> float | None:
   """The seconds that it took, if it is done and not to be measured again; what cannot be taken up is removed."""
-  done, code = folder / report.DONE, machine.code_hash()
-  if done.exists():
-    before = json.loads(done.read_text(encoding='utf-8'))
-    if not again and before['code'] != code:
-      cli.warn(f'{study.name} was measured by other code; --again measures anew')
+  if before := report.measured(study, folder):
     if not again:
-      return before['seconds']
+      if not before.of_this_code:
+        cli.warn(f'{study.name} was measured by other code; --again measures anew')
+      return before.seconds
   else:
     begun = [*folder.glob('config.json'), *folder.glob('*/config.json')]
-    if all(json.loads(path.read_text(encoding='utf-8')).get('code') == code for path in begun):
+    codes = {json.loads(path.read_text(encoding='utf-8')).get('code') for path in begun}
+    if codes <= {machine.code_hash()}:
       return None
     cli.warn(f'{study.name} was begun by other code, and is begun anew')
   with runs.lock(folder):  # unless a process is at work there
@@ -89,24 +89,23 @@ class Run:
     if cores:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
 
-  @property
-  def minutes_left(self) -> float:
-    return max(0.0, self.study.minutes - (time.monotonic() - self.begun) / 60)
+  def minutes_left(self, pace: float) -> float:
+    """Of its `minutes`, each of which takes `pace` here; some until it ends, for it may take longer than it should."""
+    spent = (time.monotonic() - self.begun) / 60
+    return max(0.05 * self.study.minutes, self.study.minutes - spent / pace)
 
   def stop(self) -> float:
     """Wait for its end; the seconds of all tries, which are kept."""
     self.process.wait()
-    spent = self.folder / 'seconds.json'
-    before = json.loads(spent.read_text())['seconds'] if spent.exists() else 0.0
+    path = self.folder / report.TRIES
+    before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else 0.0
     seconds = before + time.monotonic() - self.begun
-    records.write_text(spent, json.dumps({'seconds': seconds}))
-    if self.process.returncode == 0:
-      done = {'code': machine.code_hash(), 'seconds': seconds}
-      records.write_text(self.folder / report.DONE, json.dumps(done))
+    tries = {'seconds': seconds, 'finished': self.process.returncode == 0}
+    records.write_text(path, json.dumps(tries))
     return seconds
 
 
-def shares_of_cores(scale: str) -> list[Cores]:
+def partition_cores(scale: str) -> list[Cores]:
   """The cores of each of the studies that run at once: an accelerator runs one, and so does the full preset.
 
   Half of what a small sweep does is compiling, on one core: two at once waste less of two.
@@ -127,16 +126,18 @@ def measure(
 ) -> list[str]:
   """Run what is not finished, the longest first; the names of what failed.
 
-  A terminal shows in a line what runs, how much is done, how long it has taken and may still take.
+  A terminal shows in a line what runs, how much is done, how long it has taken and may still take, by the pace of
+  what is finished. Only the laptop's preset has a pace from the start, for its minutes are known.
   """
   waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
   running: list[Run] = []
+  done: list[tuple[float, float]] = []  # the minutes that a study took, and its `minutes`
   failed: list[str] = []
 
   def say(study: Study, how: str, seconds: float):
     ended = len(asked) - len(waiting) - len(running)
-    told = f'[{ended}/{len(asked)}] {study.name}: {how} ({report.duration(seconds)})'
-    print(told, file=sys.stderr, flush=True)
+    text = f'[{ended}/{len(asked)}] {study.name}: {how} ({render.duration(seconds)})'
+    print(text, file=sys.stderr, flush=True)
 
   for study in asked:
     if (seconds := finished(study, folder / study.name, again)) is not None:
@@ -152,7 +153,11 @@ def measure(
         while waiting and free:
           study = waiting.pop(0)
           running.append(Run(study, scale, folder / study.name, free.pop()))
-        left = sum(study.minutes for study in waiting) + sum(run.minutes_left for run in running)
+        pace = 1.0 if scale == 'laptop' else math.inf
+        if done:
+          pace = sum(spent for spent, _ in done) / sum(known for _, known in done)
+        left = sum(study.minutes for study in waiting)
+        left += sum(run.minutes_left(pace) for run in running)
         names = ', '.join(run.study.name for run in running)
         shown.update(line, description=names, completed=total - left)
         time.sleep(0.2)
@@ -163,6 +168,8 @@ def measure(
           if run.process.returncode:
             failed.append(run.study.name)
             how = f'FAILED, see {run.folder / "log.txt"}'
+          else:
+            done.append((seconds / 60, run.study.minutes))
           say(run.study, how, seconds)
     finally:
       for run in running:
@@ -189,8 +196,8 @@ def main(options: Options):
     return
   leave_when_told()
   folder, asked = cli.writable(options.workdir) / options.scale, chosen(options.only)
-  failed = measure(asked, options.scale, folder, shares_of_cores(options.scale), options.again)
-  for path in report.write(folder, options.scale):
+  failed = measure(asked, options.scale, folder, partition_cores(options.scale), options.again)
+  for path in report.write(folder, options.scale, report.gather(folder, options.scale)):
     print(path)
   if failed:
     raise SystemExit(f'FAILED: {", ".join(failed)}; the report says what it can without')

@@ -57,7 +57,7 @@ def test_a_promise_that_is_broken_fails(few, tmp_path, monkeypatch):
 
 
 def test_the_committed_records_have_every_construction_and_each_keeps_its_promise():
-  table = pages.kept('construct').table
+  table = pages.committed('construct').records.table
   assert table['construction'].tolist() == list(registry.REGISTRY)
   held = [f.holds for f in construct.STUDY.findings(table)]
   assert held.count(True) == 2 * sum(known.exact for known in registry.REGISTRY.values())

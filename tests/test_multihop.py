@@ -51,7 +51,7 @@ def test_it_records_what_it_measured_and_draws_that(folder, capsys):
 
 def test_a_seed_that_found_nothing_gives_no_mean():
   """It may have been the one that needs the most: neither a mean nor growth is said without it."""
-  table = pages.kept('multihop').table
+  table = pages.committed('multihop').records.table
   lost = (
     (table['model'] == 'direct')
     & (table['depth'] == 1)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_the_sizes_are_those_that_were_asked_for():
-  sizes = lambda stem: pages.sizes(pages.kept(stem).about)
+  sizes = lambda stem: pages.sizes(pages.committed(stem).records.about)
   assert sizes('threshold').startswith('N = 16, 48, 144; R = 2, 4')
   assert '2,000 steps' in sizes('threshold') and sizes('frozen_embeddings').startswith(
     'N = 64, 256; R = 1, 4'
@@ -34,7 +34,7 @@ def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark(tmp_path)
     pages.splice(page, 'other', '')
 
 
-@pytest.mark.parametrize('stem', [stem for stem in pages.committed() if stem != 'construct'])
+@pytest.mark.parametrize('stem', [stem for stem in pages.stems() if stem != 'construct'])
 def test_the_page_says_what_the_records_say(stem):
   assert pages.section(stem) in pages.page(stem).read_text(encoding='utf-8')
 
@@ -56,7 +56,7 @@ def test_records_say_what_they_were_measured_with(path):
 
 
 def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
-  table = pages.kept('threshold').table[:60]
+  table = pages.committed('threshold').records.table[:60]
   about = {
     'scale': 'laptop', 'code': '0123', 'setting': {'seeds': 5}, 'device': 'an abacus', 'versions': {'jax': '9'},
     'command': 'python -m experiments.threshold --scale=laptop --seed=7 --seeds=2',
@@ -65,7 +65,7 @@ def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
   records.write(run, Records(about, table.assign(build_seconds=1.0)))
   monkeypatch.setattr(pages, 'RESULTS', tmp_path)
   pages.commit_records('threshold', run.parent)
-  kept = pages.kept('threshold')
+  kept = pages.committed('threshold').records
   assert kept.about == {name: value for name, value in about.items() if name != 'code'}
   assert 'build_seconds' not in kept.table
   assert '--scale=laptop --seed=7 --seeds=2`, an abacus, jax 9' in pages.section('threshold')
@@ -78,7 +78,7 @@ def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   """Every `value [low, high]` of the text is some group of records, averaged over its runs."""
   text = (ROOT / 'docs/language_model.md').read_text(encoding='utf-8').replace('−', '-')
   quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
-  table = pages.kept('language_model').table
+  table = pages.committed('language_model').records.table
   table = table[table['low'].notna()]
   about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
   means = np.array([

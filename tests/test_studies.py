@@ -82,7 +82,7 @@ def test_numbers_and_verdicts_are_what_they_were(stem):
   """Those that the code before studies made of the committed records; intervals changed on purpose."""
   mended = MENDED.get(stem, 'nothing')
   old = [f for f in FROZEN[stem] if mended not in f['what']]
-  found = pages.study(stem).findings(pages.kept(stem).table)
+  found = pages.committed(stem).findings
   new = [{**vars(f), 'holds': f.holds} for f in found if mended not in f.what]
   to_9_digits = lambda v: float(f'{v:.9g}') if isinstance(v, float) else v
   names = 'at_least', 'at_most', 'holds', 'check', 'seeds'
@@ -103,7 +103,7 @@ def test_numbers_and_verdicts_are_what_they_were(stem):
 
 @pytest.mark.parametrize('name', ['structure', 'transfer', 'from_constructed', 'language_model'])
 def test_a_model_that_diverged_ends_no_report(name, tmp_path):
-  study, table = studies.load(name), pages.kept(name).table
+  study, table = studies.load(name), pages.committed(name).records.table
   tell = [c for c in ('seed', 'weight_decay', 'start') if c in table]
   first = table[table['seed'].notna()].iloc[0]
   sick = (table[tell] == first[tell]).all(axis=1)

@@ -1,7 +1,8 @@
-"""Tables as Markdown and for a terminal: one way to write a number, a finding, a verdict."""
+"""Tables as Markdown, as HTML and for a terminal: one way to write a number, a finding, a verdict."""
 
 import math
 from collections.abc import Sequence
+from html import escape
 
 import pandas as pd
 import rich.box
@@ -27,10 +28,16 @@ def cell(value) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
-def number(finding: Finding) -> str:
-  """Mean and interval."""
-  spread = '' if math.isnan(finding.low) else f' [{finding.low:.3g}, {finding.high:.3g}]'
-  return f'{finding.value:.3g}{spread}'
+def duration(seconds: float) -> str:
+  return f'{seconds / 60:.1f} min' if seconds >= 60 else f'{seconds:.0f} s'
+
+
+def mean(finding: Finding) -> str:
+  return f'{finding.value:.3g}'
+
+
+def interval(finding: Finding) -> str:
+  return '' if math.isnan(finding.low) else f'{finding.low:.3g} to {finding.high:.3g}'
 
 
 def expected(finding: Finding) -> str:
@@ -43,20 +50,20 @@ def controls(finding: Finding) -> str:
 
 
 def beside(finding: Finding) -> str:
-  """What was expected, and the controls, in brackets."""
+  """What stands in brackets after the mean: its interval, what was expected of it, its controls."""
   bounds = expected(finding)
-  inside = '; '.join(filter(None, [bounds and f'expected {bounds}', controls(finding)]))
+  parts = interval(finding), bounds and f'expected {bounds}', controls(finding)
+  inside = '; '.join(filter(None, parts))
   return f' ({inside})' if inside else ''
 
 
 def row(finding: Finding) -> tuple[str, ...]:
   """A finding in `COLUMNS`."""
-  spread = '' if math.isnan(finding.low) else f'{finding.low:.3g} to {finding.high:.3g}'
   holds = {None: '', True: 'yes', False: 'no'}[finding.holds] + ' ~' * finding.unsure
   holds += ' (check)' * (finding.check and finding.holds is not None)
   holds += ' (primary)' * finding.primary
-  measured = finding.what, f'{finding.value:.3g}', spread, f'{finding.seeds}'
-  return *measured, controls(finding), expected(finding), holds
+  number = mean(finding), interval(finding), f'{finding.seeds}'
+  return finding.what, *number, controls(finding), expected(finding), holds
 
 
 def findings(found: Sequence[Finding], form: str) -> str:
@@ -67,17 +74,27 @@ def findings(found: Sequence[Finding], form: str) -> str:
 def table(
   rows: pd.DataFrame | Sequence[dict], form: str = 'terminal', columns: Sequence[str] | None = None
 ) -> str:
-  """Any table as 'markdown' or for a 'terminal', its values as `cell` writes them."""
+  """Any table as 'markdown', as 'html' or for a 'terminal', its values as `cell` writes them."""
   rows = pd.DataFrame(rows, columns=columns)
   heads = [str(name).replace('_', ' ') for name in rows.columns]
   lines = [list(map(cell, values)) for values in rows.astype(object).itertuples(index=False)]
-  return _markdown(heads, lines) if form == 'markdown' else _terminal(heads, lines)
+  return {'markdown': _markdown, 'html': _html, 'terminal': _terminal}[form](heads, lines)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   bold = lambda text: f'**no**{text[2:]}' if text == 'no' or text.startswith('no ') else text
   lines = [heads, ['---'] * len(heads), *([bold(text) for text in some] for some in rows)]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _html(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A cell that says yes or no has the word as its class."""
+  kinds = {word: f' class="{word}"' for word in ('yes', 'no')}
+  cells = lambda texts: [(kinds.get(text.partition(' ')[0], ''), escape(text)) for text in texts]
+  head = ''.join(f'<th>{text}</th>' for _, text in cells(heads))
+  body = [''.join(f'<td{kind}>{text}</td>' for kind, text in cells(some)) for some in rows]
+  lines = ''.join(f'<tr>{line}</tr>\n' for line in body)
+  return f'<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n'
 
 
 def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,11 +13,10 @@ import numpy as np
 
 import geomem
 from constructions import registry
-from experiments.harness import instances
+from experiments.harness import instances, model_kinds
 from geomem import Config, Facts, model, queries
 from geomem.facade import FactModel
 from geomem.inside import intervene, linear_maps
-from geomem.training.optimization import QK_PARAMS
 
 SHOWN = 16
 PROBED = ('superposition', 'associative_mlp')  # what has no blocks, or no words in them
@@ -86,10 +85,12 @@ def models(steps: int = 800) -> list[ExplorerModel]:
     title = f'{name} ({registry.entry(name).theorem}{f", {hops} hops" if hops > 1 else ""})'
     shown = fit_probes(built) if name in PROBED else (np.arange(facts.subjects),)
     found.append(ExplorerModel(title, about, built, *shown))
-  trained = geomem.train(
-    Config.trained(192, 3, 24, 48), Facts.bijections(192, 3), steps=steps, learning_rate=5e-3,
-    weight_decay=1.0, batch=48, target=None, noise=0.5, embedding_lr_multiplier=6.0, frozen=QK_PARAMS,
+  kind = model_kinds.Kind(
+    model='trained', subjects=192, relations=3, steps=steps, dim=24, width=48, batch=48,
+    **model_kinds.FOR_TRANSFER,
   )  # fmt: skip
+  task = kind.task(Facts.bijections(kind.subjects, kind.relations), seed=0)
+  (trained,) = geomem.sweep([task], **vars(kind.recipe()))
   title = 'trained by gradient descent'
   return [*found, ExplorerModel(title, LEARNED, trained, *fit_probes(trained))]
 
