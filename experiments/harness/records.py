@@ -1,12 +1,13 @@
 """Records on disk: tidy tables as readable JSON, a row a line, whole files or none.
 
-What was not found or does not apply is null; an infinite number is Infinity, as Python writes and reads it.
+What was not found or does not apply is null; infinity is 1e999, which every reader of JSON takes for it.
 """
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,16 @@ def write_text(path: Path, text: str):
 
 def write(path: Path, records: Records, digits: int | None = None):
   """Write the table with what it is about; numbers to so many digits, where that is said."""
-  rows = _with_nulls(records.table).values.tolist()
-  if digits:
-    rows = json.loads(_json(rows), parse_float=lambda text: float(f'{float(text):.{digits}g}'))
-  about, columns = _json(records.about), _json(list(records.table.columns))
-  write_text(path, f'{{"about": {about},\n"columns": {columns},\n"data": {_lines(rows)}}}\n')
+  table = records.table.astype(object)
+  about, columns = _dump(records.about), _dump(list(table.columns))
+  data = _lines(table.itertuples(index=False), digits)
+  write_text(path, f'{{"about": {about},\n"columns": {columns},\n"data": {data}}}\n')
 
 
 def write_findings(path: Path, findings: Sequence) -> None:
   """What a study found and expected, one finding a line."""
-  fields = [{**dataclasses.asdict(finding), 'holds': finding.holds} for finding in findings]
-  rows = _with_nulls(pd.DataFrame(fields, dtype=object)).to_dict('records')
-  write_text(path, _lines(rows) + '\n')
+  fields = ({**dataclasses.asdict(finding), 'holds': finding.holds} for finding in findings)
+  write_text(path, _lines(fields) + '\n')
 
 
 def read(path: Path) -> Records:
@@ -66,15 +65,23 @@ def read(path: Path) -> Records:
     raise InputError(f'{path}: not readable as results: {error}') from error
 
 
-def _with_nulls(table: pd.DataFrame) -> pd.DataFrame:
-  """Python's own values, None where one is missing."""
-  return table.astype(object).where(table.notna(), None)
+def _dump(value: Any, digits: int | None = None) -> str:
+  """As JSON has it."""
+  if isinstance(value, dict):
+    pairs = (f'{json.dumps(key)}: {_dump(some, digits)}' for key, some in value.items())
+    return f'{{{", ".join(pairs)}}}'
+  if isinstance(value, list | tuple):
+    return f'[{", ".join(_dump(some, digits) for some in value)}]'
+  if pd.isna(value):
+    return 'null'
+  value = value.item() if hasattr(value, 'item') else value
+  if isinstance(value, float) and math.isinf(value):
+    return '1e999' if value > 0 else '-1e999'
+  if isinstance(value, float) and digits:
+    value = float(f'{value:.{digits}g}')
+  return json.dumps(value, ensure_ascii=False)
 
 
-def _json(value: Any) -> str:
-  return json.dumps(value, ensure_ascii=False, default=lambda array: array.tolist())
-
-
-def _lines(values: Sequence) -> str:
+def _lines(values: Iterable, digits: int | None = None) -> str:
   """A list, each of its values on a line of its own."""
-  return '[' + ','.join(f'\n{_json(value)}' for value in values) + '\n]'
+  return '[' + ','.join(f'\n{_dump(value, digits)}' for value in values) + '\n]'
