@@ -283,7 +283,7 @@ SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  only: Annotated[str, f'Of {ALL} these alone, with commas between.'] = ALL
+  only: Annotated[str, f'Of {ALL.replace(",", ", ")} these alone, with commas between.'] = ALL
   sizes: dict[str, dict]
 
   def __post_init__(self):

@@ -3,8 +3,8 @@
   python -m experiments.frozen_embeddings
 
 Two searches for the smallest model that reaches accuracy 0.99. With fixed random embeddings and
-unembedding: the smallest F at several d, counting what is trained. With learned ones: the smallest d
-at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
+unembedding: the smallest F at one d, in the full preset at several, counting what is trained. With
+learned ones: the smallest d at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
 (2025) holds, as they ran it (`geomem.training.mlp_memory`), at d = F; their code found 43, 65 and 166 at 8, 11
 and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
 0.35 of it (their fit), learned ones d in proportion to R·log N alone.

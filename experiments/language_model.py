@@ -6,7 +6,7 @@
 Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out countries
 (shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation along one attribute's
 vector flips that answer in more than half of the cases, and keeps the others in about as many; whole vectors stop
-carrying the fact after block 23 of 30. What was found stands in docs/language_model.md; the bounds of its table were
+carrying the fact between blocks 22 and 24 of 30. What was found stands in docs/language_model.md; the bounds of its table were
 set when that was known. Controls: shuffled facts, random directions, class means, whole donors, the token alone,
 linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has more templates, seeds and layers.
 """

@@ -34,7 +34,8 @@ class Facts:
   attribute_names: tuple[str, ...] | None = None
 
   def __post_init__(self) -> None:
-    answers = self.answers_RxN
+    answers = np.asarray(self.answers_RxN)
+    object.__setattr__(self, 'answers_RxN', answers)
     if answers.ndim != 2 or answers.shape[0] < 1 or answers.shape[1] < 2:
       raise InputError(
         f'facts: answers have shape {answers.shape}; need R ≥ 1 rows of N ≥ 2 answers'

@@ -59,7 +59,10 @@ class Layout:
     return sum(slot.size for slot in self.slots)
 
   def slot(self, name: str) -> Slot:
-    return next(slot for slot in self.slots if slot.name == name)
+    for slot in self.slots:
+      if slot.name == name:
+        return slot
+    raise KeyError(f'no slot {name!r} among {[slot.name for slot in self.slots]}')
 
   def code(self, name: str) -> codes.Code:
     """That a slot of words is written in."""
@@ -69,11 +72,8 @@ class Layout:
 
   def __getitem__(self, key: str | tuple) -> slice:
     name, *index = key if isinstance(key, tuple) else (key,)
-    names = [slot.name for slot in self.slots]
-    if name not in names:
-      raise KeyError(f'no slot {name!r} among {names}')
-    slot = self.slots[names.index(name)]
-    start = sum(before.size for before in self.slots[: names.index(name)])
+    slot = self.slot(name)
+    start = sum(before.size for before in self.slots[: self.slots.index(slot)])
     if not index:
       return slice(start, start + slot.size)
     flat = int(np.ravel_multi_index(index, slot.shape))

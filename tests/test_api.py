@@ -16,6 +16,7 @@ import pytest
 
 import constructions
 import geomem
+from geomem.errors import InputError
 from geomem.saved import atomic
 from geomem.training import batched
 
@@ -287,3 +288,12 @@ def test_all_constructions_are_there_by_name():
   assert constructions.names() == list(constructions.registry.REGISTRY)
   assert constructions.entry('selector').theorem == 'Theorem 4.1'
   assert constructions.__all__ == ['build', 'entry', 'load', 'names']
+
+
+def test_what_a_user_gets_wrong_is_named():
+  facts = geomem.Facts([[0, 1], [1, 0]], attributes=2)  # a list will do
+  config = geomem.Config.trained(2, 2, dim=4)
+  with pytest.raises(InputError, match="no option 'lr' of training; there are steps, "):
+    geomem.train(config, facts, lr=0.1)
+  with pytest.raises(KeyError, match="no slot 'x' among"):
+    constructions.build('selector', geomem.Facts.bijections(4, 2)).layout.slot('x')

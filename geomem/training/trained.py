@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from geomem.config import Config
+from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.facts import Facts
 from geomem.layout import Layout, Slot
@@ -66,6 +67,10 @@ def sweep(
   >>> [model.accuracy for model in sweep(tasks, steps=200)]
   [1.0, 1.0, 1.0]
   """
+  known = [field.name for field in dataclasses.fields(Recipe)]
+  for name in recipe_options:
+    if name not in known:
+      raise InputError(f'there is no option {name!r} of training; there are {", ".join(known)}')
   recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
   if not (some := list(tasks)):
     return []
