@@ -50,7 +50,8 @@ def training(
     trace = folder / 'profile' if profile and hosts.first() else None
     trainer = Trainer(run, save_seconds, progress, trace)
     yield trainer
-    trainer.save()
+    if trainer.unsaved:
+      trainer.save()
     if trainer.trace:
       cli.warn('no profile was written: training was over before it was compiled and under way')
 
@@ -65,7 +66,7 @@ class Trainer:
     self.number, arrays = restored
     self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
     self.resume_from = arrays.get('under_way')
-    self.asked, self.saved = 0, time.monotonic()
+    self.asked, self.saved, self.unsaved = 0, time.monotonic(), not self.finished
     self.programs: list[scheduling.Program] = []
 
   def train(self, recipe: Recipe, tasks, groups=None, rounds: int = 1) -> dict[str, np.ndarray]:
@@ -94,6 +95,7 @@ class Trainer:
     self.asked += 1
     if self.asked > len(self.finished):
       self.finished.append(work())
+      self.unsaved = True
       if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
         self.save()
     return self.finished[self.asked - 1]
@@ -134,7 +136,7 @@ class Trainer:
       arrays['under_way'] = {'states': states, 'rows': sweep.rows}
     self.number += 1
     self.run.save(self.number, {name: value for name, value in arrays.items() if value})
-    self.saved = time.monotonic()
+    self.saved, self.unsaved = time.monotonic(), False
 
   def _log(self, sweep, states):
     status, step, loss = map(sweep.of_tasks, (states.status, states.step, states.loss))
