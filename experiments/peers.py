@@ -173,7 +173,7 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     loss.backward()
     optimizer.step()
     schedule.step()
-    return state, loss
+    return state, loss.detach()
 
   @torch.no_grad()
   def accuracy(_):

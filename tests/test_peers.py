@@ -20,9 +20,7 @@ def test_a_peer_takes_the_same_steps(name):
   ours, theirs = benchmark.one_model(recipe, one), peers.make(name, recipe, one)
   for _ in range(12):
     loss, their_loss = ours.step(), theirs.step()
-    np.testing.assert_allclose(
-      loss, float(their_loss if name == 'jax' else their_loss.detach()), rtol=2e-5
-    )
+    np.testing.assert_allclose(loss, float(their_loss), rtol=2e-5)
   assert theirs.accuracy() == pytest.approx(ours.accuracy(), abs=1e-6)
   assert np.isfinite(float(theirs.step()))  # beyond the last step the rate stays what it was there
 
