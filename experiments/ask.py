@@ -61,9 +61,8 @@ def find_model(folder: Path, name: str | None) -> Path:
     raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
   if name is None and len(names) == 1:
     return folder / names[0]
-  if (
-    name is None or not (folder / name).exists()
-  ):  # what is there, but damaged, says so when it is loaded
+  # What is there, but damaged, says so itself when it is loaded.
+  if name is None or not (folder / name).exists():
     raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
   return folder / name
 
@@ -120,10 +119,11 @@ def main(options: Options) -> None:
         continue
       rows.append({name: getattr(answer, name) for name in CHAIN_COLUMNS})
       print(answer, flush=True)
-      if options.trace:
-        print(f'\n{c.trace(text, options.dtype)}\n', flush=True)
-      if figure:
-        draw(c.trace(text, options.dtype), figure)
+      seen = c.trace(text, options.dtype) if options.trace or figure else None
+      if seen and options.trace:
+        print(f'\n{seen}\n', flush=True)
+      if seen and figure:
+        draw(seen, figure)
   finally:
     if rows:
       about = {'construction': c.name, 'dtype': options.dtype}

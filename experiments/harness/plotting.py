@@ -13,10 +13,8 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
-LANGUAGE_MODELS = {
-  2.0: '--',
-  3.6: ':',
-}  # bits per parameter reported of them: knowledge, memorized text
+# Bits per parameter that are reported of language models: knowledge, memorized text.
+LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
