@@ -47,18 +47,22 @@ class Config:
   norm_eps: float = 1e-6
   bias: bool = True
   tied: bool = False
+  answer_dim: int | None = None  # answers' vectors have length 1 and so many coordinates, which the last residual is projected onto
   dtype: str = 'float32'
   precision: str | None = (
     None  # 'highest' where weights need more bits than an accelerator's default
   )
 
   def __post_init__(self) -> None:
-    if min(self.subjects, self.relations, self.answers, self.length, self.dim) < 1:
+    sizes = self.subjects, self.relations, self.answers, self.length, self.dim, self.answer_dim or 1
+    if min(sizes) < 1 or self.answer_dim == 0:
       raise InputError(f'every size of a model must be at least 1, got {self}')
     if self.norm not in NORMS:
       raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
     if self.dtype not in DTYPES:
       raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
+    if self.tied and self.answer_dim:
+      raise InputError('a tied unembedding has the coordinates of the residual: leave answer_dim out')
     if self.tied and self.answers > self.subjects:
       raise InputError(
         f'a tied unembedding has {self.subjects} rows, fewer than {self.answers} answers'

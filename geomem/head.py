@@ -32,16 +32,18 @@ def rows_at_once(answers: int) -> int:
 def cross_entropy(
   x_BxD: Array, u_AxD: Array, targets_B: Array, weights_B: Array | None = None,
   in_use_A: Array | None = None, block: int | None = None, precision: str | None = None,
-  mesh: Mesh | None = None,
+  mesh: Mesh | None = None, smoothing: float = 0.0,
 ) -> tuple[Array, Array]:  # fmt: skip
   """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest].
 
-  The sums over a are over the answers `in_use_A` (default all; for padded models). Differentiable in
+  The sums over a are over the answers `in_use_A` (default all; for padded models). `smoothing`: of labels; the
+  target is mixed with so much of the uniform distribution over these answers. Differentiable in
   x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
   divide evenly among all devices, and the answers over those of the vocabulary.
   """
   rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
-  return _head(block or rows_at_once(len(u_AxD)), precision, mesh, x_BxD, u_AxD, rows)
+  static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing
+  return _head(static, x_BxD, u_AxD, rows)
 
 
 def right(
@@ -50,8 +52,8 @@ def right(
 ) -> Array:  # fmt: skip
   """Of every row, whether the target's logit is the one largest."""
   rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
-  block = block or rows_at_once(len(u_AxD))
-  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=False)[1]
+  static = block or rows_at_once(len(u_AxD)), precision, mesh, 0.0
+  return _pass(static, x_BxD, u_AxD, rows, gradients=False)[1]
 
 
 def _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A):
@@ -66,16 +68,16 @@ def _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A):
   return targets_B.astype(jnp.int32), weights_B.astype(jnp.float32), in_use_A
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _head(block, precision, mesh, x_BxD, u_AxD, rows):
-  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _head(static, x_BxD, u_AxD, rows):
+  return _pass(static, x_BxD, u_AxD, rows, gradients=False)[0]
 
 
-def _forward(block, precision, mesh, x_BxD, u_AxD, rows):
-  return _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients=True)
+def _forward(static, x_BxD, u_AxD, rows):
+  return _pass(static, x_BxD, u_AxD, rows, gradients=True)
 
 
-def _backward(block, precision, mesh, kept, cotangents):
+def _backward(static, kept, cotangents):
   scale, _ = cotangents
   return *((scale * g.astype(jnp.float32)).astype(g.dtype) for g in kept), None
 
@@ -83,13 +85,14 @@ def _backward(block, precision, mesh, kept, cotangents):
 _head.defvjp(_forward, _backward)
 
 
-def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
+def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
   """(loss, right), and the gradients in x and u; or, without these, which rows are right."""
+  block, precision, mesh, smoothing = static
   if mesh is None:
-    return _per_device(block, precision, False, gradients, x_BxD, u_AxD, rows)
+    return _per_device(block, precision, False, smoothing, gradients, x_BxD, u_AxD, rows)
   per_device_block = max(1, block // mesh.shape[VOCABULARY])
   return jax.shard_map(
-    functools.partial(_per_device, per_device_block, precision, True, gradients),
+    functools.partial(_per_device, per_device_block, precision, True, smoothing, gradients),
     mesh=mesh,
     in_specs=(SPREAD, SLICED, (SPREAD, SPREAD, SLICED)),
     out_specs=((P(), P()), (SPREAD, SLICED) if gradients else SPREAD),
@@ -97,7 +100,7 @@ def _pass(block, precision, mesh, x_BxD, u_AxD, rows, gradients: bool):
   )(x_BxD, u_AxD, rows)
 
 
-def _per_device(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
+def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, rows):
   """A device's part of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
@@ -112,6 +115,9 @@ def _per_device(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
 
   first = count * jax.lax.axis_index(VOCABULARY) if sharded else 0
   u32_AxD = u_AxD.astype(jnp.float32)
+  # Of every answer in use: its part of a smoothed label.
+  count_in_use = add(jnp.sum(in_use_A, dtype=jnp.float32))
+  share_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
 
   def step(carry, xs):
     loss, right, du_DxA = carry
@@ -124,13 +130,19 @@ def _per_device(block, precision, sharded, gradients, x_BxD, u_AxD, rows):
     odds_SxA = jnp.exp(logits_SxA - top_S[:, None])
     sum_S = add(jnp.sum(odds_SxA, axis=1))
     each_S = jnp.log(sum_S) + top_S - own_S
+    if smoothing:
+      mean_S = add(jnp.sum(jnp.where(in_use_A[None], share_A[None] * logits_SxA, 0.0), axis=1))
+      each_S = each_S + smoothing * own_S - mean_S
     loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * each_S, 0.0))
     alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
     if not gradients:
       return (loss, right, du_DxA), own_rows(alone_S)
-    # p − [the target's], but for each row's factor, which the narrow arrays carry.
-    odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-sum_S, mode='drop')
+    # p − the label, but for each row's factor, which the narrow arrays carry.
+    label_S = (1.0 - smoothing) * sum_S
+    odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
+    if smoothing:
+      odds_SxA = odds_SxA - sum_S[:, None] * share_A[None]
     scale_Sx1 = (weight_S / sum_S)[:, None]
     dx_SxD = scale_Sx1 * dot('sa,ad->sd', odds_SxA, u32_AxD)
     # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.

@@ -282,7 +282,7 @@ class Transformer(_Part):
     self.sow('trace', 'residual', x)
     for i, block in enumerate(self.blocks):
       x = block(x, last if i + 1 == len(self.blocks) else length)
-    return self.norm_final(x[:, x.shape[1] - last :])
+    return self._to_answers(x[:, x.shape[1] - last :])
 
   def all_pairs(self, subjects_B: Array | None, paths_CxK: Array) -> Array:
     """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
@@ -303,20 +303,32 @@ class Transformer(_Part):
     x_BxD = e_BxD.astype(self.dtype) + self.embed.position(slice(0, 1))
     x_CxKxD = self.embed.relation(paths_CxK) + self.embed.position(slice(1, k + 1))[None]
     if len(self.blocks) == 1:
-      return self.norm_final(self.blocks[0].all_pairs(x_BxD, x_CxKxD))
+      return self._to_answers(self.blocks[0].all_pairs(x_BxD, x_CxKxD))
     shape = (len(x_BxD), *x_CxKxD.shape)
     x = jnp.broadcast_to(x_CxKxD[None], shape)
     x = jnp.concatenate([jnp.broadcast_to(x_BxD[:, None, None], x[:, :, :1].shape), x], axis=2)
     x = x.reshape(-1, k + 1, self.config.dim)
     for i, block in enumerate(self.blocks):
       x = block(x, 1 if i + 1 == len(self.blocks) else k + 1)
-    return self.norm_final(x).reshape(shape[0], shape[1], -1)
+    return self._to_answers(x).reshape(shape[0], shape[1], -1)
+
+  def _to_answers(self, x: Array) -> Array:
+    """The final residual in the coordinates of the unembedding."""
+    x = self.norm_final(x)
+    if self.config.answer_dim is None:
+      return x
+    return self.einsum('...d,de->...e', x, self.unembed.project).astype(self.dtype)
 
   def unembedding(self) -> Array:
-    """One row an answer, AxD."""
+    """One row an answer, AxD; or, with `answer_dim` coordinates, of length 1."""
     if self.config.tied:
       return self.embed.subject(slice(self.config.answers))
-    return self.unembed.answers
+    rows_AxD = self.unembed.answers
+    if self.config.answer_dim is None:
+      return rows_AxD
+    rows_AxD = rows_AxD.astype(jnp.float32)
+    square_Ax1 = jnp.sum(rows_AxD**2, axis=1, keepdims=True)
+    return (rows_AxD * jax.lax.rsqrt(jnp.maximum(square_Ax1, 1e-30))).astype(self.dtype)
 
   def __call__(self, tokens_BxL: Array, last: int | None = None) -> Array:
     x = self.residual(tokens_BxL, last)
@@ -325,7 +337,10 @@ class Transformer(_Part):
 
 class Unembed(_Part):
   def setup(self) -> None:
-    self.answers = self.weight('answers', (self.config.answers, self.config.dim))
+    dim, answer_dim = self.config.dim, self.config.answer_dim
+    self.answers = self.weight('answers', (self.config.answers, answer_dim or dim))
+    if answer_dim is not None:
+      self.project = self.weight('project', (dim, answer_dim))
 
 
 def init(config: Config, key: Array) -> dict:

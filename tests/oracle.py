@@ -54,7 +54,11 @@ def logits(config, params, tokens):
       out.append(x)
     xs = out
   rows = embed['subjects'][: config.answers] if config.tied else params['unembed']['answers']
-  return np.stack([rows @ normalize(config, params.get('norm_final'), x) for x in xs])
+  last = [normalize(config, params.get('norm_final'), x) for x in xs]
+  if config.answer_dim:
+    rows = np.stack([row / math.sqrt(row @ row) for row in rows])
+    last = [x @ params['unembed']['project'] for x in last]
+  return np.stack([rows @ x for x in last])
 
 
 def to_float64(tree):

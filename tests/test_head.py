@@ -41,6 +41,27 @@ def test_equals_the_plain_formula(rows, answers, dim, block):
   np.testing.assert_allclose(undifferentiated, loss, rtol=1e-6)
 
 
+@pytest.mark.parametrize('smoothing', [0.1, 0.9])
+def test_smoothed_labels_are_mixed_with_the_uniform_distribution_over_the_answers_in_use(smoothing):
+  x, u, targets, weights = inputs(100, 33, 5)
+  in_use = jnp.arange(33) < 30
+  targets = targets % 30
+
+  def plain_smoothed(x, u):
+    labels = optax.smooth_labels(jax.nn.one_hot(targets, 30), smoothing)
+    return jnp.sum(weights * optax.softmax_cross_entropy(x @ u[:30].T, labels))
+
+  ours = lambda x, u: head.cross_entropy(
+    x, u, targets, weights, in_use, block=32, smoothing=smoothing
+  )[0]
+  (loss, slopes), (expected, expected_slopes) = (
+    jax.value_and_grad(function, (0, 1))(x, u) for function in (ours, plain_smoothed)
+  )
+  np.testing.assert_allclose(loss, expected, rtol=2e-6)
+  for got, want in zip(slopes, expected_slopes, strict=True):
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
 def test_the_cotangent_scales_the_gradient():
   x, u, targets, weights = inputs(50, 9, 4)
   loss = lambda x, u: head.cross_entropy(x, u, targets, weights, block=16)[0]

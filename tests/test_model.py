@@ -32,7 +32,7 @@ def make_config(norm, hidden, tied, heads=2, depth=2, bias=True, **more):
 CONFIGS = [
   make_config(norm, hidden, tied, 1 + i % 3, depth=1 + (i // 2) % 2, bias=i % 4 != 1)
   for i, (norm, hidden, tied) in enumerate(itertools.product(NORMS, HIDDEN, (False, True)))
-]
+] + [make_config('rms', (5,), False, depth=depth, answer_dim=3) for depth in (1, 2)]
 
 
 def make_params(config, seed):

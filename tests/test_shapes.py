@@ -95,7 +95,7 @@ MISFITS = {
   ),
   'one guess for all': lambda: linear_maps.r2(E, E[:1], E[0]),
   'a table of fewer relations': lambda: new_facts.learn_embeddings(
-    CONFIG, PARAMS, G[:1], jax.random.key(0), 1
+    CONFIG, Recipe(), PARAMS, None, G[:1]
   ),
   'one relation that is no table': lambda: new_facts.shared_cosine(U, G[0]),
   'one column of targets': lambda: intervene.accuracy(CONFIG, PARAMS, E, relations(1)),

@@ -147,6 +147,7 @@ SHORT = functools.partial(Recipe, steps=6, warmup=2, check=3, target=None, block
     ({}, {'n': 13, 'answers': 13, 'tied': True}, [(1, 4)]),
     ({'batch': 8, 'hops': 2}, {'n': 13, 'depth': 2, 'length': 3}, [(2, 2)]),
     ({'loss': 'every'}, {'n': 16, 'answers': 18, 'depth': 2}, [(4, 1)]),
+    ({'batch': 8, 'label_smoothing': 0.5}, {'n': 16, 'answer_dim': 4}, [(2, 2)]),
     ({}, {'n': 16, 'dtype': 'bfloat16'}, [(2, 2)]),
   ],
 )

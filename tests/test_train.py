@@ -51,7 +51,7 @@ def adamw(rate, decay):
 
 
 @pytest.mark.parametrize(
-  'changes', [{}, {'norm': 'layer'}, {'norm': 'none', 'bias': False}, {'tied': True}]
+  'changes', [{}, {'norm': 'layer'}, {'norm': 'none', 'bias': False}, {'tied': True}, {'answer_dim': 3}]
 )
 def test_a_step_is_adamw_on_the_plain_loss(changes):
   c = config(**changes)

@@ -64,11 +64,9 @@ def margins(
 ) -> Array:
   """logit(answer) − largest other logit, for every row, over blocks of answers."""
   kind = jnp.dtype(config.dtype)
-  rows_AxD = (
-    params['embed']['subjects'][: config.answers] if config.tied else params['unembed']['answers']
-  )
-  chex.assert_shape(rows_AxD, (config.answers, config.dim))
-  chex.assert_shape(x_BxD, (*targets_B.shape, config.dim))
+  rows_AxD = model.apply(config, params, method='unembedding')
+  chex.assert_shape(rows_AxD, (config.answers, config.answer_dim or config.dim))
+  chex.assert_shape(x_BxD, (*targets_B.shape, rows_AxD.shape[1]))
   dot = functools.partial(model.product, precision=config.precision)
   own_B = dot('bd,bd->b', x_BxD, rows_AxD[targets_B].astype(kind))
   size = min(answer_block, config.answers)
@@ -98,7 +96,7 @@ def residuals(
     return x[:, :, None], targets[..., -1:]
   tokens = query.chains(answers, *pairs)[:, :-1]
   x = model.apply(config, params, tokens, last=k, method='residual')
-  return x.reshape(s, c, k, config.dim), targets
+  return x.reshape(s, c, k, -1), targets
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target'))
@@ -109,7 +107,7 @@ def _check_block(config, params, answers, block, chain_of_thought, score, more, 
   """
   subjects_S, paths_CxK, valid_SxC = block
   x, targets = residuals(config, params, answers, subjects_S, paths_CxK, chain_of_thought, target)
-  margin = score(config, params, x.reshape(-1, config.dim), targets.reshape(-1), *more)
+  margin = score(config, params, x.reshape(-1, x.shape[-1]), targets.reshape(-1), *more)
   # Not a number is not right: it would compare false, but win no minimum.
   margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   margin_SxC = margin.reshape(targets.shape).min(axis=-1)

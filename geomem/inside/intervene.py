@@ -136,6 +136,19 @@ def accuracy_without_units(
   return jax.lax.map(one, jnp.arange(config.relations))
 
 
+def accuracy_with_own_units_only(
+  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
+) -> Array:
+  """The fraction of right answers to every relation where only its own units are left."""
+  chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
+
+  def one(r):
+    answers_SxR = answers(config, ablate_units(params, own_F != r), e_SxD)
+    return jnp.mean(answers_SxR[:, r] == targets_SxR[:, r], dtype=jnp.float32)
+
+  return jax.lax.map(one, jnp.arange(config.relations))
+
+
 def patched_accuracy(
   config: Config, params: dict, e_SxD: Array, targets_SxR: Array, add_RxD: Array, shift: int
 ) -> Array:
@@ -167,6 +180,13 @@ def swap_effects(
   pairs = jnp.repeat(alphas_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
   flipped, kept = jax.lax.map(one, pairs)
   return flipped.reshape(count).mean(1), kept.reshape(count).mean(1)
+
+
+def joint_swap(
+  config: Config, params: dict, e_SxD: Array, vectors_RxSxD: Array, wanted_SxR: Array
+) -> Array:
+  """The attributes of all relations swapped at once: the fraction of answers that become the ones wanted."""
+  return accuracy(config, params, e_SxD + jnp.sum(vectors_RxSxD, axis=0), wanted_SxR)
 
 
 def steering_vectors(

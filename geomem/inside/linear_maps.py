@@ -9,6 +9,7 @@ Shapes: N subjects, R relations, D width, A attributes; T subjects fitted to, S 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from chex import Array
 
 Maps = tuple[Array, Array]  # M_RxDxE, b_E
@@ -98,21 +99,116 @@ def superposition_r2(
   return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
 
 
+def shared_map_r2(
+  embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
+) -> jax.Array:
+  """The control of `superposition_r2` that has one map for all relations, e_s ≈ M Σ_r u_{g_r(s)} + b."""
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
+  sum_NxD = jnp.sum(jnp.asarray(unembedding_AxD)[answers_RxN], axis=0)
+  w_DxE, b_E = affine(sum_NxD[fit_T], embedding_NxE[fit_T], 1e-3)
+  guess_SxE = sum_NxD[held_S] @ w_DxE + b_E[None]
+  return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(embedding_NxE[fit_T], axis=0))
+
+
+def shared_probe_accuracy(
+  embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
+) -> jax.Array:
+  """The control of `probe_accuracy` that reads all relations by one linear map: at most right about one of them."""
+  _check(embedding_NxD, unembedding_AxD, answers_RxN)
+  u_AxD = jnp.asarray(unembedding_AxD)
+  mean_NxD = jnp.mean(u_AxD[answers_RxN], axis=0)  # which fits all the pairs (s, r) best
+  w_DxD, b_D = affine(embedding_NxD[fit_T], mean_NxD[fit_T])
+  nearest_S = _nearest(embedding_NxD[held_S] @ w_DxD + b_D[None], u_AxD)
+  return jnp.mean(nearest_S[None] == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
+
+
+def from_other_attributes(
+  unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
+) -> jax.Array:
+  """Every attribute's vector as the others of its subject give it away, RxSxD: no embedding is looked at.
+
+  A trained unembedding has seen which attributes share a subject, so of subjects that it was trained on this may
+  say as much as their embeddings do. Of subjects that it never saw it can say nothing.
+  """
+  u_AxD = jnp.asarray(unembedding_AxD)
+  vectors_RxNxD = u_AxD[answers_RxN]
+
+  def one(r):
+    others_RxNxD = jnp.where((jnp.arange(len(answers_RxN)) == r)[:, None, None], 0.0, vectors_RxNxD)
+    x_NxP = jnp.swapaxes(others_RxNxD, 0, 1).reshape(answers_RxN.shape[1], -1)
+    w_PxD, b_D = affine(x_NxP[fit_T], vectors_RxNxD[r, fit_T], 1e-2)
+    return x_NxP[held_S] @ w_PxD + b_D[None]
+
+  return jax.lax.map(one, jnp.arange(len(answers_RxN)))
+
+
+def other_attributes_scores(
+  embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
+) -> tuple[jax.Array, jax.Array]:
+  """The controls of `superposition_r2` and `probe_accuracy` that know of each attribute what the others say."""
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
+  guess_RxSxD = from_other_attributes(unembedding_AxD, answers_RxN, fit_T, held_S)
+  known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
+  m_RxDxE, b_E = fit_maps(*known, best_ridge(*known))
+  guess_SxE = jnp.einsum('rsd,rde->se', guess_RxSxD, m_RxDxE) + b_E[None]
+  score = r2(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
+  nearest_RxS = jax.lax.map(
+    lambda guess: _nearest(guess, jnp.asarray(unembedding_AxD)), guess_RxSxD
+  )
+  right = jnp.mean(nearest_RxS == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
+  return score, right
+
+
+def calibrate(
+  maps: Maps, embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array,
+  ridge: Array | float = 1e-6, folds: int = 4,
+) -> Maps:  # fmt: skip
+  """The maps, each as much longer as the embeddings of subjects that it was not fitted to say: a ridge shortens them.
+
+  Every fold's embeddings are regressed on its components, one number a relation, of maps fitted to the other folds.
+  """
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
+  relations, subjects = answers_RxN.shape
+  fold_N = np.arange(subjects - subjects % folds) % folds  # of one size, so that all are one program
+
+  def judge(held_S, fit_T):
+    m_RxDxE, _ = fit_maps(embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T], ridge)
+    u_RxSxD = jnp.asarray(unembedding_AxD)[answers_RxN[:, held_S]]
+    part_RxSxE = jnp.einsum('rsd,rde->rse', u_RxSxD, m_RxDxE)
+    part_RxSxE = part_RxSxE - jnp.mean(part_RxSxE, axis=1, keepdims=True)
+    e_SxE = embedding_NxE[held_S] - jnp.mean(embedding_NxE[held_S], axis=0, keepdims=True)
+    gram_RxR = jnp.einsum('rse,qse->rq', part_RxSxE, part_RxSxE)
+    return gram_RxR, jnp.einsum('rse,se->r', part_RxSxE, e_SxE)
+
+  held = np.stack([np.flatnonzero(fold_N == fold) for fold in range(folds)])
+  fitted = np.stack([np.flatnonzero(fold_N != fold) for fold in range(folds)])
+  parts = jax.lax.map(lambda fold: judge(*fold), (jnp.asarray(held), jnp.asarray(fitted)))
+  gram, moment = (jnp.sum(part, axis=0) for part in parts)
+  slope_R = jnp.linalg.solve(gram + 1e-12 * jnp.trace(gram) * jnp.eye(relations), moment)
+  m_RxDxE, b_E = maps
+  u_RxD = jnp.mean(jnp.asarray(unembedding_AxD)[answers_RxN], axis=1)
+  longer_RxDxE = slope_R[:, None, None] * m_RxDxE
+  return longer_RxDxE, b_E + jnp.einsum('rd,rde->e', u_RxD, m_RxDxE - longer_RxDxE)
+
+
 def probe(
   embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
   """The attributes RxS, of all A, to which a linear map per relation, e_s to u_{g_r(s)}, lands nearest."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
-  size_A = jnp.sum(u_AxD**2, axis=1)
 
   def one(answers_N):
     w_DxD, b_D = affine(embedding_NxD[fit_T], u_AxD[answers_N[fit_T]])
-    guess_SxD = embedding_NxD[held_S] @ w_DxD + b_D[None]
-    distance_SxA = size_A[None] - 2 * guess_SxD @ u_AxD.T
-    return jnp.argmin(distance_SxA, axis=1)
+    return _nearest(embedding_NxD[held_S] @ w_DxD + b_D[None], u_AxD)
 
   return jax.vmap(one)(jnp.asarray(answers_RxN))
+
+
+def _nearest(guess_SxD: Array, u_AxD: Array) -> jax.Array:
+  """The attributes whose vectors are nearest."""
+  distance_SxA = jnp.sum(u_AxD**2, axis=1)[None] - 2 * guess_SxD @ u_AxD.T
+  return jnp.argmin(distance_SxA, axis=1)
 
 
 def probe_accuracy(

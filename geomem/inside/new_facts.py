@@ -3,17 +3,23 @@
 Shapes: R relations, D width, A attributes; B subjects in a step, each with attributes at random.
 """
 
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 from chex import Array
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from geomem import head, model
 from geomem.config import Config
+from geomem.initialization import initial_value
 from geomem.inside import intervene, linear_maps
 from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
+from geomem.training.optimization import Job, Recipe
 
 
 def fit_maps_through_model(
@@ -28,7 +34,7 @@ def fit_maps_through_model(
 
   def loss(maps, answers_BxR):
     e_BxE = linear_maps.superpose(maps, u_AxD, answers_BxR.T)
-    x_QxD = intervene.final_residuals(config, params, e_BxE).reshape(-1, config.dim)
+    x_QxD = intervene.final_residuals(config, params, e_BxE).reshape(-1, u_AxD.shape[1])
     return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0] / len(x_QxD)
 
   def step(state, key):
@@ -43,41 +49,26 @@ def fit_maps_through_model(
 
 
 def learn_embeddings(
-  config: Config, params: dict, answers_RxN: Array, key: Array, steps: int, rate: float = 0.1
+  config: Config, recipe: Recipe, params: dict, job: Job, answers_RxS: Array
 ) -> Array:
-  """Embeddings NxD for these facts, each trained by itself through the frozen model, from near zero.
-
-  Under noise that decreases to zero, so that no unit stays inactive; noise and rate are in units of the
-  old embeddings' standard deviation. Nothing else is trained, so that subjects are independent: they
-  are learned block by block, each with random numbers of its own.
+  """Embeddings SxD of subjects that the model never saw, learned as it learned its own: by the same recipe, and from
+  the same random numbers on, but with all else frozen. A subject is as often in a batch as one of the model's was.
   """
-  chex.assert_shape(answers_RxN, (config.relations, None))
-  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
-  scale = jnp.std(params['embed']['subjects'])
-  decay = optax.cosine_decay_schedule(1.0, steps)
-  adam = optax.adam(lambda count: rate * scale * decay(count))
-
-  def loss(e_BxD, answers_BxR):
-    x_QxD = intervene.final_residuals(config, params, e_BxD).reshape(-1, config.dim)
-    return head.cross_entropy(x_QxD, u_AxD, answers_BxR.reshape(-1))[0]
-
-  def some(e_BxD, answers_BxR, subject_Bx1):
-    key_B = jax.vmap(lambda s: jax.random.fold_in(noise_key, s))(subject_Bx1[:, 0])
-
-    def step(i, state):
-      e_BxD, opt_state = state
-      drawn = lambda key: jax.random.normal(jax.random.fold_in(key, i), e_BxD.shape[1:])
-      drawn_BxD = jax.vmap(drawn)(key_B)
-      grads = jax.grad(loss)(e_BxD + scale * decay(i) * drawn_BxD, answers_BxR)
-      updates, opt_state = optimization.adam_update(adam, grads, opt_state)
-      return optax.apply_updates(e_BxD, updates), opt_state
-
-    return jax.lax.fori_loop(0, steps, step, (e_BxD, adam.init(e_BxD)))[0]
-
-  subjects = answers_RxN.shape[1]
-  initial_key, noise_key = jax.random.split(key)
-  initial_NxD = 0.1 * scale * jax.random.normal(initial_key, (subjects, config.dim))
-  return intervene.by_blocks(some, initial_NxD, answers_RxN.T, jnp.arange(subjects)[:, None])
+  chex.assert_shape(answers_RxS, (config.relations, None))
+  count = answers_RxS.shape[1]
+  batch = recipe.batch and max(1, round(recipe.batch * count / config.subjects))
+  flat = flatten_dict(params, sep='/')
+  frozen = tuple(name for name in flat if name != optimization.SUBJECTS)
+  recipe = dataclasses.replace(recipe, batch=batch, target=None, frozen=frozen)
+  key = jax.random.fold_in(jax.random.key(job.seed), 2**30)
+  flat[optimization.SUBJECTS] = initial_value(
+    'subjects', (count, config.dim), functools.partial(jax.random.normal, key)
+  )
+  job = job.replace(answers_RxN=answers_RxS, subjects=jnp.int32(count))
+  step = functools.partial(optimization.step, config.replace(subjects=count), recipe, job)
+  state = optimization.initial_state(recipe, unflatten_dict(flat, sep='/'))
+  state = jax.lax.fori_loop(0, recipe.steps, lambda _, state: step(state), state)
+  return state.params['embed']['subjects']
 
 
 def shared_cosine(unembedding_AxD: Array, answers_RxN: Array) -> Array:

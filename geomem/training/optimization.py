@@ -50,6 +50,7 @@ class Recipe:
   `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
   `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
   None: the same multiple, as if the whole step of AdamW were taken so many times as long.
+  `label_smoothing`: the label is mixed with so much of the uniform distribution over the answers.
 
   >>> Recipe.with_warmup(steps=50, target=None).warmup
   5
@@ -68,6 +69,7 @@ class Recipe:
   noise: float = 0.0
   embedding_lr_multiplier: float = 1.0
   embedding_decay_multiplier: float | None = None
+  label_smoothing: float = 0.0
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
@@ -87,6 +89,8 @@ class Recipe:
         'embedding_lr_multiplier is 0: embeddings that are not trained do not decay; leave '
         'embedding_decay_multiplier out'
       )
+    if not 0 <= self.label_smoothing < 1:
+      raise InputError(f'label_smoothing is {self.label_smoothing}; it lies in [0, 1)')
     if self.loss not in LOSSES:
       raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
     if self.loss == 'chain' and not self.chain_of_thought:
@@ -200,14 +204,14 @@ def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
   if recipe.loss == 'answer' and not recipe.chain_of_thought:
     x_BxCxD = apply(subjects_B, paths_CxK, method='all_pairs')
     targets_BxC = queries.compose(job.answers_RxN, *pairs)[:, -1]
-    return x_BxCxD.reshape(-1, config.dim), targets_BxC, weights_BxC.reshape(-1)
+    return x_BxCxD.reshape(-1, x_BxCxD.shape[-1]), targets_BxC, weights_BxC.reshape(-1)
   whole = queries.chains(job.answers_RxN, *pairs)
   if not recipe.chain_of_thought:
     whole = whole[:, [*range(recipe.hops + 1), -1]]
   last = {'answer': 1, 'chain': recipe.hops, 'every': whole.shape[1] - 1}[recipe.loss]
   x_QxLxD = apply(whole[:, :-1], last=last, method='residual')
   weights = jnp.repeat(weights_BxC.reshape(-1), last)
-  return x_QxLxD.reshape(-1, config.dim), whole[:, -last:].reshape(-1), weights
+  return x_QxLxD.reshape(-1, x_QxLxD.shape[-1]), whole[:, -last:].reshape(-1), weights
 
 
 def loss(
@@ -219,7 +223,7 @@ def loss(
   unembedding_AxD = model.apply(config, params, method='unembedding')
   total, _ = head.cross_entropy(
     x_BxD, unembedding_AxD, targets_B, weights_B, _in_use(config, recipe, job), recipe.block,
-    config.precision, mesh,
+    config.precision, mesh, recipe.label_smoothing,
   )  # fmt: skip
   return total / jnp.sum(weights_B, dtype=jnp.float32)
 

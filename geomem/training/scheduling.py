@@ -106,7 +106,7 @@ def multiplications(config: Config, recipe: Recipe) -> int:
   # Keys and values are computed per subject and per path, not per prompt.
   once = len(c.blocks) == 1 and not recipe.chain_of_thought
   tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
-  total = prompts * d * c.answers
+  total = prompts * (c.answer_dim * (d + c.answers) if c.answer_dim else d * c.answers)
   for b in c.blocks:
     widths = (d, *b.hidden, d) if b.hidden else ()
     total += (prompts if once else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
