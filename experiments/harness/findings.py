@@ -22,7 +22,7 @@ class Finding:
 
   `claim`: the start of the name of the claim it bears on, where a study has several. `check`: the measurement's own
   test, as on constructed models or of facts that had to be learned first; it bears on no claim. `primary`: the
-  outcome that decides, named before the run.
+  outcome that decides, named before the run. `p`: how likely such values would be, were the true mean at the bound.
   """
 
   what: str
@@ -35,6 +35,7 @@ class Finding:
   claim: str = ''
   check: bool = False
   primary: bool = False
+  p: float = float('nan')
   controls: dict[str, float] = dataclasses.field(default_factory=dict)
 
   @property
@@ -64,7 +65,22 @@ def over_seeds(
   }
   low, high = statistics.mean_interval(values)
   return [Finding(what, float(np.mean(values)), low, high, len(values), at_least, at_most,
-                  claim, check, primary, means)]  # fmt: skip
+                  claim, check, primary, statistics.p_beyond(values, at_least, at_most), means)]  # fmt: skip
+
+
+def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict]:
+  """What the primary outcomes say of every claim: the largest p of its bounds, Holm's correction over the claims."""
+  primary = {claim.name: [f for f in of_claim(claim, findings) if f.primary] for claim in claims}
+  primary = {name: own for name, own in primary.items() if own}
+  worst = {name: float(np.max([f.p for f in own])) for name, own in primary.items()}
+  corrected = dict(zip(worst, statistics.holm(list(worst.values())), strict=True))
+  return [
+    {
+      'claim': name, 'primary outcomes': len(own), 'within bounds': sum(bool(f.holds) for f in own),
+      'largest p': worst[name], 'by Holm': corrected[name],
+    }
+    for name, own in primary.items()
+  ]  # fmt: skip
 
 
 def of_claim(claim: Claim, findings: Sequence[Finding]) -> list[Finding]:

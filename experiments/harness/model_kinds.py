@@ -15,28 +15,37 @@ from geomem.facts import Facts
 from geomem.training import batched, optimization
 from geomem.training.optimization import Recipe
 
-FOR_TRANSFER: dict[str, Any] = {  # what it takes for other facts to be put into a model that is frozen
-  'weight_decay': 1.0, 'noise': 0.5, 'embedding_lr_multiplier': 6.0, 'learning_rate': 5e-3,
-  'attention': 'fixed',
+# What gradient descent finds the predicted structure with; experiments.transfer takes its parts away, one by one.
+RECIPE: dict[str, Any] = {
+  'answer_dim': 16, 'label_smoothing': 0.9, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
+  'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
+# Fixed random embeddings, so that the facts have to go into the MLP; it needs a wide one.
+ASSOCIATIVE: dict[str, Any] = {
+  'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
+}  # fmt: skip
+UNTRAINED = ('untrained', 'constructed')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
   """`model`: what it is called. One called untrained is as it was drawn, a constructed one a selector, at its own size.
+  Of one called random weights the subjects' embeddings are trained, and nothing else.
 
   It learns `relations` facts of each of its `subjects`, in so many `steps`.
   `embeddings`, `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
   `embedding_lr_multiplier` is of the embeddings' decay as well, as a learning rate of their own is in AdamW.
   """
 
-  model: str
+  model: str = 'trained'
   subjects: int
   relations: int
   steps: int
   dim: int
   width: int
   batch: int
+  answer_dim: int | None = None
+  label_smoothing: float = 0.0
   weight_decay: float = 0.0
   noise: float = 0.0
   embedding_lr_multiplier: float = 1.0
@@ -47,13 +56,19 @@ class Kind:
 
   @property
   def trained(self) -> bool:
-    return self.model not in ('untrained', 'constructed')
+    return self.model not in UNTRAINED
 
   def recipe(self) -> Recipe:
-    parts = {'embed/subjects': self.embeddings, 'unembed': self.unembedding}
+    projection = {'unembed/project': 'fixed'} if self.answer_dim else {}
+    parts = {optimization.SUBJECTS: self.embeddings, 'unembed': self.unembedding} | projection
     parts |= dict.fromkeys(optimization.QK_PARAMS, self.attention)
+    if self.model == 'random weights':
+      rest = ('embed/relations', 'embed/positions', 'blocks_0', 'unembed', 'norm_final')
+      parts = dict.fromkeys(rest, 'fixed')
+    if self.model == 'constructed':  # which has no answer_dim
+      parts.pop('unembed/project', None)
     return Recipe.with_warmup(
-      self.steps, batch=self.batch, target=None, noise=self.noise,
+      self.steps, batch=self.batch, target=None, noise=self.noise, label_smoothing=self.label_smoothing,
       embedding_lr_multiplier=self.embedding_lr_multiplier,
       frozen=tuple(name for name, how in parts.items() if how == 'fixed'),
     )  # fmt: skip
@@ -63,19 +78,26 @@ class Kind:
     if self.model == 'constructed':
       built = registry.build('selector', facts)
       return batched.Task(built.config, facts, seed=seed, params=built.params)
-    config = Config.trained(facts.subjects, facts.relations, self.dim, self.width)
+    size = facts.subjects, facts.relations, self.dim, self.width
+    config = Config.trained(*size, answer_dim=self.answer_dim)
     return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
   def evaluate(self, trainer: Trainer, seeds: Sequence[int], scores: Callable) -> tuple[dict, dict]:
-    """What the models are, and by name `scores(config, params, job, answers to other facts)` for every seed."""
+    """What the models are, and by name `scores(config, recipe, params, job, answers to other facts, embeddings)` for every
+    seed: those that a construction of the other facts writes; of other kinds none are known beforehand.
+    """
     facts = functools.partial(instances.bijections, self.subjects, self.relations)
     tasks = [self.task(facts(seed), seed) for seed in seeds]
-    others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
+    others = [facts(seed, other=True) for seed in seeds]
     config = tasks[0].config
-    about = {
-      'model': self.model, 'subjects': self.subjects, 'relations': self.relations,
-      'dim': config.dim, 'width': config.blocks[0].hidden[0],
-    }  # fmt: skip
-    return about, trainer.train_and_evaluate(
-      self.recipe(), tasks, functools.partial(scores, config), others, trained=self.trained
-    )
+    written = np.zeros((len(seeds), 0, config.dim), np.float32)
+    if self.model == 'constructed':
+      written = np.stack([registry.build('selector', o).params['embed']['subjects'] for o in others])
+    # What is frozen is no matter of what is asked of a model that is done: so kinds of one size share a program.
+    own_scores = functools.partial(scores, config, dataclasses.replace(self.recipe(), frozen=()))
+    about = dataclasses.asdict(self) | {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
+    found = trainer.train_and_evaluate(
+      self.recipe(), tasks, own_scores, np.stack([o.answers_RxN for o in others]), written,
+      trained=self.trained,
+    )  # fmt: skip
+    return about, found

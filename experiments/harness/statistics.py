@@ -55,6 +55,33 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
   return float(low), float(high)
 
 
+def p_beyond(values: ArrayLike, at_least: float | None, at_most: float | None) -> float:
+  """Were the true mean at the bound, how likely a mean as far beyond it; Student's t, the larger of two bounds.
+
+  Where all seeds agree there is no spread to judge by: then 2⁻ⁿ, as if each had fallen on either side of the bound
+  alike. None (NaN) without a bound, and for a single seed.
+  """
+  x = np.asarray(values, float)
+  bounds = [(x - at_least) if at_least is not None else None, (at_most - x) if at_most is not None else None]
+  beyond = [b for b in bounds if b is not None]
+  if len(x) < 2 or not beyond:
+    return np.nan
+  if not np.isfinite(x).all():
+    return 1.0
+  one = lambda b: scipy.stats.ttest_1samp(b, 0, alternative='greater').pvalue
+  agreed = lambda b: 0.5 ** len(x) if b[0] > 0 else 1.0
+  return float(max(agreed(b) if np.ptp(b) == 0 else one(b) for b in beyond))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+  """Holm's correction: what each p is worth among so many."""
+  order, found, most = np.argsort(ps), np.empty(len(ps)), 0.0
+  for rank, i in enumerate(order):
+    most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
+    found[i] = most
+  return found.tolist()
+
+
 def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[float, float]:
   """95% of what is fitted to all samples (one per seed) together, from leaving out each in turn."""
   n, whole = len(samples), statistic(list(samples))
