@@ -60,10 +60,13 @@ PRESETS = {
     subjects=128, relations=4, noises=(0.0, 0.1, 0.3), weight_decays=(0.0, 0.3),
     evaluation_steps=(50, 200, 500, 1000), seeds=5,
   ),
-  'full': Preset(
-    subjects=1024, relations=4, noises=(0.0, 0.03, 0.1, 0.3, 1.0),
-    weight_decays=(0.0, 0.1, 0.3, 1.0), evaluation_steps=(50, 200, 1000, 4000), seeds=10,
-  ),
+  'full': {
+    f'{name}_{decay:g}': Preset(
+      constructions=(name,), subjects=1024, relations=4, noises=(0.0, 0.03, 0.1, 0.3, 1.0),
+      weight_decays=(decay,), evaluation_steps=(50, 200, 1000, 4000), seeds=10,
+    )
+    for name in BUILT for decay in (0.0, 0.1, 0.3, 1.0)
+  },
 }  # fmt: skip
 
 
