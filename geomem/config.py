@@ -33,6 +33,9 @@ class BlockConfig:
 class Config:
   """Everything that shapes the parameters and the forward pass.
 
+  `answer_dim`: the last residual is projected to so many coordinates, in which answers have vectors of length 1;
+  None: they have vectors of any length, as wide as the residual.
+
   >>> Config.trained(subjects=64, relations=2, dim=16).blocks[0].hidden
   (64,)
   """
@@ -47,7 +50,7 @@ class Config:
   norm_eps: float = 1e-6
   bias: bool = True
   tied: bool = False
-  answer_dim: int | None = None  # answers' vectors have length 1 and so many coordinates, which the last residual is projected onto
+  answer_dim: int | None = None
   dtype: str = 'float32'
   precision: str | None = (
     None  # 'highest' where weights need more bits than an accelerator's default
@@ -62,7 +65,9 @@ class Config:
     if self.dtype not in DTYPES:
       raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
     if self.tied and self.answer_dim:
-      raise InputError('a tied unembedding has the coordinates of the residual: leave answer_dim out')
+      raise InputError(
+        'a tied unembedding has the coordinates of the residual: leave answer_dim out'
+      )
     if self.tied and self.answers > self.subjects:
       raise InputError(
         f'a tied unembedding has {self.subjects} rows, fewer than {self.answers} answers'

@@ -231,6 +231,8 @@ def test_what_is_switched_off_has_no_parameters():
   assert names == attention | embed | {'blocks_1/mlp/in', 'blocks_1/mlp/out'}
   rms = set(shapes(model.zeros(bare.replace(norm='rms')))) - names
   assert {name.split('/')[-1] for name in rms} == {'scale'}
+  few = shapes(model.zeros(bare.replace(tied=False, answer_dim=4)))
+  assert few['unembed/answers'] == (8, 4) and few['unembed/project'] == (6, 4)
 
 
 @pytest.mark.parametrize(
@@ -268,6 +270,8 @@ def test_random_and_zero_parameters_are_alike(make):
     {'norm': 'batch'},
     {'dtype': 'float16'},
     {'tied': True, 'answers': N + 1},
+    {'answer_dim': 0},
+    {'tied': True, 'answer_dim': 3},
   ],
 )
 def test_bad_config_is_refused(changes):

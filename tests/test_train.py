@@ -51,7 +51,8 @@ def adamw(rate, decay):
 
 
 @pytest.mark.parametrize(
-  'changes', [{}, {'norm': 'layer'}, {'norm': 'none', 'bias': False}, {'tied': True}, {'answer_dim': 3}]
+  'changes',
+  [{}, {'norm': 'layer'}, {'norm': 'none', 'bias': False}, {'tied': True}, {'answer_dim': 3}],
 )
 def test_a_step_is_adamw_on_the_plain_loss(changes):
   c = config(**changes)
@@ -289,3 +290,9 @@ def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone()
 def test_noise_and_multipliers_below_zero_are_refused(name):
   with pytest.raises(InputError, match=f'{name} is -1'):
     Recipe(**{name: -1})
+
+
+@pytest.mark.parametrize('smoothing', [-0.1, 1.0, float('nan')])
+def test_labels_that_say_nothing_are_refused(smoothing):
+  with pytest.raises(InputError, match='label_smoothing is'):
+    Recipe(label_smoothing=smoothing)

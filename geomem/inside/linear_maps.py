@@ -169,7 +169,10 @@ def calibrate(
   """
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   relations, subjects = answers_RxN.shape
-  fold_N = np.arange(subjects - subjects % folds) % folds  # of one size, so that all are one program
+  embedding_NxE, answers_RxN = jnp.asarray(embedding_NxE), jnp.asarray(answers_RxN)
+  fold_N = (
+    np.arange(subjects - subjects % folds) % folds
+  )  # of one size, so that all are one program
 
   def judge(held_S, fit_T):
     m_RxDxE, _ = fit_maps(embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T], ridge)

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from geomem import head, model
 from geomem.config import Config
+from geomem.errors import InputError
 from geomem.initialization import initial_value
 from geomem.inside import intervene, linear_maps
 from geomem.inside.linear_maps import Maps
@@ -51,32 +52,26 @@ def fit_maps_through_model(
 def learn_embeddings(
   config: Config, recipe: Recipe, params: dict, job: Job, answers_RxS: Array
 ) -> Array:
-  """Embeddings SxD of subjects that the model never saw, learned as it learned its own: by the same recipe, and from
-  the same random numbers on, but with all else frozen. A subject is as often in a batch as one of the model's was.
+  """Embeddings SxD of subjects that the model never saw, learned as it learned its own: by the same recipe, but with
+  all else frozen and with other random numbers. A subject is as often in a batch as one of the model's was.
   """
   chex.assert_shape(answers_RxS, (config.relations, None))
+  if recipe.hops > 1 or recipe.loss != 'answer' or config.tied:
+    raise InputError(
+      'fresh subjects are learned of one hop, by the answer, and with an unembedding of its own'
+    )
   count = answers_RxS.shape[1]
   batch = recipe.batch and max(1, round(recipe.batch * count / config.subjects))
   flat = flatten_dict(params, sep='/')
   frozen = tuple(name for name in flat if name != optimization.SUBJECTS)
   recipe = dataclasses.replace(recipe, batch=batch, target=None, frozen=frozen)
-  key = jax.random.fold_in(jax.random.key(job.seed), 2**30)
+  seed = job.seed ^ jnp.uint32(2**31)
+  key = jax.random.fold_in(jax.random.key(seed), 2**30)
   flat[optimization.SUBJECTS] = initial_value(
     'subjects', (count, config.dim), functools.partial(jax.random.normal, key)
   )
-  job = job.replace(answers_RxN=answers_RxS, subjects=jnp.int32(count))
+  job = job.replace(answers_RxN=answers_RxS, subjects=jnp.int32(count), seed=seed)
   step = functools.partial(optimization.step, config.replace(subjects=count), recipe, job)
   state = optimization.initial_state(recipe, unflatten_dict(flat, sep='/'))
   state = jax.lax.fori_loop(0, recipe.steps, lambda _, state: step(state), state)
   return state.params['embed']['subjects']
-
-
-def shared_cosine(unembedding_AxD: Array, answers_RxN: Array) -> Array:
-  """Mean cosine between the vectors of two attributes of one subject: 0 if they have nothing to do with each other."""
-  chex.assert_rank([unembedding_AxD, answers_RxN], 2)
-  u_AxD = unembedding_AxD - jnp.mean(unembedding_AxD, axis=0, keepdims=True)
-  u_AxD = u_AxD / jnp.linalg.norm(u_AxD, axis=1, keepdims=True)
-  u_NxRxD = u_AxD[answers_RxN.T]
-  relations = len(answers_RxN)
-  total_N = jnp.sum(jnp.sum(u_NxRxD, axis=1) ** 2, axis=1) - relations
-  return jnp.mean(total_N) / max(1, relations * (relations - 1))
