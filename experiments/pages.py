@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from constructions import registry
-from experiments.harness import cli, machine, records, render, studies
+from experiments.harness import cli, findings, machine, records, render, studies
 from experiments.harness.findings import Claim, Finding, of_claim, verdict
 from experiments.harness.records import Records
 from experiments.harness.study import Study
@@ -112,7 +112,7 @@ def page(stem: str) -> Path:
 def section(stem: str) -> str:
   """What a study is to show, with what it was measured, and what it found."""
   found = committed(stem)
-  own, about, findings = found.study, found.records.about, found.findings
+  own, about, rows = found.study, found.records.about, found.findings
   parts = [f'<a id="{stem}"></a>']
   if not stem.endswith(FULL):  # once, not of each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
@@ -123,10 +123,10 @@ def section(stem: str) -> str:
   parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
-  expected = [f for f in findings if f.holds is not None]
-  shown = expected if expected and len(findings) > LONG else findings
+  expected = [f for f in rows if f.holds is not None]
+  shown = expected if expected and len(rows) > LONG else rows
   parts.append(render.findings(shown, 'markdown').strip())
-  if others := [f for f in findings if f not in shown]:
+  if others := [f for f in rows if f not in shown]:
     table = render.findings(others, 'markdown')
     parts.append(f'<details><summary>{len(others)} more findings</summary>\n\n{table}\n</details>')
   return '\n\n'.join(parts) + '\n'
@@ -148,8 +148,8 @@ def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
   """What every claim comes to, with a link to the findings of its study."""
   rows = []
   for own in results:
-    for claim, findings in own.claims:
-      link = f'[{verdict(findings)[1]}]({address(own.study.name)})'
+    for claim, some in own.claims:
+      link = f'[{verdict(some)[1]}]({address(own.study.name)})'
       rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
   return render.table(rows, 'markdown')
 
@@ -158,6 +158,19 @@ def overview(folder: str = '') -> str:
   """What every claim about trained models comes to, for a page from which `folder` leads to the others."""
   trained = [stem for stem in stems() if stem != 'construct' and not stem.endswith(FULL)]
   return verdicts(map(committed, trained), lambda name: f'{folder}{page(name).name}#{name}')
+
+
+def decisions() -> str:
+  """What the primary outcomes of the full presets, named before they were run, say of the claims."""
+  full = [name + FULL for name in studies.NAMES]
+  results = [committed(stem) for stem in full if stem in stems()]
+  claims = [claim for study in studies.load_all().values() for claim in study.claims]
+  # A study that has one claim names it in no finding.
+  own = [
+    dataclasses.replace(f, claim=f.claim or found.study.claims[0].name)
+    for found in results if found.study.claims for f in found.findings
+  ]  # fmt: skip
+  return render.table(findings.decisions(claims, own), 'markdown')
 
 
 def theorems() -> str:
@@ -236,6 +249,7 @@ def main(options: Options):
     if stem != 'construct':
       splice(page(stem), stem, section(stem))
   splice(PAGE, 'overview', overview())
+  splice(PAGE, 'decisions', decisions())
   splice(README, 'overview', overview('docs/'))
   splice(README, 'theorems', theorems())
   splice(README, 'timings', timings())

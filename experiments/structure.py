@@ -59,15 +59,15 @@ class Preset:
   def kinds(self):
     """All models that are looked into; the last is what plain AdamW finds."""
     names = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
-    first = Kind(**{name: getattr(self, name) for name in names}, **RECIPE)
+    sizes: Any = {name: getattr(self, name) for name in names}
+    first = Kind(**sizes, **RECIPE)
     yield first
     yield dataclasses.replace(first, unembedding='trained')
     for name in ('untrained', 'random weights', 'constructed'):
       yield dataclasses.replace(first, model=name)
     yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
-    plain = 'answer_dim', 'label_smoothing', 'noise', 'embedding_lr_multiplier', 'attention', 'unembedding'
-    default = {field.name: field.default for field in dataclasses.fields(Kind)}
-    yield dataclasses.replace(first, model='plain AdamW', **{name: default[name] for name in plain})
+    same = {name: RECIPE[name] for name in ('weight_decay', 'learning_rate')}
+    yield Kind(model='plain AdamW', **sizes, **same)
 
 
 PRESETS = {
@@ -79,13 +79,13 @@ PRESETS = {
   ),
   'full': {
     'R2': Preset(
-      subjects=2048, relations=2, dim=64, width=64, batch=256, memory_width=256, steps=2000, map_steps=300, seeds=10,
+      subjects=2048, relations=2, dim=64, width=64, batch=256, memory_width=1024, steps=2000, map_steps=300, seeds=10,
     ),
     'R4': Preset(
-      subjects=2048, relations=4, dim=128, width=128, batch=256, memory_width=512, steps=2000, map_steps=300, seeds=5,
+      subjects=2048, relations=4, dim=128, width=128, batch=256, memory_width=2048, steps=2000, map_steps=300, seeds=5,
     ),
     'R8': Preset(
-      subjects=2048, relations=8, dim=256, width=256, batch=256, memory_width=1024, steps=4000, map_steps=300, seeds=5,
+      subjects=2048, relations=8, dim=256, width=256, batch=256, memory_width=4096, steps=4000, map_steps=300, seeds=5,
     ),
   },
 }  # fmt: skip
@@ -102,44 +102,48 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   known = e_NxD, u_AxD, job.answers_RxN
   ridge = linear_maps.best_ridge(*known)
   maps = linear_maps.fit_maps(*known, ridge)
-  through, _ = new_facts.fit_maps_through_model(config, params, maps, keys[1], map_steps, recipe.batch)
+  through, _ = new_facts.fit_maps_through_model(
+    config, params, maps, keys[1], map_steps, recipe.batch or FRESH
+  )
   all_maps = maps, linear_maps.calibrate(maps, *known, ridge), through
   return {
     'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
-    **_linear(config, params, known, e_SxD, table_RxS, other_RxN),
+    **_linear(config, known, e_SxD, table_RxS, other_RxN),
     **_swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys),
     **_units(config, params, e_NxD, e_SxD, table_RxS.T, keys[4]),
   }  # fmt: skip
 
 
-def _linear(config, params, known, e_SxD, table_RxS, other_RxN) -> dict:
+def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
   """R² and readout of maps, fitted to all or some of the model's subjects and judged on fresh ones, or fitted to half
   and judged on the others; with their controls."""
   e_NxD, u_AxD, own_RxN = known
-  n, s = config.subjects, len(e_SxD)
-  held = min(s, n // 2)
-  e_BxD, whole = jnp.concatenate([e_NxD, e_SxD]), lambda own: jnp.concatenate([own, table_RxS], 1)
-  # Of fewer subjects every one is there as often, so that all fits are of one size, and one program.
-  some = lambda fraction: np.repeat(np.arange(round(fraction * n)), round(1 / fraction))
-  arms = {'fresh': (whole(own_RxN), 1.0, n), 'own': (whole(own_RxN), 0.5, n - held)}
-  arms |= {f'{where}|{SHUFFLED}': (whole(other_RxN), *arms[where][1:]) for where in arms}
-  arms |= {f'fresh of {fraction:g}': (whole(own_RxN), fraction, n) for fraction in FRACTIONS}
-  splits = [(table, some(fraction), first + np.arange(held)) for table, fraction, first in arms.values()]
-  stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *splits)
-  judge = lambda score: lambda arm: score(e_BxD, u_AxD, *arm)
-  pairs = {
-    'superposition_r2': (linear_maps.superposition_r2, linear_maps.shared_map_r2),
-    'probe_accuracy': (linear_maps.probe_accuracy, linear_maps.shared_probe_accuracy),
-  }  # fmt: skip
-  true = jax.tree.map(lambda a: a[:2], stacked)
-  alone = jax.lax.map(judge(linear_maps.other_attributes_scores), true)
-  found = {}
-  for i, (name, (score, shared)) in enumerate(pairs.items()):
-    of_arm, of_shared = jax.lax.map(judge(score), stacked), jax.lax.map(judge(shared), true)
-    found |= {'_'.join((arm.partition('|')[0], name)) + arm[len(arm.partition('|')[0]):]: of_arm[j]
-              for j, arm in enumerate(arms)}  # fmt: skip
-    for j, where in enumerate(('fresh', 'own')):
-      found |= {f'{where}_{name}|{OTHERS}': alone[i][j], f'{where}_{name}|{SHARED}': of_shared[j]}
+  n = config.subjects
+  held, e_BxD = min(len(e_SxD), n // 2), jnp.concatenate([e_NxD, e_SxD])
+
+  def arm(table_RxN, fraction: float, first: int):
+    # Of fewer subjects every one is there as often, so that all fits are of one size, and one program.
+    fit_T = np.arange(n) * round(fraction * n) // n
+    return jnp.concatenate([table_RxN, table_RxS], 1), fit_T, first + np.arange(held)
+
+  fresh, own = (1.0, n), (0.5, n - held)
+  arms = {'fresh': arm(own_RxN, *fresh), 'own': arm(own_RxN, *own)}
+  arms |= {f'fresh|{SHUFFLED}': arm(other_RxN, *fresh), f'own|{SHUFFLED}': arm(other_RxN, *own)}
+  arms |= {f'fresh of {part:g}': arm(own_RxN, part, n) for part in FRACTIONS}
+  stack = lambda arms: jax.tree.map(lambda *arrays: jnp.stack(arrays), *arms)
+  judge = lambda score, arms: jax.lax.map(lambda arm: score(e_BxD, u_AxD, *arm), stack(arms))
+  both = [arms['fresh'], arms['own']]
+  alone = judge(linear_maps.other_attributes_scores, both)
+  found: dict = {}
+  for name, score, shared, of_others in (
+    ('superposition_r2', linear_maps.superposition_r2, linear_maps.shared_map_r2, alone[0]),
+    ('probe_accuracy', linear_maps.probe_accuracy, linear_maps.shared_probe_accuracy, alone[1]),
+  ):
+    for key, value in zip(arms, judge(score, list(arms.values())), strict=True):
+      where, bar, control = key.partition('|')
+      found[f'{where}_{name}{bar}{control}'] = value
+    for control, pair in ((OTHERS, of_others), (SHARED, judge(shared, both))):
+      found |= {f'fresh_{name}|{control}': pair[0], f'own_{name}|{control}': pair[1]}
   return found
 
 
@@ -154,27 +158,32 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
   steer = lambda maps: intervene.steering_vectors(maps[0], u_AxD, targets_SxR, wanted_SxR)
   vectors = [steer(maps) for maps in all_maps]
   random = intervene.random_directions(keys[3], vectors[-1])
-  arms = {f'{maps}, {ON[0]}': (e_SxD, own) for maps, own in zip(MAPS, vectors, strict=True)}
-  arms |= {f'{maps}, {ON[1]}': pair for maps, *pair in zip(MAPS, rebuilt, vectors, strict=True)}
-  arms |= {f'{i}': (e_SxD, alpha * some) for i, some in enumerate((vectors[-1], random)) for alpha in ALPHAS
-           for i in [f'{alpha:g} {i}']}  # fmt: skip
+  arms: dict[tuple, tuple] = {}
+  for maps, e_hat_SxD, own in zip(MAPS, rebuilt, vectors, strict=True):
+    arms |= {
+      (f', {maps}, {ON[0]}', 1.0): (e_SxD, own),
+      (f', {maps}, {ON[1]}', 1.0): (e_hat_SxD, own),
+    }
+  for control, some in (('', vectors[-1]), (f'|{DIRECTION}', random)):
+    arms |= {(control, alpha): (e_SxD, alpha * some) for alpha in ALPHAS}
 
   def swap(arm):
-    swapped = config, params, *arm, wanted_SxR
+    e_BxD, some_RxSxD = arm
+    swapped = config, params, e_BxD, some_RxSxD, wanted_SxR
     flipped, kept = intervene.swap_effects(*swapped, jnp.ones(1))
     return flipped[0], kept[0], intervene.joint_swap(*swapped)
 
-  stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *map(tuple, arms.values()))
-  effects = dict(zip(('flipped', 'kept', 'all swapped'), jax.lax.map(swap, stacked), strict=True))
-  first, count = 2 * len(MAPS), len(ALPHAS)
-  for name, values_T in effects.items():
-    found |= {f'{name}, {arm}': values_T[i] for i, arm in enumerate(list(arms)[:first])}
-    found |= {name: values_T[first : first + count], f'{name}|{DIRECTION}': values_T[first + count :]}
+  e_TxSxD, vectors_TxRxSxD = (jnp.stack(some) for some in zip(*arms.values(), strict=True))
+  effects = jax.lax.map(swap, (e_TxSxD, vectors_TxRxSxD))
+  for name, values_T in zip(('flipped', 'kept', 'all swapped'), effects, strict=True):
+    for arm in dict.fromkeys(arm for arm, _ in arms):
+      found[name + arm] = values_T[np.array([i for i, (own, _) in enumerate(arms) if own == arm])]
   return found
 
 
 def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
-  """Whose the hidden units are, by what they do for the model's own subjects; what fresh ones lose without them."""
+  """Whose the hidden units are, by what they do for the model's own subjects; and of what the MLP adds to the right
+  answers of fresh ones, how much they keep and lose: of relations to which it adds a tenth of the answers or more."""
   inputs, hidden_NxRxF = intervene.mlp_activations(config, params, e_NxD[:FRESH])
   units = intervene.unit_selectivity(hidden_NxRxF)
   own_F, held = units['own'], (config, params, e_SxD, targets_SxR)
@@ -182,117 +191,126 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
   keep = lambda owner_F: intervene.accuracy_with_own_units_only(*held, owner_F)
   shuffled_F, nobody_F = jax.random.permutation(key, own_F), jnp.full_like(own_F, config.relations)
   owners = jnp.stack([own_F, shuffled_F, nobody_F])
-  without_TxRxR, only_TxR = jax.lax.map(cut, owners[:2]), jax.lax.map(keep, owners)
+  without_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)
+  whole_R, floor_R = (
+    without_TxRxR[2, 0],
+    only_TxR[2],
+  )  # of nobody's units none is cut, and none is kept
+  counts_R = whole_R - floor_R >= 0.1
+  part = lambda right_R: (right_R - floor_R) / jnp.where(counts_R, whole_R - floor_R, 1.0)
+  mean = lambda part_R: (
+    jnp.sum(jnp.where(counts_R, part_R, 0.0)) / jnp.sum(counts_R, dtype=jnp.float32)
+  )
+  others_RxR = ~jnp.eye(config.relations, dtype=bool)
   mean_RxD = jnp.mean(inputs, axis=0)
   add_RxD = jnp.roll(mean_RxD, -1, axis=0) - mean_RxD
   patch = lambda add_RxD: intervene.patched_accuracy(*held, add_RxD, 1)
-  patched = jax.lax.map(patch, jnp.stack([add_RxD, intervene.random_directions(key, add_RxD)]))
-  found = {f'unit_{name}': units[name] for name in ('relation', 'attribute', 'activation_fraction')}
-  found['relation_selectivity'] = jnp.sum(units['activation_fraction'] * units['relation'])
-  found['without_units'] = jnp.mean(only_TxR[2])
+  random_RxD = intervene.random_directions(jax.random.fold_in(key, 1), add_RxD)
+  patched = jax.lax.map(patch, jnp.stack([add_RxD, random_RxD]))
+  found = {
+    'relation_selectivity': jnp.sum(units['activation_fraction'] * units['relation']),
+    'without_units': jnp.mean(floor_R),
+    'patched_accuracy': patched[0], f'patched_accuracy|{DIRECTION}': patched[1],
+  }  # fmt: skip
   for i, arm in enumerate(('', '|random units')):
-    found[f'without_own_units{arm}'] = jnp.mean(jnp.diagonal(without_TxRxR[i]))
-    found[f'own_units_only{arm}'] = jnp.mean(only_TxR[i])
-  return found | {'patched_accuracy': patched[0], f'patched_accuracy|{DIRECTION}': patched[1]}
+    others_R = jnp.mean(without_TxRxR[i], axis=0, where=others_RxR)  # a row is what is cut
+    found[f'own_units_keep{arm}'] = mean(part(only_TxR[i]))
+    found[f'own_units_lose{arm}'] = mean(1 - part(jnp.diagonal(without_TxRxR[i])))
+    found[f'other_units_lose{arm}'] = mean(1 - part(others_R))
+  return found
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Records of all models; of single units only those of the first seed."""
+  """Records of all models."""
   records = []
   for kind in preset.kinds():
     about, found = kind.evaluate(trainer, seeds, functools.partial(scores, preset.map_steps))
     records += [
-      {
-        **split_key(key), 'alpha': ALPHAS[j] if len(numbers) == len(ALPHAS) else None,
-        'unit': j if key.startswith('unit_') else None, **about, 'seed': seed, 'value': float(number),
-      }
+      {**split_key(key), 'alpha': alpha, **about, 'seed': seed, 'value': float(number)}
       for i, seed in enumerate(seeds)
       for key, values_M in found.items()
-      if i == 0 or not key.startswith('unit_')
       for numbers in [np.atleast_1d(values_M[i])]
-      for j, number in enumerate(numbers)
-    ]  # fmt: skip
+      for alpha, number in zip(ALPHAS if len(numbers) > 1 else (None,), numbers, strict=True)
+    ]
   return records
 
 
-MEASURED = (  # claim, measurement, α, in words, at least, at most, controls of the same model
-  (2, 'fresh_superposition_r2', None, 'superposition, R² of fresh subjects', 0.75, None, (OTHERS, SHARED, SHUFFLED)),
-  (2, 'own_superposition_r2', None, 'superposition, R² of its own subjects, held out', None, None, (OTHERS, SHARED, SHUFFLED)),
-  (2, 'fresh_accuracy', None, 'fresh subjects answered once they are learned', None, None, ()),
-  *((2, f'reconstruction answered, {maps}', None, f'fresh subjects answered for their superposition, {maps}', None, None, ())
+LINEAR = OTHERS, SHARED, SHUFFLED
+MEASURED: tuple = (  # claim, measurement, in words, at least, controls of the same model
+  (2, 'fresh_superposition_r2', 'superposition, R² of fresh subjects', 0.75, LINEAR),
+  (2, 'own_superposition_r2', 'superposition, R² of its own subjects, held out', None, LINEAR),
+  (2, 'fresh_accuracy', 'fresh subjects answered once they are learned', None, ()),
+  *((2, f'reconstruction answered, {maps}', f'fresh subjects answered for their superposition, {maps}', None, ())
     for maps in MAPS),
-  (3, 'fresh_probe_accuracy', None, 'linear readout of fresh subjects', 0.95, None, (OTHERS, SHARED, SHUFFLED)),
-  (3, 'own_probe_accuracy', None, 'linear readout of its own subjects, held out', None, None, (OTHERS, SHARED, SHUFFLED)),
-  (4, 'flipped, maps through the model, embedding', None, 'swaps at α = 1 that flip the answer', 0.95, None, ()),
-  (4, 'kept, maps through the model, embedding', None, 'other answers kept at α = 1', 0.99, None, ()),
-  (4, 'relation_selectivity', None, 'units keep to one relation', None, None, ()),
-  (4, 'without_units', None, 'right without any hidden unit', None, None, ()),
-  (4, 'without_own_units', None, "right without the relation's own units", None, None, ('random units',)),
-  (4, 'own_units_only', None, "right with the relation's own units alone", None, None, ('random units',)),
-  (4, 'patched_accuracy', None, 'relation patched, its answer given', None, None, (DIRECTION,)),
+  (3, 'fresh_probe_accuracy', 'linear readout of fresh subjects', 0.95, LINEAR),
+  (3, 'own_probe_accuracy', 'linear readout of its own subjects, held out', None, LINEAR),
+  (4, 'flipped, maps through the model, embedding', 'swaps at α = 1 that flip the answer', 0.95, ()),
+  (4, 'kept, maps through the model, embedding', 'other answers kept at α = 1', 0.99, ()),
+  (4, 'relation_selectivity', 'units keep to one relation', None, ()),
+  (4, 'without_units', 'right without any hidden unit', None, ()),
+  (4, 'own_units_keep', 'of what the MLP does for a relation, kept by its own units alone', None, ('random units',)),
+  (4, 'own_units_lose', 'of what the MLP does for a relation, lost without its own units', None, ('random units',)),
+  (4, 'other_units_lose', "of what the MLP does for a relation, lost without another's units", None, ('random units',)),
+  (4, 'patched_accuracy', 'relation patched, its answer given', None, (DIRECTION,)),
 )  # fmt: skip
+SIZES = tuple(f'N = 2,048, R = {r}' for r in (2, 4, 8))  # at which the claims are decided
 MARGIN = 0.3  # by which R² must be above what its controls reach
 PERFECT = {  # of a constructed model, by claim, its fresh subjects being as it writes them
   2: ('accuracy', 'fresh_accuracy', *(f'{where}_superposition_r2' for where in ('fresh', 'own')),
       *(f'reconstruction answered, {maps}' for maps in MAPS)),
   3: ('own_probe_accuracy', 'fresh_probe_accuracy'),
-  4: ('relation_selectivity', 'own_units_only', 'patched_accuracy',
+  4: ('relation_selectivity', 'own_units_keep', 'own_units_lose', 'patched_accuracy',
       *(f'{name}, {maps}, {on}' for name in ('flipped', 'kept', 'all swapped') for maps in MAPS for on in ON)),
 }  # fmt: skip
 
 
 def cases(table):
   """Every trained kind of model: (in words, its rows, whether it is one that a claim is about)."""
-  for (name, relations, unembedding, dim), rows in groups(table, *NAMES):
+  for (name, _, unembedding, _), rows in groups(table, *NAMES):
     if name in ('trained', 'plain AdamW'):
-      sizes = ', '.join(f'{letter} = {rows[column].iloc[0]:,}' for letter, column in zip(
-        'NRdF', ('subjects', 'relations', 'dim', 'width'), strict=True))  # fmt: skip
-      how = 'plain AdamW' if name != 'trained' else f'unembedding {unembedding}'
-      yield f'{sizes}, {how}', rows, name == 'trained'
+      n, r, d, f = (rows[c].iloc[0] for c in ('subjects', 'relations', 'dim', 'width'))
+      how = f'unembedding {unembedding}' if name == 'trained' else name
+      yield f'N = {n:,}, R = {r}, d = {d}, F = {f}, {how}', rows, name == 'trained'
 
 
 def expect(table):
   """Of every trained kind, beside the same sizes untrained, with random weights, and of an associative memory."""
   for text, rows, claimed in cases(table):
-    relations, unembedding = rows['relations'].iloc[0], rows['unembedding'].iloc[0]
+    relations, fixed = rows['relations'].iloc[0], rows['unembedding'].iloc[0] == 'fixed'
     beside = {name: select(table, model=name, relations=relations) for name in CONTROLS}
     learned = values(rows, measurement='accuracy')
     yield from over_seeds(f'{text}: right answers', learned, 0.99 if claimed else None, check=True)
-    for claim, measurement, alpha, words, at_least, at_most, names in MEASURED:
-      of = functools.partial(values, measurement=measurement, alpha=alpha)
-      primary = claimed and at_least is not None and (claim == 3 or unembedding == 'fixed')
-      bounds = (at_least, at_most) if claimed else (None, None)
+    for claim, measurement, words, bound, names in MEASURED:
+      of = functools.partial(values, measurement=measurement, alpha=None)
+      own, at_least = of(rows, control=None), bound if claimed else None
+      decides = at_least is not None and text.startswith(SIZES) and (fixed or claim == 3)
+      about: Any = {'claim': f'Claim {claim}', 'primary': decides}
       controls: Any = {name: of(rows, control=name) for name in names}
       controls |= {name: of(some, control=None) for name, some in beside.items()}
-      about: Any = {'claim': f'Claim {claim}', 'primary': primary}
-      own = of(rows, control=None)
-      yield from over_seeds(f'{text}: {words}', own, *bounds, **about, **controls)
-      if measurement == 'fresh_superposition_r2':
-        for name in (OTHERS, SHARED):
-          above = np.subtract(own, controls[name]).tolist()
-          least = MARGIN if claimed else None
-          yield from over_seeds(f'{text}: {words}, above {name}', above, least, **about)
+      if bound and claim == 4:  # along directions of the same lengths
+        what = measurement.partition(',')[0]
+        controls[DIRECTION] = values(rows, measurement=what, alpha=1.0, control=DIRECTION)
+      yield from over_seeds(f'{text}: {words}', own, at_least, **about, **controls)
+      for name in (OTHERS, SHARED, 'random weights') if claim == 2 and bound else ():
+        # A control below 0 is worth 0: it could say the mean.
+        above = np.subtract(own, np.maximum(controls[name], 0)).tolist()
+        least = MARGIN if claimed and name != 'random weights' else None
+        counts = about | {'primary': decides and least is not None}
+        yield from over_seeds(f'{text}: {words}, above {name}', above, least, **counts)
     for maps, on in itertools.product(MAPS, ON):
-      flipped, *others = (values(rows, measurement=f'{name}, {maps}, {on}') for name in ('flipped', 'kept', 'all swapped'))
-      controls = dict(zip(('others kept', 'all swapped at once'), others, strict=True))
-      yield from over_seeds(f'{text}: swaps at α = 1 that flip, {maps}, on the {on}', flipped, claim='Claim 4', **controls)
-    share = lambda name: _share(rows, name)
-    for name, words in (('without_own_units', 'lost without them'), ('own_units_only', 'kept by them alone')):
-      yield from over_seeds(
-        f"{text}: of what the MLP does for a relation, {words}: its own units", share(name), claim='Claim 4'
-      )  # fmt: skip
+      swaps = lambda rows, what, arm=f'{maps}, {on}': values(rows, measurement=f'{what}, {arm}')
+      controls = {'others kept': swaps(rows, 'kept'), 'all at once': swaps(rows, 'all swapped')}
+      controls |= {f'{name} flips': swaps(some, 'flipped') for name, some in beside.items()}
+      what = f'{text}: swaps at α = 1 that flip, {maps}, on the {on}'
+      yield from over_seeds(what, swaps(rows, 'flipped'), claim='Claim 4', **controls)
+  memory = select(table, model='associative', measurement='accuracy')
+  for (relations, width), rows in groups(memory, 'relations', 'width'):
+    text = f'associative memory, R = {relations}, F = {width:,}: right answers'
+    yield from over_seeds(text, rows['value'].tolist(), 0.99, check=True)
   built = select(table, model='constructed', control=None)
   for claim, names in PERFECT.items():
     worst = built[built['measurement'].isin(names)].groupby('seed')['value'].min().tolist()
     yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
-
-
-def _share(rows, name: str) -> list[float]:
-  """How much of what the MLP adds to the answers units of one relation lose when they are cut, or keep alone; per seed."""
-  of = lambda name: np.array(values(rows, measurement=name, control=None))
-  floor = of('without_units')
-  part = (of(name) - floor) / np.maximum(of('fresh_accuracy') - floor, 1e-9)
-  return (1 - part if name == 'without_own_units' else part).tolist()
 
 
 def plot(table):
@@ -309,17 +327,26 @@ def plot(table):
     for i, rows in enumerate(kinds.values()):
       subjects = rows['subjects'].iloc[0]
       some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
-      some = some.assign(fitted=some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float) * subjects)
+      some = some.assign(
+        fitted=some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float) * subjects
+      )
       plotting.spread(curve, some, 'fitted', i)
       for measurement, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=measurement, control=None)
         plotting.spread(swaps, some, 'alpha', i, linestyle=line)
       color, marker = plotting.cycle(i)
-      units.plot(_share(rows, 'without_own_units'), _share(rows, 'own_units_only'), marker, color=color, alpha=0.6)
+      own = (
+        values(rows, measurement=f'own_units_{what}', control=None) for what in ('lose', 'keep')
+      )
+      units.plot(*own, marker, color=color, alpha=0.6)
     left.set(title=f'R = {relations}: maps judged on fresh subjects')
-    curve.set(xlabel='subjects that maps are fitted to', ylabel='$R^2$ of fresh subjects', ylim=(-0.3, 1.02))
-    swaps.set(xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)')
-    units.set(xlabel='of its function, lost without own units', ylabel='kept by own units alone')
+    curve.set(
+      xlabel='subjects that maps are fitted to', ylabel='$R^2$ of fresh subjects', ylim=(-0.3, 1.02)
+    )
+    swaps.set(
+      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)'
+    )
+    units.set(xlabel='of the MLP’s part, lost without own units', ylabel='kept by own units alone')
     units.set(xlim=(-0.3, 1.3), ylim=(-0.3, 1.3))
   figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
   return figure
@@ -334,11 +361,19 @@ def _plot_scores(ax, kinds: dict):
   for i, (name, rows) in enumerate(kinds.items()):
     color, marker = plotting.cycle(i)
     for j, measurement in enumerate(shown.values()):
-      for control, options in ((None, {}), (OTHERS, {'markerfacecolor': 'white'}), (SHARED, {'fillstyle': 'left'})):
-        own = values(rows, measurement=measurement, control=control) if control is None or i < 2 else []
+      for control, options in (
+        (None, {}),
+        (OTHERS, {'markerfacecolor': 'white'}),
+        (SHARED, {'fillstyle': 'left'}),
+      ):
+        own = (
+          values(rows, measurement=measurement, control=control) if control is None or i < 2 else []
+        )
         x = j + 0.8 * ((i + 0.5) / len(kinds) - 0.5)
         label = name if not j and control is None else None
-        ax.plot([x] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=label, **options)
+        ax.plot(
+          [x] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=label, **options
+        )
   ax.set_xticks(range(len(shown)), shown)
   ax.set(ylim=(-0.3, 1.05), ylabel='open: other attributes alone; half: one map')
 
@@ -346,16 +381,16 @@ def _plot_scores(ax, kinds: dict):
 STUDY = Study(
   name='structure', title='superposition, readout, swaps and units, judged on subjects that nothing has seen',
   claims=(
-    Claim('Claim 2', 'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors.'),
-    Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding.'),
-    Claim('Claim 4', 'The MLP selects by relation: moving the embedding along one map changes that answer and no other.'),
+    Claim('Claim 2', 'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors.', SIZES),
+    Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding.', SIZES),
+    Claim('Claim 4', 'The MLP selects by relation: moving the embedding along one map changes that answer and no other.', SIZES),
   ),
   terms='Fresh subjects: the model never saw them; it is frozen, they learn their embeddings alone, by the recipe that '
   'trained it; maps are fitted to its own subjects and judged on these. Other attributes alone: each attribute’s '
   'vector as a linear map predicts it from the subject’s others, the embedding never looked at. A swap moves an '
   'embedding, or its reconstruction, by M_r(u_a′ − u_a); all swapped: of all relations at once. Maps are fitted '
   '(ridge), calibrated (each as long as subjects say that it was not fitted to) or trained through the frozen model '
-  'on attributes at random. A unit’s own relation is that for which it fires most. Random weights: embeddings '
+  'on attributes at random. A unit’s own relation is that for which it fires most; what the MLP does for a relation: the right answers that it adds to those without any unit. Random weights: embeddings '
   'trained, all else as drawn. Associative: embeddings fixed, all else trained.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3,
 )  # fmt: skip

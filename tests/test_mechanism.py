@@ -8,12 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments import dynamics, phases
 from experiments import from_constructed as experiment
 from experiments.harness import machine, records, studies
+from experiments.harness.model_kinds import RECIPE, Kind
 from experiments.harness.statistics import select, values
 from experiments.harness.study import Study
+from geomem.facts import Facts
+from geomem.model import draw
+from geomem.training import optimization
 
-NAMES = ('structure', 'transfer', 'frozen_embeddings', 'from_constructed', 'capacity')
+NAMES = (
+  'structure',
+  'transfer',
+  'phases',
+  'dynamics',
+  'frozen_embeddings',
+  'from_constructed',
+  'capacity',
+)
 FIELDS = {'measurement', 'control', 'seed', 'subjects', 'relations', 'value'}
 
 
@@ -28,29 +41,25 @@ def no_cache(monkeypatch):
 
 
 def structure(table):
-  """A construction scores one everywhere, and its controls do not."""
-  built = select(table, model='constructed')
-  score = functools.partial(values, built)
+  """A construction scores one everywhere, and its controls do not; the controls of trained models reach no bound."""
+  study = studies.load('structure')
+  checks = [f for f in study.findings(table) if f.what.startswith('constructed')]
+  assert len(checks) == 3 and all(f.value == pytest.approx(1, abs=1e-4) for f in checks)
+  built = functools.partial(values, select(table, model='constructed'))
   for name in (
-    'accuracy',
-    'superposition_r2',
-    'probe_accuracy',
-    'relation_selectivity',
+    'fresh_superposition_r2',
+    'fresh_probe_accuracy',
     'patched_accuracy',
-    'accuracy_without_other_units',
+    'own_units_keep',
   ):
-    assert score(measurement=name, control=None) == pytest.approx([1], abs=1e-4)
-  for name in ('flipped', 'kept'):
-    assert score(measurement=name, control=None, alpha=1.0) == [1]
-  assert score(measurement='accuracy_without_own_units', control=None)[0] < 0.1
-  for name, control in (
-    ('superposition_r2', 'shuffled facts'),
-    ('probe_accuracy', 'shuffled facts'),
-    ('patched_accuracy', 'random direction'),
-    ('accuracy_without_other_units', 'random units'),
-  ):
-    assert score(measurement=name, control=control)[0] < 0.7
-  assert score(measurement='flipped', control='random direction', alpha=1.0)[0] < 0.3
+    controls = select(table, model='constructed', measurement=name)['control'].dropna()
+    assert len(controls) and all(built(measurement=name, control=c)[0] < 0.7 for c in controls)
+  assert built(measurement='flipped', control='random direction', alpha=1.0)[0] < 0.3
+  for control in ('untrained', 'random weights', 'associative'):
+    of = functools.partial(values, select(table, model=control, control=None))
+    assert of(measurement='fresh_superposition_r2')[0] < 0.75
+    assert of(measurement='fresh_probe_accuracy')[0] < 0.95
+    assert of(measurement='flipped, maps through the model, embedding')[0] < 0.95
 
 
 def from_constructed(table):
@@ -67,13 +76,20 @@ def from_constructed(table):
 
 
 def transfer(table):
-  """A construction answers for facts that it was not built for, however its embeddings are found."""
+  """A construction answers for facts that it was not built for; models that do not store them in embeddings do not."""
   built = select(table, model='constructed')
-  arms = ('old_maps', 'fitted_maps', 'learned_embeddings')
-  for name in ('accuracy', 'old_facts', *arms, 'superposition_r2'):
+  for name in (
+    'accuracy',
+    'old_tuples',
+    'old_maps',
+    'fitted_maps',
+    'learned_embeddings',
+    'superposition_r2',
+  ):
     assert values(built, measurement=name) == pytest.approx([1], abs=1e-4)
-  for control in ('untrained', 'associative'):
-    assert values(table, model=control, measurement='old_maps')[0] < 0.5
+  assert values(built, measurement='memorised') == [0]
+  for control in ('untrained', 'random weights', 'associative'):
+    assert values(table, model=control, measurement='old_maps')[0] < 0.95
 
 
 CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}
@@ -114,3 +130,32 @@ def test_noise_shakes_every_array(name):
   for path, old in jax.tree_util.tree_leaves_with_path(exact):
     new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
     assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)
+
+
+def test_when_a_level_is_reached():
+  reached = lambda values: dynamics.reached(
+    pd.DataFrame({'step': [0, 10, 20, 30], 'value': values}), 0.5
+  )
+  assert reached([0.0, 0.25, 0.75, 1.0]) == 15 and reached([0.6, 0.0, 0.0, 1.0]) == 0
+  assert reached([0.0, 1.0, 0.0, 1.0]) == 5 and np.isnan(reached([0.0, 0.1, 0.2, 0.4]))
+
+
+def test_random_directions_are_read_better_the_wider_they_are_and_alone_always():
+  right = [phases.random_directions(64, 4, dim, 16, seed=0) for dim in (8, 32, 256)]
+  assert right[0] < right[1] < right[2] and right[2] > 0.95
+  assert phases.random_directions(64, 1, 16, 16, seed=0) == 1
+
+
+@pytest.mark.parametrize(
+  ('model', 'trained'),
+  [
+    ('trained', {'subjects', 'relations', 'positions', 'value', 'output', 'scale'}),
+    ('random weights', {'subjects'}),
+  ],
+)
+def test_a_kind_trains_what_it_says(model, trained):
+  """By the last names of the parameters, which are those of the MLP beside."""
+  kind = Kind(model=model, subjects=8, relations=2, steps=1, dim=32, width=4, batch=4, **RECIPE)
+  free, _ = optimization.split(kind.recipe(), draw(kind.task(Facts.bijections(8, 2), 0).config, 0))
+  mlp = {'in', 'in_bias', 'out', 'out_bias'} if model == 'trained' else set()
+  assert {name.split('/')[-1] for name in free} == trained | mlp

@@ -55,3 +55,28 @@ def test_groups_in_which_a_seed_found_nothing_are_left_out():
   assert statistics.complete(table, 'dim', bordered=True)['dim'].unique().tolist() == [2]
   row = statistics.summarize(table, 'dim').to_dict('records')[0]
   assert row['seeds'] == 2 and np.isnan(row['value'])
+
+
+def test_how_likely_values_would_be_at_the_bound():
+  draws = np.random.default_rng(0).normal(0.9, 0.05, (4000, 5))
+  ps = np.array([statistics.p_beyond(values, 0.9, None) for values in draws])
+  for level in (0.05, 0.5):  # of experiments whose true mean is the bound, so many say less
+    assert abs((ps < level).mean() - level) < 0.03
+  assert statistics.p_beyond([0.95, 0.96, 0.97], 0.9, 1.0) == pytest.approx(
+    max(
+      statistics.p_beyond([0.95, 0.96, 0.97], 0.9, None),
+      statistics.p_beyond([0.03, 0.04, 0.05], 0.0, None),
+    )
+  )
+  alike = [statistics.p_beyond([1.0] * n, 0.95, None) for n in (5, 6)]
+  assert 0 < alike[1] < alike[0] < 1e-4  # no spread is no certainty
+  assert statistics.p_beyond([0.9] * 5, 0.95, None) > 0.999
+  assert statistics.p_beyond([np.nan, 1.0], 0.95, None) == 1
+  assert np.isnan(statistics.p_beyond([1.0], 0.95, None)) and np.isnan(
+    statistics.p_beyond([1, 1], None, None)
+  )
+
+
+def test_what_a_p_is_worth_among_several():
+  assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+  assert statistics.holm([0.5, 0.9]) == [1.0, 1.0] and statistics.holm([]) == []

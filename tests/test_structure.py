@@ -79,23 +79,25 @@ def test_a_leak_would_be_seen():
 
 @pytest.mark.parametrize('leaks', [False, True])
 def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
-  """Random embeddings that are wider than there are subjects: what was fitted to is explained, nothing else."""
-  config = Config.trained(60, 2, 64, 8)
-  table = instances.bijections(60, 2, 0)
-  task = batched.Task(config, table)
+  """Random embeddings, wider than there are subjects: what was fitted to is explained, and fresh subjects never are."""
+  config, table = Config.trained(60, 2, 64, 8), instances.bijections(60, 2, 0)
+  job = batched.job(batched.Task(config, table), config)
   if leaks:
-    everyone = jnp.arange(60)
-    monkeypatch.setattr(linear_maps, 'hold_out', lambda key, subjects: (everyone, everyone[:15]))
-  shuffled = jnp.asarray(instances.bijections(60, 2, 0, other=True).answers_RxN)
-  score = jax.jit(lambda params, job: experiment.scores(config, params, job, shuffled))
-  found = score(model.draw(config, 0), batched.job(task, config))
-  for name in (
-    'superposition_r2',
-    'probe_accuracy',
-    'superposition_r2|shuffled facts',
-    'probe_accuracy|shuffled facts',
-  ):
-    assert (found[name] > 0.7) == leaks
+    whole = lambda score: lambda e, u, answers, fit_T, held_S: score(e, u, answers, held_S, held_S)
+    for name in ('superposition_r2', 'probe_accuracy'):
+      monkeypatch.setattr(linear_maps, name, whole(getattr(linear_maps, name)))
+  e_NxD, u_AxD = (
+    model.draw(config, 0)['embed']['subjects'],
+    model.draw(config, 0)['unembed']['answers'],
+  )
+  e_SxD = np.random.default_rng(1).standard_normal((60, 64), dtype=np.float32)
+  other = jnp.asarray(instances.bijections(60, 2, 0, other=True).answers_RxN)
+  known = jnp.asarray(e_NxD), jnp.asarray(u_AxD), jnp.asarray(job.answers_RxN)
+  found = jax.jit(lambda e: experiment._linear(config, known, e, other, other))(e_SxD)
+  for where in ('fresh', 'own'):
+    for name in ('superposition_r2', 'probe_accuracy'):
+      assert (found[f'{where}_{name}'] > 0.7) == leaks
+      assert (found[f'{where}_{name}|shuffled facts'] > 0.7) == leaks
 
 
 def test_the_two_parts_are_apart_and_all():

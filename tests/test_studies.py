@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import json
 import shlex
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from experiments import pages
 from experiments.harness import machine, records, studies
-from experiments.harness.findings import over_seeds
+from experiments.harness.findings import Claim, decisions, over_seeds
 from experiments.harness.study import SCALES, Study
 from geomem.errors import InputError
 
@@ -131,6 +132,27 @@ def test_a_finding_is_the_mean_with_its_interval_and_its_control():
   assert finding.high - finding.value == pytest.approx(finding.value - finding.low)
   assert finding.controls == {'shuffled facts': 0.05}
   assert over_seeds('nothing', []) == []
+
+
+def test_primary_outcomes_decide_claims_and_the_worst_of_them_counts():
+  claims = [Claim(f'Claim {i}', '', ('R = 2', 'R = 4')) for i in (1, 2, 3)] + [
+    Claim('Claim 4', 'has none')
+  ]
+  own = functools.partial(over_seeds, at_least=0.9, primary=True)
+  sure = [0.99, 0.98, 0.99, 0.98, 0.99]
+  found = [
+    *own('R = 2, sure', sure, claim='Claim 1'),
+    *own('R = 4, all alike', [1.0] * 5, claim='Claim 1'),
+    *own('R = 2, short', [0.8, 0.9, 0.85], claim='Claim 2'),
+    *own('R = 4, sure', sure, claim='Claim 2'),
+    *own('R = 2, sure', sure, claim='Claim 3'),
+    *over_seeds('R = 4, no primary outcome', [0.1, 0.2], at_least=0.9, claim='Claim 3'),
+  ]
+  one, two, three = decisions(claims, found)
+  assert (one['primary outcomes'], one['within bounds'], one['verdict']) == (2, 2, 'stands')
+  assert one['by Holm'] == pytest.approx(3 * one['largest p']) and one['largest p'] == found[0].p
+  assert (two['within bounds'], two['verdict']) == (1, 'falls short') and two['largest p'] > 0.8
+  assert (three['not measured'], three['verdict'], three['largest p']) == ('R = 4', 'open', 1)
 
 
 @pytest.mark.parametrize(

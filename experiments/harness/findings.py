@@ -10,10 +10,11 @@ from experiments.harness import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A statement of the paper's, or ours: its name, what it says, and what is expected of the measurement."""
+  """A statement of the paper's, or ours: its name, what it says, and the sizes at which primary outcomes decide it."""
 
   name: str
   says: str
+  sizes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +60,8 @@ def over_seeds(
 ) -> list[Finding]:  # fmt: skip
   """The finding of a value per seed, beside the values of its controls by name; none where there are no values."""
   if not len(values):
+    if primary:
+      raise ValueError(f'{what}: nothing was measured, and it decides a claim')
     return []
   means = {
     name.replace('_', ' '): float(np.mean(own)) for name, own in controls.items() if len(own)
@@ -69,18 +72,25 @@ def over_seeds(
 
 
 def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict]:
-  """What the primary outcomes say of every claim: the largest p of its bounds, Holm's correction over the claims."""
-  primary = {claim.name: [f for f in of_claim(claim, findings) if f.primary] for claim in claims}
-  primary = {name: own for name, own in primary.items() if own}
-  worst = {name: float(np.max([f.p for f in own])) for name, own in primary.items()}
-  corrected = dict(zip(worst, statistics.holm(list(worst.values())), strict=True))
+  """What the primary outcomes say of every claim: the largest p of its bounds, Holm's correction over the claims.
+
+  A claim of which a size was not measured is open, and its p is 1.
+  """
+  rows: list[dict] = []
+  for claim in (claim for claim in claims if claim.sizes):
+    own = [f for f in of_claim(claim, findings) if f.primary]
+    missing = [size for size in claim.sizes if not any(f'{size},' in f.what for f in own)]
+    rows.append({
+      'claim': claim.name, 'primary outcomes': len(own), 'within bounds': sum(bool(f.holds) for f in own),
+      'not measured': '; '.join(missing), 'largest p': 1.0 if missing else float(np.max([f.p for f in own])),
+    })  # fmt: skip
+  corrected = statistics.holm([row['largest p'] for row in rows])
+  verdicts = ['open' if row['not measured'] else 'stands' if row['within bounds'] == row['primary outcomes'] and p < 0.05
+              else 'falls short' for row, p in zip(rows, corrected, strict=True)]  # fmt: skip
   return [
-    {
-      'claim': name, 'primary outcomes': len(own), 'within bounds': sum(bool(f.holds) for f in own),
-      'largest p': worst[name], 'by Holm': corrected[name],
-    }
-    for name, own in primary.items()
-  ]  # fmt: skip
+    {**row, 'by Holm': p, 'verdict': verdict}
+    for row, p, verdict in zip(rows, corrected, verdicts, strict=True)
+  ]
 
 
 def of_claim(claim: Claim, findings: Sequence[Finding]) -> list[Finding]:

@@ -59,14 +59,13 @@ class Kind:
     return self.model not in UNTRAINED
 
   def recipe(self) -> Recipe:
-    projection = {'unembed/project': 'fixed'} if self.answer_dim else {}
-    parts = {optimization.SUBJECTS: self.embeddings, 'unembed': self.unembedding} | projection
+    parts = {optimization.SUBJECTS: self.embeddings, 'unembed': self.unembedding}
+    if self.answer_dim and self.model != 'constructed':
+      parts['unembed/project'] = 'fixed'  # W_out can turn what it writes by any matrix
     parts |= dict.fromkeys(optimization.QK_PARAMS, self.attention)
     if self.model == 'random weights':
       rest = ('embed/relations', 'embed/positions', 'blocks_0', 'unembed', 'norm_final')
       parts = dict.fromkeys(rest, 'fixed')
-    if self.model == 'constructed':  # which has no answer_dim
-      parts.pop('unembed/project', None)
     return Recipe.with_warmup(
       self.steps, batch=self.batch, target=None, noise=self.noise, label_smoothing=self.label_smoothing,
       embedding_lr_multiplier=self.embedding_lr_multiplier,
@@ -92,7 +91,9 @@ class Kind:
     config = tasks[0].config
     written = np.zeros((len(seeds), 0, config.dim), np.float32)
     if self.model == 'constructed':
-      written = np.stack([registry.build('selector', o).params['embed']['subjects'] for o in others])
+      written = np.stack(
+        [registry.build('selector', o).params['embed']['subjects'] for o in others]
+      )
     # What is frozen is no matter of what is asked of a model that is done: so kinds of one size share a program.
     own_scores = functools.partial(scores, config, dataclasses.replace(self.recipe(), frozen=()))
     about = dataclasses.asdict(self) | {'dim': config.dim, 'width': config.blocks[0].hidden[0]}

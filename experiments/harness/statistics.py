@@ -8,6 +8,7 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 NONE = float('nan'), float('nan')
+RESOLUTION = 1 / 512  # one answer of 256 subjects with two relations
 
 
 def select(table: pd.DataFrame, **about) -> pd.DataFrame:
@@ -58,19 +59,22 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
 def p_beyond(values: ArrayLike, at_least: float | None, at_most: float | None) -> float:
   """Were the true mean at the bound, how likely a mean as far beyond it; Student's t, the larger of two bounds.
 
-  Where all seeds agree there is no spread to judge by: then 2⁻ⁿ, as if each had fallen on either side of the bound
-  alike. None (NaN) without a bound, and for a single seed.
+  Where all seeds agree there is no spread to judge by: then one of them is taken to be nearer to the bound by
+  `RESOLUTION`. None (NaN) without a bound, and for a single seed.
   """
   x = np.asarray(values, float)
-  bounds = [(x - at_least) if at_least is not None else None, (at_most - x) if at_most is not None else None]
+  bounds = [
+    (x - at_least) if at_least is not None else None,
+    (at_most - x) if at_most is not None else None,
+  ]
   beyond = [b for b in bounds if b is not None]
   if len(x) < 2 or not beyond:
     return np.nan
   if not np.isfinite(x).all():
     return 1.0
-  one = lambda b: scipy.stats.ttest_1samp(b, 0, alternative='greater').pvalue
-  agreed = lambda b: 0.5 ** len(x) if b[0] > 0 else 1.0
-  return float(max(agreed(b) if np.ptp(b) == 0 else one(b) for b in beyond))
+  if np.ptp(x) == 0:
+    beyond = [b - RESOLUTION * (np.arange(len(b)) == 0) for b in beyond]
+  return float(max(scipy.stats.ttest_1samp(b, 0, alternative='greater').pvalue for b in beyond))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

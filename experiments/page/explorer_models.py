@@ -86,8 +86,8 @@ def models(steps: int = 800) -> list[ExplorerModel]:
     shown = fit_probes(built) if name in PROBED else (np.arange(facts.subjects),)
     found.append(ExplorerModel(title, about, built, *shown))
   kind = model_kinds.Kind(
-    model='trained', subjects=192, relations=3, steps=steps, dim=24, width=48, batch=48,
-    **model_kinds.FOR_TRANSFER,
+    subjects=192, relations=3, steps=steps, dim=48, width=48, batch=48,
+    **model_kinds.RECIPE,
   )  # fmt: skip
   task = kind.task(Facts.bijections(kind.subjects, kind.relations), seed=0)
   (trained,) = geomem.sweep([task], **vars(kind.recipe()))

@@ -1,0 +1,202 @@
+"""When does the structure come: before the facts are learned, with them, or after? And relation by relation, or at once?
+
+  python -m experiments.dynamics
+
+Models are stopped on their way. At each stop subjects that the model never saw learn their embeddings
+through it, frozen as it is then, in as many steps as a whole training has; maps fitted to its own
+subjects are judged on them. What is compared are the steps at which facts are answered, fresh subjects'
+attributes are read by linear maps, and swaps at α = 1 flip their answer and no other, each half of its
+way from what random weights reach, whose embeddings alone are trained, to 1.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import instances, plotting
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.model_kinds import RECIPE, Kind
+from experiments.harness.statistics import groups, select, values
+from experiments.harness.study import Study
+from geomem import model
+from geomem.config import Config
+from geomem.inside import intervene, linear_maps, new_facts
+from geomem.training import batched
+from geomem.training.optimization import Recipe
+
+CONTROL = 'random weights'
+FRESH = 64  # subjects that the model never saw
+MEASURED = {
+  'accuracy': 'facts answered', 'fresh_accuracy': 'fresh subjects answered', 'readout': 'linear readout of fresh subjects',
+  'superposition_r2': '$R^2$ of fresh subjects', 'swapped': 'swaps that flip and keep',
+}  # fmt: skip
+
+LATEST = 1.25  # of the step at which the facts come: what comes later comes after them
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """A model of the recipe; `stops`: the steps after which it is looked into, the last of them the end."""
+
+  subjects: int
+  relations: int
+  dim: int
+  width: int
+  batch: int
+  stops: tuple[int, ...]
+  seeds: int
+
+
+PRESETS = {
+  'smoke': Preset(subjects=32, relations=2, dim=32, width=32, batch=8, stops=(10, 30), seeds=1),
+  'laptop': Preset(
+    subjects=256, relations=2, dim=64, width=64, batch=64, stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500, 1000), seeds=5,
+  ),
+  'full': Preset(
+    subjects=2048, relations=4, dim=128, width=128, batch=256,
+    stops=(50, 100, 130, 160, 190, 220, 250, 290, 330, 380, 440, 500, 600, 800, 1200, 2000), seeds=10,
+  ),
+}  # fmt: skip
+
+
+def scores(config: Config, recipe: Recipe, params, job, other_RxN):
+  """What a model does at a stop, of each relation."""
+  e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  table_RxS = other_RxN[:, :FRESH]
+  e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS)
+  both = jnp.concatenate([e_NxD, e_SxD]), u_AxD, jnp.concatenate([job.answers_RxN, table_RxS], 1)
+  split = jnp.arange(len(e_NxD)), len(e_NxD) + jnp.arange(len(e_SxD))
+  known = e_NxD, u_AxD, job.answers_RxN
+  maps_RxDxD, _ = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+  wanted_SxR = intervene.other_attributes(
+    instances.eval_keys(job.seed, 1)[0], config.answers, table_RxS.T
+  )
+  vectors = intervene.steering_vectors(maps_RxDxD, u_AxD, table_RxS.T, wanted_SxR)
+  flipped, kept = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
+  of_relation = lambda right: jnp.mean(right, axis=0, dtype=jnp.float32)
+  return {
+    'accuracy': of_relation(intervene.answers(config, params, e_NxD) == job.answers_RxN.T),
+    'fresh_accuracy': of_relation(intervene.answers(config, params, e_SxD) == table_RxS.T),
+    'readout': of_relation((linear_maps.probe(*both, *split) == table_RxS).T),
+    'superposition_r2': linear_maps.superposition_r2(*both, *split),
+    'swapped': jnp.minimum(flipped[0], kept[0]),
+  }  # fmt: skip
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """A record a number, stop and, where it is of one, relation."""
+  sizes = {
+    name: getattr(preset, name) for name in ('subjects', 'relations', 'dim', 'width', 'batch')
+  }
+  about: Any = sizes | RECIPE | {'steps': preset.stops[-1]}
+  kinds = Kind(**about), Kind(model=CONTROL, **about)
+  found = {
+    kind.model: trainer.cached(functools.partial(follow, kind, preset.stops, seeds))
+    for kind in kinds
+  }
+  return [
+    {
+      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **sizes, 'step': step, 'relation': r if np.ndim(value) else None,
+      'seed': seed, 'value': float(number),
+    }
+    for model, own in found.items()
+    for name, values_TxM in own.items()
+    for step, values_M in zip((0, *preset.stops), values_TxM, strict=True)
+    for seed, value in zip(seeds, values_M, strict=True)
+    for r, number in enumerate(np.atleast_1d(value))
+  ]  # fmt: skip
+
+
+def follow(kind: Kind, stops, seeds) -> dict:
+  """What is found of all models at the start and at every stop."""
+  facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
+  sweep, states = batched.set_up(kind.recipe(), [kind.task(facts(seed), seed) for seed in seeds])
+  others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
+  recipe = dataclasses.replace(kind.recipe(), frozen=())
+  look = lambda states: batched.evaluate(
+    sweep, states, functools.partial(scores, sweep.config, recipe), others
+  )
+  found = [look(states)]
+  for before, stop in itertools.pairwise((0, *stops)):
+    states = batched.advance(sweep, states, stop - before)
+    found.append(look(states))
+  return {name: np.stack([some[name] for some in found]) for name in found[0]}
+
+
+def reached(rows, level: float) -> float:
+  """The step at which a value first passes the level, on a line between two stops; NaN if it never does."""
+  steps, found = rows['step'].to_numpy(float), rows['value'].to_numpy(float)
+  above = np.flatnonzero(found >= level)
+  if not len(above):
+    return float('nan')
+  i = above[0]
+  return float(np.interp(level, found[i - 1 : i + 1], steps[i - 1 : i + 1])) if i else 0.0
+
+
+def expect(table):
+  """When each has come half of its way from what random weights reach to 1; and how far apart relations are."""
+  by = ['model', 'measurement', 'seed', 'step']
+  mean = table.groupby(by, sort=False, as_index=False)['value'].mean()
+  last, trained = select(mean, step=mean['step'].max()), select(mean, model='trained')
+  level, when = {}, {}
+  for name in MEASURED:
+    level[name] = 0.5 + 0.5 * max(
+      0.0, float(np.mean(values(last, model=CONTROL, measurement=name)))
+    )
+    rows = select(trained, measurement=name)
+    when[name] = np.array([reached(own, level[name]) for _, own in groups(rows, 'seed')])
+  for name, words in MEASURED.items():
+    words, most = words.replace('$R^2$', 'R²'), LATEST if name in ('readout', 'swapped') else None
+    end, control = (values(last, model=kind, measurement=name) for kind in ('trained', CONTROL))
+    yield from over_seeds(f'{words}, in the end', end, random_weights=control)
+    yield from over_seeds(
+      f'{words}: the step at which it passes {level[name]:.2f}', when[name].tolist()
+    )
+    if name != 'accuracy':
+      ratio = (when[name] / when['accuracy']).tolist()
+      yield from over_seeds(f'{words}: that step / that of the facts', ratio, at_most=most)
+  facts = select(table, model='trained', measurement='accuracy')
+  apart = [
+    np.ptp([reached(own, level['accuracy']) for _, own in groups(rows, 'relation')])
+    for _, rows in groups(facts, 'seed')
+  ]
+  what = 'first to last relation learned: steps between them / that of the facts'
+  yield from over_seeds(what, (np.array(apart) / when['accuracy']).tolist())
+
+
+def plot(table):
+  """Everything over the steps, of random weights dotted; and every relation of every seed."""
+  figure, (left, right) = plotting.new(9, 3.4, 1, 2)
+  for i, (name, words) in enumerate(MEASURED.items()):
+    for kind, line in (('trained', '-'), (CONTROL, ':')):
+      rows = select(table, model=kind, measurement=name)
+      mean = rows.groupby(['seed', 'step'], as_index=False)['value'].mean()
+      plotting.spread(left, mean, 'step', i, words if line == '-' else None, linestyle=line)
+  seeds = list(table['seed'].unique())
+  facts = select(table, model='trained', measurement='accuracy')
+  for (seed, _), rows in groups(facts, 'seed', 'relation'):
+    color, marker = plotting.cycle(seeds.index(seed))
+    right.plot(rows['step'], rows['value'], color=color, marker=marker, markersize=3, linewidth=0.8)
+  left.set(
+    xlabel='step', ylabel='of all; random weights dotted', xscale='symlog', ylim=(-0.3, 1.03)
+  )
+  right.set(xlabel='step', ylabel='facts answered', xscale='symlog')
+  right.set(title='a line a relation, a colour a seed')
+  plotting.legend(left)
+  return figure
+
+
+STUDY = Study(
+  name='dynamics', title='facts, superposition, readout and swaps as training goes on',
+  claims=(Claim('Dynamics', 'The structure comes with the facts, not after them.'),),
+  terms='Fresh subjects: the model never saw them; it is frozen as it is at that step, they learn their embeddings '
+  'alone. Swaps: at α = 1 along fitted maps, the lower of the fractions that flip the answer and that keep the others.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1,
+)  # fmt: skip
+
+if __name__ == '__main__':
+  STUDY.main()

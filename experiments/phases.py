@@ -1,0 +1,184 @@
+"""When are facts kept in the embedding, and when in the weights? A phase diagram.
+
+  python -m experiments.phases
+
+Every cell is a kind of model, trained by the recipe but for what the axes say: coordinates for each of
+the R·log₂N bits of a subject, hidden units, weight decay, subjects. A geometric memory answers for new
+facts as for old ones, once their embeddings are put together by the old maps; one that keeps facts in
+its weights does not, and what it answers of old facts alone it has memorised. Beside the cells stands
+what a superposition in random directions, read by a matched filter, can answer at that width: nothing
+is fitted to it. The seeds are not those by which claims are decided.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+
+from experiments.harness import fresh, plotting
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.model_kinds import RECIPE, Kind
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import FIRST_SEED, Study
+from geomem.config import Config
+from geomem.training.optimization import Recipe
+
+NEW = 128  # subjects with new facts
+SHOWN = {
+  'old_maps': 'zero-shot (a)', 'probe_accuracy': 'readout of fresh subjects', 'swapped': 'swaps at α = 1',
+  'memorised': 'memorised',
+}  # fmt: skip
+AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N'}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`first`: the sizes that cells share. `maps`: of each the two fields that change, with their values."""
+
+  first: dict[str, int]
+  maps: tuple[dict[str, tuple], ...]
+  seeds: int = 1
+
+  def kinds(self):
+    """(the names of the axes, the kind of model) of every cell."""
+    about: dict[str, Any] = RECIPE | self.first
+    for axes in self.maps:
+      for cell in itertools.product(*axes.values()):
+        yield tuple(axes), Kind(**about | dict(zip(axes, cell, strict=True)))
+
+
+SMALL = {'subjects': 128, 'relations': 2, 'dim': 64, 'width': 64, 'batch': 32, 'steps': 1000}
+LARGE = {'subjects': 512, 'relations': 4, 'dim': 128, 'width': 128, 'batch': 128, 'steps': 1000}
+WIDTHS = {'dim': (16, 24, 32, 48, 64, 96, 128, 192), 'width': (16, 32, 64, 128, 256, 512)}
+DECAYS = 0.0, 0.03, 0.1, 0.3, 1.0, 2.0
+PRESETS = {
+  'smoke': Preset(
+    first={'subjects': 32, 'relations': 2, 'dim': 16, 'width': 16, 'batch': 8, 'steps': 60},
+    maps=({'dim': (8, 16), 'width': (8, 16)},),
+  ),
+  'laptop': Preset(first=SMALL, maps=({'dim': (8, 16, 32, 64), 'width': (8, 32, 128)},), seeds=2),
+  'full': {
+    'widths': Preset(first=LARGE, maps=(WIDTHS,), seeds=2),
+    'decay': Preset(
+      first=LARGE, seeds=2, maps=(
+        {'weight_decay': DECAYS, 'width': WIDTHS['width']}, {'weight_decay': DECAYS, 'subjects': (128, 256, 512, 1024)},
+      ),
+    ),
+  },
+}  # fmt: skip
+
+
+def scores(config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+  """All that is measured of one model, by name."""
+  return fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)[0]
+
+
+def random_directions(subjects: int, relations: int, dim: int, answer_dim: int, seed: int) -> float:
+  """How often a superposition of the answers' vectors in random directions is read right: nothing is learned."""
+  rng = np.random.default_rng((seed, 3))
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  code_AxK = unit(rng.standard_normal((subjects, answer_dim)))
+  maps_RxKxD = rng.standard_normal((relations, answer_dim, dim)) / math.sqrt(dim)
+  if dim >= answer_dim:  # orthonormal rows, which bring the least of the others along
+    maps_RxKxD = np.swapaxes(np.linalg.qr(np.swapaxes(maps_RxKxD, 1, 2))[0], 1, 2)
+  answers_RxN = np.stack([rng.permutation(subjects) for _ in range(relations)])
+  e_NxD = np.einsum('rnk,rkd->nd', code_AxK[answers_RxN], maps_RxKxD)
+  read_RxNxK = np.einsum('nd,rkd->rnk', e_NxD, maps_RxKxD)
+  return float(np.mean(np.argmax(read_RxNxK @ code_AxK.T, axis=-1) == answers_RxN))
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records of all cells."""
+  records = []
+  for axes, kind in preset.kinds():
+    about, found = kind.evaluate(trainer, seeds, scores)
+    sizes = kind.subjects, kind.relations, kind.dim, kind.answer_dim or kind.dim
+    at_random = [random_directions(*sizes, seed) for seed in seeds]
+    about |= {
+      'map': ' × '.join(axes),
+      'coordinates': kind.dim / (kind.relations * math.log2(kind.subjects)),
+    }
+    records += [
+      {'measurement': name, 'control': None, **about, 'seed': seed, 'value': float(some[i])}
+      for i, seed in enumerate(seeds)
+      for name, some in {**found, 'random_directions': at_random}.items()
+    ]
+  return records
+
+
+def expect(table):
+  """Where (a) begins to hold, and how far what is learned lies above what random directions can do."""
+  for (name,), rows in groups(table, 'map'):
+    axis, best = ('dim', rows['dim'].max()) if name.startswith('dim') else ('weight_decay', 1.0)
+    found = select(rows, measurement='old_maps', **{axis: best}).groupby('seed')['value'].mean()
+    what = f'{name}: zero-shot (a) where {AXES[axis]} is {best:g}, mean of the cells'
+    yield from over_seeds(what, found.tolist(), 0.95)
+    mean = rows.pivot_table(index=list(AXES), columns='measurement', values='value')
+    learned = mean[mean['accuracy'] >= 0.99]
+    geometric, memory = learned['old_maps'] >= 0.95, learned['memorised'] >= 0.2
+    counts = {
+      'how many': len(learned), 'of these (a) at least 0.95': geometric.sum(),
+      'of these 0.2 or more memorised': memory.sum(),
+    }  # fmt: skip
+    if geometric.any():
+      least = learned['random_directions'][geometric].min()
+      counts['the least that random directions could answer where (a) is 0.95'] = least
+    for what, count in counts.items():
+      yield from over_seeds(f'{name}, cells with their facts learned: {what}', [float(count)])
+
+
+def plot(table):
+  """A row of panels for every map; beside the cells, where d changes, what random directions can do."""
+  maps = table['map'].unique()
+  figure, panels = plotting.new(12, 3 * len(maps), len(maps), len(SHOWN), squeeze=False)
+  for row, name in zip(panels, maps, strict=True):
+    rows, (y, x) = select(table, map=name), name.split(' × ')
+    grids = {
+      what: own.pivot_table(index=y, columns=x, values='value')
+      for (what,), own in groups(rows, 'measurement')
+    }
+    for ax, (measurement, words) in zip(row, SHOWN.items(), strict=True):
+      image = _plot_cells(ax, grids[measurement], grids['accuracy'])
+      ax.set(xlabel=AXES[x], title=words)
+    labels = grids['accuracy'].index.astype(str)
+    row[0].set(ylabel=AXES[y])
+    if y == 'dim':
+      bits, at_random = (
+        rows.groupby('dim')['coordinates'].first(),
+        grids['random_directions'].mean(axis=1),
+      )
+      labels = [f'{d}   {bits[d]:.1f}   {at_random[d]:.2f}' for d in bits.index]
+      row[0].set(ylabel='d, coordinates a bit, right in random directions')
+    row[0].set_yticks(range(len(labels)), labels)
+  figure.colorbar(image, ax=panels, shrink=0.6)
+  return figure
+
+
+def _plot_cells(ax, grid, accuracy):
+  """A number a cell, in brackets where the facts were not learned."""
+  image = ax.imshow(grid, vmin=0, vmax=1, origin='lower', aspect='auto', cmap='viridis')
+  for i, j in np.ndindex(grid.shape):
+    value = grid.iloc[i, j]
+    text = f'{value:.2f}' if accuracy.iloc[i, j] >= 0.99 else f'({value:.2f})'
+    color = 'white' if value < 0.6 else 'black'
+    ax.text(j, i, text, ha='center', va='center', fontsize=5, color=color)
+  ax.set_xticks(range(grid.shape[1]), grid.columns)
+  ax.set_yticks(range(grid.shape[0]), [''] * len(grid))
+  ax.grid(False)
+  return image
+
+
+STUDY = Study(
+  name='phases', title='geometric against associative memory, by width, units, weight decay and subjects',
+  claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough and the weights decay.'),),
+  terms='As of claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: superpositions of '
+  'random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is less), read by each map’s '
+  'transpose and the nearest answer. All cells have the same steps and batches, so that of fewer subjects each is seen '
+  'more often.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=4, first_seed=FIRST_SEED + 900,
+)  # fmt: skip
+
+if __name__ == '__main__':
+  STUDY.main()
