@@ -11,17 +11,17 @@ way from what random weights reach, whose embeddings alone are trained, to 1.
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import instances, plotting
+from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import RECIPE, Kind
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
+from experiments.harness.trainer import evaluate_at
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
@@ -34,7 +34,6 @@ MEASURED = {
   'accuracy': 'facts answered', 'fresh_accuracy': 'fresh subjects answered', 'readout': 'linear readout of fresh subjects',
   'superposition_r2': '$R^2$ of fresh subjects', 'swapped': 'swaps that flip and keep',
 }  # fmt: skip
-
 LATEST = 1.25  # of the step at which the facts come: what comes later comes after them
 
 
@@ -54,7 +53,8 @@ class Preset:
 PRESETS = {
   'smoke': Preset(subjects=32, relations=2, dim=32, width=32, batch=8, stops=(10, 30), seeds=1),
   'laptop': Preset(
-    subjects=256, relations=2, dim=64, width=64, batch=64, stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500, 1000), seeds=5,
+    subjects=256, relations=2, dim=64, width=64, batch=64,
+    stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500, 1000), seeds=5,
   ),
   'full': Preset(
     subjects=2048, relations=4, dim=128, width=128, batch=256,
@@ -68,22 +68,16 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN):
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   table_RxS = other_RxN[:, :FRESH]
   e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS)
-  both = jnp.concatenate([e_NxD, e_SxD]), u_AxD, jnp.concatenate([job.answers_RxN, table_RxS], 1)
-  split = jnp.arange(len(e_NxD)), len(e_NxD) + jnp.arange(len(e_SxD))
   known = e_NxD, u_AxD, job.answers_RxN
-  maps_RxDxD, _ = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
-  wanted_SxR = intervene.other_attributes(
-    instances.eval_keys(job.seed, 1)[0], config.answers, table_RxS.T
-  )
-  vectors = intervene.steering_vectors(maps_RxDxD, u_AxD, table_RxS.T, wanted_SxR)
-  flipped, kept = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
+  data = fresh.fitted_and_fresh(known, e_SxD, table_RxS)
+  maps, key = linear_maps.fit_best_maps(*known), instances.eval_keys(job.seed, 1)[0]
   of_relation = lambda right: jnp.mean(right, axis=0, dtype=jnp.float32)
   return {
     'accuracy': of_relation(intervene.answers(config, params, e_NxD) == job.answers_RxN.T),
     'fresh_accuracy': of_relation(intervene.answers(config, params, e_SxD) == table_RxS.T),
-    'readout': of_relation((linear_maps.probe(*both, *split) == table_RxS).T),
-    'superposition_r2': linear_maps.superposition_r2(*both, *split),
-    'swapped': jnp.minimum(flipped[0], kept[0]),
+    'readout': of_relation((linear_maps.probe(*data) == table_RxS).T),
+    'superposition_r2': linear_maps.superposition_r2(*data),
+    'swapped': fresh.swapped(config, params, maps, e_SxD, table_RxS, key),
   }  # fmt: skip
 
 
@@ -95,13 +89,13 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   about: Any = sizes | RECIPE | {'steps': preset.stops[-1]}
   kinds = Kind(**about), Kind(model=CONTROL, **about)
   found = {
-    kind.model: trainer.cached(functools.partial(follow, kind, preset.stops, seeds))
+    kind.model: trainer.cached(functools.partial(train, kind, preset.stops, seeds))
     for kind in kinds
   }
   return [
     {
-      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **sizes, 'step': step, 'relation': r if np.ndim(value) else None,
-      'seed': seed, 'value': float(number),
+      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **sizes,
+      'step': step, 'relation': r if np.ndim(value) else None, 'seed': seed, 'value': float(number),
     }
     for model, own in found.items()
     for name, values_TxM in own.items()
@@ -111,20 +105,14 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   ]  # fmt: skip
 
 
-def follow(kind: Kind, stops, seeds) -> dict:
+def train(kind: Kind, stops, seeds) -> dict:
   """What is found of all models at the start and at every stop."""
   facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
   sweep, states = batched.set_up(kind.recipe(), [kind.task(facts(seed), seed) for seed in seeds])
   others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
   recipe = dataclasses.replace(kind.recipe(), frozen=())
-  look = lambda states: batched.evaluate(
-    sweep, states, functools.partial(scores, sweep.config, recipe), others
-  )
-  found = [look(states)]
-  for before, stop in itertools.pairwise((0, *stops)):
-    states = batched.advance(sweep, states, stop - before)
-    found.append(look(states))
-  return {name: np.stack([some[name] for some in found]) for name in found[0]}
+  function = functools.partial(scores, sweep.config, recipe)
+  return evaluate_at(sweep, states, stops, function, others)
 
 
 def reached(rows, level: float) -> float:

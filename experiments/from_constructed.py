@@ -26,6 +26,7 @@ from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
+from experiments.harness.trainer import evaluate_at
 from geomem import model
 from geomem.config import Config
 from geomem.inside import linear_maps
@@ -155,12 +156,7 @@ def evaluations(preset: Preset, name: str, tasks) -> dict:
   more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
   sweep, states = batched.set_up(recipe, tasks)
-  evaluate = lambda states: batched.evaluate(sweep, states, function, *more)
-  found = [evaluate(states)]
-  for before, step in itertools.pairwise((0, *preset.evaluation_steps)):
-    states = batched.advance(sweep, states, step - before)
-    found.append(evaluate(states))
-  return stack(found)
+  return evaluate_at(sweep, states, preset.evaluation_steps, function, *more)
 
 
 def expect(table):

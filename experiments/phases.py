@@ -145,10 +145,8 @@ def plot(table):
     labels = grids['accuracy'].index.astype(str)
     row[0].set(ylabel=AXES[y])
     if y == 'dim':
-      bits, at_random = (
-        rows.groupby('dim')['coordinates'].first(),
-        grids['random_directions'].mean(axis=1),
-      )
+      bits = rows.groupby('dim')['coordinates'].first()
+      at_random = grids['random_directions'].mean(axis=1)
       labels = [f'{d}   {bits[d]:.1f}   {at_random[d]:.2f}' for d in bits.index]
       row[0].set(ylabel='d, coordinates a bit, right in random directions')
     row[0].set_yticks(range(len(labels)), labels)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import instances, plotting
+from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, Kind
 from experiments.harness.statistics import groups, select, split_key, values
@@ -96,9 +96,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   keys = instances.eval_keys(job.seed, 5)
   u_AxD = model.apply(config, params, method='unembedding')
   table_RxS, e_NxD = other_RxN[:, :FRESH], params['embed']['subjects']
-  e_SxD = written_NxD[:FRESH]
-  if not len(written_NxD):
-    e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS)
+  e_SxD = fresh.embeddings(config, recipe, params, job, table_RxS, written_NxD)
   known = e_NxD, u_AxD, job.answers_RxN
   ridge = linear_maps.best_ridge(*known)
   maps = linear_maps.fit_maps(*known, ridge)
@@ -126,9 +124,10 @@ def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
     fit_T = np.arange(n) * round(fraction * n) // n
     return jnp.concatenate([table_RxN, table_RxS], 1), fit_T, first + np.arange(held)
 
-  fresh, own = (1.0, n), (0.5, n - held)
-  arms = {'fresh': arm(own_RxN, *fresh), 'own': arm(own_RxN, *own)}
-  arms |= {f'fresh|{SHUFFLED}': arm(other_RxN, *fresh), f'own|{SHUFFLED}': arm(other_RxN, *own)}
+  all_own, half_own = (1.0, n), (0.5, n - held)
+  arms = {'fresh': arm(own_RxN, *all_own), 'own': arm(own_RxN, *half_own)}
+  for where, some in (('fresh', all_own), ('own', half_own)):
+    arms[f'{where}|{SHUFFLED}'] = arm(other_RxN, *some)
   arms |= {f'fresh of {part:g}': arm(own_RxN, part, n) for part in FRACTIONS}
   stack = lambda arms: jax.tree.map(lambda *arrays: jnp.stack(arrays), *arms)
   judge = lambda score, arms: jax.lax.map(lambda arm: score(e_BxD, u_AxD, *arm), stack(arms))
@@ -192,10 +191,8 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
   shuffled_F, nobody_F = jax.random.permutation(key, own_F), jnp.full_like(own_F, config.relations)
   owners = jnp.stack([own_F, shuffled_F, nobody_F])
   without_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)
-  whole_R, floor_R = (
-    without_TxRxR[2, 0],
-    only_TxR[2],
-  )  # of nobody's units none is cut, and none is kept
+  # Of nobody's units none is cut, and none is kept.
+  whole_R, floor_R = without_TxRxR[2, 0], only_TxR[2]
   counts_R = whole_R - floor_R >= 0.1
   part = lambda right_R: (right_R - floor_R) / jnp.where(counts_R, whole_R - floor_R, 1.0)
   mean = lambda part_R: (

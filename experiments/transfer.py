@@ -118,9 +118,10 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
     e_SxD = linear_maps.superpose(maps, u_AxD, new_RxS)
     return intervene.accuracy(config, params, e_SxD, new_RxS.T)
 
-  for fraction in FRACTIONS:
+  found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # of all of them
+  for fraction in FRACTIONS[:-1]:
     some = slice(round(fraction * config.subjects))
-    own = fresh.fit(e_NxD[some], u_AxD, job.answers_RxN[:, some])
+    own = linear_maps.fit_best_maps(e_NxD[some], u_AxD, job.answers_RxN[:, some])
     found[f'old_maps of {fraction:g}'] = superposed(own)
   key, size = instances.eval_keys(job.seed, 4)[3], recipe.batch or NEW
   through, _ = new_facts.fit_maps_through_model(config, params, maps, key, map_steps, size)

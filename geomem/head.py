@@ -115,9 +115,9 @@ def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, r
 
   first = count * jax.lax.axis_index(VOCABULARY) if sharded else 0
   u32_AxD = u_AxD.astype(jnp.float32)
-  # Of every answer in use: its part of a smoothed label.
-  count_in_use = add(jnp.sum(in_use_A, dtype=jnp.float32))
-  share_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
+  if smoothing:  # of every answer in use: its part of the label
+    count_in_use = add(jnp.sum(in_use_A, dtype=jnp.float32))
+    part_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
 
   def step(carry, xs):
     loss, right, du_DxA = carry
@@ -131,7 +131,7 @@ def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, r
     sum_S = add(jnp.sum(odds_SxA, axis=1))
     each_S = jnp.log(sum_S) + top_S - own_S
     if smoothing:
-      mean_S = add(jnp.sum(jnp.where(in_use_A[None], share_A[None] * logits_SxA, 0.0), axis=1))
+      mean_S = add(jnp.sum(jnp.where(in_use_A[None], part_A[None] * logits_SxA, 0.0), axis=1))
       each_S = each_S + smoothing * own_S - mean_S
     loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * each_S, 0.0))
     alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
@@ -142,7 +142,7 @@ def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, r
     label_S = (1.0 - smoothing) * sum_S
     odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
     if smoothing:
-      odds_SxA = odds_SxA - sum_S[:, None] * share_A[None]
+      odds_SxA = odds_SxA - sum_S[:, None] * part_A[None]
     scale_Sx1 = (weight_S / sum_S)[:, None]
     dx_SxD = scale_Sx1 * dot('sa,ad->sd', odds_SxA, u32_AxD)
     # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.

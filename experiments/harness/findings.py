@@ -85,12 +85,11 @@ def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict
       'not measured': '; '.join(missing), 'largest p': 1.0 if missing else float(np.max([f.p for f in own])),
     })  # fmt: skip
   corrected = statistics.holm([row['largest p'] for row in rows])
-  verdicts = ['open' if row['not measured'] else 'stands' if row['within bounds'] == row['primary outcomes'] and p < 0.05
-              else 'falls short' for row, p in zip(rows, corrected, strict=True)]  # fmt: skip
-  return [
-    {**row, 'by Holm': p, 'verdict': verdict}
-    for row, p, verdict in zip(rows, corrected, verdicts, strict=True)
-  ]
+  for row, p in zip(rows, corrected, strict=True):
+    stands = row['within bounds'] == row['primary outcomes'] and p < 0.05
+    decided = 'stands' if stands else 'falls short'
+    row |= {'by Holm': p, 'verdict': 'open' if row['not measured'] else decided}
+  return rows
 
 
 def of_claim(claim: Claim, findings: Sequence[Finding]) -> list[Finding]:

@@ -27,16 +27,10 @@ def scores(
   right = lambda e_BxD, table: intervene.accuracy(config, params, e_BxD, table.T)
   superposed = lambda maps, table: right(linear_maps.superpose(maps, u_AxD, table), table)
   fit_T, held_S = linear_maps.hold_out(split_key, config.subjects)
-  maps = fit(e_NxD, u_AxD, own_RxN)
-  some = fit(e_NxD[fit_T], u_AxD, own_RxN[:, fit_T])
-  e_SxD = written_NxD[:count]
-  if not len(written_NxD):
-    e_SxD = new_facts.learn_embeddings(config, recipe, params, job, new_RxS)
-  both = jnp.concatenate([e_NxD, e_SxD]), u_AxD, jnp.concatenate([own_RxN, new_RxS], 1)
-  split = jnp.arange(len(e_NxD)), len(e_NxD) + jnp.arange(len(e_SxD))
-  wanted_SxR = intervene.other_attributes(swap_key, config.answers, new_RxS.T)
-  vectors = intervene.steering_vectors(maps[0], u_AxD, new_RxS.T, wanted_SxR)
-  flipped, kept = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
+  maps = linear_maps.fit_best_maps(e_NxD, u_AxD, own_RxN)
+  some = linear_maps.fit_best_maps(e_NxD[fit_T], u_AxD, own_RxN[:, fit_T])
+  e_SxD = embeddings(config, recipe, params, job, new_RxS, written_NxD)
+  data = fitted_and_fresh((e_NxD, u_AxD, own_RxN), e_SxD, new_RxS)
   old_RxS = own_RxN[:, held_S]
   mixed_RxS = jax.vmap(jax.random.permutation)(jax.random.split(mix_key, len(old_RxS)), old_RxS)
   old_tuples = superposed(some, old_RxS)
@@ -46,13 +40,31 @@ def scores(
     'old_tuples': old_tuples,
     'memorised': old_tuples - superposed(some, mixed_RxS),
     'learned_embeddings': right(e_SxD, new_RxS),
-    'superposition_r2': linear_maps.superposition_r2(*both, *split),
-    'probe_accuracy': linear_maps.probe_accuracy(*both, *split),
-    'swapped': jnp.minimum(flipped[0], kept[0]),
+    'superposition_r2': linear_maps.superposition_r2(*data),
+    'probe_accuracy': linear_maps.probe_accuracy(*data),
+    'swapped': swapped(config, params, maps, e_SxD, new_RxS, swap_key),
   }, maps  # fmt: skip
 
 
-def fit(e_TxD, u_AxD, table_RxT) -> Maps:
-  """The maps, by the ridge that is best on a part of the subjects."""
-  known = e_TxD, u_AxD, table_RxT
-  return linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, written_NxD):
+  """Of subjects with these facts: as they are written, where a construction writes them, or learned."""
+  if len(written_NxD):
+    return written_NxD[: new_RxS.shape[1]]
+  return new_facts.learn_embeddings(config, recipe, params, job, new_RxS)
+
+
+def fitted_and_fresh(known, e_SxD, new_RxS) -> tuple:
+  """What the scores of `linear_maps` take, for maps of the model's own subjects that are judged on fresh ones."""
+  e_NxD, u_AxD, own_RxN = known
+  n, s = len(e_NxD), len(e_SxD)
+  joined = jnp.concatenate([e_NxD, e_SxD]), u_AxD, jnp.concatenate([own_RxN, new_RxS], 1)
+  return *joined, jnp.arange(n), n + jnp.arange(s)
+
+
+def swapped(config: Config, params, maps: Maps, e_SxD, new_RxS, key):
+  """Swaps at α = 1: the lower of the fractions that flip the answer, and that keep the others."""
+  u_AxD = model.apply(config, params, method='unembedding')
+  wanted_SxR = intervene.other_attributes(key, config.answers, new_RxS.T)
+  vectors = intervene.steering_vectors(maps[0], u_AxD, new_RxS.T, wanted_SxR)
+  flipped, kept = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
+  return jnp.minimum(flipped[0], kept[0])

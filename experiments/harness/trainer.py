@@ -7,9 +7,11 @@ refused.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import flax.serialization
 import jax
@@ -22,6 +24,15 @@ from geomem import hosts
 from geomem.saved import runs
 from geomem.training import batched, optimization, scheduling
 from geomem.training.optimization import Recipe
+
+
+def evaluate_at(sweep, states, stops, function: Callable, *more) -> Any:
+  """What `batched.evaluate` finds before training and after so many steps: a tree of arrays, a row a stop first."""
+  found = [batched.evaluate(sweep, states, function, *more)]
+  for before, stop in itertools.pairwise((0, *stops)):
+    states = batched.advance(sweep, states, stop - before)
+    found.append(batched.evaluate(sweep, states, function, *more))
+  return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
 
 class Progress(rich.progress.Progress):

@@ -130,7 +130,7 @@ def _fit(config: Config, params, answers_RxN) -> dict:
 def _parts(embed, u_AxD, answers_RxN, fit_T, shown_S):
   """Embeddings as they stand at their position, taken apart: the mean, an image a relation, the rest."""
   known = embed['subjects'][fit_T], u_AxD, answers_RxN[:, fit_T]
-  maps_RxDxD, b_D = linear_maps.fit_maps(*known, linear_maps.best_ridge(*known))
+  maps_RxDxD, b_D = linear_maps.fit_best_maps(*known)
   mean_D = jnp.mean(u_AxD, axis=0)
   u_SxRxD = u_AxD[answers_RxN[:, shown_S].T] - mean_D[None, None]
   images_SxRxD = jnp.einsum('srd,rde->sre', u_SxRxD, maps_RxDxD)

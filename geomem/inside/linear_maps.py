@@ -87,15 +87,19 @@ def best_ridge(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array)
   return ridges[jnp.argmax(jax.lax.map(judged, ridges))]
 
 
+def fit_best_maps(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array) -> Maps:
+  """As `fit_maps`, by the best ridge."""
+  known = embedding_NxE, unembedding_AxD, answers_RxN
+  return fit_maps(*known, best_ridge(*known))
+
+
 def superposition_r2(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
   """R² on held-out subjects of the best superposition; how far to trust its maps the others say."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
-  guess_SxE = superpose(
-    fit_maps(*known, best_ridge(*known)), unembedding_AxD, answers_RxN[:, held_S]
-  )
+  guess_SxE = superpose(fit_best_maps(*known), unembedding_AxD, answers_RxN[:, held_S])
   return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
 
 
@@ -149,7 +153,7 @@ def other_attributes_scores(
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   guess_RxSxD = from_other_attributes(unembedding_AxD, answers_RxN, fit_T, held_S)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
-  m_RxDxE, b_E = fit_maps(*known, best_ridge(*known))
+  m_RxDxE, b_E = fit_best_maps(*known)
   guess_SxE = jnp.einsum('rsd,rde->se', guess_RxSxD, m_RxDxE) + b_E[None]
   score = r2(embedding_NxE[held_S], guess_SxE, jnp.mean(known[0], axis=0))
   nearest_RxS = jax.lax.map(
