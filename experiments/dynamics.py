@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import RECIPE, Kind
+from experiments.harness.model_kinds import RECIPE, SIZES, Kind, sizes
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from experiments.harness.trainer import evaluate_at
@@ -39,26 +39,26 @@ LATEST = 1.25  # of the step at which the facts come: what comes later comes aft
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """A model of the recipe; `stops`: the steps after which it is looked into, the last of them the end."""
+  """A model of the recipe; `stops`: the steps after which it is looked into, beside the start and the end."""
 
   subjects: int
   relations: int
   dim: int
   width: int
   batch: int
+  steps: int
   stops: tuple[int, ...]
   seeds: int
 
 
 PRESETS = {
-  'smoke': Preset(subjects=32, relations=2, dim=32, width=32, batch=8, stops=(10, 30), seeds=1),
+  'smoke': Preset(**sizes(32, 2, 8, 30), stops=(10,), seeds=1),
   'laptop': Preset(
-    subjects=256, relations=2, dim=64, width=64, batch=64,
-    stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500, 1000), seeds=5,
+    **sizes(256, 2, 64, 1000), stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500), seeds=5,
   ),
   'full': Preset(
-    subjects=2048, relations=4, dim=128, width=128, batch=256,
-    stops=(50, 100, 130, 160, 190, 220, 250, 290, 330, 380, 440, 500, 600, 800, 1200, 2000), seeds=10,
+    **sizes(2048, 4, 256, 2000), stops=(50, 100, 130, 160, 190, 220, 250, 290, 330, 380, 440, 500, 600, 800, 1200),
+    seeds=10,
   ),
 }  # fmt: skip
 
@@ -83,23 +83,20 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN):
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """A record a number, stop and, where it is of one, relation."""
-  sizes = {
-    name: getattr(preset, name) for name in ('subjects', 'relations', 'dim', 'width', 'batch')
-  }
-  about: Any = sizes | RECIPE | {'steps': preset.stops[-1]}
-  kinds = Kind(**about), Kind(model=CONTROL, **about)
+  size: Any = {name: getattr(preset, name) for name in SIZES}
+  first, stops = Kind(**size, **RECIPE), (*preset.stops, preset.steps)
   found = {
-    kind.model: trainer.cached(functools.partial(train, kind, preset.stops, seeds))
-    for kind in kinds
+    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds))
+    for kind in (first, dataclasses.replace(first, model=CONTROL))
   }
   return [
     {
-      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **sizes,
+      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **size,
       'step': step, 'relation': r if np.ndim(value) else None, 'seed': seed, 'value': float(number),
     }
     for model, own in found.items()
     for name, values_TxM in own.items()
-    for step, values_M in zip((0, *preset.stops), values_TxM, strict=True)
+    for step, values_M in zip((0, *stops), values_TxM, strict=True)
     for seed, value in zip(seeds, values_M, strict=True)
     for r, number in enumerate(np.atleast_1d(value))
   ]  # fmt: skip

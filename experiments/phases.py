@@ -16,10 +16,11 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from experiments.harness import fresh, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import RECIPE, Kind
+from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
@@ -49,14 +50,12 @@ class Preset:
         yield tuple(axes), Kind(**about | dict(zip(axes, cell, strict=True)))
 
 
-SMALL = {'subjects': 128, 'relations': 2, 'dim': 64, 'width': 64, 'batch': 32, 'steps': 1000}
-LARGE = {'subjects': 512, 'relations': 4, 'dim': 128, 'width': 128, 'batch': 128, 'steps': 1000}
+SMALL, LARGE = sizes(128, 2, 32, 1000), sizes(512, 4, 128, 1000)
 WIDTHS = {'dim': (16, 24, 32, 48, 64, 96, 128, 192), 'width': (16, 32, 64, 128, 256, 512)}
 DECAYS = 0.0, 0.03, 0.1, 0.3, 1.0, 2.0
 PRESETS = {
   'smoke': Preset(
-    first={'subjects': 32, 'relations': 2, 'dim': 16, 'width': 16, 'batch': 8, 'steps': 60},
-    maps=({'dim': (8, 16), 'width': (8, 16)},),
+    first=sizes(32, 2, 8, 60), maps=({'dim': (8, 16), 'width': (8, 16)},),
   ),
   'laptop': Preset(first=SMALL, maps=({'dim': (8, 16, 32, 64), 'width': (8, 32, 128)},), seeds=2),
   'full': {
@@ -75,18 +74,24 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
   return fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)[0]
 
 
-def random_directions(subjects: int, relations: int, dim: int, answer_dim: int, seed: int) -> float:
-  """How often a superposition of the answers' vectors in random directions is read right: nothing is learned."""
-  rng = np.random.default_rng((seed, 3))
+def random_directions(kind: Kind, seed: int) -> dict[str, float]:
+  """How often a superposition of the answers' vectors in random directions is read right, by matched filters and by
+  least squares: nothing is learned."""
+  rng, codes = np.random.default_rng((seed, 3)), kind.answer_dim or kind.dim
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
-  code_AxK = unit(rng.standard_normal((subjects, answer_dim)))
-  maps_RxKxD = rng.standard_normal((relations, answer_dim, dim)) / math.sqrt(dim)
-  if dim >= answer_dim:  # orthonormal rows, which bring the least of the others along
+  code_AxK = unit(rng.standard_normal((kind.subjects, codes)))
+  maps_RxKxD = rng.standard_normal((kind.relations, codes, kind.dim)) / math.sqrt(kind.dim)
+  if kind.dim >= codes:  # orthonormal rows, which bring the least of the others along
     maps_RxKxD = np.swapaxes(np.linalg.qr(np.swapaxes(maps_RxKxD, 1, 2))[0], 1, 2)
-  answers_RxN = np.stack([rng.permutation(subjects) for _ in range(relations)])
+  answers_RxN = np.stack([rng.permutation(kind.subjects) for _ in range(kind.relations)])
   e_NxD = np.einsum('rnk,rkd->nd', code_AxK[answers_RxN], maps_RxKxD)
-  read_RxNxK = np.einsum('nd,rkd->rnk', e_NxD, maps_RxKxD)
-  return float(np.mean(np.argmax(read_RxNxK @ code_AxK.T, axis=-1) == answers_RxN))
+  solved_DxRxK = np.linalg.pinv(maps_RxKxD.reshape(-1, kind.dim)).reshape(kind.dim, -1, codes)
+  readers = {'random_directions': maps_RxKxD, 'least_squares': np.moveaxis(solved_DxRxK, 0, 2)}
+  found = {}
+  for name, reader_RxKxD in readers.items():
+    read_RxNxK = np.einsum('nd,rkd->rnk', e_NxD, reader_RxKxD)
+    found[name] = float(np.mean(np.argmax(read_RxNxK @ code_AxK.T, axis=-1) == answers_RxN))
+  return found
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
@@ -94,8 +99,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   records = []
   for axes, kind in preset.kinds():
     about, found = kind.evaluate(trainer, seeds, scores)
-    sizes = kind.subjects, kind.relations, kind.dim, kind.answer_dim or kind.dim
-    at_random = [random_directions(*sizes, seed) for seed in seeds]
+    at_random = pd.DataFrame([random_directions(kind, seed) for seed in seeds])
     about |= {
       'map': ' × '.join(axes),
       'coordinates': kind.dim / (kind.relations * math.log2(kind.subjects)),
@@ -103,7 +107,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     records += [
       {'measurement': name, 'control': None, **about, 'seed': seed, 'value': float(some[i])}
       for i, seed in enumerate(seeds)
-      for name, some in {**found, 'random_directions': at_random}.items()
+      for name, some in {**found, **at_random}.items()
     ]
   return records
 
@@ -146,9 +150,13 @@ def plot(table):
     row[0].set(ylabel=AXES[y])
     if y == 'dim':
       bits = rows.groupby('dim')['coordinates'].first()
-      at_random = grids['random_directions'].mean(axis=1)
-      labels = [f'{d}   {bits[d]:.1f}   {at_random[d]:.2f}' for d in bits.index]
-      row[0].set(ylabel='d, coordinates a bit, right in random directions')
+      filters, solved = (
+        grids[name].mean(axis=1) for name in ('random_directions', 'least_squares')
+      )
+      labels = [f'{d}  {bits[d]:.1f}  {filters[d]:.2f}  {solved[d]:.2f}' for d in bits.index]
+      row[0].set(
+        ylabel='d; coordinates a bit; right in random directions, by filters, by least squares'
+      )
     row[0].set_yticks(range(len(labels)), labels)
   figure.colorbar(image, ax=panels, shrink=0.6)
   return figure
@@ -173,7 +181,7 @@ STUDY = Study(
   claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough and the weights decay.'),),
   terms='As of claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: superpositions of '
   'random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is less), read by each map’s '
-  'transpose and the nearest answer. All cells have the same steps and batches, so that of fewer subjects each is seen '
+  'transpose, or by least squares, and the nearest answer. All cells have the same steps and batches, so that of fewer subjects each is seen '
   'more often.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=4, first_seed=FIRST_SEED + 900,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Freeze the model, swap the facts: does it answer for superpositions that it was never trained on? Claim 5.
+"""What does it take for a frozen model to answer for facts that it was never trained on? The recipe, part by part.
 
   python -m experiments.transfer
 
@@ -7,9 +7,11 @@ drawn. (a) zero-shot: new embeddings are put together by the maps that explain t
 zero-shot: by maps fitted through the frozen model to attributes at random. (c) new embeddings are
 trained, nothing else. (a) decides: a model that keeps facts in its weights answers for old tuples
 and less for new ones of the same attributes: that difference it has memorised.
-Expected: (a) at least 0.95. Each part of the recipe is taken away alone. Beside them stand a
-constructed selector, which must score 1, an untrained model, random weights with learned
-embeddings, and an associative memory.
+Each part of the recipe is taken away alone; the subjects that maps are fitted to are crossed with
+those that the model is trained on, and with its hidden units. Beside them stand a constructed
+selector, which must score 1, an untrained model, random weights with learned embeddings, and an
+associative memory. That models of the recipe transfer, experiments.structure measures, at larger
+sizes.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ import numpy as np
 
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, Kind
+from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
@@ -42,7 +44,7 @@ WORDS = {  # for what tells cases apart
   'unembedding': 'unembedding {}', 'attention': 'attention {}',
 }  # fmt: skip
 NAMES = tuple(WORDS)
-SIZES = tuple(f'N = 2,048, R = {r}' for r in (2, 4, 8))  # at which the claim is decided
+TOGETHER = 'old_maps', 'probe_accuracy', 'swapped'  # what a geometric memory does
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Preset:
   stands an associative memory of `memory_width`. `map_steps`: by which (b) fits its maps.
   """
 
-  first: dict[str, int]
+  first: dict[str, Any]
   changes: dict[str, tuple]
   memory_width: int
   map_steps: int
@@ -59,50 +61,33 @@ class Preset:
 
   def kinds(self):
     """The kind of model of every case."""
-    sizes: Any = self.first
-    first: Any = Kind(**sizes, **RECIPE)
+    first: Any = Kind(**self.first, **RECIPE)
     yield first
     for name, others in self.changes.items():
       yield from (dataclasses.replace(first, **{name: other}) for other in others)
     yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
 
 
-TINY = {'subjects': 32, 'relations': 2, 'dim': 32, 'width': 32, 'batch': 8, 'steps': 300}
-SMALL = {'subjects': 256, 'relations': 2, 'dim': 64, 'width': 64, 'batch': 64, 'steps': 1000}
-PAIR = {'subjects': 2048, 'relations': 2, 'dim': 64, 'width': 64, 'batch': 256, 'steps': 2000}
-QUADRUPLE = {
-  'subjects': 2048,
-  'relations': 4,
-  'dim': 128,
-  'width': 128,
-  'batch': 256,
-  'steps': 2000,
-}
-OCTUPLE = {'subjects': 2048, 'relations': 8, 'dim': 256, 'width': 256, 'batch': 256, 'steps': 4000}
 BESIDE = {'model': ('untrained', 'random weights', 'constructed')}
 WITHOUT = {  # a part of the recipe each
   'answer_dim': (None,), 'label_smoothing': (0.0,), 'weight_decay': (0.1,), 'embedding_lr_multiplier': (1.0,),
   'noise': (0.0,), 'attention': ('trained',), 'unembedding': ('trained',),
 }  # fmt: skip
 PRESETS = {
-  'smoke': Preset(first=TINY, changes=BESIDE, memory_width=64, map_steps=10, seeds=1),
+  'smoke': Preset(first=sizes(32, 2, 8, 300), changes=BESIDE, memory_width=64, map_steps=10, seeds=1),
   'laptop': Preset(
-    first=SMALL, changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | BESIDE,
+    first=sizes(256, 2, 64, 1000), changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | BESIDE,
     memory_width=256, map_steps=200, seeds=5,
   ),
-  'full': {
-    'R2': Preset(first=PAIR, changes={'unembedding': ('trained',)} | BESIDE, memory_width=1024, map_steps=300, seeds=10),
-    'R4': Preset(
-      first=QUADRUPLE, changes={'unembedding': ('trained',)} | BESIDE, memory_width=2048, map_steps=300, seeds=5,
-    ),
-    'R8': Preset(first=OCTUPLE, changes=BESIDE, memory_width=4096, map_steps=300, seeds=5),
-    'ablation': Preset(  # at R = 8, where every part counts, and with fewer subjects, so that it takes an hour
-      first=OCTUPLE | {'subjects': 1024, 'steps': 2000}, changes=WITHOUT | {'width': (64, 1024)} | BESIDE,
-      memory_width=4096, map_steps=300, seeds=5,
+  'full': {  # at R = 8, where every part counts
+    'recipe': Preset(first=sizes(1024, 8, 256, 2000), changes=WITHOUT, memory_width=4096, map_steps=300, seeds=3),
+    'units': Preset(
+      first=sizes(1024, 8, 256, 2000), changes={'width': (32, 64, 1024)} | BESIDE, memory_width=4096, map_steps=300,
+      seeds=3,
     ),
     'subjects': Preset(
-      first=OCTUPLE | {'subjects': 512, 'batch': 128, 'steps': 2000}, changes={'width': (32, 64)} | BESIDE,
-      memory_width=4096, map_steps=300, seeds=5,
+      first=sizes(512, 8, 128, 2000), changes={'width': (32, 64, 1024)} | BESIDE, memory_width=4096, map_steps=300,
+      seeds=3,
     ),
   },
 }  # fmt: skip
@@ -145,6 +130,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 def cases(table):
   """Every case as (its fields, in which it differs from the first of its size, it in words, its rows)."""
   firsts: dict[tuple, dict] = {}
+  table = table.drop_duplicates([*NAMES, 'measurement', 'seed'])  # parts share their first case
   for keys, rows in groups(table, *NAMES):
     case = dict(zip(NAMES, keys, strict=True))
     first = firsts.setdefault((case['relations'], case['subjects']), case)
@@ -177,14 +163,15 @@ def expect(table):
       )
       controls: Any = {kind: values(beside, model=kind) for kind in CONTROLS} if first else {}
       own = values(rows, measurement=name)
-      decides = first and name == 'old_maps' and text.startswith(SIZES)
       bound = (
         0.999 if built and name != 'memorised' else 0.95 if first and name == 'old_maps' else None
       )
       most = 0.5 if case['model'] in CONTROLS and name == 'old_maps' else None
-      yield from over_seeds(
-        f'{text}: {arm}', own, bound, most, check=built, primary=decides, **controls
-      )
+      yield from over_seeds(f'{text}: {arm}', own, bound, most, check=built, **controls)
+    least = np.min([values(rows, measurement=name) for name in TOGETHER], axis=0).tolist()
+    taken = case['relations'] == 8 and len(differs) == 1 and differs[0] in WITHOUT
+    what = f'{text}: the least of (a), fresh readout and swaps'
+    yield from over_seeds(what, least, 0.95 if first else None, 0.95 if taken else None)
 
 
 def plot(table):
@@ -227,10 +214,9 @@ def plot(table):
 
 
 STUDY = Study(
-  name='transfer', title='frozen models given facts that they were never trained on',
+  name='transfer', title='what it takes to answer for facts that a model was never trained on',
   claims=(
-    Claim('Claim 5', 'Frozen, the model answers for new bijections once embeddings are put together for them; an '
-          'associative memory does not.', SIZES),
+    Claim('Recipe', 'By this recipe gradient descent finds a geometric memory at R = 8, and without any one of its parts it does not.'),
   ),
   terms='New bijections, all but the subjects’ embeddings frozen. The new embeddings are (a) sums of maps of '
   'attributes that were fitted to the old embeddings, (b) sums of maps that were trained through the frozen '

@@ -11,7 +11,7 @@ import pytest
 from experiments import dynamics, phases
 from experiments import from_constructed as experiment
 from experiments.harness import machine, records, studies
-from experiments.harness.model_kinds import RECIPE, Kind
+from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import select, values
 from experiments.harness.study import Study
 from geomem.facts import Facts
@@ -44,7 +44,7 @@ def structure(table):
   """A construction scores one everywhere, and its controls do not; the controls of trained models reach no bound."""
   study = studies.load('structure')
   checks = [f for f in study.findings(table) if f.what.startswith('constructed')]
-  assert len(checks) == 3 and all(f.value == pytest.approx(1, abs=1e-4) for f in checks)
+  assert len(checks) == 4 and all(f.value == pytest.approx(1, abs=1e-4) for f in checks)
   built = functools.partial(values, select(table, model='constructed'))
   for name in (
     'fresh_superposition_r2',
@@ -141,9 +141,16 @@ def test_when_a_level_is_reached():
 
 
 def test_random_directions_are_read_better_the_wider_they_are_and_alone_always():
-  right = [phases.random_directions(64, 4, dim, 16, seed=0) for dim in (8, 32, 256)]
-  assert right[0] < right[1] < right[2] and right[2] > 0.95
-  assert phases.random_directions(64, 1, 16, 16, seed=0) == 1
+  def right(relations, dim):
+    own = sizes(64, relations, 8, 1) | {'dim': dim}
+    return phases.random_directions(Kind(**own, **RECIPE), seed=0)
+
+  found = pd.DataFrame([right(4, dim) for dim in (8, 32, 64, 256)])
+  assert (np.diff(found, axis=0)[:2] > 0).all() and found['random_directions'].iloc[3] > 0.95
+  assert (
+    found['least_squares'][2:] == 1
+  ).all()  # where there is a coordinate for every one of all codes
+  assert right(1, 16) == {'random_directions': 1, 'least_squares': 1}
 
 
 @pytest.mark.parametrize(

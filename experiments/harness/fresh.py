@@ -16,34 +16,43 @@ def scores(
 ) -> tuple[dict, Maps]:
   """By name, and the maps of the model's own subjects.
 
-  `old_maps`: right answers for new facts, embeddings put together by maps of the old ones. `memorised`: by maps of three
-  quarters of the subjects, right answers for the old tuples of the others (`old_tuples`), less those for the same
-  attributes in other tuples: what depends on having seen the tuple. A model that answers neither has a gap of 0 too.
-  `learned_embeddings`: once embeddings are learned, or as they are written; of these are R², readout and swaps at α = 1.
+  `old_maps`: right answers for new facts, embeddings put together by maps of the old ones. `learned_embeddings`: once
+  embeddings are learned, or as they are written; of these are R², readout and swaps at α = 1.
   """
-  split_key, swap_key, mix_key = instances.eval_keys(job.seed, 3)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   own_RxN, new_RxS = job.answers_RxN, other_RxN[:, :count]
   right = lambda e_BxD, table: intervene.accuracy(config, params, e_BxD, table.T)
-  superposed = lambda maps, table: right(linear_maps.superpose(maps, u_AxD, table), table)
-  fit_T, held_S = linear_maps.hold_out(split_key, config.subjects)
   maps = linear_maps.fit_best_maps(e_NxD, u_AxD, own_RxN)
-  some = linear_maps.fit_best_maps(e_NxD[fit_T], u_AxD, own_RxN[:, fit_T])
   e_SxD = embeddings(config, recipe, params, job, new_RxS, written_NxD)
   data = fitted_and_fresh((e_NxD, u_AxD, own_RxN), e_SxD, new_RxS)
-  old_RxS = own_RxN[:, held_S]
-  mixed_RxS = jax.vmap(jax.random.permutation)(jax.random.split(mix_key, len(old_RxS)), old_RxS)
-  old_tuples = superposed(some, old_RxS)
   return {
     'accuracy': right(e_NxD, own_RxN),
-    'old_maps': superposed(maps, new_RxS),
-    'old_tuples': old_tuples,
-    'memorised': old_tuples - superposed(some, mixed_RxS),
+    'old_maps': right(linear_maps.superpose(maps, u_AxD, new_RxS), new_RxS),
+    **memorised(config, params, job),
     'learned_embeddings': right(e_SxD, new_RxS),
     'superposition_r2': linear_maps.superposition_r2(*data),
     'probe_accuracy': linear_maps.probe_accuracy(*data),
-    'swapped': swapped(config, params, maps, e_SxD, new_RxS, swap_key),
+    'swapped': swapped(config, params, maps, e_SxD, new_RxS, instances.eval_keys(job.seed, 2)[1]),
   }, maps  # fmt: skip
+
+
+def memorised(config: Config, params, job) -> dict:
+  """By maps of three quarters of the subjects, right answers for the `old_tuples` of the others; and how much less are
+  right for the same attributes in other tuples: what depends on having seen the tuple is `memorised`. A model that
+  answers neither has a gap of 0 too."""
+  split_key, _, mix_key = instances.eval_keys(job.seed, 3)
+  e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  fit_T, held_S = linear_maps.hold_out(split_key, config.subjects)
+  maps = linear_maps.fit_best_maps(e_NxD[fit_T], u_AxD, job.answers_RxN[:, fit_T])
+  old_RxS = job.answers_RxN[:, held_S]
+  mixed_RxS = jax.vmap(jax.random.permutation)(jax.random.split(mix_key, len(old_RxS)), old_RxS)
+
+  def right(table_RxS):
+    e_SxD = linear_maps.superpose(maps, u_AxD, table_RxS)
+    return intervene.accuracy(config, params, e_SxD, table_RxS.T)
+
+  old_tuples, mixed = right(old_RxS), right(mixed_RxS)
+  return {'old_tuples': old_tuples, 'memorised': old_tuples - mixed}
 
 
 def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, written_NxD):

@@ -17,7 +17,7 @@ from geomem.training.optimization import Recipe
 
 # What gradient descent finds the predicted structure with; experiments.transfer takes its parts away, one by one.
 RECIPE: dict[str, Any] = {
-  'answer_dim': 16, 'label_smoothing': 0.9, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
+  'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
 # Fixed random embeddings, so that the facts have to go into the MLP; it needs a wide one.
@@ -25,12 +25,20 @@ ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
 UNTRAINED = ('untrained', 'constructed')
+SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
+
+
+def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, int]:
+  """Those of a model of the recipe: 32 coordinates and 32 hidden units for every relation."""
+  return dict(
+    zip(SIZES, (subjects, relations, 32 * relations, 32 * relations, batch, steps), strict=True)
+  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
   """`model`: what it is called. One called untrained is as it was drawn, a constructed one a selector, at its own size.
-  Of one called random weights the subjects' embeddings are trained, and nothing else.
+  Of one called random weights, wide or not, the subjects' embeddings are trained, and nothing else.
 
   It learns `relations` facts of each of its `subjects`, in so many `steps`.
   `embeddings`, `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
@@ -63,7 +71,7 @@ class Kind:
     if self.answer_dim and self.model != 'constructed':
       parts['unembed/project'] = 'fixed'  # W_out can turn what it writes by any matrix
     parts |= dict.fromkeys(optimization.QK_PARAMS, self.attention)
-    if self.model == 'random weights':
+    if self.model.startswith('random weights'):
       rest = ('embed/relations', 'embed/positions', 'blocks_0', 'unembed', 'norm_final')
       parts = dict.fromkeys(rest, 'fixed')
     return Recipe.with_warmup(

@@ -6,8 +6,8 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 
 NAMES = (  # in the order of the report; each is `STUDY` of the module of its name
-  'construct', 'bounds', 'threshold', 'capacity', 'structure', 'transfer', 'phases', 'dynamics', 'frozen_embeddings',
-  'multihop', 'from_constructed', 'language_model',
+  'construct', 'bounds', 'threshold', 'capacity', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
+  'frozen_embeddings', 'multihop', 'from_constructed', 'language_model',
 )  # fmt: skip
 
 

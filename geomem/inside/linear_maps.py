@@ -72,16 +72,18 @@ def superpose(maps: Maps, unembedding_AxD: Array, answers_RxN: Array) -> jax.Arr
 
 
 def best_ridge(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array) -> jax.Array:
-  """Of `RIDGES` the one whose maps explain a quarter of the subjects best, fitted to the others.
+  """Of `RIDGES` the one whose maps explain a quarter of the subjects best, fitted to the others."""
+  _check(embedding_NxE, unembedding_AxD, answers_RxN)
+  return _best_ridge(attribute_vectors(unembedding_AxD, answers_RxN), jnp.asarray(embedding_NxE))
 
-  Maps with nearly as many coefficients as there are subjects fit what is not there.
-  """
-  last = len(embedding_NxE) - max(1, len(embedding_NxE) // 4)
+
+def _best_ridge(x_TxP: Array, y_TxQ: Array) -> jax.Array:
+  """Maps with nearly as many coefficients as there are rows fit what is not there."""
+  last = len(x_TxP) - max(1, len(x_TxP) // 4)
 
   def judged(ridge):
-    fitted = fit_maps(embedding_NxE[:last], unembedding_AxD, answers_RxN[:, :last], ridge)
-    guess_SxE = superpose(fitted, unembedding_AxD, answers_RxN[:, last:])
-    return r2(embedding_NxE[last:], guess_SxE, jnp.mean(embedding_NxE[:last], axis=0))
+    w_PxQ, b_Q = affine(x_TxP[:last], y_TxQ[:last], ridge)
+    return r2(y_TxQ[last:], x_TxP[last:] @ w_PxQ + b_Q[None], jnp.mean(y_TxQ[:last], axis=0))
 
   ridges = jnp.array(RIDGES)
   return ridges[jnp.argmax(jax.lax.map(judged, ridges))]
@@ -109,7 +111,8 @@ def shared_map_r2(
   """The control of `superposition_r2` that has one map for all relations, e_s ≈ M Σ_r u_{g_r(s)} + b."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   sum_NxD = jnp.sum(jnp.asarray(unembedding_AxD)[answers_RxN], axis=0)
-  w_DxE, b_E = affine(sum_NxD[fit_T], embedding_NxE[fit_T], 1e-3)
+  known = sum_NxD[fit_T], jnp.asarray(embedding_NxE)[fit_T]
+  w_DxE, b_E = affine(*known, _best_ridge(*known))
   guess_SxE = sum_NxD[held_S] @ w_DxE + b_E[None]
   return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(embedding_NxE[fit_T], axis=0))
 

@@ -1,0 +1,192 @@
+"""How many dimensions of an embedding does a relation occupy? Projectors learned by interchange, rank after rank.
+
+  python -m experiments.dimensions
+
+A projector for each relation says which part of an embedding is the relation's: given that part of
+another subject, the model should answer this relation as the other subject and all others as before.
+Projectors are learned on pairs of the model's own subjects and judged on pairs of fresh ones, that
+neither the model nor they have seen. Expected: a constructed selector, which writes every attribute
+in m = ⌈log₂N⌉ bits, gives 1 at rank m and less below; a trained model needs about as many dimensions
+as its answers' vectors have, and those of one relation carry nothing of another. Beside stand
+orthogonal projectors, oblique ones that are not learned but follow from fitted maps, an untrained
+model and random weights with learned embeddings.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import fresh, instances, plotting
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.model_kinds import RECIPE, Kind, sizes
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import Study
+from geomem import model
+from geomem.config import Config
+from geomem.inside import intervene, linear_maps, projectors
+from geomem.training.optimization import Recipe
+
+FRESH = 256  # subjects that the model never saw
+BATCH = 64  # pairs of subjects in a step
+ARMS = 'of fitted maps', 'learned, oblique', 'learned, orthogonal'
+CONTROLS = 'untrained', 'random weights'
+ENOUGH = 0.95
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """Models of `relations` and of every number of `subjects`, whose answers' vectors have `answer_dims` dimensions."""
+
+  subjects: tuple[int, ...]
+  relations: int
+  answer_dims: tuple[int, ...]
+  steps: int
+  projector_steps: int
+  ranks: tuple[int, ...]
+  seeds: int
+
+  def kinds(self):
+    """Of every size the recipe with every kind of answers, a constructed selector and the controls."""
+    for subjects in self.subjects:
+      own: Any = sizes(subjects, self.relations, min(256, subjects // 4), self.steps)
+      first = Kind(**own, **RECIPE)
+      for answer_dim in self.answer_dims:
+        yield dataclasses.replace(first, answer_dim=answer_dim)
+      for name in ('constructed', *CONTROLS):
+        yield dataclasses.replace(first, model=name)
+
+
+PRESETS = {
+  'smoke': Preset(
+    subjects=(32,), relations=2, answer_dims=(16,), steps=300, projector_steps=30, ranks=(4, 5, 16), seeds=1,
+  ),
+  'laptop': Preset(
+    subjects=(256,), relations=2, answer_dims=(8, 16), steps=1000, projector_steps=300,
+    ranks=(1, 2, 4, 6, 7, 8, 9, 10, 12, 14, 16), seeds=3,
+  ),
+  'full': Preset(
+    subjects=(128, 512, 2048), relations=4, answer_dims=(12, 16, 24), steps=2000, projector_steps=500,
+    ranks=(1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24), seeds=4,
+  ),
+}  # fmt: skip
+
+
+def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+  """At every rank, of every way to find projectors: answers of one relation that change, and others that stay."""
+  e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
+  new_RxS = other_RxN[:, :FRESH]
+  e_SxD = fresh.embeddings(config, recipe, params, job, new_RxS, written_NxD)
+  known = e_NxD, u_AxD, job.answers_RxN
+  frames = projectors.from_maps(linear_maps.fit_best_maps(*known), *known)
+  key = instances.eval_keys(job.seed, 1)[0]
+
+  def at(rank):
+    some = projectors.first(frames, rank)
+    own = config, params, some, e_NxD, job.answers_RxN, key, preset.projector_steps, BATCH
+    found = some, projectors.learn(*own), projectors.learn(*own, orthogonal=True)
+    judged = [projectors.interchanged(config, params, f, e_SxD, new_RxS) for f in found]
+    return jnp.stack([jnp.stack(pair) for pair in judged])
+
+  found_TxAx2 = jax.lax.map(at, jnp.array(preset.ranks))
+  return {
+    'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
+    **{f'flipped, {arm}': found_TxAx2[:, i, 0] for i, arm in enumerate(ARMS)},
+    **{f'kept, {arm}': found_TxAx2[:, i, 1] for i, arm in enumerate(ARMS)},
+  }
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records of all models: a number a rank."""
+  records = []
+  for kind in preset.kinds():
+    about, found = kind.evaluate(trainer, seeds, functools.partial(scores, preset))
+    control = kind.model if kind.model in CONTROLS else None
+    records += [
+      {'measurement': name, 'control': control, 'rank': rank, **about, 'seed': seed, 'value': float(number)}
+      for name, values_M in found.items()
+      for seed, own in zip(seeds, values_M, strict=True)
+      for rank, number in zip(preset.ranks if np.ndim(own) else (None,), np.atleast_1d(own), strict=True)
+    ]  # fmt: skip
+  return records
+
+
+def cases(table):
+  """Every kind of model as (its name, it in words, its rows)."""
+  for (name, subjects, relations, answer_dim), rows in groups(
+    table, 'model', 'subjects', 'relations', 'answer_dim'
+  ):
+    text = f'N = {subjects:,}, R = {relations}, {name}'
+    if name == 'trained':
+      text += f', answers of {answer_dim:g} dimensions'
+    yield name, text, rows
+
+
+def by_rank(rows, arm: str):
+  """A row a rank, a column a seed: the lower of the fractions of answers that change, and of others that stay."""
+  pivot = lambda what: rows[rows['measurement'] == f'{what}, {arm}'].pivot(
+    index='rank', columns='seed', values='value'
+  )
+  return np.minimum(pivot('flipped'), pivot('kept'))
+
+
+def expect(table):
+  """What projectors of the best rank do, and the least rank that is enough."""
+  for name, text, rows in cases(table):
+    bits, built = max(1, (int(rows['subjects'].iloc[0]) - 1).bit_length()), name == 'constructed'
+    for arm in ARMS:
+      found, about = by_rank(rows, arm), f'{text}, {arm}'
+      at_least = ENOUGH if name == 'trained' and arm == ARMS[1] else None
+      yield from over_seeds(
+        f'{about}: changed and stayed, at the best rank', found.max().tolist(), at_least
+      )
+      enough = found >= ENOUGH
+      if enough.any().all():  # in every seed there is a rank
+        exact: Any = {'at_least': bits, 'at_most': bits, 'check': True} if built else {}
+        yield from over_seeds(
+          f'{about}: least rank that is enough', enough.idxmax().tolist(), **exact
+        )
+      if built:
+        worst = found.loc[bits].tolist()
+        yield from over_seeds(f'{about}: at rank ⌈log₂N⌉ = {bits}', worst, 0.999, check=True)
+
+
+def plot(table):
+  """A panel for every kind of model: the rank against the answers that change, and those that stay."""
+  every = list(cases(table))
+  figure, panels = plotting.new(
+    12, 2.6 * math.ceil(len(every) / 5), math.ceil(len(every) / 5), 5, squeeze=False, sharey=True
+  )
+  for ax in panels.flat[len(every) :]:
+    ax.set_axis_off()
+  for ax, (_, text, rows) in zip(panels.flat, every, strict=False):
+    for i, arm in enumerate(ARMS):
+      for what, line in (('flipped', '-'), ('kept', ':')):
+        some = select(rows, measurement=f'{what}, {arm}')
+        plotting.spread(ax, some, 'rank', i, arm if line == '-' else None, linestyle=line)
+    ax.axvline(math.log2(rows['subjects'].iloc[0]), color=plotting.GREY, linewidth=1)
+    ax.set(title=text.replace(', answers', ',\nanswers'), xlabel='rank', ylim=(-0.03, 1.03))
+  panels[0][0].set(ylabel='changed (full), stayed (dotted)')
+  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
+  return figure
+
+
+STUDY = Study(
+  name='dimensions', title='projectors learned by interchange, rank after rank',
+  claims=(
+    Claim('Dimensions', 'A relation occupies a few dimensions of the embedding, which carry it and nothing else.'),
+  ),
+  terms='A projector of a relation says what of an embedding is its: given that part of another subject, the model is '
+  'to answer this relation as that subject (changed), all others as before (stayed). Learned by gradient descent on '
+  'pairs of the model’s own subjects, judged on pairs of fresh ones. Oblique: what is read and what is written are '
+  'learned apart; orthogonal: they are one (distributed alignment search); of fitted maps: the principal directions of '
+  f'the maps’ images, not learned. Enough: {ENOUGH} of both. The line in grey: log₂N.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
+)  # fmt: skip
+
+if __name__ == '__main__':
+  STUDY.main()
