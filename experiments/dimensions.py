@@ -70,8 +70,8 @@ PRESETS = {
     ranks=(1, 2, 4, 6, 7, 8, 9, 10, 12, 14, 16), seeds=3,
   ),
   'full': Preset(
-    subjects=(128, 512, 2048), relations=4, answer_dims=(12, 16, 24), steps=2000, projector_steps=500,
-    ranks=(1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24), seeds=4,
+    subjects=(128, 512, 2048), relations=2, answer_dims=(8, 16, 24), steps=2000, projector_steps=300,
+    ranks=(1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24), seeds=4,
   ),
 }  # fmt: skip
 

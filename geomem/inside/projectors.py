@@ -46,16 +46,15 @@ def from_maps(
     into_ExK = directions_ExE[:, ::-1][:, :columns]
     occupied_K = variance_E[::-1][:columns] > SMALLEST * variance_E[-1]
     along_ExK = jnp.linalg.solve(whole_ExE, e_NxE.T @ (part_NxE @ into_ExK))
-    return into_ExK * occupied_K[None], along_ExK * occupied_K[None]
+    return jnp.where(occupied_K[None], into_ExK, 0.0), jnp.where(occupied_K[None], along_ExK, 0.0)
 
   return jax.vmap(one)(m_RxDxE, jnp.asarray(answers_RxN))
 
 
 def first(frames: Frames, rank: Array | int) -> Frames:
   """The same, but of `rank` columns."""
-  into_RxExK, along_RxExK = frames
-  kept_K = jnp.arange(into_RxExK.shape[2]) < rank
-  return into_RxExK * kept_K, along_RxExK * kept_K
+  kept_K = jnp.arange(frames[0].shape[2]) < rank
+  return jax.tree.map(lambda frame: jnp.where(kept_K[None, None], frame, 0.0), frames)
 
 
 def project(frames: Frames, x_SxE: Array) -> Array:
