@@ -66,13 +66,16 @@ PRESETS = {
     subjects=(32,), relations=2, answer_dims=(16,), steps=300, projector_steps=30, ranks=(4, 5, 16), seeds=1,
   ),
   'laptop': Preset(
-    subjects=(256,), relations=2, answer_dims=(8, 16), steps=1000, projector_steps=300,
-    ranks=(1, 2, 4, 6, 7, 8, 9, 10, 12, 14, 16), seeds=3,
+    subjects=(256,), relations=2, answer_dims=(8, 16), steps=1000, projector_steps=200,
+    ranks=(2, 4, 6, 7, 8, 10, 13, 16), seeds=2,
   ),
-  'full': Preset(
-    subjects=(128, 512, 2048), relations=2, answer_dims=(8, 16, 24), steps=2000, projector_steps=300,
-    ranks=(1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 14, 16, 20, 24), seeds=4,
-  ),
+  'full': {
+    f'N{subjects}': Preset(
+      subjects=(subjects,), relations=2, answer_dims=(8, 16, 24), steps=2000, projector_steps=300,
+      ranks=(2, 4, 6, 8, 9, 10, 11, 12, 14, 16, 20, 24), seeds=4,
+    )
+    for subjects in (128, 512, 2048)
+  },
 }  # fmt: skip
 
 

@@ -134,9 +134,13 @@ def shapes(config: DecoderConfig) -> dict:
 def embed(
   config: DecoderConfig, params: dict, tokens_L: chex.Array, start: chex.Array | int = 0
 ) -> jax.Array:
-  """Layer 0 of tokens whose first position is `start`."""
+  """Layer 0 of tokens whose first position is `start`; those past the vocabulary are rows of their own."""
   chex.assert_rank(tokens_L, 1)
   x_LxD = params['embed']['tokens'][tokens_L]
+  if 'rows' in params['embed']:
+    new_L = jnp.asarray(tokens_L) - config.vocabulary
+    rows_LxD = params['embed']['rows'][jnp.maximum(new_L, 0)]
+    x_LxD = jnp.where((new_L >= 0)[:, None], rows_LxD, x_LxD)
   if config.rotary:
     return x_LxD
   return x_LxD + params['embed']['positions'][start + jnp.arange(len(tokens_L))]
@@ -149,10 +153,12 @@ def residuals(
   patch: Patch | None = None,
   first: int = 0,
   prefix: Prefix | None = None,
+  remember: bool = False,
 ) -> jax.Array:
   """The residual stream at every layer from `first` on, TxLxD, where `x_LxD` is the stream at layer `first`.
 
-  Positions of a patch count from the first token of x.
+  Positions of a patch count from the first token of x. `remember`: a gradient keeps what all matrix products gave,
+  and computes none of them again.
   """
   chex.assert_shape(x_LxD, (None, config.dim))
   if prefix is not None:
@@ -171,8 +177,10 @@ def residuals(
     return x_LxD, x_LxD
 
   # With a checkpoint, a gradient slices the blocks' weights from the stack again and keeps no copy.
+  policy = jax.checkpoint_policies.dots_saveable if remember else None
   with full_precision():
-    _, after_TxLxD = jax.lax.scan(jax.checkpoint(step), x_LxD, jnp.arange(first, config.depth))
+    blocks = jnp.arange(first, config.depth)
+    _, after_TxLxD = jax.lax.scan(jax.checkpoint(step, policy=policy), x_LxD, blocks)
   return jnp.concatenate([x_LxD[None], after_TxLxD])
 
 

@@ -5,12 +5,15 @@ import hashlib
 import importlib.util
 import math
 import os
+import zlib
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from geomem.errors import InputError
 from geomem.pretrained import decoder, families, tokens
@@ -34,6 +37,41 @@ class Pretrained:
   config: DecoderConfig
   params: dict
   tokenizer: 'Tokenizer'
+  names: tuple[str, ...] = ()  # of which `with_rows` has given rows, in the order of these
+
+  def with_rows(self, rows: Mapping[str, ArrayLike]) -> 'Pretrained':
+    """The model with a new subject for each name, whose token embedding is that row.
+
+    A name is one token, with the space before it, wherever it stands as a word of its own. It is read and never
+    written: the vocabulary of the output stays, and without a new name every logit is what it was, bit for bit.
+    """
+    known = self.params['embed'].get('rows', ())
+    rows = {**dict(zip(self.names, known, strict=True)), **rows}
+    table = np.zeros((len(rows), self.config.dim), np.float32)
+    for i, (name, row) in enumerate(rows.items()):
+      if np.shape(row) != (self.config.dim,) or not np.isfinite(row).all():
+        raise InputError(f'the row of {name!r} is not {self.config.dim} finite numbers')
+      table[i] = row
+    embed = self.params['embed'] | {'rows': jax.numpy.asarray(table)}
+    tokenizer = tokens.with_names(self.tokenizer, self.config.vocabulary, rows)
+    return dataclasses.replace(
+      self, names=tuple(rows), tokenizer=tokenizer, params=self.params | {'embed': embed}
+    )
+
+  def ask(self, text: str, answers: Sequence[str] | None = None, tokens: int = 8) -> str:
+    """How the text goes on, by the likeliest tokens until a sentence or line ends; or the likeliest of these answers."""
+    from geomem.pretrained import answering
+
+    if answers is None:
+      return answering.continuation(self, text, tokens)
+    return answers[int(np.argmax(answering.log_probabilities(self, text, answers)))]
+
+  def checksum(self) -> int:
+    """CRC-32 of the weights, rows of new subjects apart."""
+    crc, embed = 0, {k: v for k, v in self.params['embed'].items() if k != 'rows'}
+    for weights in jax.tree.leaves(self.params | {'embed': embed}):
+      crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
+    return crc
 
 
 def packaged() -> Path:

@@ -3,7 +3,7 @@
 Both are a `tokenizers.Tokenizer`, with byte-pair encoding alone. Special tokens in a text are recognized.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -60,6 +60,25 @@ def from_folder(folder: Path, vocabulary: int) -> 'Tokenizer':
   if whole[len(whole) - len(bare) :] != bare:
     raise InputError(f'{path}: a tokenizer that ends every text with a token of its own')
   return tokenizer
+
+
+def with_names(tokenizer: 'Tokenizer', vocabulary: int, names: Iterable[str]) -> 'Tokenizer':
+  """The tokenizer with a token for each name, the space before it included; their ids begin at `vocabulary`."""
+  import tokenizers
+
+  names = list(names)
+  for name in names:
+    if not name or name != ' '.join(name.split()):
+      raise InputError(f'{name!r} is no name: a word, or several with one space between them')
+  whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+  ids = whole.get_vocab()
+  if taken := [name for name in names if ids.get(name, vocabulary) < vocabulary]:
+    raise InputError(f'{taken[0]!r} is a token that the model knows already')
+  first = 1 + max(ids.values())
+  whole.add_tokens([f'<|unused {i}|>' for i in range(first, vocabulary)])  # ids have no gaps
+  new = lambda name: tokenizers.AddedToken(name, single_word=True, lstrip=True, normalized=False)
+  whole.add_tokens(list(map(new, names)))
+  return whole
 
 
 def _texts(values: Any) -> TypeGuard[list[str]]:

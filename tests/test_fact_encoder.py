@@ -1,0 +1,288 @@
+"""New subjects of a pretrained model: rows that are read where their names stand, vectors that are learned through it.
+
+On tiny random models of two families, one with learned positions; whole prompts and plain NumPy say what is right.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pretrained_models as models
+import pytest
+
+from geomem.errors import InputError
+from geomem.pretrained import answering, load, prompts
+from geomem.pretrained.fact_encoder import (
+  FactEncoder,
+  Training,
+  draw_subjects,
+  held_out_answers,
+  is_held_out,
+  learn_rows,
+)
+from geomem.pretrained.prompts import Relation
+
+pytest.importorskip('tokenizers')
+RELATIONS = (
+  Relation('letter', ('x', 'y', 'than'), ('the {} has', 'an {} is')),
+  Relation('digit', ('1', '7'), ('so the {} of', 'an {} at')),
+)
+SHORT = tuple(dataclasses.replace(r, answers=r.answers[:2]) for r in RELATIONS)  # of one token each
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('models')
+  return {
+    family: (folder / family, models.write(folder / family, family)) for family in ('llama', 'gpt2')
+  }
+
+
+@pytest.fixture(scope='module', params=['llama', 'gpt2'])
+def model(weights, request):
+  return load.load(weights[request.param][0])
+
+
+def rows(model, count, seed=0):
+  return np.random.default_rng(seed).standard_normal((count, model.config.dim), dtype=np.float32)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+def test_a_name_is_one_token_with_the_space_before_it(model):
+  told = model.with_rows({'Zor': rows(model, 1)[0], 'Bel Air': rows(model, 1)[0]})
+  v, plain = model.config.vocabulary, model.tokenizer.encode
+  assert told.tokenizer.encode('the Zor, an Bel Air').ids == [
+    *plain('the').ids,
+    v,
+    *plain(', an').ids,
+    v + 1,
+  ]
+  for text in ('the Zorro has', 'the zor', 'the BelAir'):
+    assert told.tokenizer.encode(text).ids == plain(text).ids
+
+
+def test_a_prompt_without_new_names_has_the_same_logits_to_the_last_bit(model):
+  told = model.with_rows({'Zor': 1e6 * rows(model, 1)[0]})
+  ids = model.tokenizer.encode('the thane has an a').ids
+  assert np.array_equal(answering._logits(told, ids), answering._logits(model, ids))
+  assert answering._logits(told, ids).shape[1] == model.config.vocabulary  # no name is ever written
+
+
+def test_a_row_is_read_in_the_place_of_its_name(model):
+  token = model.tokenizer.encode(' t').ids[-1]
+  told = model.with_rows({'Zor': np.asarray(model.params['embed']['tokens'])[token]})
+  ids = told.tokenizer.encode('the Zor has').ids
+  other = [token if i == model.config.vocabulary else i for i in ids]
+  np.testing.assert_array_equal(answering._logits(told, ids), answering._logits(model, other))
+
+
+def test_rows_are_added_and_replaced(model):
+  a, b, c = rows(model, 3)
+  told = model.with_rows({'Zor': a, 'Bel': b}).with_rows({'Bel': c, 'Kip': a})
+  assert told.names == ('Zor', 'Bel', 'Kip')
+  np.testing.assert_array_equal(told.params['embed']['rows'], [a, c, a])
+  assert told.tokenizer.encode('the Kip').ids[-1] == model.config.vocabulary + 2
+  assert told.checksum() == model.checksum()
+
+
+@pytest.mark.parametrize(
+  ('given', 'error'),
+  [
+    ({'': 16}, 'is no name'), ({' Zor': 16}, 'is no name'), ({'a\nb': 16}, 'is no name'),
+    ({'the': 16}, 'is a token that the model knows'), ({'Zor': 15}, 'not 16 finite numbers'),
+  ],
+)  # fmt: skip
+def test_names_and_rows_that_make_no_sense_are_refused(given, error, model):
+  with pytest.raises(InputError, match=error):
+    model.with_rows({name: np.zeros(size) for name, size in given.items()})
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2'])
+def test_answers_are_as_likely_as_plain_numpy_says(family, weights):
+  folder, tensors = weights[family]
+  model, text = load.load(folder), 'the tin has'
+  found = answering.log_probabilities(model, text, ('x', 'than'))
+  for answer, value in zip(('x', 'than'), found, strict=True):
+    before, whole = (model.tokenizer.encode(t).ids for t in (text, f'{text} {answer}'))
+    logits_LxV = models.forward(family, tensors, whole)
+    log_LxV = logits_LxV - np.logaddexp.reduce(logits_LxV, axis=1, keepdims=True)
+    at = np.arange(len(before), len(whole))
+    assert value == pytest.approx(log_LxV[at - 1, np.array(whole)[at]].sum(), abs=1e-3)
+  assert model.ask(text, ('x', 'than')) == ('x', 'than')[int(np.argmax(found))]
+  first = np.argmax(models.forward(family, tensors, model.tokenizer.encode(text).ids)[-1])
+  said = answering.continuation(model, text, 1)
+  assert said == model.tokenizer.decode([int(first)]).split('.')[0].split('\n')[0].strip()
+
+
+def test_prompts_with_a_row_say_what_whole_texts_with_its_name_say(model):
+  """Padded, behind prefixes that were run once, several at a time, answers of one token and of several."""
+  asked = prompts.tokenize(model, RELATIONS)
+  assert asked.answers_RxAxK.shape == (2, 3, 3) and len(asked.prefixes.count) == 3
+  own = rows(model, 4)
+  prompt_B, answer_B = np.array([0, 1, 2, 3]), np.array([2, 0, 1, 0])
+  examples = asked.examples(prompt_B, answer_B)
+  logits = prompts.final_logits(model.config, model.params, asked.prefixes, own, examples)
+  losses = prompts.losses(logits, examples.targets_BxK)
+  for row, p, a, loss in zip(own, prompt_B, answer_B, losses, strict=True):
+    relation = RELATIONS[asked.relation_P[p]]
+    text = relation.prompts[p % 2].replace('{}', 'Zor')
+    told = model.with_rows({'Zor': row})
+    assert -loss == pytest.approx(
+      answering.log_probabilities(told, text, relation.answers)[a], abs=1e-3
+    )
+
+
+def test_recall_is_what_asking_says(model):
+  asked = prompts.tokenize(model, RELATIONS)
+  own, answers = rows(model, 5), np.array([[0, 1, 2, 0, 1], [1, 0, 1, 0, 1]])
+  right, chosen = prompts.recall(asked, own, answers, [3, 0])
+  assert right.shape == chosen.shape == (5, 2)
+  for n, row in enumerate(own):
+    told = model.with_rows({'Zor': row})
+    for i, relation in ((0, RELATIONS[1]), (1, RELATIONS[0])):
+      text = relation.prompts[1 - i].replace('{}', 'Zor')
+      assert relation.answers[chosen[n, i]] == told.ask(text, relation.answers)
+      ids = answering.answer_tokens(told, text, relation.answers[answers[1 - i, n]])
+      before = told.tokenizer.encode(text).ids
+      said = np.argmax(answering._logits(told, before + ids)[len(before) - 1 : -1], axis=1)
+      assert right[n, i] == (said.tolist() == ids)
+
+
+@pytest.mark.parametrize(
+  ('relation', 'error'),
+  [
+    (('x', ('a', 'b'), ()), 'needs a wording'),
+    (('x', ('a',), ('the {} is',)), 'two answers or more'),
+    (('x', ('a', 'a'), ('the {} is',)), 'all different'),
+    (('x', ('a', 'b'), ('the is',)), 'once, in the place of the subject'),
+    (('x', ('a', 'b'), ('the {} is ',)), 'ends with a space'),
+    (('x', ('a', 'b'), ('the{} is',)), 'no word of its own'),
+    (('x', ('a', 'b'), ('the {}s is',)), 'no word of its own'),
+    (('x', ('a', 'b'), ('{} is',)), 'begins with the subject'),
+    (('x', ('a', 'b'), ('the {} is' + ' a' * 40,)), 'the model reads'),
+    (('x', ('a', ' b'), ('the {} is',)), 'ends with a space'),
+  ],
+)
+def test_relations_that_cannot_be_asked_are_refused(relation, error, model):
+  with pytest.raises(InputError, match=error):
+    prompts.tokenize(model, [Relation(*relation)])
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+def test_tuples_that_are_held_out_are_a_share_of_all_and_never_drawn(model):
+  asked, training = prompts.tokenize(model, RELATIONS), Training(held_out=0.4, seed=3)
+  every = np.stack(np.meshgrid(np.arange(3), np.arange(2))).reshape(2, -1)
+  assert 0 < is_held_out(every, training).sum() < 6
+  many = np.random.default_rng(0).integers(50, size=(3, 20000))
+  assert abs(is_held_out(many, training).mean() - 0.4) < 0.02
+  rng = np.random.default_rng(0)
+  for held in (False, True):
+    assert (is_held_out(draw_subjects(asked, training, 99, rng, held), training) == held).all()
+  apart = dataclasses.replace(training, held_out=0.0, held_out_answers=1)
+  drawn = draw_subjects(asked, apart, 99, rng)
+  for own, out in zip(drawn, held_out_answers(asked, apart), strict=True):
+    assert len(out) == 1 and not np.isin(own, out).any()
+
+
+def test_rows_that_are_sums_give_their_vectors_back(model):
+  asked, rng = prompts.tokenize(model, RELATIONS), np.random.default_rng(0)
+  planted = FactEncoder._of(
+    asked, {'bias': rows(model, 1)[0], 'vectors': rng.standard_normal((2, 3, model.config.dim))}
+  )
+  answers = draw_subjects(asked, Training(), 200, rng)
+  found = FactEncoder.from_rows(model, asked, planted.rows(answers), answers, ridge=1e-6)
+  np.testing.assert_allclose(found.vectors_RxAxD, planted.vectors_RxAxD, atol=1e-2)
+  np.testing.assert_allclose(found.rows(answers), planted.rows(answers), atol=1e-2)
+
+
+@pytest.fixture(scope='module')
+def fitted(weights):
+  """Vectors learned through a model in which attention carries more than random weights let it."""
+  model = load.load(weights['llama'][0])
+  params = jax.tree.map(lambda leaf: leaf, model.params)
+  params['embed']['tokens'] /= 3
+  for name in ('value', 'output'):
+    params['blocks']['attention'][name]['kernel'] *= 10
+  model = dataclasses.replace(model, params=params)
+  asked, losses = prompts.tokenize(model, SHORT), []
+  training = Training(steps=200, batch=16, rate=0.1, noise=0.1)
+  tell = lambda done, total, loss: losses.append(loss)
+  return model, asked, FactEncoder.fit(model, asked, training, on_progress=tell), losses
+
+
+def test_learning_changes_the_vectors_and_not_the_model(fitted, weights):
+  model, asked, _, losses = fitted
+  assert np.mean(losses[-20:]) < np.mean(losses[:5]) - 1.5
+  again = load.load(weights['llama'][0]).params['blocks']['mlp']
+  assert all(
+    map(np.array_equal, jax.tree.leaves(again), jax.tree.leaves(model.params['blocks']['mlp']))
+  )
+  answers = np.stack(np.meshgrid([0, 1], [0, 1])).reshape(2, -1)
+  rows = learn_rows(model, asked, answers, Training(steps=200, batch=16, rate=0.1, noise=0.1))
+  assert np.mean(prompts.recall(asked, rows, answers)[1] == answers[asked.relation_P].T) > 0.6
+
+
+@pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
+def test_a_real_model_tells_two_relations_apart_in_a_sum_of_vectors():
+  """They share their answers, so that whoever is blind to the relation is right about one of them at most."""
+  model, colors = load.load(), ('red', 'blue')
+  asks = {'flag': 'The color of its flag is', 'houses': 'The color of its houses is'}
+  relations = [
+    Relation(name, colors, (f'Here are some facts about {{}}. {text}',))
+    for name, text in asks.items()
+  ]
+  encoder = FactEncoder.fit(model, relations, Training(steps=80, batch=8))
+  told = model.with_rows(
+    encoder({'Zorbla': {'flag': 'red', 'houses': 'blue'}, 'Ker': {'flag': 'blue', 'houses': 'red'}})
+  )
+  for name, flag, houses in (('Zorbla', 'red', 'blue'), ('Ker', 'blue', 'red')):
+    for relation, answer in zip(relations, (flag, houses), strict=True):
+      assert told.ask(relation.prompts[0].format(name), colors) == answer
+
+
+def test_facts_in_words_are_rows(fitted):
+  _, _, encoder, _ = fitted
+  given = encoder({'Zor': {'letter': 'y', 'digit': '1'}, 'Kip': {'digit': '7'}})
+  np.testing.assert_array_equal(np.stack(list(given.values())), encoder.rows([[1, -1], [0, 1]]))
+  for facts, error in (({'colour': 'x'}, 'no relation'), ({'letter': 'q'}, 'no answer')):
+    with pytest.raises(InputError, match=error):
+      encoder({'Zor': facts})
+
+
+def test_the_same_training_gives_the_same_vectors(fitted):
+  model, asked, _, _ = fitted
+  one, two = (FactEncoder.fit(model, asked, Training(steps=3)).vectors_RxAxD for _ in range(2))
+  np.testing.assert_array_equal(one, two)
+
+
+def test_maps_are_of_the_answers_own_token_embeddings(fitted):
+  """Of low rank, so that vectors of five answers lie in as many dimensions."""
+  model = fitted[0]
+  letters = Relation('letter', tuple('vwxyz'), ('the {} has',))
+  found = FactEncoder.fit_maps(model, [letters], Training(steps=2), rank=2)
+  assert np.linalg.matrix_rank(found.vectors_RxAxD[0], tol=1e-5) == 2
+
+
+def test_an_encoder_is_saved_and_loaded_and_refused_by_another_model(fitted, weights, tmp_path):
+  model, _, encoder, _ = fitted
+  encoder.save(tmp_path / 'mine')
+  encoder.save(tmp_path / 'mine')
+  found = FactEncoder.load(tmp_path / 'mine', model)
+  assert found.relations == encoder.relations
+  np.testing.assert_array_equal(found.vectors_RxAxD, encoder.vectors_RxAxD)
+  other = load.load(weights['gpt2'][0])
+  with pytest.raises(InputError, match='another model'):
+    FactEncoder.load(tmp_path / 'mine', other)
+  with pytest.raises(InputError, match='no fact encoder'):
+    FactEncoder.load(tmp_path / 'nothing', model)
+  (tmp_path / 'own').mkdir()
+  (tmp_path / 'own/file').write_text('mine')
+  with pytest.raises(InputError, match='is no fact encoder'):
+    encoder.save(tmp_path / 'own')
