@@ -154,9 +154,7 @@ def plot(table):
         grids[name].mean(axis=1) for name in ('random_directions', 'least_squares')
       )
       labels = [f'{d}  {bits[d]:.1f}  {filters[d]:.2f}  {solved[d]:.2f}' for d in bits.index]
-      row[0].set(
-        ylabel='d; coordinates a bit; right in random directions, by filters, by least squares'
-      )
+      row[0].set(ylabel='d;  d / R log₂N;\nat random: filters, least squares')
     row[0].set_yticks(range(len(labels)), labels)
   figure.colorbar(image, ax=panels, shrink=0.6)
   return figure
