@@ -5,8 +5,9 @@
 Models are stopped on their way. At each stop subjects that the model never saw learn their embeddings
 through it, frozen as it is then, in as many steps as a whole training has; maps fitted to its own
 subjects are judged on them. What is compared are the steps at which facts are answered, fresh subjects'
-attributes are read by linear maps, and swaps at α = 1 flip their answer and no other, each half of its
-way from what random weights reach, whose embeddings alone are trained, to 1.
+attributes are read by linear maps, their embeddings are a superposition, and swaps at α = 1 flip one
+answer and no other, each half of its way from what random weights reach, whose embeddings alone are
+trained, to its own end.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ MEASURED = {
   'accuracy': 'facts answered', 'fresh_accuracy': 'fresh subjects answered', 'readout': 'linear readout of fresh subjects',
   'superposition_r2': '$R^2$ of fresh subjects', 'swapped': 'swaps that flip and keep',
 }  # fmt: skip
+STRUCTURE = 'readout', 'superposition_r2', 'swapped'
 LATEST = 1.25  # of the step at which the facts come: what comes later comes after them
 
 
@@ -123,34 +125,31 @@ def reached(rows, level: float) -> float:
 
 
 def expect(table):
-  """When each has come half of its way from what random weights reach to 1; and how far apart relations are."""
+  """When each has come half of its way, from what random weights reach to its own end; how far apart relations are."""
   by = ['model', 'measurement', 'seed', 'step']
   mean = table.groupby(by, sort=False, as_index=False)['value'].mean()
   last, trained = select(mean, step=mean['step'].max()), select(mean, model='trained')
-  level, when = {}, {}
-  for name in MEASURED:
-    level[name] = 0.5 + 0.5 * max(
-      0.0, float(np.mean(values(last, model=CONTROL, measurement=name)))
-    )
-    rows = select(trained, measurement=name)
-    when[name] = np.array([reached(own, level[name]) for _, own in groups(rows, 'seed')])
+  when = {}
   for name, words in MEASURED.items():
-    words, most = words.replace('$R^2$', 'R²'), LATEST if name in ('readout', 'swapped') else None
+    words = words.replace('$R^2$', 'R²')
     end, control = (values(last, model=kind, measurement=name) for kind in ('trained', CONTROL))
+    level = (float(np.mean(end)) + max(0.0, float(np.mean(control)))) / 2
+    rows = select(trained, measurement=name)
+    when[name] = np.array([reached(own, level) for _, own in groups(rows, 'seed')])
     yield from over_seeds(f'{words}, in the end', end, random_weights=control)
-    yield from over_seeds(
-      f'{words}: the step at which it passes {level[name]:.2f}', when[name].tolist()
-    )
+    yield from over_seeds(f'{words}: the step at which it passes {level:.2f}', when[name].tolist())
     if name != 'accuracy':
+      most = LATEST if name in STRUCTURE else None
       ratio = (when[name] / when['accuracy']).tolist()
       yield from over_seeds(f'{words}: that step / that of the facts', ratio, at_most=most)
   facts = select(table, model='trained', measurement='accuracy')
-  apart = [
-    np.ptp([reached(own, level['accuracy']) for _, own in groups(rows, 'relation')])
-    for _, rows in groups(facts, 'seed')
+  steps = [
+    [reached(own, 0.5) for _, own in groups(rows, 'relation')] for _, rows in groups(facts, 'seed')
   ]
-  what = 'first to last relation learned: steps between them / that of the facts'
-  yield from over_seeds(what, (np.array(apart) / when['accuracy']).tolist())
+  ratio = (np.max(steps, axis=1) / np.min(steps, axis=1)).tolist()
+  yield from over_seeds(
+    'half of the facts of a relation: the step of the last relation / of the first', ratio
+  )
 
 
 def plot(table):

@@ -119,6 +119,13 @@ def expect(table):
     found = select(rows, measurement='old_maps', **{axis: best}).groupby('seed')['value'].mean()
     what = f'{name}: zero-shot (a) where {AXES[axis]} is {best:g}, mean of the cells'
     yield from over_seeds(what, found.tolist(), 0.95)
+    if name == 'dim × width':
+      narrow = rows[rows['dim'] <= rows['answer_dim'].iloc[0]]
+      large = select(narrow, measurement='memorised', width=narrow['width'].max())
+      what = (
+        f'{name}: memorised where d is at most {narrow["dim"].max()} and F the largest, the most'
+      )
+      yield from over_seeds(what, large.groupby('seed')['value'].max().tolist(), 0.2)
     mean = rows.pivot_table(index=list(AXES), columns='measurement', values='value')
     learned = mean[mean['accuracy'] >= 0.99]
     geometric, memory = learned['old_maps'] >= 0.95, learned['memorised'] >= 0.2
@@ -176,7 +183,7 @@ def _plot_cells(ax, grid, accuracy):
 
 STUDY = Study(
   name='phases', title='geometric against associative memory, by width, units, weight decay and subjects',
-  claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough and the weights decay.'),),
+  claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough for all relations’ answers side by side; where it is narrow, a large MLP memorises them.'),),
   terms='As of claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: superpositions of '
   'random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is less), read by each map’s '
   'transpose, or by least squares, and the nearest answer. All cells have the same steps and batches, so that of fewer subjects each is seen '

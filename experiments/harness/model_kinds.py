@@ -28,7 +28,7 @@ UNTRAINED = ('untrained', 'constructed')
 SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 
 
-def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, int]:
+def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, Any]:
   """Those of a model of the recipe: 32 coordinates and 32 hidden units for every relation."""
   return dict(
     zip(SIZES, (subjects, relations, 32 * relations, 32 * relations, batch, steps), strict=True)
@@ -42,7 +42,8 @@ class Kind:
 
   It learns `relations` facts of each of its `subjects`, in so many `steps`.
   `embeddings`, `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
-  `embedding_lr_multiplier` is of the embeddings' decay as well, as a learning rate of their own is in AdamW.
+  `embedding_lr_multiplier` is of the embeddings' decay as well, as a learning rate of their own is in AdamW, unless
+  that has an `embedding_decay_multiplier`.
   """
 
   model: str = 'trained'
@@ -57,6 +58,7 @@ class Kind:
   weight_decay: float = 0.0
   noise: float = 0.0
   embedding_lr_multiplier: float = 1.0
+  embedding_decay_multiplier: float | None = None
   learning_rate: float = 1e-2
   embeddings: str = 'trained'
   unembedding: str = 'trained'
@@ -77,6 +79,7 @@ class Kind:
     return Recipe.with_warmup(
       self.steps, batch=self.batch, target=None, noise=self.noise, label_smoothing=self.label_smoothing,
       embedding_lr_multiplier=self.embedding_lr_multiplier,
+      embedding_decay_multiplier=self.embedding_decay_multiplier,
       frozen=tuple(name for name, how in parts.items() if how == 'fixed'),
     )  # fmt: skip
 

@@ -43,6 +43,13 @@ def r2(y_SxQ: Array, guess_SxQ: Array, mean_Q: Array) -> jax.Array:
   return 1 - left / all_
 
 
+def linear_r2(x_NxP: Array, y_NxQ: Array, fit_T: Array, held_S: Array) -> jax.Array:
+  """R² on held-out rows of the best linear map from x to y, by the best ridge."""
+  x_NxP, y_NxQ = jnp.asarray(x_NxP), jnp.asarray(y_NxQ)
+  w_PxQ, b_Q = affine(x_NxP[fit_T], y_NxQ[fit_T], _best_ridge(x_NxP[fit_T], y_NxQ[fit_T]))
+  return r2(y_NxQ[held_S], x_NxP[held_S] @ w_PxQ + b_Q[None], jnp.mean(y_NxQ[fit_T], axis=0))
+
+
 def _check(embedding_NxE, unembedding_AxD, answers_RxN):
   """An index past the end would be the last one, without a word."""
   chex.assert_rank([embedding_NxE, unembedding_AxD], 2)
@@ -111,10 +118,7 @@ def shared_map_r2(
   """The control of `superposition_r2` that has one map for all relations, e_s ≈ M Σ_r u_{g_r(s)} + b."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   sum_NxD = jnp.sum(jnp.asarray(unembedding_AxD)[answers_RxN], axis=0)
-  known = sum_NxD[fit_T], jnp.asarray(embedding_NxE)[fit_T]
-  w_DxE, b_E = affine(*known, _best_ridge(*known))
-  guess_SxE = sum_NxD[held_S] @ w_DxE + b_E[None]
-  return r2(embedding_NxE[held_S], guess_SxE, jnp.mean(embedding_NxE[fit_T], axis=0))
+  return linear_r2(sum_NxD, embedding_NxE, fit_T, held_S)
 
 
 def shared_probe_accuracy(
@@ -206,13 +210,14 @@ def probe(
 ) -> jax.Array:
   """The attributes RxS, of all A, to which a linear map per relation, e_s to u_{g_r(s)}, lands nearest."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
-  u_AxD = jnp.asarray(unembedding_AxD)
+  u_AxD, e_NxD = jnp.asarray(unembedding_AxD), jnp.asarray(embedding_NxD)
 
   def one(answers_N):
-    w_DxD, b_D = affine(embedding_NxD[fit_T], u_AxD[answers_N[fit_T]])
-    return _nearest(embedding_NxD[held_S] @ w_DxD + b_D[None], u_AxD)
+    known = e_NxD[fit_T], u_AxD[answers_N[fit_T]]
+    w_DxD, b_D = affine(*known, _best_ridge(*known))
+    return _nearest(e_NxD[held_S] @ w_DxD + b_D[None], u_AxD)
 
-  return jax.vmap(one)(jnp.asarray(answers_RxN))
+  return jax.lax.map(one, jnp.asarray(answers_RxN))
 
 
 def _nearest(guess_SxD: Array, u_AxD: Array) -> jax.Array:

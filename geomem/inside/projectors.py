@@ -31,7 +31,7 @@ def from_maps(
 ) -> Frames:
   """Of every relation the principal directions of its part M_r u, and what predicts its place along them from e.
 
-  So many columns as the embedding has for every relation; those that a relation does not occupy are 0.
+  There are E // R columns; those past the rank of the part are 0.
   """
   m_RxDxE, b_E = maps
   columns = len(b_E) // len(answers_RxN)
@@ -49,6 +49,13 @@ def from_maps(
     return jnp.where(occupied_K[None], into_ExK, 0.0), jnp.where(occupied_K[None], along_ExK, 0.0)
 
   return jax.vmap(one)(m_RxDxE, jnp.asarray(answers_RxN))
+
+
+def at_random(key: Array, relations: int, dim: int) -> Frames:
+  """Directions at random, E // R columns for every relation: nothing is known of the model."""
+  shape = relations, dim, dim // relations
+  into, along = (jax.random.normal(k, shape) / dim**0.5 for k in jax.random.split(key))
+  return into, along
 
 
 def first(frames: Frames, rank: Array | int) -> Frames:
@@ -101,11 +108,13 @@ def learn(
     free, opt_state = state
     pair_2xB = jax.random.randint(key, (2, batch), 0, len(e_NxE))
     grads = jax.grad(loss)(free, pair_2xB)
-    grads = jax.tree.map(lambda grad, frame: jnp.where(frame == 0, 0.0, grad), grads, free)
+    grads = jax.tree.map(jnp.where, there, grads, nothing)
     updates, opt_state = optimization.adam_update(adam, grads, opt_state)
     return (optax.apply_updates(free, updates), opt_state), None
 
   free = frames[:1] if orthogonal else frames
+  there = jax.tree.map(lambda frame: jnp.any(frame != 0, axis=1, keepdims=True), free)
+  nothing = jax.tree.map(jnp.zeros_like, free)
   (free, _), _ = jax.lax.scan(step, (free, adam.init(free)), jax.random.split(key, steps))
   return both(free)
 
