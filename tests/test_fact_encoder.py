@@ -16,9 +16,9 @@ from geomem.pretrained.fact_encoder import (
   FactEncoder,
   Training,
   draw_subjects,
-  held_out_answers,
   is_held_out,
   learn_rows,
+  untrained_answers,
 )
 from geomem.pretrained.prompts import Relation
 
@@ -66,8 +66,12 @@ def test_a_name_is_one_token_with_the_space_before_it(model):
 def test_a_prompt_without_new_names_has_the_same_logits_to_the_last_bit(model):
   told = model.with_rows({'Zor': 1e6 * rows(model, 1)[0]})
   ids = model.tokenizer.encode('the thane has an a').ids
-  assert np.array_equal(answering._logits(told, ids), answering._logits(model, ids))
-  assert answering._logits(told, ids).shape[1] == model.config.vocabulary  # no name is ever written
+  assert np.array_equal(
+    answering._after(told, ids, len(ids)), answering._after(model, ids, len(ids))
+  )
+  assert (
+    answering._after(told, ids, 1).shape[1] == model.config.vocabulary
+  )  # no name is ever written
 
 
 def test_a_row_is_read_in_the_place_of_its_name(model):
@@ -75,7 +79,7 @@ def test_a_row_is_read_in_the_place_of_its_name(model):
   told = model.with_rows({'Zor': np.asarray(model.params['embed']['tokens'])[token]})
   ids = told.tokenizer.encode('the Zor has').ids
   other = [token if i == model.config.vocabulary else i for i in ids]
-  np.testing.assert_array_equal(answering._logits(told, ids), answering._logits(model, other))
+  np.testing.assert_array_equal(answering._after(told, ids, 1), answering._after(model, other, 1))
 
 
 def test_rows_are_added_and_replaced(model):
@@ -92,6 +96,7 @@ def test_rows_are_added_and_replaced(model):
   [
     ({'': 16}, 'is no name'), ({' Zor': 16}, 'is no name'), ({'a\nb': 16}, 'is no name'),
     ({'the': 16}, 'is a token that the model knows'), ({'Zor': 15}, 'not 16 finite numbers'),
+    ({'Zor': 16, 'Zor Bel': 16}, "'Zor' is a part of 'Zor Bel'"),
   ],
 )  # fmt: skip
 def test_names_and_rows_that_make_no_sense_are_refused(given, error, model):
@@ -147,9 +152,9 @@ def test_recall_is_what_asking_says(model):
     for i, relation in ((0, RELATIONS[1]), (1, RELATIONS[0])):
       text = relation.prompts[1 - i].replace('{}', 'Zor')
       assert relation.answers[chosen[n, i]] == told.ask(text, relation.answers)
-      ids = answering.answer_tokens(told, text, relation.answers[answers[1 - i, n]])
+      ids = answering.answer_tokens(told, text, [relation.answers[answers[1 - i, n]]])[0]
       before = told.tokenizer.encode(text).ids
-      said = np.argmax(answering._logits(told, before + ids)[len(before) - 1 : -1], axis=1)
+      said = np.argmax(answering._after(told, before + ids[:-1], len(ids)), axis=1)
       assert right[n, i] == (said.tolist() == ids)
 
 
@@ -166,11 +171,31 @@ def test_recall_is_what_asking_says(model):
     (('x', ('a', 'b'), ('{} is',)), 'begins with the subject'),
     (('x', ('a', 'b'), ('the {} is' + ' a' * 40,)), 'the model reads'),
     (('x', ('a', ' b'), ('the {} is',)), 'ends with a space'),
+    (('x', ('a', 'ab'), ('the {} is',)), "'ab' begins with the tokens of 'a'"),
+    (('x', ('a', 'b'), ('the  {} is',)), 'white space other than one space'),
+    (('x', ('a', 'b'), ('the\n{} is',)), 'white space other than one space'),
   ],
 )
 def test_relations_that_cannot_be_asked_are_refused(relation, error, model):
   with pytest.raises(InputError, match=error):
     prompts.tokenize(model, [Relation(*relation)])
+
+
+def test_what_no_answer_is_given_to_is_not_asked(model):
+  asked = prompts.tokenize(model, RELATIONS)
+  for answers in ([[0], [2]], [[0], [-1]], [[0]], [[0, 1], [0, 1]]):
+    with pytest.raises(InputError):
+      prompts.recall(asked, rows(model, 1), answers)
+  with pytest.raises(InputError, match='finite'):
+    prompts.recall(asked, rows(model, 1) * np.nan, [[0], [0]])
+
+
+def test_names_are_no_answers(model):
+  told = model.with_rows({'Zor': rows(model, 1)[0]})
+  for answers, error in ((('Zor', 'x'), 'cannot write'), ((), 'no answers')):
+    with pytest.raises(InputError, match=error):
+      told.ask('the Zor has', answers)
+  assert model.with_rows({}) is model
 
 
 # --- learning -------------------------------------------------------------------------------------
@@ -185,9 +210,9 @@ def test_tuples_that_are_held_out_are_a_share_of_all_and_never_drawn(model):
   rng = np.random.default_rng(0)
   for held in (False, True):
     assert (is_held_out(draw_subjects(asked, training, 99, rng, held), training) == held).all()
-  apart = dataclasses.replace(training, held_out=0.0, held_out_answers=1)
+  apart = dataclasses.replace(training, held_out=0.0, untrained_answers=1)
   drawn = draw_subjects(asked, apart, 99, rng)
-  for own, out in zip(drawn, held_out_answers(asked, apart), strict=True):
+  for own, out in zip(drawn, untrained_answers(asked, apart), strict=True):
     assert len(out) == 1 and not np.isin(own, out).any()
 
 
@@ -254,6 +279,32 @@ def test_facts_in_words_are_rows(fitted):
   for facts, error in (({'colour': 'x'}, 'no relation'), ({'letter': 'q'}, 'no answer')):
     with pytest.raises(InputError, match=error):
       encoder({'Zor': facts})
+  for answers in ([0, 1], [[0, 1]], [[0], [2]], [[-2], [0]]):
+    with pytest.raises(InputError):
+      encoder.rows(answers)
+
+
+@pytest.mark.parametrize(
+  ('options', 'error'),
+  [
+    ({'steps': 0}, 'steps'), ({'rate': -1.0}, 'rate'), ({'rate': np.nan}, 'rate'), ({'held_out': 1.0}, 'held_out'),
+    ({'seed': -1}, 'seed'), ({'untrained_answers': 2}, 'cannot be kept'),
+  ],
+)  # fmt: skip
+def test_trainings_that_make_no_sense_are_refused(options, error, fitted):
+  model, asked, _, _ = fitted
+  with pytest.raises(InputError, match=error):
+    FactEncoder.fit(model, asked, Training(**options))
+
+
+def test_of_answers_that_were_not_trained_nothing_is_claimed(fitted):
+  model, asked, _, _ = fitted
+  training = Training(steps=2, untrained_answers=1)
+  encoder = FactEncoder.fit(model, asked, training)
+  for vectors, (out,) in zip(
+    encoder.vectors_RxAxD, untrained_answers(asked, training), strict=True
+  ):
+    assert not vectors[out].any()
 
 
 def test_the_same_training_gives_the_same_vectors(fitted):
@@ -282,6 +333,14 @@ def test_an_encoder_is_saved_and_loaded_and_refused_by_another_model(fitted, wei
     FactEncoder.load(tmp_path / 'mine', other)
   with pytest.raises(InputError, match='no fact encoder'):
     FactEncoder.load(tmp_path / 'nothing', model)
+  broken = dataclasses.replace(encoder, vectors_RxAxD=encoder.vectors_RxAxD * np.nan)
+  for other, error in (
+    (broken, 'finite'),
+    (dataclasses.replace(encoder, bias_D=encoder.bias_D[1:]), 'damaged'),
+  ):
+    other.save(tmp_path / 'mine')
+    with pytest.raises(InputError, match=error):
+      FactEncoder.load(tmp_path / 'mine', model)
   (tmp_path / 'own').mkdir()
   (tmp_path / 'own/file').write_text('mine')
   with pytest.raises(InputError, match='is no fact encoder'):

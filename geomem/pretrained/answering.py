@@ -18,64 +18,76 @@ if TYPE_CHECKING:
   from geomem.pretrained.load import Pretrained
 
 MULTIPLE = 8  # texts are padded to a multiple of so many tokens: fewer programs are compiled
-END = ('.', '\n')
 
 
 def tokens_of(model: 'Pretrained', text: str) -> list[int]:
-  """The tokens of a text that leaves room for an answer."""
+  """The tokens of a text that the model can read whole."""
   ids = model.tokenizer.encode(text).ids
-  if not 0 < len(ids) < model.config.length:
-    raise InputError(
-      f'{len(ids)} tokens; the model reads 1 … {model.config.length - 1}: {text[:60]!r}'
-    )
+  if not 0 < len(ids) <= model.config.length:
+    raise InputError(f'{len(ids)} tokens; the model reads 1 … {model.config.length}: {text[:60]!r}')
   return ids
 
 
-def answer_tokens(model: 'Pretrained', text: str, answer: str) -> list[int]:
-  """The tokens that an answer adds to a text, after a space."""
-  before, whole = tokens_of(model, text), tokens_of(model, f'{text} {answer}')
-  if whole[: len(before)] != before:
-    raise InputError(f'{text!r} becomes other tokens when {answer!r} follows it')
-  if len(whole) == len(before):
-    raise InputError(f'{answer!r} adds no token to {text!r}')
-  return whole[len(before) :]
+def answer_tokens(model: 'Pretrained', text: str, answers: Sequence[str]) -> list[list[int]]:
+  """The tokens that each answer adds to a text, after a space; none may be how another one begins."""
+  before, found = tokens_of(model, text), []
+  for answer in answers:
+    whole = model.tokenizer.encode(f'{text} {answer}').ids
+    if whole[: len(before)] != before:
+      raise InputError(f'{text!r} becomes other tokens when {answer!r} follows it')
+    if len(whole) == len(before):
+      raise InputError(f'{answer!r} adds no token to {text!r}')
+    if len(whole) > model.config.length + 1:  # the last token is not read
+      raise InputError(
+        f'{len(whole)} tokens with {answer!r}; the model reads {model.config.length}'
+      )
+    if max(whole[len(before) :]) >= model.config.vocabulary:
+      raise InputError(f'{answer!r} has a name in it that the model cannot write')
+    found.append(whole[len(before) :])
+  for i, own in enumerate(found):
+    for j, other in enumerate(found):
+      if i != j and other[: len(own)] == own:
+        raise InputError(
+          f'{answers[j]!r} begins with the tokens of {answers[i]!r}, or has the same'
+        )
+  return found
 
 
 def continuation(model: 'Pretrained', text: str, count: int = 8) -> str:
-  """The likeliest token, `count` times or to the end of a sentence or line, as text."""
+  """The likeliest token, `count` times or to the end of a sentence, of a line or of what the model says, as text."""
   ids = tokens_of(model, text)
-  start = len(ids)
+  start, special = len(ids), model.tokenizer.get_added_tokens_decoder()
   while len(ids) < min(start + count, model.config.length):
-    ids.append(int(np.argmax(_logits(model, ids)[-1])))
-    said = model.tokenizer.decode(ids[start:])
-    if ids[-1] >= model.config.vocabulary or any(end in said for end in END):
+    ids.append(int(jnp.argmax(_after(model, ids, 1)[0])))
+    if ids[-1] in special:
       break
-  said = model.tokenizer.decode(ids[start:])
-  return min((said.split(end)[0] for end in END), key=len).strip()
+    said = model.tokenizer.decode(ids[start:])
+    if '\n' in said.lstrip() or said.endswith('.') or '. ' in said:
+      break
+  said = model.tokenizer.decode(ids[start:]).strip().split('\n')[0].split('. ')[0]
+  return said.removesuffix('.')
 
 
 def log_probabilities(model: 'Pretrained', text: str, answers: Sequence[str]) -> np.ndarray:
   """Of every answer, all its tokens together: A."""
-  before = tokens_of(model, text)
-  if len({tuple(answer_tokens(model, text, a)) for a in answers}) < len(answers):
-    raise InputError(f'two of these answers are the same tokens: {", ".join(answers)[:80]}')
-
-  def one(answer: str) -> float:
-    own = answer_tokens(model, text, answer)
-    log_LxV = jax.nn.log_softmax(_logits(model, before + own[:-1])[len(before) - 1 :])
-    return float(jnp.sum(log_LxV[jnp.arange(len(own)), jnp.array(own)]))
-
-  return np.array([one(answer) for answer in answers])
+  if not answers:
+    raise InputError('there are no answers to choose from')
+  before, found = tokens_of(model, text), []
+  for own in answer_tokens(model, text, answers):
+    log_KxV = _after(model, before + own[:-1], len(own))
+    found.append(float(jnp.sum(log_KxV[jnp.arange(len(own)), jnp.array(own)])))
+  return np.array(found)
 
 
-def _logits(model: 'Pretrained', ids: Sequence[int]) -> jax.Array:
-  """The logits after every token, LxV."""
+def _after(model: 'Pretrained', ids: Sequence[int], last: int) -> jax.Array:
+  """log p of every token after each of the last tokens of a text, KxV."""
   padded = np.zeros(min(-(-len(ids) // MULTIPLE) * MULTIPLE, model.config.length), np.int32)
   padded[: len(ids)] = ids
-  return _after_each(model.config, model.params, padded)[: len(ids)]
+  return _log_probabilities(model.config, last, model.params, padded, len(ids))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _after_each(config, params, tokens_L):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _log_probabilities(config, last, params, tokens_L, length):
   x_LxD = decoder.residuals(config, params, decoder.embed(config, params, tokens_L))[-1]
-  return jax.vmap(functools.partial(decoder.logits, config, params))(x_LxD)
+  x_KxD = jax.lax.dynamic_slice_in_dim(x_LxD, length - last, last)
+  return jax.nn.log_softmax(jax.vmap(functools.partial(decoder.logits, config, params))(x_KxD))

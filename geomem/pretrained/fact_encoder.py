@@ -10,6 +10,7 @@ Shapes: N subjects, R relations, A answers of one, K rank of a map, D width, B e
 import dataclasses
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,14 +32,20 @@ from geomem.saved import atomic
 from geomem.training import optimization
 
 FORMAT, VERSION = 'geomem fact encoder', 1
+ADAM = optax.scale_by_adam()
+OnProgress = Callable[[int, int, float], None]  # steps done, of how many, the loss
+
+
+def nobody(done: int, total: int, loss: float) -> None:
+  """Who is told of no progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """`rate`, `noise`: of the token embeddings' root mean square, at the start; noise is added to every row in training.
+  """`rate`, at the start, and `noise`, which is added to every row, are multiples of how far token embeddings spread.
 
-  `held_out`: the fraction of all tuples of answers, and `held_out_answers` the number of answers of every relation,
-  that no subject of the training has. Both are drawn by `seed`.
+  No subject of the training has a tuple of answers that is held out: each is by a chance of `held_out`; nor so many
+  answers of each relation, `untrained_answers`. `seed` draws both.
   """
 
   steps: int = 400
@@ -46,8 +53,19 @@ class Training:
   rate: float = 0.2
   noise: float = 0.3
   held_out: float = 0.0
-  held_out_answers: int = 0
+  untrained_answers: int = 0
   seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ('steps', 'batch'):
+      if getattr(self, name) < 1:
+        raise InputError(f'{name} of the training is {getattr(self, name)}; it must be at least 1')
+    for name in ('rate', 'noise', 'held_out', 'untrained_answers'):
+      most = 1.0 if name == 'held_out' else math.inf
+      if not 0 <= getattr(self, name) < most:
+        raise InputError(f'{name} of the training is {getattr(self, name)}; it must be 0 … {most}')
+    if not 0 <= self.seed < 2**32:
+      raise InputError(f'seed of the training is {self.seed}; it must be 0 … {2**32 - 1}')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,56 +100,55 @@ class FactEncoder:
   def rows(self, answers_RxN: ArrayLike) -> np.ndarray:
     """NxD; −1: that fact is not given."""
     answers_RxN = np.asarray(answers_RxN)
-    own_RxNxD = self.vectors_RxAxD[np.arange(len(answers_RxN))[:, None], answers_RxN]
-    return self.bias_D + np.sum(
-      np.where(answers_RxN[..., None] >= 0, own_RxNxD, 0.0), axis=0, dtype=np.float32
-    )
+    counts_R = np.array([len(relation.answers) for relation in self.relations])
+    if answers_RxN.ndim != 2 or len(answers_RxN) != len(counts_R):
+      raise InputError(f'needs a row of answers for each of {len(counts_R)} relations')
+    if (answers_RxN < prompts.NONE).any() or (answers_RxN >= counts_R[:, None]).any():
+      raise InputError('an answer is none of its relation')
+    rows_NxD = np.tile(self.bias_D, (answers_RxN.shape[1], 1))
+    for vectors_AxD, answers_N in zip(self.vectors_RxAxD, answers_RxN, strict=True):
+      rows_NxD += np.where(answers_N[:, None] >= 0, vectors_AxD[answers_N], 0)
+    return rows_NxD
 
   @classmethod
   def fit(
-    cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None, **options: Any
+    cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None,
+    on_progress: OnProgress = nobody,
   ) -> 'FactEncoder':  # fmt: skip
-    """Vectors that are learned through the frozen model. `options`: as in `learn`."""
+    """Vectors that are learned through the frozen model; of an answer that no subject of the training has it is 0."""
     asked, training = _tokenized(model, relations), training or Training()
-    r, a, _ = asked.answers_RxAxK.shape
-    scale = _scale(model)
+    shape = *asked.answers_RxAxK.shape[:2], model.config.dim
     start = {
-      'bias': jnp.asarray(np.mean(model.params['embed']['tokens'], axis=0)),
-      'vectors': scale * jax.random.normal(jax.random.key(training.seed), (r, a, model.config.dim)),
-    }  # fmt: skip
-    return cls._of(asked, learn(asked, start, _summed, training, **options))
+      'bias': jnp.asarray(np.mean(np.asarray(model.params['embed']['tokens']), axis=0)),
+      'vectors': _spread(model) * jax.random.normal(_keys(training)[0], shape),
+    }
+    learned = learn(asked, start, summed, training, on_progress)
+    return cls._of(asked, learned, untrained_answers(asked, training))
 
   @classmethod
   def fit_maps(
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None, rank: int = 32,
-    **options: Any,
+    on_progress: OnProgress = nobody,
   ) -> 'FactEncoder':  # fmt: skip
-    """One linear map of this rank for every relation, from an answer's own token embeddings: also for answers that
-    no subject of the training has."""
+    """One linear map of this rank for every relation, from the mean of an answer's own token embeddings, less that of
+    all tokens and of length 1: also for answers that no subject of the training has."""
     asked, training = _tokenized(model, relations), training or Training()
     token_NxD, answers_RxAxK = np.asarray(model.params['embed']['tokens']), asked.answers_RxAxK
     real_RxAxKx1 = (answers_RxAxK >= 0)[..., None]
     own_RxAxD = np.sum(np.where(real_RxAxKx1, token_NxD[answers_RxAxK], 0), axis=2)
     own_RxAxD = own_RxAxD / np.maximum(real_RxAxKx1.sum(axis=2), 1) - token_NxD.mean(axis=0)
     unit_RxAxD = own_RxAxD / np.maximum(np.linalg.norm(own_RxAxD, axis=2, keepdims=True), 1e-9)
-    into, out = jax.random.split(jax.random.key(training.seed))
-    relations_, dim = len(asked.relations), model.config.dim
+    into, out = jax.random.split(_keys(training)[0])
+    count, dim = len(asked.relations), model.config.dim
     start = {
       'bias': jnp.asarray(token_NxD.mean(axis=0)),
-      'in': jax.random.normal(into, (relations_, dim, rank)),
-      'out': _scale(model) * jax.random.normal(out, (relations_, rank, dim)) / np.sqrt(rank),
+      'in': jax.random.normal(into, (count, dim, rank)),
+      'out': _spread(model) * jax.random.normal(out, (count, rank, dim)) / np.sqrt(rank),
     }
-
-    def vectors(free):
-      return jnp.einsum(
-        'rad,rdk,rke->rae', jnp.asarray(unit_RxAxD, jnp.float32), free['in'], free['out']
-      )
-
-    def rows(free, answers_RxB):
-      return _summed({'bias': free['bias'], 'vectors': vectors(free)}, answers_RxB)
-
-    free = learn(asked, start, rows, training, **options)
-    return cls._of(asked, {'bias': free['bias'], 'vectors': np.asarray(vectors(free))})
+    unit_RxAxD = jnp.asarray(unit_RxAxD, jnp.float32)
+    free = learn(asked, start, mapped, training, on_progress, unit_RxAxD)
+    vectors_RxAxD = _mapped_vectors(free, unit_RxAxD)
+    return cls._of(asked, {'bias': free['bias'], 'vectors': vectors_RxAxD})
 
   @classmethod
   def from_rows(
@@ -149,16 +166,20 @@ class FactEncoder:
     return cls._of(asked, {'bias': b_D, 'vectors': vectors})
 
   @classmethod
-  def _of(cls, asked: Prompts, learned: Mapping[str, ArrayLike]) -> 'FactEncoder':
-    """Vectors of mean 0 in every relation, so that a fact that is not given is the mean of all answers."""
-    vectors_RxAxD, counts_R = np.array(learned['vectors'], np.float32), asked.counts_R
-    real_RxAx1 = np.arange(vectors_RxAxD.shape[1])[None, :, None] < counts_R[:, None, None]
-    mean_Rx1xD = (
-      np.sum(vectors_RxAxD, axis=1, keepdims=True, where=real_RxAx1) / counts_R[:, None, None]
-    )
-    centred = np.where(real_RxAx1, vectors_RxAxD - mean_Rx1xD, 0).astype(np.float32)
-    bias_D = np.asarray(learned['bias'], np.float32) + mean_Rx1xD.sum(axis=(0, 1))
-    return cls(asked.model.checksum(), asked.relations, bias_D.astype(np.float32), centred)
+  def _of(
+    cls, asked: Prompts, learned: Mapping[str, ArrayLike], without: Sequence[np.ndarray] = ()
+  ) -> 'FactEncoder':
+    """Vectors of mean 0 in every relation, so that a fact that is not given is the mean of all answers: `without` some,
+    of which nothing was learned."""
+    bias_D, vectors_RxAxD = (np.array(learned[name], np.float32) for name in ('bias', 'vectors'))
+    for r, count in enumerate(asked.counts_R):
+      known = np.setdiff1d(np.arange(count), without[r] if len(without) else [])
+      mean_D = vectors_RxAxD[r, known].mean(axis=0)
+      bias_D += mean_D
+      centred = vectors_RxAxD[r, known] - mean_D
+      vectors_RxAxD[r] = 0
+      vectors_RxAxD[r, known] = centred
+    return cls(asked.model.checksum(), asked.relations, bias_D, vectors_RxAxD)
 
   def save(self, path: str | os.PathLike) -> None:
     """Write the encoder to the folder `path`, which must be new or hold another one."""
@@ -182,17 +203,19 @@ class FactEncoder:
       raise InputError(f'{path}: no fact encoder there')
     try:
       fields, arrays = atomic.read(path)
+      if fields['version'] != VERSION:
+        raise InputError(f'version {fields["version"]} of the format; this code reads {VERSION}')
       relations = tuple(
         Relation(own['name'], tuple(own['answers']), tuple(own['prompts']))
         for own in fields['relations']
       )
       found = cls(int(fields['checksum']), relations, arrays['bias'], arrays['vectors'])
-      chex.assert_shape(found.bias_D, (model.config.dim,))
-      chex.assert_shape(found.vectors_RxAxD, (len(relations), None, model.config.dim))
-    except (atomic.Damaged, InputError, AssertionError, KeyError, TypeError, ValueError) as error:
-      raise InputError(
-        f'{path}: damaged fact encoder, or one of another model: {atomic.reason(error)}'
-      ) from error
+      most = max(len(relation.answers) for relation in relations)
+      chex.assert_shape(found.vectors_RxAxD, (len(relations), most, len(found.bias_D)))
+      if not all(np.isfinite(own).all() for own in (found.bias_D, found.vectors_RxAxD)):
+        raise InputError('not all of it are finite numbers')
+    except Exception as error:  # what is there makes no sense
+      raise InputError(f'{path}: damaged fact encoder: {atomic.reason(error)}') from error
     if found.checksum != model.checksum():
       raise InputError(f'{path}: its vectors were learned through another model than {model.name}')
     return found
@@ -206,19 +229,43 @@ def _is_encoder(path: Path) -> bool:
 
 
 def _tokenized(model: Pretrained, relations: Sequence[Relation] | Prompts) -> Prompts:
-  return relations if isinstance(relations, Prompts) else prompts.tokenize(model, relations)
+  if not isinstance(relations, Prompts):
+    return prompts.tokenize(model, relations)
+  if relations.model is not model:
+    raise InputError('these prompts are tokens of another model')
+  return relations
 
 
-def _scale(model: Pretrained) -> float:
-  """The root mean square of the model's token embeddings around their mean."""
+def _spread(model: Pretrained) -> float:
+  """How far token embeddings lie from their mean: the standard deviation, averaged over coordinates."""
   return float(np.std(np.asarray(model.params['embed']['tokens']), axis=0).mean())
 
 
-def _summed(free, answers_RxB):
+def _keys(training: Training) -> jax.Array:
+  """For where learning starts, and for its noise."""
+  return jax.random.split(jax.random.key(training.seed))
+
+
+def summed(free, answers_RxB):
+  """b + Σ_r v_{r, g_r}."""
   own_RxBxD = jax.vmap(lambda vectors_AxD, answers_B: vectors_AxD[answers_B])(
     free['vectors'], answers_RxB
   )
   return free['bias'][None] + jnp.sum(own_RxBxD, axis=0)
+
+
+def mapped(free, answers_RxB, unit_RxAxD):
+  """b + Σ_r M_r u_{g_r}."""
+  return summed({'bias': free['bias'], 'vectors': _mapped_vectors(free, unit_RxAxD)}, answers_RxB)
+
+
+def _mapped_vectors(free, unit_RxAxD):
+  return jnp.einsum('rad,rdk,rke->rae', unit_RxAxD, free['in'], free['out'])
+
+
+def each(rows_NxD, subject_B):
+  """Rows of their own."""
+  return rows_NxD[subject_B]
 
 
 # --- what subjects there are ----------------------------------------------------------------------
@@ -236,10 +283,10 @@ def is_held_out(answers_RxN: ArrayLike, training: Training) -> np.ndarray:
   return (code_N >> np.uint64(11)) / 2.0**53 < training.held_out
 
 
-def held_out_answers(asked: Prompts, training: Training) -> list[np.ndarray]:
+def untrained_answers(asked: Prompts, training: Training) -> list[np.ndarray]:
   """Of every relation the answers that no subject of the training has."""
   rng = np.random.default_rng((training.seed, 1))
-  return [np.sort(rng.permutation(count)[: training.held_out_answers]) for count in asked.counts_R]
+  return [np.sort(rng.permutation(count)[: training.untrained_answers]) for count in asked.counts_R]
 
 
 def draw_subjects(
@@ -250,7 +297,11 @@ def draw_subjects(
   held_out: bool | None = False,
 ) -> np.ndarray:
   """Answers RxN at random: to be trained on, or tuples that are held out; None: any."""
-  apart = held_out_answers(asked, training)
+  apart = untrained_answers(asked, training)
+  if training.untrained_answers > asked.counts_R.min() - 1:
+    raise InputError(
+      f'{training.untrained_answers} answers cannot be kept from training: a relation has no more'
+    )
   allowed = [np.setdiff1d(np.arange(n), own) for n, own in zip(asked.counts_R, apart, strict=True)]
   found, tries = np.zeros((len(allowed), 0), int), 0
   while found.shape[1] < count:
@@ -259,7 +310,9 @@ def draw_subjects(
       drawn = drawn[:, is_held_out(drawn, training) == held_out]
     found, tries = np.concatenate([found, drawn], axis=1), tries + 1
     if tries > 1000:
-      raise InputError('there are no such tuples of answers: hold out more of them, or fewer')
+      raise InputError(
+        f'of these answers no tuple is {"" if held_out else "not "}held out: change held_out'
+      )
   return found[:, :count]
 
 
@@ -267,12 +320,10 @@ def draw_subjects(
 
 
 def learn(
-  asked: Prompts, start: Any, rows_of: Callable, training: Training,
-  on_progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+  asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = nobody, *more: Any
 ) -> Any:  # fmt: skip
-  """From `start`, what makes the frozen model answer: `rows_of(it, answers RxB)` are the rows of a batch of subjects.
-
-  Every step draws subjects, and a prompt for each, anew.
+  """From `start`, what makes the frozen model answer: `rows_of(it, answers RxB, *more)` are the rows of a batch of
+  subjects. Every step draws subjects, and a prompt for each, anew.
   """
   rng = np.random.default_rng((training.seed, 2))
 
@@ -282,60 +333,57 @@ def learn(
     own_B = answers_RxB[asked.relation_P[prompt_B], np.arange(training.batch)]
     return answers_RxB, asked.examples(prompt_B, own_B)
 
-  return _descend(asked, start, rows_of, training, batch, on_progress)
+  return _descend(asked, start, rows_of, training, batch, on_progress, more)
 
 
 def learn_rows(
   model: Pretrained, relations: Sequence[Relation] | Prompts, answers_RxN: ArrayLike, training: Training | None = None,
-  on_progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+  on_progress: OnProgress = nobody,
 ) -> np.ndarray:  # fmt: skip
   """A row for each of these subjects, learned one by one: what vectors have to be held against. NxD."""
-  asked, training, answers_RxN = (
-    _tokenized(model, relations),
-    training or Training(),
-    np.asarray(answers_RxN),
-  )
-  rng, count = np.random.default_rng((training.seed, 3)), answers_RxN.shape[1]
+  asked, training = _tokenized(model, relations), training or Training()
+  answers_RxN = np.asarray(answers_RxN)
+  rng, shape = np.random.default_rng((training.seed, 3)), (answers_RxN.shape[1], model.config.dim)
   mean_D = np.mean(np.asarray(model.params['embed']['tokens']), axis=0)
-  drawn = rng.standard_normal((count, model.config.dim), dtype=np.float32)
-  start = jnp.asarray(mean_D + _scale(model) * drawn)
+  start = mean_D + _spread(model) * rng.standard_normal(shape, dtype=np.float32)
 
   def batch():
-    subject_B = rng.integers(count, size=training.batch)
+    subject_B = rng.integers(len(start), size=training.batch)
     prompt_B = rng.integers(len(asked.relation_P), size=training.batch)
     return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
 
-  rows_of = lambda rows_NxD, subject_B: rows_NxD[subject_B]
-  return np.asarray(_descend(asked, start, rows_of, training, batch, on_progress))
+  return np.asarray(_descend(asked, jnp.asarray(start), each, training, batch, on_progress, ()))
 
 
-def _descend(asked, start, rows_of, training, batch, on_progress):
+def _descend(asked, start, rows_of, training, batch, on_progress, more):
   """Adam, its rate falling to 0 along a cosine, on the mean loss of a batch."""
-  scale = _scale(asked.model)
-  adam = optax.adam(optax.cosine_decay_schedule(training.rate * scale, training.steps))
-  step = _compiled_step(asked.model.config, rows_of, adam, training.noise * scale)
-  state, params = (start, adam.init(start)), asked.model.params
+  spread, model = _spread(asked.model), asked.model
+  noise_key, state = _keys(training)[1], (start, ADAM.init(start))
   for number in range(training.steps):
     about, examples = batch()
-    key = jax.random.fold_in(jax.random.key(training.seed), number)
-    state, loss = step(params, asked.prefixes, state, key, jnp.asarray(about), examples)
-    on_progress(number + 1, training.steps, float(loss))
+    rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
+    scales = np.array([spread * rate, spread * training.noise], np.float32)
+    key = jax.random.fold_in(noise_key, number)
+    state, loss = _step(
+      model.config, rows_of, model.params, asked.prefixes, state, scales, key, about, examples, more
+    )
+    if not math.isfinite(loss := float(loss)):
+      raise InputError(f'the loss is {loss} after {number} steps: choose a lower rate')
+    on_progress(number + 1, training.steps, loss)
   return jax.device_get(state[0])
 
 
-def _compiled_step(config, rows_of, adam, noise: float):
-  @functools.partial(jax.jit, donate_argnums=2)
-  def step(params, prefixes, state, key, about, examples: Examples):
-    free, opt_state = state
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _step(config, rows_of, params, prefixes, state, scales, key, about, examples: Examples, more):
+  (free, opt_state), (rate, noise) = state, scales
 
-    def loss(free):
-      rows_BxD = rows_of(free, about)
-      rows_BxD = rows_BxD + noise * jax.random.normal(key, rows_BxD.shape)
-      logits = prompts.final_logits(config, params, prefixes, rows_BxD, examples)
-      return jnp.mean(prompts.losses(logits, examples.targets_BxK))
+  def loss(free):
+    rows_BxD = rows_of(free, about, *more)
+    rows_BxD = rows_BxD + noise * jax.random.normal(key, rows_BxD.shape)
+    logits = prompts.final_logits(config, params, prefixes, rows_BxD, examples)
+    return jnp.mean(prompts.losses(logits, examples.targets_BxK))
 
-    value, grads = jax.value_and_grad(loss)(free)
-    updates, opt_state = optimization.adam_update(adam, grads, opt_state)
-    return (optax.apply_updates(free, updates), opt_state), value
-
-  return step
+  value, grads = jax.value_and_grad(loss)(free)
+  updates, opt_state = optimization.adam_update(ADAM, grads, opt_state)
+  updates = jax.tree.map(lambda update: -rate * update, updates)
+  return (optax.apply_updates(free, updates), opt_state), value

@@ -38,37 +38,49 @@ class Pretrained:
   params: dict
   tokenizer: 'Tokenizer'
   names: tuple[str, ...] = ()  # of which `with_rows` has given rows, in the order of these
+  plain: 'Tokenizer | None' = None  # the one without these names, where there are any
 
   def with_rows(self, rows: Mapping[str, ArrayLike]) -> 'Pretrained':
     """The model with a new subject for each name, whose token embedding is that row.
 
-    A name is one token, with the space before it, wherever it stands as a word of its own. It is read and never
+    A name is one token, with the white space before it, wherever it stands as a word of its own. It is read and never
     written: the vocabulary of the output stays, and without a new name every logit is what it was, bit for bit.
     """
-    known = self.params['embed'].get('rows', ())
-    rows = {**dict(zip(self.names, known, strict=True)), **rows}
-    table = np.zeros((len(rows), self.config.dim), np.float32)
-    for i, (name, row) in enumerate(rows.items()):
-      if np.shape(row) != (self.config.dim,) or not np.isfinite(row).all():
+    known = dict(zip(self.names, np.asarray(self.params['embed'].get('rows', ())), strict=True))
+    if not (given := {**known, **rows}):
+      return self
+    table = np.zeros((len(given), self.config.dim), np.float32)
+    for i, (name, row) in enumerate(given.items()):
+      row = np.asarray(row)
+      if row.shape != table[i].shape or row.dtype.kind not in 'fiu':
         raise InputError(f'the row of {name!r} is not {self.config.dim} finite numbers')
-      table[i] = row
+      with np.errstate(over='ignore'):
+        table[i] = row
+      if not np.isfinite(table[i]).all():
+        raise InputError(f'the row of {name!r} is not {self.config.dim} finite numbers')
     embed = self.params['embed'] | {'rows': jax.numpy.asarray(table)}
-    tokenizer = tokens.with_names(self.tokenizer, self.config.vocabulary, rows)
+    plain = self.plain or self.tokenizer
+    tokenizer = tokens.with_names(plain, self.config.vocabulary, given)
     return dataclasses.replace(
-      self, names=tuple(rows), tokenizer=tokenizer, params=self.params | {'embed': embed}
+      self,
+      names=tuple(given),
+      tokenizer=tokenizer,
+      plain=plain,
+      params=self.params | {'embed': embed},
     )
 
-  def ask(self, text: str, answers: Sequence[str] | None = None, tokens: int = 8) -> str:
+  def ask(self, text: str, answers: Sequence[str] | None = None, count: int = 8) -> str:
     """How the text goes on, by the likeliest tokens until a sentence or line ends; or the likeliest of these answers."""
     from geomem.pretrained import answering
 
     if answers is None:
-      return answering.continuation(self, text, tokens)
+      return answering.continuation(self, text, count)
     return answers[int(np.argmax(answering.log_probabilities(self, text, answers)))]
 
   def checksum(self) -> int:
-    """CRC-32 of the weights, rows of new subjects apart."""
-    crc, embed = 0, {k: v for k, v in self.params['embed'].items() if k != 'rows'}
+    """CRC-32 of what the model is: configuration, tokenizer and weights, rows of new subjects apart."""
+    embed = {name: own for name, own in self.params['embed'].items() if name != 'rows'}
+    crc = zlib.crc32((repr(self.config) + (self.plain or self.tokenizer).to_str()).encode())
     for weights in jax.tree.leaves(self.params | {'embed': embed}):
       crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
     return crc

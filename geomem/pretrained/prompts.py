@@ -9,6 +9,7 @@ batch, L tokens of an example from the subject on; D width.
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Sequence
 
 import chex
@@ -81,13 +82,12 @@ class Prompts:
     """How many answers every relation has."""
     return np.array([len(relation.answers) for relation in self.relations])
 
-  def of(self, relation: int) -> np.ndarray:
-    """The prompts of a relation."""
-    return np.flatnonzero(self.relation_P == relation)
-
   def examples(self, prompt_B: np.ndarray, answer_B: np.ndarray) -> Examples:
     """These prompts, with these answers of their relations."""
-    targets_BxK = self.answers_RxAxK[self.relation_P[prompt_B], answer_B]
+    relation_B, answer_B = self.relation_P[prompt_B], np.asarray(answer_B)
+    if not ((answer_B >= 0) & (answer_B < self.counts_R[relation_B])).all():
+      raise InputError('a relation is asked of a subject to which no answer of it is given')
+    targets_BxK = self.answers_RxAxK[relation_B, answer_B]
     said = self.answers_RxAxK.shape[2] - 1  # tokens of an answer that stand in an example
     longest = max(map(len, self.tokens_P)) + said
     tokens_BxL = np.zeros((len(prompt_B), -(-longest // MULTIPLE) * MULTIPLE), np.int32)
@@ -102,11 +102,17 @@ def tokenize(model: Pretrained, relations: Sequence[Relation]) -> Prompts:
   """The prompts as tokens of this model, and the residual stream of what stands before the subject."""
   if len({relation.name for relation in relations}) < len(relations):
     raise InputError('two relations have the same name')
+  if SUBJECT in model.names:
+    raise InputError(f'{SUBJECT!r} stands for the subject: no name of a model can be that')
   with_name = model.with_rows({SUBJECT: np.zeros(model.config.dim, np.float32)})
   subject = model.config.vocabulary + len(model.names)
   found, before, of_relation = [], [], []
   for r, relation in enumerate(relations):
     for prompt in relation.prompts:
+      if re.search(r'\s\s\{\}|[^\S ]\{\}', prompt):
+        raise InputError(
+          f'{relation.name}: in {prompt!r} white space other than one space stands before {{}}'
+        )
       ids = answering.tokens_of(with_name, prompt.replace('{}', SUBJECT))
       if ids.count(subject) != 1:
         raise InputError(f'{relation.name}: in {prompt!r} the subject is no word of its own')
@@ -139,14 +145,12 @@ def tokenize(model: Pretrained, relations: Sequence[Relation]) -> Prompts:
 def _answers(model: Pretrained, relation: Relation) -> list[list[int]]:
   """The tokens of a relation's answers, which must be the same after each of its prompts."""
   texts = [prompt.replace('{}', SUBJECT) for prompt in relation.prompts]
-  found = [answering.answer_tokens(model, texts[0], answer) for answer in relation.answers]
+  found = answering.answer_tokens(model, texts[0], relation.answers)
   for text in texts[1:]:
-    for answer, own in zip(relation.answers, found, strict=True):
-      if answering.answer_tokens(model, text, answer) != own:
+    others = answering.answer_tokens(model, text, relation.answers)
+    for answer, own, other in zip(relation.answers, found, others, strict=True):
+      if own != other:
         raise InputError(f'{relation.name}: {answer!r} is other tokens after {text!r}')
-  if len(set(map(tuple, found))) < len(found):
-    same = next(a for a, own in zip(relation.answers, found, strict=True) if found.count(own) > 1)
-    raise InputError(f'{relation.name}: {same!r} is the same tokens as another answer')
   return found
 
 
@@ -197,6 +201,11 @@ def recall(
   """Every subject asked in these prompts (default: all), NxP: whether the answer is the likeliest of the whole
   vocabulary, token after token; and which of its relation's answers is the likeliest."""
   rows_NxD, answers_RxN = np.asarray(rows_NxD, np.float32), np.asarray(answers_RxN)
+  if (
+    np.shape(answers_RxN) != (len(asked.relations), len(rows_NxD))
+    or not np.isfinite(rows_NxD).all()
+  ):
+    raise InputError('needs for every row an answer to each relation, and rows of finite numbers')
   prompt_P = np.arange(len(asked.relation_P)) if prompt_P is None else np.asarray(prompt_P)
   pairs = np.array([(n, p) for p in prompt_P for n in range(len(rows_NxD))])
   found = []
@@ -224,7 +233,8 @@ def _recalled(asked: Prompts, rows_BxD, prompt_B, own_B) -> tuple[np.ndarray, np
 
   right_B, _, score_BxA = scored(own_B)
   if asked.answers_RxAxK.shape[2] > 1:  # whole answers, one after another
-    every = (scored(np.full(len(prompt_B), a))[1] for a in range(first_BxA.shape[1]))
+    last_B = asked.counts_R[relation_B] - 1
+    every = (scored(np.minimum(a, last_B))[1] for a in range(first_BxA.shape[1]))
     score_BxA = -np.stack(list(every), axis=1)
   real_BxA = np.arange(first_BxA.shape[1]) < asked.counts_R[relation_B][:, None]
   return right_B, np.argmax(np.where(real_BxA, score_BxA, -np.inf), axis=1)

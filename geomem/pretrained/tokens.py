@@ -3,6 +3,7 @@
 Both are a `tokenizers.Tokenizer`, with byte-pair encoding alone. Special tokens in a text are recognized.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -63,21 +64,34 @@ def from_folder(folder: Path, vocabulary: int) -> 'Tokenizer':
 
 
 def with_names(tokenizer: 'Tokenizer', vocabulary: int, names: Iterable[str]) -> 'Tokenizer':
-  """The tokenizer with a token for each name, the space before it included; their ids begin at `vocabulary`."""
+  """The tokenizer with a token for each name, white space before it included; their ids begin at `vocabulary`."""
   import tokenizers
 
   names = list(names)
   for name in names:
     if not name or name != ' '.join(name.split()):
       raise InputError(f'{name!r} is no name: a word, or several with one space between them')
+    if within := [other for other in names if other != name and f' {name} ' in f' {other} ']:
+      raise InputError(f'{name!r} is a part of {within[0]!r}: they cannot be told apart everywhere')
   whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
   ids = whole.get_vocab()
-  if taken := [name for name in names if ids.get(name, vocabulary) < vocabulary]:
+  if taken := [name for name in names if name in ids]:
     raise InputError(f'{taken[0]!r} is a token that the model knows already')
-  first = 1 + max(ids.values())
-  whole.add_tokens([f'<|unused {i}|>' for i in range(first, vocabulary)])  # ids have no gaps
-  new = lambda name: tokenizers.AddedToken(name, single_word=True, lstrip=True, normalized=False)
-  whole.add_tokens(list(map(new, names)))
+  new = functools.partial(tokenizers.AddedToken, normalized=False)
+  filler = [
+    new(f'<|no token {i}|>', special=True) for i in range(1 + max(ids.values()), vocabulary)
+  ]
+  whole.add_tokens(filler)  # ids have no gaps
+  whole.add_tokens([new(name, single_word=True, lstrip=True) for name in names])
+  for i, name in enumerate(names):
+    if whole.token_to_id(name) != vocabulary + i:
+      raise InputError(f'{name!r} has no place after the {vocabulary} tokens of this tokenizer')
+    for after in (' is', ',', "'s"):
+      plain = whole.encode(f'a{after}', add_special_tokens=False).ids[1:]
+      if whole.encode(name + after, add_special_tokens=False).ids != [vocabulary + i, *plain]:
+        raise InputError(
+          f'this tokenizer takes {after!r} for other tokens after a new name: not supported'
+        )
   return whole
 
 
