@@ -154,9 +154,9 @@ def expect(table):
       yield from over_seeds(what, found.loc[rank].tolist(), least, check=exact)
       enough = found >= ENOUGH
       if enough.any().all():  # in every seed there is a rank
-        bounds = (bits, bits) if exact else (None, None)
+        built_in = bits if exact else None
         what = f'{about}: least rank that is enough'
-        yield from over_seeds(what, enough.idxmax().tolist(), *bounds, check=exact)
+        yield from over_seeds(what, enough.idxmax().tolist(), built_in, built_in, check=exact)
 
 
 def plot(table):
