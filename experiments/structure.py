@@ -82,7 +82,10 @@ class Preset:
       wider: Any = {'dim': self.wide * self.dim, 'width': self.wide * self.width}
       yield dataclasses.replace(first, model=WIDE, **wider)
     yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
-    yield Kind(model='plain AdamW', **own, weight_decay=0.01)
+    same = {
+      name: RECIPE[name] for name in ('weight_decay', 'learning_rate')
+    }  # by others it often fails
+    yield Kind(model='plain AdamW', **own, **same)
 
 
 EIGHT: Any = sizes(2048, 8, 256, 4000) | {
@@ -453,7 +456,7 @@ STUDY = Study(
   'embedding, or its reconstruction, by M_r(u_a′ − u_a); all swapped: of all relations at once. Maps are fitted '
   '(ridge), calibrated (each as long as subjects say that it was not fitted to) or trained through the frozen model '
   'on attributes at random. A unit’s own relation is that for which it fires most; what the MLP does for a relation: the right answers that it adds to those without any unit. Random weights: embeddings '
-  'trained, all else as drawn; wide: of several times the width and the hidden units. Associative: embeddings fixed, all else trained. Plain AdamW: weight decay 0.01, a learning rate of 0.01, an unembedding as wide as the model, none of the recipe’s parts. Unembedding trained: the answers’ vectors are, their projection into the model is not. '
+  'trained, all else as drawn; wide: of several times the width and the hidden units. Associative: embeddings fixed, all else trained. Plain AdamW: the recipe’s weight decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as wide as the model, none of its other parts. Unembedding trained: the answers’ vectors are, their projection into the model is not. '
   f'{REFIT[0].upper()}{REFIT[1:]}: where maps of the model’s own subjects say nothing, as of fixed embeddings, those of fresh ones may. '
   'Zero-shot (a): new facts, their embeddings sums of maps of attributes that were fitted to the old ones; (b): of maps trained through the '
   'frozen model. Memorised: by maps of three quarters of the subjects, right answers for the old tuples of the others less those for other '
