@@ -254,24 +254,6 @@ def test_learning_changes_the_vectors_and_not_the_model(fitted, weights):
   assert np.mean(prompts.recall(asked, rows, answers)[1] == answers[asked.relation_P].T) > 0.6
 
 
-@pytest.mark.skipif(load.missing() is not None, reason=str(load.missing()))
-def test_a_real_model_tells_two_relations_apart_in_a_sum_of_vectors():
-  """They share their answers, so that whoever is blind to the relation is right about one of them at most."""
-  model, colors = load.load(), ('red', 'blue')
-  asks = {'flag': 'The color of its flag is', 'houses': 'The color of its houses is'}
-  relations = [
-    Relation(name, colors, (f'Here are some facts about {{}}. {text}',))
-    for name, text in asks.items()
-  ]
-  encoder = FactEncoder.fit(model, relations, Training(steps=80, batch=8))
-  told = model.with_rows(
-    encoder({'Zorbla': {'flag': 'red', 'houses': 'blue'}, 'Ker': {'flag': 'blue', 'houses': 'red'}})
-  )
-  for name, flag, houses in (('Zorbla', 'red', 'blue'), ('Ker', 'blue', 'red')):
-    for relation, answer in zip(relations, (flag, houses), strict=True):
-      assert told.ask(relation.prompts[0].format(name), colors) == answer
-
-
 def test_facts_in_words_are_rows(fitted):
   _, _, encoder, _ = fitted
   given = encoder({'Zor': {'letter': 'y', 'digit': '1'}, 'Kip': {'digit': '7'}})
