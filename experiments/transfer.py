@@ -27,7 +27,7 @@ from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
-from geomem.inside import intervene, linear_maps, new_facts
+from geomem.inside import linear_maps, new_facts
 from geomem.training.optimization import Recipe
 
 NEW = 256  # subjects with new facts
@@ -100,19 +100,14 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   found, maps = fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :NEW]
-
-  def superposed(maps):
-    e_SxD = linear_maps.superpose(maps, u_AxD, new_RxS)
-    return intervene.accuracy(config, params, e_SxD, new_RxS.T)
-
   found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # of all of them
   for fraction in FRACTIONS[:-1]:
     some = slice(round(fraction * config.subjects))
     own = linear_maps.fit_best_maps(e_NxD[some], u_AxD, job.answers_RxN[:, some])
-    found[f'old_maps of {fraction:g}'] = superposed(own)
+    found[f'old_maps of {fraction:g}'] = fresh.zero_shot(config, params, own, new_RxS)
   key, size = instances.eval_keys(job.seed, 4)[3], recipe.batch or NEW
   through, _ = new_facts.fit_maps_through_model(config, params, maps, key, map_steps, size)
-  return found | {'fitted_maps': superposed(through)}
+  return found | {'fitted_maps': fresh.zero_shot(config, params, through, new_RxS)}
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:

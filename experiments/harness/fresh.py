@@ -27,7 +27,7 @@ def scores(
   data = fitted_and_fresh((e_NxD, u_AxD, own_RxN), e_SxD, new_RxS)
   return {
     'accuracy': right(e_NxD, own_RxN),
-    'old_maps': right(linear_maps.superpose(maps, u_AxD, new_RxS), new_RxS),
+    'old_maps': zero_shot(config, params, maps, new_RxS),
     **memorised(config, params, job),
     'learned_embeddings': right(e_SxD, new_RxS),
     'superposition_r2': linear_maps.superposition_r2(*data),
@@ -46,13 +46,15 @@ def memorised(config: Config, params, job) -> dict:
   maps = linear_maps.fit_best_maps(e_NxD[fit_T], u_AxD, job.answers_RxN[:, fit_T])
   old_RxS = job.answers_RxN[:, held_S]
   mixed_RxS = jax.vmap(jax.random.permutation)(jax.random.split(mix_key, len(old_RxS)), old_RxS)
-
-  def right(table_RxS):
-    e_SxD = linear_maps.superpose(maps, u_AxD, table_RxS)
-    return intervene.accuracy(config, params, e_SxD, table_RxS.T)
-
-  old_tuples, mixed = right(old_RxS), right(mixed_RxS)
+  old_tuples, mixed = (zero_shot(config, params, maps, some) for some in (old_RxS, mixed_RxS))
   return {'old_tuples': old_tuples, 'memorised': old_tuples - mixed}
+
+
+def zero_shot(config: Config, params, maps: Maps, new_RxS):
+  """Right answers for new facts, their embeddings put together by these maps."""
+  u_AxD = model.apply(config, params, method='unembedding')
+  e_SxD = linear_maps.superpose(maps, u_AxD, new_RxS)
+  return intervene.accuracy(config, params, e_SxD, new_RxS.T)
 
 
 def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, written_NxD):
