@@ -31,7 +31,7 @@ SHOWN = {
   'old_maps': 'zero-shot (a)', 'probe_accuracy': 'readout of fresh subjects', 'swapped': 'swaps at α = 1',
   'memorised': 'memorised',
 }  # fmt: skip
-AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N'}
+AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N', 'relations': 'R'}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,8 @@ class Preset:
 
 
 SMALL, LARGE = sizes(128, 2, 32, 1000), sizes(512, 4, 128, 1000)
-WIDTHS = {'dim': (16, 24, 32, 48, 64, 96, 128, 192), 'width': (16, 32, 64, 128, 256, 512)}
+DIMS = 16, 24, 32, 48, 64, 96, 128, 192
+WIDTHS = {'dim': DIMS, 'width': (16, 32, 64, 128, 256, 512)}
 DECAYS = 0.0, 0.03, 0.1, 0.3, 1.0, 2.0
 PRESETS = {
   'smoke': Preset(
@@ -63,6 +64,11 @@ PRESETS = {
     'decay': Preset(
       first=LARGE, seeds=2, maps=(
         {'weight_decay': DECAYS, 'width': WIDTHS['width']}, {'weight_decay': DECAYS, 'subjects': (128, 256, 512, 1024)},
+      ),
+    ),
+    'sizes': Preset(
+      first=LARGE | {'width': 256, 'batch': 256}, seeds=2, maps=(
+        {'dim': DIMS, 'subjects': (128, 256, 512, 1024)}, {'dim': DIMS, 'relations': (2, 4, 8)},
       ),
     ),
   },
@@ -126,6 +132,8 @@ def expect(table):
         f'{name}: memorised where d is at most {narrow["dim"].max()} and F the largest, the most'
       )
       yield from over_seeds(what, large.groupby('seed')['value'].max().tolist(), 0.2)
+    if name in ('dim × subjects', 'dim × relations'):
+      yield from _smallest(name.split(' × ')[1], rows)
     mean = rows.pivot_table(index=list(AXES), columns='measurement', values='value')
     learned = mean[mean['accuracy'] >= 0.99]
     geometric, memory = learned['old_maps'] >= 0.95, learned['memorised'] >= 0.2
@@ -138,6 +146,18 @@ def expect(table):
       counts['the least that random directions could answer where (a) is 0.95'] = least
     for what, count in counts.items():
       yield from over_seeds(f'{name}, cells with their facts learned: {what}', [float(count)])
+
+
+def _smallest(axis: str, rows):
+  """The smallest d of a geometric memory, against what would make it the same in every column."""
+  for (value,), column in groups(select(rows, measurement='old_maps'), axis):
+    own = (
+      column[column['value'] >= 0.95].groupby('seed')['dim'].min().reindex(column['seed'].unique())
+    )
+    n, r, k = (column[name].iloc[0] for name in ('subjects', 'relations', 'answer_dim'))
+    for law, size in (('R·log₂N', r * math.log2(n)), (f'{k:g}·R', k * r)):
+      what = f'{AXES[axis]} = {value:,}: smallest d with zero-shot (a) of 0.95 / {law}'
+      yield from over_seeds(what, (own / size).tolist())
 
 
 def plot(table):
@@ -155,13 +175,17 @@ def plot(table):
       ax.set(xlabel=AXES[x], title=words)
     labels = grids['accuracy'].index.astype(str)
     row[0].set(ylabel=AXES[y])
-    if y == 'dim':
+    if (y, x) == ('dim', 'width'):
       bits = rows.groupby('dim')['coordinates'].first()
       filters, solved = (
         grids[name].mean(axis=1) for name in ('random_directions', 'least_squares')
       )
       labels = [f'{d}  {bits[d]:.1f}  {filters[d]:.2f}  {solved[d]:.2f}' for d in bits.index]
       row[0].set(ylabel='d;  d / R log₂N;\nat random: filters, least squares')
+    elif y == 'dim':
+      for color, name in (('red', 'random_directions'), ('white', 'least_squares')):
+        row[0].contour(grids[name], [0.95], colors=color)
+      row[0].set(ylabel='d;  at random .95 by filters (red),\nleast squares (white)')
     row[0].set_yticks(range(len(labels)), labels)
   figure.colorbar(image, ax=panels, shrink=0.6)
   return figure

@@ -190,7 +190,7 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
     e_BxD, some_RxSxD = arm
     swapped = config, params, e_BxD, some_RxSxD, wanted_SxR
     flipped, kept = intervene.swap_effects(*swapped, jnp.ones(1))
-    return flipped[0], kept[0], intervene.joint_swap(*swapped)
+    return flipped.mean(), kept.mean(), intervene.joint_swap(*swapped)
 
   e_TxSxD, vectors_TxRxSxD = (jnp.stack(some) for some in zip(*arms.values(), strict=True))
   effects = jax.lax.map(swap, (e_TxSxD, vectors_TxRxSxD))

@@ -17,7 +17,8 @@ def scores(
   """By name, and the maps of the model's own subjects.
 
   `old_maps`: right answers for new facts, embeddings put together by maps of the old ones. `learned_embeddings`: once
-  embeddings are learned, or as they are written; of these are R², readout and swaps at α = 1.
+  embeddings are learned, or as they are written; of these are R², readout and swaps at α = 1: the lower
+  of the fractions that flip the answer, and that keep the others.
   """
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   own_RxN, new_RxS = job.answers_RxN, other_RxN[:, :count]
@@ -25,6 +26,8 @@ def scores(
   maps = linear_maps.fit_best_maps(e_NxD, u_AxD, own_RxN)
   e_SxD = embeddings(config, recipe, params, job, new_RxS, written_NxD)
   data = fitted_and_fresh((e_NxD, u_AxD, own_RxN), e_SxD, new_RxS)
+  swap_key = instances.eval_keys(job.seed, 2)[1]
+  flipped_R, kept_R = swapped(config, params, maps, e_SxD, new_RxS, swap_key)
   return {
     'accuracy': right(e_NxD, own_RxN),
     'old_maps': zero_shot(config, params, maps, new_RxS),
@@ -32,7 +35,7 @@ def scores(
     'learned_embeddings': right(e_SxD, new_RxS),
     'superposition_r2': linear_maps.superposition_r2(*data),
     'probe_accuracy': linear_maps.probe_accuracy(*data),
-    'swapped': swapped(config, params, maps, e_SxD, new_RxS, instances.eval_keys(job.seed, 2)[1]),
+    'swapped': jnp.minimum(flipped_R.mean(), kept_R.mean()),
   }, maps  # fmt: skip
 
 
@@ -72,10 +75,10 @@ def fitted_and_fresh(known, e_SxD, new_RxS) -> tuple:
   return *joined, jnp.arange(n), n + jnp.arange(s)
 
 
-def swapped(config: Config, params, maps: Maps, e_SxD, new_RxS, key):
-  """Swaps at α = 1: the lower of the fractions that flip the answer, and that keep the others."""
+def swapped(config: Config, params, maps: Maps, e_SxD, new_RxS, key) -> tuple:
+  """Swaps at α = 1: of every relation the fractions that flip its answer, and that keep the others."""
   u_AxD = model.apply(config, params, method='unembedding')
   wanted_SxR = intervene.other_attributes(key, config.answers, new_RxS.T)
   vectors = intervene.steering_vectors(maps[0], u_AxD, new_RxS.T, wanted_SxR)
-  flipped, kept = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
-  return jnp.minimum(flipped[0], kept[0])
+  effects = intervene.swap_effects(config, params, e_SxD, vectors, wanted_SxR, jnp.ones(1))
+  return effects[0][0], effects[1][0]

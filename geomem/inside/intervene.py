@@ -163,7 +163,7 @@ def swap_effects(
   alphas_T: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
   """Embeddings changed for one relation at a time, by alpha times its vector: how often the answer to
-  that relation becomes the one wanted, and how often those to the others stay what they were: (T, T)."""
+  that relation becomes the one wanted, and how often those to the others stay what they were: (TxR, TxR)."""
   chex.assert_shape(vectors_RxSxD, (config.relations, *e_SxD.shape))
   chex.assert_shape(wanted_SxR, (len(e_SxD), config.relations))
   before_SxR = answers(config, params, e_SxD)
@@ -179,7 +179,7 @@ def swap_effects(
   count = len(alphas_T), config.relations
   pairs = jnp.repeat(alphas_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
   flipped, kept = jax.lax.map(one, pairs)
-  return flipped.reshape(count).mean(1), kept.reshape(count).mean(1)
+  return flipped.reshape(count), kept.reshape(count)
 
 
 def joint_swap(

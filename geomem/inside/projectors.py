@@ -127,4 +127,4 @@ def interchanged(
   wanted_SxR = jnp.roll(jnp.asarray(answers_RxS).T, -1, axis=0)
   vectors_RxSxE = project(frames, jnp.roll(e_SxE, -1, axis=0) - e_SxE)
   swapped = intervene.swap_effects(config, params, e_SxE, vectors_RxSxE, wanted_SxR, jnp.ones(1))
-  return swapped[0][0], swapped[1][0]
+  return swapped[0].mean(), swapped[1].mean()
