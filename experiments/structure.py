@@ -120,13 +120,30 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
     config, params, maps, keys[1], map_steps, recipe.batch or FRESH
   )
   all_maps = maps, linear_maps.calibrate(maps, *known, ridge), through
+  learned = _learned(config, recipe, params, job, known, table_RxS) if len(written_NxD) else {}
   return {
     'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
-    **fresh.memorised(config, params, job),
+    **fresh.memorised(config, params, job), **learned,
     **_linear(config, known, e_SxD, table_RxS, other_RxN),
     **_swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys),
     **_units(config, params, e_NxD, e_SxD, table_RxS.T, keys[4]),
   }  # fmt: skip
+
+
+def _learned(config, recipe, params, job, known, table_RxS) -> dict:
+  """Of a constructed model, also what embeddings are that gradient descent finds through it: from where every hidden
+  unit is on, for one that is off has no gradient, and under noise, without which answers are right that no map reads.
+  """
+  recipe = dataclasses.replace(recipe, noise=0.5, label_smoothing=0.0, embedding_lr_multiplier=1.0)
+  job = job.replace(weight_decay=jnp.float32(0), learning_rate=jnp.float32(0.05))
+  ones_SxD = jnp.ones((table_RxS.shape[1], config.dim))
+  e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS, ones_SxD)
+  data = fresh.fitted_and_fresh(known, e_SxD, table_RxS)
+  return {
+    'learned_accuracy': intervene.accuracy(config, params, e_SxD, table_RxS.T),
+    'learned_probe_accuracy': linear_maps.probe_accuracy(*data),
+    'learned_superposition_r2': linear_maps.superposition_r2(*data),
+  }
 
 
 def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
@@ -284,6 +301,10 @@ PERFECT = {  # of a constructed model, by claim, its fresh subjects being as it 
       *(f'{name}, {maps}, {on}' for name in ('flipped', 'kept', 'all swapped') for maps in MAPS for on in ON)),
   5: ('old_tuples', *(f'reconstruction answered, {maps}' for maps in MAPS)),
 }  # fmt: skip
+LEARNED = (
+  ('learned_accuracy', 'right answers', 0.99), ('learned_probe_accuracy', 'linear readout', 0.99),
+  ('learned_superposition_r2', 'superposition, R²', None),
+)  # fmt: skip
 
 
 def cases(table):
@@ -346,6 +367,9 @@ def expect(table):
   for claim, names in PERFECT.items():
     worst = built[built['measurement'].isin(names)].groupby('seed')['value'].min().tolist()
     yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
+  for name, words, least in LEARNED:
+    what = f'embeddings learned through the constructed selector: {words}'
+    yield from over_seeds(what, values(built, measurement=name), least, check=True)
 
 
 def _generalised(text: str, rows, beside: dict):

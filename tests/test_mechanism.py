@@ -46,6 +46,10 @@ def structure(table):
   checks = [f for f in study.findings(table) if f.what.startswith('constructed')]
   assert len(checks) == 4 and all(f.value == pytest.approx(1, abs=1e-4) for f in checks)
   built = functools.partial(values, select(table, model='constructed'))
+  assert built(measurement='learned_accuracy')[0] > 0.95
+  assert (
+    built(measurement='learned_probe_accuracy')[0] > 0.5
+  )  # in the few steps of the smoke preset
   for name in (
     'fresh_superposition_r2',
     'fresh_probe_accuracy',

@@ -50,10 +50,11 @@ def fit_maps_through_model(
 
 
 def learn_embeddings(
-  config: Config, recipe: Recipe, params: dict, job: Job, answers_RxS: Array
-) -> Array:
+  config: Config, recipe: Recipe, params: dict, job: Job, answers_RxS: Array, start_SxD: Array | None = None
+) -> Array:  # fmt: skip
   """Embeddings SxD of subjects that the model never saw, learned as it learned its own: by the same recipe, but with
-  all else frozen and with other random numbers. A subject is as often in a batch as one of the model's was.
+  all else frozen and with other random numbers. A subject is as often in a batch as one of the model's was. They
+  start at `start_SxD`, or where the model's own would.
   """
   chex.assert_shape(answers_RxS, (config.relations, None))
   if recipe.hops > 1 or recipe.loss != 'answer' or config.tied:
@@ -67,9 +68,11 @@ def learn_embeddings(
   recipe = dataclasses.replace(recipe, batch=batch, target=None, frozen=frozen)
   seed = job.seed ^ jnp.uint32(2**31)
   key = jax.random.fold_in(jax.random.key(seed), 2**30)
-  flat[optimization.SUBJECTS] = initial_value(
-    'subjects', (count, config.dim), functools.partial(jax.random.normal, key)
-  )
+  if start_SxD is None:
+    draw = functools.partial(jax.random.normal, key)
+    start_SxD = initial_value('subjects', (count, config.dim), draw)
+  chex.assert_shape(start_SxD, (count, config.dim))
+  flat[optimization.SUBJECTS] = start_SxD
   job = job.replace(answers_RxN=answers_RxS, subjects=jnp.int32(count), seed=seed)
   step = functools.partial(optimization.step, config.replace(subjects=count), recipe, job)
   state = optimization.initial_state(recipe, unflatten_dict(flat, sep='/'))
