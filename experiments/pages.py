@@ -25,7 +25,7 @@ from constructions import registry
 from experiments.harness import cli, findings, machine, records, render, studies
 from experiments.harness.findings import Claim, Finding, of_claim, verdict
 from experiments.harness.records import Records
-from experiments.harness.study import Study
+from experiments.harness.study import DETAILS, Study
 from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +128,8 @@ def section(stem: str) -> str:
   parts.append(render.findings(shown, 'markdown').strip())
   if others := [f for f in rows if f not in shown]:
     table = render.findings(others, 'markdown')
+    if own.details:
+      table = f'![{stem}{DETAILS}](results/{stem}{DETAILS}.png)\n\n{table}'
     parts.append(f'<details><summary>{len(others)} more findings</summary>\n\n{table}\n</details>')
   return '\n\n'.join(parts) + '\n'
 
@@ -216,12 +218,12 @@ def splice(path: Path, name: str, table: str):
 
 
 def draw(stem: str):
-  """The figure that the page shows."""
-  found = committed(stem)
+  """The figures that the page shows."""
+  found, name = committed(stem), stem.removesuffix(FULL)
   with tempfile.TemporaryDirectory() as folder:
     for path in found.study.draw(found.records.table, Path(folder)):
       if path.suffix == '.png':
-        shutil.copyfile(path, RESULTS / f'{stem}.png')
+        shutil.copyfile(path, RESULTS / f'{stem}{path.stem.removeprefix(name)}.png')
 
 
 def commit_records(name: str, folder: Path):

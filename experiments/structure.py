@@ -401,69 +401,89 @@ def _passed(table):
       )
 
 
+def kinds_shown(table, relations: int) -> dict:
+  """The rows of every kind of model but the constructed, by what the legend calls it."""
+  every = groups(select(table, relations=relations), *NAMES)
+  return {
+    f'unembedding {how}' if name == 'trained' else name: rows
+    for (name, _, how, _), rows in every
+    if name != 'constructed'
+  }
+
+
+SHOWN = {  # claim, its decisive measurement, what the axis says
+  2: ('fresh_superposition_r2', '$R^2$ of fresh subjects'),
+  3: ('fresh_probe_accuracy', 'linear readout of fresh subjects'),
+  5: ('reconstruction answered, fitted maps', 'new facts answered zero-shot'),
+}
+
+
 def plot(table):
-  """A row of panels for every number of relations; colour the kind of model, every seed a mark."""
+  """A column for every claim, a row for every number of relations; every seed a mark."""
   every = sorted(table['relations'].unique())
-  figure, panels = plotting.new(12, 3.2 * len(every), len(every), 4, squeeze=False)
-  figure.get_layout_engine().set(wspace=0.05)
-  for (left, curve, swaps, units), relations in zip(panels, every, strict=True):
-    kinds = {}
-    for (name, _, how, _), rows in groups(select(table, relations=relations), *NAMES):
-      if name != 'constructed':
-        kinds[f'{name}, unembedding {how}' if name == 'trained' else name] = rows
-    _plot_scores(left, kinds)
+  figure, panels = plotting.new(12, 3 * len(every), len(every), 4, squeeze=False)
+  for (linear, read, swaps, zero), relations in zip(panels, every, strict=True):
+    kinds = kinds_shown(table, relations)
+    for ax, (claim, (measurement, words)) in zip((linear, read, zero), SHOWN.items(), strict=True):
+      _plot_scores(ax, kinds, measurement, LINEAR if claim < 5 else ())
+      at_least = next(bound for _, name, _, bound, _ in MEASURED if name == measurement)
+      ax.axhline(at_least, color=plotting.GREY, linewidth=0.8)
+      ax.set(ylim=(-0.3, 1.05), ylabel=words, title=f'claim {claim}, R = {relations}')
     for i, rows in enumerate(kinds.values()):
-      subjects = rows['subjects'].iloc[0]
-      some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
-      some = some.assign(
-        fitted=some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float) * subjects
-      )
-      plotting.spread(curve, some, 'fitted', i)
       for measurement, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=measurement, control=None)
         plotting.spread(swaps, some, 'alpha', i, linestyle=line)
+    swaps.set(
+      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)'
+    )
+    swaps.set(title=f'claim 4, R = {relations}')
+  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=7)
+  return figure
+
+
+def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
+  """A column for every kind of model, and for the controls of the first one."""
+  columns = {
+    name: values(rows, measurement=measurement, control=None) for name, rows in kinds.items()
+  }
+  for i, (name, own) in enumerate(columns.items()):
+    color, marker = plotting.cycle(i)
+    ax.plot([i] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=name)
+  first = next(iter(kinds.values()))
+  for i, name in enumerate(controls, len(columns)):
+    own = values(first, measurement=measurement, control=name)
+    ax.plot(
+      [i] * len(own), own, 'o', color=plotting.cycle(0)[0], markerfacecolor='white', markersize=4
+    )
+  places = range(len(columns), len(columns) + len(controls))
+  ax.set_xticks(places, controls, fontsize=6, rotation=20, ha='right')
+  ax.set_xlim(-0.6, len(columns) + len(controls) - 0.4)
+
+
+def details(table):
+  """How R² grows with the subjects that maps are fitted to, and what a relation's own units do."""
+  every = sorted(table['relations'].unique())
+  figure, panels = plotting.new(3.4 * len(every) + 3, 6, 2, len(every), squeeze=False)
+  for (curve, units), relations in zip(panels.T, every, strict=True):
+    for i, rows in enumerate(kinds_shown(table, relations).values()):
+      some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
+      fraction = some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float)
+      plotting.spread(curve, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
       color, marker = plotting.cycle(i)
       own = (
         values(rows, measurement=f'own_units_{what}', control=None) for what in ('lose', 'keep')
       )
-      units.plot(*own, marker, color=color, alpha=0.6)
-    left.set(title=f'R = {relations}: maps judged on fresh subjects')
+      units.plot(*own, marker, color=color, alpha=0.6, label=list(kinds_shown(table, relations))[i])
     curve.set(
       xlabel='subjects that maps are fitted to', ylabel='$R^2$ of fresh subjects', ylim=(-0.3, 1.02)
     )
-    swaps.set(
-      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)'
-    )
+    curve.set(title=f'R = {relations}')
     units.set(xlabel='of the MLP’s part, lost without own units', ylabel='kept by own units alone')
     units.set(xlim=(-0.3, 1.3), ylim=(-0.3, 1.3))
-  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
+  figure.legend(
+    *panels[1][0].get_legend_handles_labels(), loc='outside lower center', ncols=3 + len(every)
+  )
   return figure
-
-
-def _plot_scores(ax, kinds: dict):
-  """R², readout and answers of fresh subjects, a mark a seed; of trained models the controls of the same model, open."""
-  shown = {
-    '$R^2$': 'fresh_superposition_r2', 'readout': 'fresh_probe_accuracy',
-    'reconstruction\nanswered': 'reconstruction answered, fitted maps',
-  }  # fmt: skip
-  for i, (name, rows) in enumerate(kinds.items()):
-    color, marker = plotting.cycle(i)
-    for j, measurement in enumerate(shown.values()):
-      for control, options in (
-        (None, {}),
-        (OTHERS, {'markerfacecolor': 'white'}),
-        (SHARED, {'fillstyle': 'left'}),
-      ):
-        own = (
-          values(rows, measurement=measurement, control=control) if control is None or i < 2 else []
-        )
-        x = j + 0.8 * ((i + 0.5) / len(kinds) - 0.5)
-        label = name if not j and control is None else None
-        ax.plot(
-          [x] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=label, **options
-        )
-  ax.set_xticks(range(len(shown)), shown)
-  ax.set(ylim=(-0.3, 1.05), ylabel='open: other attributes alone; half: one map')
 
 
 STUDY = Study(
@@ -485,7 +505,8 @@ STUDY = Study(
   'Zero-shot (a): new facts, their embeddings sums of maps of attributes that were fitted to the old ones; (b): of maps trained through the '
   'frozen model. Memorised: by maps of three quarters of the subjects, right answers for the old tuples of the others less those for other '
   'tuples of the same attributes; of a model that answers neither it is 0 too.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3, first_seed=FIRST_SEED + 1000,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, details=details, minutes=3,
+  first_seed=FIRST_SEED + 1000,
 )  # fmt: skip
 
 if __name__ == '__main__':

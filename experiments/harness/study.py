@@ -26,6 +26,7 @@ from geomem.errors import InputError
 
 Scale = Literal['smoke', 'laptop', 'full']
 SCALES = typing.get_args(Scale)
+DETAILS = '_details'  # what the second figure of a study is called, after its name
 FIRST_SEED = 100  # of what is measured: settings were chosen on the seeds below
 
 
@@ -34,7 +35,7 @@ class Study:
   """`presets`: for each scale a frozen dataclass, or several by the names of the parts that they are.
 
   `measure(trainer, preset, seeds)`: a record (a flat dict) for every number. `expect(table)`: the findings.
-  `plot(table)`: the figure, None where there is nothing to draw. `by`: the columns of the records that tell apart
+  `plot(table)`: the figure, None where there is nothing to draw; `details(table)`: one of what a page folds. `by`: the columns of the records that tell apart
   what a mean over seeds is taken of, for the table on the terminal. `terms`: what the words of the findings mean.
   `minutes`: of the laptop's preset on two cores. `resumes`: it runs in a folder of its own, from checkpoints.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
@@ -49,6 +50,7 @@ class Study:
   expect: Callable[[pd.DataFrame], Iterable[Finding]]
   claims: tuple[Claim, ...] = ()
   plot: Callable[[pd.DataFrame], Figure | None] | None = None
+  details: Callable[[pd.DataFrame], Figure | None] | None = None
   by: tuple[str, ...] = ()
   terms: str = ''
   minutes: float = 1.0
@@ -181,12 +183,13 @@ class Study:
     return merged
 
   def draw(self, table: pd.DataFrame, folder: Path) -> list[Path]:
-    """The figure, as PNG and PDF; none where there is nothing to draw."""
-    if self.plot is None:
-      return []
-    with matplotlib.rc_context(plotting.STYLE):
-      figure = self.plot(table)
-      return plotting.save(figure, Path(folder) / self.name) if figure else []
+    """The figures, as PNG and PDF; none where there is nothing to draw."""
+    paths = []
+    for plot, name in ((self.plot, self.name), (self.details, self.name + DETAILS)):
+      with matplotlib.rc_context(plotting.STYLE):
+        if plot and (figure := plot(table)):
+          paths += plotting.save(figure, Path(folder) / name)
+    return paths
 
   def _show(self, folder: Path, found: Records):
     """Findings and figure beside the records, and what a terminal shows of them."""
