@@ -13,8 +13,6 @@ linear relational embeddings. The laptop preset takes 2.1 GB of memory; full has
 
 import dataclasses
 import functools
-import json
-import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,27 +113,15 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   blocks = lambda fractions: sorted({min(depth - 1, round(x * depth)) for x in fractions})
   swapped, linearized_at = blocks(preset.swap_layers), blocks(preset.jacobian_layers)
 
-  def timed(function, *arguments):
-    """What the function returns; the seconds that it took become a line of metrics.jsonl."""
-    start = time.monotonic()
-    found = function(*arguments)
-    stage = f'{function.__module__}.{function.__name__}'
-    trainer.run.log({'stage': stage, 'seconds': time.monotonic() - start})
-    return found
-
-  def recorded(function, *arguments) -> list[dict]:
-    """The function's records, or those of before the run was interrupted; they are kept as bytes."""
-    work = lambda: np.frombuffer(json.dumps(timed(function, *arguments)).encode(), np.uint8)
-    return json.loads(bytes(trainer.cached(work)))
-
-  records = []
+  records: list[dict] = []
+  recorded = trainer.recorded
   for number, table in enumerate(_tables(preset)):
     templates = 1 if number else min(preset.templates, len(table.templates))
     for template in range(templates):
       label = f'{table.name}, template {template}'
       runner.on_progress = functools.partial(trainer.on_progress, label=label)
       prompts = prompt_set.PromptSet(runner, table, template, sorted({*swapped, *linearized_at}))
-      prompts.observed = trainer.cached(functools.partial(timed, prompts.observe))
+      prompts.observed = trainer.cached(functools.partial(trainer.timed, prompts.observe))
       records += recorded(probing.knowledge, prompts)
       for seed in seeds:
         records += recorded(probing.r2, prompts, probed, seed, preset.shuffles)

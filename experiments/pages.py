@@ -30,7 +30,7 @@ from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
-OWN_PAGES = {'language_model': ROOT / 'docs/language_model.md'}
+OWN_PAGES = dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md')
 FULL = '_full'
 LONG = 12  # rows of a table; of longer ones what was expected stands first
 SIZES = {
@@ -106,7 +106,7 @@ def committed(stem: str) -> Result:
 
 def page(stem: str) -> Path:
   """Where its table stands."""
-  return OWN_PAGES.get(stem, PAGE)
+  return OWN_PAGES.get(stem.removesuffix(FULL), PAGE)
 
 
 def section(stem: str) -> str:
@@ -255,7 +255,7 @@ def main(options: Options):
   splice(README, 'overview', overview('docs/'))
   splice(README, 'theorems', theorems())
   splice(README, 'timings', timings())
-  print(', '.join(map(str, (README, PAGE, *OWN_PAGES.values()))))
+  print(', '.join(map(str, (README, PAGE, *dict.fromkeys(OWN_PAGES.values())))))
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ refused.
 
 import contextlib
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,19 @@ class Trainer:
       if hosts.broadcast(time.monotonic() - self.saved >= self.save_seconds):
         self.save()
     return self.finished[self.asked - 1]
+
+  def timed(self, function: Callable, *arguments):
+    """What the function returns; the seconds that it took become a line of metrics.jsonl."""
+    start = time.monotonic()
+    found = function(*arguments)
+    stage = f'{function.__module__}.{function.__name__}'
+    self.run.log({'stage': stage, 'seconds': time.monotonic() - start})
+    return found
+
+  def recorded(self, function: Callable, *arguments) -> list[dict]:
+    """The function's records, or those of before the run was killed; they are kept as bytes."""
+    text = lambda: json.dumps(self.timed(function, *arguments)).encode()
+    return json.loads(bytes(self.cached(lambda: np.frombuffer(text(), np.uint8))))
 
   def run_to_end(self, fit: Callable, sweep, states):
     """Train a sweep to its end, from where the run was left, if it was left in this one."""

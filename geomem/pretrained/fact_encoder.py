@@ -120,7 +120,7 @@ class FactEncoder:
     shape = *asked.answers_RxAxK.shape[:2], model.config.dim
     start = {
       'bias': jnp.asarray(np.mean(np.asarray(model.params['embed']['tokens']), axis=0)),
-      'vectors': _spread(model) * jax.random.normal(_keys(training)[0], shape),
+      'vectors': spread(model) * jax.random.normal(_keys(training)[0], shape),
     }
     learned = learn(asked, start, summed, training, on_progress)
     return cls._of(asked, learned, untrained_answers(asked, training))
@@ -143,7 +143,7 @@ class FactEncoder:
     start = {
       'bias': jnp.asarray(token_NxD.mean(axis=0)),
       'in': jax.random.normal(into, (count, dim, rank)),
-      'out': _spread(model) * jax.random.normal(out, (count, rank, dim)) / np.sqrt(rank),
+      'out': spread(model) * jax.random.normal(out, (count, rank, dim)) / np.sqrt(rank),
     }
     unit_RxAxD = jnp.asarray(unit_RxAxD, jnp.float32)
     free = learn(asked, start, mapped, training, on_progress, unit_RxAxD)
@@ -236,7 +236,7 @@ def _tokenized(model: Pretrained, relations: Sequence[Relation] | Prompts) -> Pr
   return relations
 
 
-def _spread(model: Pretrained) -> float:
+def spread(model: Pretrained) -> float:
   """How far token embeddings lie from their mean: the standard deviation, averaged over coordinates."""
   return float(np.std(np.asarray(model.params['embed']['tokens']), axis=0).mean())
 
@@ -345,7 +345,7 @@ def learn_rows(
   answers_RxN = np.asarray(answers_RxN)
   rng, shape = np.random.default_rng((training.seed, 3)), (answers_RxN.shape[1], model.config.dim)
   mean_D = np.mean(np.asarray(model.params['embed']['tokens']), axis=0)
-  start = mean_D + _spread(model) * rng.standard_normal(shape, dtype=np.float32)
+  start = mean_D + spread(model) * rng.standard_normal(shape, dtype=np.float32)
 
   def batch():
     subject_B = rng.integers(len(start), size=training.batch)
@@ -357,12 +357,12 @@ def learn_rows(
 
 def _descend(asked, start, rows_of, training, batch, on_progress, more):
   """Adam, its rate falling to 0 along a cosine, on the mean loss of a batch."""
-  spread, model = _spread(asked.model), asked.model
+  far, model = spread(asked.model), asked.model
   noise_key, state = _keys(training)[1], (start, ADAM.init(start))
   for number in range(training.steps):
     about, examples = batch()
     rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
-    scales = np.array([spread * rate, spread * training.noise], np.float32)
+    scales = np.array([far * rate, far * training.noise], np.float32)
     key = jax.random.fold_in(noise_key, number)
     state, loss = _step(
       model.config, rows_of, model.params, asked.prefixes, state, scales, key, about, examples, more

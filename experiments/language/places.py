@@ -1,0 +1,119 @@
+"""Where in a language model one attribute is selected from a row that is the sum of several.
+
+At every layer: which attributes a linear map reads at the subject's token, and at the prompt's last one, those asked for
+and the others; whose residual, of a subject that differs in one attribute, brings that attribute's answer when it is
+put in there; which blocks' attention and MLP the answers need.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem.inside import linear_maps
+from geomem.pretrained import fact_encoder, prompts
+from geomem.pretrained.decoder import Patch, Prefix
+from geomem.pretrained.runner import Runner
+
+FITTED, RIDGE = 5, 0.1  # as many subjects as are asked, times this, are what maps are fitted to
+LAYERS = 16  # at most so many are patched
+
+
+class Stream:
+  """The residual stream of prompts of one relation, for subjects with these rows: `subject` and `last` are NxTxD."""
+
+  def __init__(self, case, p: int, rows_NxD: np.ndarray):
+    config, embed = case.model.config, case.model.params['embed'] | {'rows': jnp.asarray(rows_NxD)}
+    self.model = dataclasses.replace(case.model, params=case.model.params | {'embed': embed})
+    self.runner, count = Runner(self.model), len(rows_NxD)
+    tokens_L = np.array(case.asked.tokens_P[p], np.int32)
+    self.tokens_NxL = np.tile(tokens_L, (count, 1))
+    self.tokens_NxL[:, 0] = config.vocabulary + np.arange(count)
+    first, every = case.asked.prefix_P[p], case.asked.prefixes
+    one = Prefix(np.asarray(every.x_TxOxD[first]), np.asarray(every.count[first]))
+    self.prefix = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), one)
+    self.last_N = np.full(count, len(tokens_L) - 1, np.int32)
+    layers = tuple(range(config.depth + 1))
+    about = self.tokens_NxL, self.prefix, self.last_N, layers
+    self.subject, _, stream_NxTxLxD = self.runner.residuals(*about)
+    self.embedded, self.last = stream_NxTxLxD[:, 0], stream_NxTxLxD[:, :, -1]
+
+  def patched(self, layer: int, position: int, residual_NxD: np.ndarray) -> np.ndarray:
+    """The final residuals where this one stands at one place instead."""
+    count = len(residual_NxD)
+    at = lambda value, kind: np.full((count, 1), value, kind)
+    patch = Patch(
+      at(layer, np.int32), at(position, np.int32), at(0, np.float32), residual_NxD[:, None]
+    )
+    return self.runner.patched(self.embedded, 0, patch, self.prefix, self.last_N)
+
+
+def readouts(case) -> list[dict]:
+  """What is read at every layer, and what a residual of another subject does there."""
+  asked, counts_R = case.asked, case.asked.counts_R
+  fitted_RxN = fact_encoder.draw_subjects(
+    asked, case.training, FITTED * case.subjects, case.rng(20)
+  )
+  held_RxN = case.tuples()
+  count, every_RxN = fitted_RxN.shape[1], np.concatenate([fitted_RxN, held_RxN], axis=1)
+  moved = lambda r: (
+    (held_RxN[r] + case.rng(21, r).integers(1, counts_R[r], held_RxN.shape[1])) % counts_R[r]
+  )
+  read: dict[tuple, list] = {}
+  for r, p in enumerate(case.first_P):
+    wanted_RxN = held_RxN.copy()
+    wanted_RxN[r] = moved(r)
+    stream = Stream(case, p, case.encoder.rows(every_RxN))
+    other = Stream(case, p, case.encoder.rows(wanted_RxN))
+    own = Stream(case, p, case.encoder.rows(held_RxN))
+    token_A = asked.answers_RxAxK[r, : counts_R[r], 0]
+    for place, name in ((0, 'subject'), (-1, 'last token')):
+      x_NxTxD = stream.subject if name == 'subject' else stream.last
+      for t, x_NxD in enumerate(np.moveaxis(x_NxTxD, 1, 0)):
+        for q, answers_N in enumerate(every_RxN):
+          right = _probe(x_NxD, answers_N, counts_R[q], count)
+          read.setdefault(('probe', name, None if q == r else 'not asked', t), []).append(right)
+      depth = x_NxTxD.shape[1] - 1
+      for t in np.unique(np.linspace(0, depth, LAYERS).round().astype(int)).tolist():
+        donor_NxD = (other.subject if name == 'subject' else other.last)[:, t]
+        final_NxD = own.patched(t, place % own.tokens_NxL.shape[1], donor_NxD)
+        said_N = np.argmax(own.runner.logits(final_NxD, token_A), axis=1)
+        read.setdefault(('patched', name, None, t), []).append(np.mean(said_N == wanted_RxN[r]))
+  return [
+    {
+      'measurement': what,
+      'place': place,
+      'control': control,
+      'layer': t,
+      'value': float(np.mean(own)),
+    }
+    for (what, place, control, t), own in read.items()
+  ]
+
+
+def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -> float:
+  """How often a map fitted to the first so many reads the answers of the others."""
+  scale = np.maximum(np.std(x_NxD[:count], axis=0).mean(), 1e-9)
+  scaled_NxD, one_hot = jnp.asarray(x_NxD / scale), jax.nn.one_hot(answers_N, answers)
+  w_DxA, b_A = linear_maps.affine(scaled_NxD[:count], one_hot[:count], RIDGE)
+  guess = jnp.argmax(scaled_NxD[count:] @ w_DxA + b_A[None], axis=1)
+  return float(np.mean(np.asarray(guess) == answers_N[count:]))
+
+
+def blocks(case) -> list[dict]:
+  """How often answers are right among their relation's without one block's attention, or its MLP, from the subject on."""
+  held_RxN = case.tuples()
+  rows_NxD, found = case.encoder.rows(held_RxN), []
+  for part, kernel in (('attention', 'output'), ('mlp', 'down')):
+    for layer in range(case.model.config.depth):
+      own = case.model.params['blocks'][part]
+      without = own | {
+        kernel: jax.tree.map(lambda a, layer=layer: a.at[layer].set(0.0), own[kernel])
+      }
+      params = case.model.params | {'blocks': case.model.params['blocks'] | {part: without}}
+      asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
+      chosen_NxP = prompts.recall(asked, rows_NxD, held_RxN, case.first_P)[1]
+      right = np.mean(chosen_NxP == held_RxN[asked.relation_P[case.first_P]].T)
+      found.append({'measurement': 'without', 'place': part, 'layer': layer, 'value': float(right)})
+  return found

@@ -1,0 +1,113 @@
+"""How relations are asked of a language model, and a user's own facts: CSV files.
+
+A prompt is a frame with {} for the subject, and a wording of the relation: "Here are some facts about {}." and "The
+color of its flag is". New frames and wordings are kept from training, to be asked afterwards.
+"""
+
+import csv
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from geomem.errors import InputError
+from geomem.pretrained.prompts import Relation
+
+COLUMNS = ['relation', 'part', 'text']
+COMMON = 'frame', 'new frame', 'lead', 'no relation'  # of no relation
+PARTS = *COMMON, 'wording', 'new wording', 'answer'
+FACT = ['subject', 'relation', 'answer']
+
+
+@dataclasses.dataclass(frozen=True)
+class Wordings:
+  """`frames`, `new_frames`, `leads` (what a wording may begin with) and `no_relation` (wordings that ask for none) are of
+  all relations; `wordings`, `new_wordings` and `answers` are of each."""
+
+  frames: tuple[str, ...]
+  new_frames: tuple[str, ...]
+  leads: tuple[str, ...]
+  no_relation: tuple[str, ...]
+  wordings: dict[str, tuple[str, ...]]
+  new_wordings: dict[str, tuple[str, ...]]
+  answers: dict[str, tuple[str, ...]]
+
+  def relations(
+    self, wordings: int | None = None, answers: int | None = None, names: Sequence[str] = (),
+    new_frames: bool = False, new_wordings: bool = False,
+  ) -> list[Relation]:  # fmt: skip
+    """Every wording in every frame. `wordings`: so many of each relation, those with leads last; `answers`: its first
+    so many; `names`: of these relations alone. New ones instead, if so asked."""
+    frames = self.new_frames if new_frames else self.frames
+    own = self.new_wordings if new_wordings else self.wordings
+    return [
+      Relation(
+        name, self.answers[name][:answers],
+        tuple(f'{frame} {text}' for frame in frames for text in self._begun(own[name], wordings)),
+      )
+      for name in names or self.answers
+    ]  # fmt: skip
+
+  def _begun(self, wordings: Sequence[str], count: int | None) -> list[str]:
+    """With a capital, or with each of the leads before it."""
+    every = [f'{lead} {text}' for lead in ('', *self.leads) for text in wordings]
+    return [sentence(text.strip()) for text in every[: count or len(wordings)]]
+
+
+def sentence(text: str) -> str:
+  return text[0].upper() + text[1:]
+
+
+def read(path: str | os.PathLike) -> Wordings:
+  """A CSV file with the columns relation, part and text. A part is a frame, a new frame, a lead or a wording of no relation,
+  without one, or a wording, a new wording or an answer; an answer without a relation is one of every relation."""
+  rows = _rows(path, COLUMNS)
+  found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
+  for relation, part, text in rows:
+    if part not in PARTS:
+      raise InputError(f'{path}: {part!r} is no part; there are {", ".join(PARTS)}')
+    if (part in COMMON) == bool(relation) and part != 'answer':
+      needs = 'belongs to no relation' if relation else 'needs a relation'
+      raise InputError(f'{path}: the {part} {text!r} {needs}')
+    texts = found[part].setdefault(relation, [])
+    if text in texts:
+      raise InputError(f'{path}: the {part} {text!r} is there twice')
+    texts.append(text)
+  names = list(dict.fromkeys(relation for relation, _, _ in rows if relation))
+  for name in names:
+    if name not in found['wording']:
+      raise InputError(f'{path}: {name} has no wording')
+  common = lambda part: tuple(found[part].get('', ()))
+  of_each = lambda part: {name: (*common(part), *found[part].get(name, ())) for name in names}
+  frames, new_frames, leads, of_none = map(common, COMMON)
+  asked, new, answers = map(of_each, PARTS[len(COMMON) :])
+  own = Wordings(frames, new_frames, leads, of_none, asked, new, answers)
+  if not own.frames or not names:
+    raise InputError(f'{path}: needs a frame with {{}} for the subject, and relations')
+  own.relations()  # which says what is wrong with one
+  return own
+
+
+def read_facts(path: str | os.PathLike) -> dict[str, dict[str, str]]:
+  """A CSV file with the columns subject, relation and answer: what a fact encoder makes rows of."""
+  found: dict[str, dict[str, str]] = {}
+  for subject, relation, answer in _rows(path, FACT):
+    own = found.setdefault(subject, {})
+    if relation in own:
+      raise InputError(f'{path}: {subject!r} has two answers to {relation!r}')
+    own[relation] = answer
+  return found
+
+
+def _rows(path: str | os.PathLike, columns: list[str]) -> list[list[str]]:
+  """The rows below the header, which must be there."""
+  try:
+    with open(path, newline='', encoding='utf-8-sig') as file:
+      rows = [[field.strip() for field in row] for row in csv.reader(file) if any(row)]
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise InputError(f'{path}: not a CSV file that can be read: {error}') from error
+  if not rows or rows[0] != columns:
+    raise InputError(f'{path}: the first line must be {",".join(columns)}')
+  for number, row in enumerate(rows[1:], 2):
+    if len(row) != len(columns) or not row[-1]:
+      raise InputError(f'{path}: row {number} is not {", ".join(columns)}: {",".join(row)[:60]!r}')
+  return rows[1:]
