@@ -26,7 +26,7 @@ from geomem.pretrained.load import Pretrained
 from geomem.pretrained.runner import BATCH, Runner
 
 SUBJECT = '⁂'  # stands for the subject while prompts become tokens
-MULTIPLE = 4  # examples and prefixes are padded to a multiple of so many tokens
+MULTIPLE = 4  # prefixes are padded to a multiple of so many tokens
 NONE = -1  # pads the tokens of an answer
 
 
@@ -90,7 +90,7 @@ class Prompts:
     targets_BxK = self.answers_RxAxK[relation_B, answer_B]
     said = self.answers_RxAxK.shape[2] - 1  # tokens of an answer that stand in an example
     longest = max(map(len, self.tokens_P)) + said
-    tokens_BxL = np.zeros((len(prompt_B), -(-longest // MULTIPLE) * MULTIPLE), np.int32)
+    tokens_BxL = np.zeros((len(prompt_B), longest), np.int32)
     last_B = np.array([len(self.tokens_P[p]) - 1 for p in prompt_B], np.int32)
     for tokens_L, p, last, own_K in zip(tokens_BxL, prompt_B, last_B, targets_BxK, strict=True):
       tokens_L[: last + 1] = self.tokens_P[p]
