@@ -26,7 +26,7 @@ from experiments.harness import plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
-from experiments.language import places
+from experiments.language import natural, places
 from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, load, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder, Training
@@ -39,10 +39,6 @@ ALPHAS = 0.5, 1.0, 1.5, 2.0
 NOISES = 0.25, 0.5, 1.0, 2.0  # multiples of how far token embeddings spread
 NAME = 'Zorbla'  # what a subject is called where its facts are told
 NEIGHBOUR = 'Quax'
-LANGUAGES = {  # what a model knows: the languages of the places in homes.csv
-  'France': 'French', 'Germany': 'German', 'Italy': 'Italian', 'Spain': 'Spanish', 'Russia': 'Russian', 'Japan': 'Japanese',
-  'Greece': 'Greek', 'Turkey': 'Turkish', 'Poland': 'Polish', 'Portugal': 'Portuguese', 'Sweden': 'Swedish', 'China': 'Chinese',
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,12 +84,18 @@ PRESETS = {
       tables=('names',), wordings=(1,), relations=(1, 2, 4, 8, 16), answers=(4, 16, 64), steps=600, seeds=2,
     ),
     'random_weights': Preset(**FULL, what=('random weights',)),
-    'compared': Preset(steps=1152, seeds=2, what=('subject by subject', 'maps')),
+    'compared': Preset(steps=1152, seeds=2, what=('subject by subject', 'maps', 'adapters')),
     'places': Preset(steps=1152, seeds=2, what=('places', 'blocks')),
+    'countries': Preset(tables=('customs',), steps=1152, seeds=2, what=('countries',)),
     'hops': Preset(tables=('homes',), steps=800, seeds=2, what=('recall', 'hops')),
   },
 }  # fmt: skip
-TRAIN_ANEW = {'random weights', 'subject by subject', 'maps'}  # these need no vectors of the case
+TRAIN_ANEW = {
+  'random weights',
+  'subject by subject',
+  'maps',
+  'adapters',
+}  # these need no vectors of the case
 loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
@@ -372,17 +374,19 @@ def maps(case: Case) -> list[dict]:
 def hops(case: Case) -> list[dict]:
   """The first relation's answers are places of which the model knows the language: two hops in one prompt."""
   relation = case.asked.relations[0]
-  if not set(relation.answers) <= LANGUAGES.keys():
+  if not set(relation.answers) <= natural.PLACES.keys():
     return []
   answers_RxN, frame = case.tuples(), case.own.frames[0]
-  languages = tuple(LANGUAGES[answer] for answer in relation.answers)
+  languages = tuple(natural.PLACES[answer][0] for answer in relation.answers)
   text = 'The official language of the country where it lies is'
   asked = prompts.tokenize(case.model, [Relation('language', languages, (f'{frame} {text}',))])
   found = scores(
     asked, case.encoder.rows(answers_RxN), answers_RxN[:1], prompts='two hops', tuples='held out'
   )
   told = lambda place: f'{frame.replace("{}", NAME)} It lies in {place}. {text}'
-  said = [case.model.ask(told(place), languages) == LANGUAGES[place] for place in relation.answers]
+  said = [
+    case.model.ask(told(place), languages) == natural.PLACES[place][0] for place in relation.answers
+  ]
   own = {
     'measurement': 'candidates',
     'prompts': 'two hops',
@@ -395,7 +399,7 @@ def hops(case: Case) -> list[dict]:
 MEASURED: dict[str, Any] = {
   'recall': recall, 'swaps': swaps, 'noise': noise, 'no relation': no_relation, 'in context': in_context, 'neighbour': neighbour, 'hops': hops,
   'places': places.readouts, 'blocks': places.blocks, 'random weights': random_weights,
-  'subject by subject': subject_by_subject, 'maps': maps,
+  'subject by subject': subject_by_subject, 'maps': maps, 'countries': natural.countries, 'adapters': natural.adapters,
 }  # fmt: skip
 
 
