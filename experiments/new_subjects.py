@@ -489,18 +489,30 @@ def _others(text: str, rows, answers: int):
     if control == 'random weights':
       most = 1 / answers + CHANCE
       yield from over_seeds(
-        f'{text}: {control}, candidates', some['value'].tolist(), at_most=most, check=True
-      )
+        f'{text}: {control}, candidates', some['value'].tolist(), at_most=most, claim='Rows', primary=text in DECISIVE
+      )  # fmt: skip
     elif control in OWN_ROWS:
       kind = f', α = {alpha:g}' if alpha else f', {tuples}' if tuples else ''
       yield from over_seeds(f'{text}: {control}{kind}, candidates', some['value'].tolist())
+  for what, words in REAL.items():
+    for (control, alpha, place), own in groups(
+      select(rows, measurement=what), 'control', 'alpha', 'place'
+    ):
+      about = [f'α = {alpha:g}'] * bool(alpha) + [name for name in (control, place) if name]
+      yield from over_seeds(f'{text}: {", ".join([words, *about])}', own['value'].tolist())
   pushed = values(rows, measurement='pushed')
   yield from over_seeds(
     f'{text}: an own answer is the likeliest where no relation is asked', pushed
   )
 
 
+REAL = {
+  'known': 'real places right', 'real flipped': 'real places: languages flipped', 'real kept': 'real places: capitals kept',
+  'nearest': 'languages’ vectors nearest to the row of their own place',
+}  # fmt: skip
 OWN_ROWS = (
+  'before fine-tuning',
+  'fine-tuned',
   'noise',
   'a neighbour',
   'rows of their own',
