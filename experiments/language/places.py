@@ -6,6 +6,7 @@ put in there; which blocks' attention and MLP the answers need.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from geomem.inside import linear_maps
 from geomem.pretrained import fact_encoder, prompts
 from geomem.pretrained.decoder import Patch, Prefix
+from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
 
 FITTED, RIDGE = 5, 0.1  # as many subjects as are asked, times this, are what maps are fitted to
@@ -21,16 +23,19 @@ LAYERS = 16  # at most so many are patched
 
 
 class Stream:
-  """The residual stream of prompts of one relation, for subjects with these rows: `subject` and `last` are NxTxD."""
+  """The residual stream of one prompt, for subjects with these rows: `subject` and `last` (token of it) are NxTxD."""
 
-  def __init__(self, case, p: int, rows_NxD: np.ndarray):
-    config, embed = case.model.config, case.model.params['embed'] | {'rows': jnp.asarray(rows_NxD)}
-    self.model = dataclasses.replace(case.model, params=case.model.params | {'embed': embed})
-    self.runner, count = Runner(self.model), len(rows_NxD)
-    tokens_L = np.array(case.asked.tokens_P[p], np.int32)
+  def __init__(self, asked: Prompts, p: int, rows_NxD: np.ndarray):
+    config, embed = (
+      asked.model.config,
+      asked.model.params['embed'] | {'rows': jnp.asarray(rows_NxD)},
+    )
+    model = dataclasses.replace(asked.model, params=asked.model.params | {'embed': embed})
+    self.runner, count = Runner(model), len(rows_NxD)
+    tokens_L = np.array(asked.tokens_P[p], np.int32)
     self.tokens_NxL = np.tile(tokens_L, (count, 1))
     self.tokens_NxL[:, 0] = config.vocabulary + np.arange(count)
-    first, every = case.asked.prefix_P[p], case.asked.prefixes
+    first, every = asked.prefix_P[p], asked.prefixes
     one = Prefix(np.asarray(every.x_TxOxD[first]), np.asarray(every.count[first]))
     self.prefix = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), one)
     self.last_N = np.full(count, len(tokens_L) - 1, np.int32)
@@ -49,37 +54,42 @@ class Stream:
     return self.runner.patched(self.embedded, 0, patch, self.prefix, self.last_N)
 
 
+def flips(
+  asked: Prompts, p: int, rows_NxD, donors_NxD, wanted_N, layers: Sequence[int]
+) -> dict[str, list[float]]:
+  """How often the answer becomes the one wanted where the residual of a donor's prompt is put in after each of these
+  blocks, at the subject's token or at the prompt's last one."""
+  own, other, r = Stream(asked, p, rows_NxD), Stream(asked, p, donors_NxD), asked.relation_P[p]
+  token_A, found = asked.answers_RxAxK[r, : asked.counts_R[r], 0], {}
+  for name, position in (('subject', 0), ('last token', own.tokens_NxL.shape[1] - 1)):
+    donor_NxTxD = other.subject if name == 'subject' else other.last
+    final = (own.patched(t, position, donor_NxTxD[:, t]) for t in layers)
+    said = [np.argmax(own.runner.logits(x_NxD, token_A), axis=1) for x_NxD in final]
+    found[name] = [float(np.mean(said_N == wanted_N)) for said_N in said]
+  return found
+
+
 def readouts(case) -> list[dict]:
   """What is read at every layer, and what a residual of another subject does there."""
-  asked, counts_R = case.asked, case.asked.counts_R
-  fitted_RxN = fact_encoder.draw_subjects(
-    asked, case.training, FITTED * case.subjects, case.rng(20)
-  )
-  held_RxN = case.tuples()
+  asked, counts_R, depth = case.asked, case.asked.counts_R, case.model.config.depth
+  about = asked, case.training, FITTED * case.subjects, case.rng(20)
+  fitted_RxN, held_RxN = fact_encoder.draw_subjects(*about), case.tuples()
   count, every_RxN = fitted_RxN.shape[1], np.concatenate([fitted_RxN, held_RxN], axis=1)
-  moved = lambda r: (
-    (held_RxN[r] + case.rng(21, r).integers(1, counts_R[r], held_RxN.shape[1])) % counts_R[r]
-  )
+  layers = np.unique(np.linspace(0, depth, LAYERS).round().astype(int)).tolist()
   read: dict[tuple, list] = {}
   for r, p in enumerate(case.first_P):
-    wanted_RxN = held_RxN.copy()
-    wanted_RxN[r] = moved(r)
-    stream = Stream(case, p, case.encoder.rows(every_RxN))
-    other = Stream(case, p, case.encoder.rows(wanted_RxN))
-    own = Stream(case, p, case.encoder.rows(held_RxN))
-    token_A = asked.answers_RxAxK[r, : counts_R[r], 0]
-    for place, name in ((0, 'subject'), (-1, 'last token')):
-      x_NxTxD = stream.subject if name == 'subject' else stream.last
+    stream, wanted_RxN = Stream(asked, p, case.encoder.rows(every_RxN)), held_RxN.copy()
+    wanted_RxN[r] += case.rng(21, r).integers(1, counts_R[r], held_RxN.shape[1])
+    wanted_RxN[r] %= counts_R[r]
+    for name, x_NxTxD in (('subject', stream.subject), ('last token', stream.last)):
       for t, x_NxD in enumerate(np.moveaxis(x_NxTxD, 1, 0)):
         for q, answers_N in enumerate(every_RxN):
           right = _probe(x_NxD, answers_N, counts_R[q], count)
           read.setdefault(('probe', name, None if q == r else 'not asked', t), []).append(right)
-      depth = x_NxTxD.shape[1] - 1
-      for t in np.unique(np.linspace(0, depth, LAYERS).round().astype(int)).tolist():
-        donor_NxD = (other.subject if name == 'subject' else other.last)[:, t]
-        final_NxD = own.patched(t, place % own.tokens_NxL.shape[1], donor_NxD)
-        said_N = np.argmax(own.runner.logits(final_NxD, token_A), axis=1)
-        read.setdefault(('patched', name, None, t), []).append(np.mean(said_N == wanted_RxN[r]))
+    rows = case.encoder.rows(held_RxN), case.encoder.rows(wanted_RxN)
+    for name, own in flips(asked, p, *rows, wanted_RxN[r], layers).items():
+      for t, value in zip(layers, own, strict=True):
+        read.setdefault(('patched', name, None, t), []).append(value)
   return [
     {
       'measurement': what,
