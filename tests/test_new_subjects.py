@@ -1,6 +1,8 @@
 """The study of new subjects, and the files that say how relations are asked: on a tiny random model."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -32,6 +34,7 @@ digit,new wording,to
   + ''.join(f'letter,answer,{a}\n' for a in 'xyzqw')
   + ''.join(f'digit,answer,{a}\n' for a in '17845')
 )
+ROOT = Path(__file__).parents[1]
 PACKAGED = 'colours', 'customs', 'homes', 'names'
 
 
@@ -228,3 +231,19 @@ def test_real_places_are_asked_before_and_after(case, monkeypatch):
     for c in ('before fine-tuning', 'fine-tuned')
   )
   assert after > before  # it learns something
+
+
+def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+  """With a tiny random model for the real one, in two steps."""
+  monkeypatch.setattr(models, 'LENGTH', 256)
+  models.write(tmp_path / 'llama', 'llama')
+  tiny = load.load(tmp_path / 'llama')
+  fit = fact_encoder.FactEncoder.fit
+  few = fact_encoder.Training(steps=2)
+  monkeypatch.setattr(load, 'load', lambda: tiny)
+  monkeypatch.setattr(fact_encoder.FactEncoder, 'fit', lambda model, asked: fit(model, asked, few))
+  text = (ROOT / 'README.md').read_text(encoding='utf-8')
+  example = re.findall(r'```python\n(.*?)```', text, re.DOTALL)[1]
+  monkeypatch.chdir(ROOT)
+  exec(compile(example, 'README.md', 'exec'), {})
+  assert capsys.readouterr().out

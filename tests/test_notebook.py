@@ -1,4 +1,4 @@
-"""The notebook from its first cell to its last, at sizes of seconds, in a process of its own."""
+"""Both notebooks from the first cell to the last, at sizes of seconds; the first in a process of its own."""
 
 import json
 import os
@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pretrained_models as models
 import pytest
 
+from geomem.pretrained import load
+
 ROOT = Path(__file__).parents[1]
-PATH = ROOT / 'notebooks' / 'quickstart.ipynb'
+PATH, NEW = (ROOT / 'notebooks' / f'{name}.ipynb' for name in ('quickstart', 'new_subjects'))
 # What must be true once every cell has run.
 TRUE = """
 assert report.accuracy == 1 and report.min_margin == built.margin
@@ -30,17 +34,18 @@ assert len(plt.get_fignums()) == 2
 """
 
 
-def cells():
+def cells(path=PATH):
   """The source of every cell, by its id, with its kind."""
-  notebook = json.loads(PATH.read_text(encoding='utf-8'))
+  notebook = json.loads(path.read_text(encoding='utf-8'))
   return {c['id']: (c['cell_type'], ''.join(c['source'])) for c in notebook['cells']}
 
 
-def test_it_is_a_notebook_without_outputs():
-  notebook = json.loads(PATH.read_text(encoding='utf-8'))
+@pytest.mark.parametrize('path', [PATH, NEW], ids=lambda path: path.stem)
+def test_it_is_a_notebook_without_outputs(path):
+  notebook = json.loads(path.read_text(encoding='utf-8'))
   assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
   assert {'cells', 'metadata', 'nbformat', 'nbformat_minor'} == notebook.keys()
-  assert len(cells()) == len(notebook['cells'])
+  assert len(cells(path)) == len(notebook['cells'])
   for cell in notebook['cells']:
     assert 1 <= len(cell['id']) <= 64 and cell['cell_type'] in ('markdown', 'code')
     if cell['cell_type'] == 'code':
@@ -48,9 +53,10 @@ def test_it_is_a_notebook_without_outputs():
       compile(''.join(cell['source']), cell['id'], 'exec')
 
 
-def test_colab_opens_this_file():
-  title = next(iter(cells().values()))[1]
-  assert f'/blob/main/{PATH.relative_to(ROOT)}' in title and 'colab-badge.svg' in title
+@pytest.mark.parametrize('path', [PATH, NEW], ids=lambda path: path.stem)
+def test_colab_opens_this_file(path):
+  title = next(iter(cells(path).values()))[1]
+  assert f'/blob/main/{path.relative_to(ROOT)}' in title and 'colab-badge.svg' in title
 
 
 @pytest.fixture
@@ -75,3 +81,20 @@ for name, source in {[*ran, ('what must be true', TRUE)]!r}:
     check=False, env=strict, cwd=tmp_path, capture_output=True, text=True, timeout=1800,
   )  # fmt: skip
   assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+def test_new_subjects_runs_from_top_to_bottom(tmp_path, monkeypatch):
+  """With a tiny random model for the real one, in two steps."""
+  pytest.importorskip('tokenizers')
+  monkeypatch.setattr(models, 'LENGTH', 128)
+  models.write(tmp_path / 'llama', 'llama')
+  tiny = load.load(tmp_path / 'llama')
+  monkeypatch.setattr(load, 'load', lambda: tiny)
+  monkeypatch.setattr(plt, 'show', lambda: None)
+  space = {'__name__': 'notebook'}
+  for name, (kind, source) in cells(NEW).items():
+    if kind == 'code' and name != 'install':
+      exec(compile(source.replace('STEPS = 120', 'STEPS = 2'), name, 'exec'), space)
+  assert space['said'].shape == (20, 2) and 0 <= space['right'] <= 1
+  assert set(space['flips']) == {'subject', 'last token'}
+  plt.close('all')
