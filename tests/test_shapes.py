@@ -48,7 +48,8 @@ def stream(x=(3, D), layer=1, add=(1, D), prefix=None):
   params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), decoder.shapes(DECODER))
   at = np.zeros(1, np.int32)
   patch = decoder.Patch(np.zeros(layer, np.int32), at, np.ones(1), np.zeros(add))
-  prefix = prefix and decoder.Prefix(np.zeros(prefix, np.float32), np.int32(0))
+  before = prefix and np.zeros(prefix, np.float32)
+  prefix = prefix and decoder.Prefix(before, before, np.int32(0))
   return decoder.residuals(DECODER, params, jnp.zeros(x), patch, prefix=prefix)
 
 
@@ -63,7 +64,7 @@ FITTING = {
   'readout': lambda: linear_maps.probe_accuracy(E, U, G, np.arange(4), np.arange(4, 6)),
   'swapped': swapped,
   'loss': loss,
-  'stream': lambda: stream(prefix=(3, 2, D)),
+  'stream': lambda: stream(prefix=(2, 2, 1, D)),
   'composed': lambda: queries.compose(G, np.zeros(3, np.int32), np.zeros((3, 2), np.int32)),
 }
 MISFITS = {
@@ -123,7 +124,7 @@ MISFITS = {
   'a stream of width 1': lambda: stream(x=(3, 1)),
   'an addition of width 1': lambda: stream(add=(1, 1)),
   'layers without a position': lambda: stream(layer=2),
-  'a prefix at fewer layers': lambda: stream(prefix=(2, 2, D)),
+  'a prefix at fewer layers': lambda: stream(prefix=(1, 2, 1, D)),
   'tokens that are a batch': lambda: decoder.embed(
     DECODER, {'embed': {'tokens': np.zeros((9, D))}}, np.zeros((1, 3), np.int32)
   ),

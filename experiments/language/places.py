@@ -14,7 +14,7 @@ import numpy as np
 
 from geomem.inside import linear_maps
 from geomem.pretrained import fact_encoder, prompts
-from geomem.pretrained.decoder import Patch, Prefix
+from geomem.pretrained.decoder import Patch
 from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
 
@@ -36,8 +36,8 @@ class Stream:
     self.tokens_NxL = np.tile(tokens_L, (count, 1))
     self.tokens_NxL[:, 0] = config.vocabulary + np.arange(count)
     first, every = asked.prefix_P[p], asked.prefixes
-    one = Prefix(np.asarray(every.x_TxOxD[first]), np.asarray(every.count[first]))
-    self.prefix = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], count, axis=0), one)
+    repeated = lambda leaf: np.repeat(np.asarray(leaf[first])[None], count, axis=0)
+    self.prefix = jax.tree.map(repeated, every)
     self.last_N = np.full(count, len(tokens_L) - 1, np.int32)
     layers = tuple(range(config.depth + 1))
     about = self.tokens_NxL, self.prefix, self.last_N, layers

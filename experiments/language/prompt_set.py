@@ -90,10 +90,11 @@ class PromptSet:
 
   @functools.cached_property
   def _prefix(self):
-    return self.runner.prefix_residuals(self.tokenized.prefix_SxO)
+    return self.runner.keys_values(self.tokenized.prefix_SxO)
 
   def prefix(self, subjects) -> Prefix:
-    return Prefix(self._prefix[subjects], self.tokenized.prefix_length_S[subjects])
+    k, v = self._prefix
+    return Prefix(k[subjects], v[subjects], self.tokenized.prefix_length_S[subjects])
 
   @functools.cached_property
   def _residuals(self):

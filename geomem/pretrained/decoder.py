@@ -8,7 +8,7 @@ layer i the residual stream after the i-th block.
 No token before the first patched one changes: these can be run once, and given as a `Prefix`.
 
 Shapes: L length, D residual width, T layers (depth + 1), H heads, K head width, V vocabulary,
-P patches of a prompt, O tokens of the prefix, M all tokens attended to (O + L).
+P patches of a prompt, O tokens of the prefix, M all tokens attended to (O + L), G key–value heads.
 """
 
 import functools
@@ -42,9 +42,10 @@ class Patch:
 
 @flax.struct.dataclass
 class Prefix:
-  """The residual stream of the tokens before, at all layers; rows from `count` on are padding."""
+  """The keys and values of the tokens before, at every block; tokens from `count` on are padding."""
 
-  x_TxOxD: chex.Array
+  k_TxOxGxK: chex.Array
+  v_TxOxGxK: chex.Array
   count: chex.Array
 
 
@@ -60,21 +61,25 @@ class Attention(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD: chex.Array, prefix_OxD: chex.Array, count: chex.Array) -> jax.Array:
-    c, length, prefix = self.config, len(x_LxD), len(prefix_OxD)
+  def __call__(
+    self, x_LxD: chex.Array, k_OxGxK: chex.Array, v_OxGxK: chex.Array, count: chex.Array
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """What it adds, and the keys and values of these tokens."""
+    c, length, prefix = self.config, len(x_LxD), len(k_OxGxK)
     dense = functools.partial(nn.DenseGeneral, use_bias=c.attention_bias)
-    x_MxD = jnp.concatenate([prefix_OxD, x_LxD])
     position_M = jnp.concatenate([jnp.arange(prefix), count + jnp.arange(length)])
     q_LxHxK = dense((c.heads, c.head_dim), name='query')(x_LxD)
-    k_MxHxK = dense((c.kv_heads, c.head_dim), name='key')(x_MxD)
-    v_MxHxK = dense((c.kv_heads, c.head_dim), name='value')(x_MxD)
+    k_LxGxK = dense((c.kv_heads, c.head_dim), name='key')(x_LxD)
+    v_LxGxK = dense((c.kv_heads, c.head_dim), name='value')(x_LxD)
     if c.rotary:
-      q_LxHxK = rotate(q_LxHxK, position_M[prefix:], c.rotary, c.rotary_base)
-      k_MxHxK = rotate(k_MxHxK, position_M, c.rotary, c.rotary_base)
+      turn = lambda x: rotate(x, position_M[prefix:], c.rotary, c.rotary_base)
+      q_LxHxK, k_LxGxK = turn(q_LxHxK), turn(k_LxGxK)
+    k_MxGxK = jnp.concatenate([k_OxGxK, k_LxGxK])
+    v_MxGxK = jnp.concatenate([v_OxGxK, v_LxGxK])
     real_M = (jnp.arange(prefix + length) >= prefix) | (position_M < count)
     mask_LxM = (position_M[None] <= position_M[prefix:, None]) & real_M[None]
-    read_LxHxK = jax.nn.dot_product_attention(q_LxHxK, k_MxHxK, v_MxHxK, mask=mask_LxM[None])
-    return dense(c.dim, axis=(-2, -1), name='output')(read_LxHxK)
+    read_LxHxK = jax.nn.dot_product_attention(q_LxHxK, k_MxGxK, v_MxGxK, mask=mask_LxM[None])
+    return dense(c.dim, axis=(-2, -1), name='output')(read_LxHxK), (k_LxGxK, v_LxGxK)
 
 
 def rotate(x_LxHxK: jax.Array, position_L: jax.Array, rotary: int, base: float) -> jax.Array:
@@ -103,15 +108,23 @@ class Block(nn.Module):
   config: DecoderConfig
 
   @nn.compact
-  def __call__(self, x_LxD: chex.Array, prefix_OxD: chex.Array, count: chex.Array) -> jax.Array:
+  def __call__(
+    self, x_LxD: chex.Array, *before: chex.Array
+  ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """The stream after it, and the keys and values of these tokens; `before`: those of the prefix, and how many count."""
     c = self.config
     norm, mlp = _norm(c, 'norm_attention'), MLP(c, name='mlp')
     norm_mlp = _norm(c, 'norm_mlp')
-    read_LxD = Attention(c, name='attention')(norm(x_LxD), norm(prefix_OxD), count)
+    read_LxD, own = Attention(c, name='attention')(norm(x_LxD), *before)
     if c.parallel:
-      return x_LxD + read_LxD + mlp(norm_mlp(x_LxD))
+      return x_LxD + read_LxD + mlp(norm_mlp(x_LxD)), own
     x_LxD = x_LxD + read_LxD
-    return x_LxD + mlp(norm_mlp(x_LxD))
+    return x_LxD + mlp(norm_mlp(x_LxD)), own
+
+
+def _nothing_before(c: DecoderConfig) -> tuple[jax.Array, jax.Array, int]:
+  none_OxGxK = jnp.zeros((0, c.kv_heads, c.head_dim))
+  return none_OxGxK, none_OxGxK, 0
 
 
 def shapes(config: DecoderConfig) -> dict:
@@ -119,7 +132,7 @@ def shapes(config: DecoderConfig) -> dict:
   c, key, x_LxD = config, jax.random.key(0), jnp.zeros((1, config.dim))
 
   def init():
-    block = lambda key: Block(c).init(key, x_LxD, x_LxD[:0], 0)['params']
+    block = lambda key: Block(c).init(key, x_LxD, *_nothing_before(c))['params']
     embed = {'tokens': jnp.zeros((c.vocabulary, c.dim))}
     params = {
       'embed': embed if c.rotary else embed | {'positions': jnp.zeros((c.length, c.dim))},
@@ -160,9 +173,23 @@ def residuals(
   Positions of a patch count from the first token of x. `remember`: a gradient keeps what all matrix products gave,
   and computes none of them again.
   """
+  return _run(config, params, x_LxD, patch, first, prefix, remember)[0]
+
+
+def keys_values(
+  config: DecoderConfig, params: dict, tokens_O: chex.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The keys and values of these tokens at every block, of which a `Prefix` is made."""
+  return _run(config, params, embed(config, params, tokens_O))[1]
+
+
+def _run(
+  config, params, x_LxD, patch: Patch | None = None, first=0, prefix: Prefix | None = None, remember=False
+):  # fmt: skip
   chex.assert_shape(x_LxD, (None, config.dim))
   if prefix is not None:
-    chex.assert_shape(prefix.x_TxOxD, (config.depth + 1, None, config.dim))
+    of_a_block = None, config.kv_heads, config.head_dim
+    chex.assert_shape([prefix.k_TxOxGxK, prefix.v_TxOxGxK], (config.depth, *of_a_block))
   if patch is not None:
     chex.assert_equal_shape([patch.layer_P, patch.position_P, patch.scale_P])
     chex.assert_shape(patch.add_PxD, (len(patch.layer_P), config.dim))
@@ -171,17 +198,19 @@ def residuals(
 
   def step(x_LxD, i):
     block = jax.tree.map(lambda a: at(a, i), params['blocks'])
-    before = (x_LxD[:0], 0) if prefix is None else (at(prefix.x_TxOxD, i), prefix.count)
-    x_LxD = Block(config).apply({'params': block}, x_LxD, *before)
+    before: tuple = _nothing_before(config)
+    if prefix is not None:
+      before = at(prefix.k_TxOxGxK, i), at(prefix.v_TxOxGxK, i), prefix.count
+    x_LxD, own = Block(config).apply({'params': block}, x_LxD, *before)
     x_LxD = _patched(x_LxD, i + 1, patch)
-    return x_LxD, x_LxD
+    return x_LxD, (x_LxD, own)
 
   # With a checkpoint, a gradient slices the blocks' weights from the stack again and keeps no copy.
   policy = jax.checkpoint_policies.dots_saveable if remember else None
   with full_precision():
     blocks = jnp.arange(first, config.depth)
-    _, after_TxLxD = jax.lax.scan(jax.checkpoint(step, policy=policy), x_LxD, blocks)
-  return jnp.concatenate([x_LxD[None], after_TxLxD])
+    _, (after_TxLxD, own) = jax.lax.scan(jax.checkpoint(step, policy=policy), x_LxD, blocks)
+  return jnp.concatenate([x_LxD[None], after_TxLxD]), own
 
 
 def _patched(x_LxD: chex.Array, layer: chex.Array | int, patch: Patch | None) -> chex.Array:

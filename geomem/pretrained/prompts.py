@@ -1,7 +1,7 @@
 """Facts of subjects asked of a pretrained model, as tokens, with a place for a subject's row.
 
 A prompt is a text with {} for the subject, which is one token there; whatever stands before it is the same for all
-subjects, and its residual stream is computed once. It goes on with an answer, of which every token counts.
+subjects, and its keys and values are computed once. It goes on with an answer, of which every token counts.
 
 Shapes: R relations, A answers of one, K tokens of an answer, P prompts, F prefixes, O tokens of one; B examples of a
 batch, L tokens of an example from the subject on; D width.
@@ -66,7 +66,7 @@ class Examples:
 class Prompts:
   """All prompts of all relations; `relation_P`: of which each is. Answers are padded with −1.
 
-  `prefixes`: the residual stream before the subject of all that differ, a leaf with F rows.
+  `prefixes`: the keys and values before the subject of all that differ, a leaf with F rows.
   """
 
   model: Pretrained
@@ -99,7 +99,7 @@ class Prompts:
 
 
 def tokenize(model: Pretrained, relations: Sequence[Relation]) -> Prompts:
-  """The prompts as tokens of this model, and the residual stream of what stands before the subject."""
+  """The prompts as tokens of this model, and the keys and values of what stands before the subject."""
   if len({relation.name for relation in relations}) < len(relations):
     raise InputError('two relations have the same name')
   if SUBJECT in model.names:
@@ -158,9 +158,8 @@ def _prefixes(model: Pretrained, texts: Sequence[Sequence[int]]) -> decoder.Pref
   count_F = np.array([len(ids) for ids in texts], np.int32)
   room = -(-count_F.max() // MULTIPLE) * MULTIPLE
   tokens_FxO = np.stack([np.pad(np.array(ids, np.int32), (0, room - len(ids))) for ids in texts])
-  return decoder.Prefix(
-    jnp.asarray(Runner(model).prefix_residuals(tokens_FxO)), jnp.asarray(count_F)
-  )
+  k_FxTxOxGxK, v_FxTxOxGxK = Runner(model).keys_values(tokens_FxO)
+  return decoder.Prefix(jnp.asarray(k_FxTxOxGxK), jnp.asarray(v_FxTxOxGxK), jnp.asarray(count_F))
 
 
 def final_logits(

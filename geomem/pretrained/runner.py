@@ -124,9 +124,9 @@ class Runner:
   ):
     self.model, self.on_progress = model, on_progress
 
-  def prefix_residuals(self, tokens_BxO: np.ndarray) -> np.ndarray:
-    """The residual stream of these tokens at all layers, BxTxOxD."""
-    return self._map(_all_residuals, (), tokens_BxO)
+  def keys_values(self, tokens_BxO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of these tokens at all blocks, each BxTxOxGxK."""
+    return self._map(decoder.keys_values, (), tokens_BxO)
 
   def residuals(
     self, tokens_BxL: np.ndarray, prefix: Prefix, last_B: np.ndarray, layers: tuple[int, ...]
@@ -179,10 +179,6 @@ class Runner:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _compiled(function, config: DecoderConfig, static: tuple, params, *rows):
   return jax.vmap(lambda *row: function(config, params, *row, *static))(*rows)
-
-
-def _all_residuals(config, params, tokens_O):
-  return decoder.residuals(config, params, decoder.embed(config, params, tokens_O))
 
 
 def _residuals(config, params, tokens_L, prefix, last, layers):
