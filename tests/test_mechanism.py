@@ -18,15 +18,7 @@ from geomem.facts import Facts
 from geomem.model import draw
 from geomem.training import optimization
 
-NAMES = (
-  'structure',
-  'transfer',
-  'phases',
-  'dynamics',
-  'frozen_embeddings',
-  'from_constructed',
-  'capacity',
-)
+NAMES = 'structure', 'transfer', 'phases', 'dynamics', 'from_constructed'
 FIELDS = {'measurement', 'control', 'seed', 'subjects', 'relations', 'value'}
 
 
@@ -115,8 +107,6 @@ def test_a_study_records_what_it_measured_and_draws_that(name, folder, capsys, m
   assert len(drawn) == 3
   for some in drawn:
     pd.testing.assert_frame_equal(some, table)
-  if 'kind' in table:  # of experiments.bounds, drawn beside
-    table = table[~table['kind'].isin(['construction', 'bound'])]
   assert FIELDS <= set(table.columns) and table['measurement'].notna().all()
   assert 'figure: a figure' in told and len(told.splitlines()) > 4
   paths = study.draw(records.read(workdir).table, workdir)
