@@ -36,7 +36,11 @@ MEASURED = {
   'superposition_r2': '$R^2$ of fresh subjects', 'swapped': 'swaps that flip and keep',
 }  # fmt: skip
 STRUCTURE = 'readout', 'superposition_r2', 'swapped'
-BY_RELATION = 'accuracy', 'readout', 'swapped'
+BY_RELATION = {
+  'accuracy': 'facts answered',
+  'readout': 'linear readout of fresh subjects',
+  'flipped': 'swaps that flip',
+}
 LATEST = 1.25  # of the step at which the facts come: what comes later comes after them
 
 
@@ -75,12 +79,13 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN):
   data = fresh.fitted_and_fresh(known, e_SxD, table_RxS)
   maps, key = linear_maps.fit_best_maps(*known), instances.eval_keys(job.seed, 1)[0]
   of_relation = lambda right: jnp.mean(right, axis=0, dtype=jnp.float32)
+  flipped_R, kept_R = fresh.swapped(config, params, maps, e_SxD, table_RxS, key)
   return {
     'accuracy': of_relation(intervene.answers(config, params, e_NxD) == job.answers_RxN.T),
     'fresh_accuracy': of_relation(intervene.answers(config, params, e_SxD) == table_RxS.T),
     'readout': of_relation((linear_maps.probe(*data) == table_RxS).T),
     'superposition_r2': linear_maps.superposition_r2(*data),
-    'swapped': jnp.minimum(*fresh.swapped(config, params, maps, e_SxD, table_RxS, key)),
+    'swapped': jnp.minimum(flipped_R, kept_R), 'flipped': flipped_R, 'kept': kept_R,
   }  # fmt: skip
 
 
@@ -145,10 +150,10 @@ def expect(table):
       yield from over_seeds(f'{words}: that step / that of the facts', ratio, at_most=most)
   half = {name: by_relation(table, name) for name in BY_RELATION}
   for name, steps in half.items():
-    what = f'{MEASURED[name]}, half of a relation: the step of the last relation / of the first'
+    what = f'{BY_RELATION[name]}, half of a relation: the step of the last relation / of the first'
     yield from over_seeds(what, (steps.max(axis=1) / steps.min(axis=1)).tolist())
     if name != 'accuracy':
-      what = f'{MEASURED[name]}, half of a relation: that step / that of its own facts, the most of all relations'
+      what = f'{BY_RELATION[name]}, half of a relation: that step / that of its own facts, the most of all relations'
       yield from over_seeds(what, (steps / half['accuracy']).max(axis=1).tolist())
 
 
@@ -168,7 +173,7 @@ def plot(table):
       mean = rows.groupby(['seed', 'step'], as_index=False)['value'].mean()
       plotting.spread(left, mean, 'step', i, words if line == '-' else None, linestyle=line)
   seeds = list(table['seed'].unique())
-  for name, line in (('accuracy', '-'), ('swapped', ':')):
+  for name, line in (('accuracy', '-'), ('flipped', ':')):
     some = select(table, model='trained', measurement=name)
     for (seed, _), rows in groups(some, 'seed', 'relation'):
       color, marker = plotting.cycle(seeds.index(seed))
@@ -178,7 +183,7 @@ def plot(table):
   left.set(
     xlabel='step', ylabel='of all; random weights dotted', xscale='symlog', ylim=(-0.3, 1.03)
   )
-  right.set(xlabel='step', ylabel='facts answered; swaps dotted', xscale='symlog')
+  right.set(xlabel='step', ylabel='facts answered; swaps that flip, dotted', xscale='symlog')
   right.set(title='a line a relation, a colour a seed')
   plotting.legend(left)
   return figure

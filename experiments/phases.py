@@ -3,7 +3,7 @@
   python -m experiments.phases
 
 Every cell is a kind of model, trained by the recipe but for what the axes say: coordinates for each of
-the R·log₂N bits of a subject, hidden units, weight decay, subjects. A geometric memory answers for new
+the R·log₂N bits of a subject, hidden units, weight decay, subjects, relations. A geometric memory answers for new
 facts as for old ones, once their embeddings are put together by the old maps; one that keeps facts in
 its weights does not, and what it answers of old facts alone it has memorised. Beside the cells stands
 what a superposition in random directions, read by a matched filter, can answer at that width: nothing
@@ -184,7 +184,8 @@ def plot(table):
       row[0].set(ylabel='d;  d / R log₂N;\nat random: filters, least squares')
     elif y == 'dim':
       for color, name in (('red', 'random_directions'), ('white', 'least_squares')):
-        row[0].contour(grids[name], [0.95], colors=color)
+        if grids[name].min(axis=None) < 0.95 < grids[name].max(axis=None):
+          row[0].contour(grids[name], [0.95], colors=color)
       row[0].set(ylabel='d;  at random .95 by filters (red),\nleast squares (white)')
     row[0].set_yticks(range(len(labels)), labels)
   figure.colorbar(image, ax=panels, shrink=0.6)
@@ -206,7 +207,7 @@ def _plot_cells(ax, grid, accuracy):
 
 
 STUDY = Study(
-  name='phases', title='geometric against associative memory, by width, units, weight decay and subjects',
+  name='phases', title='geometric against associative memory, by width, units, weight decay, subjects and relations',
   claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough for all relations’ answers side by side; where it is narrow, a large MLP memorises them.'),),
   terms='As of claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: superpositions of '
   'random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is less), read by each map’s '

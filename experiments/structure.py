@@ -367,9 +367,10 @@ def expect(table):
   for claim, names in PERFECT.items():
     worst = built[built['measurement'].isin(names)].groupby('seed')['value'].min().tolist()
     yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
-  for name, words, least in LEARNED:
-    what = f'embeddings learned through the constructed selector: {words}'
-    yield from over_seeds(what, values(built, measurement=name), least, check=True)
+  for (relations,), rows in groups(built, 'relations'):
+    for name, words, least in LEARNED:
+      what = f'R = {relations}: embeddings learned through the constructed selector: {words}'
+      yield from over_seeds(what, values(rows, measurement=name), least, check=True)
 
 
 def _generalised(text: str, rows, beside: dict):
@@ -401,14 +402,28 @@ def _passed(table):
       )
 
 
+ORDER = 'unembedding fixed', 'unembedding trained', *CONTROLS, 'plain AdamW'  # of colours
+
+
 def kinds_shown(table, relations: int) -> dict:
-  """The rows of every kind of model but the constructed, by what the legend calls it."""
-  every = groups(select(table, relations=relations), *NAMES)
-  return {
-    f'unembedding {how}' if name == 'trained' else name: rows
-    for (name, _, how, _), rows in every
+  """By what the legend calls it, of every kind of model but the constructed, the number of its colour and its rows."""
+  names = {
+    (f'unembedding {how}' if name == 'trained' else name): rows
+    for (name, _, how, _), rows in groups(select(table, relations=relations), *NAMES)
     if name != 'constructed'
   }
+  return {name: (i, names[name]) for i, name in enumerate(ORDER) if name in names}
+
+
+def _legend(figure, axes, **options):
+  """Of all panels together."""
+  every = [ax.get_legend_handles_labels() for ax in axes.flat]
+  shown = {
+    label: handle
+    for handles, labels in every
+    for handle, label in zip(handles, labels, strict=True)
+  }
+  figure.legend(shown.values(), shown.keys(), loc='outside lower center', **options)
 
 
 SHOWN = {  # claim, its decisive measurement, what the axis says
@@ -429,7 +444,7 @@ def plot(table):
       at_least = next(bound for _, name, _, bound, _ in MEASURED if name == measurement)
       ax.axhline(at_least, color=plotting.GREY, linewidth=0.8)
       ax.set(ylim=(-0.3, 1.05), ylabel=words, title=f'claim {claim}, R = {relations}')
-    for i, rows in enumerate(kinds.values()):
+    for i, rows in kinds.values():
       for measurement, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=measurement, control=None)
         plotting.spread(swaps, some, 'alpha', i, linestyle=line)
@@ -437,27 +452,24 @@ def plot(table):
       xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)'
     )
     swaps.set(title=f'claim 4, R = {relations}')
-  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=7)
+  _legend(figure, panels[:, 0], ncols=7)
   return figure
 
 
 def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
-  """A column for every kind of model, and for the controls of the first one."""
-  columns = {
-    name: values(rows, measurement=measurement, control=None) for name, rows in kinds.items()
-  }
-  for i, (name, own) in enumerate(columns.items()):
+  """A column for every kind of model, and for the controls of the first one, whose marks are open."""
+  for name, (i, rows) in kinds.items():
     color, marker = plotting.cycle(i)
+    own = values(rows, measurement=measurement, control=None)
     ax.plot([i] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=name)
-  first = next(iter(kinds.values()))
-  for i, name in enumerate(controls, len(columns)):
-    own = values(first, measurement=measurement, control=name)
-    ax.plot(
-      [i] * len(own), own, 'o', color=plotting.cycle(0)[0], markerfacecolor='white', markersize=4
-    )
-  places = range(len(columns), len(columns) + len(controls))
+  first, rows = next(iter(kinds.values()))
+  color, marker = plotting.cycle(first)
+  places = range(len(ORDER), len(ORDER) + len(controls))
+  for x, name in zip(places, controls, strict=True):
+    own = values(rows, measurement=measurement, control=name)
+    ax.plot([x] * len(own), own, marker, color=color, markerfacecolor='white', markersize=4)
   ax.set_xticks(places, controls, fontsize=6, rotation=20, ha='right')
-  ax.set_xlim(-0.6, len(columns) + len(controls) - 0.4)
+  ax.set_xlim(-0.6, len(ORDER) + len(controls) - 0.4)
 
 
 def details(table):
@@ -465,7 +477,7 @@ def details(table):
   every = sorted(table['relations'].unique())
   figure, panels = plotting.new(3.4 * len(every) + 3, 6, 2, len(every), squeeze=False)
   for (curve, units), relations in zip(panels.T, every, strict=True):
-    for i, rows in enumerate(kinds_shown(table, relations).values()):
+    for name, (i, rows) in kinds_shown(table, relations).items():
       some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
       fraction = some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float)
       plotting.spread(curve, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
@@ -473,16 +485,14 @@ def details(table):
       own = (
         values(rows, measurement=f'own_units_{what}', control=None) for what in ('lose', 'keep')
       )
-      units.plot(*own, marker, color=color, alpha=0.6, label=list(kinds_shown(table, relations))[i])
+      units.plot(*own, marker, color=color, alpha=0.6, label=name)
     curve.set(
       xlabel='subjects that maps are fitted to', ylabel='$R^2$ of fresh subjects', ylim=(-0.3, 1.02)
     )
     curve.set(title=f'R = {relations}')
     units.set(xlabel='of the MLP’s part, lost without own units', ylabel='kept by own units alone')
     units.set(xlim=(-0.3, 1.3), ylim=(-0.3, 1.3))
-  figure.legend(
-    *panels[1][0].get_legend_handles_labels(), loc='outside lower center', ncols=3 + len(every)
-  )
+  _legend(figure, panels[1], ncols=3 + len(every))
   return figure
 
 

@@ -19,6 +19,7 @@ from geomem.model import draw
 from geomem.training import optimization
 
 NAMES = 'structure', 'transfer', 'phases', 'dynamics', 'from_constructed'
+READERS = 'random_directions', 'least_squares'
 FIELDS = {'measurement', 'control', 'seed', 'subjects', 'relations', 'value'}
 
 
@@ -132,6 +133,40 @@ def test_when_a_level_is_reached():
   )
   assert reached([0.0, 0.25, 0.75, 1.0]) == 15 and reached([0.6, 0.0, 0.0, 1.0]) == 0
   assert reached([0.0, 1.0, 0.0, 1.0]) == 5 and np.isnan(reached([0.0, 0.1, 0.2, 0.4]))
+
+
+def test_relations_that_come_one_after_the_other_are_told_from_those_that_come_at_once():
+  stops = [0, 10, 20, 30]
+  curves = {'accuracy': ([0, 1, 1, 1], [0, 0, 0, 1]), 'flipped': ([0, 0, 1, 1], [0, 0, 1, 1])}
+  table = pd.DataFrame([
+    {'model': 'trained', 'measurement': name, 'seed': 0, 'relation': r, 'step': step, 'value': float(v)}
+    for name, own in curves.items()
+    for r, values in enumerate(own)
+    for step, v in zip(stops, values, strict=True)
+  ])  # fmt: skip
+  np.testing.assert_array_equal(dynamics.by_relation(table, 'accuracy'), [[5, 25]])
+  np.testing.assert_array_equal(dynamics.by_relation(table, 'flipped'), [[15, 15]])
+
+
+@pytest.mark.parametrize('axis', ['subjects', 'relations'])
+def test_the_smallest_width_of_a_geometric_memory_is_found(axis, tmp_path):
+  preset, rows = phases.PRESETS['full']['sizes'], []
+  for axes, kind in preset.kinds():
+    if axes[1] == axis:
+      value = float(kind.dim >= 16 * kind.relations)
+      names = 'accuracy', 'old_maps', 'probe_accuracy', 'swapped', 'memorised', *READERS
+      about = dataclasses.asdict(kind) | {
+        'map': ' × '.join(axes),
+        'coordinates': 1.0,
+        'control': None,
+      }
+      rows += [
+        about | {'measurement': name, 'seed': s, 'value': value} for name in names for s in (0, 1)
+      ]
+  table = pd.DataFrame(rows)
+  found = [f for f in phases.expect(table) if '/ 16·R' in f.what]
+  assert len(found) == table[axis].nunique() and all(f.value == 1 for f in found)
+  assert phases.STUDY.draw(table, tmp_path)
 
 
 def test_random_directions_are_read_better_the_wider_they_are_and_alone_always():
