@@ -13,6 +13,7 @@ import numpy as np
 
 DIM, HEADS, DEPTH, HIDDEN, VOCABULARY, LENGTH = 16, 4, 3, 24, 300, 32
 FAMILIES = ('llama', 'llama_biased', 'gpt2', 'gpt_neox', 'gpt_neox_serial')
+LETTERS = ''  # with the space before them each is one token
 IDS = (7, 250, 31, 31, 2, 99, 180, 64, 5)
 
 
@@ -113,7 +114,7 @@ def tokenizer():
   import tokenizers
 
   letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  merged = [('t', 'h'), ('th', 'e'), ('Ġ', 'a'), ('a', 'n')]
+  merged = [('t', 'h'), ('th', 'e'), ('Ġ', 'a'), ('a', 'n'), *(('Ġ', letter) for letter in LETTERS)]
   vocabulary = {token: i for i, token in enumerate([*letters, *map(''.join, merged)])}
   inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merged))
   inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

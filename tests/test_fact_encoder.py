@@ -145,13 +145,16 @@ def test_prompts_with_a_row_say_what_whole_texts_with_its_name_say(model):
 def test_recall_is_what_asking_says(model):
   asked = prompts.tokenize(model, RELATIONS)
   own, answers = rows(model, 5), np.array([[0, 1, 2, 0, 1], [1, 0, 1, 0, 1]])
-  right, chosen = prompts.recall(asked, own, answers, [3, 0])
-  assert right.shape == chosen.shape == (5, 2)
+  right, chosen, log_p = prompts.recall(asked, own, answers, [3, 0])
+  assert right.shape == chosen.shape == log_p.shape == (5, 2)
   for n, row in enumerate(own):
     told = model.with_rows({'Zor': row})
     for i, relation in ((0, RELATIONS[1]), (1, RELATIONS[0])):
       text = relation.prompts[1 - i].replace('{}', 'Zor')
       assert relation.answers[chosen[n, i]] == told.ask(text, relation.answers)
+      said_A = answering.log_probabilities(told, text, relation.answers)
+      among = said_A[answers[1 - i, n]] - np.logaddexp.reduce(said_A)
+      assert log_p[n, i] == pytest.approx(among, abs=1e-3)
       ids = answering.answer_tokens(told, text, [relation.answers[answers[1 - i, n]]])[0]
       before = told.tokenizer.encode(text).ids
       said = np.argmax(answering._after(told, before + ids[:-1], len(ids)), axis=1)

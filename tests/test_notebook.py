@@ -87,6 +87,7 @@ def test_new_subjects_runs_from_top_to_bottom(tmp_path, monkeypatch):
   """With a tiny random model for the real one, in two steps."""
   pytest.importorskip('tokenizers')
   monkeypatch.setattr(models, 'LENGTH', 128)
+  monkeypatch.setattr(models, 'LETTERS', 'rbgvwo')  # colours begin with different tokens
   models.write(tmp_path / 'llama', 'llama')
   tiny = load.load(tmp_path / 'llama')
   monkeypatch.setattr(load, 'load', lambda: tiny)
@@ -94,7 +95,16 @@ def test_new_subjects_runs_from_top_to_bottom(tmp_path, monkeypatch):
   space = {'__name__': 'notebook'}
   for name, (kind, source) in cells(NEW).items():
     if kind == 'code' and name != 'install':
-      exec(compile(source.replace('STEPS = 120', 'STEPS = 2'), name, 'exec'), space)
+      exec(
+        compile(
+          source.replace('STEPS = 120', 'STEPS = 2')
+          .replace('black', 'violet')
+          .replace('gold', 'orange'),
+          name,
+          'exec',
+        ),
+        space,
+      )
   assert space['said'].shape == (20, 2) and 0 <= space['right'] <= 1
   assert set(space['flips']) == {'subject', 'last token'}
   plt.close('all')

@@ -21,8 +21,8 @@ from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 FROZEN = json.loads((ROOT / 'tests/data/findings.json').read_text())
-# What was mended since: a bound that is no claim, bits that a model with errors is not credited with.
 LANGUAGE = 'language_model', 'new_subjects'  # the studies of a pretrained model
+# What was mended since: a bound that is no claim, bits that a model with errors is not credited with.
 MENDED = {'threshold': 'bits of facts', 'capacity': 'bits'}
 
 

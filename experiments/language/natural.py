@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, prompts
 from geomem.pretrained.load import Pretrained
 from geomem.pretrained.prompts import Prompts, Relation
 from geomem.training import optimization
 
 FRAME = 'Here are some facts about {}.'
-PLACES = {  # language and capital of places whose name is one token of many tokenizers
+COUNTRIES = {  # language and capital of places whose name is one token of many tokenizers
   'France': ('French', 'Paris'), 'Germany': ('German', 'Berlin'), 'Italy': ('Italian', 'Rome'), 'Spain': ('Spanish', 'Madrid'),
   'Russia': ('Russian', 'Moscow'), 'Japan': ('Japanese', 'Tokyo'), 'Greece': ('Greek', 'Athens'), 'Turkey': ('Turkish', 'Ankara'),
   'Portugal': ('Portuguese', 'Lisbon'), 'China': ('Chinese', 'Beijing'), 'Poland': ('Polish', 'Warsaw'),
@@ -27,96 +28,112 @@ ADAPTED, RANK, RATE = 10, 1, 1e-3  # blocks in the middle, rank and rate of thei
 ADAM = optax.scale_by_adam()
 
 
-def known(
-  model: Pretrained, languages: Collection[str] = ()
-) -> tuple[Prompts, np.ndarray, np.ndarray]:
-  """Prompts for language and capital, the places' rows, and their answers: of names that are one token, and of these
-  languages alone."""
-  ids = {place: model.tokenizer.encode(f' {place}').ids for place in PLACES}
-  places = [
-    place
-    for place, own in ids.items()
-    if len(own) == 1 and (not languages or PLACES[place][0] in languages)
+def known(model: Pretrained, languages: Collection[str] = ()) -> tuple[Prompts, np.ndarray] | None:
+  """Prompts for language and capital, and the countries' rows, in the order of their answers: of countries whose name is one
+  token, and of these languages alone. None: there are not two."""
+  ids = {
+    name: model.tokenizer.encode(f' {name}', add_special_tokens=False).ids for name in COUNTRIES
+  }
+  names = [
+    name
+    for name, own in ids.items()
+    if len(own) == 1 and (not languages or COUNTRIES[name][0] in languages)
   ]
+  if len(names) < 2:
+    return None
   texts = 'The official language is', 'The capital city is'
-  columns = list(zip(*(PLACES[place] for place in places), strict=True))
+  columns = list(zip(*(COUNTRIES[name] for name in names), strict=True))
   asked = prompts.tokenize(model, [
     Relation(name, tuple(answers), (f'{FRAME} {text}',))
     for name, answers, text in zip(('language', 'capital'), columns, texts, strict=True)
   ])  # fmt: skip
-  rows_NxD = np.asarray(model.params['embed']['tokens'])[[ids[place][0] for place in places]]
-  return asked, rows_NxD, np.tile(np.arange(len(places)), (2, 1))
+  return asked, np.asarray(model.params['embed']['tokens'])[[ids[name][0] for name in names]]
+
+
+def _said(asked: Prompts, rows_NxD) -> np.ndarray:
+  """Which language and which capital is the likeliest, Nx2."""
+  return prompts.recall(asked, rows_NxD, np.tile(np.arange(len(rows_NxD)), (2, 1))).chosen_NxP
 
 
 def countries(case) -> list[dict]:
-  """Vectors of languages, learned on invented places, added to real ones; and how near they are to these."""
-  spoken = {PLACES[place][0] for place in PLACES}
-  learned = max(
-    range(len(case.asked.relations)),
-    key=lambda r: len(spoken & set(case.asked.relations[r].answers)),
-  )
-  own = case.asked.relations[learned].answers
-  if len(spoken & set(own)) < 2:
+  """Vectors of languages, learned on invented countries, added to the rows of real ones, of every language for every country;
+  and how often a vector is nearest to the row of its own country, beside the embedding of the language's own token."""
+  spoken = {language for language, _ in COUNTRIES.values()}
+  answers = [relation.answers for relation in case.asked.relations]
+  r = max(range(len(answers)), key=lambda r: len(spoken & set(answers[r])))
+  found = known(case.model, answers[r]) if len(spoken & set(answers[r])) > 1 else None
+  if found is None:
     return []
-  asked, rows_NxD, answers_RxN = known(case.model, own)
-  languages = asked.relations[0].answers
-  vectors_NxD = case.encoder.vectors_RxAxD[learned][[own.index(language) for language in languages]]
-  before_NxR = prompts.recall(asked, rows_NxD, answers_RxN)[1]
-  knows_NxR = before_NxR == answers_RxN.T
-  shift = 1 + case.rng(30).integers(len(languages) - 1)
-  add_NxD = np.roll(vectors_NxD, -shift, axis=0) - vectors_NxD
-  random = case.rng(31).standard_normal(add_NxD.shape, dtype=np.float32)
-  random *= np.linalg.norm(add_NxD, axis=1, keepdims=True) / np.linalg.norm(
-    random, axis=1, keepdims=True
-  )
-  found = [
-    {'measurement': 'known', 'place': r.name, 'value': float(k)}
-    for r, k in zip(asked.relations, knows_NxR.mean(0), strict=True)
+  asked, rows_NxD = found
+  languages, own_N = asked.relations[0].answers, np.arange(len(rows_NxD))
+  vectors_NxD = case.encoder.vectors_RxAxD[r][
+    [answers[r].index(language) for language in languages]
   ]
-  wanted_N = np.roll(np.arange(len(languages)), -shift)
-  for control, some, alphas in ((None, add_NxD, ALPHAS), ('random direction', random, (1.0,))):
+  before_NxR, rng = _said(asked, rows_NxD), case.rng(31)
+  knows_NxR = before_NxR == own_N[:, None]
+  pairs = [
+    {'measurement': 'known', 'place': own.name, 'value': float(k)}
+    for own, k in zip(asked.relations, knows_NxR.mean(axis=0), strict=True)
+  ]
+  for control, alphas in ((None, ALPHAS), ('random direction', (1.0,))):
     for alpha in alphas:
-      after_NxR = prompts.recall(asked, rows_NxD + alpha * some, answers_RxN)[1]
-      scores = {
-        'real flipped': after_NxR[:, 0] == wanted_N,
-        'real kept': (after_NxR == before_NxR)[knows_NxR[:, 1], 1],
-      }
-      found += [
-        {'measurement': name, 'control': control, 'alpha': alpha, 'value': float(np.mean(right))}
-        for name, right in scores.items()
-      ]
-  unit = lambda x: (x - x.mean(0)) / np.linalg.norm(x - x.mean(0), axis=1, keepdims=True)
-  near_NxN = unit(vectors_NxD) @ unit(rows_NxD).T
-  nearest = np.mean(np.argmax(near_NxN, axis=1) == np.arange(len(languages)))
-  return [*found, {'measurement': 'nearest', 'value': float(nearest)}]
+      flipped, kept = [], []
+      for shift in range(1, len(own_N)):
+        add_NxD = np.roll(vectors_NxD, -shift, axis=0) - vectors_NxD
+        if control:
+          random_NxD = rng.standard_normal(add_NxD.shape, dtype=np.float32)
+          lengths = (
+            np.linalg.norm(add_NxD, axis=1, keepdims=True),
+            np.linalg.norm(random_NxD, axis=1, keepdims=True),
+          )
+          add_NxD = random_NxD * (lengths[0] / lengths[1]).astype(np.float32)
+        after_NxR = _said(asked, rows_NxD + alpha * add_NxD)
+        flipped.append(after_NxR[:, 0] == np.roll(own_N, -shift))
+        kept.append((after_NxR == before_NxR)[knows_NxR[:, 1], 1])
+      for name, some in (('real flipped', flipped), ('real kept', kept)):
+        if np.size(some):
+          pairs.append(
+            {'measurement': name, 'control': control, 'alpha': alpha, 'value': float(np.mean(some))}
+          )
+  unit = lambda x: (x - x.mean(axis=0)) / np.linalg.norm(x - x.mean(axis=0), axis=1, keepdims=True)
+  tokens_NxD = np.asarray(case.model.params['embed']['tokens'])[
+    asked.answers_RxAxK[0, : len(own_N), 0]
+  ]
+  for control, some_NxD in ((None, vectors_NxD), ('token of the language', tokens_NxD)):
+    nearest_N = np.argmax(unit(some_NxD) @ unit(rows_NxD).T, axis=1)
+    pairs.append(
+      {'measurement': 'nearest', 'control': control, 'value': float(np.mean(nearest_N == own_N))}
+    )
+  return pairs
 
 
 def adapters(case) -> list[dict]:
-  """Fine-tuning instead: low-rank changes of MLPs, as many numbers as the vectors are, learn the facts of subjects with
-  rows at random. What they answer, and what the model still knows of real places."""
+  """Fine-tuning instead: low-rank changes of the MLPs of some blocks in the middle learn the facts of subjects with rows at
+  random. What they answer, and what the model still knows of real places."""
   model, rng = case.model, case.rng(40)
   answers_RxN = fact_encoder.draw_subjects(case.asked, case.training, case.subjects, rng)
   tokens_VxD = np.asarray(model.params['embed']['tokens'])
   normal = rng.standard_normal((case.subjects, model.config.dim), dtype=np.float32)
   rows_NxD = tokens_VxD.mean(axis=0) + fact_encoder.spread(model) * normal
-  params = _adapted(case, rows_NxD, answers_RxN)
   found = []
-  for control, own in (('before fine-tuning', model.params), ('fine-tuned', params)):
-    changed = lambda asked, own=own: dataclasses.replace(
-      asked, model=dataclasses.replace(model, params=own)
-    )
-    right_NxP, chosen_NxP = prompts.recall(changed(case.asked), rows_NxD, answers_RxN)
-    among = np.mean(chosen_NxP == answers_RxN[case.asked.relation_P].T)
-    asked, places_NxD, real_RxN = known(model)
-    kept = prompts.recall(changed(asked), places_NxD, real_RxN)[1] == real_RxN.T
-    about = {'tuples': 'trained', 'prompts': 'trained', 'control': control}
-    pairs = ('top-1', right_NxP.mean()), ('candidates', among), ('known', kept.mean())
-    found += [{'measurement': name, 'value': float(value), **about} for name, value in pairs]
+  for control, own in (
+    ('before fine-tuning', model),
+    ('fine-tuned', _adapted(case, rows_NxD, answers_RxN)),
+  ):
+    asked = prompts.tokenize(own, case.asked.relations)
+    right_NxP, chosen_NxP, _ = prompts.recall(asked, rows_NxD, answers_RxN)
+    scores = {'top-1': right_NxP, 'candidates': chosen_NxP == answers_RxN[asked.relation_P].T}
+    if real := known(own):
+      scores['known'] = _said(*real) == np.arange(len(real[1]))[:, None]
+    about = {'tuples': 'allowed', 'prompts': 'trained', 'control': control}
+    found += [
+      {'measurement': name, 'value': float(np.mean(own)), **about} for name, own in scores.items()
+    ]
   return found
 
 
-def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> dict:
-  """The parameters after as many steps as the vectors had."""
+def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> Pretrained:
+  """The model after as many steps as the vectors had, in which what stands before the subject is as the frozen model has it."""
   c, training, rng = case.model.config, case.training, case.rng(41)
   first = max(0, (c.depth - ADAPTED) // 2)
   layers = jnp.arange(first, min(c.depth, first + ADAPTED))
@@ -130,10 +147,12 @@ def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> dict:
       prompt_B, answers_RxN[case.asked.relation_P[prompt_B], subject_B]
     )
     rate = np.float32(RATE * (1 + math.cos(math.pi * number / training.steps)) / 2)
-    state = _step(
+    state, loss = _step(
       c, case.model.params, case.asked.prefixes, state, rate, layers, rows_NxD[subject_B], examples
     )
-  return _with(case.model.params, state[0], layers)
+    if not math.isfinite(float(loss)):
+      raise InputError(f'fine-tuning: the loss is {float(loss)} after {number} steps')
+  return dataclasses.replace(case.model, params=_with(case.model.params, state[0], layers))
 
 
 def _with(params: dict, free: dict, layers) -> dict:
@@ -152,5 +171,7 @@ def _step(config, params, prefixes, state, rate, layers, rows_BxD, examples):
     return jnp.mean(prompts.losses(logits, examples.targets_BxK))
 
   free, opt_state = state
-  updates, opt_state = optimization.adam_update(ADAM, jax.grad(loss)(free), opt_state)
-  return optax.apply_updates(free, jax.tree.map(lambda update: -rate * update, updates)), opt_state
+  value, grads = jax.value_and_grad(loss)(free)
+  updates, opt_state = optimization.adam_update(ADAM, grads, opt_state)
+  updates = jax.tree.map(lambda update: -rate * update, updates)
+  return (optax.apply_updates(free, updates), opt_state), value

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from geomem.errors import InputError
 from geomem.inside import linear_maps
 from geomem.pretrained import fact_encoder, prompts
 from geomem.pretrained.decoder import Patch
 from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
 
-FITTED, RIDGE = 5, 0.1  # as many subjects as are asked, times this, are what maps are fitted to
+FITTED, RIDGE = 20, 0.1  # as many subjects as are asked, times this, are what maps are fitted to
 LAYERS = 16  # at most so many are patched
 
 
@@ -30,6 +31,8 @@ class Stream:
       asked.model.config,
       asked.model.params['embed'] | {'rows': jnp.asarray(rows_NxD)},
     )
+    if asked.model.names:
+      raise InputError('needs prompts of a model without names of its own')
     model = dataclasses.replace(asked.model, params=asked.model.params | {'embed': embed})
     self.runner, count = Runner(model), len(rows_NxD)
     tokens_L = np.array(asked.tokens_P[p], np.int32)
@@ -54,13 +57,23 @@ class Stream:
     return self.runner.patched(self.embedded, 0, patch, self.prefix, self.last_N)
 
 
+def answer_ids(asked: Prompts) -> np.ndarray:
+  """A number for every answer of every relation, RxA; the same for what is the same in tokens."""
+  count, most, length = asked.answers_RxAxK.shape
+  _, ids = np.unique(asked.answers_RxAxK.reshape(-1, length), axis=0, return_inverse=True)
+  return ids.reshape(count, most)
+
+
 def flips(
   asked: Prompts, p: int, rows_NxD, donors_NxD, wanted_N, layers: Sequence[int]
 ) -> dict[str, list[float]]:
   """How often the answer becomes the one wanted where the residual of a donor's prompt is put in after each of these
   blocks, at the subject's token or at the prompt's last one."""
-  own, other, r = Stream(asked, p, rows_NxD), Stream(asked, p, donors_NxD), asked.relation_P[p]
-  token_A, found = asked.answers_RxAxK[r, : asked.counts_R[r], 0], {}
+  r, found = asked.relation_P[p], {}
+  token_A = asked.answers_RxAxK[r, : asked.counts_R[r], 0]
+  if len(set(token_A.tolist())) < len(token_A):
+    raise InputError(f'{asked.relations[r].name}: two answers begin with the same token')
+  own, other = Stream(asked, p, rows_NxD), Stream(asked, p, donors_NxD)
   for name, position in (('subject', 0), ('last token', own.tokens_NxL.shape[1] - 1)):
     donor_NxTxD = other.subject if name == 'subject' else other.last
     final = (own.patched(t, position, donor_NxTxD[:, t]) for t in layers)
@@ -104,15 +117,15 @@ def readouts(case) -> list[dict]:
 
 def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -> float:
   """How often a map fitted to the first so many reads the answers of the others."""
-  scale = np.maximum(np.std(x_NxD[:count], axis=0).mean(), 1e-9)
-  scaled_NxD, one_hot = jnp.asarray(x_NxD / scale), jax.nn.one_hot(answers_N, answers)
-  w_DxA, b_A = linear_maps.affine(scaled_NxD[:count], one_hot[:count], RIDGE)
-  guess = jnp.argmax(scaled_NxD[count:] @ w_DxA + b_A[None], axis=1)
+  x, one_hot = jnp.asarray(x_NxD), jax.nn.one_hot(answers_N, answers)
+  w_DxA, b_A = linear_maps.affine(x[:count], one_hot[:count], RIDGE)
+  guess = jnp.argmax(x[count:] @ w_DxA + b_A[None], axis=1)
   return float(np.mean(np.asarray(guess) == answers_N[count:]))
 
 
 def blocks(case) -> list[dict]:
-  """How often answers are right among their relation's without one block's attention, or its MLP, from the subject on."""
+  """How often answers are right among their relation's, or another relation's of the same subject (so that not the content is
+  lost but the selection), without one block's attention, or its MLP, from the subject on."""
   held_RxN = case.tuples()
   rows_NxD, found = case.encoder.rows(held_RxN), []
   for part, kernel in (('attention', 'output'), ('mlp', 'down')):
@@ -123,7 +136,20 @@ def blocks(case) -> list[dict]:
       }
       params = case.model.params | {'blocks': case.model.params['blocks'] | {part: without}}
       asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
-      chosen_NxP = prompts.recall(asked, rows_NxD, held_RxN, case.first_P)[1]
-      right = np.mean(chosen_NxP == held_RxN[asked.relation_P[case.first_P]].T)
-      found.append({'measurement': 'without', 'place': part, 'layer': layer, 'value': float(right)})
+      chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
+      relation_R = asked.relation_P[case.first_P]
+      right_NxR = chosen_NxR == held_RxN[relation_R].T
+      own_NxR = np.take_along_axis(answer_ids(asked), held_RxN, axis=1).T
+      said_NxR = answer_ids(asked)[relation_R, chosen_NxR]
+      other_NxR = ~right_NxR & np.any(said_NxR[:, :, None] == own_NxR[:, None], axis=2)
+      for control, some in ((None, right_NxR), ("another relation's answer", other_NxR)):
+        found.append(
+          {
+            'measurement': 'without',
+            'control': control,
+            'place': part,
+            'layer': layer,
+            'value': float(some.mean()),
+          }
+        )
   return found

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import chex
 import flax.struct
@@ -193,12 +194,20 @@ def losses(logits_BxKxV: jax.Array, targets_BxK: jax.Array) -> jax.Array:
   return -jnp.sum(jnp.where(targets_BxK >= 0, own_BxK, 0.0), axis=1)
 
 
+class Recall(NamedTuple):
+  """Of every subject in every prompt, NxP: whether the answer is the likeliest of the whole vocabulary, token after
+  token; which of its relation's answers is the likeliest; log p of the answer among these."""
+
+  right_NxP: np.ndarray
+  chosen_NxP: np.ndarray
+  log_p_NxP: np.ndarray
+
+
 def recall(
   asked: Prompts, rows_NxD: ArrayLike, answers_RxN: ArrayLike, prompt_P: ArrayLike | None = None,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-  """Every subject asked in these prompts (default: all), NxP: whether the answer is the likeliest of the whole
-  vocabulary, token after token; and which of its relation's answers is the likeliest."""
+) -> Recall:  # fmt: skip
+  """Every subject asked in these prompts (default: all)."""
   rows_NxD, answers_RxN = np.asarray(rows_NxD, np.float32), np.asarray(answers_RxN)
   if (
     np.shape(answers_RxN) != (len(asked.relations), len(rows_NxD))
@@ -207,20 +216,23 @@ def recall(
     raise InputError('needs for every row an answer to each relation, and rows of finite numbers')
   prompt_P = np.arange(len(asked.relation_P)) if prompt_P is None else np.asarray(prompt_P)
   pairs = np.array([(n, p) for p in prompt_P for n in range(len(rows_NxD))])
+  if not len(pairs):
+    raise InputError('there is no subject, or no prompt, to ask')
   found = []
   for start in range(0, len(pairs), BATCH):
     count = len(pairs[start : start + BATCH])
     subject_B, prompt_B = pairs[np.minimum(start + np.arange(BATCH), len(pairs) - 1)].T
     own_B = answers_RxN[asked.relation_P[prompt_B], subject_B]
-    right_B, chosen_B = _recalled(asked, jnp.asarray(rows_NxD[subject_B]), prompt_B, own_B)
-    found.append((right_B[:count], chosen_B[:count]))
+    batch = _recalled(asked, jnp.asarray(rows_NxD[subject_B]), prompt_B, own_B)
+    found.append([own[:count] for own in batch])
     on_progress(start + count, len(pairs))
   columns = lambda some: np.concatenate(some).reshape(len(prompt_P), len(rows_NxD)).T
-  right, chosen = zip(*found, strict=True)
-  return columns(right), columns(chosen)
+  return Recall(*map(columns, zip(*found, strict=True)))
 
 
-def _recalled(asked: Prompts, rows_BxD, prompt_B, own_B) -> tuple[np.ndarray, np.ndarray]:
+def _recalled(
+  asked: Prompts, rows_BxD, prompt_B, own_B
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """A batch of `recall`."""
   relation_B = asked.relation_P[prompt_B]
   first_BxA = asked.answers_RxAxK[relation_B, :, 0]
@@ -236,7 +248,9 @@ def _recalled(asked: Prompts, rows_BxD, prompt_B, own_B) -> tuple[np.ndarray, np
     every = (scored(np.minimum(a, last_B))[1] for a in range(first_BxA.shape[1]))
     score_BxA = -np.stack(list(every), axis=1)
   real_BxA = np.arange(first_BxA.shape[1]) < asked.counts_R[relation_B][:, None]
-  return right_B, np.argmax(np.where(real_BxA, score_BxA, -np.inf), axis=1)
+  score_BxA = np.where(real_BxA, score_BxA.astype(float), -np.inf)
+  log_p_B = score_BxA[np.arange(len(own_B)), own_B] - np.logaddexp.reduce(score_BxA, axis=1)
+  return right_B, np.argmax(score_BxA, axis=1), log_p_B
 
 
 @functools.partial(jax.jit, static_argnums=0)
