@@ -128,7 +128,7 @@ def test_wordings_begin_with_a_capital_or_a_lead(table):
     ('relation,part,text\nr,colour,is', "'colour' is no part"),
     ('relation,part,text\nr,wording,is\nr,wording,is', 'is there twice'),
     ('relation,part,text\nr,answer,x', 'r has no wording'),
-    ('relation,part,text\nr,wording', 'row 2 is not relation, part, text'),
+    ('relation,part,text\nr,wording', 'line 2 is not relation, part, text'),
     ('relation,part,text\n,frame,the {}\nr,wording,is\nr,answer,x', 'needs two answers or more'),
     ('relation,part,text\n,frame,the\nr,wording,is\nr,answer,x\nr,answer,y', 'needs {} once'),
   ],
@@ -147,9 +147,13 @@ def test_facts_are_read(tmp_path):
     'Zorbla': {'digit': '7', 'letter': 'x'},
     'Quax': {'digit': '1'},
   }
-  path.write_text('subject,relation,answer\nZorbla,digit,7\nZorbla,digit,1\n')
-  with pytest.raises(InputError, match='two answers'):
-    wordings.read_facts(path)
+  for text, message in (
+    ('Zorbla,digit,7\nZorbla,digit,1', 'two answers'),
+    ('\n\n,digit,7', 'line 4 is not subject'),
+  ):
+    path.write_text(f'subject,relation,answer\n{text}\n')
+    with pytest.raises(InputError, match=message):
+      wordings.read_facts(path)
 
 
 # --- the study ------------------------------------------------------------------------------------

@@ -100,14 +100,20 @@ def read_facts(path: str | os.PathLike) -> dict[str, dict[str, str]]:
 
 def _rows(path: str | os.PathLike, columns: list[str]) -> list[list[str]]:
   """The rows below the header, which must be there."""
+  found = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
-      rows = [[field.strip() for field in row] for row in csv.reader(file) if any(row)]
+      reader = csv.reader(file)
+      for row in reader:
+        if any(fields := [field.strip() for field in row]):
+          found.append((reader.line_num, fields))
   except (OSError, UnicodeDecodeError, csv.Error) as error:
     raise InputError(f'{path}: not a CSV file that can be read: {error}') from error
-  if not rows or rows[0] != columns:
+  if not found or found[0][1] != columns:
     raise InputError(f'{path}: the first line must be {",".join(columns)}')
-  for number, row in enumerate(rows[1:], 2):
-    if len(row) != len(columns) or not row[-1]:
-      raise InputError(f'{path}: row {number} is not {", ".join(columns)}: {",".join(row)[:60]!r}')
-  return rows[1:]
+  for number, row in found[1:]:
+    if len(row) != len(columns) or not all(
+      row[columns == COLUMNS :]
+    ):  # a part may have no relation
+      raise InputError(f'{path}: line {number} is not {", ".join(columns)}: {",".join(row)[:60]!r}')
+  return [row for _, row in found[1:]]
