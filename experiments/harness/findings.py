@@ -86,8 +86,9 @@ def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict
     })  # fmt: skip
   corrected = statistics.holm([row['largest p'] for row in rows])
   for row, p in zip(rows, corrected, strict=True):
-    stands = row['within bounds'] == row['primary outcomes'] and p < 0.05
-    decided = 'stands' if stands else 'falls short'
+    decided = 'falls short'
+    if row['within bounds'] == row['primary outcomes']:
+      decided = 'stands' if p < 0.05 else 'unsure'
     row |= {'by Holm': p, 'verdict': 'open' if row['not measured'] else decided}
   return rows
 
