@@ -85,8 +85,8 @@ PRESETS = {
     'shared_1': Preset(**ALL, seeds=2),
     'shared_2': Preset(**ALL, seeds=2, skip=2),
     'shared_3': Preset(**ALL, seeds=1, skip=4),
-    'inside': Preset(steps=1600, seeds=1, what=('places', 'blocks', 'learned rows')),
-    'inside_2': Preset(steps=1600, seeds=1, skip=1, what=('places', 'blocks', 'learned rows')),
+    'inside': Preset(steps=1600, seeds=1, what=('places', 'blocks', 'transplants', 'learned rows')),
+    'inside_2': Preset(steps=1600, seeds=1, skip=1, what=('places', 'blocks', 'transplants', 'learned rows')),
     'shuffled': Preset(steps=1600, seeds=2, shuffled=True),
     'sparse': Preset(steps=1600, seeds=2, held_out=0.95),
     'disjoint': Preset(
@@ -559,7 +559,7 @@ def hops(case: Case) -> list[dict]:
 MEASURED: dict[str, Any] = {
   'recall': recall, 'swaps': swaps, 'noise': noise, 'no relation': no_relation, 'told': told, 'neighbour': neighbour,
   'learned rows': learned_rows, 'random weights': random_weights, 'maps': maps, 'hops': hops,
-  'places': places.readouts, 'blocks': places.blocks, 'countries': natural.countries, 'adapters': natural.adapters,
+  'places': places.readouts, 'blocks': places.blocks, 'transplants': places.transplants, 'countries': natural.countries, 'adapters': natural.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))
 
@@ -639,7 +639,7 @@ COMPARED = {
   'pushed': 'an own answer is the likeliest candidate where no relation is asked', 'known': 'real countries right',
   'real flipped': 'real countries, languages flipped', 'real kept': 'real countries, capitals kept',
   'nearest': 'languages’ vectors nearest to the row of their own country', 'size': 'sum of vectors / spread of token embeddings',
-  'bound': 'bits that can be in a row under noise', "the neighbour's": "the neighbour's answer instead", **SCORES,
+  'transplanted': "another relation's put in, and its answer given", 'bound': 'bits that can be in a row under noise', "the neighbour's": "the neighbour's answer instead", **SCORES,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from experiments import new_subjects
 from experiments.harness import records
 from experiments.harness.findings import decisions
 from experiments.harness.statistics import select, values
-from experiments.language import natural
+from experiments.language import natural, places
 from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, load, prompts, wordings
 
@@ -348,3 +348,32 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   exec(compile(example, 'README.md', 'exec'), {})
   assert capsys.readouterr().out.endswith('\n')
+
+
+def test_what_is_put_in_from_the_same_prompt_changes_nothing_and_from_another_one_does(case):
+  rows_NxD = case.encoder.rows(case.tuples())
+  own, other = (places.Stream(case.asked, p, rows_NxD) for p in case.first_P)
+  blank = {name: np.zeros((len(rows_NxD), 0), np.float32) for name in ('query', 'gate')}
+
+  def run(stream, given, *put):
+    about = stream.embedded, stream.prefix, stream.last_N, given
+    return stream.runner.map(places._intercepted, (put,), *about)
+
+  plain, seen = run(own, blank)
+  np.testing.assert_allclose(plain, own.last[:, -1], rtol=1e-4, atol=1e-4)
+  for put in ('query', 'gate'):
+    np.testing.assert_allclose(run(own, seen, put)[0], plain, rtol=1e-4, atol=1e-4)
+    assert np.abs(run(own, run(other, blank)[1], put)[0] - plain).max() > 1e-3
+
+
+def test_a_donor_decides_at_the_first_layer_of_the_subject_and_at_the_end_of_the_last_token(case):
+  """Put in there, its residual is its whole prompt's."""
+  answers_RxN = case.tuples()
+  rows_NxD, p = case.encoder.rows(answers_RxN), case.first_P[0]
+  donors_NxD = np.roll(rows_NxD, 1, axis=0)
+  stream = places.Stream(case.asked, p, donors_NxD)
+  token_A = case.asked.answers_RxAxK[0, :, 0]
+  says_N = np.argmax(stream.runner.logits(stream.last[:, -1], token_A), axis=1)
+  depth = case.model.config.depth
+  found = places.flips(case.asked, p, rows_NxD, donors_NxD, says_N, [0, depth])
+  assert found['subject'][0] == 1 and found['last token'][1] == 1

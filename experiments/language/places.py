@@ -6,15 +6,18 @@ put in there; which blocks' attention and MLP the answers need.
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from geomem.errors import InputError
 from geomem.inside import linear_maps
-from geomem.pretrained import fact_encoder, prompts
+from geomem.pretrained import decoder, fact_encoder, prompts
 from geomem.pretrained.decoder import Patch
 from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
@@ -153,3 +156,93 @@ def blocks(case) -> list[dict]:
           }
         )
   return found
+
+
+# --- what the relation switches -------------------------------------------------------------------
+
+PARTS = {
+  'queries': ('query',),
+  'gates': ('gate', 'up'),
+  'queries and gates': ('query', 'gate', 'up'),
+}
+
+
+def transplants(case) -> list[dict]:
+  """Is it attention that selects, or the MLP? Into the prompt of one relation, at every token after the subject, the queries of
+  another relation's prompt are put, or the gates of its MLPs, of the same subject: whose answer is given? Of subjects whose
+  answers to both differ, and are given right without."""
+  asked, held_RxN = case.asked, case.tuples()
+  rows_NxD, found = case.encoder.rows(held_RxN), []
+  for r, q in itertools.permutations(range(len(asked.relations)), 2):
+    p, donor = case.first_P[r], case.first_P[q]
+    if len(asked.tokens_P[p]) == len(asked.tokens_P[donor]):  # every token has a partner
+      found += _transplanted(
+        Stream(asked, p, rows_NxD), Stream(asked, donor, rows_NxD), asked, r, q, held_RxN
+      )
+  return [
+    {
+      'measurement': 'transplanted',
+      'place': name,
+      'control': control,
+      'value': float(np.mean(right)),
+    }
+    for name, control in itertools.product(PARTS, (None, 'own answer'))
+    if len(
+      right := np.concatenate([[], *(own for *about, own in found if about == [name, control])])
+    )
+  ]
+
+
+def _transplanted(
+  own: Stream, other: Stream, asked: Prompts, r: int, q: int, answers_RxN
+) -> list[tuple]:
+  """(what was put in, whose answer is meant, whether it is given) of relation r's prompts, with parts of relation q's."""
+  parts = 'query', 'gate' if asked.model.config.gated else 'up'
+  blank = {name: np.zeros((len(own.last_N), 0), np.float32) for name in parts}
+  token_A, ids_RxA = asked.answers_RxAxK[r, : asked.counts_R[r], 0], answer_ids(asked)
+
+  def run(stream: Stream, given: dict, put: tuple[str, ...]):
+    about = stream.embedded, stream.prefix, stream.last_N, given
+    return stream.runner.map(_intercepted, (put,), *about)
+
+  def said(given: dict, put: tuple[str, ...]) -> np.ndarray:
+    final_NxD, _ = run(own, given, put)
+    return ids_RxA[r, np.argmax(own.runner.logits(final_NxD, token_A), axis=1)]
+
+  _, given = run(other, blank, ())
+  own_N, other_N = (ids_RxA[relation, answers_RxN[relation]] for relation in (r, q))
+  counts_N = (own_N != other_N) & (said(blank, ()) == own_N)
+  found = []
+  for name, which in PARTS.items():
+    said_N = said(given, tuple(part for part in which if part in parts))
+    found += [
+      (name, None, (said_N == other_N)[counts_N]),
+      (name, 'own answer', (said_N == own_N)[counts_N]),
+    ]
+  return found
+
+
+def _intercepted(config, params, x_LxD, prefix, last, given, put):
+  """The final residual, and what its queries and the inputs of its MLPs' gates are at every block; of those in `put` what is
+  given is used instead, but for the first token."""
+  at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+
+  def step(x_LxD, i):
+    seen = {}
+
+    def intercept(call, arguments, options, context):
+      out, name = call(*arguments, **options), context.module.name
+      if name in given and context.method_name == '__call__':
+        seen[name] = out
+        out = out.at[1:].set(at(given[name], i)[1:]) if name in put else out
+      return out
+
+    block = jax.tree.map(lambda a: at(a, i), params['blocks'])
+    before = at(prefix.k_TxOxGxK, i), at(prefix.v_TxOxGxK, i), prefix.count
+    with nn.intercept_methods(intercept):
+      x_LxD, _ = decoder.Block(config).apply({'params': block}, x_LxD, *before)
+    return x_LxD, seen
+
+  with decoder.full_precision():
+    x_LxD, seen = jax.lax.scan(step, x_LxD, jnp.arange(config.depth))
+  return x_LxD[last], seen

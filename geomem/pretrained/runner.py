@@ -126,13 +126,13 @@ class Runner:
 
   def keys_values(self, tokens_BxO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of these tokens at all blocks, each BxTxOxGxK."""
-    return self._map(decoder.keys_values, (), tokens_BxO)
+    return self.map(decoder.keys_values, (), tokens_BxO)
 
   def residuals(
     self, tokens_BxL: np.ndarray, prefix: Prefix, last_B: np.ndarray, layers: tuple[int, ...]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the first token all layers, BxTxD; of the last one the last layer, BxD; of all tokens these layers."""
-    return self._map(_residuals, (layers,), tokens_BxL, prefix, last_B)
+    return self.map(_residuals, (layers,), tokens_BxL, prefix, last_B)
 
   def patched(
     self, x_BxLxD: np.ndarray, first: int, patch: Patch, prefix: Prefix, last_B: np.ndarray
@@ -152,14 +152,14 @@ class Runner:
 
   def logits(self, x_BxD: np.ndarray, token_A: np.ndarray) -> np.ndarray:
     """The logits BxA that final residuals give to these tokens."""
-    return self._map(decoder.logits, (), x_BxD, np.tile(token_A, (len(x_BxD), 1)))
+    return self.map(decoder.logits, (), x_BxD, np.tile(token_A, (len(x_BxD), 1)))
 
   def predict(self, x_BxD: np.ndarray) -> np.ndarray:
     """The likeliest token of the whole vocabulary for each final residual."""
-    return self._map(_predicted, (), x_BxD)
+    return self.map(_predicted, (), x_BxD)
 
-  def _map(self, function: Callable, static: tuple, *rows: Any) -> Any:
-    """The function of every row, batch after batch."""
+  def map(self, function: Callable, static: tuple, *rows: Any) -> Any:
+    """`function(config, params, *row, *static)` of every row, batch after batch."""
     count, found = len(jax.tree.leaves(rows)[0]), []
     for start in range(0, count, BATCH):
       batch = jax.tree.map(lambda a, start=start: a[start : start + BATCH], rows)
