@@ -252,19 +252,12 @@ def recall(case: Case) -> list[dict]:
           asked, rows_NxD, answers_RxN, prompts=' and '.join(new).replace('_', ' '), **about
         )
   about |= {'prompts': 'trained'}
-  random = rows_NxD.mean(axis=0) + of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
+  random = rows_NxD.mean(axis=0) + natural.of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
   found += scores(case.asked, random, answers_RxN, **about, control='random vectors')
   controls = (
     blind(case.asked, answers_RxN) + type_cue(case, answers_RxN) + nearest(case, answers_RxN)
   )
   return found + [about | own for own in controls]
-
-
-def of_length(rng: np.random.Generator, vectors_NxD: np.ndarray) -> np.ndarray:
-  """Random directions of these lengths."""
-  random_NxD = rng.standard_normal(vectors_NxD.shape, dtype=np.float32)
-  scale_N = np.linalg.norm(vectors_NxD, axis=1) / np.linalg.norm(random_NxD, axis=1)
-  return scale_N[:, None].astype(np.float32) * random_NxD
 
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
@@ -350,7 +343,7 @@ def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about)
     flipped, kept = [], []
     for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
       add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
-      add_NxD = of_length(rng, add_NxD) if control else add_NxD
+      add_NxD = natural.of_length(rng, add_NxD) if control else add_NxD
       changed_RxN = np.where(np.arange(len(answers_RxN))[:, None] == r, wanted_RxN, answers_RxN)
       right_NxP = prompts.recall(asked, rows_NxD + alpha * add_NxD, changed_RxN, some_P).right_NxP
       flipped.append(right_NxP[:, relation_P == r].ravel())

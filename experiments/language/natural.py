@@ -55,6 +55,13 @@ def _said(asked: Prompts, rows_NxD) -> np.ndarray:
   return prompts.recall(asked, rows_NxD, np.tile(np.arange(len(rows_NxD)), (2, 1))).chosen_NxP
 
 
+def of_length(rng: np.random.Generator, vectors_NxD: np.ndarray) -> np.ndarray:
+  """Random directions of these lengths."""
+  random_NxD = rng.standard_normal(vectors_NxD.shape, dtype=np.float32)
+  scale_N = np.linalg.norm(vectors_NxD, axis=1) / np.linalg.norm(random_NxD, axis=1)
+  return scale_N[:, None].astype(np.float32) * random_NxD
+
+
 def countries(case) -> list[dict]:
   """Vectors of languages, learned on invented countries, added to the rows of real ones, of every language for every country;
   and how often a vector is nearest to the row of its own country, beside the embedding of the language's own token."""
@@ -80,13 +87,7 @@ def countries(case) -> list[dict]:
       flipped, kept = [], []
       for shift in range(1, len(own_N)):
         add_NxD = np.roll(vectors_NxD, -shift, axis=0) - vectors_NxD
-        if control:
-          random_NxD = rng.standard_normal(add_NxD.shape, dtype=np.float32)
-          lengths = (
-            np.linalg.norm(add_NxD, axis=1, keepdims=True),
-            np.linalg.norm(random_NxD, axis=1, keepdims=True),
-          )
-          add_NxD = random_NxD * (lengths[0] / lengths[1]).astype(np.float32)
+        add_NxD = of_length(rng, add_NxD) if control else add_NxD
         after_NxR = _said(asked, rows_NxD + alpha * add_NxD)
         flipped.append(after_NxR[:, 0] == np.roll(own_N, -shift))
         kept.append((after_NxR == before_NxR)[knows_NxR[:, 1], 1])
