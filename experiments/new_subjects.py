@@ -49,7 +49,7 @@ class Preset:
   """Every size and number of wordings, of every table, is a case. `sizes`: how many relations, and answers of each; 0: all.
 
   Vectors are learned in `steps` of `batch` prompts; of so many tuples, `held_out`, none is trained. `shuffled`: prompts are
-  dealt out to relations at random. `subjects` are asked; `what`: this is measured. `skip`: so many seeds are another part's.
+  dealt out to relations at random. `asked`: so many subjects are; `what`: this is measured. `skip`: so many seeds are another part's.
   """
 
   tables: tuple[str, ...] = ('colours',)
@@ -59,7 +59,7 @@ class Preset:
   batch: int = 8
   held_out: float = 0.25
   shuffled: bool = False
-  subjects: int = 48
+  asked: int = 48
   what: tuple[str, ...] = ('recall',)
   seeds: int
   skip: int = 0
@@ -77,10 +77,10 @@ ALL: Any = {'steps': 1600, 'what': ('recall', 'swaps', 'noise', 'no relation', '
 NAMES = (4, 16), (8, 16), (15, 16), (4, 64), (8, 64), (15, 64)
 PRESETS = {
   'smoke': Preset(
-    sizes=((2, 5),), wordings=(1,), steps=2, batch=4, subjects=2, seeds=1,
+    sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
     what=('recall', 'swaps', 'noise', 'no relation', 'neighbour'),
   ),
-  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, subjects=24, seeds=1, what=('recall', 'swaps')),
+  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, asked=24, seeds=1, what=('recall', 'swaps')),
   'full': {
     'shared_1': Preset(**ALL, seeds=2),
     'shared_2': Preset(**ALL, seeds=2, skip=2),
@@ -108,7 +108,7 @@ def prepare(preset: Preset) -> Preset:
   """Read the model and the tables before anything is written, and try all prompts; a run can only be resumed with the same."""
   if preset.model is None and (reason := load.missing()):
     raise InputError(f'{reason}; or name another with --model')
-  for name in ('subjects', 'steps', 'batch'):
+  for name in ('asked', 'steps', 'batch'):
     if getattr(preset, name) < 2:
       raise InputError(f'--{name}={getattr(preset, name)}; it must be at least 2')
   if preset.table:
@@ -145,7 +145,7 @@ class Case:
       raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
     if (short := min(map(len, own.wordings.values())) * (1 + len(own.leads))) < number:
       number = short
-    self.model, self.own, self.subjects, self.wordings = model, own, preset.subjects, number
+    self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
     self.training = Training(
       steps=preset.steps, batch=preset.batch, held_out=preset.held_out, seed=seed
     )
@@ -591,6 +591,8 @@ CASE = 'domain', 'relations', 'answers', 'wordings'
 
 def expect(table):
   """What every case comes to, beside what knows no relation, no subject or no language."""
+  # Of a table of one's own several parts of a preset measure the same: the first of them counts.
+  table = table.drop_duplicates([*CASE, 'seed', 'measurement', *BLANK])
   for (domain, relations, answers, count), rows in groups(table, *CASE):
     text = f'{domain}, R = {relations}, A = {answers}, wordings: {count}'
     decides = text in DECISIVE

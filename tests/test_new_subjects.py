@@ -67,7 +67,7 @@ def run(table, model, tmp_path_factory):
 
 @pytest.fixture
 def case(table, model):
-  preset = dataclasses.replace(new_subjects.PRESETS['smoke'], wordings=(2,), subjects=4)
+  preset = dataclasses.replace(new_subjects.PRESETS['smoke'], wordings=(2,), asked=4)
   case = new_subjects.Case(load.load(model), str(table), (0, 0), 2, preset, 0)
   case.encoder = fact_encoder.FactEncoder.fit(case.model, case.asked, case.training)
   return case
@@ -298,7 +298,7 @@ def test_the_claims_are_decided(table, verdicts):
   [
     ({'sizes': ((3, 0),)}, '2 relations; 3 are asked for'),
     ({'table': 'nowhere.csv'}, 'nowhere.csv: not a CSV file'),
-    ({'subjects': 0}, 'must be at least 2'),
+    ({'asked': 0}, 'must be at least 2'),
   ],
 )
 def test_what_cannot_be_measured_is_named(change, message, table, model):
