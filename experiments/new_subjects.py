@@ -41,6 +41,7 @@ ALPHAS = 0.5, 1.0, 1.5, 2.0
 NOISES = 0.5, 1.0, 2.0, 4.0  # multiples of the size that a sum of vectors has in one coordinate
 NAME = 'Zorbla'  # what a subject is called where its facts are told
 NEIGHBOUR, TRIP = 'Quax', 'We went from {} to the sea.'
+HELD_OUT = 0.25  # of all tuples
 TUPLES = 10**5  # of so many at most the nearest that was trained is sought
 
 
@@ -57,7 +58,7 @@ class Preset:
   wordings: tuple[int, ...] = (2,)
   steps: int
   batch: int = 8
-  held_out: float = 0.25
+  held_out: float = HELD_OUT
   shuffled: bool = False
   asked: int = 48
   what: tuple[str, ...] = ('recall',)
@@ -143,8 +144,7 @@ class Case:
     relations, answers = size
     if relations > len(own.answers):
       raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
-    if (short := min(map(len, own.wordings.values())) * (1 + len(own.leads))) < number:
-      number = short
+    number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
     self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
     self.training = Training(
       steps=preset.steps, batch=preset.batch, held_out=preset.held_out, seed=seed
@@ -155,9 +155,10 @@ class Case:
       'wordings': number,
     }
     self.asked, self.label = self.ask(), table if packaged.exists() else f'{Path(table).stem} (own)'
-    if preset.held_out != Training.held_out and preset.held_out != 0.25:
+    if preset.held_out not in (0, HELD_OUT):
       self.label += f', {preset.held_out:g} held out'
-    if preset.shuffled:
+    self.shuffled = preset.shuffled
+    if self.shuffled:
       self.label += ', shuffled'
       self.asked = dealt_out(self.asked)
     if len(self.asked.relations) == 1:  # a tuple of one answer that is held out was never trained
@@ -206,25 +207,15 @@ def dealt_out(asked: Prompts) -> Prompts:
   return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
 
 
-def own_answers(asked: Prompts, answers_RxN: np.ndarray) -> np.ndarray:
-  """Of every subject its answer to every relation, as a number that relations share which share the answer, RxN."""
-  return np.take_along_axis(places.answer_ids(asked), answers_RxN, axis=1)
-
-
 def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> list[dict]:
   """How often answers are the likeliest of all tokens, and of their relation's; how often a wrong one is the subject's answer
   to another relation; how many bits the answers say of all facts of a subject."""
   right_NxP, chosen_NxP, log_p_NxP = prompts.recall(asked, rows_NxD, answers_RxN, prompt_P)
   relation_P = asked.relation_P if prompt_P is None else asked.relation_P[prompt_P]
-  own_NxP = np.asarray(answers_RxN)[relation_P].T
-  own_RxN, said_NxP = (
-    own_answers(asked, answers_RxN),
-    places.answer_ids(asked)[relation_P[None], chosen_NxP],
-  )
-  other_NxP = (chosen_NxP != own_NxP) & np.any(said_NxP[None] == own_RxN[:, :, None], axis=0)
+  chosen_right_NxP, other_NxP = places.whose(asked, answers_RxN, relation_P, chosen_NxP)
   bits_P = np.log2(asked.counts_R[relation_P]) + np.mean(log_p_NxP, axis=0) / np.log(2)
   found = {
-    'top-1': right_NxP.mean(), 'candidates': np.mean(chosen_NxP == own_NxP), 'another own': other_NxP.mean(),
+    'top-1': right_NxP.mean(), 'candidates': chosen_right_NxP.mean(), 'another own': other_NxP.mean(),
     'bits': sum(bits_P[relation_P == r].mean() for r in np.unique(relation_P)),
   }  # fmt: skip
   return [{'measurement': name, 'value': float(value), **about} for name, value in found.items()]
@@ -245,7 +236,7 @@ def recall(case: Case) -> list[dict]:
     about = {'tuples': 'held out' if held_out else 'allowed'}
     rows_NxD = case.encoder.rows(answers_RxN)
     found += scores(case.asked, rows_NxD, answers_RxN, prompts='trained', **about)
-    if held_out and 'shuffled' not in case.label:
+    if held_out and not case.shuffled:
       for new in new_prompts(case.own):
         asked = case.ask(**dict.fromkeys(new, True))
         found += scores(
@@ -262,7 +253,7 @@ def recall(case: Case) -> list[dict]:
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
   """The best that a map can do that does not know which relation is asked: one order of preference for every subject."""
-  own_NxR, ids_RxA = own_answers(asked, answers_RxN).T, places.answer_ids(asked)
+  own_NxR, ids_RxA = places.own_answers(asked, answers_RxN).T, places.answer_ids(asked)
   sets = [set(ids_RxA[r, :n].tolist()) for r, n in enumerate(asked.counts_R)]
   top = [
     max(np.count_nonzero(own_R == answer) for answer in own_R) / len(own_R) for own_R in own_NxR
@@ -387,7 +378,7 @@ def no_relation(case: Case) -> list[dict]:
   """Where none of the relations is asked, how often the likeliest of their answers is one of the subject's own: are tokens
   merely pushed? Beside it that of another subject."""
   answers_RxN, found = case.tuples(), []
-  rows_NxD, own_RxN = case.encoder.rows(answers_RxN), own_answers(case.asked, answers_RxN)
+  rows_NxD, own_RxN = case.encoder.rows(answers_RxN), places.own_answers(case.asked, answers_RxN)
   said = [
     places.answer_ids(case.asked)[
       r, prompts.recall(asked, rows_NxD, answers_RxN[r : r + 1]).chosen_NxP

@@ -35,8 +35,8 @@ class Study:
   """`presets`: for each scale a frozen dataclass, or several by the names of the parts that they are.
 
   `measure(trainer, preset, seeds)`: a record (a flat dict) for every number. `expect(table)`: the findings.
-  `plot(table)`: the figure, None where there is nothing to draw; `details(table)`: one of what a page folds. `by`: the columns of the records that tell apart
-  what a mean over seeds is taken of, for the table on the terminal. `terms`: what the words of the findings mean.
+  `plot(table)`: the figure, None where there is nothing to draw; `details(table)`: one of what a page folds.
+  `by`: the columns of the records that tell apart what a mean over seeds is taken of, for the terminal. `terms`: what the words of the findings mean.
   `minutes`: of the laptop's preset on two cores. `resumes`: it runs in a folder of its own, from checkpoints.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
   `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: what does not hold as expected

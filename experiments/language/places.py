@@ -67,6 +67,19 @@ def answer_ids(asked: Prompts) -> np.ndarray:
   return ids.reshape(count, most)
 
 
+def own_answers(asked: Prompts, answers_RxN: np.ndarray) -> np.ndarray:
+  """Of every subject its answer to every relation, as a number that relations share which share the answer, RxN."""
+  return np.take_along_axis(answer_ids(asked), np.asarray(answers_RxN), axis=1)
+
+
+def whose(asked: Prompts, answers_RxN, relation_P, chosen_NxP) -> tuple[np.ndarray, np.ndarray]:
+  """Whether the answer chosen is the right one, and whether it is the subject's to another relation instead, NxP."""
+  right_NxP = chosen_NxP == np.asarray(answers_RxN)[relation_P].T
+  said_NxP = answer_ids(asked)[relation_P[None], chosen_NxP]
+  own_RxN = own_answers(asked, answers_RxN)
+  return right_NxP, ~right_NxP & np.any(said_NxP[None] == own_RxN[:, :, None], axis=0)
+
+
 def flips(
   asked: Prompts, p: int, rows_NxD, donors_NxD, wanted_N, layers: Sequence[int]
 ) -> dict[str, list[float]]:
@@ -140,11 +153,7 @@ def blocks(case) -> list[dict]:
       params = case.model.params | {'blocks': case.model.params['blocks'] | {part: without}}
       asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
       chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
-      relation_R = asked.relation_P[case.first_P]
-      right_NxR = chosen_NxR == held_RxN[relation_R].T
-      own_NxR = np.take_along_axis(answer_ids(asked), held_RxN, axis=1).T
-      said_NxR = answer_ids(asked)[relation_R, chosen_NxR]
-      other_NxR = ~right_NxR & np.any(said_NxR[:, :, None] == own_NxR[:, None], axis=2)
+      right_NxR, other_NxR = whose(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
       for control, some in ((None, right_NxR), ("another relation's answer", other_NxR)):
         found.append(
           {
