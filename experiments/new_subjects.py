@@ -16,33 +16,18 @@ vectors, and facts that are told in the prompt.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import FIRST_SEED, Study
-from experiments.language import natural, places
+from experiments.language import natural, places, recalled
+from experiments.language.case import HELD_OUT, Case, new_prompts
 from geomem.errors import InputError
-from geomem.pretrained import answering, fact_encoder, load, prompts, wordings
-from geomem.pretrained.fact_encoder import FactEncoder, Training
-from geomem.pretrained.load import Pretrained
-from geomem.pretrained.prompts import Prompts, Relation
-from geomem.pretrained.wordings import Wordings
-
-DATA = Path(__file__).parent / 'data'
-ALPHAS = 0.5, 1.0, 1.5, 2.0
-NOISES = 0.5, 1.0, 2.0, 4.0  # multiples of the size that a sum of vectors has in one coordinate
-NAME = 'Zorbla'  # what a subject is called where its facts are told
-NEIGHBOUR, TRIP = 'Quax', 'We went from {} to the sea.'
-HELD_OUT = 0.25  # of all tuples
-TUPLES = 10**5  # of so many at most the nearest that was trained is sought
+from geomem.pretrained import load
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,424 +111,11 @@ def prepare(preset: Preset) -> Preset:
   return dataclasses.replace(preset, model_checksum=model.checksum(), wordings_read=repr(read))
 
 
-class Case:
-  """Relations as they are asked of a model, and vectors that are learned for them. `ask(new_frames=, new_wordings=)`:
-  its prompts, in what no training prompt had."""
-
-  def __init__(
-    self,
-    model: Pretrained,
-    table: str,
-    size: tuple[int, int],
-    number: int,
-    preset: Preset,
-    seed: int,
-  ):
-    packaged = DATA / f'{table}.csv'
-    own = wordings.read(packaged if packaged.exists() else table)
-    relations, answers = size
-    if relations > len(own.answers):
-      raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
-    number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
-    self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
-    self.training = Training(
-      steps=preset.steps, batch=preset.batch, held_out=preset.held_out, seed=seed
-    )
-    self._chosen = {
-      'names': tuple(own.answers)[: relations or None],
-      'answers': answers or None,
-      'wordings': number,
-    }
-    self.asked, self.label = self.ask(), table if packaged.exists() else f'{Path(table).stem} (own)'
-    if preset.held_out not in (0, HELD_OUT):
-      self.label += f', {preset.held_out:g} held out'
-    self.shuffled = preset.shuffled
-    if self.shuffled:
-      self.label += ', shuffled'
-      self.asked = dealt_out(self.asked)
-    if len(self.asked.relations) == 1:  # a tuple of one answer that is held out was never trained
-      self.training = dataclasses.replace(self.training, held_out=0.0)
-    first = np.unique(self.asked.relation_P, return_index=True)[1]
-    self.first_P = first  # of every relation the first prompt
-    self.some_P = np.concatenate([first + i for i in range(number)])  # in the first frame
-
-  def ask(self, **new: Any) -> Prompts:
-    chosen: Any = self._chosen | ({'wordings': None} if new.get('new_wordings') else {})
-    return prompts.tokenize(self.model, self.own.relations(**chosen, **new))
-
-  def of_no_relation(self) -> list[Prompts]:
-    """For every relation's answers, the wordings that ask for none."""
-    frame = self.own.frames[0]
-    texts = tuple(f'{frame} {wordings.sentence(text)}' for text in self.own.no_relation)
-    own = [Relation(r.name, r.answers, texts) for r in self.asked.relations] if texts else []
-    return [prompts.tokenize(self.model, [relation]) for relation in own]
-
-  def learn(self, trainer, label: str):
-    """The vectors, or those of before the run was interrupted."""
-    report = lambda done, total, loss: trainer.on_progress(done, total, label)
-
-    def fit():
-      encoder = FactEncoder.fit(self.model, self.asked, self.training, report)
-      return {'bias': encoder.bias_D, 'vectors': encoder.vectors_RxAxD}
-
-    found = trainer.cached(fit)
-    about = self.model.checksum(), self.asked.relations
-    self.encoder = FactEncoder(*about, found['bias'], found['vectors'])
-
-  def rng(self, *number: int) -> np.random.Generator:
-    return np.random.default_rng((self.training.seed, 4, *number))
-
-  def tuples(self, held_out: bool | None = None) -> np.ndarray:
-    """Answers RxN of the subjects that are asked: held out, where any are."""
-    held_out = self.training.held_out > 0 if held_out is None else held_out
-    about = self.asked, self.training, self.subjects, self.rng(held_out), held_out
-    return fact_encoder.draw_subjects(*about)
-
-
-def dealt_out(asked: Prompts) -> Prompts:
-  """The same prompts, every relation's wordings taken from all in turn: what a relation means is arbitrary."""
-  count = len(asked.relations)
-  place_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
-  return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
-
-
-def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> list[dict]:
-  """How often answers are the likeliest of all tokens, and of their relation's; how often a wrong one is the subject's answer
-  to another relation; how many bits the answers say of all facts of a subject."""
-  right_NxP, chosen_NxP, log_p_NxP = prompts.recall(asked, rows_NxD, answers_RxN, prompt_P)
-  relation_P = asked.relation_P if prompt_P is None else asked.relation_P[prompt_P]
-  chosen_right_NxP, other_NxP = places.whose(asked, answers_RxN, relation_P, chosen_NxP)
-  bits_P = np.log2(asked.counts_R[relation_P]) + np.mean(log_p_NxP, axis=0) / np.log(2)
-  found = {
-    'top-1': right_NxP.mean(), 'candidates': chosen_right_NxP.mean(), 'another own': other_NxP.mean(),
-    'bits': sum(bits_P[relation_P == r].mean() for r in np.unique(relation_P)),
-  }  # fmt: skip
-  return [{'measurement': name, 'value': float(value), **about} for name, value in found.items()]
-
-
-def new_prompts(own: Wordings) -> list[tuple[str, ...]]:
-  frames, texts = bool(own.new_frames), all(own.new_wordings.values())
-  kinds = [('new_frames',)] * frames + [('new_wordings',)] * texts
-  return kinds + [('new_frames', 'new_wordings')] * (frames and texts)
-
-
-def recall(case: Case) -> list[dict]:
-  """Of tuples that training allows and that are held out, in prompts that were trained and in new ones; and what else
-  might say as much."""
-  found = []
-  for held_out in (False, True)[: 1 + (case.training.held_out > 0)]:
-    answers_RxN = case.tuples(held_out)
-    about = {'tuples': 'held out' if held_out else 'allowed'}
-    rows_NxD = case.encoder.rows(answers_RxN)
-    found += scores(case.asked, rows_NxD, answers_RxN, prompts='trained', **about)
-    if held_out and not case.shuffled:
-      for new in new_prompts(case.own):
-        asked = case.ask(**dict.fromkeys(new, True))
-        found += scores(
-          asked, rows_NxD, answers_RxN, prompts=' and '.join(new).replace('_', ' '), **about
-        )
-  about |= {'prompts': 'trained'}
-  random = rows_NxD.mean(axis=0) + natural.of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
-  found += scores(case.asked, random, answers_RxN, **about, control='random vectors')
-  controls = (
-    blind(case.asked, answers_RxN) + type_cue(case, answers_RxN) + nearest(case, answers_RxN)
-  )
-  return found + [about | own for own in controls]
-
-
-def blind(asked: Prompts, answers_RxN) -> list[dict]:
-  """The best that a map can do that does not know which relation is asked: one order of preference for every subject."""
-  own_NxR, ids_RxA = places.own_answers(asked, answers_RxN).T, places.answer_ids(asked)
-  sets = [set(ids_RxA[r, :n].tolist()) for r, n in enumerate(asked.counts_R)]
-  top = [
-    max(np.count_nonzero(own_R == answer) for answer in own_R) / len(own_R) for own_R in own_NxR
-  ]
-  if all(some == sets[0] for some in sets):
-    among = top
-  elif sum(map(len, sets)) == len(set().union(*sets)):
-    among = [
-      np.float64(1)
-    ]  # among a relation's own answers there is one only that is the subject's
-  else:
-    return [{'measurement': 'top-1', 'value': float(np.mean(top)), 'control': BLIND}]
-  both = ('top-1', top), ('candidates', among)
-  return [
-    {'measurement': name, 'value': float(np.mean(own)), 'control': BLIND} for name, own in both
-  ]
-
-
-BLIND, CUE, NEAREST = 'blind to the relation', 'type of the answer', 'nearest trained tuple'
-
-
-def type_cue(case: Case, answers_RxN) -> list[dict]:
-  """A subject's own answer that fits the prompt best, as the model says where the row is b alone."""
-  asked, count = case.asked, len(case.asked.relation_P)
-  tokens = asked.answers_RxAxK[:, :, 0]
-  if len(np.unique(tokens)) < len(np.unique(places.answer_ids(asked))):
-    return []  # what an answer begins with does not tell it from all others
-  rows_PxD = jnp.asarray(np.tile(case.encoder.bias_D, (count, 1)))
-  examples = asked.examples(np.arange(count), np.zeros(count, int))
-  about = case.model.config, case.model.params, asked.prefixes, rows_PxD, examples
-  own_RxN = np.take_along_axis(tokens, answers_RxN, axis=1)
-  best_PxN = np.argmax(np.asarray(_first_logits(*about))[:, own_RxN], axis=1)
-  right = np.take_along_axis(own_RxN, best_PxN, axis=0) == own_RxN[asked.relation_P]
-  return [{'measurement': 'top-1', 'value': float(right.mean()), 'control': CUE}]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _first_logits(config, params, prefixes, rows_PxD, examples):
-  return prompts.final_logits(config, params, prefixes, rows_PxD, examples)[:, 0]
-
-
-def nearest(case: Case, answers_RxN) -> list[dict]:
-  """What a model says that answers by the trained tuple that has most answers in common."""
-  counts_R = case.asked.counts_R
-  if np.prod(counts_R.astype(float)) > TUPLES or not case.training.held_out:
-    return []
-  every_RxT = np.stack(np.unravel_index(np.arange(int(np.prod(counts_R))), counts_R))
-  trained_RxT = every_RxT[:, ~fact_encoder.is_held_out(every_RxT, case.training)]
-  same = [np.mean(own_R[:, None] == trained_RxT, axis=0).max() for own_R in answers_RxN.T]
-  return [{'measurement': 'top-1', 'value': float(np.mean(same)), 'control': NEAREST}]
-
-
-def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
-  """For every relation another answer, with which the tuple is held out as well, if there is such a one: RxN."""
-  rng, wanted_RxN = case.rng(number), np.empty_like(answers_RxN)
-  for (r, n), own in np.ndenumerate(answers_RxN):
-    others = np.setdiff1d(np.arange(int(case.asked.counts_R[r])), [own])
-    moved_RxA = np.repeat(answers_RxN[:, n : n + 1], len(others), axis=1)
-    moved_RxA[r] = others
-    held = fact_encoder.is_held_out(moved_RxA, case.training)
-    wanted_RxN[r, n] = rng.choice(others[held] if held.any() else others)
-  return wanted_RxN
-
-
-def swaps(case: Case) -> list[dict]:
-  """Sums of vectors for held-out tuples, of which one vector is moved to another answer's, α times: at α = 1 another sum."""
-  answers_RxN = case.tuples()[:, :24]
-  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, ALPHAS)
-
-
-def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about) -> list[dict]:
-  """How often the answer becomes the one wanted; of the others that were right, how often they stay so."""
-  asked, some_P = case.asked, case.some_P
-  wanted_RxN, rng = other_answers(case, answers_RxN, 6), case.rng(7)
-  before_NxP = prompts.recall(asked, rows_NxD, answers_RxN, some_P).right_NxP
-  relation_P, found = asked.relation_P[some_P], []
-  for control, alpha in [*itertools.product([None], alphas), ('random direction', 1.0)]:
-    flipped, kept = [], []
-    for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
-      add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
-      add_NxD = natural.of_length(rng, add_NxD) if control else add_NxD
-      changed_RxN = np.where(np.arange(len(answers_RxN))[:, None] == r, wanted_RxN, answers_RxN)
-      right_NxP = prompts.recall(asked, rows_NxD + alpha * add_NxD, changed_RxN, some_P).right_NxP
-      flipped.append(right_NxP[:, relation_P == r].ravel())
-      kept.append((right_NxP[before_NxP & (relation_P != r)]).ravel())
-    found += [
-      {
-        'measurement': name,
-        'control': control,
-        'alpha': alpha,
-        'value': float(np.mean(some)),
-        **about,
-      }
-      for name, some in (('flipped', np.concatenate(flipped)), ('kept', np.concatenate(kept)))
-      if len(some)
-    ]
-  return found
-
-
-def noise(case: Case) -> list[dict]:
-  """Rows that are shaken, in multiples of what a sum of vectors has in one coordinate; and how many bits of facts can be in
-  any row so shaken, whoever reads it: ½ log₂ det(1 + Σ / σ²), of vectors with this covariance."""
-  answers_RxN = case.tuples()
-  rows_NxD, vectors_RxAxD = case.encoder.rows(answers_RxN), case.encoder.vectors_RxAxD
-  spread_DxD = sum(
-    own_AxD[:n].T @ own_AxD[:n] / n
-    for own_AxD, n in zip(vectors_RxAxD, case.asked.counts_R, strict=True)
-  )
-  size, found = float(np.sqrt(np.trace(spread_DxD) / len(spread_DxD))), []
-  power_D = np.maximum(np.linalg.eigvalsh(spread_DxD), 0)
-  for sigma in NOISES:
-    shaken_NxD = rows_NxD + sigma * size * case.rng(8).standard_normal(
-      rows_NxD.shape, dtype=np.float32
-    )
-    found += scores(case.asked, shaken_NxD, answers_RxN, case.some_P, sigma=sigma, control='noise')
-    bound = float(np.sum(np.log2(1 + power_D / (sigma * size) ** 2)) / 2)
-    found.append({'measurement': 'bound', 'sigma': sigma, 'control': 'noise', 'value': bound})
-  return [*found, {'measurement': 'size', 'value': size / fact_encoder.spread(case.model)}]
-
-
-def no_relation(case: Case) -> list[dict]:
-  """Where none of the relations is asked, how often the likeliest of their answers is one of the subject's own: are tokens
-  merely pushed? Beside it that of another subject."""
-  answers_RxN, found = case.tuples(), []
-  rows_NxD, own_RxN = case.encoder.rows(answers_RxN), places.own_answers(case.asked, answers_RxN)
-  said = [
-    places.answer_ids(case.asked)[
-      r, prompts.recall(asked, rows_NxD, answers_RxN[r : r + 1]).chosen_NxP
-    ]
-    for r, asked in enumerate(case.of_no_relation())
-  ]
-  for control, some_RxN in ((None, own_RxN), ("another subject's", np.roll(own_RxN, 1, axis=1))):
-    among = [np.any(said_NxP[None] == some_RxN[:, :, None], axis=0) for said_NxP in said]
-    if among:
-      found.append({'measurement': 'pushed', 'control': control, 'value': float(np.mean(among))})
-  return found
-
-
-def told(case: Case) -> list[dict]:
-  """The facts told in the prompt, in another wording and in any order, of a subject that is nothing but a name."""
-  right, among, rng = [], [], case.rng(9)
-  frame, own = case.own.frames[0].replace('{}', NAME), case.own.wordings
-  for own_R in case.tuples().T[:12]:
-    pairs = list(zip(case.asked.relations, own_R, strict=True))
-    said = [
-      f'{wordings.sentence(own[r.name][1 % len(own[r.name])])} {r.answers[a]}.' for r, a in pairs
-    ]
-    for relation, a in pairs:
-      text = ' '.join([frame, *rng.permutation(said), wordings.sentence(own[relation.name][0])])
-      log_p_A = answering.log_probabilities(case.model, text, relation.answers)
-      among.append(np.argmax(log_p_A) == a)
-      count = len(answering.answer_tokens(case.model, text, relation.answers)[a])
-      right.append(case.model.ask(text, count=count) == relation.answers[a])
-  about = {'tuples': 'held out', 'prompts': 'trained', 'control': 'told in the prompt'}
-  both = ('top-1', right), ('candidates', among)
-  return [{'measurement': name, 'value': float(np.mean(some)), **about} for name, some in both]
-
-
-def neighbour(case: Case) -> list[dict]:
-  """A second new subject with other facts in the prompt, before the one that is asked: is it the one that is answered for?"""
-  answers_RxN = case.tuples()[:, :12]
-  rows_NxD, found = case.encoder.rows(answers_RxN), []
-  for n in range(min(4, len(rows_NxD) - 1)):
-    model = case.model.with_rows({NEIGHBOUR: rows_NxD[n]})
-    asked = prompts.tokenize(model, [
-      dataclasses.replace(own, prompts=(f'{TRIP.format(NEIGHBOUR)} {own.prompts[0]}',)) for own in case.asked.relations
-    ])  # fmt: skip
-    others = rows_NxD[n + 1 :], answers_RxN[:, n + 1 :]
-    found += scores(asked, *others, control='a neighbour', prompts='neighbour')
-    chosen_NxR = prompts.recall(asked, *others).chosen_NxP
-    told_N = np.mean((chosen_NxR == answers_RxN[:, n]) & (answers_RxN[:, n] != others[1].T))
-    found.append(
-      {
-        'measurement': "the neighbour's",
-        'value': float(told_N),
-        'control': 'a neighbour',
-        'prompts': 'neighbour',
-      }
-    )
-  by_name = {own['measurement']: own for own in found}
-  mean = lambda name: float(np.mean([own['value'] for own in found if own['measurement'] == name]))
-  return [own | {'value': mean(name)} for name, own in by_name.items()]
-
-
-def learned_rows(case: Case) -> list[dict]:
-  """Rows learned one by one, which are no sums: what they answer, swaps by the vectors, and vectors fitted to them."""
-  trained_RxN = fact_encoder.draw_subjects(
-    case.asked, case.training, 4 * case.subjects, case.rng(10)
-  )
-  rows_NxD = fact_encoder.learn_rows(case.model, case.asked, trained_RxN, case.training)
-  some = rows_NxD[:24], trained_RxN[:, :24]
-  about = {'prompts': 'trained', 'tuples': 'allowed', 'control': 'rows of their own'}
-  found = scores(case.asked, *some, **about) + swapped(
-    case, *some, (1.0,), place='rows of their own'
-  )
-  encoder = FactEncoder.from_rows(case.model, case.asked, rows_NxD, trained_RxN)
-  answers_RxN = case.tuples()
-  about |= {'control': 'vectors fitted to rows', 'tuples': 'held out'}
-  return found + scores(case.asked, encoder.rows(answers_RxN), answers_RxN, **about)
-
-
-def random_weights(case: Case) -> list[dict]:
-  """The same training through a model whose matrices have their inputs exchanged at random: the same entries and spectra."""
-  rng = np.random.default_rng((case.training.seed, 8))
-
-  def exchange(path, array):
-    if path[-1].key != 'kernel':  # norms and biases stay
-      return array
-    return jnp.stack([own[rng.permutation(len(own))] for own in array])
-
-  blocks = jax.tree_util.tree_map_with_path(exchange, case.model.params['blocks'])
-  model = dataclasses.replace(case.model, params=case.model.params | {'blocks': blocks})
-  found = []
-  for relations in (case.asked.relations, case.asked.relations[:1]):
-    asked = prompts.tokenize(model, relations)
-    training = (
-      case.training if len(relations) > 1 else dataclasses.replace(case.training, held_out=0.0)
-    )
-    encoder = FactEncoder.fit(model, asked, training)
-    for held_out in (False, True)[: 1 + (training.held_out > 0)]:
-      answers_RxN = case.tuples(held_out)[: len(relations)]
-      kind = 'held out' if held_out else 'allowed'
-      control = 'random weights' if len(relations) > 1 else 'random weights, one relation'
-      found += scores(
-        asked,
-        encoder.rows(answers_RxN),
-        answers_RxN,
-        tuples=kind,
-        prompts='trained',
-        control=control,
-      )
-  return found
-
-
-def maps(case: Case) -> list[dict]:
-  """One linear map a relation from the answers' own token embeddings: of answers that are trained, and of a quarter that are not."""
-  count = int(case.asked.counts_R.min()) // 4
-  training = dataclasses.replace(case.training, untrained_answers=count)
-  encoder, asked = FactEncoder.fit_maps(case.model, case.asked, training), case.asked
-  about: Any = {'prompts': 'trained', 'control': 'maps of token embeddings'}
-  answers_RxN = fact_encoder.draw_subjects(
-    asked, training, case.subjects, case.rng(11), held_out=True
-  )
-  found = scores(asked, encoder.rows(answers_RxN), answers_RxN, tuples='held out', **about)
-  never: list[list[dict]] = []
-  for r, apart in enumerate(fact_encoder.untrained_answers(asked, training)):
-    if len(apart):
-      own_RxN = answers_RxN.copy()
-      own_RxN[r] = case.rng(12, r).choice(apart, case.subjects)
-      about_r = asked, encoder.rows(own_RxN), own_RxN, np.flatnonzero(asked.relation_P == r)
-      never.append(scores(*about_r, tuples='answers never trained', **about))
-  return found + [
-    own[0] | {'value': float(np.mean([some['value'] for some in own]))}
-    for own in zip(*never, strict=True)
-  ]
-
-
-def hops(case: Case) -> list[dict]:
-  """Answers are places of which the model knows the language: two hops in one prompt, beside one that asks for no relation."""
-  relations = case.asked.relations
-  if not all(set(relation.answers) <= natural.COUNTRIES.keys() for relation in relations):
-    return []
-  answers_RxN, frame = case.tuples(), case.own.frames[0]
-  texts = tuple(
-    f'The official language of {text}' for text in ('the country where it lies is', 'its rival is')
-  )
-  languages = [
-    tuple(natural.COUNTRIES[answer][0] for answer in relation.answers) for relation in relations
-  ]
-  ask = lambda texts: prompts.tokenize(case.model, [
-    Relation(relation.name, own, (f'{frame} {text}',))
-    for relation, own, text in zip(relations, languages, texts, strict=False)
-  ])  # fmt: skip
-  about: Any = {'tuples': 'held out', 'prompts': 'two hops'}
-  rows_NxD = case.encoder.rows(answers_RxN)
-  found = scores(ask(texts), rows_NxD, answers_RxN, **about)
-  no_hop = ask(['The official language is'] * len(relations))
-  found += scores(no_hop, rows_NxD, answers_RxN, **about, control='no relation named')
-  said = lambda place: case.model.ask(
-    f'{frame.replace("{}", NAME)} It lies in {place}. {texts[0]}', languages[0]
-  )
-  right = [said(place) == natural.COUNTRIES[place][0] for place in relations[0].answers]
-  own = {'measurement': 'candidates', 'control': 'told in the prompt', **about}
-  return [*found, own | {'value': float(np.mean(right))}]
-
-
 MEASURED: dict[str, Any] = {
-  'recall': recall, 'swaps': swaps, 'noise': noise, 'no relation': no_relation, 'told': told, 'neighbour': neighbour,
-  'learned rows': learned_rows, 'random weights': random_weights, 'maps': maps, 'hops': hops,
-  'places': places.readouts, 'blocks': places.blocks, 'transplants': places.transplants, 'countries': natural.countries, 'adapters': natural.adapters,
+  'recall': recalled.recall, 'swaps': recalled.swaps, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.told,
+  'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
+  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.readouts, 'blocks': places.blocks, 'transplants': places.transplants,
+  'countries': natural.countries, 'adapters': natural.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))
 
@@ -587,8 +159,8 @@ def expect(table):
   for (domain, relations, answers, count), rows in groups(table, *CASE):
     text = f'{domain}, R = {relations}, A = {answers}, wordings: {count}'
     decides = text in DECISIVE
-    recalled = select(rows[rows['measurement'].isin(SCORES) & rows['tuples'].notna()], control=None)
-    for (tuples, asked, what), own in groups(recalled, 'tuples', 'prompts', 'measurement'):
+    scored = select(rows[rows['measurement'].isin(SCORES) & rows['tuples'].notna()], control=None)
+    for (tuples, asked, what), own in groups(scored, 'tuples', 'prompts', 'measurement'):
       same = select(rows, measurement=what, tuples=tuples, prompts=asked)
       controls: Any = {
         name: some['value'].tolist() for (name,), some in groups(same, 'control') if name
@@ -600,7 +172,9 @@ def expect(table):
       )  # fmt: skip
     trained = select(rows, measurement='top-1', tuples='held out', prompts='trained')
     controls = [
-      np.mean(own) for name in (BLIND, CUE, NEAREST) if (own := values(trained, control=name))
+      np.mean(own)
+      for name in (recalled.BLIND, recalled.CUE, recalled.NEAREST)
+      if (own := values(trained, control=name))
     ]
     beyond = [value - max(controls) for value in values(trained, control=None) if controls]
     what = f'{text}, the likeliest token, tuples held out, beyond the best of what knows no relation and the nearest tuple'
@@ -636,7 +210,12 @@ def _compared(text: str, rows):
   for (what, control, tuples, asked, alpha, sigma, place), own in groups(
     shown[~plain], 'measurement', 'control', 'tuples', 'prompts', 'alpha', 'sigma', 'place'
   ):
-    if control in (BLIND, CUE, NEAREST, 'random vectors'):  # beside what they are of
+    if control in (
+      recalled.BLIND,
+      recalled.CUE,
+      recalled.NEAREST,
+      'random vectors',
+    ):  # beside what they are of
       continue
     about = [
       COMPARED[what],
@@ -701,7 +280,7 @@ def _plot_recall(ax, table):
         alpha=0.7,
         label=label,
       )
-  for name, line in ((BLIND, ':'), (NEAREST, '--')):
+  for name, line in ((recalled.BLIND, ':'), (recalled.NEAREST, '--')):
     if own := values(some, control=name, domain='colours'):
       ax.axhline(
         np.mean(own), color=plotting.GREY, linestyle=line, linewidth=0.8, label=f'colours: {name}'

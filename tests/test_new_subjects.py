@@ -15,7 +15,8 @@ from experiments import new_subjects
 from experiments.harness import records
 from experiments.harness.findings import decisions
 from experiments.harness.statistics import select, values
-from experiments.language import natural, places
+from experiments.language import case as cases
+from experiments.language import natural, places, recalled
 from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, load, prompts, wordings
 
@@ -68,7 +69,7 @@ def run(table, model, tmp_path_factory):
 @pytest.fixture
 def case(table, model):
   preset = dataclasses.replace(new_subjects.PRESETS['smoke'], wordings=(2,), asked=4)
-  case = new_subjects.Case(load.load(model), str(table), (0, 0), 2, preset, 0)
+  case = cases.Case(load.load(model), str(table), (0, 0), 2, preset, 0)
   case.encoder = fact_encoder.FactEncoder.fit(case.model, case.asked, case.training)
   return case
 
@@ -88,7 +89,7 @@ def perfect(blind, asked, rows_NxD, answers_RxN, prompt_P=None):
 
 @pytest.mark.parametrize('name', PACKAGED)
 def test_the_packaged_tables_are_read(name):
-  own = wordings.read(new_subjects.DATA / f'{name}.csv')
+  own = wordings.read(cases.DATA / f'{name}.csv')
   counts = {len(answers) for answers in own.answers.values()}
   assert len(counts) == 1 and len(own.answers) >= 2
   shared = len(set(own.answers.values())) == 1
@@ -105,7 +106,7 @@ def test_the_packaged_tables_are_read(name):
 @pytest.mark.parametrize('name', ['colours', 'names'])
 def test_relations_that_share_answers_are_asked_in_as_many_tokens(name):
   """So that where a prompt ends does not say which one is asked."""
-  own, tokenizer = wordings.read(new_subjects.DATA / f'{name}.csv'), load.load().tokenizer
+  own, tokenizer = wordings.read(cases.DATA / f'{name}.csv'), load.load().tokenizer
   lengths = [[len(tokenizer.encode(text).ids) for text in texts] for texts in own.wordings.values()]
   assert all(some == lengths[0] for some in lengths)
 
@@ -202,7 +203,7 @@ def test_a_selector_scores_one_and_what_knows_no_relation_does_not(case, monkeyp
   )
   for blind in (False, True):
     monkeypatch.setattr(prompts, 'recall', functools.partial(perfect, blind))
-    found = pd.DataFrame(new_subjects.recall(case) + new_subjects.swaps(case))
+    found = pd.DataFrame(recalled.recall(case) + recalled.swaps(case))
     of = lambda found=found, **about: np.array(values(select(found, **about), control=None))
     assert np.all((of(measurement='top-1') == 1) != blind)
     assert np.all((of(measurement='flipped', alpha=1.0) == 1) != blind)
@@ -215,9 +216,7 @@ def test_a_selector_scores_one_and_what_knows_no_relation_does_not(case, monkeyp
 
 def test_what_a_map_that_knows_no_relation_can_reach(case):
   """Of answers that relations share, the commonest; among answers of their own, every one."""
-  of = lambda own: {
-    r['measurement']: r['value'] for r in new_subjects.blind(case.asked, np.array(own))
-  }
+  of = lambda own: {r['measurement']: r['value'] for r in recalled.blind(case.asked, np.array(own))}
   assert of([[0, 1, 2], [0, 1, 2]]) == {'top-1': 0.5, 'candidates': 1}
   same = np.broadcast_to(case.asked.answers_RxAxK[:1], case.asked.answers_RxAxK.shape)
   case.asked = dataclasses.replace(case.asked, answers_RxAxK=same)
@@ -227,14 +226,14 @@ def test_what_a_map_that_knows_no_relation_can_reach(case):
 
 def test_the_nearest_trained_tuple_is_found(case):
   answers_RxN = case.tuples()
-  (found,) = new_subjects.nearest(case, answers_RxN)
+  (found,) = recalled.nearest(case, answers_RxN)
   assert found['value'] == 0.5  # one of two answers: the tuple itself is held out
 
 
 def test_swaps_lead_to_tuples_that_are_held_out_too(case):
   case.training = dataclasses.replace(case.training, held_out=0.6)
   answers_RxN = fact_encoder.draw_subjects(case.asked, case.training, 40, case.rng(0), True)
-  wanted_RxN = new_subjects.other_answers(case, answers_RxN, 1)
+  wanted_RxN = recalled.other_answers(case, answers_RxN, 1)
   assert (wanted_RxN != answers_RxN).all()
   for r in range(2):
     moved_RxN = np.where(np.arange(2)[:, None] == r, wanted_RxN, answers_RxN)
@@ -242,7 +241,7 @@ def test_swaps_lead_to_tuples_that_are_held_out_too(case):
 
 
 def test_dealt_out_every_relation_has_prompts_of_all(case):
-  mixed = new_subjects.dealt_out(case.asked)
+  mixed = cases.dealt_out(case.asked)
   for r in range(2):
     assert set(case.asked.relation_P[mixed.relation_P == r]) == {0, 1}
   assert sorted(mixed.relation_P) == sorted(case.asked.relation_P)
@@ -251,9 +250,9 @@ def test_dealt_out_every_relation_has_prompts_of_all(case):
 def test_random_weights_have_the_same_entries_and_their_own_biases(case, monkeypatch):
   seen = []
   monkeypatch.setattr(
-    new_subjects, 'scores', lambda asked, *_, **about: [seen.append(asked.model.params['blocks'])]
+    recalled, 'scores', lambda asked, *_, **about: [seen.append(asked.model.params['blocks'])]
   )
-  new_subjects.random_weights(case)
+  recalled.random_weights(case)
   for own, other in zip(
     *map(jax.tree_util.tree_leaves_with_path, (case.model.params['blocks'], seen[0])), strict=True
   ):
@@ -262,7 +261,7 @@ def test_random_weights_have_the_same_entries_and_their_own_biases(case, monkeyp
     np.testing.assert_array_equal(np.sort(own[1], axis=None), np.sort(other[1], axis=None))
 
 
-def recalled(right, on=(None, new_subjects.ON[1])):
+def table_of(right, on=(None, new_subjects.ON[1])):
   """Records of the decisive case, all as right as that."""
   about = {'domain': 'colours', 'relations': 3, 'answers': 12, 'wordings': 2, **new_subjects.BLANK}
   rows = [
@@ -282,9 +281,9 @@ def recalled(right, on=(None, new_subjects.ON[1])):
 @pytest.mark.parametrize(
   ('table', 'verdicts'),
   [
-    (recalled(0.99), ['stands', 'stands']),
-    (recalled(0.5), ['falls short', 'falls short']),
-    (recalled(0.99, on=(None,)), ['stands', 'open']),
+    (table_of(0.99), ['stands', 'stands']),
+    (table_of(0.5), ['falls short', 'falls short']),
+    (table_of(0.99, on=(None,)), ['stands', 'open']),
   ],
 )
 def test_the_claims_are_decided(table, verdicts):

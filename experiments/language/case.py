@@ -1,0 +1,104 @@
+"""Relations as they are asked of a language model, the vectors that are learned for them, and subjects with facts at random."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geomem.errors import InputError
+from geomem.pretrained import fact_encoder, prompts, wordings
+from geomem.pretrained.fact_encoder import FactEncoder, Training
+from geomem.pretrained.load import Pretrained
+from geomem.pretrained.prompts import Prompts, Relation
+from geomem.pretrained.wordings import Wordings
+
+DATA = Path(__file__).parents[1] / 'data'
+HELD_OUT = 0.25  # of all tuples
+
+
+class Case:
+  """Relations as they are asked of a model, and vectors that are learned for them. `ask(new_frames=, new_wordings=)`:
+  its prompts, in what no training prompt had."""
+
+  def __init__(
+    self,
+    model: Pretrained,
+    table: str,
+    size: tuple[int, int],
+    number: int,
+    preset: Any,
+    seed: int,
+  ):
+    packaged = DATA / f'{table}.csv'
+    own = wordings.read(packaged if packaged.exists() else table)
+    relations, answers = size
+    if relations > len(own.answers):
+      raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
+    number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
+    self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
+    self.training = Training(
+      steps=preset.steps, batch=preset.batch, held_out=preset.held_out, seed=seed
+    )
+    self._chosen = {
+      'names': tuple(own.answers)[: relations or None],
+      'answers': answers or None,
+      'wordings': number,
+    }
+    self.asked, self.label = self.ask(), table if packaged.exists() else f'{Path(table).stem} (own)'
+    if preset.held_out not in (0, HELD_OUT):
+      self.label += f', {preset.held_out:g} held out'
+    self.shuffled = preset.shuffled
+    if self.shuffled:
+      self.label += ', shuffled'
+      self.asked = dealt_out(self.asked)
+    if len(self.asked.relations) == 1:  # a tuple of one answer that is held out was never trained
+      self.training = dataclasses.replace(self.training, held_out=0.0)
+    first = np.unique(self.asked.relation_P, return_index=True)[1]
+    self.first_P = first  # of every relation the first prompt
+    self.some_P = np.concatenate([first + i for i in range(number)])  # in the first frame
+
+  def ask(self, **new: Any) -> Prompts:
+    chosen: Any = self._chosen | ({'wordings': None} if new.get('new_wordings') else {})
+    return prompts.tokenize(self.model, self.own.relations(**chosen, **new))
+
+  def of_no_relation(self) -> list[Prompts]:
+    """For every relation's answers, the wordings that ask for none."""
+    frame = self.own.frames[0]
+    texts = tuple(f'{frame} {wordings.sentence(text)}' for text in self.own.no_relation)
+    own = [Relation(r.name, r.answers, texts) for r in self.asked.relations] if texts else []
+    return [prompts.tokenize(self.model, [relation]) for relation in own]
+
+  def learn(self, trainer, label: str):
+    """The vectors, or those of before the run was interrupted."""
+    report = lambda done, total, loss: trainer.on_progress(done, total, label)
+
+    def fit():
+      encoder = FactEncoder.fit(self.model, self.asked, self.training, report)
+      return {'bias': encoder.bias_D, 'vectors': encoder.vectors_RxAxD}
+
+    found = trainer.cached(fit)
+    about = self.model.checksum(), self.asked.relations
+    self.encoder = FactEncoder(*about, found['bias'], found['vectors'])
+
+  def rng(self, *number: int) -> np.random.Generator:
+    return np.random.default_rng((self.training.seed, 4, *number))
+
+  def tuples(self, held_out: bool | None = None) -> np.ndarray:
+    """Answers RxN of the subjects that are asked: held out, where any are."""
+    held_out = self.training.held_out > 0 if held_out is None else held_out
+    about = self.asked, self.training, self.subjects, self.rng(held_out), held_out
+    return fact_encoder.draw_subjects(*about)
+
+
+def dealt_out(asked: Prompts) -> Prompts:
+  """The same prompts, every relation's wordings taken from all in turn: what a relation means is arbitrary."""
+  count = len(asked.relations)
+  place_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
+  return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
+
+
+def new_prompts(own: Wordings) -> list[tuple[str, ...]]:
+  frames, texts = bool(own.new_frames), all(own.new_wordings.values())
+  kinds = [('new_frames',)] * frames + [('new_wordings',)] * texts
+  return kinds + [('new_frames', 'new_wordings')] * (frames and texts)
