@@ -1,20 +1,15 @@
 """What a model knows of real places, what vectors learned on invented ones do to it, and what fine-tuning costs it."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Collection
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, prompts
 from geomem.pretrained.load import Pretrained
 from geomem.pretrained.prompts import Prompts, Relation
-from geomem.training import optimization
 
 FRAME = 'Here are some facts about {}.'
 COUNTRIES = {  # language and capital of places whose name is one token of many tokenizers
@@ -25,7 +20,6 @@ COUNTRIES = {  # language and capital of places whose name is one token of many 
 }  # fmt: skip
 ALPHAS = 0.5, 1.0, 2.0
 ADAPTED, RANK, RATE = 10, 1, 1e-3  # blocks in the middle, rank and rate of their adapters
-ADAM = optax.scale_by_adam()
 
 
 def known(model: Pretrained, languages: Collection[str] = ()) -> tuple[Prompts, np.ndarray] | None:
@@ -135,44 +129,30 @@ def adapters(case) -> list[dict]:
 
 def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> Pretrained:
   """The model after as many steps as the vectors had, in which what stands before the subject is as the frozen model has it."""
-  c, training, rng = case.model.config, case.training, case.rng(41)
-  first = max(0, (c.depth - ADAPTED) // 2)
-  layers = jnp.arange(first, min(c.depth, first + ADAPTED))
-  out = rng.standard_normal((len(layers), RANK, c.dim), dtype=np.float32) / math.sqrt(c.dim)
-  free = {'in': jnp.zeros((len(layers), c.hidden, RANK)), 'out': jnp.asarray(out)}
-  state = free, ADAM.init(free)
-  for number in range(training.steps):
+  asked, training, rng = case.asked, case.training, case.rng(41)
+  config, count = asked.model.config, min(ADAPTED, asked.model.config.depth)
+  out = rng.standard_normal((count, RANK, config.dim), dtype=np.float32) / math.sqrt(config.dim)
+  start = {'in': jnp.zeros((count, config.hidden, RANK)), 'out': jnp.asarray(out)}
+
+  def batch():
     subject_B = rng.integers(len(rows_NxD), size=training.batch)
-    prompt_B = rng.integers(len(case.asked.relation_P), size=training.batch)
-    examples = case.asked.examples(
-      prompt_B, answers_RxN[case.asked.relation_P[prompt_B], subject_B]
-    )
-    rate = np.float32(RATE * (1 + math.cos(math.pi * number / training.steps)) / 2)
-    state, loss = _step(
-      c, case.model.params, case.asked.prefixes, state, rate, layers, rows_NxD[subject_B], examples
-    )
-    if not math.isfinite(float(loss)):
-      raise InputError(f'fine-tuning: the loss is {float(loss)} after {number} steps')
-  return dataclasses.replace(case.model, params=_with(case.model.params, state[0], layers))
+    prompt_B = rng.integers(len(asked.relation_P), size=training.batch)
+    own_B = answers_RxN[asked.relation_P[prompt_B], subject_B]
+    return rows_NxD[subject_B], asked.examples(prompt_B, own_B)
+
+  training = dataclasses.replace(training, rate=RATE / fact_encoder.spread(case.model), noise=0.0)
+  free = fact_encoder.descend(asked, start, _as_given, training, batch, params_of=_with)
+  return dataclasses.replace(case.model, params=_with(case.model.params, free))
 
 
-def _with(params: dict, free: dict, layers) -> dict:
-  add = jnp.einsum('tfk,tkd->tfd', free['in'], free['out'])
+def _as_given(free, rows_BxD):
+  return rows_BxD
+
+
+def _with(params: dict, free: dict) -> dict:
   down = params['blocks']['mlp']['down']
-  changed = down | {'kernel': down['kernel'].at[layers].add(add)}
-  return params | {
-    'blocks': params['blocks'] | {'mlp': params['blocks']['mlp'] | {'down': changed}}
-  }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _step(config, params, prefixes, state, rate, layers, rows_BxD, examples):
-  def loss(free):
-    logits = prompts.final_logits(config, _with(params, free, layers), prefixes, rows_BxD, examples)
-    return jnp.mean(prompts.losses(logits, examples.targets_BxK))
-
-  free, opt_state = state
-  value, grads = jax.value_and_grad(loss)(free)
-  updates, opt_state = optimization.adam_update(ADAM, grads, opt_state)
-  updates = jax.tree.map(lambda update: -rate * update, updates)
-  return (optax.apply_updates(free, updates), opt_state), value
+  first = max(0, (len(down['kernel']) - ADAPTED) // 2)
+  layers = first + jnp.arange(len(free['in']))
+  changed = down['kernel'].at[layers].add(jnp.einsum('tfk,tkd->tfd', free['in'], free['out']))
+  mlp = params['blocks']['mlp'] | {'down': down | {'kernel': changed}}
+  return params | {'blocks': params['blocks'] | {'mlp': mlp}}

@@ -333,7 +333,7 @@ def learn(
     own_B = answers_RxB[asked.relation_P[prompt_B], np.arange(training.batch)]
     return answers_RxB, asked.examples(prompt_B, own_B)
 
-  return _descend(asked, start, rows_of, training, batch, on_progress, more)
+  return descend(asked, start, rows_of, training, batch, on_progress, *more)
 
 
 def learn_rows(
@@ -352,11 +352,22 @@ def learn_rows(
     prompt_B = rng.integers(len(asked.relation_P), size=training.batch)
     return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
 
-  return np.asarray(_descend(asked, jnp.asarray(start), each, training, batch, on_progress, ()))
+  return np.asarray(descend(asked, jnp.asarray(start), each, training, batch, on_progress))
 
 
-def _descend(asked, start, rows_of, training, batch, on_progress, more):
-  """Adam, its rate falling to 0 along a cosine, on the mean loss of a batch."""
+def frozen(params: dict, free: Any) -> dict:
+  """The model's parameters, whatever is learned."""
+  return params
+
+
+def descend(
+  asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = nobody,
+  *more: Any, params_of: Callable = frozen,
+) -> Any:  # fmt: skip
+  """From `start`, Adam, its rate falling to 0 along a cosine, on the mean loss of a batch.
+
+  `batch()`: what the rows are of, and examples; `rows_of(it, that, *more)`: the rows; `params_of(params, it)`: the model's.
+  """
   far, model = spread(asked.model), asked.model
   noise_key, state = _keys(training)[1], (start, ADAM.init(start))
   for number in range(training.steps):
@@ -364,23 +375,26 @@ def _descend(asked, start, rows_of, training, batch, on_progress, more):
     rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
     scales = np.array([far * rate, far * training.noise], np.float32)
     key = jax.random.fold_in(noise_key, number)
-    state, loss = _step(
-      model.config, rows_of, model.params, asked.prefixes, state, scales, key, about, examples, more
-    )
+    functions = model.config, rows_of, params_of
+    arrays = model.params, asked.prefixes, state, scales, key, about, examples, more
+    state, loss = _step(*functions, *arrays)
     if not math.isfinite(loss := float(loss)):
       raise InputError(f'the loss is {loss} after {number} steps: choose a lower rate')
     on_progress(number + 1, training.steps, loss)
   return jax.device_get(state[0])
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _step(config, rows_of, params, prefixes, state, scales, key, about, examples: Examples, more):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(
+  config, rows_of, params_of, params, prefixes, state, scales, key, about, examples: Examples, more
+):
   (free, opt_state), (rate, noise) = state, scales
 
   def loss(free):
     rows_BxD = rows_of(free, about, *more)
     rows_BxD = rows_BxD + noise * jax.random.normal(key, rows_BxD.shape)
-    logits = prompts.final_logits(config, params, prefixes, rows_BxD, examples)
+    own = params_of(params, free)
+    logits = prompts.final_logits(config, own, prefixes, rows_BxD, examples)
     return jnp.mean(prompts.losses(logits, examples.targets_BxK))
 
   value, grads = jax.value_and_grad(loss)(free)
