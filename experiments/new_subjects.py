@@ -42,7 +42,7 @@ class Preset:
   sizes: tuple[tuple[int, int], ...] = ((0, 0),)
   wordings: tuple[int, ...] = (2,)
   steps: int
-  batch: int = 8
+  batch: int = 24
   held_out: float = HELD_OUT
   shuffled: bool = False
   asked: int = 48
@@ -59,31 +59,36 @@ class Preset:
   wordings_read: str | None = None
 
 
-ALL: Any = {'steps': 1600, 'what': ('recall', 'swaps', 'noise', 'no relation', 'told', 'neighbour')}
+ALL: Any = {'steps': 1200, 'what': ('recall', 'swaps', 'noise', 'no relation', 'told', 'neighbour')}
+INSIDE: Any = {
+  'steps': 1200,
+  'what': (*ALL['what'], 'places', 'blocks', 'transplants', 'learned rows'),
+}
+CUSTOMS_ALL: Any = {
+  'tables': ('customs',), 'steps': 600, 'what': ('recall', 'swaps', 'no relation', 'countries'),
+}  # fmt: skip
 NAMES = (4, 16), (8, 16), (15, 16), (4, 64), (8, 64), (15, 64)
 PRESETS = {
   'smoke': Preset(
     sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
     what=('recall', 'swaps', 'noise', 'no relation', 'neighbour'),
   ),
-  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, asked=24, seeds=1, what=('recall', 'swaps')),
+  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=('recall', 'swaps')),
   'full': {
-    'shared_1': Preset(**ALL, seeds=2),
-    'shared_2': Preset(**ALL, seeds=2, skip=2),
-    'shared_3': Preset(**ALL, seeds=1, skip=4),
-    'inside': Preset(steps=1600, seeds=1, what=('places', 'blocks', 'transplants', 'learned rows')),
-    'inside_2': Preset(steps=1600, seeds=1, skip=1, what=('places', 'blocks', 'transplants', 'learned rows')),
-    'shuffled': Preset(steps=1600, seeds=2, shuffled=True),
-    'sparse': Preset(steps=1600, seeds=2, held_out=0.95),
-    'disjoint': Preset(
-      tables=('customs',), steps=1600, seeds=2, what=('recall', 'swaps', 'no relation', 'countries'),
-    ),
-    'wordings': Preset(wordings=(8,), steps=1600, seeds=2),
-    'capacity': Preset(tables=('names',), sizes=NAMES, wordings=(1,), steps=800, seeds=1, what=('recall', 'noise')),
-    'random_weights': Preset(steps=800, seeds=2, what=('random weights',)),
-    'maps': Preset(tables=('names',), sizes=((3, 64),), wordings=(1,), steps=1600, seeds=2, what=('maps',)),
-    'adapters': Preset(steps=800, seeds=1, what=('adapters',)),
-    'hops': Preset(tables=('homes',), steps=800, seeds=2, what=('recall', 'hops')),
+    'shared_1': Preset(**INSIDE, seeds=1),
+    'shared_2': Preset(**INSIDE, seeds=1, skip=1),
+    'shared_3': Preset(**ALL, seeds=2, skip=2),
+    'shared_4': Preset(**ALL, seeds=1, skip=4),
+    'shuffled': Preset(steps=1200, seeds=2, shuffled=True),
+    'sparse': Preset(steps=1200, seeds=2, held_out=0.95),
+    'disjoint_1': Preset(**CUSTOMS_ALL, seeds=3),
+    'disjoint_2': Preset(**CUSTOMS_ALL, seeds=2, skip=3),
+    'wordings': Preset(wordings=(8,), steps=1200, seeds=2),
+    'capacity': Preset(tables=('names',), sizes=NAMES, wordings=(1,), steps=300, seeds=1, what=('recall', 'noise')),
+    'random_weights': Preset(steps=600, seeds=2, what=('random weights',)),
+    'maps': Preset(tables=('names',), sizes=((3, 64),), wordings=(1,), steps=600, seeds=2, what=('maps',)),
+    'adapters': Preset(steps=300, seeds=1, what=('adapters',)),
+    'hops': Preset(tables=('homes',), steps=600, seeds=2, what=('recall', 'hops')),
   },
 }  # fmt: skip
 TRAIN_ANEW = {'random weights', 'maps', 'adapters'}  # these need no vectors of the case

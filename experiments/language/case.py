@@ -15,6 +15,7 @@ from geomem.pretrained.wordings import Wordings
 
 DATA = Path(__file__).parents[1] / 'data'
 HELD_OUT = 0.25  # of all tuples
+FRAMES = 3  # subjects are asked in so many of those that are trained
 
 
 class Case:
@@ -45,9 +46,11 @@ class Case:
       'answers': answers or None,
       'wordings': number,
     }
-    self.asked, self.label = self.ask(), table if packaged.exists() else f'{Path(table).stem} (own)'
+    self.asked = self.ask()
+    self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
     if preset.held_out not in (0, HELD_OUT):
       self.label += f', {preset.held_out:g} held out'
+    self.few_P = in_few_frames(self.asked, len(own.frames))
     self.shuffled = preset.shuffled
     if self.shuffled:
       self.label += ', shuffled'
@@ -96,6 +99,13 @@ def dealt_out(asked: Prompts) -> Prompts:
   count = len(asked.relations)
   place_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
   return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
+
+
+def in_few_frames(asked: Prompts, frames: int) -> np.ndarray:
+  """The prompts in the first of so many frames; of every relation these stand together, one frame after another."""
+  of_relation = np.bincount(asked.relation_P)
+  place_P = np.concatenate([np.arange(count) // (count // frames) for count in of_relation])
+  return np.flatnonzero(place_P < FRAMES)
 
 
 def new_prompts(own: Wordings) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.language import natural, places
-from experiments.language.case import Case, new_prompts
+from experiments.language.case import Case, in_few_frames, new_prompts
 from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
@@ -47,16 +47,16 @@ def recall(case: Case) -> list[dict]:
     answers_RxN = case.tuples(held_out)
     about = {'tuples': 'held out' if held_out else 'allowed'}
     rows_NxD = case.encoder.rows(answers_RxN)
-    found += scores(case.asked, rows_NxD, answers_RxN, prompts='trained', **about)
+    found += scores(case.asked, rows_NxD, answers_RxN, case.few_P, prompts='trained', **about)
     if held_out and not case.shuffled:
       for new in new_prompts(case.own):
         asked = case.ask(**dict.fromkeys(new, True))
-        found += scores(
-          asked, rows_NxD, answers_RxN, prompts=' and '.join(new).replace('_', ' '), **about
-        )
+        frames = case.own.new_frames if 'new_frames' in new else case.own.frames
+        some_P, text = in_few_frames(asked, len(frames)), ' and '.join(new).replace('_', ' ')
+        found += scores(asked, rows_NxD, answers_RxN, some_P, prompts=text, **about)
   about |= {'prompts': 'trained'}
   random = rows_NxD.mean(axis=0) + natural.of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
-  found += scores(case.asked, random, answers_RxN, **about, control='random vectors')
+  found += scores(case.asked, random, answers_RxN, case.few_P, **about, control='random vectors')
   controls = (
     blind(case.asked, answers_RxN) + type_cue(case, answers_RxN) + nearest(case, answers_RxN)
   )
@@ -250,18 +250,18 @@ def neighbour(case: Case) -> list[dict]:
 def learned_rows(case: Case) -> list[dict]:
   """Rows learned one by one, which are no sums: what they answer, swaps by the vectors, and vectors fitted to them."""
   trained_RxN = fact_encoder.draw_subjects(
-    case.asked, case.training, 4 * case.subjects, case.rng(10)
+    case.asked, case.training, 2 * case.subjects, case.rng(10)
   )
-  rows_NxD = fact_encoder.learn_rows(case.model, case.asked, trained_RxN, case.training)
+  training = dataclasses.replace(case.training, steps=-(-case.training.steps // 2))
+  rows_NxD = fact_encoder.learn_rows(case.model, case.asked, trained_RxN, training)
   some = rows_NxD[:24], trained_RxN[:, :24]
   about = {'prompts': 'trained', 'tuples': 'allowed', 'control': 'rows of their own'}
-  found = scores(case.asked, *some, **about) + swapped(
-    case, *some, (1.0,), place='rows of their own'
-  )
+  found = scores(case.asked, *some, case.few_P, **about)
+  found += swapped(case, *some, (1.0,), place='rows of their own')
   encoder = FactEncoder.from_rows(case.model, case.asked, rows_NxD, trained_RxN)
   answers_RxN = case.tuples()
   about |= {'control': 'vectors fitted to rows', 'tuples': 'held out'}
-  return found + scores(case.asked, encoder.rows(answers_RxN), answers_RxN, **about)
+  return found + scores(case.asked, encoder.rows(answers_RxN), answers_RxN, case.few_P, **about)
 
 
 def random_weights(case: Case) -> list[dict]:
@@ -277,23 +277,16 @@ def random_weights(case: Case) -> list[dict]:
   model = dataclasses.replace(case.model, params=case.model.params | {'blocks': blocks})
   found = []
   for relations in (case.asked.relations, case.asked.relations[:1]):
-    asked = prompts.tokenize(model, relations)
-    training = (
-      case.training if len(relations) > 1 else dataclasses.replace(case.training, held_out=0.0)
-    )
+    asked, training, control = prompts.tokenize(model, relations), case.training, 'random weights'
+    if len(relations) == 1:
+      training, control = dataclasses.replace(training, held_out=0.0), f'{control}, one relation'
+    few_P = in_few_frames(asked, len(case.own.frames))
     encoder = FactEncoder.fit(model, asked, training)
     for held_out in (False, True)[: 1 + (training.held_out > 0)]:
       answers_RxN = case.tuples(held_out)[: len(relations)]
-      kind = 'held out' if held_out else 'allowed'
-      control = 'random weights' if len(relations) > 1 else 'random weights, one relation'
-      found += scores(
-        asked,
-        encoder.rows(answers_RxN),
-        answers_RxN,
-        tuples=kind,
-        prompts='trained',
-        control=control,
-      )
+      about: Any = {'tuples': 'held out' if held_out else 'allowed', 'prompts': 'trained'}
+      rows_NxD = encoder.rows(answers_RxN)
+      found += scores(asked, rows_NxD, answers_RxN, few_P, control=control, **about)
   return found
 
 
