@@ -30,12 +30,12 @@ def encoder(
   layout: Layout, slot: str, code: codes.Code, one: str | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
   """The superposition: entry w of `slot` holds the code of answer w; `one` is set to 1."""
-  words = code.words()
+  words, shape = code.words(), layout.slot(slot).shape
 
   def encode(answers_WxN: np.ndarray) -> np.ndarray:
     embeddings_NxD = np.zeros((answers_WxN.shape[1], layout.dim), np.float32)
     for w, answers_N in enumerate(answers_WxN):
-      embeddings_NxD[:, layout[slot, w]] = words[answers_N]
+      embeddings_NxD[:, layout[slot, *np.unravel_index(w, shape)]] = words[answers_N]
     if one:
       embeddings_NxD[:, layout[one]] = 1
     return embeddings_NxD

@@ -19,6 +19,7 @@ from constructions import (
   keyvalue,
   literal,
   normed,
+  partly_precomputed,
   precomputed,
   selector,
   superposition,
@@ -94,6 +95,10 @@ REGISTRY: dict[str, Entry] = {
   'precomputed_depth1': Entry(precomputed.precomputed_depth1, f'{TWO}, sharper',
     'd = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m, depth 1',
     'all R^k answers in the embedding, the one branch that no head closes: depth 1'),
+  'partly_precomputed': Entry(partly_precomputed.partly_precomputed, f'{TWO}, the line between',
+    'd = S·(R^{k−1} + 1)·m + R + ⌈log₂(k+1)⌉ + 1, F = S·R^{k−1}·m, then (N + S·m + R − S, (R − S + 1)·m), '
+    'depth 2, S = βR',
+    'the last level of a share β of the relations in the embedding, of the others in the MLP'),
   'chain_of_thought': Entry(chain_of_thought.chain_of_thought, COT,
     'd = 2R·m + R + 3⌈log₂(2k+1)⌉ + 1, F = R·m, depth 1',
     'one layer for any number of hops, a step a token'),

@@ -6,16 +6,21 @@
 
 Below the curves no model can answer all k-hop questions about all bijections: the paper's global
 bound and our sharper one, our local bound by trees (the paper has a weaker one, whose formula we
-lack) and our sharper one, and where all tables can be counted (up to N = 4 or so) the count itself.
+lack) and our sharper ones, and where all tables can be counted (up to N = 4 or so) the count itself.
 Each construction is a point, built here and up to 2¹⁷ queries verified. With chain of thought only
 the global bounds hold, so those points are hollow. Expected: no construction lies below the bounds.
+
+Below, in units of N·R·log₂N and R^k·log₂N, the line that partly_precomputed runs along at sizes too
+large to build, for k = 2 and 3, by its formulas: what depends on the facts, and all words of its weights.
+Expected: at β = ½ the bits that depend on the facts are at most 1.25 times the bound.
 """
 
 import dataclasses
+import math
 
 from experiments.harness import plotting, render, tradeoff
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import select
+from experiments.harness.statistics import groups, select
 from experiments.harness.study import Study
 from geomem import facts as fact
 
@@ -30,16 +35,20 @@ class Preset:
   subjects: int = 64
   relations: int = 4
   hops: int = 2
+  line_subjects: int = 10**6
+  line_relations: int = 8
 
 
 PRESETS = {'smoke': Preset(subjects=3, relations=2), 'laptop': Preset(), 'full': Preset()}
 
 
 def measure(progress, preset, seeds):
-  """A record for every construction, and for every point of the curves."""
+  """A record for every construction, for every point of the curves, and of the lines below."""
   sizes = preset.subjects, preset.relations, preset.hops
   fact.check_sizes(*sizes)
-  return tradeoff.measure(*sizes, seeds[0], progress)
+  records = tradeoff.measure(*sizes, seeds[0], progress)
+  large = preset.line_subjects, preset.line_relations
+  return records + [record for hops in (2, 3) for record in tradeoff.shares(*large, hops)]
 
 
 def expect(table):
@@ -56,12 +65,32 @@ def expect(table):
     bits = [select(table, bound=b)['internal_bits'].to_numpy() for b in (kind, f'sharp_{kind}')]
     ratios = [sharp / plain for plain, sharp in zip(*bits, strict=True) if plain]
     yield from over_seeds(f'{what}, the least over B_emb', [min(ratios)] if ratios else [], 1.0)
+  for (hops,), some in groups(select(table, kind='share', beta=0.5), 'hops'):
+    bits, bound = (some[name].astype(float).tolist() for name in ('fact_bits', 'bound_bits'))
+    unit = (
+      some.iloc[0]['subjects'] * some.iloc[0]['relations'] * math.log2(some.iloc[0]['subjects'])
+    )
+    what = f'k = {hops:.0f}, β = ½: '
+    yield from over_seeds(f'{what}the bound / N·R·log₂N', [bound[0] / unit], 0.389)
+    yield from over_seeds(
+      f'{what}bits of facts inside / the bound', [bits[0] / bound[0]], 1.0, 1.25
+    )
 
 
 def plot(table):
-  """The curves and the constructions; what lies below all curves is shaded."""
-  built, bounds = select(table, kind='construction'), select(table, kind='bound')
-  figure, ax = plotting.new(width=6.4, height=3.9)
+  """The curves and the constructions, what lies below all curves shaded; and the lines."""
+  figure, (ax, line) = plotting.new(width=6.4, height=6.6, rows=2)
+  _plot_built(ax, select(table, kind='construction'), select(table, kind='bound'))
+  _plot_line(line, select(table, kind='share'))
+  first = select(table, kind='construction').iloc[0]
+  figure.suptitle(
+    f'N = {first["subjects"]:.0f}, R = {first["relations"]:.0f}, k = {first["hops"]:.0f}: '
+    'without chain of thought, no model lies in the shaded region', fontsize=9,
+  )  # fmt: skip
+  return figure
+
+
+def _plot_built(ax, built, bounds):
   tradeoff.draw_bounds(ax, bounds)
   highest = bounds.groupby('subject_bits')['internal_bits'].max()
   ax.fill_between(highest.index, highest, color=plotting.GREY, alpha=0.15, linewidth=0)
@@ -79,20 +108,31 @@ def plot(table):
   ax.set(xscale='log', yscale='log', xlabel='bits in one subject embedding, $B_{emb}$',
          ylabel='bits in the rest of the network, $B_{int}$')  # fmt: skip
   ax.set(xlim=(1, None), ylim=(lowest / 4, None))
-  first = built.iloc[0]
-  figure.suptitle(
-    f'N = {first["subjects"]:.0f}, R = {first["relations"]:.0f}, k = {first["hops"]:.0f}: '
-    'without chain of thought, no model lies in the shaded region', fontsize=9,
-  )  # fmt: skip
   plotting.legend_beside(ax)
-  return figure
+
+
+def _plot_line(ax, shares):
+  for i, ((hops,), some) in enumerate(groups(shares, 'hops')):
+    N, R = some.iloc[0]['subjects'], some.iloc[0]['relations']
+    x = some['subject_bits'] / (R**hops * math.log2(N))
+    (color, _), whole = plotting.cycle(i), N * R * math.log2(N)
+    for column, style, what in (
+      ('internal_bits', 's:', 'partly_precomputed, all words'),
+      ('fact_bits', 'o-', 'partly_precomputed, what depends on the facts'),
+      ('bound_bits', '--', 'lower bound'),
+    ):
+      label = f'k = {hops:.0f}: {what}'
+      ax.plot(x, some[column] / whole, style, color=color, markersize=4, label=label)
+  ax.set(xlabel='$B_{emb}$ / $R^k\\log_2N$', ylabel='$B_{int}$ / $N R\\log_2N$', ylim=(0, None))
+  ax.set_title(f'N = {N:,.0f}, R = {R:.0f}: the line 1 − β')
+  plotting.legend_beside(ax)
 
 
 STUDY = Study(
   name='bounds', title='the lower bounds, with every construction beside them',
   claims=(
     Claim('Theorem 4.2', 'Without chain of thought the bits inside the network and in an embedding trade off: no '
-          'construction lies below the bound. Ours is the sharper one.'),
+          'construction lies below the bound. Ours are the sharper ones, and a straight line is met.'),
   ),
   terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.3, first_seed=0,

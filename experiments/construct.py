@@ -27,7 +27,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.saved import models
 
-OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer')
+OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'beta')
 COLUMNS = [
   'construction', 'subjects', 'relations', 'hops', 'dim', 'width', 'heads', 'depth', 'check',
   'queries', 'accuracy', 'min_margin', 'parameters', 'build_seconds', 'check_seconds',
@@ -48,6 +48,7 @@ class Preset:
   width: Annotated[int | None, 'F, of associative_mlp (default: what its facts take).', 1] = None
   bits: Annotated[int | None, 'b, per coordinate of selector_multilevel (default: 4).', 1] = None
   hops_per_layer: Annotated[int | None, 'j, of factored (default: 1).', 1] = None
+  beta: Annotated[float | None, 'β, of partly_precomputed, a multiple of 1/R (default: ⌈R/2⌉/R).'] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   check: Annotated[
     Literal['exhaustive', 'certificate', 'universal', 'auto'],

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from constructions import partly_precomputed
 from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
@@ -18,6 +19,28 @@ GRID = [
   for n in range(1, largest + 1)
   for k in (1, 2, 3)
 ]
+
+
+def prime_to(subjects, relations, hops):
+  """The numbers of roots that closed_local_bits is about."""
+  return [m for m in range(1, subjects + 1) if hops > 1 and math.gcd(m, hops) == 1]
+
+
+def hashed_bits(subjects, relations, hops, roots):
+  """exact_bits from hashes of the tables, which can only be fewer: all tuples of more subjects and hops."""
+  maps_PxN = np.array(list(itertools.permutations(range(subjects))), np.uint8)
+  total, count = len(maps_PxN) ** relations, len(maps_PxN)
+  weights_Q = np.random.default_rng(0).integers(0, 2**64, roots * relations**hops, np.uint64) | 1
+  found = []
+  for start in range(0, total, 2**15):
+    tuple_B = np.arange(start, min(start + 2**15, total))
+    some = [maps_PxN[tuple_B // count**r % count] for r in range(relations)]
+    answers_BxQ = lower_bounds._answers(some, hops, roots)
+    hash_B = np.zeros(len(tuple_B), np.uint64)
+    for answers_B, weight in zip(answers_BxQ.T, weights_Q, strict=True):
+      hash_B += answers_B * weight
+    found.append(np.unique(hash_B))
+  return math.log2(len(np.unique(np.concatenate(found))))
 
 
 def oracle_tables(subjects, relations, hops, roots):
@@ -121,6 +144,84 @@ def test_sharp_local_bound_at_larger_sizes(subjects, relations, hops, roots):
   assert 0 < bound <= lower_bounds.exact_bits(subjects, relations, hops, roots)
 
 
+@pytest.mark.parametrize(
+  'subjects, relations, hops',
+  [(n, 2, k) for n in (3, 4, 5, 6) for k in (2, 3, 4)] + [(n, 3, k) for n in (3, 4, 5) for k in (2, 3, 4)],
+)  # fmt: skip
+def test_no_local_bound_exceeds_the_count_at_larger_sizes(subjects, relations, hops):
+  """More roots have no fewer tables, so a count for fewer of them is enough where it is large enough."""
+  sizes, counted, exact = (subjects, relations, hops), 0, 0.0
+  for roots in range(1, subjects + 1):
+    bounds = [lower_bounds.sharp_local_bits(*sizes, roots)] if roots <= subjects // hops else []
+    bounds += [lower_bounds.closed_local_bits(*sizes, roots)] if roots in prime_to(*sizes) else []
+    if max(bounds, default=0) > exact:
+      counted, exact = counted + 1, hashed_bits(*sizes, roots)
+    assert max(bounds, default=0) <= exact + SLACK
+  assert counted
+  if relations == 2:
+    assert lower_bounds.sharp_global_bits(*sizes) <= hashed_bits(*sizes, subjects) + SLACK
+
+
+def test_closed_trees_counted_as_in_the_proof():
+  """Relation 0 moves the roots in one cycle, all vertices have children of their own: tuples, tables, the largest share."""
+  subjects, relations, hops, roots = 5, 2, 3, 1
+  shares = collections.Counter()
+  for g, h in itertools.product(itertools.permutations(range(subjects)), repeat=2):
+    if g[0] == 0 and len({0, h[0], g[h[0]], h[h[0]]}) == 4:
+      shares[tuple(c[b[a[0]]] for a, b, c in itertools.product((g, h), repeat=3))] += 1
+  assert set(shares.values()) == {math.factorial(subjects - 4) ** 2}
+  count = lower_bounds._closed_bits(subjects, relations, hops, 2, roots)
+  assert math.isclose(count, math.log2(len(shares)))
+
+
+@pytest.mark.parametrize('sizes', [(40, 1, 2), (500, 2, 2), (300, 3, 3), (1000, 2, 5)])
+def test_closed_counts_are_convex_then_concave(sizes):
+  for branching in lower_bounds._branchings(*sizes, 1):
+    most = sizes[0] // branching ** (sizes[2] - 1)
+    counts = [lower_bounds._closed_bits(*sizes, branching, m) for m in range(1, most + 1)]
+    signs = np.sign(np.round(np.diff(counts, 2), 9))
+    assert np.all(np.diff(signs[signs != 0]) <= 0)
+
+
+def test_the_trade_off_is_a_line():
+  """The corollary's explicit bound is below ours, and the construction above, at random sizes; both near 1 − β."""
+  rng = np.random.default_rng(0)
+  for _ in range(300):
+    hops, relations = int(rng.integers(2, 5)), int(rng.integers(1, 9))
+    subjects = int(2 ** rng.uniform(1, 22))
+    stored = int(rng.integers(1, relations + 1))
+    bits = math.log2(subjects)
+    own = stored * relations ** (hops - 1) * bits
+    bound = lower_bounds.internal_bits(subjects, relations, hops, own)
+    assert bound <= (relations - stored) * lower_bounds.log2_factorial(subjects) + 1e-6 * subjects
+    roots = max(prime_below(subjects // relations ** (hops - 1), hops), 0)
+    if roots:
+      leaves = roots * relations ** (hops - 1)
+      entropy = binary_entropy(roots / leaves)
+      least = leaves * (
+        (relations - stored) * bits - relations * math.log2(math.e * subjects / leaves)
+      )
+      assert (
+        least - leaves * (math.log2(math.e) + entropy) - math.log2(roots) <= bound + 1e-6 * subjects
+      )
+
+
+def prime_below(most, hops):
+  return next((m for m in range(most, 0, -1) if math.gcd(m, hops) == 1), 0)
+
+
+def binary_entropy(p):
+  return -sum(q * math.log2(q) for q in (p, 1 - p) if q > 0)
+
+
+@pytest.mark.parametrize('hops', [2, 3])
+def test_at_half_the_answers_the_bound_is_met_within_a_fifth(hops):
+  """N = 10⁶, R = 8: .41 of all N·R·log₂N or more, where bits of weights that depend on the facts are .50."""
+  own, rest = partly_precomputed.fact_bits(10**6, 8, hops, 4)
+  bound = lower_bounds.internal_bits(10**6, 8, hops, own)
+  assert bound / (8e6 * math.log2(10**6)) > 0.41 and 1 < rest / bound < 1.22
+
+
 def test_every_tree_count_holds_on_its_own():
   for (subjects, relations, hops), roots in itertools.product(GRID + [(6, 2, 2)], (1, 2, 3)):
     if roots > subjects:
@@ -196,7 +297,10 @@ def test_optimum_over_roots_is_the_brute_force_one(subjects, relations, hops):
       lower_bounds.sharp_local_bits(*sizes, m) - m * subject_bits
       for m in range(subjects // hops + 1)
     )
-    brute = max(brute, 0, lower_bounds.sharp_global_bits(*sizes) - subjects * subject_bits)
+    closed = [
+      lower_bounds.closed_local_bits(*sizes, m) - m * subject_bits for m in prime_to(*sizes)
+    ]
+    brute = max(brute, 0, *closed, lower_bounds.sharp_global_bits(*sizes) - subjects * subject_bits)
     assert math.isclose(
       lower_bounds.internal_bits(*sizes, subject_bits), brute, rel_tol=1e-12, abs_tol=1e-9
     )
@@ -314,6 +418,9 @@ def test_a_million_subjects_cost_little_more_than_a_thousand(monkeypatch):
     lambda: lower_bounds.local_bits(6, 2, 2, -1),
     lambda: lower_bounds.local_bits(6, 2, 2, 1.0),
     lambda: lower_bounds.sharp_local_bits(6, 2, 2, 4),
+    lambda: lower_bounds.closed_local_bits(6, 2, 2, 2),
+    lambda: lower_bounds.closed_local_bits(6, 2, 1, 3),
+    lambda: lower_bounds.closed_local_bits(6, 2, 2, 0),
     lambda: lower_bounds.internal_bits(6, 2, 2, -1),
     lambda: lower_bounds.internal_bits(6, 2, 2, math.nan),
     lambda: lower_bounds.internal_bits(6, 2, 2, math.inf, tied=True),

@@ -11,6 +11,7 @@ import pytest
 from constructions import registry
 from geomem import codes
 from geomem.checks import verify
+from geomem.errors import InputError
 from geomem.facts import Facts
 
 EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
@@ -30,7 +31,7 @@ TRIPLES = [
 LARGE = {
   'keyvalue': [(2, 80, 2), (2, 27, 4)], 'factored': [(16, 16, 3), (2, 14, 5)],
   'chain_of_thought': [(500_000, 2, 1)], 'chain_of_thought_compact': [(262_144, 2, 2)],
-  'precomputed': [(500_000, 2, 1)], 'precomputed_depth1': [(262_144, 2, 2)],
+  'precomputed': [(500_000, 2, 1)], 'partly_precomputed': [(100, 8, 2)], 'precomputed_depth1': [(262_144, 2, 2)],
 }  # fmt: skip
 CASES = [(name, n, r, 1) for name in ONE_HOP for n, r in PAIRS]
 CASES += [(name, *sizes) for name in MULTI_HOP for sizes in [*TRIPLES, *LARGE[name]]]
@@ -81,9 +82,16 @@ def expected_size(name, n, r, k):
       [(r ** (k - j) * m,) for j in range(k)],
     ),
     'precomputed_depth1': (r**k * m + r + p + 1, [(r**k * m,)]),
+    'partly_precomputed': partly_precomputed_size(n, r, k, -(-r // 2)),
     'chain_of_thought': (2 * r * m + r + 3 * pc + 1, [(r * m,)]),
     'chain_of_thought_compact': (r * m + lr + 2 * max(1, lg(k)) + 2, [(r * m,)]),
   }[name]
+
+
+def partly_precomputed_size(n, r, k, s):
+  m, branches = max(1, lg(n)), r ** (k - 1)
+  last = ((n if s < r else 0) + s * m + r - s, (r - s + 1) * m)
+  return s * (branches + 1) * m + r + lg(k + 1) + 1, [(s * branches * m,), last]
 
 
 @pytest.fixture
@@ -207,6 +215,28 @@ def test_factored_takes_several_hops_a_layer(n, r, k, j):
     assert report.accuracy == 1.0 and report.min_margin >= 2
 
 
+@pytest.mark.parametrize('n,r,k', [(5, 2, 3), (9, 3, 2)])
+def test_partly_precomputed_at_every_share(n, r, k):
+  for s in range(r + 1):
+    built = build('partly_precomputed', n, r, k, beta=s / r)
+    assert s == 0 or built.config.dim == partly_precomputed_size(n, r, k, s)[0]
+    for dtype in ('float32', 'bfloat16'):
+      assert verify.exhaustive(built, dtype).holds(2), (s, dtype)
+    stored = {name: a.any() for name, a in built.params['blocks_1']['mlp'].items()}
+    assert stored['middle'] and (s < r) == (built.hidden[1][0].slots[0].name == 'detector')
+
+
+def test_partly_precomputed_with_all_answers_holds_every_table():
+  report = verify.universal(build('partly_precomputed', 3, 2, 2, beta=1))
+  assert report.queries == 3**4 * 4 and report.holds(2)
+
+
+@pytest.mark.parametrize('beta', [-0.5, 0.3, 1.5, math.nan, math.inf])
+def test_a_share_between_relations_is_refused(beta):
+  with pytest.raises(InputError, match='steps of one relation'):
+    build('partly_precomputed', 5, 2, 2, beta=beta)
+
+
 @pytest.mark.parametrize('bits', [1, 2, 3, 5, 10])
 def test_multilevel_bits(bits):
   n, r = 1000, 2
@@ -241,7 +271,6 @@ def test_key_value_memory_is_the_mlp_alone(name):
 
 def test_bfloat16_is_refused_where_it_is_not_exact():
   from geomem.construction import check_representable
-  from geomem.errors import InputError
 
   built = build('selector_multilevel', 1000, 2, 1, bits=10)
   check_representable(built, 'float32')
@@ -250,7 +279,6 @@ def test_bfloat16_is_refused_where_it_is_not_exact():
 
 
 def test_multilevel_refuses_what_float32_cannot_add():
-  from geomem.errors import InputError
 
   with pytest.raises(InputError, match='float32'):
     build('selector_multilevel', 100_000, 2, 1, bits=17)

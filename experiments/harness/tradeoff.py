@@ -1,12 +1,13 @@
 """Bits inside a network against bits in a subject's embedding: constructions, and the bounds below them."""
 
 import contextlib
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from constructions import registry
+from constructions import partly_precomputed, registry
 from experiments.harness import instances, plotting, statistics
 from geomem.checks import lower_bounds
 from geomem.errors import InputError
@@ -18,6 +19,7 @@ STYLES = {
   'sharp_global': ('global, ours', plotting.BLUE, '-'),
   'local': ('local by trees, ours', plotting.ORANGE, '--'),
   'sharp_local': ('local sharper, ours', plotting.ORANGE, '-'),
+  'closed_local': ('local by closed trees, ours', plotting.GREEN, '-'),
   'exact': ('exact count', plotting.BLACK, ':'),
 }
 
@@ -53,6 +55,8 @@ def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]
     'local': _local(lower_bounds.local_bits, sizes, lower_bounds.max_roots(*sizes)),
     'sharp_local': _local(lower_bounds.sharp_local_bits, sizes, subjects // hops),
   }
+  if hops > 1:
+    lines['closed_local'] = _local(lower_bounds.closed_local_bits, sizes, subjects, prime_to=hops)
   with contextlib.suppress(InputError):  # too many tables to count
     lines['exact'] = _local(lower_bounds.exact_bits, sizes, subjects)
   price_P = np.geomspace(1, reach, GRID)
@@ -64,9 +68,26 @@ def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]
   ]
 
 
-def _local(bound: Callable, sizes: tuple, limit: int) -> list[tuple[int, float]]:
-  roots = np.unique(np.geomspace(1, max(1, limit), GRID).round().astype(int))
-  return [(m, bound(*sizes, m)) for m in roots.tolist() if m <= limit]
+def _local(bound: Callable, sizes: tuple, limit: int, prime_to: int = 1) -> list[tuple[int, float]]:
+  roots = np.unique(np.geomspace(1, max(1, limit), GRID).round().astype(int)).tolist()
+  return [(m, bound(*sizes, m)) for m in roots if m <= limit and math.gcd(m, prime_to) == 1]
+
+
+def shares(subjects: int, relations: int, hops: int) -> list[dict]:
+  """The line that `partly_precomputed` runs along, by its formulas: a record for every S = 1 … R.
+
+  `fact_bits` depend on the facts, `internal_bits` count the N·m bits each of detectors and unembedding too.
+  """
+  records = []
+  bits = 2 * subjects * max(1, (subjects - 1).bit_length())
+  for stored in range(1, relations + 1):
+    own, rest = partly_precomputed.fact_bits(subjects, relations, hops, stored)
+    records.append({
+      'kind': 'share', 'subjects': subjects, 'relations': relations, 'hops': hops, 'beta': stored / relations,
+      'subject_bits': own, 'fact_bits': rest, 'internal_bits': rest + bits,
+      'bound_bits': lower_bounds.internal_bits(subjects, relations, hops, own),
+    })  # fmt: skip
+  return records
 
 
 def draw_bounds(ax, table: pd.DataFrame):

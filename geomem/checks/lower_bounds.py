@@ -97,11 +97,25 @@ def sharp_local_bits(subjects: int, relations: int, hops: int, roots: int) -> fl
   return best
 
 
+def closed_local_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
+  """B_int + M B_emb >= log2 of (M-1)! (N-M)!/(N-L)! [(N-P)!/(N-L)!]^b [N!/(N-L)!]^(R-b), the best b.
+
+  For k >= 2, M prime to k, L = M b^(k-1) <= N leaves and P = L/b parents. Nothing is lost on inner
+  vertices: relation 0 moves the roots in one cycle, so they are leaves too, and so is every parent.
+  """
+  _check_sizes(subjects=subjects, relations=relations, hops=hops)
+  _check_roots(roots, subjects)
+  if hops == 1 or roots == 0 or math.gcd(roots, hops) > 1:
+    raise InputError(f'bounds: {roots} roots, {hops} hops; both ≥ 1, k ≥ 2, without common divisor')
+  sizes = subjects, relations, hops
+  return max([0.0, *(_closed_bits(*sizes, b, roots) for b in _branchings(*sizes, roots))])
+
+
 def internal_bits(
   subjects: int, relations: int, hops: int, subject_bits: float, *, tied: bool = False,
   chain_of_thought: bool = False,
 ) -> float:  # fmt: skip
-  """Best bound here on B_int given B_emb: max of 0, sharp_global - N B_emb, sharp_local - M B_emb.
+  """Best bound here on B_int given B_emb: max of 0, sharp_global - N B_emb, the local ones - M B_emb.
 
   Only the global one is left when the unembedding is `tied` to the subject embeddings (each
   answer then reads all N of them, not M) or with `chain_of_thought` (the embeddings of the
@@ -119,6 +133,13 @@ def internal_bits(
     free = functools.partial(_free_bits, subjects, relations, leaves)
     best = max(best, _concave_max(mean, subject_bits, subjects // (inner + leaves)))
     best = max(best, _concave_max(free, subject_bits, subjects // (inner + 2 * leaves)))
+  for branching in _branchings(subjects, relations, hops, 1) if hops > 1 else ():
+    closed = functools.partial(_closed_bits, subjects, relations, hops, branching)
+    most = subjects // branching ** (hops - 1)
+    for first in range(1, min(hops, most + 1)):
+      if math.gcd(first, hops) == 1:
+        roots = range(first, most + 1, hops)  # those prime to k, by their residue
+        best = max(best, _sigmoid_max(closed, subject_bits, roots))
   return best if best > 1e-9 * subjects * subject_bits else 0.0  # the rest of a cancellation
 
 
@@ -207,6 +228,49 @@ def _mean_bits(
     + branching * (log2_factorial(subjects - roots * inner) - log2_factorial(subjects - leaf_count))
     + (relations - branching) * _log2_injections(leaf_count, subjects)
   )
+
+
+def _branchings(subjects: int, relations: int, hops: int, roots: int) -> Iterator[int]:
+  """Every b <= R whose trees below the roots have at most N leaves."""
+  for branching in range(1, relations + 1):
+    if roots * branching ** (hops - 1) > subjects:
+      return
+    yield branching
+
+
+def _closed_bits(subjects: int, relations: int, hops: int, branching: int, roots: int) -> float:
+  """The count of closed_local_bits for one b.
+
+  (M-1)! cycles of relation 0 on the roots, (N-M)!/(N-L)! ways to choose the other leaves, level by
+  level, and (N-P)! or N! ways for each relation elsewhere; at most (N-L)!^R of these share a table.
+  """
+  leaves = roots * branching ** (hops - 1)
+  others = subjects - leaves
+  return (
+    log2_factorial(roots - 1)
+    + _log2_injections(leaves - roots, subjects - roots)
+    + branching * (log2_factorial(subjects - leaves // branching) - log2_factorial(others))
+    + (relations - branching) * _log2_injections(leaves, subjects)
+  )
+
+
+def _sigmoid_max(bits: Callable[[int], float], price: float, roots: range) -> float:
+  """max over M in `roots` of bits(M) - M price, for bits first convex, then concave in M.
+
+  So are those of _closed_bits: with P = log2 Gamma the second derivative of P(M) decreases, and that
+  of all other terms together does. Two bisections: where increments start to fall, and from there
+  where they fall below the price.
+  """
+  rise = lambda i: bits(roots[i + 1]) - bits(roots[i])
+  low, high = 0, max(0, len(roots) - 2)
+  while low < high:
+    middle = (low + high) // 2
+    low, high = (middle + 1, high) if rise(middle + 1) > rise(middle) else (low, middle)
+  high = len(roots) - 1
+  while low < high:
+    middle = (low + high) // 2
+    low, high = (middle + 1, high) if rise(middle) > price * roots.step else (low, middle)
+  return max(bits(m) - m * price for m in (roots[0], roots[low]))
 
 
 def _concave_max(bits: Callable[[int], float], price: float, limit: int) -> float:
