@@ -58,6 +58,33 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   return parts.finish(built, margin, readout, parts.encoder(layout, 'blocks', code))
 
 
+def selector_residual(facts: Facts) -> Construction:
+  """F = (R−1)·m (ours): relation 0 is not gated, for the residual stream already holds its answer; margin 2.
+
+  Hidden unit i of relation q ≥ 1 is ReLU(x_qi − x_0i): 2 + c_{g_q(s)} − c_{g_0(s)} where q is asked for, and block 0
+  holds c_{g_0(s)} − 2; 0 where it is not. Added to block 0 this leaves c_{g_r(s)}. No biases.
+  """
+  code, R = codes.Sign(facts.attributes), facts.relations
+  m = code.width
+  layout = Layout.of(Slot('blocks', ((RELATION, R),), code))
+  gated = Layout.of(Slot('difference', ((RELATION, R - 1), ('bit', m))))
+  hidden = ((gated,),) if R > 1 else ()
+  sized = BlockConfig(head_dim=layout.dim)
+  built = parts.draft('selector_residual', facts, layout, sized, hidden=hidden, bias=False)
+  block, asked = built.params['blocks_0'], built.params['embed']['relations']
+  asked[0] = -parts.all_but_own(R, m)[0]
+  asked[1:] = -2 * parts.all_but_own(R, m)[1:]
+  asked[1:, layout['blocks', 0]] = -1
+  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
+  if R > 1:
+    rest = slice(m, R * m)
+    block['mlp']['in'][rest] = np.eye(gated.dim)
+    block['mlp']['in'][layout['blocks', 0]] = -parts.sum_of_blocks(R - 1, m).T
+    block['mlp']['out'][:, layout['blocks', 0]] = parts.sum_of_blocks(R - 1, m)
+  readout = Readout(layout['blocks', 0], code)
+  return parts.finish(built, 2, readout, parts.encoder(layout, 'blocks', code))
+
+
 def multilevel(facts: Facts, bits: int = 4) -> Construction:
   """b bits per coordinate: d = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉, m = ⌈log₂A⌉, margin 1.
 

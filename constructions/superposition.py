@@ -13,6 +13,7 @@ queries (docs/results/approximate.json, by experiments.approximate).
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   R = 1 … 8: mean accuracy .993 or more, every table all right from N = 16 on.
   """
   R, code = facts.relations, codes.Sign(facts.attributes)
-  layout, hidden = _layouts(facts, code, dim)
+  enough = math.ceil(2 * R * code.width * math.log(4 * facts.subjects * R * code.width))
+  layout, hidden = layouts('superposition', R, code, enough, dim)
   memory = layout['memory']
   sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft('superposition', facts, layout, sized, hidden=((hidden,),))
@@ -45,20 +47,21 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
-  _filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
-  readout, encode = Readout(layout['answer'], code), _encoder(layout, code, directions_DxRM)
+  matched_filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
+  readout, encode = Readout(layout['answer'], code), encoder(layout, code, directions_DxRM)
   return parts.finish(built, None, readout, encode)
 
 
-def _layouts(facts: Facts, code: codes.Sign, dim: int | None) -> tuple[Layout, Layout]:
-  """The residual stream, where the memory has what the relation and the answer leave, and the pairs."""
-  R, m = facts.relations, code.width
-  memory = math.ceil(2 * R * m * math.log(4 * facts.subjects * R * m))
+def layouts(
+  name: str, R: int, code: codes.Code, memory: int, dim: int | None = None
+) -> tuple[Layout, Layout]:
+  """The residual stream, its memory as wide as asked or what the relation and the answer leave of `dim`, and the pairs."""
+  m = code.width
   if dim is not None:
     memory = dim - R - m
   if memory < 1:
     raise InputError(
-      f'superposition: dim is {dim}; it must be at least {R + m + 1}: {R} for the relation, '
+      f'{name}: dim is {dim}; it must be at least {R + m + 1}: {R} for the relation, '
       f'{m} for the answer, and the rest for the memory'
     )
   filtered = (RELATION, R), ('bit', m)
@@ -72,7 +75,9 @@ def _layouts(facts: Facts, code: codes.Sign, dim: int | None) -> tuple[Layout, L
   )
 
 
-def _encoder(layout: Layout, code: codes.Sign, directions_DxRM: np.ndarray):
+def encoder(
+  layout: Layout, code: codes.Code, directions_DxRM: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
   """The superposition Σ_r A_r c_{answer r} in the memory."""
   words = code.words()
 
@@ -87,7 +92,9 @@ def _encoder(layout: Layout, code: codes.Sign, directions_DxRM: np.ndarray):
   return encode
 
 
-def _filter(mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM):
+def matched_filter(
+  mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM
+):
   """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
   bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
   gate = 2.0 ** math.ceil(math.log2(1.01 * bound))  # exact in bfloat16, with room for its rounding

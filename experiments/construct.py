@@ -27,7 +27,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.saved import models
 
-OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'beta')
+OPTIONS = ('dim', 'width', 'bits', 'hops_per_layer', 'beta', 'noise', 'error', 'search', 'thoughts')
 COLUMNS = [
   'construction', 'subjects', 'relations', 'hops', 'dim', 'width', 'heads', 'depth', 'check',
   'queries', 'accuracy', 'min_margin', 'parameters', 'build_seconds', 'check_seconds',
@@ -48,7 +48,15 @@ class Preset:
   width: Annotated[int | None, 'F, of associative_mlp (default: what its facts take).', 1] = None
   bits: Annotated[int | None, 'b, per coordinate of selector_multilevel (default: 4).', 1] = None
   hops_per_layer: Annotated[int | None, 'j, of factored (default: 1).', 1] = None
-  beta: Annotated[float | None, 'β, of partly_precomputed, a multiple of 1/R (default: ⌈R/2⌉/R).'] = None
+  beta: Annotated[
+    float | None, 'β, of partly_precomputed, a multiple of 1/R (default: ⌈R/2⌉/R).'
+  ] = None
+  thoughts: Annotated[int | None, 't, of few_thoughts, less than k (default: ⌊k/2⌋).', 0] = None
+  noise: Annotated[float | None, 'σ that selector_coded is to bear (default: 0.5).'] = None
+  error: Annotated[
+    float | None, 'ε, of selector_coded: wrong answers under that noise (default: 0.01).'
+  ] = None
+  search: Annotated[bool | None, 'Search the smallest d of superposition_coded, over seeds.'] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   check: Annotated[
     Literal['exhaustive', 'certificate', 'universal', 'auto'],

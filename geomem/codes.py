@@ -5,6 +5,7 @@ loop over symbols.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax.numpy as jnp
@@ -37,8 +38,7 @@ class Code:
     """Its unembedding."""
     return self.words()
 
-  @staticmethod
-  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
+  def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
     """A proof from the slot's contents alone that the right answer wins over all others."""
     raise NotImplementedError
 
@@ -67,8 +67,7 @@ class Sign(Bits):
   def words(self) -> np.ndarray:
     return 2 * super().words() - 1
 
-  @staticmethod
-  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
+  def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
     """⟨c_a − c_b, x⟩ = 2 Σ over the h ≥ 1 differing i of c_a,i x_i ≥ 2 min_i c_a,i x_i, if that is ≥ 0."""
     return 2 * jnp.min(u_BxM * x_BxM, axis=-1)
 
@@ -115,8 +114,7 @@ class ConstantWeight(Code):
       left -= take
     return words
 
-  @staticmethod
-  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
+  def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
     """a and b swap h ≥ 1 ones: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
     least_one = jnp.min(jnp.where(u_BxM > 0.5, x_BxM, jnp.inf), axis=-1)
     largest_zero = jnp.max(jnp.where(u_BxM > 0.5, -jnp.inf, x_BxM), axis=-1)
@@ -154,11 +152,60 @@ class MultiLevel(Code):
     words = self.words()
     return np.concatenate([-np.sum(words**2, axis=1, keepdims=True), 2 * words], axis=1)
 
-  @staticmethod
-  def margin_bound(u_BxM: Array, x_BxM: Array) -> Array:
+  def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
     """|x − v_b|² − |x − v_a|² ≥ Σ over differing i of δ_i² − 2|e_i||δ_i| ≥ 1 − 2 max|e|, e = x − v_a.
 
     A constant other than 1 would weigh |v|² wrongly; it certifies nothing.
     """
     error = jnp.max(jnp.abs(x_BxM[..., 1:] - u_BxM[..., 1:] / 2), axis=-1)
     return jnp.where(x_BxM[..., 0] == 1, 1 - 2 * error, -jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(Code):
+  """The index in binary, times a random generator matrix: `length` signs, words that differ in many of them."""
+
+  length: int
+  seed: int = 0
+
+  @property
+  def width(self) -> int:
+    return self.length
+
+  @functools.cached_property
+  def _generator_KxM(self) -> np.ndarray:
+    shape = log2_ceil(self.count), self.length
+    return np.random.default_rng(self.seed).integers(0, 2, shape, np.uint8)
+
+  def words(self) -> np.ndarray:
+    return 1 - 2 * (Bits(self.count).words() @ self._generator_KxM.astype(np.float32) % 2)
+
+  @functools.cached_property
+  def weights(self) -> np.ndarray:
+    """How many of all 2^k − 1 words differ from any one in 0, 1, … m signs, k = ⌈log₂ count⌉."""
+    ones = np.arange(2**16)[:, None] >> np.arange(16) & 1  # of every 16-bit number
+    ones = ones.sum(axis=1).astype(np.int32)
+    weight_W = np.zeros(1, np.int32)
+    for column in np.array_split(self._generator_KxM, -(-self.length // 16), axis=1):
+      part_W = np.zeros(1, np.uint16)
+      for row in column @ (1 << np.arange(column.shape[1])):
+        part_W = np.concatenate([part_W, part_W ^ np.uint16(row)])
+      weight_W = weight_W + ones[part_W]
+    return np.bincount(weight_W[1:], minlength=self.length + 1)
+
+  @property
+  def distance(self) -> int:
+    """The least number of signs in which two words differ; 0 where two are the same."""
+    return int(np.argmax(self.weights > 0)) if self.count > 1 else self.length
+
+  def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
+    """⟨c_a − c_b, x⟩ = 2 Σ over at least `distance` differing i of c_a,i x_i: at least the smallest, and all below 0."""
+    agree_BxM = jnp.sort(u_BxM * x_BxM, axis=-1)
+    rest = jnp.minimum(agree_BxM[..., self.distance :], 0)
+    return 2 * (jnp.sum(agree_BxM[..., : self.distance], axis=-1) + jnp.sum(rest, axis=-1))
+
+
+def best_linear(count: int, length: int, tries: int = 64) -> Linear:
+  """The largest distance among so many seeds, fewer where there are many words."""
+  tries = max(1, min(tries, 2**20 >> log2_ceil(count)))
+  return max((Linear(count, length, seed) for seed in range(tries)), key=lambda code: code.distance)

@@ -38,6 +38,7 @@ class FactModel:
   `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
   things that can be asked of a subject; None where facts are stored elsewhere.
   `choices`: the answers that each of those W can have, where it is not all attributes.
+  `thoughts`: how many of the k − 1 subjects on the way a chain of thought says, if it is not all.
 
   >>> model = constructions.build('selector', Facts.bijections(8, 2))
   >>> model.queries, model.verify().holds(model.margin)
@@ -56,6 +57,15 @@ class FactModel:
   encode: Callable[[np.ndarray], np.ndarray] | None = None
   choices: tuple[np.ndarray, ...] | None = None
   chain_of_thought: bool = False
+  thoughts: int | None = None
+
+  @property
+  def said(self) -> tuple[int, ...]:
+    """After how many hops a subject is said, the last of which is the answer."""
+    from geomem import queries
+
+    most = self.hops - 1 if self.thoughts is None else self.thoughts
+    return queries.stops(self.hops, most if self.chain_of_thought else 0)
 
   @property
   def queries(self) -> int:
@@ -100,6 +110,10 @@ class FactModel:
     """What the model spends and stores, in parameters and in bits."""
     from geomem.checks import accounting
 
+    if (
+      self.thoughts is not None
+    ):  # the first thing that is said is an answer without chain of thought
+      return accounting.ledger(self.config, self.params, self.facts, self.said[0])
     return accounting.ledger(
       self.config, self.params, self.facts, self.hops, chain_of_thought=self.chain_of_thought
     )

@@ -52,6 +52,16 @@ def look_up(tree_WxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
   return tree_WxN[paths_BxK @ powers, subjects_B][..., None]
 
 
+def stops(hops: int, thoughts: int) -> tuple[int, ...]:
+  """Where to stop on the way: after t + 1 segments as equal as can be, the longer ones first.
+
+  >>> stops(5, 1)
+  (3, 5)
+  """
+  short, longer = divmod(hops, thoughts + 1)
+  return tuple((i + 1) * short + min(i + 1, longer) for i in range(thoughts + 1))
+
+
 def prompts(subjects: int, subjects_B: Array, paths_BxK: Array) -> Array:
   """Tokens s r₁ … r_k."""
   return jnp.concatenate([subjects_B[..., None], subjects + paths_BxK], axis=-1)

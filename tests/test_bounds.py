@@ -222,6 +222,28 @@ def test_at_half_the_answers_the_bound_is_met_within_a_fifth(hops):
   assert bound / (8e6 * math.log2(10**6)) > 0.41 and 1 < rest / bound < 1.22
 
 
+@pytest.mark.parametrize(
+  'subjects, relations, hops, roots', [(4, 2, 2, 2), (5, 2, 2, 2), (4, 3, 2, 1), (5, 2, 3, 1)]
+)
+def test_later_thoughts_obey_their_bound(subjects, relations, hops, roots):
+  """Where relation 0 keeps the roots, so that what was said before shows one embedding: all tuples, counted."""
+  maps, tables = list(itertools.permutations(range(subjects))), set()
+  keeping = [g for g in maps if g[:roots] == tuple(range(roots))]
+  for some in itertools.product(keeping, *[maps] * (relations - 1)):
+    words = itertools.product(some, repeat=hops)
+    tables.add(
+      tuple(functools.reduce(lambda s, g: g[s], w, s) for w in words for s in range(roots))
+    )
+  injections = lower_bounds._log2_injections
+  for branching in range(1, relations):
+    inner, leaves = (roots * size for size in lower_bounds._tree(branching, hops))
+    if inner + leaves <= subjects:
+      bound = branching * injections(leaves, subjects - inner)
+      bound += (relations - 1 - branching) * injections(leaves, subjects)
+      bound += injections(leaves, subjects - roots)
+      assert 0 < bound <= math.log2(len(tables)) + SLACK
+
+
 def test_every_tree_count_holds_on_its_own():
   for (subjects, relations, hops), roots in itertools.product(GRID + [(6, 2, 2)], (1, 2, 3)):
     if roots > subjects:

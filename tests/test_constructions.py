@@ -30,10 +30,13 @@ TRIPLES = [
 # N·R^k ≥ 10⁶, where it costs each construction least; if that is half a minute, something smaller first.
 LARGE = {
   'keyvalue': [(2, 80, 2), (2, 27, 4)], 'factored': [(16, 16, 3), (2, 14, 5)],
-  'chain_of_thought': [(500_000, 2, 1)], 'chain_of_thought_compact': [(262_144, 2, 2)],
+  'chain_of_thought': [(500_000, 2, 1)], 'few_thoughts': [(1024, 4, 2)], 'chain_of_thought_compact': [(262_144, 2, 2)],
   'precomputed': [(500_000, 2, 1)], 'partly_precomputed': [(100, 8, 2)], 'precomputed_depth1': [(262_144, 2, 2)],
 }  # fmt: skip
-CASES = [(name, n, r, 1) for name in ONE_HOP for n, r in PAIRS]
+# Of half a million words of a code every pair of long ones would be compared.
+CASES = [
+  (name, n, r, 1) for name in ONE_HOP for n, r in PAIRS if name != 'selector_coded' or n < 10**4
+]
 CASES += [(name, *sizes) for name in MULTI_HOP for sizes in [*TRIPLES, *LARGE[name]]]
 # Checked in bfloat16 too: edges, some between, and the largest.
 BFLOAT16 = {
@@ -61,6 +64,11 @@ def words_of_constant_weight(n):
   return next(m for m in itertools.count(1) if math.comb(m, m // 2) >= n)
 
 
+def words_under_noise(n, noise=0.5, error=0.01):
+  rate = 1 - math.log2(1 + math.exp(-1 / (2 * noise**2)))
+  return math.ceil((lg(n) - 1 + math.log2(1 / error)) / rate)
+
+
 def expected_size(name, n, r, k):
   """d and the hidden widths of each layer, written out a second time."""
   m, w, b = max(1, lg(n)), words_of_constant_weight(n), 4
@@ -68,10 +76,15 @@ def expected_size(name, n, r, k):
   p, pc, lr = lg(k + 1), lg(2 * k + 1), lg(r)
   return {
     'selector': (r * m, [(r * m,)]),
+    'selector_residual': (r * m, [((r - 1) * m,) if r > 1 else ()]),
     'selector_constant_weight': (r * w, [(r * w,)]),
     'selector_multilevel': ((r + 1) * levels + 1, [(r * levels,)]),
     'selector_normed': (r * w, [(r * w,)]),
     'selector_literal': (r * m + r, [(r * m, m)]),
+    'selector_coded': (
+      r * words_under_noise(n) + r + words_under_noise(n),
+      [(2 * r * words_under_noise(n),)],
+    ),
     'attention_only': (r * m + lr + 2, [()]),
     'disjoint': (r * lg(n) + lr, [()]),
     'keyvalue': (2 * m + 2 * lr + p + 1, [(n * r,)] * k),
@@ -83,6 +96,7 @@ def expected_size(name, n, r, k):
     ),
     'precomputed_depth1': (r**k * m + r + p + 1, [(r**k * m,)]),
     'partly_precomputed': partly_precomputed_size(n, r, k, -(-r // 2)),
+    'few_thoughts': few_thoughts_size(n, r, k, k // 2),
     'chain_of_thought': (2 * r * m + r + 3 * pc + 1, [(r * m,)]),
     'chain_of_thought_compact': (r * m + lr + 2 * max(1, lg(k)) + 2, [(r * m,)]),
   }[name]
@@ -92,6 +106,12 @@ def partly_precomputed_size(n, r, k, s):
   m, branches = max(1, lg(n)), r ** (k - 1)
   last = ((n if s < r else 0) + s * m + r - s, (r - s + 1) * m)
   return s * (branches + 1) * m + r + lg(k + 1) + 1, [(s * branches * m,), last]
+
+
+def few_thoughts_size(n, r, k, t):
+  m, j = max(1, lg(n)), math.ceil(k / (t + 1))
+  branches = r**j + (r ** (j - 1) if k % (t + 1) else 0)
+  return branches * m + r + (j + 2) * lg(k + t + 1), [(branches * m,)]
 
 
 @pytest.fixture
@@ -131,9 +151,9 @@ def test_agrees_with_numpy_on_every_query(name):
   for s, path in itertools.product(range(n), itertools.product(range(r), repeat=k)):
     steps = oracle.answers(built.facts, s, path)
     prompt = [s, *(n + q for q in path)]
-    tokens = prompt + steps[:-1] if built.chain_of_thought else prompt
+    due = [steps[hop - 1] for hop in built.said]
+    tokens = prompt + due[:-1]
     logits = oracle.logits(built.config, built.params, tokens)
-    due = steps if built.chain_of_thought else steps[-1:]
     for row, answer in zip(logits[-len(due) :], due, strict=True):
       assert row.argmax() == answer
       least = min(least, row[answer] - np.delete(row, answer).max())
@@ -151,7 +171,9 @@ def test_highest_precision_changes_nothing():
     assert verify.exhaustive(built, dtype) == verify.exhaustive(highest, dtype), (name, dtype)
 
 
-@pytest.mark.parametrize('name', ['selector', 'selector_literal', 'attention_only', 'disjoint'])
+@pytest.mark.parametrize(
+  'name', ['selector', 'selector_residual', 'selector_literal', 'attention_only', 'disjoint']
+)
 @pytest.mark.parametrize('n,r', [(2, 1), (2, 3), (3, 3), (4, 3), (5, 2), (8, 3)])
 def test_universal(name, n, r):
   """Every content of the superposition, hence every table of facts, bijections or not."""
@@ -224,6 +246,23 @@ def test_partly_precomputed_at_every_share(n, r, k):
       assert verify.exhaustive(built, dtype).holds(2), (s, dtype)
     stored = {name: a.any() for name, a in built.params['blocks_1']['mlp'].items()}
     assert stored['middle'] and (s < r) == (built.hidden[1][0].slots[0].name == 'detector')
+
+
+@pytest.mark.parametrize('n,r,k', [(5, 2, 4), (9, 3, 3), (2, 2, 5)])
+def test_every_number_of_thoughts(n, r, k):
+  for t in range(k):
+    built = build('few_thoughts', n, r, k, thoughts=t)
+    assert (built.config.dim, [built.config.blocks[0].hidden]) == few_thoughts_size(n, r, k, t)
+    assert len(built.said) == t + 1 and built.said[-1] == k and built.chain_of_thought == (t > 0)
+    assert max(np.diff([0, *built.said])) == built.said[0] == math.ceil(k / (t + 1))
+    for dtype in ('float32', 'bfloat16')[: 1 + (t == 1)]:
+      assert verify.exhaustive(built, dtype).holds(2), (t, dtype)
+
+
+def test_thoughts_are_fewer_than_hops():
+  for t in (-1, 2):
+    with pytest.raises(InputError, match='fewer than the hops'):
+      build('few_thoughts', 5, 2, 2, thoughts=t)
 
 
 def test_partly_precomputed_with_all_answers_holds_every_table():

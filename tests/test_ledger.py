@@ -239,9 +239,8 @@ def test_no_construction_beats_a_lower_bound(name):
     c = build(name, n, r, k)
     book = ledger_of(c)
     whole = lower_bounds.sharp_global_bits(n, r, k)
-    floor = lower_bounds.internal_bits(
-      n, r, k, book.subject_bits, chain_of_thought=c.chain_of_thought
-    )
+    asked = (c.said[0], False) if c.thoughts is not None else (k, c.chain_of_thought)
+    floor = lower_bounds.internal_bits(n, r, asked[0], book.subject_bits, chain_of_thought=asked[1])
     assert book.bound_bits == floor <= book.internal_bits, (n, r, k)
     assert book.internal_bits + n * book.subject_bits >= whole, (n, r, k)
     assert book.times_bound >= 1

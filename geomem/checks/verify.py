@@ -85,28 +85,33 @@ def margins(
 
 def residuals(
   config: Config, params: dict, answers: Array, subjects_S: Array, paths_CxK: Array,
-  chain_of_thought: bool, target: Callable[..., Array],
+  chain_of_thought: bool, target: Callable[..., Array], said: tuple[int, ...] | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-  """Final residuals SxCxPxD where an answer is due, and the targets SxCxP."""
+  """Final residuals SxCxPxD where an answer is due, and the targets SxCxP; `said`: not after every hop."""
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
   targets = target(answers, *pairs).reshape(s, c, -1)
   if not chain_of_thought:
     x = model.apply(config, params, subjects_S, paths_CxK, method='all_pairs')
     return x[:, :, None], targets[..., -1:]
-  tokens = query.chains(answers, *pairs)[:, :-1]
-  x = model.apply(config, params, tokens, last=k, method='residual')
-  return x.reshape(s, c, k, -1), targets
+  due = np.arange(1, k + 1) if said is None else np.array(said)
+  read = np.concatenate([np.arange(k + 1), k + due[:-1]])
+  tokens = query.chains(answers, *pairs)[:, read]
+  x = model.apply(config, params, tokens, last=len(due), method='residual')
+  return x.reshape(s, c, len(due), -1), targets[..., due - 1]
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target'))
-def _check_block(config, params, answers, block, chain_of_thought, score, more, target):
+@functools.partial(
+  jax.jit, static_argnames=('config', 'chain_of_thought', 'score', 'target', 'said')
+)
+def _check_block(config, params, answers, block, chain_of_thought, score, more, target, said):
   """How many queries of a block are right at every step, and the least margin among them.
 
   `more`: what `score` takes besides, as data, so that other facts do not need another program.
   """
   subjects_S, paths_CxK, valid_SxC = block
-  x, targets = residuals(config, params, answers, subjects_S, paths_CxK, chain_of_thought, target)
+  asked = answers, subjects_S, paths_CxK, chain_of_thought
+  x, targets = residuals(config, params, *asked, target, said)
   margin = score(config, params, x.reshape(-1, x.shape[-1]), targets.reshape(-1), *more)
   # Not a number is not right: it would compare false, but win no minimum.
   margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
@@ -118,7 +123,7 @@ def _check_block(config, params, answers, block, chain_of_thought, score, more, 
 def _check(
   check: str, config: Config, params, answers, hops: int, score, *, block_size: int = 4096,
   progress: Callable[[int, int], None] | None = None, chain_of_thought: bool = False,
-  target=query.compose, sample: tuple | None = None, more: tuple = (),
+  target=query.compose, sample: tuple | None = None, more: tuple = (), said: tuple | None = None,
 ) -> Report:  # fmt: skip
   """Run `score` over all N·R^k queries, block by block, or over a sample (key, count) of them."""
   fact.check_sizes(config.subjects, config.relations, hops)
@@ -139,7 +144,8 @@ def _check(
   params, answers, more = jax.device_put((params, answers, more))
   right, least = 0, np.inf
   for i, block in enumerate(blocks):
-    got = _check_block(config, params, answers, block, chain_of_thought, score, more, target)
+    how = chain_of_thought, score, more, target, said
+    got = _check_block(config, params, answers, block, *how)
     right, least = right + int(got[0]), min(least, float(got[1]))
     if progress:
       progress(i + 1, total)
@@ -158,7 +164,8 @@ def exhaustive(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
   """Every query against every answer."""
   check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
-  return accuracy(config, c.params, c.facts, c.hops, chain_of_thought=c.chain_of_thought, **options)
+  options = {'chain_of_thought': c.chain_of_thought, 'said': c.said, **options}
+  return accuracy(config, c.params, c.facts, c.hops, **options)
 
 
 def certificate(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
@@ -176,7 +183,8 @@ def certificate(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
     return Report('certificate', dtype, c.queries, 0, -np.inf)
   asked = c.config.replace(dtype=dtype), c.params, c.facts.answers_RxN, c.hops
   more = c.readout, c.readout.largest(c.config.dim)
-  options = {'block_size': 2**14, 'chain_of_thought': c.chain_of_thought, **options}
+  chain = {'chain_of_thought': c.chain_of_thought, 'said': c.said}
+  options = {'block_size': 2**14, **chain, **options}
   return _check('certificate', *asked, _certified_margins, more=more, **options)
 
 

@@ -64,15 +64,16 @@ def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float3
   tokens = [subject, *(facts.subjects + r for r in path)]
   steps: list[int] = []
   seconds = []
-  for step in range(1, 1 + (c.hops if c.chain_of_thought else 1)):
+  for step in range(1, 1 + len(c.said)):
     tokens += steps[-1:]
     logits_A = np.array(_logits(config, c.params, np.array(tokens, np.int32)), np.float32)
     steps.append(int(np.argmax(logits_A)))
     best, logits_A[steps[-1]] = logits_A[steps[-1]], -np.inf
     seconds.append((float(best - logits_A.max()), name(int(np.argmax(logits_A))), step))
   margin, runner_up, least = min(reversed(seconds), key=lambda second: second[0])
-  truths = queries.walk(facts.answers_RxN, subject, path)
-  pairs = enumerate(zip(steps, truths[-len(steps) :], strict=True), 1)
+  walked = queries.walk(facts.answers_RxN, subject, path)
+  truths = [walked[hop - 1] for hop in c.said]
+  pairs = enumerate(zip(steps, truths, strict=True), 1)
   return Answer(
     query=join_names([facts.subject_name(subject), *map(facts.relation_name, path)]),
     answer=name(steps[-1]),

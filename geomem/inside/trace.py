@@ -110,7 +110,7 @@ def _checked(c: FactModel, tokens_L: np.ndarray) -> np.ndarray:
       f'tokens are {tokens_L.dtype} of shape {tokens_L.shape}; give a row of integers'
     )
   n, shortest = c.facts.subjects, 1 + c.hops
-  longest = 2 * c.hops if c.chain_of_thought else shortest
+  longest = c.hops + len(c.said)
   if not shortest <= len(tokens_L) <= longest:
     raise InputError(
       f'{len(tokens_L)} tokens; the model reads a subject and {c.hops} relation(s), then up to '

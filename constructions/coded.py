@@ -1,0 +1,163 @@
+"""Words of a code with distance: superposed in random subspaces, or side by side against noise (ours).
+
+Both are the matched filter of `superposition`, F = 2R·m and d = D + R + m, with words of a random linear
+code of m signs, the one of 64 draws whose words differ most.
+
+`superposition_coded`: e_s = Σ_r A_r c_{g_r(s)}, A_r independent with random orthonormal columns,
+m = 4⌈log₂A⌉. With A_h words at distance h of any one, all N·R queries are right with probability
+1 − ε or more if N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε, so if D ≥ (2(R−1)/κ)·ln(N²R/ε), κm the least distance.
+Directions are drawn until every query is right, as far as there are few enough to check.
+
+`selector_coded`: D = R·m, a block a relation, m = ⌈(⌈log₂A⌉ − 1 + log₂(1/ε))/R₀⌉ for R₀ = 1 − log₂(1 + exp(−1/2σ²)).
+Exact, by a margin of twice the code's distance; and with Gaussian noise of σ times their root mean square
+on all coordinates of the memory a query is wrong with probability ε at most.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from constructions import parts
+from constructions.superposition import encoder, layouts, matched_filter
+from geomem import codes
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
+from geomem.errors import InputError
+from geomem.facts import Facts
+
+FAILURE = (
+  0.25  # ε: the default size may fail with this probability, and then directions are drawn anew
+)
+MAX_LOGITS = 2**31  # that are checked when directions are drawn
+MAX_SEARCHED = 2**24  # that are checked in each of the draws of a search
+DRAWS = 16  # of directions at one size, before the next size is tried, or before it is given up
+
+
+def superposition_coded(
+  facts: Facts, dim: int | None = None, seed: int = 0, search: bool = False
+) -> Construction:
+  """Total residual width `dim`, by default what the theorem asks for, ε = ¼.
+
+  `search`: the smallest one at which one of 16 draws of directions has every query right, by bisection
+  from there. This is a search over seeds: a single draw needs more dimensions.
+  """
+  R, code = facts.relations, coded(facts)
+  memory = memory_dim(code, facts.subjects, R)
+  if search:
+    if dim is not None or facts.answers_RxN.size * facts.attributes > MAX_SEARCHED:
+      raise InputError(f'search takes no dim, and at most {MAX_SEARCHED:,} logits of all queries')
+    memory = _smallest(facts, code, memory, seed)
+  layout, hidden = layouts('superposition_coded', R, code, memory, dim)
+  memory = layout['memory'].stop
+  if memory < code.width:
+    raise InputError(
+      f'superposition_coded: dim is {dim}; it must be at least {R + 2 * code.width}: {R} for the relation, '
+      f'{code.width} for the answer, as many for the memory'
+    )
+  drawn = _draw(facts, code, memory, seed) if dim is None else None
+  directions = random_subspaces(memory, R, code.width, seed) if drawn is None else drawn
+  return _build('superposition_coded', facts, code, layout, hidden, directions, None)
+
+
+def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Construction:
+  """σ = `noise` and ε = `error`: how long the words are. Margin: twice their distance."""
+  if not (0 < noise < math.inf and 0 < error < 0.5):
+    raise InputError(f'noise is {noise}, error {error}; give noise > 0 and an error in 0 … ½')
+  code = noise_code(facts.attributes, noise, error)
+  R, m = facts.relations, code.width
+  layout, hidden = layouts('selector_coded', R, code, R * m)
+  blocks = np.eye(R * m, dtype=np.float32)
+  return _build('selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance)
+
+
+def _build(name, facts, code, layout, hidden, directions_DxRM, margin) -> Construction:
+  R, m, memory = facts.relations, code.width, layout['memory']
+  sized = BlockConfig(head_dim=memory.stop)
+  built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
+  params = built.params
+  params['embed']['relations'][:, layout['relation']] = np.eye(R)
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
+  matched_filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM)
+  encode = encoder(layout, code, directions_DxRM)
+  return parts.finish(built, margin, Readout(layout['answer'], code), encode)
+
+
+def coded(facts: Facts) -> codes.Linear:
+  """The code of the superposition."""
+  return codes.best_linear(facts.attributes, 4 * max(1, codes.log2_ceil(facts.attributes)))
+
+
+def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float = FAILURE) -> int:
+  """The least D ≥ m with N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε."""
+  distances, rest = np.arange(code.length + 1), max(1, relations - 1)
+
+  def enough(dim: int) -> bool:
+    each = np.exp(-distances * dim / (2 * code.length * rest)) @ code.weights
+    return relations == 1 or subjects * relations * each <= failure
+
+  most = code.length
+  while not enough(most):
+    most *= 2
+  return _bisect(enough, code.length, most)
+
+
+def noise_code(count: int, noise: float, error: float) -> codes.Linear:
+  """Words of the length of the theorem, of the first seed with Σ_h A_h·Q(√h/σ) ≤ ε."""
+  rate = 1 - math.log2(1 + math.exp(-1 / (2 * noise**2)))
+  length = math.ceil((codes.log2_ceil(count) - 1 - math.log2(error)) / rate)
+  tail = [math.erfc(math.sqrt(h / 2) / noise) / 2 for h in range(max(1, length) + 1)]
+  for seed in range(10**4):
+    code = codes.Linear(count, max(1, length), seed)
+    if code.weights @ tail <= error:
+      return code
+  raise InputError(f'no code found for {count:,} words at noise {noise} and error {error}')
+
+
+def random_subspaces(dim: int, relations: int, width: int, seed: int) -> np.ndarray:
+  """A_1 … A_R side by side: independent, the columns of each orthonormal, its subspace uniform."""
+  rng = np.random.default_rng(seed)
+  drawn = [np.linalg.qr(rng.standard_normal((dim, width))) for _ in range(relations)]
+  turned = [q * np.sign(np.diag(r)) for q, r in drawn]  # uniform, whatever signs the solver prefers
+  return np.concatenate(turned, axis=1).astype(np.float32)
+
+
+def all_right(facts: Facts, code: codes.Code, directions_DxRM: np.ndarray) -> bool:
+  """Whether the matched filter answers every query, by more than rounding can take."""
+  words_AxM, (R, N) = code.words(), facts.answers_RxN.shape
+  own_RxDxM = directions_DxRM.reshape(len(directions_DxRM), R, -1).swapaxes(0, 1)
+  e_NxD = sum(words_AxM[a_N] @ own.T for a_N, own in zip(facts.answers_RxN, own_RxDxM, strict=True))
+  size = max(1, 2**24 // facts.attributes)
+  for start in range(0, N, size):
+    rows = np.arange(start, min(start + size, N))
+    for answers_N, own_DxM in zip(facts.answers_RxN, own_RxDxM, strict=True):
+      logits = e_NxD[rows] @ own_DxM @ words_AxM.T
+      at = np.arange(len(rows)), answers_N[rows]
+      right = logits[at].copy()
+      logits[at] = -np.inf
+      if np.any(right - logits.max(axis=1) < 1e-3):
+        return False
+  return True
+
+
+def _draw(facts: Facts, code: codes.Linear, memory: int, seed: int) -> np.ndarray | None:
+  """Directions by which every query is right, of the first seed after `seed` that has them, if one of 16 does."""
+  if facts.answers_RxN.size * facts.attributes > MAX_LOGITS:
+    return None
+  for draw in range(DRAWS):
+    directions = random_subspaces(memory, facts.relations, code.width, seed + draw)
+    if all_right(facts, code, directions):
+      return directions
+  return None
+
+
+def _smallest(facts: Facts, code: codes.Linear, most: int, seed: int) -> int:
+  return _bisect(lambda dim: _draw(facts, code, dim, seed) is not None, code.width, most)
+
+
+def _bisect(enough: Callable[[int], bool], low: int, high: int) -> int:
+  """The least in low … high that is enough, if more is never less; `high` is taken to be."""
+  while low < high:
+    middle = (low + high) // 2
+    low, high = (low, middle) if enough(middle) else (middle + 1, high)
+  return low

@@ -1,0 +1,95 @@
+"""k hops with t thoughts, 0 ≤ t < k: between Theorems 4.3 and 4.4 (ours).
+
+The k hops are cut into t + 1 segments of j = ⌈k/(t+1)⌉ hops, then of j − 1 where t + 1 does not divide k;
+a subject is said after each. One layer of j + 1 heads, and with δ = 1 where t + 1 does not divide k, else 0,
+
+  d = (R^j + δ·R^{j−1})·m + R + (j+2)·⌈log₂(k+t+1)⌉,  F = (R^j + δ·R^{j−1})·m.
+
+A subject's embedding holds all its answers over j hops, and over j − 1. At position k + i one head
+brings the current subject (position 0 at first; afterwards it is in place, and the head looks at a
+relation, whose tree is empty), the others the segment's relations, each of which closes the branches that the
+path leaves. The position itself lays −1 on the tree of the length that is not asked for. The rest is
+`precomputed_depth1`. Margin 2 a step.
+"""
+
+import numpy as np
+
+from constructions import parts
+from geomem import codes, queries
+from geomem.config import BlockConfig
+from geomem.construction import Construction, Readout
+from geomem.errors import InputError
+from geomem.facts import Facts, check_closed
+from geomem.layout import BRANCH, POSITION, RELATION, Layout, Slot
+
+
+def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Construction:
+  """t = `thoughts`, by default ⌊k/2⌋. Margin 2 a step."""
+  check_closed(facts, hops)
+  t = hops // 2 if thoughts is None else thoughts
+  if not 0 <= t < hops:
+    raise InputError(f'thoughts is {t}; it must be 0 … {hops - 1}, fewer than the hops')
+  R, code, pi = facts.relations, codes.Sign(facts.attributes), codes.Sign(hops + t + 1)
+  starts, stops = (0, *queries.stops(hops, t)[:-1]), queries.stops(hops, t)
+  longest = stops[0]
+  lengths = {longest: 'long'} | ({longest - 1: 'short'} if hops % (t + 1) else {})
+  trees = {name: ((BRANCH, R**j),) for j, name in lengths.items()}
+  layout = Layout.of(
+    *(Slot(name, axes, code) for name, axes in trees.items()),
+    Slot('relation', (), codes.OneHot(R), RELATION),
+    Slot('position', (), pi, POSITION),
+    Slot('subject_at', (), pi, POSITION),
+    Slot('relation_at', (('hop', longest),), pi, POSITION),
+  )
+  bits = codes.Bits(facts.attributes)
+  units = Layout.of(*(Slot(name, axes, bits) for name, axes in trees.items()))
+  memory = slice(0, units.dim)
+  block = BlockConfig(heads=longest + 1, key_dim=pi.width, head_dim=max(units.dim, R))
+  size: dict[str, int] = {'hops': hops, 'length': hops + t + 1}
+  built = parts.draft('few_thoughts', facts, layout, block, hidden=((units,),), **size)
+  attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))
+  _embed(built, lengths)
+  positions = built.params['embed']['positions']
+  positions[:, layout['position']] = pi.words()
+  for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    here = positions[hops + i]
+    here[layout['subject_at']] = pi.words()[min(i, 1)]
+    for hop in range(
+      longest
+    ):  # a head without a relation to close by looks at the subject, which has none
+      at = start + 1 + hop if hop < stop - start else 0
+      here[layout['relation_at', hop]] = pi.words()[at]
+    for j, name in lengths.items():
+      here[layout[name]] = -1.0 * (j != stop - start)
+  targets: list[str | tuple] = ['subject_at', *(('relation_at', hop) for hop in range(longest))]
+  for head, target in enumerate(targets):
+    attention['query'][head, layout[target]] = parts.SHARPNESS * np.eye(pi.width)
+    attention['key'][head, layout['position']] = np.eye(pi.width)
+  parts.write_ov(attention, 0, parts.copy_ov(memory, memory))
+  for hop in range(longest):
+    off_path = [_off_path(R, j, hop, code.width) for j in lengths]
+    closing = layout['relation'], memory, -np.concatenate(off_path, axis=1)
+    parts.write_ov(attention, hop + 1, closing)
+  answer, signal = layout['long', 0], longest + 2
+  mlp['in'][memory] = np.eye(units.dim)
+  mlp['out'][:, answer] = 2 * signal * parts.sum_of_blocks(units.dim // code.width, code.width)
+  mlp['out_bias'][answer] = -signal
+  built = built.replace(chain_of_thought=t > 0, thoughts=t or None)
+  return parts.finish(built, 2, Readout(answer, code))
+
+
+def _embed(built: Construction, lengths: dict[int, str]):
+  """Subjects hold the answers over each of these numbers of hops, relations their one-hot."""
+  facts, layout, embed = built.facts, built.layout, built.params['embed']
+  for j, name in lengths.items():
+    answers_WxN = queries.tree(facts.answers_RxN, j)
+    embed['subjects'] += parts.encoder(layout, name, layout.code(name))(answers_WxN)
+  embed['relations'][:, layout['relation']] = np.eye(facts.relations)
+
+
+def _off_path(R: int, j: int, hop: int, width: int) -> np.ndarray:
+  """Row r is 1 on every branch of j hops that takes another relation than r at `hop`, if it has so many."""
+  if hop >= j:
+    return np.zeros((R, R**j * width), np.float32)
+  paths_WxJ = queries.every_path(R, j)
+  return np.repeat(paths_WxJ[:, hop] != np.arange(R)[:, None], width, axis=1).astype(np.float32)
