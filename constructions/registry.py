@@ -134,7 +134,7 @@ def names() -> list[str]:
   """The names of all constructions.
 
   >>> names()[:3]
-  ['selector', 'selector_constant_weight', 'selector_multilevel']
+  ['selector', 'selector_residual', 'selector_constant_weight']
   """
   return list(REGISTRY)
 

@@ -93,8 +93,8 @@ def encoder(
 
 
 def matched_filter(
-  mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM
-):
+  mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM: np.ndarray
+) -> None:
   """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
   bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
   gate = 2.0 ** math.ceil(math.log2(1.01 * bound))  # exact in bfloat16, with room for its rounding
