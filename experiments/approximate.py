@@ -30,6 +30,7 @@ from experiments.harness.statistics import groups, select
 from experiments.harness.study import Study
 from geomem import facts as fact
 from geomem.checks import embedding_bounds
+from geomem.training import optimization
 
 EXACT = ('selector', 'keyvalue')
 
@@ -125,7 +126,7 @@ def noisy(dim: int, noise: float, seed: int, n: int = 64, relations: int = 4) ->
 
   def step(state, key):
     grads = jax.grad(loss)(state[0], key)
-    updates, rest = adam.update(grads, state[1])
+    updates, rest = optimization.adam_update(adam, grads, state[1])
     return (optax.apply_updates(state[0], updates), rest), None
 
   first = sum(filters_RxAxD[r][facts.answers_RxN[r]] for r in range(relations))
