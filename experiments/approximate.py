@@ -203,6 +203,8 @@ def _plot_noise(ax, rows):
 
 STUDY = Study(
   name='approximate', title='accuracy against size of what is not exact',
+  terms='Accuracy: of all queries. D: the dimensions that a superposition is in. Noise: of σ times the root mean square of the '
+  'embeddings’ coordinates, drawn anew for every answer; the least d is what the bound asks for at the error that was found.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('measurement', 'construction', 'what', 'noise', 'constant', 'subjects', 'dim', 'width', 'parameters'),
   minutes=3, first_seed=0, resumes=False,

@@ -78,7 +78,7 @@ def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   """Every `value [low, high]` of the text is some group of records, averaged over its runs."""
   text = (ROOT / 'docs/language_model.md').read_text(encoding='utf-8').replace('−', '-')
   quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
-  table = pages.committed('language_model').records.table
+  table = pages.committed('language_model_full').records.table
   table = table[table['low'].notna()]
   about = 'table', 'measurement', 'features', 'relation', 'other', 'control', 'rank', 'chosen'
   means = np.array([
