@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -22,10 +23,22 @@ for name, value in (
 ):
   jax.config.update(name, value)
   os.environ[name.upper()] = str(value)  # for the processes that tests start
+# The workers keep what they compile, for each other and for the next run; the processes that tests start,
+# some of which are killed while they write, do not. Git ignores the folder.
+COMPILED = Path(__file__).parents[1] / '.jax_cache'
+jax.config.update('jax_compilation_cache_dir', str(COMPILED))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.05)
 # For the workers, which start after this: memory once had is kept, not asked for anew, page by page.
 for name in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_'):
   os.environ.setdefault(name, str(2**30))
 MAPS, LOOKS = Path('/proc/self/maps'), itertools.cycle([*[False] * 19, True])
+
+
+def pytest_sessionstart(session):
+  """Nothing else removes the programs of code that has changed since."""
+  first = 'PYTEST_XDIST_WORKER' not in os.environ
+  if first and sum(path.stat().st_size for path in COMPILED.glob('*')) > 2**30:
+    shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

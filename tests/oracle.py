@@ -1,4 +1,4 @@
-"""The model once more, in plain float64 NumPy, one sequence at a time and with loops: slow and obvious."""
+"""The model once more, in plain NumPy, position by position and head by head: slow and obvious."""
 
 import math
 
@@ -6,16 +6,16 @@ import numpy as np
 
 
 def softmax(x):
-  e = np.exp(x - x.max())
-  return e / e.sum()
+  e = np.exp(x - x.max(axis=0))
+  return e / e.sum(axis=0)
 
 
 def normalize(config, part, x):
   if config.norm == 'none':
     return x
   if config.norm == 'layer':
-    x = x - x.mean()
-  x = x / math.sqrt((x * x).mean() + config.norm_eps) * part['scale']
+    x = x - x.mean(axis=-1, keepdims=True)
+  x = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + config.norm_eps) * part['scale']
   return x + part['shift'] if config.norm == 'layer' else x
 
 
@@ -28,14 +28,12 @@ def mlp(part, x):
   return x
 
 
-def logits(config, params, tokens):
-  """Logits at every position of one sequence, LxA."""
-  params = to_float64(params)
+def logits(config, params, tokens, kind=np.float64):
+  """Logits at every position of one sequence, LxA, or of many of one length, BxLxA."""
+  params = cast(params, kind)
   embed, n = params['embed'], config.subjects
-  xs = [
-    (embed['subjects'][t] if t < n else embed['relations'][t - n]) + embed['positions'][p]
-    for p, t in enumerate(tokens)
-  ]
+  words = np.concatenate([embed['subjects'][:n], embed['relations']])
+  xs = [words[t] + embed['positions'][p] for p, t in enumerate(np.moveaxis(tokens, -1, 0))]
   for i, block in enumerate(config.blocks):
     part = params[f'blocks_{i}']
     attention = part['attention']
@@ -46,7 +44,7 @@ def logits(config, params, tokens):
       for h in range(block.heads):
         q = normed[p] @ attention['query'][h]
         keys = [normed[j] @ attention['key'][h] for j in range(p + 1)]
-        weights = softmax(np.array([q @ key for key in keys]))
+        weights = softmax(np.stack([(q * key).sum(axis=-1, keepdims=True) for key in keys]))
         value = sum(w * (normed[j] @ attention['value'][h]) for j, w in enumerate(weights))
         x = x + value @ attention['output'][h]
       if block.hidden:
@@ -58,13 +56,11 @@ def logits(config, params, tokens):
   if config.answer_dim:
     rows = np.stack([row / math.sqrt(row @ row) for row in rows])
     last = [x @ params['unembed']['project'] for x in last]
-  return np.stack([rows @ x for x in last])
+  return np.stack([x @ rows.T for x in last], axis=-2)
 
 
-def to_float64(tree):
-  return {
-    k: to_float64(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()
-  }
+def cast(tree, kind):
+  return {k: cast(v, kind) if isinstance(v, dict) else np.asarray(v, kind) for k, v in tree.items()}
 
 
 def answers(facts, subject, path):

@@ -24,7 +24,7 @@ TOO_SMALL = {
   'associative_attention': {'dim': 14},
   'associative_mlp': {'dim': 20, 'width': 40},
 }
-SIZES = ((2, 1), (7, 8), (64, 8), (1024, 1))
+SIZES = ((2, 1), (64, 8), (1024, 1))
 every = pytest.mark.parametrize('name', NAMES)
 
 
@@ -137,8 +137,7 @@ def test_transplanted_memory_answers_the_new_facts(name):
 def test_open_facts(name):
   few = Facts.random_maps(120, 2, 6)
   many = Facts.random_maps(20, 3, 500)
-  own = Facts.disjoint(40, 3, 10)
-  for facts in (few, many, own):
+  for facts in (few, many):
     assert accuracy(name, facts) >= 0.98
 
 
@@ -216,7 +215,8 @@ def test_gate_passes_the_matched_filter_alone(dim):
   e_NxD = built.encode(np.random.default_rng(0).integers(0, 16, (4, 1000)))
   params['embed']['subjects'] = e_NxD
   config, relations = built.config.replace(subjects=1000), np.arange(4)[:, None]
-  x = model.apply(config, params, np.arange(1000), relations, method='all_pairs')
+  pairs = functools.partial(model.apply, config, method='all_pairs')
+  x = np.asarray(jax.jit(pairs)(params, np.arange(1000), relations))
   directions = params['blocks_0']['mlp']['in'][layout['memory'], hidden['positive']]
   filtered = e_NxD[:, layout['memory']] @ directions
   np.testing.assert_allclose(x[..., layout['answer']].reshape(1000, -1), filtered, atol=2e-5)

@@ -4,9 +4,7 @@ import dataclasses
 import io
 import itertools
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -268,16 +266,3 @@ def test_a_lone_model_needs_no_name(tmp_path, capsys):
   models.save(tmp_path / 'selector', registry.build('selector', PLAIN))
   main('s0 r0', workdir=str(tmp_path))
   assert capsys.readouterr().out.startswith('s0 r0 → ')
-
-
-def test_the_command_line(workdir):
-  command = [sys.executable, '-m', 'experiments.ask', f'--workdir={workdir}', 's2 r9']
-  run = subprocess.run(
-    [*command, '--construction=selector'],
-    cwd=Path(__file__).parents[1],
-    check=False,
-    capture_output=True,
-    text=True,
-  )
-  assert run.returncode == 2 and 'Traceback' not in run.stderr
-  assert run.stderr.splitlines()[-1] == "error: unknown relation 'r9'; the relations are r0, r1, r2"

@@ -64,7 +64,6 @@ def test_every_construction_loads_back(name, tmp_path):
   models.save(tmp_path / name, built)
   loaded = models.load(tmp_path / name)
   assert same(loaded, built)
-  assert verify.exhaustive(loaded) == verify.exhaustive(built)
   if built.readout is None:
     assert loaded.readout is None
   else:

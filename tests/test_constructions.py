@@ -38,10 +38,10 @@ CASES = [
   (name, n, r, 1) for name in ONE_HOP for n, r in PAIRS if name != 'selector_coded' or n < 10**4
 ]
 CASES += [(name, *sizes) for name in MULTI_HOP for sizes in [*TRIPLES, *LARGE[name]]]
-# Checked in bfloat16 too: edges, some between, and the largest.
-BFLOAT16 = {
-  *[(*pair, 1) for pair in [(2, 1), (2, 5), (7, 3), (8, 8), (33, 7), *PAIRS[-3:]]],
-  *[(2, 1, 3), (2, 2, 2), (3, 2, 3), (11, 5, 2), (17, 2, 5), (100, 2, 2)],
+# Asked of the model itself, in bfloat16 too: edges, some between, and the largest. The others are asked of NumPy.
+COMPILED = {
+  *[(*pair, 1) for pair in [(2, 1), (2, 5), (33, 7), *PAIRS[-3:]]],
+  *[(2, 1, 3), (3, 2, 3), (11, 5, 2), (17, 2, 5), (100, 2, 2)],
   *[sizes[0] for sizes in LARGE.values()],
 }
 
@@ -131,9 +131,13 @@ def test_sizes_and_every_query(name, n, r, k):
   for layers, block in zip(built.hidden, built.config.blocks, strict=len(built.hidden) > 0):
     assert tuple(units.dim for units in layers) == block.hidden
   large = n * r**k >= 10**5
+  if not large and (n, r, k) not in COMPILED:
+    right, margin = asked_of_numpy(built)
+    assert right == n * r**k and margin >= built.margin
+    return
   jax.config.update('jax_disable_most_optimizations', not large)
   check = verify.certificate if large and n > 1000 else verify.exhaustive
-  for dtype in ('float32', 'bfloat16')[: 1 + ((n, r, k) in BFLOAT16)]:
+  for dtype in ('float32', 'bfloat16')[: 1 + ((n, r, k) in COMPILED)]:
     if name == 'selector_multilevel' and dtype == 'bfloat16':
       built = build(name, n, r, k, bits=2)  # with more |v|² can be too long for it
     report = check(built, dtype)
@@ -142,21 +146,29 @@ def test_sizes_and_every_query(name, n, r, k):
     assert report.min_margin >= built.margin
 
 
+def asked_of_numpy(built, kind=np.float32):
+  """How many queries are right at every step, and the least margin, by an independent forward pass."""
+  facts = built.facts
+  paths = itertools.product(range(facts.relations), repeat=built.hops)
+  asked = list(itertools.product(range(facts.subjects), paths))
+  steps_BxK = np.array([oracle.answers(facts, s, path) for s, path in asked])
+  tokens = np.array([[s, *(facts.subjects + q for q in path)] for s, path in asked])
+  due = steps_BxK[:, [hop - 1 for hop in built.said]]
+  tokens = np.concatenate([tokens, due[:, :-1]], axis=1)
+  logits = oracle.logits(built.config, built.params, tokens, kind)[:, -due.shape[1] :]
+  own = np.take_along_axis(logits, due[..., None], axis=-1)[..., 0]
+  np.put_along_axis(logits, due[..., None], -np.inf, axis=-1)
+  margins_B = (own - logits.max(axis=-1)).min(axis=1)
+  return int((margins_B > 0).sum()), margins_B.min()
+
+
 @pytest.mark.parametrize('name', EXACT)
 def test_agrees_with_numpy_on_every_query(name):
   """An independent forward pass gives the answer by the same margin, and the certificate bounds it."""
   n, r, k = (7, 3, 2) if name in MULTI_HOP else (7, 3, 1)
   built = build(name, n, r, k)
-  least = np.inf
-  for s, path in itertools.product(range(n), itertools.product(range(r), repeat=k)):
-    steps = oracle.answers(built.facts, s, path)
-    prompt = [s, *(n + q for q in path)]
-    due = [steps[hop - 1] for hop in built.said]
-    tokens = prompt + due[:-1]
-    logits = oracle.logits(built.config, built.params, tokens)
-    for row, answer in zip(logits[-len(due) :], due, strict=True):
-      assert row.argmax() == answer
-      least = min(least, row[answer] - np.delete(row, answer).max())
+  right, least = asked_of_numpy(built, np.float64)
+  assert right == built.queries
   exhaustive, certificate = verify.exhaustive(built), verify.certificate(built)
   assert exhaustive.min_margin == pytest.approx(least, rel=1e-5)
   assert built.margin <= certificate.min_margin <= exhaustive.min_margin * (1 + 1e-6)
@@ -174,7 +186,7 @@ def test_highest_precision_changes_nothing():
 @pytest.mark.parametrize(
   'name', ['selector', 'selector_residual', 'selector_literal', 'attention_only', 'disjoint']
 )
-@pytest.mark.parametrize('n,r', [(2, 1), (2, 3), (3, 3), (4, 3), (5, 2), (8, 3)])
+@pytest.mark.parametrize('n,r', [(2, 1), (3, 3), (5, 2), (8, 3)])
 def test_universal(name, n, r):
   """Every content of the superposition, hence every table of facts, bijections or not."""
   report = verify.universal(build(name, n, r, 1))
@@ -193,7 +205,7 @@ def test_universal_for_other_codes(code, dtype):
 
 
 @pytest.mark.parametrize('name', ['precomputed', 'precomputed_depth1'])
-@pytest.mark.parametrize('n,r,k', [(2, 2, 2), (3, 2, 2), (4, 3, 1), (2, 2, 3)])
+@pytest.mark.parametrize('n,r,k', [(3, 2, 2), (4, 3, 1), (2, 2, 3)])
 def test_universal_for_trees(name, n, r, k):
   report = verify.universal(build(name, n, r, k))
   assert report.queries == n ** (r**k) * r**k
@@ -208,8 +220,9 @@ def test_arbitrary_maps(name):
   else:
     facts = Facts.random_maps(11, 3, seed=1)
   k = 2 if name in MULTI_HOP else 1
-  report = verify.exhaustive(build(name, 11, 3, k, facts))
-  assert report.accuracy == 1.0
+  built = build(name, 11, 3, k, facts)
+  right, margin = asked_of_numpy(built)
+  assert right == built.queries and margin >= built.margin
 
 
 @pytest.mark.parametrize('name', ONE_HOP)
@@ -221,7 +234,8 @@ def test_fewer_or_more_attributes_than_subjects(name):
     built = build(name, 9, 2, 1, facts)
     sizes = built.config.dim, [block.hidden for block in built.config.blocks]
     assert sizes == expected_size(name, attributes, 2, 1)
-    assert verify.exhaustive(built).accuracy == 1.0
+    right, margin = asked_of_numpy(built)
+    assert right == built.queries and margin >= built.margin
 
 
 @pytest.mark.parametrize('k,j', [(2, 2), (3, 2), (3, 3), (4, 2), (4, 3), (5, 2)])
@@ -232,7 +246,9 @@ def test_factored_takes_several_hops_a_layer(n, r, k, j):
   assert built.config.depth == math.ceil(k / j)
   assert built.config.dim == 2 * m + r + j * r + lg(k + 1) + 1
   assert built.config.blocks[0].hidden == (n + j * r, r**j * m + m + j * r)
-  for dtype in ('float32', 'bfloat16'):
+  right, margin = asked_of_numpy(built)
+  assert right == built.queries and margin >= 2
+  for dtype in ('float32', 'bfloat16') if n == 5 else ():
     report = verify.exhaustive(built, dtype)
     assert report.accuracy == 1.0 and report.min_margin >= 2
 

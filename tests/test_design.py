@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from constructions import registry
-from experiments.harness import machine, records
+from experiments.harness import records
 from geomem.checks import lower_bounds, verify
 from geomem.facts import Facts
 
@@ -119,7 +119,6 @@ def test_the_experiment_of_the_page(tmp_path, capsys, monkeypatch):
   assert len(code_lines(examples()[2])) < 50
   module = types.ModuleType('experiments.noise')
   monkeypatch.setitem(sys.modules, module.__name__, module)
-  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
   exec(compile(examples()[2], 'noise', 'exec'), module.__dict__)
 
   def run(*arguments):

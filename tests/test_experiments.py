@@ -173,8 +173,9 @@ BLOCKS = [[line for line in b.splitlines() if line not in SMOKE] for b in in_rea
 
 @pytest.mark.parametrize('lines', [lines for lines in BLOCKS if lines], ids=lambda lines: lines[0])
 def test_the_lines_of_the_readme_run(lines, tmp_path):
-  """Of every block, but for the presets that other tests run."""
-  as_a_new_user(lines, tmp_path)
+  """Of every block, but for the presets that other tests run; `train` takes no more than a few steps."""
+  few = lambda line: 'experiments.train ' in line and '--steps' not in line
+  as_a_new_user([line + ' --steps=60' * few(line) for line in lines], tmp_path)
 
 
 def test_the_python_of_the_readme_runs(tmp_path):

@@ -15,6 +15,9 @@ def plain(x, u, targets, weights, in_use):
   return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
 
+plain_slopes = jax.jit(jax.value_and_grad(plain, (0, 1)))
+
+
 def inputs(rows, answers, dim, seed=0, scale=1.0):
   rng = np.random.default_rng(seed)
   x, u = (scale * rng.standard_normal((n, dim)).astype(np.float32) for n in (rows, answers))
@@ -30,14 +33,13 @@ def inputs(rows, answers, dim, seed=0, scale=1.0):
 def test_equals_the_plain_formula(rows, answers, dim, block):
   x, u, targets, weights = inputs(rows, answers, dim)
   everything = jnp.ones(answers, bool)
-  (loss, _), slopes = jax.value_and_grad(
-    lambda x, u: head.cross_entropy(x, u, targets, weights, block=block), (0, 1), has_aux=True
-  )(x, u)
-  expected, expected_slopes = jax.value_and_grad(plain, (0, 1))(x, u, targets, weights, everything)
+  ours = jax.jit(lambda x, u: head.cross_entropy(x, u, targets, weights, block=block))
+  (loss, _), slopes = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(x, u)
+  expected, expected_slopes = plain_slopes(x, u, targets, weights, everything)
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
   for got, want in zip(slopes, expected_slopes, strict=True):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
-  undifferentiated, _ = head.cross_entropy(x, u, targets, weights, block=block)
+  undifferentiated, _ = ours(x, u)
   np.testing.assert_allclose(undifferentiated, loss, rtol=1e-6)
 
 
@@ -55,7 +57,7 @@ def test_smoothed_labels_are_mixed_with_the_uniform_distribution_over_the_answer
     x, u, targets, weights, in_use, block=32, smoothing=smoothing
   )[0]
   (loss, slopes), (expected, expected_slopes) = (
-    jax.value_and_grad(function, (0, 1))(x, u) for function in (ours, plain_smoothed)
+    jax.jit(jax.value_and_grad(function, (0, 1)))(x, u) for function in (ours, plain_smoothed)
   )
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
   for got, want in zip(slopes, expected_slopes, strict=True):
@@ -65,8 +67,8 @@ def test_smoothed_labels_are_mixed_with_the_uniform_distribution_over_the_answer
 def test_the_cotangent_scales_the_gradient():
   x, u, targets, weights = inputs(50, 9, 4)
   loss = lambda x, u: head.cross_entropy(x, u, targets, weights, block=16)[0]
-  once = jax.grad(loss, (0, 1))(x, u)
-  thrice = jax.grad(lambda x, u: 3 * loss(x, u) + 5, (0, 1))(x, u)
+  once = jax.jit(jax.grad(loss, (0, 1)))(x, u)
+  thrice = jax.jit(jax.grad(lambda x, u: 3 * loss(x, u) + 5, (0, 1)))(x, u)
   for a, b in zip(once, thrice, strict=True):
     np.testing.assert_allclose(3 * a, b, rtol=1e-6)
 
@@ -75,8 +77,8 @@ def test_the_cotangent_scales_the_gradient():
 def test_large_logits(scale):
   x, u, targets, weights = inputs(70, 31, 6, scale=scale)
   loss = lambda x, u: head.cross_entropy(x, u, targets, weights, block=32)[0]
-  got, slopes = jax.value_and_grad(loss, (0, 1))(x, u)
-  want, expected = jax.value_and_grad(plain, (0, 1))(x, u, targets, weights, jnp.ones(31, bool))
+  got, slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, u)
+  want, expected = plain_slopes(x, u, targets, weights, jnp.ones(31, bool))
   np.testing.assert_allclose(got, want, rtol=1e-5)
   for a, b in zip(slopes, expected, strict=True):
     assert np.isfinite(a).all()
@@ -97,12 +99,9 @@ def test_answers_not_in_use_do_not_exist():
   x, u, targets, weights = inputs(40, 12, 5)
   targets = targets % 8
   in_use = np.arange(12) < 8
-  full = jax.value_and_grad(
-    lambda x, u: head.cross_entropy(x, u, targets, weights, in_use)[0], (0, 1)
-  )(x, u)
-  cut = jax.value_and_grad(lambda x, u: head.cross_entropy(x, u, targets, weights)[0], (0, 1))(
-    x, u[:8]
-  )
+  ask = lambda *used: lambda x, u: head.cross_entropy(x, u, targets, weights, *used)[0]
+  full = jax.jit(jax.value_and_grad(ask(in_use), (0, 1)))(x, u)
+  cut = jax.jit(jax.value_and_grad(ask(), (0, 1)))(x, u[:8])
   np.testing.assert_allclose(full[0], cut[0], rtol=1e-6)
   np.testing.assert_allclose(full[1][0], cut[1][0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(full[1][1][:8], cut[1][1], rtol=1e-5, atol=1e-6)
@@ -113,9 +112,9 @@ def test_bfloat16_inputs_are_summed_in_float32():
   x, u, targets, weights = (jnp.asarray(a) for a in inputs(90, 21, 7))
   x, u = x.astype(jnp.bfloat16), u.astype(jnp.bfloat16)
   loss = lambda x, u: head.cross_entropy(x, u, targets, weights, block=32)[0]
-  got, slopes = jax.value_and_grad(loss, (0, 1))(x, u)
+  got, slopes = jax.jit(jax.value_and_grad(loss, (0, 1)))(x, u)
   wide = x.astype(jnp.float32), u.astype(jnp.float32)
-  want, expected = jax.value_and_grad(plain, (0, 1))(*wide, targets, weights, jnp.ones(21, bool))
+  want, expected = plain_slopes(*wide, targets, weights, jnp.ones(21, bool))
   np.testing.assert_allclose(got, want, rtol=2e-6)
   for a, b in zip(slopes, expected, strict=True):
     assert a.dtype == jnp.bfloat16

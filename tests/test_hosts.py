@@ -101,7 +101,7 @@ def start(*arguments, folder, name):
     return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=out, stderr=err)
 
 
-def end(processes, folder, statuses=(0, 0), seconds=120):
+def end(processes, folder, statuses=(0, 0), seconds=300):
   """Wait for all; when one fails the others are killed, and all that was said is shown."""
   deadline = time.monotonic() + seconds
   try:

@@ -36,10 +36,11 @@ def test_a_subject_told_is_a_subject_named(depth, paths):
   config = Config.trained(7, 3, 6, depth=depth, length=3)
   params = model.draw(config, 0)
   e = jnp.asarray(params['embed']['subjects'])
-  named = model.apply(config, params, jnp.arange(7), jnp.array(paths), method='all_pairs')
-  told = model.apply(config, params, e, jnp.array(paths), method='from_embeddings')
+  apply = jax.jit(functools.partial(model.apply, config), static_argnames='method')
+  named = apply(params, jnp.arange(7), jnp.array(paths), method='all_pairs')
+  told = apply(params, e, jnp.array(paths), method='from_embeddings')
   np.testing.assert_allclose(told, named, atol=2e-5)
-  moved = model.apply(config, params, e[::-1], jnp.array(paths), method='from_embeddings')
+  moved = apply(params, e[::-1], jnp.array(paths), method='from_embeddings')
   np.testing.assert_allclose(moved, named[::-1], atol=2e-5)
 
 
@@ -50,10 +51,9 @@ def test_answers_are_those_of_the_model(norm):
   config = Config.trained(n, 2, 8, norm=norm)
   params, table = model.draw(config, 0), Facts.bijections(n, 2)
   e = jnp.asarray(params['embed']['subjects'])
-  logits = [
-    model.apply(config, params, jnp.array([[s, n + r]]))[0, -1] for s, r in ((0, 1), (n - 1, 0))
-  ]
-  said = intervene.answers(config, params, e)
+  apply = jax.jit(functools.partial(model.apply, config))
+  logits = [apply(params, jnp.array([[s, n + r]]))[0, -1] for s, r in ((0, 1), (n - 1, 0))]
+  said = jax.jit(functools.partial(intervene.answers, config))(params, e)
   assert said.shape == (n, 2)
   assert [said[0, 1], said[n - 1, 0]] == [int(jnp.argmax(row)) for row in logits]
   share = intervene.accuracy(config, params, e, jnp.asarray(table.answers_RxN.T))

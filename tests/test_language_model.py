@@ -18,7 +18,7 @@ import pretrained_models as models
 import pytest
 
 from experiments import language_model
-from experiments.harness import machine, records, statistics
+from experiments.harness import records, statistics
 from experiments.language import linearized, probing, prompt_set, ridge, swapping
 from geomem import tables
 from geomem.errors import InputError
@@ -343,11 +343,6 @@ def test_fits_do_not_see_the_subjects_they_are_judged_on(prompts, monkeypatch):
 # --- the binary -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
-
-
 def run(folder, *arguments):
   language_model.STUDY.main(
     ['language_model', f'--workdir={folder}', '--save_seconds=0', *arguments]
@@ -362,9 +357,7 @@ def own(folder):
 @pytest.fixture(scope='module')
 def whole_run(folder):
   """A run of the tiny model that nothing interrupted."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(machine, 'keep_compiled', lambda folder: None)
-    return run(folder / 'run', *own(folder))
+  return run(folder / 'run', *own(folder))
 
 
 def test_any_model_and_table_are_measured_drawn_and_answered_again(folder, whole_run, capsys):

@@ -17,10 +17,8 @@ EXACT = [name for name, entry in registry.REGISTRY.items() if entry.exact]
 ONE_HOP = [(2, 1, 1), (3, 5, 1), (8, 3, 1), (17, 2, 1), (64, 5, 1)]
 SIZES = [
   *ONE_HOP[:2],
-  (5, 3, 1),
   (64, 3, 1),
   (2, 2, 2),
-  (3, 3, 2),
   (17, 2, 2),
   (5, 1, 3),
   (8, 2, 3),

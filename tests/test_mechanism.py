@@ -10,7 +10,7 @@ import pytest
 
 from experiments import dynamics, phases
 from experiments import from_constructed as experiment
-from experiments.harness import machine, records, studies
+from experiments.harness import records, studies
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import select, values
 from experiments.harness.study import Study
@@ -26,11 +26,6 @@ FIELDS = {'measurement', 'control', 'seed', 'subjects', 'relations', 'value'}
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('runs')
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
 
 
 def structure(table):
@@ -89,6 +84,11 @@ def transfer(table):
     assert values(table, model=control, measurement='old_maps')[0] < 0.95
 
 
+# Of the smoke presets no more kinds of model than the checks below look at.
+FEWER = {
+  'structure': {'only': ('trained', 'untrained', 'random weights', 'associative', 'constructed')},
+  'phases': {'maps': ({'dim': (8, 16), 'width': (8,)},)},
+}
 CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}
 
 
@@ -97,6 +97,8 @@ def test_a_study_records_what_it_measured_and_draws_that(name, folder, capsys, m
   study, drawn, workdir = studies.load(name), [], folder / name
   main = lambda *flags: study.main([name, f'--workdir={workdir}', *flags])
   with monkeypatch.context() as patch:
+    smoke = dataclasses.replace(study.presets['smoke'], **FEWER.get(name, {}))
+    patch.setitem(study.presets, 'smoke', smoke)
     patch.setattr(Study, 'draw', lambda self, table, _: drawn.append(table) or ['a figure'])
     main('--scale=smoke', '--save_seconds=0')
     told = capsys.readouterr().out

@@ -30,8 +30,8 @@ def make_config(norm, hidden, tied, heads=2, depth=2, bias=True, **more):
 
 
 CONFIGS = [
-  make_config(norm, hidden, tied, 1 + i % 3, depth=1 + (i // 2) % 2, bias=i % 4 != 1)
-  for i, (norm, hidden, tied) in enumerate(itertools.product(NORMS, HIDDEN, (False, True)))
+  make_config(norm, hidden, i % 2 == 1, 1 + i % 3, depth=1 + (i // 2) % 2, bias=i % 4 != 1)
+  for i, (norm, hidden) in enumerate(itertools.product(NORMS, HIDDEN))
 ] + [make_config('rms', (5,), False, depth=depth, answer_dim=3) for depth in (1, 2)]
 
 
@@ -79,7 +79,7 @@ def test_agrees_with_numpy_at_every_position(config):
   for seed in range(2):
     params = make_params(config, seed)
     logits, tail, pairs, one_by_one = see(config, params)
-    want = [oracle.logits(config, params, tokens) for tokens in share_prefixes()]
+    want = oracle.logits(config, params, share_prefixes())
     assert close(logits, want, FLOAT32)
     assert close(tail, logits[:, -2:], FLOAT32)
     assert close(pairs, one_by_one, FLOAT32)
@@ -89,7 +89,7 @@ def test_agrees_with_numpy_at_every_position(config):
       assert np.any(logits[0, p + 1 :] != logits[p + 1, p + 1 :])
 
 
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(deadline=None, max_examples=6, derandomize=True)
 @given(
   st.sampled_from(NORMS), st.lists(st.integers(1, 6), max_size=2), st.booleans(), st.integers(1, 3),
   st.integers(1, 2), st.booleans(), st.integers(1, 3), st.integers(0, 99),
@@ -121,7 +121,7 @@ def test_tokens_outside_the_vocabulary_are_refused_or_answered_by_no_number(toke
   np.testing.assert_array_equal(logits[1], compiled(params, tokens.clip(0, N + R - 1))[1])
 
 
-@pytest.mark.parametrize('config', CONFIGS[1::6])
+@pytest.mark.parametrize('config', CONFIGS[1::4])
 def test_bfloat16_is_near_float32(config):
   params = make_params(config, 0)
   exact, rounded = (see(config.replace(dtype=dtype), params) for dtype in DTYPES)
@@ -168,7 +168,7 @@ def test_gradients_of_a_batch_of_models(dtype, tied, tolerance):
 
   def moved(params, direction, step):
     params = jax.tree.map(lambda a, g: a.astype(np.float64) + step * g, params, direction)
-    return query_loss(np.stack([oracle.logits(config, params, t) for t in tokens]), answers)
+    return query_loss(oracle.logits(config, params, tokens), answers)
 
   for i, params in enumerate(models):
     slope = jax.tree.map(lambda a, i=i: np.asarray(a[i], np.float64), slopes)

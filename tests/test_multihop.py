@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import pages
-from experiments.harness import machine, records, statistics
+from experiments.harness import records, statistics
 from experiments.multihop import STUDY
 
 ROOT = Path(__file__).parents[1]
@@ -15,11 +15,6 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   return tmp_path_factory.mktemp('runs')
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
 
 
 def test_it_records_what_it_measured_and_draws_that(folder, capsys):

@@ -75,11 +75,11 @@ def test_every_token_asks_for_one_vocabulary():
 
 @pytest.mark.parametrize('compiling', [0.0, 1e9])
 def test_trained_in_whatever_program_they_end_alike(compiling, monkeypatch):
-  tasks = [task(9, 4), task(5, 6, r=3, seed=3), task(4, 3, f=7), task(9, 4, seed=1)]
+  tasks = [task(9, 4), task(5, 6, r=3, seed=3), task(9, 4, seed=1)]
   monkeypatch.setattr(scheduling, 'CPU', Costs(compiling=compiling))
   compiled = []
   found = scheduling.train_tasks(RECIPE, tasks, compiled=compiled)
-  assert len(compiled) == (1 if compiling else 3)
+  assert len(compiled) == (1 if compiling else 2)
   for i, one in enumerate(tasks):
     sweep, states = batched.set_up(RECIPE, [one], devices=jax.devices()[:1])
     for sweep, states in batched.fit(sweep, states, 8):  # noqa: B020

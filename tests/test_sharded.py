@@ -47,7 +47,7 @@ def test_on_four_devices():
     check=False,
     env=environment,
     cwd=path.parents[1],
-    timeout=300,
+    timeout=900,
     text=True,
     capture_output=True,
   )
@@ -73,8 +73,7 @@ def slopes(x, u, *rows, **options):
   ('shape', 'block', 'options'),
   [
     ((1, 4), 16, {}),
-    ((4, 1), 256, {}),
-    ((2, 2), 32, {'scale': 3e4}),
+    ((4, 1), 256, {'scale': 3e4}),
     ((2, 2), 32, {'dtype': jnp.bfloat16}),
   ],
 )
@@ -94,7 +93,7 @@ def test_the_head_is_that_of_one_device(shape, block, options):
   one, spread_one = ask(x, u, targets, in_use), ask(x, u, targets, in_use, mesh=mesh(shape))
   np.testing.assert_array_equal(one, spread_one)
   assert one.dtype == bool and np.sum(weights * np.asarray(one)) == right
-  plain = head.cross_entropy(*given, block=block, mesh=mesh(shape))
+  plain = jax.jit(functools.partial(head.cross_entropy, block=block, mesh=mesh(shape)))(*given)
   np.testing.assert_allclose(plain, (loss, right), rtol=2e-6)
 
 
@@ -142,9 +141,8 @@ SHORT = functools.partial(Recipe, steps=6, warmup=2, check=3, target=None, block
 @pytest.mark.parametrize(
   ('recipe', 'options', 'shapes'),
   [
-    ({}, {'n': 13}, [(1, 2), (2, 2)]),
     ({'batch': 8, 'frozen': ('unembed',)}, {'n': 16, 'norm': 'layer'}, [(1, 4)]),
-    ({}, {'n': 13, 'answers': 13, 'tied': True}, [(1, 4)]),
+    ({}, {'n': 13, 'answers': 13, 'tied': True}, [(1, 4), (2, 2)]),
     ({'batch': 8, 'hops': 2}, {'n': 13, 'depth': 2, 'length': 3}, [(2, 2)]),
     ({'loss': 'every'}, {'n': 16, 'answers': 18, 'depth': 2}, [(4, 1)]),
     ({'batch': 8, 'label_smoothing': 0.5}, {'n': 16, 'answer_dim': 4}, [(2, 2)]),

@@ -26,11 +26,6 @@ LANGUAGE = 'language_model', 'new_subjects'  # the studies of a pretrained model
 MENDED = {'threshold': 'bits of facts', 'capacity': 'bits'}
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-  monkeypatch.setattr(machine, 'keep_compiled', lambda folder: None)
-
-
 # --- the list of studies --------------------------------------------------------------------------
 
 

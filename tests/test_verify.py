@@ -48,15 +48,15 @@ def queries(facts, hops):
 
 def oracle_margins(config, params, facts, hops, chain_of_thought=False):
   """Query by query, the least logit(answer) − largest other logit at any step."""
-  margins = []
+  margins, prompts, asked = [], [], []
   for s, path in queries(facts, hops):
     steps = oracle.answers(facts, s, path)
     thoughts, due = (steps[:-1], steps) if chain_of_thought else ([], steps[-1:])
-    prompt = [s, *(facts.subjects + r for r in path), *thoughts]
-    rows = oracle.logits(config, params, prompt)[-len(due) :]
-    margins.append(
-      np.min([row[a] - np.delete(row, a).max() for row, a in zip(rows, due, strict=True)])
-    )
+    prompts.append([s, *(facts.subjects + r for r in path), *thoughts])
+    asked.append(due)
+  for rows, due in zip(oracle.logits(config, params, prompts), asked, strict=True):
+    last = zip(rows[-len(due) :], due, strict=True)
+    margins.append(np.min([row[a] - np.delete(row, a).max() for row, a in last]))
   margins = np.array(margins)
   return np.where(
     np.abs(margins) < 1e-12, 0, margins
