@@ -20,6 +20,7 @@ from chex import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from geomem.errors import InputError
 from geomem.mesh import FACTS, SLICED, SPREAD, VOCABULARY
 from geomem.model import product
 
@@ -32,9 +33,10 @@ def rows_at_once(answers: int) -> int:
 def cross_entropy(
   x_BxD: Array, u_AxD: Array, targets_B: Array, weights_B: Array | None = None,
   in_use_A: Array | None = None, block: int | None = None, precision: str | None = None,
-  mesh: Mesh | None = None, smoothing: float = 0.0,
+  mesh: Mesh | None = None, smoothing: float = 0.0, rivals: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
-  """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest].
+  """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest]; or, with
+  `rivals`, of every row the answer other than its target that has the largest logit.
 
   The sums over a are over the answers `in_use_A` (default all; for padded models). `smoothing`: of labels; the
   target is mixed with so much of the uniform distribution over these answers. Differentiable in
@@ -42,7 +44,7 @@ def cross_entropy(
   divide evenly among all devices, and the answers over those of the vocabulary.
   """
   rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
-  static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing
+  static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing, rivals
   return _head(static, x_BxD, u_AxD, rows)
 
 
@@ -52,7 +54,7 @@ def right(
 ) -> Array:  # fmt: skip
   """Of every row, whether the target's logit is the one largest."""
   rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
-  static = block or rows_at_once(len(u_AxD)), precision, mesh, 0.0
+  static = block or rows_at_once(len(u_AxD)), precision, mesh, 0.0, False
   return _pass(static, x_BxD, u_AxD, rows, gradients=False)[1]
 
 
@@ -87,12 +89,15 @@ _head.defvjp(_forward, _backward)
 
 def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
   """(loss, right), and the gradients in x and u; or, without these, which rows are right."""
-  block, precision, mesh, smoothing = static
+  block, precision, mesh, smoothing, rivals = static
   if mesh is None:
-    return _per_device(block, precision, False, smoothing, gradients, x_BxD, u_AxD, rows)
+    about = block, precision, False, smoothing, rivals, gradients
+    return _per_device(*about, x_BxD, u_AxD, rows)
+  if rivals:
+    raise InputError('rivals are not looked for on a mesh')
   per_device_block = max(1, block // mesh.shape[VOCABULARY])
   return jax.shard_map(
-    functools.partial(_per_device, per_device_block, precision, True, smoothing, gradients),
+    functools.partial(_per_device, per_device_block, precision, True, smoothing, False, gradients),
     mesh=mesh,
     in_specs=(SPREAD, SLICED, (SPREAD, SPREAD, SLICED)),
     out_specs=((P(), P()), (SPREAD, SLICED) if gradients else SPREAD),
@@ -100,7 +105,7 @@ def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
   )(x_BxD, u_AxD, rows)
 
 
-def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, rows):
+def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, u_AxD, rows):
   """A device's part of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
@@ -136,8 +141,9 @@ def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, r
     loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * each_S, 0.0))
     alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
     right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
+    rival_S = _rival(logits_SxA, target_S) if rivals else jnp.zeros(0, jnp.int32)
     if not gradients:
-      return (loss, right, du_DxA), own_rows(alone_S)
+      return (loss, right, du_DxA), rival_S if rivals else own_rows(alone_S)
     # p − the label, but for each row's factor, which the narrow arrays carry.
     label_S = (1.0 - smoothing) * sum_S
     odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
@@ -149,17 +155,18 @@ def _per_device(block, precision, sharded, smoothing, gradients, x_BxD, u_AxD, r
     x_DxS = jax.lax.optimization_barrier((scale_Sx1 * x_SxD.astype(jnp.float32)).T)
     du_DxA = du_DxA + dot('ds,sa->da', x_DxS, odds_SxA)
     dx_SxD = scatter(dx_SxD)
-    return (loss, right, du_DxA), dx_SxD.astype(x_BxD.dtype)
+    return (loss, right, du_DxA), (dx_SxD.astype(x_BxD.dtype), rival_S)
 
   du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)
   start = jnp.float32(0), jnp.float32(0), du_DxA
   sums, each = jax.lax.scan(step, start, (split(x_BxD), split(targets_B), split(weights_B)))
   loss, right, du_DxA = jax.tree.map(add_facts, sums)
-  each = each.reshape(-1, *each.shape[2:])[:total]
+  join = lambda a: a.reshape(-1, *a.shape[2:])[:total]
   if not gradients:
-    return (loss, right), each
+    return (loss, join(each) if rivals else right), join(each)
+  dx_BxD, rival_B = map(join, each)
   du_AxD = jax.lax.optimization_barrier(du_DxA).T
-  return (loss, right), (each, du_AxD.astype(u_AxD.dtype))
+  return (loss, rival_B if rivals else right), (dx_BxD, du_AxD.astype(u_AxD.dtype))
 
 
 def _reductions(sharded):
@@ -185,6 +192,15 @@ def _reductions(sharded):
 def _inside(target_S, count):
   """The target's place among these answers, or one past the end: a negative one would count from there."""
   return jnp.where((target_S >= 0) & (target_S < count), target_S, count)
+
+
+def _rival(logits_SxA, target_S):
+  """The answer with the largest logit, but for the target's: by two reductions, of which XLA's CPU backend makes
+  better code than of an argmax."""
+  answer_A = jnp.arange(logits_SxA.shape[1], dtype=jnp.int32)
+  others_SxA = jnp.where(answer_A[None] == target_S[:, None], -jnp.inf, logits_SxA)
+  top_Sx1 = jnp.max(others_SxA, axis=1, keepdims=True)
+  return jnp.max(jnp.where(others_SxA == top_Sx1, answer_A[None], 0), axis=1)
 
 
 def _own(logits_SxA, target_S):

@@ -183,7 +183,11 @@ def _start(recipe: Recipe, mesh, params):
 def _vmap_size(config: Config, recipe: Recipe) -> int:
   """Models whose activations fit in a core's cache: fewer calls, as long as they do."""
   prompts = (recipe.batch or config.subjects) * config.relations**recipe.hops
-  widths = config.answers + 4 * config.dim + sum(sum(b.hidden) for b in config.blocks)
+  widths = (
+    optimization.softmax_size(config, recipe)
+    + 4 * config.dim
+    + sum(sum(b.hidden) for b in config.blocks)
+  )
   fit = CACHE // (prompts * widths)
   return min(8, 1 << (fit.bit_length() - 1)) if fit else 1
 
@@ -208,6 +212,10 @@ def check(recipe: Recipe, tasks: Sequence[Task], config: Config) -> None:
       raise InputError(
         f'frozen names {name!r}, which the model has not; it has {", ".join({**trained, **frozen})}'
       )
+  if recipe.lazy and (config.tied or optimization.SUBJECTS in frozen):
+    raise InputError(
+      'lazy training needs embeddings of subjects that are trained, and answers with vectors of their own'
+    )
   if config.length < recipe.length():
     raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
   for facts in (task.facts for task in tasks):

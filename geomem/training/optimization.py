@@ -25,9 +25,10 @@ from jax.sharding import Mesh
 from geomem import head, model, queries
 from geomem.config import Config
 from geomem.errors import InputError
+from geomem.training import lazy
 
 LOSSES = ('answer', 'chain', 'every')
-SUBJECTS = 'embed/subjects'
+SUBJECTS, ANSWERS = 'embed/subjects', 'unembed/answers'
 # Trained, a head may stop attending to the subject for all relations but one, early in training, and
 # then has no gradient that would bring it back.
 QK_PARAMS = ('blocks_0/attention/query', 'blocks_0/attention/key')
@@ -51,6 +52,10 @@ class Recipe:
   `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
   None: the same multiple, as if the whole step of AdamW were taken so many times as long.
   `label_smoothing`: the label is mixed with so much of the uniform distribution over the answers.
+  `passes`: subjects come in passes, each over all of them in an order of its own; otherwise each batch is drawn anew.
+  `lazy`: of the subjects' embeddings a step touches only those that it reads, as in `geomem.training.lazy`.
+  `negatives`: the softmax is over the answers due in the batch, so many drawn uniformly, and confusers, and `lazy`
+  holds of answers' vectors too; None: over all answers.
 
   >>> Recipe.with_warmup(steps=50, target=None).warmup
   5
@@ -70,14 +75,17 @@ class Recipe:
   embedding_lr_multiplier: float = 1.0
   embedding_decay_multiplier: float | None = None
   label_smoothing: float = 0.0
+  passes: bool = False
+  lazy: bool = False
+  negatives: int | None = None
   b1: float = 0.9
   b2: float = 0.999
   eps: float = 1e-8
   block: int | None = None
 
   def __post_init__(self) -> None:
-    for name in ('steps', 'warmup', 'hops', 'batch', 'check', 'block'):
-      value, least = getattr(self, name), int(name != 'warmup')
+    for name in ('steps', 'warmup', 'hops', 'batch', 'check', 'block', 'negatives'):
+      value, least = getattr(self, name), int(name not in ('warmup', 'negatives'))
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
     for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
@@ -95,6 +103,17 @@ class Recipe:
       raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
     if self.loss == 'chain' and not self.chain_of_thought:
       raise InputError("loss='chain' needs chain_of_thought=True: there is no chain otherwise")
+    if (self.passes or self.lazy) and not self.batch:
+      raise InputError('a pass is in batches, and lazy is what no batch reads: name a batch')
+    if self.lazy and (not self.passes or self.loss != 'answer' or self.chain_of_thought):
+      raise InputError(
+        "lazy training is of a pass after another, and of answers alone: it needs passes=True, loss='answer' and no "
+        'chain of thought'
+      )
+    if self.lazy and (self.noise or self.shorter):
+      raise InputError('lazy training has no noise, and no shorter queries')
+    if self.negatives is not None and not self.lazy:
+      raise InputError('negatives need lazy=True: otherwise the softmax is over all answers')
     if self.target is not None and not 0 < self.target <= 1:
       raise InputError(f'target is {self.target}; an accuracy lies in (0, 1]')
 
@@ -121,11 +140,19 @@ class Job(flax.struct.PyTreeNode):
   seed: chex.Array
 
 
+class Lazy(flax.struct.PyTreeNode):
+  """Adam's state of the arrays that every step reads, the tables' rows by the table's name, and confusers."""
+
+  whole: optax.ScaleByAdamState
+  rows: dict
+  confusers_CxN: jax.Array
+
+
 class State(flax.struct.PyTreeNode):
   """Where a model's training stands: the loss of its last batch, its accuracy when last evaluated."""
 
   params: dict
-  opt_state: optax.ScaleByAdamState
+  opt_state: optax.ScaleByAdamState | Lazy
   step: jax.Array
   loss: jax.Array
   accuracy: jax.Array
@@ -139,9 +166,24 @@ def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
   so that each can be spread over devices in its own way.
   """
   trained, _ = split(recipe, params)
-  weights, _ = (_apart if apart else ravel_pytree)(trained)
+  tables = {name: trained.pop(name) for name in _tables(recipe) if name in trained}
+  weights, _ = (_apart if apart or recipe.lazy else ravel_pytree)(trained)
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
-  return State(params, _adam(recipe).init(weights), none, zero, zero, none)
+  opt_state = _adam(recipe).init(weights)
+  if recipe.lazy:
+    rows = {name: lazy.Rows.of(table) for name, table in tables.items()}
+    shape = 1, 1  # no array may be empty
+    if recipe.negatives is not None:
+      embed = params['embed']
+      shape = len(embed['relations']) ** recipe.hops, len(embed['subjects'])
+    confusers_CxN = jnp.full(shape, lazy.NONE)
+    opt_state = Lazy(opt_state, rows, confusers_CxN)
+  return State(params, opt_state, none, zero, zero, none)
+
+
+def _tables(recipe: Recipe) -> tuple[str, ...]:
+  """What is lazy."""
+  return (SUBJECTS, ANSWERS)[: recipe.lazy + (recipe.negatives is not None)]
 
 
 @jax.jit
@@ -191,16 +233,30 @@ def schedule(recipe: Recipe, step: Array) -> Array:
   return jnp.where(step < recipe.warmup, rising, 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
 
 
+def softmax_size(config: Config, recipe: Recipe) -> int:
+  """Over how many answers the softmax of a step is."""
+  if recipe.negatives is None:
+    return config.answers
+  return (
+    recipe.negatives + 2 * (recipe.batch or 0) * config.relations**recipe.hops
+  )  # targets, confusers
+
+
+def _asked(config, recipe, job, subjects_B, valid_B):
+  """All paths, every subject with every path, and whether that pair counts."""
+  chex.assert_equal_shape([subjects_B, valid_B])
+  paths_CxK = jnp.asarray(queries.every_path(config.relations, recipe.hops))
+  c, b = len(paths_CxK), len(subjects_B)
+  weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
+  return paths_CxK, (jnp.repeat(subjects_B, c), jnp.tile(paths_CxK, (b, 1))), weights_BxC
+
+
 def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
   """Final residuals, the answers due there, and each one's weight, as the head takes them."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
-  paths_CxK = jnp.asarray(queries.every_path(config.relations, recipe.hops))
-  weights_BxC = valid_B[:, None] & jnp.all(paths_CxK < job.relations, axis=1)[None]
   every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
-  chex.assert_equal_shape([every_B, valid_B])
-  c, b = len(paths_CxK), len(every_B)
-  pairs = jnp.repeat(every_B, c), jnp.tile(paths_CxK, (b, 1))
+  paths_CxK, pairs, weights_BxC = _asked(config, recipe, job, every_B, valid_B)
   if recipe.loss == 'answer' and not recipe.chain_of_thought:
     x_BxCxD = apply(subjects_B, paths_CxK, method='all_pairs')
     targets_BxC = queries.compose(job.answers_RxN, *pairs)[:, -1]
@@ -240,9 +296,13 @@ def _in_use(config: Config, recipe: Recipe, job: Job):
 
 def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | None = None) -> State:
   """One step of AdamW on a batch of subjects with all their paths."""
+  if recipe.lazy:
+    return _step_lazily(config, recipe, job, state)
   subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
   key = jax.random.fold_in(jax.random.key(job.seed), state.step)
-  if recipe.batch:
+  if recipe.passes:
+    subjects_B, valid_B = _in_passes(recipe, job, state.step)
+  elif recipe.batch:
     subjects_B = jax.random.randint(key, (recipe.batch,), 0, job.subjects)
     valid_B = jnp.ones(recipe.batch, bool)
   trained, frozen = split(recipe, state.params)
@@ -256,17 +316,27 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | No
     return sum(loss(config, r, params, job, subjects_B, valid_B, mesh) for r in some) / len(some)
 
   value, grads = jax.value_and_grad(objective)(trained)
-  ravel = _apart if isinstance(state.opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
+  trained, opt_state = _adamw(recipe, job, state.step, trained, grads, state.opt_state)
+  return _after(state, merge(trained, frozen), opt_state, value)
+
+
+def _after(state: State, params: dict, opt_state, value: Array) -> State:
+  status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
+  return State(params, opt_state, state.step + 1, value, state.accuracy, status)
+
+
+def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, opt_state):
+  """The arrays and the optimizer's state after a step."""
+  ravel = _apart if isinstance(opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
   weights, restore = ravel(trained)
-  updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], state.opt_state)
-  rate = job.learning_rate * schedule(recipe, state.step)
+  updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], opt_state)
+  rate = job.learning_rate * schedule(recipe, step)
 
   def per_parameter(number):  # one number for every parameter, in arrays like the weights
     full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
     return ravel(full)[0]
 
-  multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
-  ratio = 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
+  multiplier, ratio = recipe.embedding_lr_multiplier, _decay_ratio(recipe)
   # Matrices and embeddings decay, biases and the scales of norms do not.
   decay = per_parameter(lambda name, w: (w.ndim > 1) * (ratio if name == SUBJECTS else 1.0))
   delta = lambda w, update, decay: rate * (update + job.weight_decay * decay * w)
@@ -274,10 +344,87 @@ def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | No
   if multiplier != 1:
     multipliers = per_parameter(lambda name, _: multiplier if name == SUBJECTS else 1.0)
     deltas = jax.tree.map(jnp.multiply, deltas, multipliers)
-  weights = jax.tree.map(jnp.subtract, weights, deltas)
-  status = jnp.where(jnp.isfinite(value), jnp.int32(RUNNING), jnp.int32(DIVERGED))
-  params = merge(restore(weights), frozen)
-  return State(params, opt_state, state.step + 1, value, state.accuracy, status)
+  return restore(jax.tree.map(jnp.subtract, weights, deltas)), opt_state
+
+
+def _decay_ratio(recipe: Recipe) -> float:
+  """Of the decay that embeddings have to the one that their learning rate would give them."""
+  multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
+  return 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
+
+
+def _in_passes(recipe: Recipe, job: Job, step: Array) -> tuple[Array, Array]:
+  key = jax.random.fold_in(jax.random.key(job.seed), 2**31)  # no step has this number
+  assert recipe.batch
+  return lazy.in_passes(key, step, job.subjects, recipe.batch)
+
+
+def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> State:
+  """As `step`; of the tables it reads and writes the rows of the batch alone."""
+  assert isinstance(state.opt_state, Lazy)
+  subjects_B, valid_B = _in_passes(recipe, job, state.step)
+  paths_CxK, pairs, weights_BxC = _asked(config, recipe, job, subjects_B, valid_B)
+  targets_Q = queries.compose(job.answers_RxN, *pairs)[:, -1]
+  trained, frozen = split(recipe, state.params)
+  index = {SUBJECTS: jnp.where(valid_B, subjects_B, config.subjects)}
+  confusers_CxN, in_use_C = state.opt_state.confusers_CxN, _in_use(config, recipe, job)
+  if recipe.negatives is not None:
+    key = jax.random.fold_in(jax.random.key(job.seed), state.step)
+    confusers_Q = confusers_CxN[:, subjects_B].T.reshape(-1)
+    about = recipe.negatives, job.attributes, config.answers
+    index[ANSWERS], targets_Q = lazy.candidates(key, targets_Q, confusers_Q, *about)
+    in_use_C = index[ANSWERS] < config.answers
+  every, rows = {**trained, **frozen}, state.opt_state.rows
+  values = {name: lazy.read(every[name], rows.get(name), index[name]) for name in index}
+  small = config.replace(subjects=len(subjects_B), answers=len(in_use_C))
+
+  def objective(free, values):
+    params = merge({**free, **values}, {n: w for n, w in frozen.items() if n not in values})
+    x_BxCxD = model.apply(small, params, None, paths_CxK, method='all_pairs', used=job.dim)
+    total, rival_Q = head.cross_entropy(
+      x_BxCxD.reshape(len(targets_Q), -1), model.apply(small, params, method='unembedding'), targets_Q,
+      weights_BxC.reshape(-1), in_use_C, recipe.block, config.precision, None, recipe.label_smoothing,
+      rivals=recipe.negatives is not None,
+    )  # fmt: skip
+    return total / jnp.sum(weights_BxC, dtype=jnp.float32), rival_Q
+
+  free = {name: w for name, w in trained.items() if name not in rows}
+  (value, rival_Q), (grads, row_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
+    free, values
+  )
+  free, whole = _adamw(recipe, job, state.step, free, grads, state.opt_state.whole)
+  written, rows = _write(recipe, job, state.step, trained, rows, index, values, row_grads)
+  if recipe.negatives is not None:
+    nearest_BxC = index[ANSWERS][rival_Q].reshape(len(subjects_B), -1)
+    confusers_CxN = confusers_CxN.at[:, index[SUBJECTS]].set(nearest_BxC.T, mode='drop')
+  params = merge({**free, **written}, frozen)
+  return _after(state, params, Lazy(whole, rows, confusers_CxN), value)
+
+
+def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict, dict]:
+  """The tables that are trained, and what is known of their rows, after a step."""
+  rate, betas = job.learning_rate * schedule(recipe, step), (recipe.b1, recipe.b2, recipe.eps)
+  written = {}
+  for name, own in rows.items():
+    faster = recipe.embedding_lr_multiplier if name == SUBJECTS else 1.0
+    decay = faster * job.weight_decay * (_decay_ratio(recipe) if name == SUBJECTS else 1.0)
+    about = index[name], values[name], grads[name], rate * faster, rate * decay, betas
+    written[name] = lazy.write(tables[name], own, *about)
+  return {name: table for name, (table, _) in written.items()}, {
+    name: own for name, (_, own) in written.items()
+  }
+
+
+def settled(recipe: Recipe, state: State) -> State:
+  """With all rows of all tables decayed up to now; for whoever reads them from outside."""
+  if not recipe.lazy:
+    return state
+  flat, rows = flatten_dict(state.params, sep='/'), {}
+  for name, own in state.opt_state.rows.items():
+    flat[name], rows[name] = lazy.settle(flat[name], own)
+  return state.replace(
+    params=unflatten_dict(flat, sep='/'), opt_state=state.opt_state.replace(rows=rows)
+  )
 
 
 def _noise(recipe: Recipe, job: Job, e_NxD, key):
@@ -299,30 +446,54 @@ def accuracy(
   Not a number where a residual is not finite. Blocks of subjects, one after another: as many as have
   `QUERIES_PER_BLOCK` queries, and at least one, on every device.
   """
-  per_device = min(1024, max(1, QUERIES_PER_BLOCK // config.relations**recipe.hops))
-  size = min(per_device * (mesh.size if mesh else 1), config.subjects)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
   steps = recipe.hops if chained else 1
-  unembedding_AxD = model.apply(config, params, method='unembedding')
 
-  def block(right, first):
+  def count(x_BxD, targets_B, weights_B, unembedding_AxD, in_use_A, block, precision):
+    of = x_BxD, unembedding_AxD, targets_B, in_use_A, block, precision, mesh
+    right_B = head.right(*of)
+    all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
+    return jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
+
+  in_use_A = _in_use(config, recipe, job)
+  return _mean_over_queries(config, asked, job, params, in_use_A, count, mesh)
+
+
+def cross_entropy(config: Config, recipe: Recipe, job: Job, params: dict) -> tuple[Array, Array]:
+  """Of the last answer, over all answers, in nats, its mean over all queries; and the accuracy. Not numbers as in `accuracy`."""
+
+  def total(x_BxD, targets_B, weights_B, unembedding_AxD, *head_of):
+    return head.cross_entropy(x_BxD, unembedding_AxD, targets_B, weights_B, *head_of)
+
+  asked = dataclasses.replace(recipe, loss='answer')
+  return _mean_over_queries(config, asked, job, params, _in_use(config, recipe, job), total)
+
+
+def _mean_over_queries(config, recipe, job, params, in_use_A, function, mesh=None):
+  """Of sums that are made block after block, of (residuals, targets, weights, unembedding, answers in use, rows of the head
+  at once, precision)."""
+  per_device = min(1024, max(1, QUERIES_PER_BLOCK // config.relations**recipe.hops))
+  size = min(per_device * (mesh.size if mesh else 1), config.subjects)
+  unembedding_AxD = model.apply(config, params, method='unembedding')
+  head_of = unembedding_AxD, in_use_A, recipe.block, config.precision
+
+  def block(first):
     subject_B = first + jnp.arange(size)
     inside_B = subject_B < job.subjects
     subjects_B = jnp.minimum(subject_B, config.subjects - 1)
-    x_BxD, targets_B, weights_B = _rows(config, asked, params, job, subjects_B, inside_B, mesh)
-    right_B = head.right(
-      x_BxD, unembedding_AxD, targets_B, _in_use(config, recipe, job), recipe.block,
-      config.precision, mesh,
-    )  # fmt: skip
-    all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
+    x_BxD, targets_B, weights_B = _rows(config, recipe, params, job, subjects_B, inside_B, mesh)
     finite = jnp.all(jnp.isfinite(x_BxD))
-    count = jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
-    return right + jnp.where(finite, count, jnp.nan), None
+    sums = function(x_BxD, targets_B, weights_B, *head_of)
+    return jax.tree.map(lambda own: jnp.where(finite, own, jnp.nan), sums)
 
-  right, _ = jax.lax.scan(block, jnp.float32(0), jnp.arange(0, config.subjects, size))
+  blocks = jnp.arange(0, config.subjects, size)
+  none = jax.tree.map(lambda a: jnp.zeros(a.shape), jax.eval_shape(block, blocks[0]))
+  add = lambda total, first: (jax.tree.map(jnp.add, total, block(first)), None)
+  total, _ = jax.lax.scan(add, none, blocks)
   subjects, relations = (a.astype(jnp.float32) for a in (job.subjects, job.relations))
-  return right / (subjects * relations**recipe.hops)  # integers would overflow
+  queries = subjects * relations**recipe.hops  # integers would overflow
+  return jax.tree.map(lambda a: a / queries, total)
 
 
 def train_chunk(
@@ -339,6 +510,7 @@ def train_chunk(
     return (state.step < until) & (state.status == RUNNING)
 
   def evaluate(state):
+    state = settled(recipe, state)
     right = accuracy(config, recipe, job, state.params, mesh)
     status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
     status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from geomem.config import BlockConfig, Config
-from geomem.training import batched
+from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.optimization import Recipe
 
@@ -106,7 +106,8 @@ def multiplications(config: Config, recipe: Recipe) -> int:
   # Keys and values are computed per subject and per path, not per prompt.
   once = len(c.blocks) == 1 and not recipe.chain_of_thought
   tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
-  total = prompts * (c.answer_dim * (d + c.answers) if c.answer_dim else d * c.answers)
+  answers = optimization.softmax_size(c, recipe)
+  total = prompts * (c.answer_dim * (d + answers) if c.answer_dim else d * answers)
   for b in c.blocks:
     widths = (d, *b.hidden, d) if b.hidden else ()
     total += (prompts if once else tokens) * sum(x * y for x, y in itertools.pairwise(widths))

@@ -65,6 +65,8 @@ def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharde
   mesh = meshes.whole() if mesh is None else mesh
   if mesh.axis_names != AXES:
     raise InputError(f'the axes of the mesh are {mesh.axis_names}; they must be {AXES}')
+  if recipe.lazy:
+    raise InputError('lazy training is of models that are whole on a device: use a sweep of one')
   batched.check(recipe, (task,), task.config)
   config = _padded(recipe, task.config, mesh)
   params = batched.parameters(task, config)
