@@ -119,7 +119,7 @@ CONSTRUCT = [
   ('--facts=alternative', 'value should be one of <bijections|maps>'),
   ('selector', "unexpected argument 'selector'; every option is a --flag, see --help"),
   # constructions and their options
-  ('--construction=selektor', "no construction 'selektor'; there are selector, selector_constant"),
+  ('--construction=selektor', "no construction 'selektor'; there are selector, selector_residual"),
   ('--construction=', "no construction ''; there are selector"),
   ('--construction=all --construction=disjoint', '--construction=all already has disjoint; give one'),
   ('--dim=9 --construction=superposition', 'dim is 9; it must be at least 10: 4 for the relation, 5 for'),
