@@ -357,7 +357,7 @@ STUDY = Study(
   'the subject’s answer that fits the prompt best before anything is known of the subject. Nearest trained tuple: the most '
   'answers that a tuple of the training has in common. A swap adds the difference of two answers’ vectors to a row. '
   'Bits: R·log₂A less the cross-entropy among the candidates.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=6, missing=load.missing, prepare=prepare,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=4.5, missing=load.missing, prepare=prepare,
   first_seed=FIRST_SEED + 200,
 )  # fmt: skip
 
