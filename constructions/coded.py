@@ -13,22 +13,19 @@ Exact, by a margin of twice the code's distance; and with Gaussian noise of σ t
 on all coordinates of the memory a query is wrong with probability ε at most.
 """
 
+import bisect
 import math
-from collections.abc import Callable
 
 import numpy as np
 
-from constructions import parts
-from constructions.superposition import encoder, layouts, matched_filter
+from constructions import superposition
 from geomem import codes
-from geomem.config import BlockConfig
-from geomem.construction import Construction, Readout
+from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
 
-FAILURE = (
-  0.25  # ε: the default size may fail with this probability, and then directions are drawn anew
-)
+# ε: the default size may fail with this probability, and then directions are drawn anew.
+FAILURE = 0.25
 MAX_LOGITS = 2**31  # that are checked when directions are drawn
 MAX_SEARCHED = 2**24  # that are checked in each of the draws of a search
 DRAWS = 16  # of directions at one size, before the next size is tried, or before it is given up
@@ -48,7 +45,7 @@ def superposition_coded(
     if dim is not None or facts.answers_RxN.size * facts.attributes > MAX_SEARCHED:
       raise InputError(f'search takes no dim, and at most {MAX_SEARCHED:,} logits of all queries')
     memory = _smallest(facts, code, memory, seed)
-  layout, hidden = layouts('superposition_coded', R, code, memory, dim)
+  layout, hidden = superposition.layouts('superposition_coded', R, code, memory, dim)
   memory = layout['memory'].stop
   if memory < code.width:
     raise InputError(
@@ -57,7 +54,7 @@ def superposition_coded(
     )
   drawn = _draw(facts, code, memory, seed) if dim is None else None
   directions = random_subspaces(memory, R, code.width, seed) if drawn is None else drawn
-  return _build('superposition_coded', facts, code, layout, hidden, directions, None)
+  return superposition.build('superposition_coded', facts, code, layout, hidden, directions, None)
 
 
 def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Construction:
@@ -66,21 +63,11 @@ def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Con
     raise InputError(f'noise is {noise}, error {error}; give noise > 0 and an error in 0 … ½')
   code = noise_code(facts.attributes, noise, error)
   R, m = facts.relations, code.width
-  layout, hidden = layouts('selector_coded', R, code, R * m)
+  layout, hidden = superposition.layouts('selector_coded', R, code, R * m)
   blocks = np.eye(R * m, dtype=np.float32)
-  return _build('selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance)
-
-
-def _build(name, facts, code, layout, hidden, directions_DxRM, margin) -> Construction:
-  R, m, memory = facts.relations, code.width, layout['memory']
-  sized = BlockConfig(head_dim=memory.stop)
-  built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
-  params = built.params
-  params['embed']['relations'][:, layout['relation']] = np.eye(R)
-  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
-  matched_filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM)
-  encode = encoder(layout, code, directions_DxRM)
-  return parts.finish(built, margin, Readout(layout['answer'], code), encode)
+  return superposition.build(
+    'selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance
+  )
 
 
 def coded(facts: Facts) -> codes.Linear:
@@ -99,7 +86,7 @@ def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float
   most = code.length
   while not enough(most):
     most *= 2
-  return _bisect(enough, code.length, most)
+  return bisect.bisect_left(range(most), True, lo=code.length, key=enough)
 
 
 def noise_code(count: int, noise: float, error: float) -> codes.Linear:
@@ -118,8 +105,9 @@ def random_subspaces(dim: int, relations: int, width: int, seed: int) -> np.ndar
   """A_1 … A_R side by side: independent, the columns of each orthonormal, its subspace uniform."""
   rng = np.random.default_rng(seed)
   drawn = [np.linalg.qr(rng.standard_normal((dim, width))) for _ in range(relations)]
-  turned = [q * np.sign(np.diag(r)) for q, r in drawn]  # uniform, whatever signs the solver prefers
-  return np.concatenate(turned, axis=1).astype(np.float32)
+  # Uniform, whatever signs the solver prefers.
+  uniform = [q * np.sign(np.diag(r)) for q, r in drawn]
+  return np.concatenate(uniform, axis=1).astype(np.float32)
 
 
 def all_right(facts: Facts, code: codes.Code, directions_DxRM: np.ndarray) -> bool:
@@ -152,12 +140,5 @@ def _draw(facts: Facts, code: codes.Linear, memory: int, seed: int) -> np.ndarra
 
 
 def _smallest(facts: Facts, code: codes.Linear, most: int, seed: int) -> int:
-  return _bisect(lambda dim: _draw(facts, code, dim, seed) is not None, code.width, most)
-
-
-def _bisect(enough: Callable[[int], bool], low: int, high: int) -> int:
-  """The least in low … high that is enough, if more is never less; `high` is taken to be."""
-  while low < high:
-    middle = (low + high) // 2
-    low, high = (low, middle) if enough(middle) else (middle + 1, high)
-  return low
+  found = lambda dim: _draw(facts, code, dim, seed) is not None
+  return bisect.bisect_left(range(most), True, lo=code.width, key=found)

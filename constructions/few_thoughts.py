@@ -54,9 +54,8 @@ def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Constr
   for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
     here = positions[hops + i]
     here[layout['subject_at']] = pi.words()[min(i, 1)]
-    for hop in range(
-      longest
-    ):  # a head without a relation to close by looks at the subject, which has none
+    for hop in range(longest):
+      # A head without a relation to close by looks at the subject, which has none.
       at = start + 1 + hop if hop < stop - start else 0
       here[layout['relation_at', hop]] = pi.words()[at]
     for j, name in lengths.items():
@@ -67,7 +66,12 @@ def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Constr
     attention['key'][head, layout['position']] = np.eye(pi.width)
   parts.write_ov(attention, 0, parts.copy_ov(memory, memory))
   for hop in range(longest):
-    off_path = [_off_path(R, j, hop, code.width) for j in lengths]
+    off_path = [
+      parts.off_path(queries.every_path(R, j), hop, R, code.width)
+      if hop < j
+      else np.zeros((R, R**j * code.width), np.float32)
+      for j in lengths
+    ]
     closing = layout['relation'], memory, -np.concatenate(off_path, axis=1)
     parts.write_ov(attention, hop + 1, closing)
   answer, signal = layout['long', 0], longest + 2
@@ -85,11 +89,3 @@ def _embed(built: Construction, lengths: dict[int, str]):
     answers_WxN = queries.tree(facts.answers_RxN, j)
     embed['subjects'] += parts.encoder(layout, name, layout.code(name))(answers_WxN)
   embed['relations'][:, layout['relation']] = np.eye(facts.relations)
-
-
-def _off_path(R: int, j: int, hop: int, width: int) -> np.ndarray:
-  """Row r is 1 on every branch of j hops that takes another relation than r at `hop`, if it has so many."""
-  if hop >= j:
-    return np.zeros((R, R**j * width), np.float32)
-  paths_WxJ = queries.every_path(R, j)
-  return np.repeat(paths_WxJ[:, hop] != np.arange(R)[:, None], width, axis=1).astype(np.float32)

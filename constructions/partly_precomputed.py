@@ -101,8 +101,7 @@ def _keep_branch(block: dict, layout: Layout, R: int, hops: int):
   width, paths_BxK = words.stop - words.start, queries.every_path(R, hops - 1)
   parts.fetch(block['attention'], 0, layout, 0, parts.copy_ov(tree, tree))
   for hop in range(hops - 1):
-    off_path_RxB = (paths_BxK[:, hop] != np.arange(R)[:, None]).astype(np.float32)
-    closing = layout['relation'], tree, -np.repeat(off_path_RxB, width, axis=1)
+    closing = layout['relation'], tree, -parts.off_path(paths_BxK, hop, R, width)
     parts.fetch(block['attention'], hop + 1, layout, hop + 1, closing)
   block['mlp']['in'][tree] = np.eye(tree.stop - tree.start)
   block['mlp']['out'][:, words] = 2 * parts.sum_of_blocks(len(paths_BxK), width)

@@ -85,6 +85,12 @@ def copy_ov(source: slice, target: slice, times: float = 1) -> Write:
   return source, target, times * np.eye(source.stop - source.start)
 
 
+def off_path(paths_WxK: np.ndarray, hop: int, relations: int, width: int) -> np.ndarray:
+  """Row r is 1 on the words, so wide, of every path that takes another relation than r at `hop`; 0 on all others."""
+  others_RxW = paths_WxK[:, hop] != np.arange(relations)[:, None]
+  return np.repeat(others_RxW, width, axis=1).astype(np.float32)
+
+
 def number_positions(built: Construction) -> None:
   """Every position has its code π_p, and a constant."""
   positions, layout = built.params['embed']['positions'], built.layout

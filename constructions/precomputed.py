@@ -65,8 +65,8 @@ def precomputed_depth1(facts: Facts, hops: int) -> Construction:
   attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))
   parts.fetch(attention, 0, layout, 0, parts.copy_ov(layout['tree'], layout['tree']))
   for hop in range(hops):
-    off_path_RxW = (paths[:, hop] != np.arange(R)[:, None]).astype(np.float32)
-    closing = layout['relation'], layout['tree'], -np.repeat(off_path_RxW, code.width, axis=1)
+    off_path = parts.off_path(paths, hop, R, code.width)
+    closing = layout['relation'], layout['tree'], -off_path
     parts.fetch(attention, hop + 1, layout, hop + 1, closing)
   mlp['in'][layout['tree']] = np.eye(hidden.dim)
   mlp['out'][:, layout['tree', 0]] = 2 * (hops + 2) * parts.sum_of_blocks(R**hops, code.width)

@@ -36,20 +36,28 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   R, code = facts.relations, codes.Sign(facts.attributes)
   enough = math.ceil(2 * R * code.width * math.log(4 * facts.subjects * R * code.width))
   layout, hidden = layouts('superposition', R, code, enough, dim)
-  memory = layout['memory']
-  sized = BlockConfig(head_dim=memory.stop)
-  built = parts.draft('superposition', facts, layout, sized, hidden=((hidden,),))
-  params = built.params
   # Unit columns, near-orthogonal: inner products are about ±1/√dim.
-  rng, shape = np.random.default_rng(seed), (memory.stop, R * code.width)
+  rng, shape = np.random.default_rng(seed), (layout['memory'].stop, R * code.width)
   directions_DxRM = rng.standard_normal(shape, np.float32)
   directions_DxRM /= np.linalg.norm(directions_DxRM, axis=0)
+  return build('superposition', facts, code, layout, hidden, directions_DxRM, None)
+
+
+def build(
+  name: str, facts: Facts, code: codes.Code, layout: Layout, hidden: Layout, directions_DxRM: np.ndarray,
+  margin: float | None,
+) -> Construction:  # fmt: skip
+  """The superposition of words in these directions, and the filter that reads it."""
+  R, m, memory = facts.relations, code.width, layout['memory']
+  sized = BlockConfig(head_dim=memory.stop)
+  built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
+  params = built.params
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
-  matched_filter(params['blocks_0']['mlp'], layout, hidden, R, code.width, directions_DxRM)
-  readout, encode = Readout(layout['answer'], code), encoder(layout, code, directions_DxRM)
-  return parts.finish(built, None, readout, encode)
+  _filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM)
+  encode = _encoder(layout, code, directions_DxRM)
+  return parts.finish(built, margin, Readout(layout['answer'], code), encode)
 
 
 def layouts(
@@ -75,7 +83,7 @@ def layouts(
   )
 
 
-def encoder(
+def _encoder(
   layout: Layout, code: codes.Code, directions_DxRM: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
   """The superposition Σ_r A_r c_{answer r} in the memory."""
@@ -92,7 +100,7 @@ def encoder(
   return encode
 
 
-def matched_filter(
+def _filter(
   mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM: np.ndarray
 ) -> None:
   """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""

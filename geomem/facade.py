@@ -110,13 +110,10 @@ class FactModel:
     """What the model spends and stores, in parameters and in bits."""
     from geomem.checks import accounting
 
-    if (
-      self.thoughts is not None
-    ):  # the first thing that is said is an answer without chain of thought
-      return accounting.ledger(self.config, self.params, self.facts, self.said[0])
-    return accounting.ledger(
-      self.config, self.params, self.facts, self.hops, chain_of_thought=self.chain_of_thought
-    )
+    hops, chain = self.hops, self.chain_of_thought
+    if self.thoughts is not None:  # what is said first is an answer without chain of thought
+      hops, chain = self.said[0], False
+    return accounting.ledger(self.config, self.params, self.facts, hops, chain_of_thought=chain)
 
   def save(self, path: str | os.PathLike) -> None:
     """Write the model to the folder `path`, to be read by `geomem.load` or `constructions.load`."""

@@ -110,13 +110,8 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
   count, (total, dim) = len(u_AxD), x_BxD.shape
-  block = min(block, max(1, total))
-  blocks = -(-total // block)
+  split = functools.partial(_in_blocks, min(block, max(1, total)))
   gather, scatter, own_rows, largest, add, add_facts = _reductions(sharded)
-
-  def split(a):
-    a = jnp.pad(a, [(0, blocks * block - total)] + [(0, 0)] * (a.ndim - 1))
-    return a.reshape(blocks, block, *a.shape[1:])
 
   first = count * jax.lax.axis_index(VOCABULARY) if sharded else 0
   u32_AxD = u_AxD.astype(jnp.float32)
@@ -167,6 +162,13 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
   dx_BxD, rival_B = map(join, each)
   du_AxD = jax.lax.optimization_barrier(du_DxA).T
   return (loss, rival_B if rivals else right), (dx_BxD, du_AxD.astype(u_AxD.dtype))
+
+
+def _in_blocks(size, a):
+  """Rows in blocks of one size, the last one filled with zeros."""
+  blocks = -(-len(a) // size)
+  a = jnp.pad(a, [(0, blocks * size - len(a))] + [(0, 0)] * (a.ndim - 1))
+  return a.reshape(blocks, size, *a.shape[1:])
 
 
 def _reductions(sharded):

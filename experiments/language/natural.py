@@ -1,6 +1,7 @@
 """What a model knows of real places, what vectors learned on invented ones do to it, and what fine-tuning costs it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection
 
@@ -134,19 +135,15 @@ def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> Pretrained:
   out = rng.standard_normal((count, RANK, config.dim), dtype=np.float32) / math.sqrt(config.dim)
   start = {'in': jnp.zeros((count, config.hidden, RANK)), 'out': jnp.asarray(out)}
 
-  def batch():
-    subject_B = rng.integers(len(rows_NxD), size=training.batch)
-    prompt_B = rng.integers(len(asked.relation_P), size=training.batch)
-    own_B = answers_RxN[asked.relation_P[prompt_B], subject_B]
-    return rows_NxD[subject_B], asked.examples(prompt_B, own_B)
-
+  batch = functools.partial(fact_encoder.facts_of, asked, answers_RxN, training.batch, rng)
   training = dataclasses.replace(training, rate=RATE / fact_encoder.spread(case.model), noise=0.0)
-  free = fact_encoder.descend(asked, start, _as_given, training, batch, params_of=_with)
+  about = asked, start, _as_given, training, batch, fact_encoder.nobody, jnp.asarray(rows_NxD)
+  free = fact_encoder.descend(*about, params_of=_with)
   return dataclasses.replace(case.model, params=_with(case.model.params, free))
 
 
-def _as_given(free, rows_BxD):
-  return rows_BxD
+def _as_given(free, subject_B, rows_NxD):
+  return rows_NxD[subject_B]
 
 
 def _with(params: dict, free: dict) -> dict:

@@ -7,6 +7,7 @@ B_emb: bits of one of those. An answer table is a function of the bits that are 
 it, so log2(number of possible tables) bounds them from below.
 """
 
+import bisect
 import functools
 import itertools
 import math
@@ -262,15 +263,11 @@ def _sigmoid_max(bits: Callable[[int], float], price: float, roots: range) -> fl
   where they fall below the price.
   """
   rise = lambda i: bits(roots[i + 1]) - bits(roots[i])
-  low, high = 0, max(0, len(roots) - 2)
-  while low < high:
-    middle = (low + high) // 2
-    low, high = (middle + 1, high) if rise(middle + 1) > rise(middle) else (low, middle)
-  high = len(roots) - 1
-  while low < high:
-    middle = (low + high) // 2
-    low, high = (middle + 1, high) if rise(middle) > price * roots.step else (low, middle)
-  return max(bits(m) - m * price for m in (roots[0], roots[low]))
+  falls = lambda i: rise(i + 1) <= rise(i)
+  start = bisect.bisect_left(range(max(0, len(roots) - 2)), True, key=falls)
+  enough = lambda i: rise(i) <= price * roots.step
+  best = bisect.bisect_left(range(len(roots) - 1), True, lo=start, key=enough)
+  return max(bits(m) - m * price for m in (roots[0], roots[best]))
 
 
 def _concave_max(bits: Callable[[int], float], price: float, limit: int) -> float:

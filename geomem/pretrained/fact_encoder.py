@@ -347,12 +347,17 @@ def learn_rows(
   mean_D = np.mean(np.asarray(model.params['embed']['tokens']), axis=0)
   start = mean_D + spread(model) * rng.standard_normal(shape, dtype=np.float32)
 
-  def batch():
-    subject_B = rng.integers(len(start), size=training.batch)
-    prompt_B = rng.integers(len(asked.relation_P), size=training.batch)
-    return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
-
+  batch = functools.partial(facts_of, asked, answers_RxN, training.batch, rng)
   return np.asarray(descend(asked, jnp.asarray(start), each, training, batch, on_progress))
+
+
+def facts_of(
+  asked: Prompts, answers_RxN: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, Examples]:
+  """So many facts of these subjects at random: which subjects, and prompts with their answers."""
+  subject_B = rng.integers(answers_RxN.shape[1], size=count)
+  prompt_B = rng.integers(len(asked.relation_P), size=count)
+  return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
 
 
 def frozen(params: dict, free: Any) -> dict:

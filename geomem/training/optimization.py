@@ -404,15 +404,13 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
 def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict, dict]:
   """The tables that are trained, and what is known of their rows, after a step."""
   rate, betas = job.learning_rate * schedule(recipe, step), (recipe.b1, recipe.b2, recipe.eps)
-  written = {}
+  tables_after, rows_after = {}, {}
   for name, own in rows.items():
     faster = recipe.embedding_lr_multiplier if name == SUBJECTS else 1.0
     decay = faster * job.weight_decay * (_decay_ratio(recipe) if name == SUBJECTS else 1.0)
     about = index[name], values[name], grads[name], rate * faster, rate * decay, betas
-    written[name] = lazy.write(tables[name], own, *about)
-  return {name: table for name, (table, _) in written.items()}, {
-    name: own for name, (_, own) in written.items()
-  }
+    tables_after[name], rows_after[name] = lazy.write(tables[name], own, *about)
+  return tables_after, rows_after
 
 
 def settled(recipe: Recipe, state: State) -> State:
