@@ -62,6 +62,11 @@ def test_certificate_benchmark_runs_the_command():
   assert 0.05 < record['peak_gigabytes'] < 4
 
 
+def test_peak_of_memory_is_the_commands_own():
+  held = np.ones(10**8)  # .8 GB
+  assert 0.005 < timing.own_process('-c', 'pass')[2] < 0.1 < held.nbytes / 1e9
+
+
 def test_a_process_that_fails_is_no_measurement():
   with pytest.raises(SystemExit, match='-c raise SystemExit.3. ended with status 3'):
     timing.own_process('-c', 'raise SystemExit(3)')

@@ -3,7 +3,7 @@
 Of both ways `pieces` says how many pieces of the work one call does; the seconds are those of a piece.
 """
 
-import os
+import json
 import subprocess
 import sys
 import time
@@ -66,15 +66,22 @@ def _cold(work: Callable) -> tuple[float, dict]:
     compilation_cache.reset_cache()
 
 
+# A process starts with the peak of the one that it came from, so the command comes from one that is small.
+_MEASURE = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+done = subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.PIPE, text=True)
+taken, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([done.returncode, done.stdout, taken, peak]))
+"""
+
+
 def own_process(*command: str) -> tuple[str, float, float]:
   """What Python prints in a process of its own, its seconds, and the peak of its memory in gigabytes."""
-  start = time.perf_counter()
-  with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True) as process:
-    assert process.stdout
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-  if process.returncode:
-    raise SystemExit(f'{" ".join(command)} ended with status {process.returncode}')
-  taken, unit = time.perf_counter() - start, 1 if sys.platform == 'darwin' else 1024
-  return printed, taken, usage.ru_maxrss * unit / 1e9
+  record = subprocess.run(
+    [sys.executable, '-c', _MEASURE, *command], stdout=subprocess.PIPE, text=True, check=True
+  )
+  status, printed, taken, peak = json.loads(record.stdout)
+  if status:
+    raise SystemExit(f'{" ".join(command)} ended with status {status}')
+  return printed, taken, peak * (1 if sys.platform == 'darwin' else 1024) / 1e9
