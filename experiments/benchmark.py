@@ -39,7 +39,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, bisection, optimization, scheduling
 from geomem.training import mlp_memory as mlp
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 ENDLESS = Recipe(steps=10**6, target=None)
 AXES = {

@@ -21,7 +21,7 @@ from experiments.harness.statistics import complete, groups, select
 from experiments.harness.study import Study
 from geomem import facts as fact
 from geomem.checks import accounting
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 TARGET = 0.99
 CELL = 'model', 'subjects', 'relations'

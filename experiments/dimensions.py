@@ -29,7 +29,7 @@ from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, projectors
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
 BATCH = 64  # pairs of subjects in a step

@@ -27,7 +27,7 @@ from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
 from geomem.training import batched
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw

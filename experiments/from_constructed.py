@@ -31,7 +31,7 @@ from geomem import model
 from geomem.config import Config
 from geomem.inside import linear_maps
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
 LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2

@@ -21,7 +21,7 @@ from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import complete, groups, select, values
 from experiments.harness.study import Study
 from geomem.training import mlp_memory
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 FROZEN = ('embed/subjects', 'unembed')
 PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.

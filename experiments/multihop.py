@@ -22,7 +22,7 @@ from experiments.harness.statistics import complete, groups, select, summarize, 
 from experiments.harness.study import Study
 from geomem.config import Config
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 RATES = ((0.01, 0.01),)  # of 45 that learned at this rate or a third of it, 44 did at this one
 RESOLUTION = 0.1  # widths closer than this, as a fraction, are not told apart

@@ -17,7 +17,7 @@ import optax
 from geomem import model
 from geomem.config import Config
 from geomem.training import batched, mlp_memory, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 TORCH = bool(importlib.util.find_spec('torch'))
 NAMES = ('jax', 'torch', 'torch_compile') if TORCH else ('jax',)

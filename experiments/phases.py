@@ -24,7 +24,7 @@ from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 NEW = 128  # subjects with new facts
 SHOWN = {

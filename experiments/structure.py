@@ -30,7 +30,7 @@ from experiments.harness.study import FIRST_SEED, Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of the model's own subjects, to which maps are fitted

@@ -32,7 +32,7 @@ from experiments.harness.study import Study
 from geomem import facts as fact
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 Find = Literal['dim', 'dim_at_width', 'width', 'subjects']
 FINDS = get_args(Find)

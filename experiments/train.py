@@ -33,7 +33,7 @@ from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, optimization, sharded
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

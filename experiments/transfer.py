@@ -28,7 +28,7 @@ from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import linear_maps, new_facts
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 NEW = 256  # subjects with new facts
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of the subjects, to which the maps of (a) are fitted

@@ -14,7 +14,7 @@ from geomem.facts import Facts
 from geomem.inside.asking import Answer
 from geomem.inside.trace import Trace
 from geomem.training.batched import Task
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 from geomem.training.trained import Trained, sweep, train
 
 __version__ = '0.1.0'

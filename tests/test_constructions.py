@@ -30,7 +30,7 @@ TRIPLES = [
 # N·R^k ≥ 10⁶, where it costs each construction least; if that is half a minute, something smaller first.
 LARGE = {
   'keyvalue': [(2, 80, 2), (2, 27, 4)], 'factored': [(16, 16, 3), (2, 14, 5)],
-  'chain_of_thought': [(500_000, 2, 1)], 'few_thoughts': [(1024, 4, 2)], 'chain_of_thought_compact': [(262_144, 2, 2)],
+  'chain_of_thought': [(500_000, 2, 1)], 'few_thoughts': [(262_144, 2, 2)], 'chain_of_thought_compact': [(262_144, 2, 2)],
   'precomputed': [(500_000, 2, 1)], 'partly_precomputed': [(100, 8, 2)], 'precomputed_depth1': [(262_144, 2, 2)],
 }  # fmt: skip
 # Of half a million words of a code every pair of long ones would be compared.

@@ -21,7 +21,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.mesh import AXES
 from geomem.training import batched, sharded
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPE = Recipe(steps=6, warmup=2, check=3, target=None, block=16)

@@ -16,7 +16,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.inside import intervene, linear_maps, new_facts
 from geomem.training import batched
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 N, R = 48, 3
 

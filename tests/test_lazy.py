@@ -12,7 +12,7 @@ from geomem import Config, Facts, head
 from geomem.errors import InputError
 from geomem.training import batched, lazy, optimization, sharded
 from geomem.training.batched import Task
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 N, R, D = 24, 2, 6
 CONFIG, FACTS = Config.trained(N, R, dim=D), Facts.bijections(N, R)

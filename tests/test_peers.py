@@ -6,7 +6,7 @@ import pytest
 from experiments import benchmark, peers
 from experiments.harness import timing
 from geomem.training import mlp_memory as mlp
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 TORCH = pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch: pip install torch==2.13.0')
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from geomem.config import BlockConfig, Config
 from geomem.facts import Facts
 from geomem.training import batched, optimization, scheduling
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 from geomem.training.scheduling import Costs
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)

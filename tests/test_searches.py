@@ -18,7 +18,7 @@ from experiments.harness import instances, records, searching
 from experiments.harness.statistics import jackknife, select
 from geomem.checks import accounting, lower_bounds
 from geomem.training.bisection import Bisection, search
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 RESULTS = Path(__file__).parents[1] / 'docs/results'
 SMALL = ('--find=dim', '--find=subjects', '--dim=3', '--subjects=8', '--relations=2', '--seeds=1', '--steps=300',

@@ -18,7 +18,7 @@ from geomem.inside import intervene, linear_maps, new_facts
 from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 N, R, D = 6, 2, 4
 CONFIG = Config.trained(N, R, D, 8)

@@ -24,7 +24,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.mesh import AXES
 from geomem.training import batched, optimization, sharded
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 FOUR = len(jax.devices()) == 4
 on_four = pytest.mark.skipif(not FOUR, reason='done by test_on_four_devices')

@@ -13,7 +13,7 @@ from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
 

@@ -16,7 +16,7 @@ from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 
 def config(n=7, r=3, d=6, f=10, **changes):

@@ -8,7 +8,7 @@ from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
 from geomem.inside.linear_maps import Maps
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 
 def scores(

@@ -13,7 +13,7 @@ from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
 from geomem.training import batched, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 # What gradient descent finds the predicted structure with; experiments.transfer takes its parts away, one by one.
 RECIPE: dict[str, Any] = {

@@ -18,7 +18,7 @@ from geomem.checks import accounting, lower_bounds, rounding
 from geomem.config import Config
 from geomem.facts import Facts
 from geomem.training import batched, bisection, mlp_memory, optimization
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 ROUNDS = 4  # that a search takes, about
 

@@ -24,7 +24,7 @@ from experiments.harness import cli, machine
 from geomem import hosts
 from geomem.saved import runs
 from geomem.training import batched, optimization, scheduling
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 
 def evaluate_at(sweep, states, stops, function: Callable, *more) -> Any:

@@ -20,7 +20,8 @@ from geomem.initialization import initial_value
 from geomem.inside import intervene, linear_maps
 from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
-from geomem.training.optimization import Job, Recipe
+from geomem.training.optimization import Job
+from geomem.training.recipe import Recipe
 
 
 def fit_maps_through_model(

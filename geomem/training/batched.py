@@ -26,7 +26,8 @@ from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import optimization
-from geomem.training.optimization import Job, Recipe, State
+from geomem.training.optimization import Job, State
+from geomem.training.recipe import Recipe
 
 SIZES = ('subjects', 'relations', 'answers', 'dim')
 CACHE = 96 * 1024  # floats in a core's cache that models at work may fill

@@ -13,7 +13,7 @@ import numpy as np
 from geomem.config import BlockConfig, Config
 from geomem.training import batched, optimization
 from geomem.training.batched import Task
-from geomem.training.optimization import Recipe
+from geomem.training.recipe import Recipe
 
 LEAST_ROWS = 8
 CHUNK_EVALUATIONS = 4  # evaluations of all queries between two returns to the host, at most,

@@ -24,7 +24,8 @@ from geomem.errors import InputError
 from geomem.mesh import AXES, SLICED, VOCABULARY
 from geomem.training import batched, optimization
 from geomem.training.batched import Task
-from geomem.training.optimization import Job, Recipe, State
+from geomem.training.optimization import Job, State
+from geomem.training.recipe import Recipe
 
 WORDS = ('subjects', 'answers')  # parameters with a row for every word
 

@@ -11,7 +11,8 @@ from geomem.facts import Facts
 from geomem.layout import Layout, Slot
 from geomem.training import batched, scheduling
 from geomem.training.batched import Task
-from geomem.training.optimization import Recipe, State
+from geomem.training.optimization import State
+from geomem.training.recipe import Recipe
 
 Progress = Callable[[int, int], None]
 
