@@ -14,6 +14,7 @@ on all coordinates of the memory a query is wrong with probability ε at most.
 """
 
 import bisect
+import functools
 import math
 
 import numpy as np
@@ -52,9 +53,12 @@ def superposition_coded(
       f'superposition_coded: dim is {dim}; it must be at least {R + 2 * code.width}: {R} for the relation, '
       f'{code.width} for the answer, as many for the memory'
     )
-  drawn = _draw(facts, code, memory, seed) if dim is None else None
-  directions = random_subspaces(memory, R, code.width, seed) if drawn is None else drawn
-  return superposition.build('superposition_coded', facts, code, layout, hidden, directions, None)
+
+  def draw() -> np.ndarray:
+    checked = _draw(facts, code, memory, seed) if dim is None else None
+    return random_subspaces(memory, R, code.width, seed) if checked is None else checked
+
+  return superposition.build('superposition_coded', facts, code, layout, hidden, draw, None)
 
 
 def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Construction:
@@ -64,7 +68,7 @@ def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Con
   code = noise_code(facts.attributes, noise, error)
   R, m = facts.relations, code.width
   layout, hidden = superposition.layouts('selector_coded', R, code, R * m)
-  blocks = np.eye(R * m, dtype=np.float32)
+  blocks = functools.partial(np.eye, R * m, dtype=np.float32)
   return superposition.build(
     'selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance
   )

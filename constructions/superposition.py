@@ -36,22 +36,25 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
   R, code = facts.relations, codes.Sign(facts.attributes)
   enough = math.ceil(2 * R * code.width * math.log(4 * facts.subjects * R * code.width))
   layout, hidden = layouts('superposition', R, code, enough, dim)
-  # Unit columns, near-orthogonal: inner products are about ±1/√dim.
-  rng, shape = np.random.default_rng(seed), (layout['memory'].stop, R * code.width)
-  directions_DxRM = rng.standard_normal(shape, np.float32)
-  directions_DxRM /= np.linalg.norm(directions_DxRM, axis=0)
-  return build('superposition', facts, code, layout, hidden, directions_DxRM, None)
+
+  def draw() -> np.ndarray:
+    """Unit columns, near-orthogonal: inner products are about ±1/√dim."""
+    rng, shape = np.random.default_rng(seed), (layout['memory'].stop, R * code.width)
+    directions_DxRM = rng.standard_normal(shape, np.float32)
+    return directions_DxRM / np.linalg.norm(directions_DxRM, axis=0)
+
+  return build('superposition', facts, code, layout, hidden, draw, None)
 
 
 def build(
-  name: str, facts: Facts, code: codes.Code, layout: Layout, hidden: Layout, directions_DxRM: np.ndarray,
+  name: str, facts: Facts, code: codes.Code, layout: Layout, hidden: Layout, draw: Callable[[], np.ndarray],
   margin: float | None,
 ) -> Construction:  # fmt: skip
-  """The superposition of words in these directions, and the filter that reads it."""
+  """The superposition of words in these directions, and the filter that reads it; drawn once the size is not refused."""
   R, m, memory = facts.relations, code.width, layout['memory']
   sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
-  params = built.params
+  params, directions_DxRM = built.params, draw()
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))

@@ -52,6 +52,9 @@ class _Part(nn.Module):
   def dtype(self):
     return jnp.dtype(self.config.dtype)
 
+  def create(self) -> None:
+    """Its parameters, without a forward pass: Flax sets a part up when a method of it is called."""
+
   def stored(self, name, shape):
     if self.has_variable('params', name):  # `param` would trace an initializer for its shape
       value: jax.Array = self.get_variable('params', name)
@@ -237,6 +240,14 @@ class Block(_Part):
       self.norm_mlp = Norm(self.config, self.used)
       self.mlp = MLP(self.config, self.used, block=self.block)
 
+  def create(self) -> None:
+    for part in (
+      self.norm_attention,
+      self.attention,
+      *([self.norm_mlp, self.mlp] if self.block.hidden else []),
+    ):
+      part.create()
+
   def add_mlp(self, x: Array) -> Array:
     self.sow('trace', 'residual', x)
     if self.block.hidden:
@@ -271,6 +282,12 @@ class Transformer(_Part):
     self.norm_final = Norm(self.config, self.used)
     if not self.config.tied:
       self.unembed = Unembed(self.config)
+
+  def create(self) -> None:
+    for part in (self.embed, *self.blocks, self.norm_final):
+      part.create()
+    if not self.config.tied:
+      self.unembed.create()
 
   def residual(self, tokens_BxL: Array, last: int | None = None) -> Array:
     """The final residual at the last positions (default: all), as the unembedding sees it."""
@@ -345,8 +362,7 @@ class Unembed(_Part):
 
 def init(config: Config, key: Array) -> dict:
   """Random parameters, a plain nested dict."""
-  tokens = jnp.zeros((1, config.length), jnp.int32)
-  return Transformer(config).init(key, tokens)['params']
+  return Transformer(config).init(key, method='create')['params']
 
 
 def draw(config: Config, seed: int) -> dict:

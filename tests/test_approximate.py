@@ -1,6 +1,7 @@
 """The approximate constructions: near-exact at their own sizes, and their facts only where they say."""
 
 import functools
+import tracemalloc
 
 import jax
 import numpy as np
@@ -180,8 +181,15 @@ def test_mlp_without_width_is_refused(width):
 
 @every
 def test_what_no_machine_holds_is_refused(name):
-  with pytest.raises(InputError, match='parameters'):
-    registry.build(name, make_facts(16, 3), dim=2**27)
+  """Before anything of that size is made."""
+  facts = make_facts(16, 3)
+  tracemalloc.start()
+  try:
+    with pytest.raises(InputError, match='parameters'):
+      registry.build(name, facts, dim=2**27)
+    assert tracemalloc.get_traced_memory()[1] < 2**27
+  finally:
+    tracemalloc.stop()
 
 
 def test_unknown_option_is_refused():
