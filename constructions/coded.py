@@ -5,12 +5,12 @@ code of m signs, the one of 64 draws whose words differ most.
 
 `superposition_coded`: e_s = Σ_r A_r c_{g_r(s)}, A_r independent with random orthonormal columns,
 m = 4⌈log₂A⌉. With A_h words at distance h of any one, all N·R queries are right with probability
-1 − ε or more if N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε, so if D ≥ (2(R−1)/κ)·ln(N²R/ε), κm the least distance.
-Directions are drawn until every query is right, as far as there are few enough to check.
+1 − ε or more if N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε, so if D ≥ (2(R−1)/κ)·ln(N·A·R/ε), κm the least distance.
+Directions are drawn until every query is right, as far as there are few enough to check (in float32, by NumPy).
 
 `selector_coded`: D = R·m, a block a relation, m = ⌈(⌈log₂A⌉ − 1 + log₂(1/ε))/R₀⌉ for R₀ = 1 − log₂(1 + exp(−1/2σ²)).
 Exact, by a margin of twice the code's distance; and with Gaussian noise of σ times their root mean square
-on all coordinates of the memory a query is wrong with probability ε at most.
+on all coordinates of the memory a query is wrong with probability ε at most: its gates are wide enough for the noise.
 """
 
 import bisect
@@ -55,8 +55,13 @@ def superposition_coded(
     )
 
   def draw() -> np.ndarray:
-    checked = _draw(facts, code, memory, seed) if dim is None else None
-    return random_subspaces(memory, R, code.width, seed) if checked is None else checked
+    if dim is not None or facts.answers_RxN.size * facts.attributes > MAX_LOGITS:
+      return random_subspaces(memory, R, code.width, seed)
+    if (checked := _draw(facts, code, memory, seed)) is None:
+      raise InputError(
+        f'superposition_coded: {DRAWS} draws of directions have a query wrong; another seed may do'
+      )
+    return checked
 
   return superposition.build('superposition_coded', facts, code, layout, hidden, draw, None)
 
@@ -69,8 +74,9 @@ def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Con
   R, m = facts.relations, code.width
   layout, hidden = superposition.layouts('selector_coded', R, code, R * m)
   blocks = functools.partial(np.eye, R * m, dtype=np.float32)
+  gate = _noise_gate(code, R, noise, error)
   return superposition.build(
-    'selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance
+    'selector_coded', facts, code, layout, hidden, blocks, 2 * code.distance, gate
   )
 
 
@@ -81,6 +87,8 @@ def coded(facts: Facts) -> codes.Linear:
 
 def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float = FAILURE) -> int:
   """The least D ≥ m with N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε."""
+  if code.weights[0]:
+    raise InputError('two words of the code are the same: no D tells them apart')
   distances, rest = np.arange(code.length + 1), max(1, relations - 1)
 
   def enough(dim: int) -> bool:
@@ -94,15 +102,32 @@ def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float
 
 
 def noise_code(count: int, noise: float, error: float) -> codes.Linear:
-  """Words of the length of the theorem, of the first seed with Σ_h A_h·Q(√h/σ) ≤ ε."""
+  """Words of the length of the theorem, of the first seed with Σ_h A_h·Q(√h/σ) ≤ ε, if 10⁴ have one."""
   rate = 1 - math.log2(1 + math.exp(-1 / (2 * noise**2)))
   length = math.ceil((codes.log2_ceil(count) - 1 - math.log2(error)) / rate)
-  tail = [math.erfc(math.sqrt(h / 2) / noise) / 2 for h in range(max(1, length) + 1)]
   for seed in range(10**4):
     code = codes.Linear(count, max(1, length), seed)
-    if code.weights @ tail <= error:
+    if _confused(code, noise) <= error:
       return code
   raise InputError(f'no code found for {count:,} words at noise {noise} and error {error}')
+
+
+def _confused(code: codes.Linear, noise: float) -> float:
+  """Σ_h A_h·Q(√h/σ): at least how likely another word is nearer."""
+  return float(code.weights @ [_tail(math.sqrt(h), noise) for h in range(code.length + 1)])
+
+
+def _noise_gate(code: codes.Linear, relations: int, noise: float, error: float) -> float:
+  """The least G = 2^j at which closed gates open with probability ε − Σ_h A_h·Q(√h/σ) at most."""
+  gate, left, units = 2.0, error - _confused(code, noise), 2 * (relations - 1) * code.width
+  while units * _tail(gate - 1, noise) > left:
+    gate *= 2
+  return gate
+
+
+def _tail(distance: float, noise: float) -> float:
+  """Q(distance/σ)."""
+  return math.erfc(distance / (math.sqrt(2) * noise)) / 2
 
 
 def random_subspaces(dim: int, relations: int, width: int, seed: int) -> np.ndarray:
@@ -134,8 +159,6 @@ def all_right(facts: Facts, code: codes.Code, directions_DxRM: np.ndarray) -> bo
 
 def _draw(facts: Facts, code: codes.Linear, memory: int, seed: int) -> np.ndarray | None:
   """Directions by which every query is right, of the first seed after `seed` that has them, if one of 16 does."""
-  if facts.answers_RxN.size * facts.attributes > MAX_LOGITS:
-    return None
   for draw in range(DRAWS):
     directions = random_subspaces(memory, facts.relations, code.width, seed + draw)
     if all_right(facts, code, directions):

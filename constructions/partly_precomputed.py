@@ -2,16 +2,17 @@
 
 Of every path of k−1 relations the embedding holds the answers under the last relations 0 … S−1,
 S = βR ≥ 1. The first of them names the subject t that the path leads to, since g_0 is a bijection, so
-the other R − S relations need nothing in the embedding: the weights map g_0(t) to g_r(t). Depth 2,
+the other R − S relations need nothing in the embedding: the weights map g_0(t) to g_r(t), and nothing else in
+them depends on the facts. Depth 2,
 
   d = S·(R^{k−1} + 1)·m + R + ⌈log₂(k+1)⌉ + 1,
   F = S·R^{k−1}·m, then (N + S·m + R − S, (R − S + 1)·m), without the N where S = R.
 
 Block 1 keeps the branch that no head closes, as `precomputed_depth1` does, and writes its S words.
-In block 2 a detector per subject finds the first word, AND-units bring the answer of a relation
+In block 2 a detector per subject finds it as the first word, AND-units bring the answer of a relation
 r ≥ S, and units ReLU(word + 2·1_r − 2) that of a relation r < S. Margin 2.
 
-Where g_0 is no bijection, or β = 0, t itself is stored too, and S above is one larger.
+Where g_0 is no bijection, or β = 0, t itself is stored too: S + 1 words a branch, in d and in the first F.
 """
 
 import math
@@ -24,7 +25,7 @@ from geomem.config import BlockConfig
 from geomem.construction import Construction, Readout
 from geomem.errors import InputError
 from geomem.facts import Facts, check_closed
-from geomem.layout import BRANCH, POSITION, RELATION, SUBJECT, Layout, Slot
+from geomem.layout import ATTRIBUTE, BRANCH, POSITION, RELATION, Layout, Slot
 
 
 def partly_precomputed(facts: Facts, hops: int, beta: float | None = None) -> Construction:
@@ -86,9 +87,9 @@ def _words(facts: Facts, S: int) -> tuple[np.ndarray, int]:
 
 
 def _last_hop(facts: Facts, S: int) -> tuple[Layout, Layout]:
-  """The units of block 2: what is known of the subject before the last hop, and the answer's bits."""
+  """The units of block 2: the first word, those that are stored, and the answer's bits."""
   N, R, bits = facts.subjects, facts.relations, codes.Bits(facts.attributes)
-  rest = [Slot('detector', (), codes.OneHot(N), SUBJECT)] if S < R else []
+  rest = [Slot('detector', (), codes.OneHot(N), ATTRIBUTE)] if S < R else []
   return (
     Layout.of(*rest, Slot('chosen', (('stored', S),), bits), Slot('asked', ((RELATION, R - S),))),
     Layout.of(Slot('looked_up', ((RELATION, R - S),), bits), Slot('read', (), bits)),
@@ -114,9 +115,11 @@ def _answer(mlp: dict, facts: Facts, layout: Layout, hidden, S: int, key_N: np.n
   R, code = facts.relations, layout.code('words')
   m, relation, answer = code.width, layout['relation'].start, layout['words', 0]
   if S < R:
-    mlp['in'][layout['words', 0], first['detector']] = code.words()[key_N].T
+    mlp['in'][layout['words', 0], first['detector']] = code.words().T
     mlp['in_bias'][first['detector']] = -(m - 1)
-    answers_NxR = facts.answers_RxN[S:].T
+    answers_NxR = facts.answers_RxN[
+      S:, np.argsort(key_N)
+    ].T  # of the subject whose first word it is
     looked_up = codes.Bits(code.count).words()[answers_NxR].reshape(len(answers_NxR), -1)
     mlp['middle'][first['detector'], second['looked_up']] = looked_up
   for r in range(S):

@@ -83,7 +83,7 @@ REGISTRY: dict[str, Entry] = {
     'the literal linear superposition of random directions; not exact, ask for its accuracy at --dim',
     exact=False),
   'superposition_coded': Entry(coded.superposition_coded, f'{ONE_HOP}, sharper',
-    'd = D + R + m, F = 2R·m, m = 4⌈log₂A⌉, D ≈ (2(R−1)/κ)·ln(N²R/ε)',
+    'd = D + R + m, F = 2R·m, m = 4⌈log₂A⌉, D ≈ (2(R−1)/κ)·ln(N·A·R/ε)',
     'the same in random subspaces, by words of a code with distance κm; directions drawn until all is right',
     exact=False),
   'selector_coded': Entry(coded.selector_coded, f'{ONE_HOP}, with noise',

@@ -48,9 +48,12 @@ def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Constr
 
 def build(
   name: str, facts: Facts, code: codes.Code, layout: Layout, hidden: Layout, draw: Callable[[], np.ndarray],
-  margin: float | None,
+  margin: float | None, gate: float = 0.0,
 ) -> Construction:  # fmt: skip
-  """The superposition of words in these directions, and the filter that reads it; drawn once the size is not refused."""
+  """The superposition of words in these directions, and the filter that reads it; drawn once the size is not refused.
+
+  `gate`: G is at least this, besides what closes every gate without noise.
+  """
   R, m, memory = facts.relations, code.width, layout['memory']
   sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
@@ -58,7 +61,7 @@ def build(
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
-  _filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM)
+  _filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM, gate)
   encode = _encoder(layout, code, directions_DxRM)
   return parts.finish(built, margin, Readout(layout['answer'], code), encode)
 
@@ -104,11 +107,19 @@ def _encoder(
 
 
 def _filter(
-  mlp: dict, layout: Layout, hidden: Layout, relations: int, m: int, directions_DxRM: np.ndarray
+  mlp: dict,
+  layout: Layout,
+  hidden: Layout,
+  relations: int,
+  m: int,
+  directions_DxRM: np.ndarray,
+  least: float,
 ) -> None:
   """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
   bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
-  gate = 2.0 ** math.ceil(math.log2(1.01 * bound))  # exact in bfloat16, with room for its rounding
+  gate = 2.0 ** math.ceil(
+    math.log2(max(1.01 * bound, least))
+  )  # exact in bfloat16, with room for its rounding
   for half, sign in (('positive', 1), ('negative', -1)):
     mlp['in'][layout['memory'], hidden[half]] = sign * directions_DxRM
     mlp['in'][layout['relation'], hidden[half]] = gate * np.repeat(np.eye(relations), m, axis=1)

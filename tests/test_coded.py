@@ -98,6 +98,17 @@ def test_what_is_drawn_is_right(n, r):
   assert verify.exhaustive(found).correct == n * r and found.config.dim <= default.config.dim
 
 
+def test_directions_that_never_work_are_no_result(monkeypatch):
+  monkeypatch.setattr(coded, 'all_right', lambda *_: False)
+  with pytest.raises(InputError, match='16 draws of directions have a query wrong'):
+    registry.build('superposition_coded', Facts.bijections(8, 2))
+
+
+def test_a_code_with_two_equal_words_is_refused():
+  with pytest.raises(InputError, match='are the same'):
+    coded.memory_dim(codes.Linear(64, 5), 64, 2)
+
+
 def test_sizes_that_cannot_be_are_refused():
   facts = Facts.bijections(16, 3)
   with pytest.raises(InputError, match='it must be at least 35'):
@@ -127,17 +138,28 @@ def test_words_bear_the_noise_that_they_are_made_for(noise, error, count):
   assert least <= code.width <= (codes.log2_ceil(count) - 1 - math.log2(error)) / rate + 1
 
 
-def test_a_model_bears_it_too():
-  facts = Facts.bijections(256, 3)
-  built = registry.build('selector_coded', facts, noise=1.0, error=0.05)
+@pytest.mark.parametrize(('n', 'r', 'error'), [(256, 3, 0.05), (64, 16, 0.01)])
+def test_a_model_bears_it_too(n, r, error):
+  """With many relations, whose gates must stay closed, too; with those that are enough without noise they do not."""
+  facts = Facts.bijections(n, r)
+  built = registry.build('selector_coded', facts, noise=1.0, error=error)
   params, memory = built.params, built.layout['memory']
   own_NxD = params['embed']['subjects'].copy()
   assert np.mean(own_NxD[:, memory] ** 2) == 1
-  drawn = np.random.default_rng(0).standard_normal((256, memory.stop), np.float32)
+  drawn = np.random.default_rng(0).standard_normal((n, memory.stop), np.float32)
   own_NxD[:, memory] += drawn
   noisy = {**params, 'embed': {**params['embed'], 'subjects': own_NxD}}
   report = verify.accuracy(built.config, noisy, facts)
-  assert least_rate(report.queries - report.correct, report.queries) <= 0.05
+  assert least_rate(report.queries - report.correct, report.queries) <= error
+  mlp = params['blocks_0']['mlp']
+  gate = -mlp['in_bias'][0]
+  assert gate == 2 ** round(math.log2(gate)) > 2
+  if r == 16:
+    relation = built.layout['relation']
+    narrow = {**mlp, 'in': mlp['in'].copy(), 'in_bias': mlp['in_bias'] * 2 / gate}
+    narrow['in'][relation] *= 2 / gate
+    narrow = {**noisy, 'blocks_0': {**noisy['blocks_0'], 'mlp': narrow}}
+    assert verify.accuracy(built.config, narrow, facts).accuracy < 1 - 3 * error
   drawn *= 10
   params['embed']['subjects'][:, memory] += drawn
   assert verify.accuracy(built.config, params, facts).accuracy < 0.5  # and it is noise that does it

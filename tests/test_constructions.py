@@ -281,6 +281,20 @@ def test_thoughts_are_fewer_than_hops():
       build('few_thoughts', 5, 2, 2, thoughts=t)
 
 
+def test_partly_precomputed_depends_on_the_facts_in_one_matrix_alone():
+  one, other = (
+    build('partly_precomputed', 9, 3, 2, make_facts('partly_precomputed', 9, 3, seed))
+    for seed in (0, 1)
+  )
+  same = jax.tree.map(np.array_equal, one.params, other.params)
+  differ = {
+    jax.tree_util.keystr(path)
+    for path, equal in jax.tree_util.tree_leaves_with_path(same)
+    if not equal
+  }
+  assert differ == {"['embed']['subjects']", "['blocks_1']['mlp']['middle']"}
+
+
 def test_partly_precomputed_with_all_answers_holds_every_table():
   report = verify.universal(build('partly_precomputed', 3, 2, 2, beta=1))
   assert report.queries == 3**4 * 4 and report.holds(2)
