@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from geomem import Config, Facts, head
 from geomem.errors import InputError
+from geomem.saved import runs
 from geomem.training import batched, lazy, optimization, sharded
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
@@ -27,6 +29,23 @@ def train(recipe, tasks=(TASK,), steps=1000, **options):
   for sweep, states in batched.fit(sweep, states, steps):  # noqa: B020
     pass
   return [sweep.state_of(states, i) for i in range(len(tasks))]
+
+
+def test_taken_up_from_a_checkpoint_it_ends_in_the_same_bits(tmp_path):
+  """Clocks, moments and confusers of the rows are in it, and where the pass stands follows from the step."""
+  recipe = lazily(batch=8, negatives=6)
+  sweep, states = batched.set_up(recipe, [TASK])
+  half = batched.advance(sweep, states, 17)
+  with runs.Run(tmp_path, {}) as run:
+    run.save(1, {'states': flax.serialization.to_state_dict(jax.device_get(half))})
+  with runs.Run(tmp_path, {}) as run:
+    restored, arrays = run.restore()
+  taken_up = flax.serialization.from_state_dict(half, arrays['states'])
+  taken_up = jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), taken_up, half)
+  ends = [batched.advance(sweep, own, 100) for own in (states, half, taken_up)]
+  assert restored == 1 and int(ends[0].step[0]) == recipe.steps
+  for other in ends[1:]:
+    jax.tree.map(np.testing.assert_array_equal, other, ends[0])
 
 
 @pytest.mark.parametrize('count', [1, 2, 3, 24, 64, 1000, 65537])

@@ -49,7 +49,7 @@ class Job(flax.struct.PyTreeNode):
 
 
 class Lazy(flax.struct.PyTreeNode):
-  """Adam's state of the arrays that every step reads, the tables' rows by the table's name, and confusers."""
+  """Adam's state of the arrays that every step reads, the tables' rows where the parameters have the table, and confusers."""
 
   whole: optax.ScaleByAdamState
   rows: dict
@@ -85,7 +85,7 @@ def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
       embed = params['embed']
       shape = len(embed['relations']) ** recipe.hops, len(embed['subjects'])
     confusers_CxN = jnp.full(shape, lazy.NONE)
-    opt_state = Lazy(opt_state, rows, confusers_CxN)
+    opt_state = Lazy(opt_state, unflatten_dict(rows, sep='/'), confusers_CxN)
   return State(params, opt_state, none, zero, zero, none)
 
 
@@ -282,7 +282,7 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
     about = recipe.negatives, job.attributes, config.answers
     index[ANSWERS], targets_Q = lazy.candidates(key, targets_Q, confusers_Q, *about)
     in_use_C = index[ANSWERS] < config.answers
-  every, rows = {**trained, **frozen}, state.opt_state.rows
+  every, rows = {**trained, **frozen}, flatten_dict(state.opt_state.rows, sep='/')
   values = {name: lazy.read(every[name], rows.get(name), index[name]) for name in index}
   small = config.replace(subjects=len(subjects_B), answers=len(in_use_C))
 
@@ -306,7 +306,7 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
     nearest_BxC = index[ANSWERS][rival_Q].reshape(len(subjects_B), -1)
     confusers_CxN = confusers_CxN.at[:, index[SUBJECTS]].set(nearest_BxC.T, mode='drop')
   params = merge({**free, **written}, frozen)
-  return _after(state, params, Lazy(whole, rows, confusers_CxN), value)
+  return _after(state, params, Lazy(whole, unflatten_dict(rows, sep='/'), confusers_CxN), value)
 
 
 def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict, dict]:
@@ -326,10 +326,11 @@ def settled(recipe: Recipe, state: State) -> State:
   if not recipe.lazy:
     return state
   flat, rows = flatten_dict(state.params, sep='/'), {}
-  for name, own in state.opt_state.rows.items():
+  for name, own in flatten_dict(state.opt_state.rows, sep='/').items():
     flat[name], rows[name] = lazy.settle(flat[name], own)
   return state.replace(
-    params=unflatten_dict(flat, sep='/'), opt_state=state.opt_state.replace(rows=rows)
+    params=unflatten_dict(flat, sep='/'),
+    opt_state=state.opt_state.replace(rows=unflatten_dict(rows, sep='/')),
   )
 
 
