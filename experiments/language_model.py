@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -27,7 +26,6 @@ from experiments.harness.findings import Claim, Finding
 from experiments.harness.statistics import select
 from experiments.harness.study import Study
 from experiments.language import linearized, probing, prompt_set, swapping
-from geomem.errors import InputError
 from geomem.pretrained import load
 from geomem.pretrained.runner import Runner
 
@@ -87,21 +85,11 @@ loaded = functools.lru_cache(maxsize=1)(load.load)
 def prepare(preset: Preset) -> Preset:
   """Read the model and the table before anything is written; a run can only be resumed with the same two."""
   _tables(preset)
-  if preset.model is None and (reason := load.missing()):
-    raise InputError(f'{reason}; or name another with --model')
   return dataclasses.replace(
     preset,
-    model_checksum=checksum(loaded(preset.model).params),
+    model_checksum=loaded(preset.model).checksum(),
     table_checksum=zlib.crc32(Path(preset.table).read_bytes()) if preset.table else None,
   )
-
-
-def checksum(params: dict) -> int:
-  """CRC-32 of all parameters."""
-  crc = 0
-  for weights in jax.tree.leaves(params):
-    crc = zlib.crc32(np.ascontiguousarray(weights).data, crc)
-  return crc
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:

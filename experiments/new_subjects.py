@@ -97,8 +97,6 @@ loaded = functools.lru_cache(maxsize=1)(load.load)
 
 def prepare(preset: Preset) -> Preset:
   """Read the model and the tables before anything is written, and try all prompts; a run can only be resumed with the same."""
-  if preset.model is None and (reason := load.missing()):
-    raise InputError(f'{reason}; or name another with --model')
   for name in ('asked', 'steps', 'batch'):
     if getattr(preset, name) < 2:
       raise InputError(f'--{name}={getattr(preset, name)}; it must be at least 2')
