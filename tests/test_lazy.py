@@ -76,6 +76,20 @@ def test_where_every_step_reads_every_row_it_is_adamw():
     assert other.loss == pytest.approx(dense.loss, rel=1e-5)
 
 
+def test_rows_that_are_read_rarely_learn_as_fast_as_by_dense_adamw():
+  """Every sixteenth step; at the same rate but without the longer steps the loss is some times as large."""
+  n, seeds = 256, (1, 2, 3)
+  tasks = [
+    Task(Config.trained(n, R, dim=6), Facts.bijections(n, R, s), weight_decay=0.03, seed=s)
+    for s in seeds
+  ]
+  dense = Recipe(steps=960, batch=16, passes=True, target=None, warmup=20)
+  losses = lambda recipe: [float(optimization.cross_entropy(t.config, recipe, batched.job(t, t.config), state.params)[0])
+                           for t, state in zip(tasks, train(recipe, tasks), strict=True)]  # fmt: skip
+  own, rarely = (np.mean(losses(dataclasses.replace(dense, lazy=lazy))) for lazy in (False, True))
+  assert 0.6 < rarely / own < 1.6 and own < 0.5 * np.log(n)
+
+
 def test_rows_that_are_not_read_wait_and_then_decay_as_if_they_had_not():
   rng, rates = np.random.default_rng(0), 0.01 * (1 + np.cos(np.linspace(0, np.pi, 500)))
   start = rng.standard_normal((4, 3)).astype(np.float32)

@@ -2,7 +2,9 @@
 
 A row keeps its own clock. Adam's moments are of the steps in which the row was read, and corrected for their number;
 in the steps between the row waits: the decay that it has missed is made up for, exactly, when it is read again, and the
-drift by its momentum is dropped. Where every step reads every row, this is AdamW to the last rounding.
+drift by its momentum is dropped. A row that every p-th step reads moves √p times as far in one as its rate says: that
+is how far dense Adam, whose second moment counts the steps between as zeros, takes it in p. Where every step reads
+every row, this is AdamW to the last rounding.
 
 Subjects come in passes, each over all of them in an order of its own, which is computed, not kept. Of very many
 answers the softmax is over some: those due in the batch, some at random, and for every query the wrong answer

@@ -316,7 +316,9 @@ def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict,
   for name, own in rows.items():
     faster = recipe.embedding_lr_multiplier if name == SUBJECTS else 1.0
     decay = faster * job.weight_decay * (_decay_ratio(recipe) if name == SUBJECTS else 1.0)
-    about = index[name], values[name], grads[name], rate * faster, rate * decay, betas
+    count = (job.subjects if name == SUBJECTS else job.attributes).astype(jnp.float32)
+    rarely = jnp.sqrt(jnp.maximum(count / len(index[name]), 1.0))
+    about = index[name], values[name], grads[name], rate * faster * rarely, rate * decay, betas
     tables_after[name], rows_after[name] = lazy.write(tables[name], own, *about)
   return tables_after, rows_after
 
