@@ -1,0 +1,89 @@
+"""A law fitted to whole accuracy curves: at which size half of the facts are known, as a formula in N and R.
+
+The accuracy of a model with d dimensions is a beta-binomial share of its N·R queries, of mean σ((log d − log d₅₀)/w). Queries of one
+model are not independent, so the seeds are the unit: the overdispersion is fitted with the law.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+from scipy.special import betaln, expit
+
+SIZES = {  # what the subjects count for, to the power of a law's exponent
+  'log2': np.log2,
+  'power': np.asarray,
+}
+STARTS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+  """d₅₀ = offset + scale · R^p · size(N)^q. `aic`: of the fit, the less the better."""
+
+  size: str
+  offset: float
+  scale: float
+  p: float
+  q: float
+  width: float
+  aic: float
+
+  def half(self, subjects, relations):
+    """d₅₀."""
+    return self.offset + self.scale * relations**self.p * SIZES[self.size](subjects) ** self.q
+
+
+def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
+  """The likeliest law of models with `subjects`, `relations`, `dim` and `accuracy`; with the exponent q given, if it is."""
+  n, r, d = (table[name].to_numpy(float) for name in ('subjects', 'relations', 'dim'))
+  queries = n * r
+  right = np.clip(table['accuracy'].to_numpy(float), 0, 1) * queries
+  sizes, given = SIZES[size](n), q
+
+  def unpacked(x):
+    """Offset and scale are of about the size of d; width and precision are positive."""
+    offset, scale, p, q, width, precision = *x[:3], *((given,) if given is not None else ()), *x[3:]
+    return offset, np.exp(scale), p, q, np.exp(width), np.exp(precision)
+
+  def loss(x):
+    offset, scale, p, q, width, precision = unpacked(x)
+    half = offset + scale * (r / r.max()) ** p * (sizes / sizes.max()) ** q
+    if half.min() <= 0:
+      return 1e12
+    mean = np.clip(expit((np.log(d) - np.log(half)) / width), 1e-6, 1 - 1e-6)
+    a, b = mean * precision, (1 - mean) * precision
+    return -float(np.sum(betaln(right + a, queries - right + b) - betaln(a, b)))
+
+  free = 6 - (given is not None)
+  best = min(
+    (_minimized(loss, free, d, start) for start in range(STARTS)), key=lambda found: found.fun
+  )
+  offset, scale, p, q, width, _ = unpacked(best.x)
+  scale = scale / r.max() ** p / sizes.max() ** q
+  return Law(
+    size, float(offset), float(scale), float(p), float(q), float(width), 2 * best.fun + 2 * free
+  )
+
+
+def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
+  rng = np.random.default_rng(start)
+  x = np.zeros(free)
+  x[1], x[2:] = np.log(np.median(d)), rng.uniform(0.3, 1.5, free - 2)
+  x[0], x[-2:] = rng.uniform(-1, 2), (-1.5, 3.0)
+  options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
+  found = scipy.optimize.minimize(loss, x, method='Nelder-Mead', options=options)
+  return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
+
+
+def half_size(dims, accuracy) -> float:
+  """The d at which a single curve passes one half, log-linearly between its points; nan: it does not."""
+  mean = pd.Series(np.asarray(accuracy, float)).groupby(np.asarray(dims, float)).mean()
+  x, y = np.log(mean.index.to_numpy()), mean.to_numpy()
+  over = np.flatnonzero(y >= 0.5)
+  if not len(over) or not over[0]:
+    return np.nan
+  i = over[0]
+  return float(np.exp(np.interp(0.5, y[i - 1 : i + 1], x[i - 1 : i + 1])))

@@ -1,0 +1,254 @@
+"""Claim 1 at sizes where laws differ: how many dimensions do R facts about each of N subjects need, and how many bits does a parameter hold?
+
+  python -m experiments.laws
+
+For every N and R models of eight sizes d, with F = 4d, are trained on all facts, seen so many times; every model counts with
+its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N less the cross-entropy. No
+smallest model is sought. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and its rivals N^q and √N
+beside it. The dullest test needs no fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where
+R·√N and R·N differ many times. The law is read at the largest budget; the one before shows what more training would change.
+Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from experiments.harness import curves, instances, plotting, statistics
+from experiments.harness.findings import Claim, Finding, over_seeds
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import FIRST_SEED, Study
+from geomem import model
+from geomem.config import Config
+from geomem.training import batched, optimization
+from geomem.training.batched import Task
+from geomem.training.recipe import Recipe
+
+LEAST_STEPS = 2000  # few passes over few subjects are too few steps
+FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
+ROUNDED = 2, 3, 4, 5, 6, 8  # bits a weight
+UNROUNDED = 32
+KEPT = 0.99  # of the bits of facts
+CELL = 'subjects', 'relations'
+RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`cells`: N and R. `passes`: over every fact; the last is that of the law. `batch`: subjects of a step. `negatives`: answers
+  drawn, from `sampled_from` subjects on; below the softmax is over all."""
+
+  cells: tuple[tuple[int, int], ...]
+  passes: tuple[int, ...]
+  batch: int = 128
+  negatives: int = 512
+  sampled_from: int = 512
+  learning_rate: float = 0.03
+  weight_decay: float = 0.03
+  seeds: int = 3
+  sizes: int = 8
+
+
+PRESETS = {
+  'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), seeds=1, sizes=3),
+  'laptop': Preset(cells=((64, 2), (64, 4), (512, 2), (4096, 2)), passes=(25, 100), seeds=2, sizes=5),
+  'full': {
+    'iso_64': Preset(cells=((64, 8),), passes=(50, 200, 800)),
+    'iso_256': Preset(cells=((256, 6),), passes=(50, 200, 800)),
+    'iso_4096': Preset(cells=((4096, 4),), passes=(50, 200, 800)),
+    'iso_65536': Preset(cells=((65536, 3),), passes=(50, 100, 200), seeds=2),
+    'relations': Preset(cells=((256, 3), (256, 12)), passes=(50, 200, 800)),
+    'relations_4096': Preset(cells=((4096, 2), (4096, 8)), passes=(50, 200, 800)),
+  },
+}  # fmt: skip
+
+
+def dims(subjects: int, relations: int, count: int) -> list[int]:
+  """So many sizes about the d that a first trial found, 1 + R·log₂N / 6; all different."""
+  middle = relations * math.log2(subjects) / 6
+  some = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(FACTORS)), FACTORS)
+  found: list[int] = []
+  for d in np.round(1 + middle * some).astype(int):
+    found.append(max(int(d), found[-1] + 1 if found else 1))
+  return found
+
+
+def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
+  batch = min(preset.batch, subjects)
+  steps = max(LEAST_STEPS if preset.sizes > 3 else 10, passes * -(-subjects // batch))
+  negatives = preset.negatives if subjects >= preset.sampled_from else None
+  return Recipe.with_warmup(
+    steps, batch=batch, passes=True, lazy=True, negatives=negatives, target=None
+  )
+
+
+def scores(config: Config, recipe: Recipe, params, job):
+  """What a model knows, and what of it is left when its weights are rounded."""
+
+  def measured(bits):
+    own = jax.tree.map(functools.partial(_rounded, bits), params)
+    return optimization.cross_entropy(config, recipe, job, own)
+
+  nats_K, accuracy_K = jax.lax.map(measured, jnp.array((UNROUNDED, *ROUNDED), jnp.float32))
+  return {'nats_K': nats_K, 'accuracy': accuracy_K[0]}
+
+
+def _rounded(bits, array):
+  """To 2^bits levels, evenly spaced from the least to the most of an array; what is zero, like padding, stays."""
+  low, high = jnp.min(array), jnp.max(array)
+  step = (high - low) / (2**bits - 1)
+  rounded = low + jnp.round((array - low) / jnp.maximum(step, 1e-30)) * step
+  return jnp.where((array == 0) | (step == 0) | (bits == UNROUNDED), array, rounded)
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """A record a model: its accuracy, the bits of facts that it holds, and the fewest bits a weight that keep them."""
+  records = []
+  for (n, r), passes in itertools.product(preset.cells, preset.passes):
+    recipe = recipe_of(preset, n, passes)
+    asked = list(itertools.product(dims(n, r, preset.sizes), seeds))
+    rates = {'learning_rate': preset.learning_rate, 'weight_decay': preset.weight_decay}
+    tasks = [
+      Task(Config.trained(n, r, dim=d), instances.bijections(n, r, seed), seed=seed, **rates)
+      for d, seed in asked
+    ]
+    config = batched.common_config([task.config for task in tasks])
+    found = trainer.train_and_evaluate(recipe, tasks, functools.partial(scores, config, recipe))
+    for i, (task, (d, seed)) in enumerate(zip(tasks, asked, strict=True)):
+      own = {name: values[i] for name, values in found.items()}
+      about = {
+        'subjects': n,
+        'relations': r,
+        'dim': d,
+        'seed': seed,
+        'passes': passes,
+        'steps': recipe.steps,
+      }
+      records.append(
+        {'measurement': 'recovered', 'control': None, **about, **held(task.config, own)}
+      )
+  return records
+
+
+def held(config: Config, found: dict[str, np.ndarray]) -> dict[str, float]:
+  """Accuracy, and bits of facts: of the model, a parameter, and a bit of weight at the best rounding that keeps them."""
+  parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
+  facts = config.subjects * config.relations
+  bits = lambda nats: max(0.0, facts * (math.log2(config.subjects) - nats / math.log(2)))
+  whole, *rounded = map(bits, found['nats_K'].tolist())
+  kept = [b for b, own in zip(ROUNDED, rounded, strict=True) if own >= KEPT * whole > 0]
+  return {
+    'accuracy': float(found['accuracy']), 'value': whole / parameters, 'bits': whole, 'parameters': parameters,
+    'of_all': whole / (facts * math.log2(config.subjects)), 'bits_per_weight': kept[0] if kept else None,
+    'bits_per_weight_bit': whole / (parameters * kept[0]) if kept else None,
+  }  # fmt: skip
+
+
+def largest(table: pd.DataFrame) -> pd.DataFrame:
+  """The models of every N and R that were trained longest."""
+  return table[table['passes'] == table.groupby(list(CELL))['passes'].transform('max')]
+
+
+def expect(table):
+  """The law of all curves with its rivals, sizes of one R·log₂N, what more training would change, and bits a parameter."""
+  last = largest(table)
+  by_seed = [rows for _, rows in groups(last, 'seed')]
+  joint = lambda what, statistic, *bounds, **about: Finding(
+    what,
+    statistic(by_seed),
+    *statistics.jackknife(by_seed, statistic),
+    len(by_seed),
+    *bounds,
+    **about,
+  )
+  if last.groupby(list(CELL)).ngroups > 2:
+    law = lambda some, **about: curves.fit(pd.concat(some), **about)
+    decides = last['subjects'].max() >= 64 * last['subjects'].min()
+    yield joint(
+      'q of d₅₀ = d₀ + c·R^p·(log₂N)^q', lambda some: law(some).q, 0.8, 1.25, primary=decides
+    )
+    yield joint('p of the same law', lambda some: law(some).p)
+    for name, (size, q) in RIVALS.items():
+      worse = law(by_seed, size=size, q=q).aic - law(by_seed).aic
+      yield from over_seeds(f'AIC of {name} for (log₂N)^q, more by', [worse], 0.0)
+  halves = {cell: half_sizes(rows) for cell, rows in groups(last, *CELL)}
+  for bits, cells in itertools.groupby(sorted(halves, key=information), key=information):
+    some = list(cells)
+    if len(some) > 1:
+      ratios = [max(own) / min(own) for own in zip(*(halves[cell] for cell in some), strict=False)]
+      other = lambda size: max(map(size, some)) / min(map(size, some))  # noqa: B023
+      controls = {
+        'if it were R·√N': [other(lambda c: c[1] * c[0] ** 0.5)],
+        'if R·N': [other(lambda c: c[1] * c[0])],
+      }
+      what = (
+        f'R·log₂N = {bits:.0f}, N = {some[0][0]:,} … {some[-1][0]:,}: largest over smallest d₅₀'
+      )
+      yield from over_seeds(what, ratios, at_most=1.5, **controls)
+  for (n, r), rows in groups(table, *CELL):
+    budgets = sorted(rows['passes'].unique())[-2:]
+    if len(budgets) == 2:
+      before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
+      change = [1 - b / a for a, b in zip(before, after, strict=True)]
+      what = f'N = {n:,}, R = {r}: d₅₀ less by, from {budgets[0]} to {budgets[1]} passes'
+      yield from over_seeds(what, change, at_most=0.05, check=True)
+  for (n, r), rows in groups(last, *CELL):
+    most = rows.loc[rows.groupby('seed')['value'].idxmax()]
+    yield from over_seeds(
+      f'N = {n:,}, R = {r}: most bits of facts a parameter, of all d', most['value'].tolist()
+    )
+    weights = rows.groupby('seed')['bits_per_weight_bit'].max().dropna()
+    yield from over_seeds(
+      f'N = {n:,}, R = {r}: most bits of facts a bit of weight', weights.tolist()
+    )
+
+
+def information(cell: tuple[int, int]) -> float:
+  """R·log₂N."""
+  return round(cell[1] * math.log2(cell[0]), 6)
+
+
+def half_sizes(rows: pd.DataFrame) -> list[float]:
+  """d₅₀ of every seed's curve."""
+  return [curves.half_size(own['dim'], own['accuracy']) for _, own in groups(rows, 'seed')]
+
+
+def plot(table):
+  """Every curve; all of them over d/(R·log₂N); bits a parameter over the same."""
+  last = largest(table)
+  figure, panels = plotting.new(11, 3.2, 1, 3)
+  for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
+    label, scaled = f'N = {n:,}, R = {r}', rows.assign(scaled=rows['dim'] / information((n, r)))
+    curve = scaled.assign(value=scaled['accuracy'])
+    plotting.spread(panels[0], curve, 'dim', i, label)
+    plotting.spread(panels[1], curve, 'scaled', i)
+    plotting.spread(panels[2], scaled, 'scaled', i)
+  for bits, dashes in plotting.LANGUAGE_MODELS.items():
+    plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
+  plotting.logarithmic(panels[0].xaxis)
+  panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
+  panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
+  panels[2].set(
+    xlabel='d / (R log₂ N)', ylabel='bits of facts a parameter', title='what a parameter holds'
+  )
+  plotting.legend(panels[0])
+  return figure
+
+
+STUDY = Study(
+  name='laws',
+  title='accuracy curves at N = 64 to 65,536: the law of d, and bits of facts a parameter',
+  claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', ('q of d₅₀',)),),
+  terms='d₅₀: the d at which half of all facts are known. A budget is in passes over every fact, of at least 2,000 steps. '
+  'Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter are what was reported of language models.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('subjects', 'relations', 'passes', 'dim'), minutes=3, first_seed=FIRST_SEED + 400,
+)  # fmt: skip
+
+if __name__ == '__main__':
+  STUDY.main()

@@ -1,0 +1,45 @@
+"""Laws fitted to accuracy curves: planted ones are found again, with their rivals told apart."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from experiments.harness import curves
+
+CELLS = (64, 2), (64, 8), (256, 6), (4096, 2), (4096, 4), (65536, 3)
+
+
+def planted(half, width=0.15, seed=0, seeds=3):
+  """Models of all cells at eight sizes, their accuracy more spread than independent queries would be."""
+  rng, rows = np.random.default_rng(seed), []
+  for n, r in CELLS:
+    for d in np.unique(np.round(half(n, r) * np.linspace(0.5, 1.9, 8)).clip(1)):
+      for s in range(seeds):
+        mean = np.clip(expit((np.log(d) - np.log(half(n, r))) / width), 1e-4, 1 - 1e-4)
+        rows.append((n, r, d, s, rng.beta(200 * mean, 200 * (1 - mean))))
+  return pd.DataFrame(rows, columns=['subjects', 'relations', 'dim', 'seed', 'accuracy'])
+
+
+@pytest.mark.parametrize(('p', 'q'), [(1.0, 1.0), (0.7, 1.3)])
+def test_a_planted_law_is_found_again(p, q):
+  law = curves.fit(planted(lambda n, r: 2 + 0.2 * r**p * np.log2(n) ** q))
+  assert law.q == pytest.approx(q, abs=0.15) and law.p == pytest.approx(p, abs=0.15)
+  assert law.half(256, 6) == pytest.approx(2 + 0.2 * 6**p * 8**q, rel=0.05)
+
+
+def test_laws_are_told_apart():
+  logarithmic, root = (
+    planted(lambda n, r: 1 + r * np.log2(n) / 6),
+    planted(lambda n, r: r * n**0.5 / 4),
+  )
+  assert curves.fit(logarithmic).aic < curves.fit(logarithmic, 'power').aic
+  assert curves.fit(logarithmic).aic < curves.fit(logarithmic, 'power', q=0.5).aic - 50
+  assert curves.fit(root, 'power', q=0.5).aic < curves.fit(root).aic
+
+
+def test_where_a_curve_passes_one_half():
+  assert curves.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
+  assert np.isnan(curves.half_size([1, 2], [0, 0.4])) and np.isnan(
+    curves.half_size([1, 2], [0.6, 1])
+  )
