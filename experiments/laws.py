@@ -11,30 +11,20 @@ Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d,
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pandas as pd
 
-from experiments.harness import curves, instances, plotting, statistics
+from experiments.harness import curves, instances, plotting, recovered, statistics
 from experiments.harness.findings import Claim, Finding, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
-from geomem import model
 from geomem.config import Config
-from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
 LEAST_STEPS = 2000  # few passes over few subjects are too few steps
-FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
-ROUNDED = 2, 3, 4, 5, 6, 8  # bits a weight
-UNROUNDED = 32
-KEPT = 0.99  # of the bits of facts
 CELL = 'subjects', 'relations'
 RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
@@ -53,6 +43,7 @@ class Preset:
   weight_decay: float = 0.03
   seeds: int = 3
   sizes: int = 8
+  dims: tuple[int, ...] = ()
 
 
 PRESETS = {
@@ -69,16 +60,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-def dims(subjects: int, relations: int, count: int) -> list[int]:
-  """So many sizes about the d that a first trial found, 1 + R·log₂N / 6; all different."""
-  middle = relations * math.log2(subjects) / 6
-  some = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(FACTORS)), FACTORS)
-  found: list[int] = []
-  for d in np.round(1 + middle * some).astype(int):
-    found.append(max(int(d), found[-1] + 1 if found else 1))
-  return found
-
-
 def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
   batch = min(preset.batch, subjects)
   steps = max(LEAST_STEPS if preset.sizes > 3 else 10, passes * -(-subjects // batch))
@@ -88,66 +69,25 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
   )
 
 
-def scores(config: Config, recipe: Recipe, params, job):
-  """What a model knows, and what of it is left when its weights are rounded."""
-
-  def measured(bits):
-    own = jax.tree.map(functools.partial(_rounded, bits), params)
-    return optimization.cross_entropy(config, recipe, job, own)
-
-  nats_K, accuracy_K = jax.lax.map(measured, jnp.array((UNROUNDED, *ROUNDED), jnp.float32))
-  return {'nats_K': nats_K, 'accuracy': accuracy_K[0]}
-
-
-def _rounded(bits, array):
-  """To 2^bits levels, evenly spaced from the least to the most of an array; what is zero, like padding, stays."""
-  low, high = jnp.min(array), jnp.max(array)
-  step = (high - low) / (2**bits - 1)
-  rounded = low + jnp.round((array - low) / jnp.maximum(step, 1e-30)) * step
-  return jnp.where((array == 0) | (step == 0) | (bits == UNROUNDED), array, rounded)
-
-
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """A record a model: its accuracy, the bits of facts that it holds, and the fewest bits a weight that keep them."""
+  """A record a model and budget."""
   records = []
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
-    recipe = recipe_of(preset, n, passes)
-    asked = list(itertools.product(dims(n, r, preset.sizes), seeds))
     rates = {'learning_rate': preset.learning_rate, 'weight_decay': preset.weight_decay}
+    sizes = preset.dims or recovered.dims(recovered.guess(n, r), preset.sizes)
     tasks = [
       Task(Config.trained(n, r, dim=d), instances.bijections(n, r, seed), seed=seed, **rates)
-      for d, seed in asked
+      for d, seed in itertools.product(sizes, seeds)
     ]
-    config = batched.common_config([task.config for task in tasks])
-    found = trainer.train_and_evaluate(recipe, tasks, functools.partial(scores, config, recipe))
-    for i, (task, (d, seed)) in enumerate(zip(tasks, asked, strict=True)):
-      own = {name: values[i] for name, values in found.items()}
-      about = {
-        'subjects': n,
-        'relations': r,
-        'dim': d,
-        'seed': seed,
-        'passes': passes,
-        'steps': recipe.steps,
-      }
-      records.append(
-        {'measurement': 'recovered', 'control': None, **about, **held(task.config, own)}
-      )
+    about = {
+      'measurement': 'bits of facts per parameter',
+      'control': None,
+      'subjects': n,
+      'relations': r,
+      'passes': passes,
+    }
+    records += recovered.measure(trainer, recipe_of(preset, n, passes), tasks, [about] * len(tasks))
   return records
-
-
-def held(config: Config, found: dict[str, np.ndarray]) -> dict[str, float]:
-  """Accuracy, and bits of facts: of the model, a parameter, and a bit of weight at the best rounding that keeps them."""
-  parameters = sum(math.prod(a.shape) for a in jax.tree.leaves(model.shapes(config)))
-  facts = config.subjects * config.relations
-  bits = lambda nats: max(0.0, facts * (math.log2(config.subjects) - nats / math.log(2)))
-  whole, *rounded = map(bits, found['nats_K'].tolist())
-  kept = [b for b, own in zip(ROUNDED, rounded, strict=True) if own >= KEPT * whole > 0]
-  return {
-    'accuracy': float(found['accuracy']), 'value': whole / parameters, 'bits': whole, 'parameters': parameters,
-    'of_all': whole / (facts * math.log2(config.subjects)), 'bits_per_weight': kept[0] if kept else None,
-    'bits_per_weight_bit': whole / (parameters * kept[0]) if kept else None,
-  }  # fmt: skip
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:

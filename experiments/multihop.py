@@ -2,195 +2,271 @@
 
   python -m experiments.multihop
 
-The smallest d, at F = 4d, that answers 0.99 of all N·R^k queries of k hops: at once (direct, of one
-layer and of more), naming every subject on the way (chain), or told the way and asked for the last
-answer alone (last). Expected: direct, the width grows with k, exponentially, or depth and width
-together hold N·R facts; with chain of thought one layer and a width that does not depend on k are
-enough. Those found for the most hops are rounded to the fewest bits per weight at which they stay at
-0.99; at once and with the chain said they stand in the figure of the bounds, beside the constructions. Last,
-chains of fewer hops than the most are learned together and one hop more is asked for, at a position that was
-never trained.
+Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in equally many passes: at once, in one layer and
+in more, or naming every subject on the way (chain of thought). Every model counts with its accuracy; d₅₀ is where half is
+right. Expected: at once d₅₀ grows with k, fivefold or more from one hop to four; with the chain said, a step, the
+way to it given, takes the d of one hop. Whole chains, of which every step must be right, are shown beside it. Models
+that know 0.99 stand, at the fewest bits a weight that keep this, in the figure of the bounds, beside the constructions.
+
+Last, chains of one hop less than the most are learned and one hop more is asked. Position embeddings that are learned
+have none for it; written by a rule, an angle for every hop, they have.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
+import pandas as pd
 
-from experiments.harness import instances, plotting, render, searching, tradeoff
+from experiments.harness import curves, instances, plotting, recovered, tradeoff
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import complete, groups, select, summarize, values
-from experiments.harness.study import Study
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
 from geomem.training import batched, optimization
+from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
-RATES = ((0.01, 0.01),)  # of 45 that learned at this rate or a third of it, 44 did at this one
-RESOLUTION = 0.1  # widths closer than this, as a fraction, are not told apart
-MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), 'last': (True, 'answer')}
-NAMES = {'direct': 'at once', 'chain': 'chain of thought', 'last': 'chain shown, last trained'}
-EXPECTED: dict = {
-  ('direct', 1): {'at_least': 2.0},
-  ('chain', 1): {'at_most': 1.5},
-}  # of the growth of d
+MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain')}
+NAMES = {'direct': 'at once', 'chain': 'chain of thought'}
+GROWTH = 1.9  # of d₅₀ a hop, at once, in a first trial: where sizes are looked at
+TARGET = 0.99
+HARMONICS = 3  # of a position's angle
+POSITIONS = 'embed/positions'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`depths`: of the direct models (with chain of thought there is one layer). `dim`: d, of the longer chains.
+  """`depths`: of the models that answer at once; with chain of thought there is one layer. `sizes`: so many d.
 
-  `modes`: of `MODES`, those searched. `guess`: the d where a mode's first search begins, if known better.
+  `batch`: subjects of a step, each with all its paths. `longer_dim`: d of the chains of one hop more.
   """
 
   subjects: int
-  relations: int
+  relations: int = 2
   hops: tuple[int, ...] = (1, 2, 3, 4)
-  depths: tuple[int, ...]
-  dim: int
-  steps: int
-  seeds: int
+  depths: tuple[int, ...] = (1, 2)
   modes: tuple[str, ...] = tuple(MODES)
-  guess: int | None = None
+  sizes: int = 6
+  batch: int = 64
+  steps: int = 2000
+  learning_rate: float = 0.01
+  weight_decay: float = 0.03
+  longer_dim: int = 32
+  seeds: int
 
 
 PRESETS = {
-  'smoke': Preset(
-    subjects=4, relations=2, hops=(2,), depths=(1,), dim=8, steps=300, seeds=1, modes=('chain',), guess=14
-  ),
-  'laptop': Preset(subjects=16, relations=2, depths=(1, 2), dim=16, steps=800, seeds=4),
-  'full': Preset(subjects=64, relations=3, depths=(1, 2, 4), dim=64, steps=4000, seeds=5),
+  'smoke': Preset(subjects=16, hops=(1, 2), depths=(1,), sizes=3, steps=200, seeds=1, batch=16),
+  'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=5, seeds=2),
+  'full': {
+    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=6000, sizes=8, seeds=3)
+    for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2))
+  },
 }  # fmt: skip
 
 
 def measure(trainer, preset, seeds):
-  """Records of the longer chains, of all searches, and of what is built for the most hops with the bounds there."""
-  records = longer(trainer, preset, seeds)
-  for mode in preset.modes:
+  """Records of the models of all sizes, of the longer chains, and of what is built for the most hops with the bounds there."""
+  records = []
+  for mode, hops in itertools.product(preset.modes, preset.hops):
     for depth in preset.depths if mode == 'direct' else (1,):
-      guess = preset.guess
-      for hops in preset.hops:
-        if mode == 'last' and hops == 1:
-          continue  # one hop is a chain of one
-        own = searched(trainer, preset, mode, hops, depth, seeds, guess)
-        guess = max((r['value'] for r in own if r['value']), default=guess)
-        records += own
+      records += trained(trainer, preset, mode, hops, depth, seeds)
+  if 'chain' in preset.modes:
+    records += [row for rule in (False, True) for row in longer(trainer, preset, seeds, rule)]
   most = max(r.get('subject_bits', 0.0) for r in records)
   sizes = preset.subjects, preset.relations, max(preset.hops)
   return records + tradeoff.measure(*sizes, seeds[0], subject_bits=most)
 
 
-def longer(trainer, preset, seeds):
-  """Chains of up to one hop less than the most, learned together; each length asked for, and the most."""
-  sizes, most = {'subjects': preset.subjects, 'relations': preset.relations}, max(preset.hops)
+def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) -> list[dict]:
+  """Models of several sizes, each with the bits inside it and in an embedding if it knows nearly all."""
+  n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
   recipe = Recipe.with_warmup(
-    preset.steps, hops=most - 1, chain_of_thought=True, loss='chain', shorter=True, target=None
+    preset.steps,
+    hops=hops,
+    chain_of_thought=chain,
+    loss=loss,
+    batch=min(preset.batch, n),
+    target=None,
   )
-  config = Config.trained(**sizes, dim=preset.dim, length=2 * most)
-  tasks = [batched.Task(config, instances.bijections(**sizes, seed=s), *RATES[0], s) for s in seeds]
+  middle = recovered.guess(n, r) * (GROWTH ** (hops - 1) if mode == 'direct' else 1.3)
+  rates = {'learning_rate': preset.learning_rate, 'weight_decay': preset.weight_decay}
+  config = lambda d: Config.trained(n, r, d, depth=depth, length=recipe.length())
+  tasks = [
+    Task(config(d), instances.bijections(n, r, seed), seed=seed, **rates)
+    for d, seed in itertools.product(recovered.dims(middle, preset.sizes), seeds)
+  ]
+  about = {
+    'kind': 'trained', 'measurement': 'bits of facts per parameter', 'model': mode, 'control': None, 'depth': depth,
+    'hops': hops, 'subjects': n, 'relations': r,
+  }  # fmt: skip
+  records = recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
+  for own in records:
+    if own['accuracy'] >= TARGET:
+      own['subject_bits'] = own['bits_per_weight'] * own['dim']
+      own['internal_bits'] = own['bits_per_weight'] * own['parameters'] - n * own['subject_bits']
+  return records
+
+
+def longer(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
+  """Chains of one hop less than the most, learned; those asked for, and chains of the most."""
+  n, r, most = preset.subjects, preset.relations, max(preset.hops)
+  learned = max(1, most - 1)
+  recipe = Recipe.with_warmup(
+    preset.steps,
+    hops=learned,
+    chain_of_thought=True,
+    loss='chain',
+    batch=min(preset.batch, n),
+    target=None,
+    frozen=(POSITIONS,) if rule else (),
+  )
+  config = Config.trained(n, r, dim=preset.longer_dim, length=2 * most)
+  tasks = [
+    Task(config, instances.bijections(n, r, seed), preset.learning_rate, preset.weight_decay, seed)
+    for seed in seeds
+  ]
+  if rule:
+    written = lambda task: batched.parameters(task, config)
+    tasks = [
+      dataclasses.replace(task, params=with_positions(written(task), learned)) for task in tasks
+    ]
 
   def answered(params, job):
-    of = lambda hops: dataclasses.replace(recipe, hops=hops)
-    return {f'{k}': optimization.accuracy(config, of(k), job, params) for k in range(1, most + 1)}
+    def of(hops):
+      own = with_positions(params, hops) if rule else params
+      asked = dataclasses.replace(recipe, hops=hops)
+      return optimization.accuracy(config, asked, job, own, each=True)
+
+    return {f'{hops}': of(hops) for hops in (learned, most)}
 
   found = trainer.train_and_evaluate(recipe, tasks, answered)
   return [
     {
-      'kind': 'longer', 'measurement': 'chains answered', 'model': 'chain', 'control': None, 'depth': 1, **sizes,
-      'hops': int(k), 'trained_to': most - 1, 'dim': preset.dim, 'seed': seed, 'value': float(value),
-    } for k, values_S in found.items()
-    for seed, value in zip(seeds, values_S, strict=True)
+      'kind': 'longer', 'measurement': 'steps answered', 'model': 'chain', 'control': None, 'depth': 1, 'subjects': n,
+      'relations': r, 'hops': int(hops), 'trained_to': learned, 'positions': 'by rule' if rule else 'learned',
+      'dim': preset.longer_dim, 'seed': seed, 'value': float(value),
+    } for hops, values_S in found.items() for seed, value in zip(seeds, values_S, strict=True)
   ]  # fmt: skip
 
 
-def searched(trainer, preset, mode, hops, depth, seeds, guess):
-  """The smallest d of every seed, sought from a guess on, and, of the most hops, the bits that its weights need."""
-  chain, loss = MODES[mode]
-  recipe = Recipe.with_warmup(preset.steps, hops=hops, chain_of_thought=chain, loss=loss)
-  search = searching.Setting(recipe, RATES, depth=depth, guess=guess, resolution=RESOLUTION)
-  cases = [searching.Case('dim', preset.subjects, preset.relations, seed) for seed in seeds]
-  about = {
-    'kind': 'trained', 'measurement': 'smallest dim', 'model': mode, 'control': None, 'depth': depth,
-    'hops': hops,
-  }  # fmt: skip
-  found, _ = searching.measure(cases, search, trainer.train, **about)
-  if hops == max(preset.hops):
-    found = searching.rounded(found, search, trainer)
-  for own in found.values():
-    if bits := own.get('bits'):
-      internal = own['parameters'] - own['subjects'] * own['value']
-      own |= {'internal_bits': bits * internal, 'subject_bits': bits * own['value']}
-  return [*found.values()]
+def with_positions(params: dict, hops: int) -> dict:
+  """The position embeddings of chains of so many hops, by rule: what a token is (a key) and what is to be said next
+  (a query) are counted from 0 on, as angles with their harmonics."""
+  positions_LxD = params['embed']['positions']
+  length, wide = len(positions_LxD), 2 * HARMONICS
+  index = np.arange(length)
+  keys_L, queries_L = np.where(index <= hops, index, -1), np.where(index >= hops, index - hops, -1)
+  code_LxD = np.zeros(positions_LxD.shape, np.float32)
+  code_LxD[:, :wide], code_LxD[:, wide : 2 * wide] = _angles(keys_L), _angles(queries_L)
+  return {**params, 'embed': {**params['embed'], 'positions': code_LxD}}
+
+
+def _angles(count_L: np.ndarray) -> np.ndarray:
+  """cos and sin of an eighth of a turn for every count, and of their multiples; 0 where there is nothing to count."""
+  angle_LxH = 2 * np.pi / 8 * count_L[:, None] * np.arange(1, HARMONICS + 1)
+  both = np.concatenate([np.cos(angle_LxH), np.sin(angle_LxH)], axis=1)
+  return np.where(count_L[:, None] < 0, 0, both)
+
+
+def half_sizes(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
+  """d₅₀ of every seed; not a number where the sizes do not reach it."""
+  return [curves.half_size(own['dim'], own[measured]) for _, own in groups(rows, 'seed')]
 
 
 def expect(table):
-  """The width needed as hops are added, beside that of one hop; the bits inside; and the longer chains."""
-  trained = select(table, kind='trained')
-  for (mode, depth), group in groups(complete(trained, 'model', 'depth', 'hops'), 'model', 'depth'):
-    name, most = f'{NAMES[mode]}, depth {depth:.0f}', group['hops'].max()
-    for hops, own in group.groupby('hops'):
-      yield from over_seeds(f'{name}: smallest d for {hops:.0f} hops', own['value'])
-    alike = {'last': 'chain'}.get(mode, mode)  # one hop is a chain of one
-    one = np.array(values(trained, model=alike, depth=depth, hops=1))
-    if most > 1 and len(one) and not np.isnan(one).any():
-      growth = list(values(group, hops=most) / one)
-      text = f'{name}: d for {most:.0f} hops / d for one'
-      yield from over_seeds(text, growth, **EXPECTED.get((mode, depth), {}))
+  """d₅₀ of the most hops over that of one; whole chains; bits inside beside what is built; and chains of one hop more."""
+  rows = select(table, kind='trained')
+  decides = rows['subjects'].max() >= 1024
+  for (mode, depth), own in groups(rows, 'model', 'depth'):
+    name, most = f'{NAMES[mode]}, depth {depth:.0f}', own['hops'].max()
+    scores = ('accuracy',) if mode == 'direct' else ('each_step', 'accuracy')
+    for score in scores:
+      text = name + {'each_step': ', a step, the way given'}.get(
+        score, ', whole chains' * (mode == 'chain')
+      )
+      size = {hops: half_sizes(some, score) for hops, some in own.groupby('hops')}
+      for hops, values in size.items():
+        yield from over_seeds(f'{text}: d₅₀ of {hops:.0f} hops', values)
+      if most > 1 and 1 in size:
+        bounds: dict = {('direct', 1): {'at_least': 5.0}, ('chain', 1): {'at_most': 1.3}}.get(
+          (mode, depth), {}
+        )
+        bounds = bounds if score != 'accuracy' or mode == 'direct' else {}
+        growth = [a / b for a, b in zip(size[most], size[1], strict=True)]
+        yield from over_seeds(
+          f'{text}: d₅₀ of {most:.0f} hops / of one',
+          growth,
+          primary=bool(decides and bounds),
+          **bounds,
+        )
   built = select(table, kind='construction')
-  rounded = trained[trained['internal_bits'].notna()]
-  for (mode, depth, hops), own in groups(rounded, 'model', 'depth', 'hops'):
-    text = f'{NAMES[mode]}, depth {depth:.0f}: bits inside, {hops:.0f} hops / those of the smallest built'
+  known = rows[rows['internal_bits'].notna()]
+  for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
+    least = some.loc[some.groupby('seed')['internal_bits'].idxmin(), 'internal_bits']
     like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
-    yield from over_seeds(text, own['internal_bits'] / like.min() if len(like) else [])
-  for (hops, most), own in groups(select(table, kind='longer'), 'hops', 'trained_to'):
-    text = f'chains of up to {most:.0f} learned, {hops:.0f} asked'
-    chance = float(own['subjects'].iloc[0]) ** -hops
-    least = 0.99 if hops <= most else None
-    yield from over_seeds(text, own['value'], least, check=True, chance=[chance])
+    text = f'{NAMES[mode]}, depth {depth:.0f}: least bits inside / those of the smallest built'
+    yield from over_seeds(text, list(least / like.min()) if len(like) else [])
+  for (positions, hops, learned), own in groups(
+    select(table, kind='longer'), 'positions', 'hops', 'trained_to'
+  ):
+    text = f'positions {positions}, {learned:.0f} hops learned, {hops:.0f} asked: steps right'
+    chance = [1 / float(own['subjects'].iloc[0])]
+    yield from over_seeds(
+      text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
+    )
 
 
 def plot(table):
-  """Width by hops; the bounds with trained models at the most hops; one hop more than learned. A seed is a mark."""
+  """Accuracy by d; d₅₀ by hops; the bounds with trained models at the most hops. A seed is a mark."""
   figure, panels = plotting.new(11.6, 3.2, 1, 3)
-  for ax, draw, size in zip(panels, (_plot_dims, _plot_bits, _plot_longer), (6, 5, 6), strict=True):
+  for ax, draw, size in zip(
+    panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True
+  ):
     draw(ax, table)
     plotting.legend(ax, fontsize=size)
   return figure
 
 
-def _plot_dims(ax, table):
-  """The smallest d against the hops, a line a mode and depth through the means of complete cases."""
-  trained = select(table, kind='trained')
-  for i, ((mode, depth), own) in enumerate(groups(trained, 'model', 'depth')):
-    label = NAMES[mode] + f', depth {depth:.0f}' * (mode == 'direct')
-    plotting.spread(ax, own.assign(hops=own['hops'] + 0.05 * i), 'hops', i, label)
-  ax.set(xlabel='hops, $k$', ylabel='smallest $d$', title='to answer 0.99 of $N R^k$ queries',
-         xticks=sorted(trained['hops'].unique()))  # fmt: skip
+def _plot_curves(ax, table):
+  rows = select(table, kind='trained', depth=1)
+  for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
+    score = 'each_step' if mode == 'chain' else 'accuracy'
+    plotting.spread(ax, own.assign(value=own[score]), 'dim', i, f'{NAMES[mode]}, {hops:.0f} hops')
+  plotting.logarithmic(ax.xaxis)
+  ax.set(xlabel='$d$', ylabel='accuracy, of a step in chains', ylim=(0, 1.03), title='one layer')
+
+
+def _plot_halves(ax, table):
+  rows = select(table, kind='trained')
+  for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
+    score = 'each_step' if mode == 'chain' else 'accuracy'
+    sizes = [(hops, half) for hops, some in own.groupby('hops') for half in half_sizes(some, score)]
+    drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
+    label = f'{NAMES[mode]}, depth {depth:.0f}' if mode == 'direct' else f'{NAMES[mode]}, a step'
+    if len(drawn):
+      plotting.spread(ax, drawn, 'hops', i, label)
+  ax.set(
+    xlabel='hops, $k$', ylabel='$d_{50}$', ylim=(0, None), xticks=sorted(rows['hops'].unique())
+  )
 
 
 def _plot_bits(ax, table):
-  """Trained models that reach 0.99, at the bits that they need, beside the bounds without chain of thought."""
+  """Trained models that know 0.99, at the bits that they need, beside the bounds without chain of thought."""
   tradeoff.draw_bounds(ax, table)
   for chain, label in ((False, 'built'), (True, 'built, chain of thought')):
     built = select(table, kind='construction', chain_of_thought=chain)
     ax.plot(built['subject_bits'], built['internal_bits'], 'P', color=plotting.BLACK, markersize=4,
             markerfacecolor='white' if chain else plotting.BLACK, label=label)  # fmt: skip
+  rows = select(table, kind='trained')
+  most = rows['hops'].max()
   for mode, color in (('direct', plotting.RED), ('chain', plotting.PINK)):
-    own = select(table, kind='trained', model=mode)
-    ax.plot(own['subject_bits'], own['internal_bits'], 'o', color=color, alpha=0.7,
+    own = select(rows, model=mode, hops=most)
+    ax.plot(own['subject_bits'], own['internal_bits'], 'o', color=color, alpha=0.7, markersize=4,
             markerfacecolor=color if mode == 'direct' else 'white', label=f'trained, {NAMES[mode]}')  # fmt: skip
-  most = select(table, kind='trained')['hops'].max()
   ax.set(xscale='log', yscale='log', xlabel='$B_{emb}$', ylabel='$B_{int}$')
   ax.set_title(f'bits at $k$ = {most:.0f}')
-
-
-def _plot_longer(ax, table):
-  """Chains answered, by their length; those longer than any that was learned are beyond the line."""
-  longer = select(table, kind='longer')
-  plotting.spread(ax, longer, 'hops', 0)
-  hops, first = np.unique(longer['hops']), longer.iloc[0]
-  ax.plot(hops, first['subjects'] ** -hops, ':', color=plotting.GREY, label='chance')
-  ax.axvline(first['trained_to'] + 0.5, color=plotting.GREY, ls='--', label='learned up to here')
-  ax.set(xlabel='hops asked for', ylabel='chains answered', title='one hop more')
-  ax.set(xticks=hops, ylim=(-0.03, 1.03))
 
 
 STUDY = Study(
@@ -199,12 +275,10 @@ STUDY = Study(
   claims=(
     Claim('Claim 7', 'Hops at once cost width that grows with their number; with chain of thought they do not.'),
   ),
-  terms='Smallest d, at F = 4d, for 99% of all queries. At once: only the answer is said. Chain of thought: every '
-  'subject on the way is said, trained, and must be right. Chain shown, last trained: the way is given, the answer '
-  'alone trained and asked.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=6,
-  more=lambda table: render.table(
-    summarize(table[table['measurement'].notna()], 'measurement', 'model', 'depth', 'hops')),
+  terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
+  'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot,
+  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=2, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 
 

@@ -347,10 +347,16 @@ def _noise(recipe: Recipe, job: Job, e_NxD, key):
 
 
 def accuracy(
-  config: Config, recipe: Recipe, job: Job, params: dict, mesh: Mesh | None = None
+  config: Config,
+  recipe: Recipe,
+  job: Job,
+  params: dict,
+  mesh: Mesh | None = None,
+  each: bool = False,
 ) -> Array:
   """The fraction of all queries that are answered right, whatever the loss is of; with chain of thought, at every
-  step, unless the loss is of the last answer alone: then after the right chain.
+  step, unless the loss is of the last answer alone: then after the right chain. `each`: the fraction of all steps,
+  each after the right ones before it.
 
   Not a number where a residual is not finite. Blocks of subjects, one after another: as many as have
   `QUERIES_PER_BLOCK` queries, and at least one, on every device.
@@ -362,8 +368,9 @@ def accuracy(
   def count(x_BxD, targets_B, weights_B, unembedding_AxD, in_use_A, block, precision):
     of = x_BxD, unembedding_AxD, targets_B, in_use_A, block, precision, mesh
     right_B = head.right(*of)
-    all_Q = jnp.all(right_B.reshape(-1, steps), axis=1)
-    return jnp.sum(all_Q & weights_B.reshape(-1, steps)[:, 0], dtype=jnp.float32)
+    right_QxS = right_B.reshape(-1, steps)
+    right_Q = jnp.mean(right_QxS, axis=1) if each else jnp.all(right_QxS, axis=1)
+    return jnp.sum(jnp.where(weights_B.reshape(-1, steps)[:, 0], right_Q.astype(jnp.float32), 0.0))
 
   in_use_A = _in_use(config, recipe, job)
   return _mean_over_queries(config, asked, job, params, in_use_A, count, mesh)

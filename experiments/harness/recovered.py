@@ -1,0 +1,88 @@
+"""Models of several sizes trained on all facts: their accuracy, and the bits of facts that each has come to hold.
+
+No smallest model is sought: every model counts, with how much it knows.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness.trainer import Trainer
+from geomem import model
+from geomem.checks import rounding
+from geomem.config import Config
+from geomem.training import batched, optimization
+from geomem.training.batched import Task
+from geomem.training.recipe import Recipe
+
+# What a trial found a d₅₀ near: of the d that half of the facts take.
+FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
+KEPT = 0.99  # of what a model holds, when its weights are rounded
+
+
+def dims(middle: float, count: int) -> list[int]:
+  """So many sizes about `middle`; all different."""
+  factors = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(FACTORS)), FACTORS)
+  found: list[int] = []
+  for d in np.round(middle * factors).astype(int):
+    found.append(max(int(d), found[-1] + 1 if found else 1))
+  return found
+
+
+def guess(subjects: int, relations: int) -> float:
+  """Near d₅₀ at F = 4d, as a first trial found it."""
+  return 1 + relations * math.log2(subjects) / 6
+
+
+def measure(
+  trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict]
+) -> list[dict]:
+  """A record a model, with what it is `about`."""
+  config = batched.common_config([task.config for task in tasks])
+  found = trainer.train_and_evaluate(recipe, tasks, functools.partial(_scores, config, recipe))
+  return [
+    {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_held(recipe, task.config, values)}
+    for i, (task, own) in enumerate(zip(tasks, about, strict=True))
+    for values in [{name: float(of_model[i]) for name, of_model in found.items()}]
+  ]  # fmt: skip
+
+
+def _scores(config: Config, recipe: Recipe, params: dict, job) -> dict:
+  """Cross-entropy of the last answer and accuracy, of every step by itself too, and the fewest bits a weight that keep them."""
+  nats, last = optimization.cross_entropy(config, recipe, job, params)
+  chained = recipe.chain_of_thought and recipe.loss != 'answer'
+  score = functools.partial(optimization.accuracy, config, recipe, job)
+  whole = score(params) if chained else last
+  step = score(params, each=True) if chained else last
+
+  def kept(own):
+    if chained:
+      return score(own) / jnp.maximum(whole, 1e-9)
+    nothing = jnp.log(job.attributes.astype(jnp.float32))
+    held = lambda nats: nothing - nats
+    return held(optimization.cross_entropy(config, recipe, job, own)[0]) / jnp.maximum(
+      held(nats), 1e-9
+    )
+
+  return {
+    'nats': nats,
+    'accuracy': whole,
+    'each_step': step,
+    'bits_per_weight': rounding.bits_needed(kept, params, KEPT),
+  }
+
+
+def _held(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:
+  """Accuracy, and bits of the facts: of the model, of a parameter that is trained, of a bit of those."""
+  trained, _ = optimization.split(recipe, model.shapes(config))
+  parameters = sum(math.prod(weight.shape) for weight in trained.values())
+  queries = config.subjects * config.relations**recipe.hops
+  bits = max(0.0, queries * (math.log2(config.answers) - found['nats'] / math.log(2)))
+  return {
+    'accuracy': found['accuracy'], 'each_step': found['each_step'], 'bits': bits, 'parameters': parameters,
+    'value': bits / parameters, 'bits_per_weight': found['bits_per_weight'],
+    'bits_per_weight_bit': bits / parameters / found['bits_per_weight'],
+  }  # fmt: skip
