@@ -2,191 +2,248 @@
 
   python -m experiments.frozen_embeddings
 
-Two searches for the smallest model that reaches accuracy 0.99. With fixed random embeddings and
-unembedding: the smallest F at one d, in the full preset at several, counting what is trained. With
-learned ones: the smallest d at F = 4d, counting everything. And a third for the largest N that the MLP memory of Nichani et al.
-(2025) holds, as they ran it (`geomem.training.mlp_memory`), at d = F; their code found 43, 65 and 166 at 8, 11
-and 16, one seed each. Expected: fixed embeddings need F·d in proportion to N·R·log(N·R), about
-0.35 of it (their fit), learned ones d in proportion to R·log N alone.
+First the associative memory alone, one MLP between random embeddings that are fixed (`geomem.training.mlp_memory`): for
+every F its accuracy at several numbers n of facts; n₅₀ is where half are known. Two laws say what a parameter holds:
+a constant number of bits, n₅₀·log₂n₅₀, or of facts, n₅₀. Expected: one of them is constant to within 15 %.
+
+Then transformers with fixed and with learned embeddings at equally many trained parameters: the bits of facts that each holds.
+
+Last the protocol of Nichani et al. (2025), d = F: the largest N of a few that their memory holds to 0.99; their code found
+43, 65 and 166 at d = 8, 11 and 16, one seed each.
 """
 
 import dataclasses
 import itertools
+import math
 from typing import Any
 
 import numpy as np
 
-from experiments.harness import plotting, searching, statistics
+from experiments.harness import curves, instances, plotting, recovered
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import complete, groups, select, values
-from experiments.harness.study import Study
-from geomem.training import mlp_memory
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import FIRST_SEED, Study
+from geomem import model
+from geomem.config import Config
+from geomem.training import mlp_memory, optimization
+from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
 FROZEN = ('embed/subjects', 'unembed')
 PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.
-CELL = 'kind', 'dim', 'subjects', 'relations'
+BITS = 2.2  # of facts a parameter, that n₅₀ is looked for near
+COUNTS = 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0  # of n, by that guess
+AROUND = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # of N, by the published one
+LAWS = {'bits': lambda n: n * np.log2(n), 'facts': lambda n: n}
+WITHIN = 1.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`sizes`: N and R of the searches; `dims`: of fixed embeddings, None: learned; `memories`: d = F of MLP memories.
+  """`widths`: F of the memories, at `dim`, trained for `memory_steps`; `published`: d = F of the protocol's.
 
-  `rates`: learning rates with weight decays, of which the best counts; MLP memories have their authors' own.
+  `sizes`: N and R of transformers, `fixed_dim`: d where embeddings are fixed; `points`: so many sizes of each.
   """
 
-  sizes: tuple[dict[str, int], ...] = ()
-  dims: tuple[int | None, ...] = ()
-  memories: tuple[int, ...] = ()
-  rates: tuple[tuple[float, float], ...] = ((0.01, 0.01), (0.03, 0.01))
-  steps: int
-  memory_steps: int = 2**15
-  seeds: int = 5
+  widths: tuple[int, ...] = ()
+  dim: int = 64
+  counts: int = 8
+  memory_steps: int = 2**12
+  published: tuple[int, ...] = ()
+  protocol_steps: int = 2**15
+  sizes: tuple[tuple[int, int], ...] = ()
+  fixed_dim: int = 32
+  points: int = 5
+  passes: int = 200
+  batch: int = 128
+  seeds: int
 
 
-sizes = lambda *pairs: tuple({'subjects': n, 'relations': r} for n, r in pairs)
-LARGE = sizes(*itertools.product((64, 256, 1024), (1, 4, 8)))
 PRESETS = {
   'smoke': Preset(
-    sizes=sizes((8, 2)), dims=(None, 8), memories=(4,), steps=100, memory_steps=512, seeds=1
+    widths=(2, 4), dim=8, counts=3, memory_steps=512, published=(8,), protocol_steps=512, sizes=((16, 2),), fixed_dim=8,
+    points=2, passes=20, seeds=1,
   ),
   'laptop': Preset(
-    sizes=sizes((64, 1), (256, 1), (64, 4)), dims=(None, 16), memories=(8, 11, 16), steps=2000
+    widths=(4, 8, 16, 32), dim=32, counts=6, memory_steps=2**11, published=(8, 11), sizes=((256, 4),), points=4, seeds=2
   ),
   'full': {
-    'memory': Preset(memories=(8, 11, 16, 22, 32, 45), steps=4000),
-    'learned': Preset(sizes=LARGE, dims=(None,), steps=4000),
-    **{f'fixed_{dim}': Preset(sizes=LARGE, dims=(dim,), steps=4000) for dim in (32, 64, 128)},
+    'memory': Preset(widths=(8, 16, 32), seeds=3),
+    'memory_64': Preset(widths=(64,), seeds=2),
+    'published': Preset(published=(8, 11, 16), seeds=5),
+    'transformers': Preset(sizes=((256, 4), (1024, 2), (1024, 4)), points=8, passes=400, seeds=3),
   },
-}
+}  # fmt: skip
 
 
-def measure(trainer, preset, seeds):
-  """Records of the three searches; the size that one finds is the value alone."""
-  records = memories(trainer, preset, seeds)
-  for dim in preset.dims:
-    records += searched(trainer, preset, seeds, dim)
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """Records of the memories, of transformers, and of the protocol."""
+  records = []
+  for width in preset.widths:
+    middle, factors = guess(2 * preset.dim * width), np.linspace(0, len(COUNTS) - 1, preset.counts)
+    counts = [round(middle * c) for c in np.interp(factors, range(len(COUNTS)), COUNTS)]
+    recipe = mlp_memory.Recipe(preset.dim, width, preset.memory_steps)
+    records += memories(trainer, recipe, counts, seeds, 'memory')
+  for dim in preset.published:
+    counts = [round(PUBLISHED[dim] * c) for c in AROUND]
+    recipe = mlp_memory.Recipe(dim, dim, preset.protocol_steps)
+    records += memories(trainer, recipe, counts, seeds, 'protocol')
+  for (n, r), kind in itertools.product(preset.sizes, ('learned', 'fixed')):
+    records += transformers(trainer, preset, n, r, kind, seeds)
   return records
 
 
-def searched(trainer, preset, seeds, dim: int | None) -> list[dict]:
-  """Smallest F at fixed embeddings of this d; or, where it is None, smallest d where all is learned."""
-  kind, find, frozen = ('learned', 'dim', ()) if dim is None else ('fixed', 'width', FROZEN)
-  recipe = Recipe.with_warmup(preset.steps, target=0.99, frozen=frozen)
-  cases = [searching.Case(find, **at, seed=seed) for at in preset.sizes for seed in seeds]
-  setting = searching.Setting(recipe, preset.rates, dim or 0)
-  about = {
-    'kind': kind, 'measurement': f'smallest {find}', 'model': f'{kind} embeddings', 'control': None,
-    'dim': dim,
-  }  # fmt: skip
-  found, _ = searching.measure(cases, setting, trainer.train, **about)
-  return [*found.values()]
+def guess(parameters: int) -> float:
+  """The n of which n·log₂n bits are `BITS` for each of so many parameters."""
+  n = 2.0
+  for _ in range(50):
+    n = BITS * parameters / math.log2(max(n, 2))
+  return n
 
 
-def memories(trainer, preset, seeds) -> list[dict]:
-  """The largest N that the MLP memory holds."""
-  held = lambda *asked: trainer.cached(lambda: mlp_memory.learn_all(*asked)[0])
+def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind: str) -> list[dict]:
+  """The best accuracy that a memory of every number of facts and seed reached."""
+  asked = list(itertools.product(counts, seeds))
+  found = trainer.cached(lambda: mlp_memory.learn_all(recipe, *zip(*asked, strict=True))[0])
   return [
     {
-      'kind': 'memory', 'measurement': 'largest subjects', 'model': 'MLP memory', 'control': None, 'subjects': None,
-      'relations': 1, 'dim': dim, 'width': dim, 'seed': seed, 'value': border.found, 'floor': border.failed is None,
-      'parameters': 2 * dim * dim + dim,
-    }
-    for dim in preset.memories
-    for seed, border in searching.largest_memory(mlp_memory.Recipe(dim, dim, preset.memory_steps), seeds, held).items()
+      'kind': kind, 'measurement': 'accuracy', 'model': 'MLP memory', 'control': None, 'subjects': n, 'relations': 1,
+      'dim': recipe.dim, 'width': recipe.width, 'parameters': 2 * recipe.dim * recipe.width, 'seed': seed, 'value': float(value),
+    } for (n, seed), value in zip(asked, found, strict=True)
   ]  # fmt: skip
 
 
-def costs(table):
-  """Of transformers: the number of facts n = N·R, and the trained parameters but for attention's four matrices."""
-  own = table[table['kind'] != 'memory']
-  dim = own['dim'].where(own['kind'] == 'fixed', own['value']).astype(float)
-  beside = own['parameters'].astype(float) - 4 * dim**2
-  return own.assign(facts=own['subjects'].astype(int) * own['relations'], beside=beside)
+def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> list[dict]:
+  """Models of several sizes with learned embeddings, or with fixed ones and as many trained parameters."""
+  frozen = () if kind == 'learned' else FROZEN
+  batch = min(preset.batch, n)
+  steps = max(2000 if preset.points > 2 else 100, preset.passes * -(-n // batch))
+  recipe = Recipe.with_warmup(steps, batch=batch, target=None, frozen=frozen)
+  sizes = recovered.dims(recovered.guess(n, r), preset.points)
+  configs = [Config.trained(n, r, dim=d) for d in sizes]
+  if kind == 'fixed':
+    wanted = [trained_parameters(Recipe(), config) for config in configs]
+    configs = [config for p in wanted if (config := fixed_of(recipe, n, r, preset.fixed_dim, p))]
+  tasks = [
+    Task(config, instances.bijections(n, r, seed), 0.03 if kind == 'learned' else 0.01, 0.03, seed)
+    for config, seed in itertools.product(configs, seeds)
+  ]
+  about: dict[str, Any] = {
+    'kind': 'transformer', 'measurement': 'bits of facts per parameter', 'model': f'{kind} embeddings', 'control': None,
+    'subjects': n, 'relations': r,
+  }  # fmt: skip
+  each = [about | {'width': task.config.blocks[0].hidden[0]} for task in tasks]
+  return recovered.measure(trainer, recipe, tasks, each) if tasks else []
+
+
+def trained_parameters(recipe: Recipe, config: Config) -> int:
+  trained, _ = optimization.split(recipe, model.shapes(config))
+  return sum(math.prod(weight.shape) for weight in trained.values())
+
+
+def fixed_of(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Config | None:
+  """The model of this d whose F gives it so many trained parameters, if there is one."""
+  one, two = (trained_parameters(recipe, Config.trained(n, r, dim, width)) for width in (1, 2))
+  width = 1 + round((parameters - one) / (two - one))
+  return Config.trained(n, r, dim, width) if width >= 1 else None
+
+
+def half_counts(rows) -> list[float]:
+  """n₅₀ of every seed."""
+  return [
+    1 / curves.half_size(1 / own['subjects'], own['value']) for _, own in groups(rows, 'seed')
+  ]
 
 
 def expect(table):
-  """The MLP memory beside what was published of it, and what fixed embeddings cost."""
-  known = complete(table, *CELL, bordered=True)
-  memory, models = select(known, kind='memory'), costs(known)
-  by_seed = lambda rows, numbers: numbers.groupby(rows['seed']).mean()
-  for dim, count in PUBLISHED.items():
-    held, text = values(memory, dim=dim), f'MLP memory, d = F = {dim}: facts held'
-    yield from over_seeds(text, held, 0.8 * count, 1.25 * count, check=True, published=[count])
-  yield from growth(memory)
-  for (dim,), rows in groups(select(models, kind='fixed'), 'dim'):
-    n = rows['facts']
-    text = f'fixed embeddings, d = {dim:.0f}, n = N·R = {", ".join(map(str, sorted({*n})))}: F·d / (n·ln n)'
-    ratio = by_seed(rows, rows['value'] * dim / (n * np.log(n)))
-    yield from over_seeds(text, ratio, 0.35 / 2, 0.35 * 2, published=[0.35])
-  learned = select(models, kind='learned')
-  bits = learned['relations'] * np.log2(learned['subjects'].astype(float))
-  yield from over_seeds(
-    'learned embeddings: d / (R·log2 N)', by_seed(learned, learned['value'] / bits)
-  )
-  for kind in ('learned', 'fixed'):
-    own = select(models, kind=kind).sort_values('facts', kind='stable')
-    for (n, r), rows in groups(own, 'subjects', 'relations'):
-      text = f'{kind}: trained parameters per fact beside attention, N = {n:.0f}, R = {r}'
-      yield from over_seeds(text, by_seed(rows, rows['beside'] / rows['facts']))
-
-
-def growth(memory):
-  """The exponent of F·d in the facts held; expected nearer to that of n·ln n than to n's."""
-  held_SxD = memory.pivot(index='seed', columns='dim', values='value').astype(float)
-  dims = held_SxD.columns.to_numpy(int)
-  if len(dims) < 3:
-    return []
-  slope = lambda n, size: statistics.line(np.log(n), np.log(size))[1]
-  mean = held_SxD.mean().to_numpy()
-  law = slope(mean, mean * np.log(mean))
-  laws: dict[str, Any] = {'n·ln_n': [law], 'n': [1.0]}
-  if PUBLISHED.keys() >= {*dims.tolist()}:
-    laws['published'] = [slope([PUBLISHED[dim] for dim in dims.tolist()], dims**2)]
-  text = f'MLP memory, d = F = {", ".join(map(str, dims))}: F·d grows as n to the power'
-  slopes = [slope(n, dims**2) for n in held_SxD.to_numpy()]
-  return over_seeds(text, slopes, (1 + law) / 2, law + (law - 1) / 2, **laws)
+  """What a parameter of a memory holds, by both laws; transformers at equal parameters; the protocol."""
+  memory = select(table, kind='memory')
+  if len(memory):
+    half = {width: np.array(half_counts(rows)) for (width,), rows in groups(memory, 'width')}
+    dim, spread = memory['dim'].iloc[0], {}
+    for name, size in LAWS.items():
+      each = np.array([size(n_S) / (2 * dim * width) for width, n_S in half.items()])
+      for width, values in zip(half, each, strict=True):
+        yield from over_seeds(
+          f'memory, d = {dim}, F = {width:.0f}: {name} a parameter at n₅₀', list(values)
+        )
+      spread[name] = each.max(axis=0) / each.min(axis=0)
+    best = min(spread, key=lambda name: np.mean(spread[name]))
+    range_of = f'F = {min(half):.0f} … {max(half):.0f}'
+    for name, values in spread.items():
+      decides = name == best and max(half) >= 8 * min(half)
+      yield from over_seeds(
+        f'memory, d = {dim}, {range_of}: {name} a parameter, largest / smallest', list(values),
+        at_most=WITHIN if name == best else None, primary=decides,
+      )  # fmt: skip
+  for (n, r), rows in groups(select(table, kind='transformer'), 'subjects', 'relations'):
+    most = {}
+    for (kind,), own in groups(rows, 'model'):
+      most[kind] = own.groupby('seed')['value'].max()
+      yield from over_seeds(
+        f'N = {n:,}, R = {r}, {kind}: most bits of facts a trained parameter', list(most[kind])
+      )
+    if len(most) == 2:
+      fixed, learned = most['fixed embeddings'], most['learned embeddings']
+      yield from over_seeds(f'N = {n:,}, R = {r}: the same, fixed / learned', list(fixed / learned))
+  for (dim,), rows in groups(select(table, kind='protocol'), 'dim'):
+    held = [own.loc[own['value'] >= 0.99, 'subjects'].max() for _, own in groups(rows, 'seed')]
+    published = [float(PUBLISHED[int(dim)])]
+    yield from over_seeds(
+      f'protocol, d = F = {dim:.0f}: largest N held', held, their_code=published
+    )
 
 
 def plot(table):
-  """Parameters against facts, and the MLP memory beside its known fit; every seed that found something a mark."""
-  figure, (left, right) = plotting.new(8.4, 3.2, 1, 2)
-  found = table[table['value'].notna()]
-  models, memory = costs(found), select(found, kind='memory')
-  for i, ((kind, dim), rows) in enumerate(groups(models, 'kind', 'dim')):
-    color, marker = plotting.cycle(i)
-    label = 'learned embeddings' if kind == 'learned' else f'fixed embeddings, $d$ = {dim:.0f}'
-    left.plot(rows['facts'], rows['beside'], marker, color=color, alpha=0.6, label=label)
-  if len(models):
-    n, grey = np.geomspace(models['facts'].min(), models['facts'].max()), plotting.GREY
-    left.plot(n, 1.3 * n * np.log(n), '--', color=grey, label='1.3 $n$ log $n$ (linear memory)')
-    left.plot(n, 2 * 0.35 * n * np.log(n), ':', color=grey, label='2·0.35 $n$ log $n$ (MLP)')
-  plotting.logarithmic(left.xaxis, left.yaxis)
-  left.set(
-    xlabel='facts, $n = N R$', ylabel='parameters beside attention', title='trained until 0.99'
+  """Accuracy of memories by n, what a parameter holds at n₅₀ by both laws, and transformers by parameters."""
+  figure, panels = plotting.new(11, 3.2, 1, 3)
+  memory = select(table, kind='memory')
+  for i, ((width,), rows) in enumerate(groups(memory, 'width')):
+    plotting.spread(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
+  panels[0].set(
+    xlabel='facts $n$', ylabel='accuracy', ylim=(0, 1.03), title='MLP memory, fixed embeddings'
   )
-  size, known = memory['width'] * memory['dim'], [d for d in PUBLISHED if d in {*memory['dim']}]
-  right.plot(size, memory['value'], 'o', color=plotting.BLUE, alpha=0.6, label='ours')
-  right.plot([d * d for d in known], [PUBLISHED[d] for d in known], 'D', color=plotting.RED,
-             markerfacecolor='white', label='Nichani et al., their code, one seed')  # fmt: skip
-  if len(memory):
-    n, label = np.linspace(2, 1.3 * float(memory['value'].max())), '$F d = 0.35\\,N \\log N$'
-    right.plot(0.35 * n * np.log(n), n, ':', color=plotting.GREY, label=label)
-  title = f'MLP memory, {memory["seed"].nunique()} seeds'
-  right.set(xlabel='$F d$', ylabel='largest $N$', title=title)
-  plotting.legend(left, fontsize=5.5)
-  plotting.legend(right)
+  plotting.logarithmic(panels[0].xaxis)
+  halves = [(width, n) for (width,), rows in groups(memory, 'width') for n in half_counts(rows)]
+  for i, (name, size) in enumerate(LAWS.items()):
+    color, marker = plotting.cycle(i)
+    if halves:
+      width, n = np.array(halves).T
+      held = size(n) / (2 * memory['dim'].iloc[0] * width)
+      unit = held[width == width.min()].mean()
+      panels[1].plot(
+        n, held / unit, marker, color=color, label=f'{name} a parameter, of {unit:.3g}'
+      )
+  panels[1].set(
+    xlabel='$n_{50}$', ylabel='over that of the least F', ylim=(0, None), title='two laws'
+  )
+  plotting.logarithmic(panels[1].xaxis)
+  for i, ((n, r, kind), rows) in enumerate(
+    groups(select(table, kind='transformer'), 'subjects', 'relations', 'model')
+  ):
+    plotting.spread(panels[2], rows, 'parameters', i, f'N = {n:,}, R = {r}, {kind}')
+  panels[2].set(
+    xlabel='trained parameters',
+    ylabel='bits of facts a parameter',
+    ylim=(0, None),
+    title='transformers',
+  )
+  plotting.logarithmic(panels[2].xaxis)
+  for panel in panels:
+    plotting.legend(panel, fontsize=6)
   return figure
 
 
 STUDY = Study(
   name='frozen_embeddings',
-  title='what it costs when embeddings cannot learn',
-  claims=(Claim('Claim 6', 'With fixed random embeddings the weights must hold the facts: parameters grow as N·R·log(N·R).'),),
-  terms='MLP memory: one MLP on fixed random embeddings, trained as Nichani et al. (2025) did; n is the most facts '
-  'that it holds. Fixed: the smallest F of a transformer whose embeddings are fixed. Learned: its smallest d, at '
-  'F = 4d, where all is trained.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=CELL, minutes=3.5, compile_quickly=False,
+  title='facts in weights, where embeddings are fixed',
+  claims=(
+    Claim('Claim 6', 'Without trained embeddings, the weights need parameters in proportion to the bits of all facts.'),
+  ),
+  terms='n₅₀: the number of facts of which half are known. Trained parameters: of a memory 2·F·d; bits of facts: N·R·log₂N '
+  'less the cross-entropy over all answers.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot,
+  by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=2, first_seed=FIRST_SEED + 600,
 )  # fmt: skip
 
 

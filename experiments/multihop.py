@@ -98,11 +98,12 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
     for d, seed in itertools.product(recovered.dims(middle, preset.sizes), seeds)
   ]
   about = {
-    'kind': 'trained', 'measurement': 'bits of facts per parameter', 'model': mode, 'control': None, 'depth': depth,
+    'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'depth': depth,
     'hops': hops, 'subjects': n, 'relations': r,
   }  # fmt: skip
   records = recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
   for own in records:
+    own['value'] = own['accuracy']
     if own['accuracy'] >= TARGET:
       own['subject_bits'] = own['bits_per_weight'] * own['dim']
       own['internal_bits'] = own['bits_per_weight'] * own['parameters'] - n * own['subject_bits']
