@@ -65,7 +65,7 @@ PRESETS = {
     points=2, passes=20, seeds=1,
   ),
   'laptop': Preset(
-    widths=(4, 8, 16, 32), dim=32, counts=6, memory_steps=2**11, published=(8, 11), sizes=((256, 4),), points=4, seeds=2
+    widths=(2, 4, 8, 16), dim=32, counts=5, memory_steps=2**11, published=(8,), sizes=((256, 2),), points=4, seeds=2
   ),
   'full': {
     'memory': Preset(widths=(8, 16, 32), seeds=3),
@@ -171,7 +171,7 @@ def expect(table):
     best = min(spread, key=lambda name: np.mean(spread[name]))
     range_of = f'F = {min(half):.0f} … {max(half):.0f}'
     for name, values in spread.items():
-      decides = name == best and max(half) >= 8 * min(half)
+      decides = bool(name == best and max(half) >= 8 * min(half))
       yield from over_seeds(
         f'memory, d = {dim}, {range_of}: {name} a parameter, largest / smallest', list(values),
         at_most=WITHIN if name == best else None, primary=decides,

@@ -13,6 +13,7 @@ Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d,
 import dataclasses
 import itertools
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -24,21 +25,22 @@ from geomem.config import Config
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
-LEAST_STEPS = 2000  # few passes over few subjects are too few steps
 CELL = 'subjects', 'relations'
 RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`cells`: N and R. `passes`: over every fact; the last is that of the law. `batch`: subjects of a step. `negatives`: answers
-  drawn, from `sampled_from` subjects on; below the softmax is over all."""
+  """`cells`: N and R. `passes`: over every fact; the last is that of the law. `steps`: no fewer, at the first, and in
+  proportion at the others. `negatives`: answers drawn, from `sampled_from` subjects on; below the softmax is over all.
+  `dims`: by default so many `sizes` about where half the facts should be known.
+  """
 
   cells: tuple[tuple[int, int], ...]
   passes: tuple[int, ...]
-  batch: int = 128
-  negatives: int = 512
-  sampled_from: int = 512
+  steps: int = 2000
+  negatives: int = 2048
+  sampled_from: int = 2**13
   learning_rate: float = 0.03
   weight_decay: float = 0.03
   seeds: int = 3
@@ -47,22 +49,23 @@ class Preset:
 
 
 PRESETS = {
-  'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), seeds=1, sizes=3),
-  'laptop': Preset(cells=((64, 2), (64, 4), (512, 2), (4096, 2)), passes=(25, 100), seeds=2, sizes=5),
+  'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), steps=20, seeds=1, sizes=3),
+  'laptop': Preset(cells=((64, 2), (64, 4), (512, 2), (4096, 2)), passes=(100,), seeds=2, sizes=4),
   'full': {
-    'iso_64': Preset(cells=((64, 8),), passes=(50, 200, 800)),
-    'iso_256': Preset(cells=((256, 6),), passes=(50, 200, 800)),
-    'iso_4096': Preset(cells=((4096, 4),), passes=(50, 200, 800)),
-    'iso_65536': Preset(cells=((65536, 3),), passes=(50, 100, 200), seeds=2),
-    'relations': Preset(cells=((256, 3), (256, 12)), passes=(50, 200, 800)),
-    'relations_4096': Preset(cells=((4096, 2), (4096, 8)), passes=(50, 200, 800)),
+    'iso_64': Preset(cells=((64, 8), (256, 6)), passes=(100, 200, 400)),
+    'iso_4096': Preset(cells=((4096, 4),), passes=(100, 200), seeds=2),
+    'iso_65536': Preset(cells=((65536, 3),), passes=(100,), seeds=2, sizes=5),
+    'relations': Preset(cells=((256, 3), (256, 12)), passes=(100, 200, 400)),
+    'relations_4096': Preset(cells=((4096, 2), (4096, 8)), passes=(100, 200), seeds=2, sizes=6),
+    'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,), learning_rate=0.02),
   },
 }  # fmt: skip
 
 
 def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
-  batch = min(preset.batch, subjects)
-  steps = max(LEAST_STEPS if preset.sizes > 3 else 10, passes * -(-subjects // batch))
+  batch = min(subjects, max(128, min(1024, subjects // 16)))
+  least = preset.steps * passes // preset.passes[0]
+  steps = max(least, passes * -(-subjects // batch))
   negatives = preset.negatives if subjects >= preset.sampled_from else None
   return Recipe.with_warmup(
     steps, batch=batch, passes=True, lazy=True, negatives=negatives, target=None
@@ -73,10 +76,15 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """A record a model and budget."""
   records = []
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
-    rates = {'learning_rate': preset.learning_rate, 'weight_decay': preset.weight_decay}
     sizes = preset.dims or recovered.dims(recovered.guess(n, r), preset.sizes)
     tasks = [
-      Task(Config.trained(n, r, dim=d), instances.bijections(n, r, seed), seed=seed, **rates)
+      Task(
+        Config.trained(n, r, dim=d),
+        instances.bijections(n, r, seed),
+        preset.learning_rate,
+        preset.weight_decay,
+        seed,
+      )
       for d, seed in itertools.product(sizes, seeds)
     ]
     about = {
@@ -98,6 +106,7 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 def expect(table):
   """The law of all curves with its rivals, sizes of one R·log₂N, what more training would change, and bits a parameter."""
   last = largest(table)
+  last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
   by_seed = [rows for _, rows in groups(last, 'seed')]
   joint = lambda what, statistic, *bounds, **about: Finding(
     what,
@@ -109,7 +118,7 @@ def expect(table):
   )
   if last.groupby(list(CELL)).ngroups > 2:
     law = lambda some, **about: curves.fit(pd.concat(some), **about)
-    decides = last['subjects'].max() >= 64 * last['subjects'].min()
+    decides = bool(last['subjects'].max() >= 64 * last['subjects'].min())
     yield joint(
       'q of d₅₀ = d₀ + c·R^p·(log₂N)^q', lambda some: law(some).q, 0.8, 1.25, primary=decides
     )
@@ -123,7 +132,7 @@ def expect(table):
     if len(some) > 1:
       ratios = [max(own) / min(own) for own in zip(*(halves[cell] for cell in some), strict=False)]
       other = lambda size: max(map(size, some)) / min(map(size, some))  # noqa: B023
-      controls = {
+      controls: dict[str, Any] = {
         'if it were R·√N': [other(lambda c: c[1] * c[0] ** 0.5)],
         'if R·N': [other(lambda c: c[1] * c[0])],
       }
@@ -138,7 +147,11 @@ def expect(table):
       change = [1 - b / a for a, b in zip(before, after, strict=True)]
       what = f'N = {n:,}, R = {r}: d₅₀ less by, from {budgets[0]} to {budgets[1]} passes'
       yield from over_seeds(what, change, at_most=0.05, check=True)
-  for (n, r), rows in groups(last, *CELL):
+  for (n, r), rows in groups(largest(table), *CELL):
+    if rows['dim'].nunique() == 1:
+      yield from over_seeds(
+        f'N = {n:,}, R = {r}, d = {rows["dim"].iloc[0]}: of all facts right', rows['accuracy']
+      )
     most = rows.loc[rows.groupby('seed')['value'].idxmax()]
     yield from over_seeds(
       f'N = {n:,}, R = {r}: most bits of facts a parameter, of all d', most['value'].tolist()

@@ -58,7 +58,7 @@ class Preset:
 
 PRESETS = {
   'smoke': Preset(subjects=16, hops=(1, 2), depths=(1,), sizes=3, steps=200, seeds=1, batch=16),
-  'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=5, seeds=2),
+  'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=4, seeds=2),
   'full': {
     f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=6000, sizes=8, seeds=3)
     for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2))
@@ -91,10 +91,11 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
     target=None,
   )
   middle = recovered.guess(n, r) * (GROWTH ** (hops - 1) if mode == 'direct' else 1.3)
-  rates = {'learning_rate': preset.learning_rate, 'weight_decay': preset.weight_decay}
   config = lambda d: Config.trained(n, r, d, depth=depth, length=recipe.length())
   tasks = [
-    Task(config(d), instances.bijections(n, r, seed), seed=seed, **rates)
+    Task(
+      config(d), instances.bijections(n, r, seed), preset.learning_rate, preset.weight_decay, seed
+    )
     for d, seed in itertools.product(recovered.dims(middle, preset.sizes), seeds)
   ]
   about = {

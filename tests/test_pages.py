@@ -16,10 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_sizes_are_those_that_were_asked_for():
   sizes = lambda stem: pages.sizes(pages.committed(stem).records.about)
-  assert sizes('threshold').startswith('N = 16, 48, 144; R = 2, 4')
-  assert '2,000 steps' in sizes('threshold') and sizes('frozen_embeddings').startswith(
-    'N = 64, 256; R = 1, 4'
-  )
+  assert sizes('multihop').startswith('N = 64; R = 2')
+  assert '2,000 steps' in sizes('laws')
   assert '1,000 steps' in sizes('structure') and 'batch = 64' in sizes('structure')
   assert pages.sizes({}) == ''
 
@@ -56,22 +54,22 @@ def test_records_say_what_they_were_measured_with(path):
 
 
 def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
-  table = pages.committed('threshold').records.table[:60]
+  table = pages.committed('laws').records.table[:60]
   about = {
     'scale': 'laptop', 'code': '0123', 'setting': {'seeds': 5}, 'device': 'an abacus', 'versions': {'jax': '9'},
-    'command': 'python -m experiments.threshold --scale=laptop --seed=7 --seeds=2',
+    'command': 'python -m experiments.laws --scale=laptop --seed=7 --seeds=2',
   }  # fmt: skip
   run = tmp_path / 'run' / records.FILE
   records.write(run, Records(about, table.assign(build_seconds=1.0)))
   monkeypatch.setattr(pages, 'RESULTS', tmp_path)
-  pages.commit_records('threshold', run.parent)
-  kept = pages.committed('threshold').records
+  pages.commit_records('laws', run.parent)
+  kept = pages.committed('laws').records
   assert kept.about == {name: value for name, value in about.items() if name != 'code'}
   assert 'build_seconds' not in kept.table
-  assert '--scale=laptop --seed=7 --seeds=2`, an abacus, jax 9' in pages.section('threshold')
+  assert '--scale=laptop --seed=7 --seeds=2`, an abacus, jax 9' in pages.section('laws')
   records.write(run, Records({**about, 'scale': 'smoke'}, table))
   with pytest.raises(InputError, match='no evidence'):
-    pages.commit_records('threshold', run.parent)
+    pages.commit_records('laws', run.parent)
 
 
 def test_what_the_page_of_the_language_model_quotes_is_in_the_records():

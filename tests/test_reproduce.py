@@ -22,7 +22,7 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 from geomem.saved import runs
 
-SMALLER = 'capacity', 'frozen_embeddings'
+SMALLER = 'laws', 'frozen_embeddings'
 
 
 BEGIN = f"""
@@ -158,9 +158,9 @@ def test_time_is_counted_over_interruptions(end, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path('/proc/self/cmdline').exists(), reason='no /proc')
 def test_told_to_end_it_ends_what_it_has_started(tmp_path):
-  process = processes.start('reproduce', tmp_path, '--scale=smoke', '--only=threshold')
-  own, deadline = tmp_path / 'smoke' / 'threshold', time.monotonic() + 300
-  started = lambda: [line for line in processes.at_work(own) if 'experiments.threshold' in line]
+  process = processes.start('reproduce', tmp_path, '--scale=smoke', '--only=laws')
+  own, deadline = tmp_path / 'smoke' / 'laws', time.monotonic() + 300
+  started = lambda: [line for line in processes.at_work(own) if 'experiments.laws' in line]
   while not started() and process.poll() is None and time.monotonic() < deadline:
     time.sleep(0.05)
   assert started()
@@ -254,13 +254,13 @@ def test_the_first_paragraph_counts_what_holds_and_what_was_measured_here():
 def test_committed_records_are_of_the_scale_if_there_are_any(scale, tmp_path, monkeypatch):
   monkeypatch.setattr(pages, 'RESULTS', tmp_path)
   table = pd.DataFrame({name: [] for name in ('part', 'value')})
-  for stem in ('capacity', 'capacity_full', 'multihop', 'threshold_full'):
+  for stem in ('laws', 'laws_full', 'multihop', 'transfer_full'):
     records.write(tmp_path / f'{stem}.json', Records({'stem': stem}, table))
   monkeypatch.setattr(Study, 'findings', lambda self, table: [])
   found = report.gather(tmp_path / 'none', scale)
   stems = {own.study.name: own.records.about['stem'] for own in found if own.records.about}
-  assert stems.pop('capacity') == ('capacity_full' if scale == 'full' else 'capacity')
-  assert stems == {'multihop': 'multihop', 'threshold': 'threshold_full'}
+  assert stems.pop('laws') == ('laws_full' if scale == 'full' else 'laws')
+  assert stems == {'multihop': 'multihop', 'transfer': 'transfer_full'}
 
 
 class Page(HTMLParser):

@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.optimize
 from scipy.special import betaln, expit
 
-SIZES = {  # what the subjects count for, to the power of a law's exponent
+SIZES: dict[str, Callable] = {  # what the subjects count for, to the power of a law's exponent
   'log2': np.log2,
   'power': np.asarray,
 }
@@ -45,8 +45,9 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
 
   def unpacked(x):
     """Offset and scale are of about the size of d; width and precision are positive."""
-    offset, scale, p, q, width, precision = *x[:3], *((given,) if given is not None else ()), *x[3:]
-    return offset, np.exp(scale), p, q, np.exp(width), np.exp(precision)
+    offset, scale, p, *rest = x
+    power, width, precision = rest if given is None else (given, *rest)
+    return offset, np.exp(scale), p, power, np.exp(width), np.exp(precision)
 
   def loss(x):
     offset, scale, p, q, width, precision = unpacked(x)

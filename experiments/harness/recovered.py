@@ -20,6 +20,7 @@ from geomem.training.recipe import Recipe
 
 # What a trial found a d₅₀ near: of the d that half of the facts take.
 FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
+LARGE = 2**14
 KEPT = 0.99  # of what a model holds, when its weights are rounded
 
 
@@ -40,9 +41,12 @@ def guess(subjects: int, relations: int) -> float:
 def measure(
   trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict]
 ) -> list[dict]:
-  """A record a model, with what it is `about`."""
+  """A record a model, with what it is `about`. To round weights takes a dozen evaluations: of large models that is left out."""
   config = batched.common_config([task.config for task in tasks])
-  found = trainer.train_and_evaluate(recipe, tasks, functools.partial(_scores, config, recipe))
+  whole = config.subjects <= LARGE
+  found = trainer.train_and_evaluate(
+    recipe, tasks, functools.partial(_scores, config, recipe, whole)
+  )
   return [
     {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_held(recipe, task.config, values)}
     for i, (task, own) in enumerate(zip(tasks, about, strict=True))
@@ -50,7 +54,7 @@ def measure(
   ]  # fmt: skip
 
 
-def _scores(config: Config, recipe: Recipe, params: dict, job) -> dict:
+def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> dict:
   """Cross-entropy of the last answer and accuracy, of every step by itself too, and the fewest bits a weight that keep them."""
   nats, last = optimization.cross_entropy(config, recipe, job, params)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
@@ -71,7 +75,7 @@ def _scores(config: Config, recipe: Recipe, params: dict, job) -> dict:
     'nats': nats,
     'accuracy': whole,
     'each_step': step,
-    'bits_per_weight': rounding.bits_needed(kept, params, KEPT),
+    'bits_per_weight': rounding.bits_needed(kept, params, KEPT) if rounds else jnp.float32(jnp.nan),
   }
 
 

@@ -6,7 +6,7 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 
 NAMES = (  # in the order of the report; each is `STUDY` of the module of its name
-  'construct', 'bounds', 'approximate', 'threshold', 'capacity', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
+  'construct', 'bounds', 'approximate', 'laws', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
   'frozen_embeddings', 'multihop', 'from_constructed', 'language_model', 'new_subjects',
 )  # fmt: skip
 

@@ -79,15 +79,6 @@ class Trainer:
     self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
     self.resume_from = arrays.get('under_way')
     self.asked, self.saved, self.unsaved = 0, time.monotonic(), not self.finished
-    self.programs: list[scheduling.Program] = []
-
-  def train(self, recipe: Recipe, tasks, groups=None, rounds: int = 1) -> dict[str, np.ndarray]:
-    """As `scheduling.train_tasks`, but what was found before the run was killed is not sought again."""
-
-    def fit(recipe, program, tasks, groups):
-      return self.cached(lambda: scheduling.fit(recipe, program, tasks, groups, self.run_to_end))
-
-    return scheduling.train_tasks(recipe, tasks, groups, self.programs, fit, rounds)
 
   def train_and_evaluate(
     self, recipe: Recipe, tasks, function, *more, trained: bool = True

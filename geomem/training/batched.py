@@ -246,20 +246,15 @@ def _stack(trees, index):
   return jax.tree.map(lambda *leaves: np.stack(leaves)[index], *trees)
 
 
-def fit(
-  sweep: Any, states: State, steps: int, groups: np.ndarray | None = None
-) -> Iterator[tuple[Any, State]]:
+def fit(sweep: Any, states: State, steps: int) -> Iterator[tuple[Any, State]]:
   """Advance by so many steps at a time until no model is under way; yields after each chunk.
 
   `sweep`: a `Sweep`, or what trains as one does, like `sharded.Sharded`. The states given stay as they are;
   those yielded are used up when the next chunk begins.
-  `groups`: a label a task (NumPy); when one of a label is solved, the others of it stop.
   """
   states = optimization.copy(states)
   while _running(sweep, states).any():
     states = sweep.train(states, steps)
-    if groups is not None:
-      states = _stop_solved(sweep, states, groups)
     sweep, states = _balance(sweep, states)
     yield sweep, states
 
@@ -268,15 +263,6 @@ def _running(sweep, states: State) -> np.ndarray:
   """By row, whether there is anything left to do."""
   status, step = map(np.asarray, hosts.to_host((states.status, states.step)))
   return (status == optimization.RUNNING) & (step < sweep.recipe.steps)
-
-
-def _stop_solved(sweep: Sweep, states: State, groups) -> State:
-  """The models with the label of a solved one become inactive."""
-  status = np.array(hosts.to_host(states.status))
-  solved = groups[status[sweep.rows] == optimization.SOLVED]
-  stopped = np.isin(groups, solved) & (status[sweep.rows] == optimization.RUNNING)
-  status[sweep.rows[stopped]] = optimization.INACTIVE
-  return states.replace(status=_put(sweep, status))
 
 
 def _balance(sweep, states: State):

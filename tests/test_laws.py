@@ -1,0 +1,298 @@
+"""The studies of whole curves: killed they end in the same bits; planted laws and memories are told apart."""
+
+import functools
+import itertools
+import json
+import math
+import shlex
+import signal
+import time
+
+import jax
+import numpy as np
+import pandas as pd
+import processes
+import pytest
+
+from experiments import frozen_embeddings, laws, multihop
+from experiments.harness import records, recovered
+from experiments.harness.statistics import select
+from geomem import model
+from geomem.config import Config
+from geomem.facts import Facts
+from geomem.training import batched, optimization
+from geomem.training.batched import Task
+from geomem.training.recipe import Recipe
+
+SMALL = '--scale=smoke', '--steps=300', '--save_seconds=0'
+STUDIES = [laws.STUDY, multihop.STUDY, frozen_embeddings.STUDY]
+start = functools.partial(processes.start, 'laws')
+
+
+# --- a run in a process of its own ----------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('runs') / 'whole'
+  process = start(folder, *SMALL)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return folder, out
+
+
+def test_the_command_that_redoes_it_is_recorded(whole):
+  about = json.loads((whole[0] / 'config.json').read_text())
+  _, _, module, scale, *rest = shlex.split(about['command'])
+  assert (module, scale, *rest) == ('experiments.laws', '--scale=smoke', '--steps=300')
+
+
+def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
+  """The rows' clocks, the order of the pass and the confusers are in the checkpoint."""
+  folder = tmp_path / 'killed'
+  lines = len((whole[0] / 'metrics.jsonl').read_text().splitlines())
+  process = start(folder, *SMALL)
+  metrics, deadline = folder / 'metrics.jsonl', time.monotonic() + 200
+  done = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+  while done() < lines // 2 and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.005)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  assert 0 < done() < lines and not (folder / 'results.json').exists()
+  process = start(folder, *SMALL)
+  out, err = process.communicate(timeout=300)
+  assert out == whole[1].replace(str(whole[0]), str(folder)), err
+  for name in ('results.json', 'findings.json', 'metrics.jsonl'):
+    assert (folder / name).read_text() == (whole[0] / name).read_text()
+
+
+@pytest.mark.parametrize('study', STUDIES[1:], ids=lambda study: study.name)
+def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys):
+  binary = lambda *given: study.main([study.name, f'--workdir={tmp_path}', *given])
+  binary('--scale=smoke', '--save_seconds=0')
+  told = capsys.readouterr().out
+  kinds = '.json', '.png', '.pdf'
+  kept = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix in kinds}
+  assert {path.suffix for path in kept} == {*kinds}
+  assert all(len(drawn) > 8000 for path, drawn in kept.items() if path.suffix != '.json')
+  binary('--scale=smoke', '--save_seconds=0')  # answered from the checkpoint, to the last bit
+  binary('--redraw')
+  assert {path: path.read_bytes() for path in kept} == kept
+  assert capsys.readouterr().out == 2 * told and 'figure: ' in told
+  table = records.read(tmp_path).table
+  assert {'measurement', 'model', 'control', 'seed', 'value', 'subjects', 'relations'} <= {*table}
+
+
+# --- what a model holds ---------------------------------------------------------------------------
+
+
+class Untrained:
+  """Evaluates what a trainer would, of models as they were drawn, or of given parameters."""
+
+  def train_and_evaluate(self, recipe, tasks, function):
+    sweep, states = batched.set_up(recipe, tasks)
+    return batched.evaluate(sweep, states, function)
+
+
+def test_bits_of_facts_are_those_of_an_independent_count():
+  n, r, d = 12, 3, 6
+  task = Task(Config.trained(n, r, dim=d), Facts.bijections(n, r), seed=3)
+  params = jax.tree.map(lambda a: 3 * a, model.draw(task.config, 3))
+  (record,) = recovered.measure(
+    Untrained(), Recipe(), [Task(task.config, task.facts, seed=3, params=params)], [{}]
+  )
+  paths = np.arange(r)[:, None]
+  x_NxRxD = model.apply(task.config, params, None, paths, method='all_pairs')
+  logits = np.asarray(
+    x_NxRxD @ model.apply(task.config, params, method='unembedding').T, np.float64
+  )
+  logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  own = np.take_along_axis(logits, task.facts.answers_RxN.T[..., None], axis=-1)[..., 0]
+  bits = max(0.0, n * r * math.log2(n) + own.sum() / math.log(2))
+  count = sum(a.size for a in jax.tree.leaves(params))
+  assert record['value'] == pytest.approx(bits / count, rel=1e-4) and record['parameters'] == count
+  right = np.mean(logits.argmax(axis=-1) == task.facts.answers_RxN.T)
+  assert record['accuracy'] == pytest.approx(right, abs=1e-6)
+
+
+def test_what_is_known_is_held_and_rounded():
+  n, r = 16, 2
+  recipe = Recipe.with_warmup(600, batch=16, target=None)
+  task = Task(Config.trained(n, r, dim=12), Facts.bijections(n, r), 0.03, 0.01)
+  sweep, states = batched.set_up(recipe, [task])
+  for sweep, states in batched.fit(sweep, states, 600):  # noqa: B020
+    pass
+  params = sweep.state_of(states, 0).params
+  (record,) = recovered.measure(
+    Untrained(), recipe, [Task(task.config, task.facts, params=params)], [{}]
+  )
+  assert record['accuracy'] == 1 and 0.95 * r * n * 4 < record['bits'] <= r * n * 4
+  assert 2 <= record['bits_per_weight'] <= 12
+  assert record['bits_per_weight_bit'] == pytest.approx(record['value'] / record['bits_per_weight'])
+
+
+def test_sizes_are_different_and_around_the_middle():
+  assert recovered.dims(10, 8) == [4, 6, 8, 9, 10, 12, 15, 20] and recovered.dims(1.5, 4) == [
+    1,
+    2,
+    3,
+    4,
+  ]
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+def planted(half):
+  """Records of models whose accuracy passes ½ where a law says."""
+  rng, rows = np.random.default_rng(0), []
+  for n, r in ((64, 8), (256, 6), (4096, 4), (64, 2), (4096, 8)):
+    for factor, passes, seed in itertools.product(
+      (0.5, 0.7, 0.9, 1.1, 1.4, 2.0), (100, 200), (0, 1, 2)
+    ):
+      d = half(n, r) * factor
+      accuracy = 1 / (1 + (half(n, r) * (1 + rng.normal(0, 0.01)) / d) ** 6)
+      rows.append({
+        'measurement': 'bits of facts per parameter', 'control': None, 'subjects': n, 'relations': r, 'dim': d,
+        'seed': seed, 'passes': passes, 'accuracy': accuracy, 'value': 2 * accuracy, 'bits_per_weight_bit': 0.3,
+      })  # fmt: skip
+  return pd.DataFrame(rows)
+
+
+def test_the_law_is_told_from_its_rivals():
+  found = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 1 + r * math.log2(n) / 6))}
+  exponent = found['q of d₅₀ = d₀ + c·R^p·(log₂N)^q']
+  assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
+  (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
+  assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
+  assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
+  wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
+  assert (
+    not wrong['q of d₅₀ = d₀ + c·R^p·(log₂N)^q'].holds
+    and not wrong['AIC of √N for (log₂N)^q, more by'].holds
+  )
+  assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
+
+
+def test_training_that_would_have_gone_on_is_told():
+  table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
+  late = table['passes'] == 200
+  table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
+  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ less by' in f.what]
+  assert len(told) == 5 and not any(f.holds for f in told)
+
+
+# --- memories -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('law', ['bits', 'facts'])
+def test_a_memory_of_bits_is_told_from_one_of_facts(law):
+  rows = []
+  for width, seed in itertools.product((8, 16, 32, 64), (0, 1)):
+    of = {'bits': lambda n: n * math.log2(n) / 2, 'facts': lambda n: 5 * n}[law]
+    half = next(n for n in range(2, 10**5) if of(n) >= 2 * 64 * width)
+    for factor in (0.5, 0.8, 1.25, 2):
+      rows.append({
+        'kind': 'memory', 'measurement': 'accuracy', 'model': 'MLP memory', 'control': None, 'subjects': round(half * factor),
+        'relations': 1, 'dim': 64, 'width': width, 'seed': seed, 'value': 1 / (1 + factor**4),
+      })  # fmt: skip
+  told = [
+    f
+    for f in frozen_embeddings.STUDY.findings(pd.DataFrame(rows))
+    if 'largest / smallest' in f.what
+  ]
+  (primary,) = (f for f in told if f.primary)
+  assert f'{law} a parameter' in primary.what and primary.holds and primary.value < 1.02
+  assert max(f.value for f in told) > 1.15
+
+
+def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():
+  recipe = Recipe(frozen=frozen_embeddings.FROZEN)
+  wanted = frozen_embeddings.trained_parameters(Recipe(), Config.trained(256, 4, dim=9))
+  config = frozen_embeddings.fixed_of(recipe, 256, 4, 32, wanted)
+  assert frozen_embeddings.trained_parameters(recipe, config) == pytest.approx(wanted, abs=40)
+  assert frozen_embeddings.fixed_of(recipe, 256, 4, 32, 100) is None
+
+
+def test_the_guess_of_a_memory_solves_its_equation():
+  n = frozen_embeddings.guess(4096)
+  assert n * math.log2(n) == pytest.approx(frozen_embeddings.BITS * 4096, rel=1e-6)
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
+  """A query at a hop fits best, of all keys of the prompt, the relation of that hop; the current subject only at the start."""
+  wide = 2 * multihop.HARMONICS
+  for hops in (2, 3, 4):
+    params = {'embed': {'positions': np.zeros((8, 16), np.float32)}}
+    code = multihop.with_positions(params, hops)['embed']['positions']
+    keys, queries = code[:, :wide], code[:, wide : 2 * wide]
+    turn = 2 * np.pi / 8 * np.arange(1, multihop.HARMONICS + 1)
+    both = np.concatenate([np.cos(turn), np.sin(turn)])
+    for hop in range(hops):
+      cos, sin = np.split(queries[hops + hop], 2)
+      c, s = np.split(both, 2)
+      turned = np.concatenate([cos * c - sin * s, sin * c + cos * s])  # one index on
+      scores = keys @ turned
+      assert scores[: hops + 1].argmax() == hop + 1
+    assert not keys[hops + 1 :].any() and not queries[:hops].any()
+
+
+def test_a_step_is_right_more_often_than_a_chain():
+  n, r, k = 8, 2, 3
+  recipe = Recipe(hops=k, chain_of_thought=True, loss='chain')
+  task = Task(Config.trained(n, r, dim=6, length=recipe.length()), Facts.bijections(n, r), seed=1)
+  sweep, states = batched.set_up(recipe, [task])
+  score = lambda each: (
+    lambda params, job: optimization.accuracy(sweep.config, recipe, job, params, each=each)
+  )
+  step, chain = (float(batched.evaluate(sweep, states, score(each))[0]) for each in (True, False))
+  params, right = sweep.state_of(states, 0).params, []
+  for s, path in itertools.product(range(n), itertools.product(range(r), repeat=k)):
+    tokens, now, own = [s, *(n + q for q in path)], s, []
+    for q in path:
+      logits = model.apply(task.config, params, np.array([tokens]))[0, -1]
+      now = int(task.facts.answers_RxN[q, now])
+      own.append(int(logits.argmax()) == now)
+      tokens.append(now)
+    right.append(own)
+  assert step == pytest.approx(np.mean(right), abs=1e-6) and chain == pytest.approx(
+    np.mean(np.all(right, 1)), abs=1e-6
+  )
+  assert 0 <= chain <= step < 1
+
+
+def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
+  rows = [
+    {'kind': 'trained', 'model': 'direct', 'depth': 1, 'hops': k, 'dim': d, 'seed': 0, 'accuracy': a, 'each_step': a,
+     'subjects': 1024, 'relations': 2, 'measurement': 'accuracy', 'control': None, 'value': a, 'internal_bits': np.nan}
+    for k in (1, 4) for d, a in ((2, 0.1), (4, 0.9 if k == 1 else 0.4))
+  ]  # fmt: skip
+  rows += [
+    {
+      'kind': 'longer',
+      'positions': 'learned',
+      'trained_to': 3,
+      'hops': 3,
+      'seed': 0,
+      'value': 1.0,
+      'subjects': 1024,
+    }
+  ]
+  told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
+  growth = told['at once, depth 1: d₅₀ of 4 hops / of one']
+  assert np.isnan(growth.value) and growth.holds is not True and growth.primary
+
+
+def test_of_a_smoke_run_the_bits_are_the_weights_times_the_parameters(tmp_path):
+  multihop.STUDY.main(['multihop', f'--workdir={tmp_path}', '--scale=smoke'])
+  table = records.read(tmp_path).table
+  known = select(table, kind='trained')
+  known = known[known['subject_bits'].notna()]
+  assert (known['accuracy'] >= 0.99).all()
+  whole = known['internal_bits'] + known['subjects'] * known['subject_bits']
+  np.testing.assert_allclose(whole, known['bits_per_weight'] * known['parameters'])
+  built = select(table, kind='construction')
+  assert (built['accuracy'] == 1).all() and {*built['chain_of_thought']} == {False, True}
