@@ -70,7 +70,7 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
     return state, state.loss
 
   accuracy = lambda state, job: optimization.accuracy(one.config, recipe, job, state.params)
-  state = optimization.initial_state(recipe, model.draw(one.config, one.seed))
+  state = optimization.copy(optimization.initial_state(recipe, model.draw(one.config, one.seed)))
   data = (batched.job(one, one.config),)
   return peers.Loop(jax.jit(step, donate_argnums=0), jax.jit(accuracy), state, data)
 
