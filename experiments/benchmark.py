@@ -71,14 +71,14 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
     return state, state.loss
 
   accuracy = lambda state, job: optimization.accuracy(one.config, recipe, job, state.params)
-  state = optimization.initial_state(recipe, model.draw(one.config, one.seed))
+  state = optimization.copy(optimization.initial_state(recipe, model.draw(one.config, one.seed)))
   data = (batched.job(one, one.config),)
   return peers.Loop(jax.jit(step, donate_argnums=0), jax.jit(accuracy), state, data)
 
 
-def sweep_of(tasks: list[batched.Task]) -> Callable[[int], None]:
+def sweep_of(recipe: Recipe, tasks: list[batched.Task]) -> Callable[[int], None]:
   """Ours, many models trained together, so many steps a call."""
-  sweep, states = batched.set_up(ENDLESS, tasks)
+  sweep, states = batched.set_up(recipe, tasks)
 
   def run(steps: int):
     nonlocal states
@@ -123,13 +123,35 @@ def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=
   """Training steps of one model, a call each, beside plain JAX and PyTorch."""
   for n, r, d in shapes:
     tasks = [task(n, r, d, seed + i) for i in range(models)]
-    run = sweep_of(tasks) if models > 1 else one_model(ENDLESS, *tasks).run
     for name in names:
-      loops = [peers.make(name, ENDLESS, one) for one in tasks]
-      theirs = lambda loops=loops: [loop.run(steps) for loop in loops]
-      pieces = 2 * [steps * models]
-      timed = timing.in_turns(partial(run, steps), theirs, rounds, pieces)
-      yield about(name, N=n, R=r, d=d, models=models) | timed
+      yield about(name, N=n, R=r, d=d, models=models) | beside(name, ENDLESS, tasks, steps, rounds)
+
+
+def beside(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, rounds: int) -> dict:
+  """A step of a model: ours, of all of them together, beside a peer's, one after another."""
+  run = sweep_of(recipe, tasks) if len(tasks) > 1 else one_model(recipe, *tasks).run
+  loops = [peers.make(name, recipe, one) for one in tasks]
+  theirs = lambda: [loop.run(steps) for loop in loops]
+  return timing.in_turns(partial(run, steps), theirs, rounds, 2 * [steps * len(tasks)])
+
+
+def batches(
+  steps=10,
+  shapes=((65_536, 3, 16, 512, 2048), (4096, 4, 64, 512, None)),
+  models=(1, 8),
+  names=peers.NAMES[1:],
+  rounds=5,
+  seed=0,
+):
+  """Steps in batches of subjects, of one model and of several: over some answers, drawn, and with sparse gradients
+  (PyTorch: SparseAdam, not compiled), or over all."""  # fmt: skip
+  for n, r, d, batch, negatives in shapes:
+    recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True, negatives=negatives)
+    for count in models if negatives else models[:1]:
+      tasks = [task(n, r, d, seed + i) for i in range(count)]
+      for name in names[:1] if negatives else names:
+        sizes = about(name, N=n, R=r, d=d, batch=batch, models=count, negatives=negatives or 0)
+        yield sizes | beside(name, recipe, tasks, steps, rounds)
 
 
 def sweep(
@@ -197,11 +219,12 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
     yield sizes | timing.cold(ours, theirs, pieces=(seeds, 1))
 
 
-def products(subjects=4096, relations=4, dim=64, steps=2, shapes=None, seed=0):
-  """Training steps of a model beside as many multiplications in the product of matrices, rows by inner by columns,
-  that this machine does fastest."""
+def products(subjects=4096, relations=4, dim=64, batch=512, steps=16, shapes=None, seed=0):
+  """Training steps of a model, in batches of subjects and the softmax over all answers, beside as many multiplications
+  in the product of matrices, rows by inner by columns, that this machine does fastest."""
   one, cpu = task(subjects, relations, dim, seed), jax.default_backend() == 'cpu'
-  own, needed = one_model(ENDLESS, one), 6 * scheduling.multiplications(one.config, ENDLESS)
+  recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True)
+  own, needed = one_model(recipe, one), 6 * scheduling.multiplications(one.config, recipe)
   product, speeds = jax.jit(jnp.matmul), []
   on_cpu = (1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)
   for m, k, n in shapes or (on_cpu if cpu else ((8192, 8192, 8192), (16384, 16384, 16384))):
@@ -215,7 +238,7 @@ def products(subjects=4096, relations=4, dim=64, steps=2, shapes=None, seed=0):
   times = max(1, round(steps * needed / done))
   theirs, pieces = lambda: [fastest() for _ in range(times)], (steps, times * done / needed)
   timed = timing.in_turns(partial(own.run, steps), theirs, pieces=pieces)
-  sizes = about('matrix products', N=subjects, R=relations, d=dim)
+  sizes = about('matrix products', N=subjects, R=relations, d=dim, batch=batch)
   yield timed | sizes | {'flops_per_second': needed / timed['theirs_seconds']}
 
 
@@ -246,7 +269,7 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
     taken = []
     for value in values:
       n, r, d, models = (base | {axis: value}).values()
-      run = sweep_of([task(n, r, d, seed + i) for i in range(models)])
+      run = sweep_of(ENDLESS, [task(n, r, d, seed + i) for i in range(models)])
       taken.append(timing.least_seconds(partial(run, steps), 3) / steps / models)
       sizes = about(N=n, R=r, d=d, models=models)
       yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], **sizes}
@@ -255,7 +278,7 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
 
 
 MEASUREMENTS: dict[str, Callable] = {
-  'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'capacity': capacity,
+  'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'batches': batches, 'capacity': capacity,
   'mlp_memory': mlp_memory, 'products': products, 'memory': memory, 'scaling': scaling,
 }  # fmt: skip
 ALL = ','.join(MEASUREMENTS)
@@ -266,8 +289,14 @@ SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of
     'step': {'steps': 2, 'shapes': [(16, 2, 4)], 'names': ['jax'], 'rounds': 1},
     'sweep': {'models': 2, 'steps': 2, 'shapes': [(8, 2, 4)], 'names': ['jax'], 'rounds': 1},
     'capacity': {'subjects': [8], 'relations': 2, 'seeds': 1, 'rates': [0.03], 'steps': 100},
+    'batches': {
+      'steps': 2,
+      'shapes': [(32, 2, 4, 8, 4), (16, 2, 4, 8, None)],
+      'models': [1, 2],
+      'rounds': 1,
+    },
     'mlp_memory': {'dims': [4], 'seeds': 2, 'steps': 512},
-    'products': {'subjects': 16, 'relations': 2, 'dim': 4},
+    'products': {'subjects': 16, 'relations': 2, 'dim': 4, 'batch': 8},
     'memory': {'subjects': 64, 'relations': 2, 'dim': 8},
     'scaling': {'models': 2, 'steps': 2, 'axes': {'dim': (2, 4)}},
   },

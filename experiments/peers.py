@@ -120,52 +120,82 @@ def _rates(recipe: Recipe) -> np.ndarray:
   return np.asarray(optimization.schedule(recipe, jnp.arange(recipe.steps + 1)))
 
 
-def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
-  """PyTorch, eager or compiled: a tree of its parameters, its cross-entropy and AdamW."""
+def _residual(params, config: Config, x):
+  """In PyTorch: what the unembedding reads, at the last of these positions, which attends to all."""
+
+  def norm(x, p):
+    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.norm_eps) * p['scale']
+
+  import torch
+
+  p = params['blocks_0']
+  a, m = p['attention'], p['mlp']
+  x = x + params['embed']['positions'][: x.shape[1]]
+  y = norm(x, p['norm_attention'])
+  q, k, v = y[:, -1:] @ a['query'][0], y @ a['key'][0], y @ a['value'][0]
+  x = x[:, -1:] + (q @ k.transpose(1, 2)).softmax(-1) @ v @ a['output'][0]
+  y = norm(x, p['norm_mlp'])
+  x = x + (y @ m['in'] + m['in_bias']).relu() @ m['out'] + m['out_bias']
+  return norm(x[:, -1], params['norm_final'])
+
+
+def _in_torch(task: batched.Task):
+  """The tree of a model's parameters as PyTorch's, its weights, and what makes a tensor beside them."""
   import torch
 
   config = task.config
   if config != Config.trained(config.subjects, config.relations, config.dim):
     raise NotImplementedError('the PyTorch peer knows the default model alone')
   cuda = torch.cuda.is_available()
+  if cuda:
+    torch.set_float32_matmul_precision('high')  # as JAX's default there
   tensor = lambda a: torch.tensor(np.array(a), device='cuda' if cuda else 'cpu')
-  tokens, targets = (tensor(a).long() for a in prompts(task))
   leaves, tree = jax.tree.flatten(model.draw(config, task.seed))
   weights = [torch.nn.Parameter(tensor(a)) for a in leaves]
-  params = jax.tree.unflatten(tree, weights)
+  return jax.tree.unflatten(tree, weights), weights, tensor
+
+
+def _adamw(recipe: Recipe, task: batched.Task, weights):
+  """PyTorch's AdamW of these weights, of which matrices decay, and what sets optimizers' rates for a step."""
+  import torch
+
   groups = [
     {'params': [w for w in weights if (w.ndim > 1) == decays], 'weight_decay': decays * task.weight_decay}
     for decays in (True, False)
   ]  # fmt: skip
-  optimizer = torch.optim.AdamW(groups, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps)
-
   rate_S = _rates(recipe)
-  schedule = torch.optim.lr_scheduler.LambdaLR(
+  scheduled = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
     optimizer, lambda step: rate_S[min(step, recipe.steps)].item()
   )
+  return torch.optim.AdamW(
+    groups, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps
+  ), scheduled
 
-  def norm(x, p):
-    return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.norm_eps) * p['scale']
+
+def _wait(_):
+  import torch
+
+  return torch.cuda.synchronize() if torch.cuda.is_available() else None
+
+
+def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
+  """PyTorch, eager or compiled: a tree of its parameters, its cross-entropy and AdamW."""
+  import torch
+
+  params, weights, tensor = _in_torch(task)
+  tokens, targets = (tensor(a).long() for a in prompts(task))
+  optimizer, scheduled = _adamw(recipe, task, weights)
+  schedule = scheduled(optimizer)
 
   def logits(params, tokens):
-    """At the last position, which attends to all."""
-    embed, p = params['embed'], params['blocks_0']
-    a, m = p['attention'], p['mlp']
-    table = torch.cat([embed['subjects'], embed['relations']])
-    x = table[tokens] + embed['positions'][: tokens.shape[1]]
-    y = norm(x, p['norm_attention'])
-    q, k, v = y[:, -1:] @ a['query'][0], y @ a['key'][0], y @ a['value'][0]
-    x = x[:, -1:] + (q @ k.transpose(1, 2)).softmax(-1) @ v @ a['output'][0]
-    y = norm(x, p['norm_mlp'])
-    x = x + (y @ m['in'] + m['in_bias']).relu() @ m['out'] + m['out_bias']
-    return norm(x[:, -1], params['norm_final']) @ params['unembed']['answers'].T
+    embed = params['embed']
+    x = torch.cat([embed['subjects'], embed['relations']])[tokens]
+    return _residual(params, task.config, x) @ params['unembed']['answers'].T
 
   def objective(params, tokens, targets):
     return torch.nn.functional.cross_entropy(logits(params, tokens), targets)
 
   objective = torch.compile(objective) if compiled else objective
-  if cuda:
-    torch.set_float32_matmul_precision('high')  # as JAX's default there
 
   def step(state):
     optimizer.zero_grad()
@@ -179,10 +209,82 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   def accuracy(_):
     return (logits(params, tokens).argmax(-1) == targets).float().mean()
 
-  return Loop(step, accuracy, wait=lambda _: torch.cuda.synchronize() if cuda else None)
+  return Loop(step, accuracy, wait=_wait)
+
+
+def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
+  """PyTorch in batches of subjects, with all their relations. Where the recipe draws negatives: sparse gradients of both
+  tables and SparseAdam, the softmax over the batch's answers and as many others as ours has, drawn uniformly.
+  """
+  import torch
+  from torch.nn.functional import cross_entropy, embedding
+
+  params, weights, tensor = _in_torch(task)
+  n, r, answers_RxN = (
+    task.config.subjects,
+    task.config.relations,
+    tensor(task.facts.answers_RxN).long(),
+  )
+  tables = params['embed']['subjects'], params['unembed']['answers']
+  assert recipe.batch
+  batch, sparse = recipe.batch, recipe.negatives is not None
+  queries = batch * r
+  drawn = (recipe.negatives or 0) + queries  # the confusers of ours
+  dense = [w for w in weights if not (sparse and any(w is table for table in tables))]
+  optimizer, scheduled = _adamw(recipe, task, dense)
+  optimizers = [optimizer]
+  if sparse:
+    optimizers.append(
+      torch.optim.SparseAdam(tables, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps)
+    )
+  schedules = [scheduled(own) for own in optimizers]
+
+  def residual(params, subjects):
+    e = embedding(subjects, params['embed']['subjects'], sparse=sparse)
+    relations = params['embed']['relations']
+    x = torch.stack([e[:, None].expand(-1, r, -1), relations[None].expand(len(e), -1, -1)], 2)
+    return _residual(params, task.config, x.reshape(-1, 2, e.shape[1]))
+
+  def objective(params, subjects, rows, targets):
+    answers = params['unembed']['answers']
+    answers = embedding(rows, answers, sparse=True) if sparse else answers
+    return cross_entropy(residual(params, subjects) @ answers.T, targets)
+
+  objective = torch.compile(objective) if compiled else objective
+  order = torch.randperm(n)
+
+  def step(state):
+    nonlocal order
+    if len(order) < batch:
+      order = torch.randperm(n)
+    subjects, order = order[:batch].to(answers_RxN.device), order[batch:]
+    targets, rows = answers_RxN[:, subjects].T.reshape(-1), None
+    if sparse:
+      rows, place = torch.unique(
+        torch.cat([targets, torch.randint(n, (drawn,), device=targets.device)]), return_inverse=True
+      )
+      targets = place[:queries]
+    for own in optimizers:
+      own.zero_grad()
+    loss = objective(params, subjects, rows, targets)
+    loss.backward()
+    for own in (*optimizers, *schedules):
+      own.step()
+    return state, loss.detach()
+
+  @torch.no_grad()
+  def accuracy(_):
+    right = 0
+    for subjects in torch.arange(n, device=answers_RxN.device).split(batch):
+      answered = (residual(params, subjects) @ tables[1].T).argmax(-1)
+      right += int((answered == answers_RxN[:, subjects].T.reshape(-1)).sum())
+    return right / (n * r)
+
+  return Loop(step, accuracy, wait=_wait)
 
 
 def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:
   """A peer by name."""
-  plain = name == 'jax'
-  return plain_jax(recipe, task) if plain else pytorch(recipe, task, name == 'torch_compile')
+  if name == 'jax':
+    return plain_jax(recipe, task)
+  return (pytorch_batches if recipe.batch else pytorch)(recipe, task, name == 'torch_compile')
