@@ -220,13 +220,15 @@ def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   from torch.nn.functional import cross_entropy, embedding
 
   params, weights, tensor = _in_torch(task)
-  answers_RxN, (n, r) = (
+  n, r, answers_RxN = (
+    task.config.subjects,
+    task.config.relations,
     tensor(task.facts.answers_RxN).long(),
-    (task.config.subjects, task.config.relations),
   )
   tables = params['embed']['subjects'], params['unembed']['answers']
-  sparse = recipe.negatives is not None
-  queries = recipe.batch * r
+  assert recipe.batch
+  batch, sparse = recipe.batch, recipe.negatives is not None
+  queries = batch * r
   drawn = (recipe.negatives or 0) + queries  # the confusers of ours
   dense = [w for w in weights if not (sparse and any(w is table for table in tables))]
   optimizer, scheduled = _adamw(recipe, task, dense)
@@ -237,24 +239,25 @@ def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     )
   schedules = [scheduled(own) for own in optimizers]
 
-  def objective(params, subjects, rows, targets):
+  def residual(params, subjects):
     e = embedding(subjects, params['embed']['subjects'], sparse=sparse)
     relations = params['embed']['relations']
     x = torch.stack([e[:, None].expand(-1, r, -1), relations[None].expand(len(e), -1, -1)], 2)
-    x = _residual(params, task.config, x.reshape(-1, 2, e.shape[1]))
+    return _residual(params, task.config, x.reshape(-1, 2, e.shape[1]))
+
+  def objective(params, subjects, rows, targets):
     answers = params['unembed']['answers']
-    return cross_entropy(
-      x @ (embedding(rows, answers, sparse=True) if sparse else answers).T, targets
-    )
+    answers = embedding(rows, answers, sparse=True) if sparse else answers
+    return cross_entropy(residual(params, subjects) @ answers.T, targets)
 
   objective = torch.compile(objective) if compiled else objective
   order = torch.randperm(n)
 
   def step(state):
     nonlocal order
-    if len(order) < recipe.batch:
+    if len(order) < batch:
       order = torch.randperm(n)
-    subjects, order = tensor(order[: recipe.batch]), order[recipe.batch :]
+    subjects, order = order[:batch].to(answers_RxN.device), order[batch:]
     targets, rows = answers_RxN[:, subjects].T.reshape(-1), None
     if sparse:
       rows, place = torch.unique(
@@ -272,17 +275,8 @@ def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   @torch.no_grad()
   def accuracy(_):
     right = 0
-    for subjects in torch.arange(n).split(recipe.batch):
-      x = torch.stack(
-        [
-          tables[0][subjects][:, None].expand(-1, r, -1),
-          params['embed']['relations'][None].expand(len(subjects), -1, -1),
-        ],
-        2,
-      )
-      answered = (
-        _residual(params, task.config, x.reshape(-1, 2, x.shape[-1])) @ tables[1].T
-      ).argmax(-1)
+    for subjects in torch.arange(n, device=answers_RxN.device).split(batch):
+      answered = (residual(params, subjects) @ tables[1].T).argmax(-1)
       right += int((answered == answers_RxN[:, subjects].T.reshape(-1)).sum())
     return right / (n * r)
 

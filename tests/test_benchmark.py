@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from experiments import benchmark
+from experiments import benchmark, peers
 from experiments.harness import plotting, records, timing
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +77,9 @@ def test_memory_benchmark_takes_a_step():
   assert 0.05 < record['peak_gigabytes'] < 4 and record['loss'] == pytest.approx(np.log(16), abs=1)
 
 
-@pytest.mark.parametrize('name', ['sweep', 'mlp_memory', 'products'])
+@pytest.mark.parametrize(
+  'name', ['sweep', 'mlp_memory', 'products', *['batches'] * bool(peers.TORCH)]
+)
 def test_training_is_measured(name):
   smaller = {'shapes': [(32, 32, 32)]} if name == 'products' else {}
   found = list(benchmark.MEASUREMENTS[name](**benchmark.SIZES['smoke'][name], **smaller))

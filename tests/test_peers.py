@@ -42,6 +42,24 @@ def test_a_search_one_model_after_another_finds_the_same(monkeypatch):
   assert 0 < record['ratio_range'][0] <= record['ratio'] <= record['ratio_range'][1]
 
 
+@pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch')
+@pytest.mark.parametrize('negatives', [None, 32])
+def test_in_batches_pytorch_learns_as_much(negatives):
+  """In another order, with other negatives: by about the same loss, from the same parameters."""
+  one = benchmark.task(128, 2, 8)
+  recipe = Recipe(
+    steps=600, warmup=10, batch=32, passes=True, lazy=True, target=None, negatives=negatives
+  )
+  loops = benchmark.one_model(recipe, one), peers.make('torch', recipe, one)
+  losses = [[float(loop.step()) for _ in range(600)] for loop in loops]
+  first, last = (
+    np.array([np.mean(own[part]) for own in losses]) for part in (slice(5), slice(-50, None))
+  )
+  np.testing.assert_allclose(first[0], first[1], rtol=0.1)
+  assert all(last < 0.3 * first) and 0.3 < last[0] / last[1] < 3
+  assert all(loop.accuracy() > 0.9 for loop in loops)
+
+
 def test_the_mlp_memory_of_the_loop_takes_the_same_steps():
   recipe = mlp.Recipe(4, 5, steps=8, check=8)
   one, peer = mlp.draw(recipe, 9, 3, mlp.ROWS), peers.plain_mlp_memory(recipe, 9, 3)
