@@ -117,9 +117,8 @@ def _answer(mlp: dict, facts: Facts, layout: Layout, hidden, S: int, key_N: np.n
   if S < R:
     mlp['in'][layout['words', 0], first['detector']] = code.words().T
     mlp['in_bias'][first['detector']] = -(m - 1)
-    answers_NxR = facts.answers_RxN[
-      S:, np.argsort(key_N)
-    ].T  # of the subject whose first word it is
+    subject_N = np.argsort(key_N)  # whose first word it is
+    answers_NxR = facts.answers_RxN[S:, subject_N].T
     looked_up = codes.Bits(code.count).words()[answers_NxR].reshape(len(answers_NxR), -1)
     mlp['middle'][first['detector'], second['looked_up']] = looked_up
   for r in range(S):

@@ -241,12 +241,11 @@ class Block(_Part):
       self.mlp = MLP(self.config, self.used, block=self.block)
 
   def create(self) -> None:
-    for part in (
-      self.norm_attention,
-      self.attention,
-      *([self.norm_mlp, self.mlp] if self.block.hidden else []),
-    ):
-      part.create()
+    self.norm_attention.create()
+    self.attention.create()
+    if self.block.hidden:
+      self.norm_mlp.create()
+      self.mlp.create()
 
   def add_mlp(self, x: Array) -> Array:
     self.sow('trace', 'residual', x)
