@@ -7,7 +7,8 @@ its accuracy over all answers and with the bits of its facts that it holds, N·R
 smallest model is sought. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and its rivals N^q and √N
 beside it. The dullest test needs no fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where
 R·√N and R·N differ many times. The law is read at the largest budget; the one before shows what more training would change.
-Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to.
+Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
+beside the exact constructions.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from constructions import registry
 from experiments.harness import curves, instances, plotting, recovered, statistics
 from experiments.harness.findings import Claim, Finding, over_seeds
 from experiments.harness.statistics import groups, select
@@ -26,6 +28,7 @@ from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
+LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 FEW = 4  # sizes determine no law of four numbers
 RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
@@ -81,8 +84,8 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """A record a model and budget."""
-  records = []
+  """A record a model and budget, and one a construction."""
+  records = [row for n, r in preset.cells if n <= recovered.LARGE for row in built(n, r, seeds[0])]
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
     sizes = preset.dims or recovered.dims(recovered.guess(n, r), preset.sizes)
     tasks = [
@@ -96,18 +99,32 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       for d, seed in itertools.product(sizes, seeds)
     ]
     about = {
-      'measurement': 'bits of facts per parameter',
-      'control': None,
-      'subjects': n,
-      'relations': r,
+      'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'subjects': n, 'relations': r,
       'passes': passes,
-    }
+    }  # fmt: skip
     records += recovered.measure(trainer, recipe_of(preset, n, passes), tasks, [about] * len(tasks))
+  return records
+
+
+def built(n: int, r: int, seed: int) -> list[dict]:
+  """The exact constructions of one hop; that they are right is for experiments.construct to check."""
+  records = []
+  for name, known in registry.REGISTRY.items():
+    if known.exact and not known.multi_hop:
+      facts = instances.random_facts('bijections', n, r, seed, known.own_answers)
+      built = registry.build(name, facts)
+      book, bits = built.ledger(), n * r * math.log2(n)
+      records.append({
+        'measurement': 'bits of facts per parameter', 'model': name, 'control': None, 'subjects': n, 'relations': r,
+        'seed': seed, 'dim': built.config.dim, 'parameters': book.total_parameters, 'bits': bits, 'accuracy': 1.0,
+        'value': bits / book.total_parameters, 'bits_per_weight_bit': bits / sum(book.bits.values()),
+      })  # fmt: skip
   return records
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:
   """The models of every N and R that were trained longest."""
+  table = select(table, model='trained')
   return table[table['passes'] == table.groupby(list(CELL))['passes'].transform('max')]
 
 
@@ -127,10 +144,8 @@ def expect(table):
   if last.groupby(list(CELL)).ngroups > FEW:
     law = lambda some, **about: curves.fit(pd.concat(some), **about)
     decides = bool(last['subjects'].max() >= 64 * last['subjects'].min())
-    yield joint(
-      'q of d₅₀ = d₀ + c·R^p·(log₂N)^q', lambda some: law(some).q, 0.8, 1.25, primary=decides
-    )
-    yield joint('p of the same law', lambda some: law(some).p)
+    yield joint(f'{LAW}, q', lambda some: law(some).q, 0.8, 1.25, primary=decides)
+    yield joint(f'{LAW}, p', lambda some: law(some).p)
     for name, (size, q) in RIVALS.items():
       worse = law(by_seed, size=size, q=q).aic - law(by_seed).aic
       yield from over_seeds(f'AIC of {name} for (log₂N)^q, more by', [worse], 0.0)
@@ -148,7 +163,7 @@ def expect(table):
         f'R·log₂N = {bits:.0f}, N = {some[0][0]:,} … {some[-1][0]:,}: largest over smallest d₅₀'
       )
       yield from over_seeds(what, ratios, at_most=1.5, **controls)
-  for (n, r), rows in groups(table, *CELL):
+  for (n, r), rows in groups(select(table, model='trained'), *CELL):
     budgets = sorted(rows['passes'].unique())[-2:]
     if len(budgets) == 2:
       before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
@@ -160,14 +175,13 @@ def expect(table):
       yield from over_seeds(
         f'N = {n:,}, R = {r}, d = {rows["dim"].iloc[0]}: of all facts right', rows['accuracy']
       )
-    most = rows.loc[rows.groupby('seed')['value'].idxmax()]
-    yield from over_seeds(
-      f'N = {n:,}, R = {r}: most bits of facts a parameter, of all d', most['value'].tolist()
-    )
-    weights = rows.groupby('seed')['bits_per_weight_bit'].max().dropna()
-    yield from over_seeds(
-      f'N = {n:,}, R = {r}: most bits of facts a bit of weight', weights.tolist()
-    )
+    same = select(table, subjects=n, relations=r)
+    for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
+      most = rows.groupby('seed')[column].max().dropna().tolist()
+      best = same.loc[same['model'] != 'trained', column].max()
+      yield from over_seeds(
+        f'N = {n:,}, R = {r}: most bits of facts a {unit}, of all d', most, best_construction=[best]
+      )
 
 
 def information(cell: tuple[int, int]) -> float:
@@ -190,13 +204,24 @@ def plot(table):
     plotting.spread(panels[0], curve, 'dim', i, label)
     plotting.spread(panels[1], curve, 'scaled', i)
     plotting.spread(panels[2], scaled, 'scaled', i)
+    same = select(table, subjects=n, relations=r)
+    known = same[same['model'] != 'trained']
+    panels[2].plot(
+      known['dim'] / information((n, r)),
+      known['value'],
+      'x',
+      color=plotting.cycle(i)[0],
+      markersize=4,
+    )
   for bits, dashes in plotting.LANGUAGE_MODELS.items():
     plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(panels[0].xaxis)
   panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
   panels[2].set(
-    xlabel='d / (R log₂ N)', ylabel='bits of facts a parameter', title='what a parameter holds'
+    xlabel='d / (R log₂ N)',
+    ylabel='bits of facts a parameter',
+    title='what a parameter holds (×: constructions)',
   )
   plotting.legend(panels[0])
   return figure
@@ -205,10 +230,10 @@ def plot(table):
 STUDY = Study(
   name='laws',
   title='accuracy curves at N = 64 to 65,536: the law of d, and bits of facts a parameter',
-  claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', ('q of d₅₀',)),),
+  claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
   terms='d₅₀: the d at which half of all facts are known. A budget is in passes over every fact, of at least 2,000 steps. '
   'Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter are what was reported of language models.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('subjects', 'relations', 'passes', 'dim'), minutes=3, first_seed=FIRST_SEED + 400,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3, first_seed=FIRST_SEED + 400,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -182,7 +182,8 @@ def expect(table):
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
   for (mode, depth), own in groups(rows, 'model', 'depth'):
-    name, most = f'{NAMES[mode]}, depth {depth:.0f}', own['hops'].max()
+    n, most = own['subjects'].iloc[0], own['hops'].max()
+    name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
     scores = ('accuracy',) if mode == 'direct' else ('each_step', 'accuracy')
     for score in scores:
       text = name + {'each_step': ', a step, the way given'}.get(
@@ -275,7 +276,8 @@ STUDY = Study(
   name='multihop',
   title='chains of relations, with and without chain of thought',
   claims=(
-    Claim('Claim 7', 'Hops at once cost width that grows with their number; with chain of thought they do not.'),
+    Claim('Claim 7', 'Hops at once cost width that grows with their number; with chain of thought they do not.',
+          ('N = 1,024, at once', 'N = 1,024, chain of thought')),
   ),
   terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
   'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',

@@ -1,7 +1,7 @@
 """Reproduce the paper: every claim measured, one after another, and a report of what came out.
 
   python -m experiments.reproduce
-  python -m experiments.reproduce --only=threshold --only=transfer
+  python -m experiments.reproduce --only=laws --only=transfer
   python -m experiments.reproduce --scale=full
   python -m experiments.reproduce --list
 

@@ -153,24 +153,21 @@ def planted(half):
       d = half(n, r) * factor
       accuracy = 1 / (1 + (half(n, r) * (1 + rng.normal(0, 0.01)) / d) ** 6)
       rows.append({
-        'measurement': 'bits of facts per parameter', 'control': None, 'subjects': n, 'relations': r, 'dim': d,
-        'seed': seed, 'passes': passes, 'accuracy': accuracy, 'value': 2 * accuracy, 'bits_per_weight_bit': 0.3,
+        'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'subjects': n, 'relations': r,
+        'dim': d, 'seed': seed, 'passes': passes, 'accuracy': accuracy, 'value': 2 * accuracy, 'bits_per_weight_bit': 0.3,
       })  # fmt: skip
   return pd.DataFrame(rows)
 
 
 def test_the_law_is_told_from_its_rivals():
   found = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 1 + r * math.log2(n) / 6))}
-  exponent = found['q of d₅₀ = d₀ + c·R^p·(log₂N)^q']
+  exponent = found[f'{laws.LAW}, q']
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
   assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
   assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
-  assert (
-    not wrong['q of d₅₀ = d₀ + c·R^p·(log₂N)^q'].holds
-    and not wrong['AIC of √N for (log₂N)^q, more by'].holds
-  )
+  assert not wrong[f'{laws.LAW}, q'].holds and not wrong['AIC of √N for (log₂N)^q, more by'].holds
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
 
 
@@ -282,7 +279,7 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
     }
   ]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
-  growth = told['at once, depth 1: d₅₀ of 4 hops / of one']
+  growth = told['N = 1,024, at once, depth 1: d₅₀ of 4 hops / of one']
   assert np.isnan(growth.value) and growth.holds is not True and growth.primary
 
 

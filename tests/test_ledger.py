@@ -275,30 +275,3 @@ def test_random_weights_lie_above_the_bounds(n):
   _, book = random_book(subjects=n)
   assert book.times_bound >= 1
   assert book.internal_bits + n * book.subject_bits >= lower_bounds.sharp_global_bits(n, 3, 2)
-
-
-# --- bits of facts that are recovered -------------------------------------------------------------
-
-
-@pytest.mark.parametrize('answers', [2, 3, 16])
-@pytest.mark.parametrize('wrong', [0.0, 0.01, 0.3, 0.5])
-def test_recovered_bits_are_what_answers_tell_where_all_errors_are_alike(answers, wrong):
-  """There Fano's bound is met: the mutual information of an answer and the right one, counted."""
-  joint = np.full((answers, answers), wrong / (answers - 1))
-  np.fill_diagonal(joint, 1 - wrong)
-  joint /= answers
-  told = joint * np.log2(np.maximum(joint, 1e-300) * answers**2)
-  bits = accounting.recovered_bits(5 * math.log2(answers), 1 - wrong, 5, answers)
-  assert bits == pytest.approx(5 * told.sum(), abs=1e-9)
-
-
-@pytest.mark.parametrize(('n', 'r'), [(2, 1), (16, 3), (300, 2)])
-def test_recovered_bits_grow_with_the_accuracy_from_nothing_to_all(n, r):
-  facts = Facts.bijections(n, r, 0)
-  held = [
-    accounting.recovered_bits(accounting.fact_bits(facts), accuracy, n * r, n)
-    for accuracy in (0.0, 1 / n, 0.6, 0.9, 0.99, 1.0)
-  ]
-  assert held[:2] == [0, 0] and held == sorted(held) and held[-3] < held[-2] < held[-1]
-  assert held[-1] == accounting.fact_bits(facts)
-  assert accounting.recovered_bits(0.0, 1.0, 3, 1) == 0  # one answer tells nothing

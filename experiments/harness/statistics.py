@@ -36,17 +36,6 @@ def groups(table: pd.DataFrame, *by: str):
     yield tuple(None if pd.isna(key) else key for key in keys), rows
 
 
-def complete(table: pd.DataFrame, *by: str, bordered: bool = False) -> pd.DataFrame:
-  """The groups in which every seed found something: a mean over the lucky ones would be too good.
-
-  `bordered`: and none found the smallest size of all, which is no threshold.
-  """
-  good = table['value'].notna()
-  if bordered:
-    good &= table['floor'].ne(True)
-  return table[good.groupby([table[name] for name in by], dropna=False).transform('all')]
-
-
 def mean_interval(values: ArrayLike) -> tuple[float, float]:
   """95%, by Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
   x = np.asarray(values, float)

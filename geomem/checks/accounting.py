@@ -120,18 +120,6 @@ def fact_bits(facts: Facts) -> float:
   return bits
 
 
-def recovered_bits(facts_bits: float, accuracy: float, queries: int, answers: int) -> float:
-  """The bits of the facts that a model of this accuracy holds at least, by Fano's inequality.
-
-  Wrong on a fraction p of its queries, among so many answers, it leaves h(p) + p·log₂(answers − 1) bits of each
-  open at most, h the binary entropy. Below chance it is taken to be at chance.
-  """
-  wrong = min(1 - accuracy, 1 - 1 / answers)
-  left = wrong * math.log2(max(answers - 1, 1))
-  left -= sum(p * math.log2(p) for p in (wrong, 1 - wrong) if p > 0)
-  return max(0.0, facts_bits - queries * left)
-
-
 def ledger(
   config: Config, params: dict, facts: Facts, hops: int = 1, *, chain_of_thought: bool = False
 ) -> Ledger:
