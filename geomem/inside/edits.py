@@ -1,0 +1,177 @@
+"""Facts changed in a model that knows others: in a subject's row, in the MLP, or by gradient descent on all weights.
+
+An edit is a pure function of a one-block model's parameters and returns new ones, to be mapped over models. A fact
+is a subject, a relation, and the attribute that it is to have from now on.
+
+Shapes: N subjects, R relations, D width, F hidden units, A answers; E edits.
+"""
+
+import functools
+from collections.abc import Callable
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from chex import Array
+
+from geomem import model
+from geomem.config import Config
+from geomem.inside import intervene
+from geomem.inside.linear_maps import Maps
+from geomem.training import optimization
+
+VALUE_STEPS = 50  # in which it is sought what the MLP should put out
+JITTER = 1e-6
+
+
+class Edits(flax.struct.PyTreeNode):
+  """`subject_E` is to have `attribute_E` under `relation_E`."""
+
+  subject_E: chex.Array
+  relation_E: chex.Array
+  attribute_E: chex.Array
+
+
+def draw(key: Array, answers_RxN: Array, attributes: int, count: int) -> Edits:
+  """So many facts at random, none twice, each to have another attribute."""
+  which_key, other_key = jax.random.split(key)
+  relations, subjects = answers_RxN.shape
+  which_E = jax.random.permutation(which_key, relations * subjects)[:count]
+  relation_E, subject_E = which_E // subjects, which_E % subjects
+  old_E = answers_RxN[relation_E, subject_E]
+  return Edits(subject_E, relation_E, intervene.other_attributes(other_key, attributes, old_E))
+
+
+def in_table(answers_RxN: Array, edits: Edits) -> Array:
+  """The facts once they are changed."""
+  return jnp.asarray(answers_RxN).at[edits.relation_E, edits.subject_E].set(edits.attribute_E)
+
+
+def one_by_one(edit: Callable[[dict, Edits], dict], params: dict, edits: Edits) -> dict:
+  """Edit after edit, each of the model that the last one left."""
+  each = jax.tree.map(lambda a: a[:, None], edits)
+  return jax.lax.scan(lambda own, fact: (edit(own, fact), None), params, each)[0]
+
+
+def by_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits: Edits) -> dict:
+  """In closed form: the row of the subject loses M_r u of the old attribute and gets M_r u of the new one.
+
+  `maps`: those of the model's embeddings, as `linear_maps` fits them; `answers_RxN`: the facts before.
+  """
+  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
+  old_E = jnp.asarray(answers_RxN)[edits.relation_E, edits.subject_E]
+  change_ExD = u_AxD[edits.attribute_E] - u_AxD[old_E]
+  vectors_ExP = jnp.einsum('ed,edp->ep', change_ExD, maps[0][edits.relation_E])
+  rows_NxP = jnp.asarray(params['embed']['subjects']).at[edits.subject_E].add(vectors_ExP)
+  return {**params, 'embed': {**params['embed'], 'subjects': rows_NxP}}
+
+
+def second_moments(config: Config, params: dict) -> Array:
+  """Of the hidden units, FxF, summed over every query that the model was trained on."""
+  _, hidden_NxRxF = intervene.mlp_activations(config, params, params['embed']['subjects'])
+  return jnp.einsum('nrf,nrg->fg', hidden_NxRxF, hidden_NxRxF)
+
+
+def by_mlp(
+  config: Config, moments_FxF: Array, weight: Array | float, nats: Array, params: dict, edits: Edits
+) -> dict:  # fmt: skip
+  """W_out changed by least squares, so that every edited query puts out what makes its answer the new one.
+
+  `weight`: of every query in `moments_FxF`, which is to put out what it did, beside an edited one: the least-squares
+  edit of MEMIT. For a single edit and weight 0 the edit is exact, and that of ROME. `nats`: as sure as this the new answer is made.
+  """
+  hidden_ExF, change_ExD = _wanted(config, nats, params, edits)
+  size = jnp.trace(moments_FxF) / len(moments_FxF)
+  moments_FxF = moments_FxF + JITTER * size * jnp.eye(len(moments_FxF))
+  spread_FxE = jnp.linalg.solve(moments_FxF, hidden_ExF.T)
+  gram_ExE = hidden_ExF @ spread_FxE
+  gram_ExE = gram_ExE + (weight + JITTER * jnp.trace(gram_ExE) / len(gram_ExE)) * jnp.eye(
+    len(gram_ExE)
+  )
+  update_FxD = spread_FxE @ jnp.linalg.solve(gram_ExE, change_ExD)
+  mlp = params['blocks_0']['mlp']
+  block = {**params['blocks_0'], 'mlp': {**mlp, 'out': mlp['out'] + update_FxD}}
+  return {**params, 'blocks_0': block}
+
+
+def _wanted(config: Config, nats, params: dict, edits: Edits) -> tuple[Array, Array]:
+  """The hidden units at every edited query, ExF, and the change of what the MLP puts out that gives the new answer, ExD."""
+  e_ExP = jnp.asarray(params['embed']['subjects'])[edits.subject_E]
+  _, hidden_ExRxF = intervene.mlp_activations(config, params, e_ExP)
+  hidden_ExF = jnp.take_along_axis(hidden_ExRxF, edits.relation_E[:, None, None], axis=1)[:, 0]
+  change = functools.partial(_wanted_change, config, nats, params)
+  return hidden_ExF, jax.vmap(change)(e_ExP, edits.relation_E, edits.attribute_E)
+
+
+def _wanted_change(config: Config, nats, params: dict, e_P, r, attribute):
+  """By gradient descent from no change, until the cross-entropy of the new answer is at most so many nats."""
+  u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
+  adam = optax.adam(1.0)
+  rate = 0.1 * jnp.sqrt(jnp.mean(e_P**2))
+
+  def loss(change_P):
+    with nn.intercept_methods(_add_to_mlp(change_P)):
+      x_1x1xD = model.apply(config, params, e_P[None], r[None, None], method='from_embeddings')
+    logits_A = u_AxD @ x_1x1xD[0, 0].astype(jnp.float32)
+    return jax.nn.logsumexp(logits_A) - logits_A[attribute]
+
+  def step(_, state):
+    change_P, opt_state = state
+    value, grads_P = jax.value_and_grad(loss)(change_P)
+    updates_P, after = optimization.adam_update(adam, grads_P, opt_state)
+    moved = change_P + rate * updates_P, after
+    return jax.tree.map(lambda old, new: jnp.where(value > nats, new, old), state, moved)
+
+  nothing_P = jnp.zeros_like(e_P)
+  return jax.lax.fori_loop(0, VALUE_STEPS, step, (nothing_P, adam.init(nothing_P)))[0]
+
+
+def _add_to_mlp(change_P):
+  def intercept(call, args, kwargs, context):
+    out = call(*args, **kwargs)
+    inside = isinstance(context.module, model.MLP) and context.method_name == '__call__'
+    return out + change_P if inside else out
+
+  return intercept
+
+
+def by_descent(
+  config: Config, rate: Array | float, steps: int, nats: Array, params: dict, edits: Edits, rows_alone: bool = False
+) -> dict:  # fmt: skip
+  """Fine-tuning: Adam on the cross-entropy of the edited facts until all are right and as sure as `nats`, on average.
+
+  Of all weights, or of the subjects' rows alone.
+  """
+  moving = params['embed']['subjects'] if rows_alone else params
+  adam = optax.adam(1.0)
+
+  def whole(moving):
+    return {**params, 'embed': {**params['embed'], 'subjects': moving}} if rows_alone else moving
+
+  def loss(moving):
+    own = whole(moving)
+    u_AxD = model.apply(config, own, method='unembedding').astype(jnp.float32)
+    e_ExP = jnp.asarray(own['embed']['subjects'])[edits.subject_E]
+    x_ExRxD = intervene.final_residuals(config, own, e_ExP).astype(jnp.float32)
+    x_ExD = jnp.take_along_axis(x_ExRxD, edits.relation_E[:, None, None], axis=1)[:, 0]
+    logits_ExA = x_ExD @ u_AxD.T
+    own_E = jnp.take_along_axis(logits_ExA, edits.attribute_E[:, None], axis=1)[:, 0]
+    right = jnp.all(jnp.argmax(logits_ExA, axis=1) == edits.attribute_E)
+    return jnp.mean(jax.nn.logsumexp(logits_ExA, axis=1) - own_E), right
+
+  def running(state):
+    return (state[2] < steps) & ~state[3]
+
+  def step(state):
+    moving, opt_state, count, _ = state
+    (value, right), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+    done = right & (value <= nats)
+    updates, opt_state = optimization.adam_update(adam, grads, opt_state)
+    after = jax.tree.map(lambda a, u: jnp.where(done, a, a + rate * u), moving, updates)
+    return after, opt_state, count + 1, done
+
+  state = moving, adam.init(moving), jnp.int32(0), jnp.bool_(False)
+  return whole(jax.lax.while_loop(running, step, state)[0])

@@ -1,0 +1,140 @@
+"""Facts changed in a model: what each way promises, held against the formula or the table, and planted faults."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import constructions
+from experiments import editing
+from geomem import model
+from geomem.config import Config
+from geomem.facts import Facts
+from geomem.inside import edits, intervene, linear_maps
+
+N, R = 16, 3
+
+
+@pytest.fixture(scope='module')
+def built():
+  facts = Facts.bijections(N, R, 1)
+  made = constructions.build('selector', facts)
+  return made.config, jax.tree.map(jnp.asarray, made.params), facts.answers_RxN
+
+
+def answered(config, params):
+  return np.asarray(intervene.answers(config, params, params['embed']['subjects'])).T
+
+
+def maps_of(config, params, answers_RxN):
+  u_AxD = model.apply(config, params, method='unembedding')
+  return linear_maps.fit_maps(params['embed']['subjects'], u_AxD, answers_RxN)
+
+
+def test_the_facts_drawn_are_all_different_and_so_are_their_attributes(built):
+  _, _, answers_RxN = built
+  some = edits.draw(jax.random.key(0), answers_RxN, N, 40)
+  assert len({*zip(some.subject_E.tolist(), some.relation_E.tolist(), strict=True)}) == 40
+  assert (np.asarray(some.attribute_E) != answers_RxN[some.relation_E, some.subject_E]).all()
+  table_RxN = np.array(edits.in_table(answers_RxN, some))
+  assert (table_RxN != answers_RxN).sum() == 40
+
+
+@pytest.mark.parametrize('in_turn', [False, True])
+def test_in_a_selector_rows_are_edited_without_an_error(built, in_turn):
+  config, params, answers_RxN = built
+  some = edits.draw(jax.random.key(1), answers_RxN, N, N * R)
+  way = functools.partial(edits.by_rows, config, maps_of(*built), answers_RxN)
+  after = edits.one_by_one(way, params, some) if in_turn else way(params, some)
+  np.testing.assert_array_equal(answered(config, after), edits.in_table(answers_RxN, some))
+
+
+def test_maps_of_other_facts_edit_nothing_right(built):
+  config, params, answers_RxN = built
+  wrong = maps_of(config, params, np.asarray(answers_RxN)[:, ::-1])
+  some = edits.draw(jax.random.key(1), answers_RxN, N, N)
+  after = edits.by_rows(config, wrong, answers_RxN, params, some)
+  now_E = answered(config, after)[some.relation_E, some.subject_E]
+  assert np.mean(now_E == some.attribute_E) < 0.5
+
+
+def random_model():
+  config = Config.trained(N, R, dim=12, width=40)
+  params = jax.tree.map(jnp.asarray, model.draw(config, 3))
+  return config, params, Facts.bijections(N, R, 2).answers_RxN
+
+
+def test_a_rank_one_edit_is_that_of_the_formula():
+  """W + (v − W k)ᵀ C⁻¹k / kᵀC⁻¹k in NumPy; and the edited query puts out v."""
+  config, params, answers_RxN = random_model()
+  moments = edits.second_moments(config, params)
+  some = edits.draw(jax.random.key(0), answers_RxN, N, 1)
+  after = edits.by_mlp(config, moments, 0.0, 0.5, params, some)
+  (hidden_F,), (change_D,) = map(np.asarray, edits._wanted(config, 0.5, params, some))
+  size = np.trace(np.asarray(moments)) / len(moments)
+  c_F = np.linalg.solve(np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments)), hidden_F)
+  update = np.asarray(after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out'])
+  np.testing.assert_allclose(update, np.outer(c_F, change_D) / (hidden_F @ c_F), rtol=2e-2, atol=1e-3 * abs(update).max())
+  assert np.linalg.matrix_rank(update, tol=1e-3 * np.linalg.norm(update)) == 1
+  np.testing.assert_allclose(hidden_F @ update, change_D, rtol=1e-3, atol=1e-4)
+  assert answered(config, after)[some.relation_E[0], some.subject_E[0]] == some.attribute_E[0]
+
+
+def test_least_squares_minimises_what_it_says():
+  """No other matrix near it is better: weight · Σ over old queries |ΔW h|² + Σ over edited ones |ΔW h − δ|²."""
+  config, params, answers_RxN = random_model()
+  moments, weight = edits.second_moments(config, params), 0.1
+  some = edits.draw(jax.random.key(0), answers_RxN, N, 5)
+  hidden_ExF, change_ExD = edits._wanted(config, 0.5, params, some)
+  after = edits.by_mlp(config, moments, weight, 0.5, params, some)
+  update = after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out']
+  cost = lambda u: weight * jnp.sum(u * (moments @ u)) + jnp.sum((hidden_ExF @ u - change_ExD) ** 2)
+  least = float(cost(update))
+  assert least < float(cost(0 * update))
+  for seed in range(20):
+    step = jax.random.normal(jax.random.key(seed), update.shape) * 1e-2 * jnp.std(update)
+    assert float(cost(update + step)) >= least - 1e-4 * abs(least)
+
+
+@pytest.mark.parametrize('rows_alone', [True, False])
+def test_fine_tuning_makes_the_new_facts_right_and_rows_alone_touch_nothing_else(rows_alone):
+  config, params, answers_RxN = random_model()
+  some = edits.draw(jax.random.key(0), answers_RxN, N, 3)
+  after = edits.by_descent(config, 0.03, 200, jnp.float32(0.5), params, some, rows_alone)
+  now_E = answered(config, after)[some.relation_E, some.subject_E]
+  assert (now_E == some.attribute_E).all()
+  changed = {
+    '/'.join(key.key for key in path)
+    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(after), strict=True)
+    if not np.array_equal(old, new)
+  }
+  assert (changed == {'embed/subjects'}) == rows_alone and 'embed/subjects' in changed
+  moved_N = np.any(np.asarray(after['embed']['subjects'] != params['embed']['subjects']), axis=1)
+  assert {*np.flatnonzero(moved_N)} <= {*some.subject_E.tolist()}
+
+
+def test_what_is_asked_afterwards_is_counted_apart(built):
+  config, params, answers_RxN = built
+  known = {'params': params, 'answers_RxN': answers_RxN}
+  some = edits.draw(jax.random.key(3), answers_RxN, N, 6)
+  assert [float(x) for x in editing.asked(config, known, params, some)] == [0, 1, 1]
+  touched = np.unique(np.asarray(some.subject_E))
+  sick = params['embed']['subjects'].at[touched].multiply(-1.0)
+  after = {**params, 'embed': {**params['embed'], 'subjects': sick}}
+  changed, same, others = editing.asked(config, known, after, some)
+  assert same < 0.5 and others == 1 and changed < 0.5
+
+
+def test_the_best_option_of_a_way_is_told_by_its_worst_number():
+  rows = pd.DataFrame([
+    {'model': 'trained', 'method': method, 'option': option, 'edits': 5, 'in_turn': False, 'seed': seed, 'measurement': what, 'value': value}
+    for method in editing.OPTIONS for seed in (0, 1)
+    for option, numbers in ((0.1, (1.0, 0.2, 1.0)), (0.2, (0.97, 0.99, 0.98)))
+    for what, value in zip(editing.ASKED, numbers, strict=True)
+  ])  # fmt: skip
+  found = {f.what: f for f in editing.STUDY.findings(rows)}
+  own = found['trained, 5 facts at once: row, closed form, the least of changed and kept']
+  assert own.value == pytest.approx(0.97) and own.holds and len(own.controls) == 3
