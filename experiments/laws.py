@@ -216,6 +216,7 @@ def plot(table):
   for bits, dashes in plotting.LANGUAGE_MODELS.items():
     plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(panels[0].xaxis)
+  panels[2].set_xlim(0, 1.6)  # what is larger holds next to nothing
   panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
   panels[2].set(

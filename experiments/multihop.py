@@ -282,7 +282,7 @@ STUDY = Study(
   terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
   'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=2, first_seed=FIRST_SEED + 500,
+  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 
 
