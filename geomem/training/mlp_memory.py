@@ -82,6 +82,7 @@ def loss(params: dict, memory: Memory) -> Array:
   return jnp.sum(jnp.where(inside_N, each_N, 0.0)) / memory.count.astype(jnp.float32)
 
 
+@jax.default_matmul_precision('highest')
 def accuracy(params: dict, memory: Memory) -> Array:
   """The fraction of facts recalled."""
   logits_NxN, inside_N = logits(memory, params)
@@ -95,7 +96,8 @@ def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
 
   def step(_, state):
     params, opt_state = state
-    grads = jax.grad(loss)(params, memory)
+    with jax.default_matmul_precision('default'):
+      grads = jax.grad(loss)(params, memory)
     updates, opt_state = optimization.adam_update(adam, grads, opt_state)
     return optax.apply_updates(params, updates), opt_state
 
