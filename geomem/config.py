@@ -7,6 +7,7 @@ from geomem.errors import InputError
 
 NORMS = ('none', 'rms', 'layer')
 DTYPES = ('float32', 'bfloat16')
+PRECISIONS = (None, 'default', 'high', 'highest')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Config:
       raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
     if self.dtype not in DTYPES:
       raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
+    if self.precision not in PRECISIONS:
+      raise InputError(f'precision is {self.precision!r}; it must be one of {PRECISIONS}')
     if self.tied and self.answer_dim:
       raise InputError(
         'a tied unembedding has the coordinates of the residual: leave answer_dim out'

@@ -7,8 +7,10 @@ coordinate and the one after their last. Entry i of a slot takes `code`'s width 
 the last axis fastest. Nothing but NumPy is needed to write or to read.
 """
 
+import dataclasses
 import json
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from geomem.saved import atomic, models
 
 FORMAT, VERSION = 'geomem export', 1
 WEIGHTS, DESCRIPTION = 'model.safetensors', 'config.json'
+PLAIN = {str, int, float, bool, type(None)}
 DTYPES = {kind: np.dtype(dtype) for kind, dtype in safetensors_file.DTYPES.items()}
 
 
@@ -82,6 +85,13 @@ def load(path: str | os.PathLike) -> FactModel:
     raise InputError(f'{path}: damaged export: {error}') from error
   except Exception as error:  # fields that are there, and make no sense
     raise InputError(f'{path}: damaged export: {atomic.reason(error)}') from error
+
+
+def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
+  """A `TransformerBridge` of TransformerLens for a model, or for one exported to a folder; its logits are the same."""
+  from geomem import bridge
+
+  return bridge.to_transformer_lens(source if isinstance(source, FactModel) else load(source))
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -166,6 +176,7 @@ def _checked_config(plain: dict[str, Any], weights: safetensors_file.Safetensors
 def _check(model: FactModel, config: Config) -> None:
   if not isinstance(model, FactModel):
     raise InputError(f'it describes {type(model).__name__}, which is no model')
+  _check_types(model)
   fact.check_fit(model.facts, config)
   if model.hops != 1:
     fact.check_closed(model.facts, model.hops)
@@ -174,3 +185,16 @@ def _check(model: FactModel, config: Config) -> None:
   widths = tuple(tuple(layer.dim for layer in block) for block in model.hidden)
   if widths and widths != tuple(block.hidden for block in config.blocks):
     raise InputError(f'slots for hidden layers of {widths} units')
+
+
+def _check_types(part: Any) -> None:
+  """Refuse a field that is declared to be a name or a number, and is not."""
+  for each in part if isinstance(part, tuple) else ():
+    _check_types(each)
+  for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+    value, kinds = getattr(part, field.name), set(typing.get_args(field.type) or [field.type])
+    if kinds <= PLAIN and not isinstance(
+      value, tuple(kinds | ({int} if float in kinds else set()))
+    ):
+      raise InputError(f'{field.name} is {str(value)[:40]!r}')
+    _check_types(value)
