@@ -1,6 +1,7 @@
 # make reproduce: measure every claim and write the report; SCALE=full for the full sizes, which take hours.
 # make test: the tests. make check: lint, format, types. make demo: build and verify every
 # construction, print the table. All set up .venv by themselves, and repeat in seconds when nothing changed.
+# make interop: the same models in TransformerLens and in PyTorch, in an environment beside .venv's.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
-.PHONY: reproduce test check demo weights language-model clean
+.PHONY: reproduce test check demo interop weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -32,6 +33,14 @@ demo: runs/demo/results.json
 
 language-model: weights
 	$(BIN)/python -m experiments.language_model
+
+# Where TransformerLens cannot be had, that is no fault of ours.
+interop: .venv/tools
+	@if $(MAKE) --no-print-directory .venv/interop/installed; then \
+	  $(MAKE) --no-print-directory .venv/interop/passed; \
+	else \
+	  echo 'Skipped: PyTorch and TransformerLens cannot be installed here.'; \
+	fi
 
 weights: .venv/weights
 
@@ -59,6 +68,18 @@ weights: .venv/weights
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@touch $@
+
+# On top of what .venv has, so that only what is new is installed.
+.venv/interop/installed: setup.cfg
+	test -x .venv/interop/bin/python || $(BIN)/python -m venv .venv/interop
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >$$(.venv/interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+	.venv/interop/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[interop]'
+	@touch $@
+
+.venv/interop/passed: .venv/interop/installed $(SOURCES) $(TESTS) $(NOTEBOOKS) docs/torch_model.py
+	.venv/interop/bin/python -m pytest -n 0 tests/test_interop.py
 	@touch $@
 
 runs/demo/results.json: .venv/installed $(SOURCES)

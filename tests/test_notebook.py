@@ -1,4 +1,4 @@
-"""Both notebooks from the first cell to the last, at sizes of seconds; the first in a process of its own."""
+"""Notebooks from the first cell to the last, at sizes of seconds; the first in a process of its own, interop.ipynb in test_interop.py."""
 
 import json
 import os
@@ -40,7 +40,9 @@ def cells(path=PATH):
   return {c['id']: (c['cell_type'], ''.join(c['source'])) for c in notebook['cells']}
 
 
-@pytest.mark.parametrize('path', [PATH, NEW], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem
+)
 def test_it_is_a_notebook_without_outputs(path):
   notebook = json.loads(path.read_text(encoding='utf-8'))
   assert (notebook['nbformat'], notebook['nbformat_minor']) == (4, 5)
@@ -53,7 +55,9 @@ def test_it_is_a_notebook_without_outputs(path):
       compile(''.join(cell['source']), cell['id'], 'exec')
 
 
-@pytest.mark.parametrize('path', [PATH, NEW], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  'path', sorted((ROOT / 'notebooks').glob('*.ipynb')), ids=lambda path: path.stem
+)
 def test_colab_opens_this_file(path):
   title = next(iter(cells(path).values()))[1]
   assert f'/blob/main/{path.relative_to(ROOT)}' in title and 'colab-badge.svg' in title
