@@ -31,6 +31,7 @@ myst_heading_anchors = 4
 nb_execution_mode = os.environ.get('EXECUTE', 'force')
 nb_execution_timeout = 600  # seconds a cell, on a busy machine
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # what they write is of no use to the checkout
 # What a notebook needs that the extra `docs` does not bring; where it is missing, the notebook is not run.
 NEEDS = {'interop': 'transformer_lens'}
 nb_execution_excludepatterns = [
