@@ -1,10 +1,12 @@
 # make reproduce: measure every claim and write the report; SCALE=full for the full sizes, which take hours.
 # make test: the tests. make check: lint, format, types. make demo: build and verify every
 # construction, print the table. All set up .venv by themselves, and repeat in seconds when nothing changed.
+# make tpu: compile for TPUs that are not here. make accelerator JAX=cuda12 (or tpu): for whoever has one; docs/accelerators.md.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.
 
 PYTHON ?= python3
 BIN := .venv/bin
+TPU := .venv-tpu/bin
 # What is installed is compiled when it is imported: most of it never is.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
@@ -13,7 +15,7 @@ NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
-.PHONY: reproduce test check demo weights language-model clean
+.PHONY: reproduce test check demo weights language-model tpu accelerator clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -46,6 +48,22 @@ weights: .venv/weights
 	$(PIP) -e .
 	@touch $@
 
+# A TPU's compiler, 0.7 GB, beside all that is installed already.
+tpu: .venv-tpu/installed
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py
+	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
+
+.venv-tpu/installed: .venv/tools
+	$(BIN)/python -m venv .venv-tpu
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >.venv-tpu/base
+	cp .venv-tpu/base "$$($(TPU)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(TPU)/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[tpu]'
+	@touch $@
+
+accelerator: .venv/tools
+	$(PIP) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
+	$(BIN)/python -m experiments.accelerator
+
 # For the tests and checks.
 .venv/tools: .venv/installed requirements.txt
 	$(PIP) -r requirements.txt
@@ -66,4 +84,4 @@ runs/demo/results.json: .venv/installed $(SOURCES)
 	$(BIN)/python -m experiments.construct --construction=all --subjects=32 --relations=4 --hops=2 --workdir=runs/demo >runs/demo/table.txt
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-tpu runs build *.egg-info
