@@ -8,7 +8,7 @@
 A TPU's compiler needs no TPU: pip install 'jax[tpu]' into an environment of its own (`make tpu`). Every study is asked
 for the programs of its presets, as it would run them on the chips of the target; they are compiled, and nothing is
 computed. A line a program: seconds to compile, memory of a chip, operations, what chips send each other, and the
-precision of products. Of each kind of program in a preset's part the largest is compiled; with --every, all are. For GPUs
+precision of products. Given again, the command goes on where it was. Of each kind of program in a preset's part the largest is compiled; with --every, all are. For GPUs
 programs are lowered, which shows that they can be written down for one, and no more.
 
 With --subjects it is a model of experiments.train instead, spread over all chips as by --shard, or, with --models, a sweep
@@ -20,6 +20,7 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -120,17 +121,32 @@ def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
   return found[-1]
 
 
-def compiled(options: Options, target: Target) -> Iterator[dict]:
-  """The records of a target; a program that is refused is one too, with the reason."""
+def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
+  """The records of a target, but for those that are known; a program that is refused is one too, with the reason."""
   for one in [of_train(options, target)] if options.subjects else of_studies(options, target):
-    record = {'study': one.study, 'part': one.part or None}
+    record = {
+      'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
+      'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
+    }  # fmt: skip
+    if any(record.items() <= other.items() for other in known):
+      continue
     try:
       record |= targets.build(one.program, target)
     except Refused as error:
       fits = targets.fitting(one.of_size, one.size, target, error) if error.needed else 0
       instead = f'; {fits:,} {one.unit} fit' if fits else ''
-      record |= {'target': target.name, 'program': one.program.name, 'refused': f'{error}{instead}'}
+      record |= {'refused': f'{error}{instead}'}
     yield record
+
+
+def earlier(folder: Path) -> list[dict]:
+  """The records that this code has left in a folder: compiling all takes hours, and goes on where it was."""
+  if not (folder / records.FILE).exists():
+    return []
+  found = records.read(folder)
+  if found.about.get('code') != machine.code_hash():
+    return []
+  return found.table.astype(object).where(found.table.notna(), None).to_dict('records')
 
 
 def line(record: dict) -> str:
@@ -161,13 +177,13 @@ def main(options: Options):
     with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
       jax.config.update('jax_num_cpu_devices', MOST_GPUS)
   every = [targets.find(name) for name in options.target]
-  rows: list[dict] = []
+  rows = earlier(folder)
   about = {
     'command': shlex.join(['python', '-m', 'experiments.compile', *sys.argv[1:]]),
     **machine.made_with(),
   }
   for target in every:
-    for record in compiled(options, target):
+    for record in compiled(options, target, rows):
       print(line(record), flush=True)
       rows.append(record)
       records.write(folder / records.FILE, Records(about, pd.DataFrame(rows, dtype=object)))

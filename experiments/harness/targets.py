@@ -105,10 +105,9 @@ def build(program: Program, target: Target) -> dict[str, Any]:
     raise Refused(
       f'{program.name}: it calls back to the host ({asked}), which {target.name} cannot'
     )
-  about = {'target': target.name, 'program': program.name, 'argument_shapes_bytes': program.bytes}
   if target.platform != 'tpu':
     lowered = traced.lower(lowering_platforms=(target.platform,))
-    return about | {
+    return {
       'lower_seconds': time.perf_counter() - start,
       'text_bytes': len(lowered.as_text()),
     }
@@ -126,7 +125,7 @@ def build(program: Program, target: Target) -> dict[str, Any]:
     'lower_seconds': lowered_at - start,
     'compile_seconds': time.perf_counter() - lowered_at,
   }
-  return about | seconds | needs(compiled) | {'available_bytes': target.memory}
+  return seconds | needs(compiled) | {'available_bytes': target.memory}
 
 
 def needs(compiled: Any) -> dict[str, Any]:
