@@ -182,6 +182,15 @@ def test_collectives_and_precisions_are_read():
   assert targets.precisions(TEXT) == {'f32 highest': 1, 'bf16 default': 1}
 
 
+def test_padding_is_read():
+  """Rows of 16 in tiles of 8 by 128 fill an eighth; with 512 of them side by side they fill all."""
+  line = '  %f = f32[512,16]{{{}:T(8,128)S(1)}} fusion(%x), kind=kLoop\n'
+  assert targets.padding(line.format('1,0')) == 8
+  assert targets.padding(line.format('0,1')) == 1
+  assert targets.padding(line.format('1,0') + line.format('0,1')) == 4.5
+  assert targets.padding('  %f = f32[] fusion(%x)') is None
+
+
 def test_sizes_are_read_of_what_the_compiler_says():
   for text in (
     'Ran out of memory on HBM, the total memory required for HLO temporaries (8.00T) exceeds available HBM (15.75G).',

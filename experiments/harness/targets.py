@@ -137,10 +137,26 @@ def needs(compiled: Any) -> dict[str, Any]:
     'argument_bytes': memory.argument_size_in_bytes, 'output_bytes': memory.output_size_in_bytes,
     'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
     'flops': max(0, costs.get('flops', 0)),  # −1 and less: nothing to count
+    'cycles': sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))), 'padding': padding(text),
     'collectives': '; '.join(f'{count} {kind} of {in_words(size)}' for kind, (count, size) in moved.items()),
     'collective_bytes': sum(size for _, size in moved.values()),
     'products': '; '.join(f'{count} {how}' for how, count in products.items()),
   }  # fmt: skip
+
+
+def padding(text: str) -> float | None:
+  """The elements of all results in a compiled text, as they lie in tiles, for one that means something."""
+  meant = padded = 0
+  for shape, order, *tile in re.findall(
+    r'\w+\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)[^=]*? fusion\(', text
+  ):
+    sizes = [int(n) for n in shape.split(',')]
+    minor_first = [sizes[int(i)] for i in order.split(',')]
+    meant += math.prod(sizes)
+    for i, width in enumerate(map(int, reversed(tile[: len(minor_first)]))):
+      minor_first[i] = -(-minor_first[i] // width) * width
+    padded += math.prod(minor_first)
+  return padded / meant if meant else None
 
 
 def callbacks(jaxpr: Any) -> Iterator[str]:
