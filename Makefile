@@ -4,6 +4,7 @@
 # make test: the tests. make check: lint, format, types. make docs: the site. make wheel: install the wheel in an empty
 # environment and use it. make matrix: the tests with the oldest and the newest JAX, TESTS='tests/test_model.py' only some.
 # make interop: the same models in TransformerLens and in PyTorch, in an environment beside .venv's.
+# make tpu: compile for TPUs that are not here. make accelerator JAX=cuda12 (or tpu): for whoever has one; docs/accelerators.md.
 # make language-model: download a pretrained model (93 MB), and look for the superposition in it.
 # All set up their environments by themselves, with uv where it is there and pip where not, and repeat in seconds when
 # nothing changed. LOCKED=1 installs exactly what requirements.lock names; make lock writes that file (it needs uv).
@@ -16,6 +17,7 @@ venv = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
 install = uv pip install --quiet --python $(1)/bin/python
 else
 venv = $(PYTHON) -m venv $(1)
+TPU := .venv-tpu/bin
 # What is installed is compiled when it is imported: most of it never is.
 install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
@@ -26,7 +28,7 @@ NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
-.PHONY: figures demo reproduce full test check interop docs wheel matrix lock weights language-model clean
+.PHONY: figures demo reproduce full test check interop tpu accelerator docs wheel matrix lock weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -90,6 +92,22 @@ else
 	$(INSTALL) -e .
 	@touch $@
 
+# A TPU's compiler, 0.7 GB, beside all that is installed already.
+tpu: .venv-tpu/installed
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py
+	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
+
+.venv-tpu/installed: .venv/tools
+	$(call venv,.venv-tpu)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >.venv-tpu/base
+	cp .venv-tpu/base "$$($(TPU)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
+	$(call install,.venv-tpu) -e '.[tpu]'
+	@touch $@
+
+accelerator: .venv/tools
+	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
+	$(BIN)/python -m experiments.accelerator
+
 # For the tests and checks.
 .venv/tools: .venv/installed requirements.txt
 	$(INSTALL) -r requirements.txt
@@ -149,4 +167,4 @@ runs/demo/results.json: .venv/installed $(SOURCES)
 	$(BIN)/python -m experiments.construct --construction=all --subjects=32 --relations=4 --hops=2 --workdir=runs/demo >runs/demo/table.txt
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-tpu runs build *.egg-info

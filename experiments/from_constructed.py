@@ -141,7 +141,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
     tasks = [task for _, task in started]
-    found = trainer.cached(functools.partial(evaluations, preset, name, tasks))
+    found = trainer.cached(functools.partial(evaluations, preset, name, tasks, trainer.where))
     config = tasks[0].config
     about = {
       'construction': name, 'subjects': config.subjects, 'relations': config.relations,
@@ -159,7 +159,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   return records
 
 
-def evaluations(preset: Preset, name: str, tasks) -> dict:
+def evaluations(preset: Preset, name: str, tasks, where) -> dict:
   """What is found of all starts of a construction as training goes on."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
@@ -167,7 +167,7 @@ def evaluations(preset: Preset, name: str, tasks) -> dict:
   built, other_built = (stack([b.params for b in some]) for some in (own, others))
   more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
-  sweep, states = batched.set_up(recipe, tasks)
+  sweep, states = batched.set_up(recipe, tasks, **where)
   return evaluate_at(sweep, states, preset.evaluation_steps, function, *more)
 
 

@@ -104,7 +104,9 @@ def guess(parameters: int) -> float:
 def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind: str) -> list[dict]:
   """The best accuracy that a memory of every number of facts and seed reached."""
   asked = list(itertools.product(counts, seeds))
-  found = trainer.cached(lambda: mlp_memory.learn_all(recipe, *zip(*asked, strict=True))[0])
+  counts_of, seeds_of = zip(*asked, strict=True)
+  learn = lambda: mlp_memory.learn_all(recipe, counts_of, seeds_of, **trainer.where)[0]
+  found = trainer.cached(learn)
   return [
     {
       'kind': kind, 'measurement': 'accuracy', 'model': 'MLP memory', 'control': None, 'subjects': n, 'relations': 1,

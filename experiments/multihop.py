@@ -182,7 +182,7 @@ def expect(table):
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
   for (mode, depth), own in groups(rows, 'model', 'depth'):
-    n, most = own['subjects'].iloc[0], own['hops'].max()
+    n, most = int(own['subjects'].iloc[0]), own['hops'].max()
     name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
     scores = ('accuracy',) if mode == 'direct' else ('each_step', 'accuracy')
     for score in scores:

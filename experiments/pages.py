@@ -7,7 +7,7 @@ For every study of which docs/results holds the records, NAME.json of the laptop
 NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md or docs/language_model.md, after the line
 that marks its place. What all claims come to stands in docs/results.md and the README, the README has the tables
 of the theorems, of the timings and of what the tests ran with, and docs/reproduce.md says which command and which records each figure
-and table is from. --commit_records first copies a run's records there.
+and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies a run's records there.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ from geomem.errors import InputError
 ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
 MAP, MATRIX = ROOT / 'docs/reproduce.md', 'matrix.json'  # what `experiments.matrix` recorded
+ACCELERATORS = ROOT / 'docs/accelerators.md'
 OWN_PAGES = {
   **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
   **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
@@ -247,6 +248,21 @@ def sources() -> str:
   return render.table(rows, 'markdown')
 
 
+def compiled() -> str:
+  """What was compiled for TPUs without one: what a chip needs for a program."""
+  table, rows = records.read(RESULTS / 'compiled_tpu.json').table, []
+  size = lambda bytes: f'{bytes / 2**20:,.0f}'
+  for r in table[table['peak_bytes'].notna()].to_dict('records'):
+    if r['flops']:  # the rest copies and begins
+      rows.append({
+        'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part']))), 'program': f'`{r["program"]}`',
+        'arguments, MiB': size(r['argument_bytes']), 'temporaries': size(r['temporary_bytes']),
+        'peak': size(r['peak_bytes']), 'of the chip': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
+        'operations': f'{r["flops"]:.2g}', 'cycles': f'{r["cycles"]:.2g}', 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
+      })  # fmt: skip
+  return render.table(rows, 'markdown')
+
+
 def splice(path: Path, name: str, table: str):
   """Replace one of a page's tables: what stands between its mark and the next end."""
   text, begin = path.read_text(encoding='utf-8'), MARK.format(name)
@@ -297,7 +313,8 @@ def main(options: Options):
   splice(README, 'timings', timings())
   splice(README, 'tested', tested())
   splice(MAP, 'sources', sources())
-  print(', '.join(map(str, (README, PAGE, MAP, *dict.fromkeys(OWN_PAGES.values())))))
+  splice(ACCELERATORS, 'compiled', compiled())
+  print(', '.join(map(str, (README, PAGE, MAP, ACCELERATORS, *dict.fromkeys(OWN_PAGES.values())))))
 
 
 if __name__ == '__main__':

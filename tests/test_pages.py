@@ -43,6 +43,8 @@ def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
   assert (
     pages.overview('docs/') in readme and pages.theorems() in readme and pages.timings() in readme
   )
+  assert pages.compiled().count('\n') > 4
+  assert pages.compiled() in pages.ACCELERATORS.read_text(encoding='utf-8')
 
 
 def test_the_map_names_every_study_and_what_there_is_of_it():
