@@ -54,11 +54,11 @@ def first_allowed(package: str, setup: Path = pages.ROOT / 'setup.cfg') -> str:
   raise InputError(f'{setup}: it names no oldest version of {package}')
 
 
-def environment(folder: Path, python: str, *requirements: str) -> Path:
+def environment(folder: Path, python: str, *requirements: str) -> str:
   """A new environment with this checkout and what its tests need; its Python."""
   if shutil.which(python) is None:
     raise InputError(f'{python}: no such Python on this machine')
-  own, needed = folder / 'bin/python', ['-e', f'{pages.ROOT}[test]', *requirements]
+  own, needed = str(folder / 'bin/python'), ['-e', f'{pages.ROOT}[test]', *requirements]
   if uv := shutil.which('uv'):
     subprocess.run([uv, 'venv', '--quiet', '--clear', '--python', python, folder], check=True)
     install = [uv, 'pip', 'install', '--quiet', '--python', own]
@@ -72,7 +72,7 @@ def environment(folder: Path, python: str, *requirements: str) -> Path:
   return own
 
 
-def tested(python: str | Path, tests: tuple[str, ...], report: Path) -> dict:
+def tested(python: str, tests: tuple[str, ...], report: Path) -> dict:
   """What the tests come to, with which versions; pytest's own report is left there."""
   report.unlink(missing_ok=True)
   begin = time.monotonic()

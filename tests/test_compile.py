@@ -169,6 +169,8 @@ def test_bad_input_is_one_line(flag, says, tmp_path):
 TEXT = """
   %a = (f32[8,128]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%x, %y), replica_groups={}
   %b = f32[2,3]{1,0} all-gather-start(%z), dimensions={0}
+  %e = f32[64]{0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add
+  %g = f32[64]{0} all-reduce(%x), replica_groups=[2,1]<=[2], to_apply=%add
   %c = f32[8,16]{1,0:T(8,128)} convolution(%p, %q), dim_labels=bf_io->bf, operand_precision={highest,highest}
   %d = bf16[8,16]{1,0} dot(%p, %q), lhs_contracting_dims={1}
 """

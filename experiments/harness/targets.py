@@ -174,11 +174,12 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """By kind, how many there are in a compiled text and the bytes of their results."""
+  """By kind, how many there are in a compiled text, of more than one chip, and the bytes of their results."""
+  alone = re.compile(r'replica_groups=(\{\{\d+\}|\[\d+,1\])')
   kinds = '|'.join(COLLECTIVES)
   found: dict[str, tuple[int, int]] = {}
   for line in text.splitlines():
-    if match := re.search(rf'= (.*?) ({kinds})(-start)?\(', line):
+    if (match := re.search(rf'= (.*?) ({kinds})(-start)?\(', line)) and not alone.search(line):
       count, size = found.get(match[2], (0, 0))
       found[match[2]] = count + 1, size + _bytes(match[1])
   return found
