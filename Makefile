@@ -79,7 +79,7 @@ weights: .venv/weights
 	@touch $@
 
 .venv/interop/passed: .venv/interop/installed $(SOURCES) $(TESTS) $(NOTEBOOKS) docs/torch_model.py
-	.venv/interop/bin/python -m pytest -n 0 tests/test_interop.py
+	.venv/interop/bin/python -m pytest tests/test_interop.py
 	@touch $@
 
 runs/demo/results.json: .venv/installed $(SOURCES)
