@@ -137,7 +137,7 @@ lock:
 	@touch $@
 
 .venv/interop/passed: .venv/interop/installed $(SOURCES) $(TESTS) $(NOTEBOOKS) docs/torch_model.py
-	.venv/interop/bin/python -m pytest -n 0 tests/test_interop.py
+	.venv/interop/bin/python -m pytest tests/test_interop.py
 	@touch $@
 # The site, with the notebooks run; EXECUTE=off leaves them as they are. A warning is an error.
 docs: build/docs-env/installed

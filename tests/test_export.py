@@ -12,9 +12,10 @@ from test_checkpoint import OWN, build, same
 import constructions
 import geomem
 from constructions import registry
-from geomem import bridge, export
+from geomem import export
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
+from geomem.export import bridge
 from geomem.facts import Facts
 from geomem.training import trained
 

@@ -11,20 +11,22 @@ layers there is no such form: the norm would see these coordinates.
 Shapes: D residual width, H heads, F hidden units, A answers.
 """
 
+import os
 from typing import Any
 
 import numpy as np
 
 from geomem.config import Config
 from geomem.errors import InputError
+from geomem.export import files
 from geomem.facade import FactModel
 
 NORMS = {'none': None, 'rms': 'RMS', 'layer': 'LN'}
 SCALE = 2.0  # of scores: a power of two, so that nothing is rounded; 1 is refused there
 
 
-def to_transformer_lens(model: FactModel) -> Any:
-  """A `TransformerBridge` that has the model's weights, and all its logits.
+def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
+  """A `TransformerBridge` with the weights of a model, or of one exported to a folder, and all its logits.
 
   The first D coordinates of its residual stream are those of `model.layout`, the first units of `mlp.hook_post`
   those of `model.hidden`; block i is block i as long as no block before has two hidden layers.
@@ -37,6 +39,7 @@ def to_transformer_lens(model: FactModel) -> Any:
     raise InputError(
       "TransformerLens 4.3 or later is not installed: pip install 'geomem[interop]'"
     ) from error
+  model = source if isinstance(source, FactModel) else files.load(source)
   sizes, arrays = converted(model.config, model.params)
   bridge = boot_native(TransformerBridgeConfig(init_weights=False, **sizes))
   weights = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -87,13 +87,6 @@ def load(path: str | os.PathLike) -> FactModel:
     raise InputError(f'{path}: damaged export: {atomic.reason(error)}') from error
 
 
-def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
-  """A `TransformerBridge` of TransformerLens for a model, or for one exported to a folder; its logits are the same."""
-  from geomem import bridge
-
-  return bridge.to_transformer_lens(source if isinstance(source, FactModel) else load(source))
-
-
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
   header, end = {}, 0
   for name, array in arrays.items():
