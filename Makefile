@@ -94,7 +94,7 @@ else
 
 # A TPU's compiler, 0.7 GB, beside all that is installed already.
 tpu: .venv-tpu/installed
-	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks'
 	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
 
 .venv-tpu/installed: .venv/tools

@@ -251,14 +251,17 @@ def sources() -> str:
 def compiled() -> str:
   """What was compiled for TPUs without one: what a chip needs for a program."""
   table, rows = records.read(RESULTS / 'compiled_tpu.json').table, []
+  table = table.astype(object).where(table.notna(), None)
   size = lambda bytes: f'{bytes / 2**20:,.0f}'
-  for r in table[table['peak_bytes'].notna()].to_dict('records'):
-    if r['flops']:  # the rest copies and begins
+  number = lambda value: '–' if value is None else f'{value:.2g}'
+  for r in table.to_dict('records'):
+    if r['peak_bytes'] and r['flops']:  # the rest copies and begins
       rows.append({
-        'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part']))), 'program': f'`{r["program"]}`',
-        'arguments, MiB': size(r['argument_bytes']), 'temporaries': size(r['temporary_bytes']),
-        'peak': size(r['peak_bytes']), 'of the chip': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
-        'operations': f'{r["flops"]:.2g}', 'cycles': f'{r["cycles"]:.2g}', 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
+        'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
+        'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
+        'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
+        'of the chip': f'{r["peak_bytes"] / r["available_bytes"]:.1%}', 'operations': number(r['flops']),
+        'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
       })  # fmt: skip
   return render.table(rows, 'markdown')
 

@@ -43,6 +43,9 @@ def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
   assert (
     pages.overview('docs/') in readme and pages.theorems() in readme and pages.timings() in readme
   )
+
+
+def test_the_page_of_accelerators_says_what_was_compiled():
   assert pages.compiled().count('\n') > 4
   assert pages.compiled() in pages.ACCELERATORS.read_text(encoding='utf-8')
 
