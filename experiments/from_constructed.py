@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from constructions import registry
-from experiments.harness import instances, plotting
+from experiments.harness import depths, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
@@ -34,7 +33,6 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
-LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
 MEASURED = {
   'accuracy': 'right answers in the end', 'half_way': 'right answers of the model half way to the built one',
   'linear_r2': 'embeddings a linear map of the built ones, held-out R²',
@@ -92,19 +90,11 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   task = functools.partial(
     batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
   )
-  arrays, fresh = flatten_dict(built.params), flatten_dict(model.draw(built.config, seed))
-  rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
-  # A bias starts at zero too: it is shaken as much as the matrix before it would be.
-  before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
-  size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
   for noise in preset.noises:
-    shaken = {
-      path: np.asarray(w + noise * size[path] * rng.standard_normal(w.shape), np.float32)
-      for path, w in arrays.items()
-    }
+    shaken = depths.shaken(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'
-    yield start, task(learning_rate=LEARNING_RATE, params=unflatten_dict(shaken))
-  yield 'scratch', task(learning_rate=FROM_SCRATCH)
+    yield start, task(learning_rate=depths.LEARNING_RATE, params=shaken)
+  yield 'scratch', task(learning_rate=depths.FROM_SCRATCH)
 
 
 def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):

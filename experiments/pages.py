@@ -4,7 +4,7 @@
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
 For every study of which docs/results holds the records, NAME.json of the laptop's preset or NAME_full.json, it draws
-NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md or docs/language_model.md, after the line
+NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md, docs/language_model.md or docs/zoo.md, after the line
 that marks its place. What all claims come to stands in docs/results.md and the README, the README has the tables
 of the theorems, of the timings and of what the tests ran with, and docs/reproduce.md says which command and which records each figure
 and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies a run's records there.
@@ -37,6 +37,7 @@ ACCELERATORS = ROOT / 'docs/accelerators.md'
 OWN_PAGES = {
   **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
   **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
+  'leaderboard': ROOT / 'docs/zoo.md',
 }
 FULL = '_full'
 LONG = 12  # rows of a table; of longer ones what was expected stands first
