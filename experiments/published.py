@@ -162,10 +162,10 @@ def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
   for name, options in HEBBIAN.items():
     spec = {'mlp_method': 'hebbian', 'mlp_dtype': dtype, 'mlp_method_kwargs': options}
     build = functools.partial(
-      run, d, n, method_label=name, method_spec=spec, device='cpu', seed=seed
+      _seeded, run, seed, d_model=d, num_facts=n, method_label=name, method_spec=spec, device='cpu'
     )
     width = smallest(functools.partial(_right, build))
-    found = timed(functools.partial(build, m=width))
+    found = timed(functools.partial(build, width=width))
     yield tell | {
       'side': 'theirs', 'model': f'hebbian-mlps, {name}', 'width': width, 'accuracy': found['best_acc'],
       'parameters': found['param_count'], 'tables': n * d,  # one, in and out
@@ -177,8 +177,14 @@ def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
   yield from (ours(name, facts) for name in ('keyvalue', 'selector'))
 
 
+def _seeded(run: Callable[..., dict], seed: int, width: int, **options) -> dict:
+  """Their permutation is drawn from NumPy's global generator: so that every width is asked for the same facts."""
+  np.random.seed(seed)
+  return run(m=width, seed=seed, **options)
+
+
 def _right(build: Callable[..., dict], width: int) -> bool:
-  return build(m=width)['success']
+  return build(width=width)['success']
 
 
 def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
