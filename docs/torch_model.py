@@ -20,18 +20,14 @@ class Model(nn.Module):
     super().__init__()
     self.about = json.loads(Path(folder, 'config.json').read_text(encoding='utf-8'))
     self.config = self.about['architecture']
-    self.weights = nn.ParameterDict(
-      {
-        name.replace('.', '/'): w
-        for name, w in load_file(Path(folder, 'model.safetensors')).items()
-      }
-    )
+    weights = load_file(Path(folder, 'model.safetensors'))
+    self.weights = nn.ParameterDict({name.replace('.', '/'): w for name, w in weights.items()})
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
     """Tokens, batch × length, to logits, batch × length × answers. Subjects are first, relations follow."""
-    w, length = self.weights, tokens.shape[1]
+    w = self.weights
     x = torch.cat([w['embed/subjects'], w['embed/relations']])[tokens]
-    x = x + w['embed/positions'][:length]
+    x = x + w['embed/positions'][: tokens.shape[1]]
     for i, block in enumerate(self.config['blocks']):
       x = x + self.attention(f'blocks_{i}/attention/', self.norm(f'blocks_{i}/norm_attention/', x))
       if block['hidden']:

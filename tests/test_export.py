@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -275,3 +276,11 @@ def test_a_norm_before_two_hidden_layers_cannot_be_held():
   config = Config(4, 2, 4, 2, dim=6, blocks=(BlockConfig(hidden=(5, 3)),), norm='rms')
   with pytest.raises(InputError, match="two with norm 'rms' cannot be held"):
     bridge.converted(config, geomem.model.draw(config, 0))
+
+
+def test_the_plain_module_is_short():
+  lines = (
+    (Path(__file__).parents[1] / 'docs/torch_model.py').read_text(encoding='utf-8').splitlines()
+  )
+  assert len(lines) < 80
+  assert not any('geomem' in line for line in lines if 'import' in line)
