@@ -206,7 +206,12 @@ def plot(table):
     xlabel='facts $n$', ylabel='accuracy', ylim=(0, 1.03), title='MLP memory, fixed embeddings'
   )
   plotting.logarithmic(panels[0].xaxis)
-  halves = [(width, n) for (width,), rows in groups(memory, 'width') for n in half_counts(rows)]
+  halves = [
+    (width, n)
+    for (width,), rows in groups(memory, 'width')
+    for n in half_counts(rows)
+    if np.isfinite(n)
+  ]
   for i, (name, size) in enumerate(LAWS.items()):
     color, marker = plotting.cycle(i)
     if halves:
@@ -219,7 +224,8 @@ def plot(table):
   panels[1].set(
     xlabel='$n_{50}$', ylabel='over that of the least F', ylim=(0, None), title='two laws'
   )
-  plotting.logarithmic(panels[1].xaxis)
+  if halves:
+    plotting.logarithmic(panels[1].xaxis)
   for i, ((n, r, kind), rows) in enumerate(
     groups(select(table, kind='transformer'), 'subjects', 'relations', 'model')
   ):
