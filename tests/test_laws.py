@@ -15,7 +15,7 @@ import processes
 import pytest
 
 from experiments import frozen_embeddings, laws, multihop
-from experiments.harness import records, recovered
+from experiments.harness import curves, records, recovered
 from experiments.harness.statistics import select
 from geomem import model
 from geomem.config import Config
@@ -81,6 +81,18 @@ def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys
   assert capsys.readouterr().out == 2 * told and 'figure: ' in told
   table = records.read(tmp_path).table
   assert {'measurement', 'model', 'control', 'seed', 'value', 'subjects', 'relations'} <= {*table}
+  if study.name == 'multihop':
+    the_bits_are_the_weights_times_the_parameters(table)
+
+
+def the_bits_are_the_weights_times_the_parameters(table):
+  known = select(table, kind='trained')
+  known = known[known['subject_bits'].notna()]
+  assert (known['accuracy'] >= 0.99).all()
+  whole = known['internal_bits'] + known['subjects'] * known['subject_bits']
+  np.testing.assert_allclose(whole, known['bits_per_weight'] * known['parameters'])
+  built = select(table, kind='construction')
+  assert (built['accuracy'] == 1).all() and {*built['chain_of_thought']} == {False, True}
 
 
 # --- what a model holds ---------------------------------------------------------------------------
@@ -159,7 +171,8 @@ def planted(half):
   return pd.DataFrame(rows)
 
 
-def test_the_law_is_told_from_its_rivals():
+def test_the_law_is_told_from_its_rivals(monkeypatch):
+  monkeypatch.setattr(curves, 'STARTS', 2)
   found = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 1 + r * math.log2(n) / 6))}
   exponent = found[f'{laws.LAW}, q']
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
@@ -171,7 +184,8 @@ def test_the_law_is_told_from_its_rivals():
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
 
 
-def test_training_that_would_have_gone_on_is_told():
+def test_training_that_would_have_gone_on_is_told(monkeypatch):
+  monkeypatch.setattr(curves, 'STARTS', 1)
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
@@ -281,15 +295,3 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
   growth = told['N = 1,024, at once, depth 1: d₅₀ of 4 hops / of one']
   assert np.isnan(growth.value) and growth.holds is not True and growth.primary
-
-
-def test_of_a_smoke_run_the_bits_are_the_weights_times_the_parameters(tmp_path):
-  multihop.STUDY.main(['multihop', f'--workdir={tmp_path}', '--scale=smoke'])
-  table = records.read(tmp_path).table
-  known = select(table, kind='trained')
-  known = known[known['subject_bits'].notna()]
-  assert (known['accuracy'] >= 0.99).all()
-  whole = known['internal_bits'] + known['subjects'] * known['subject_bits']
-  np.testing.assert_allclose(whole, known['bits_per_weight'] * known['parameters'])
-  built = select(table, kind='construction')
-  assert (built['accuracy'] == 1).all() and {*built['chain_of_thought']} == {False, True}
