@@ -11,19 +11,19 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TPU := .venv-tpu/bin
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 venv = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
 install = uv pip install --quiet --python $(1)/bin/python
 else
 venv = $(PYTHON) -m venv $(1)
-TPU := .venv-tpu/bin
 # What is installed is compiled when it is imported: most of it never is.
 install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 INSTALL = $(call install,.venv)
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
-TESTS := $(shell find tests -type f -name '*.py' 2>/dev/null)
+TEST_FILES := $(shell find tests -type f -name '*.py' 2>/dev/null)
 NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
@@ -92,22 +92,6 @@ else
 	$(INSTALL) -e .
 	@touch $@
 
-# A TPU's compiler, 0.7 GB, beside all that is installed already.
-tpu: .venv-tpu/installed
-	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks'
-	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
-
-.venv-tpu/installed: .venv/tools
-	$(call venv,.venv-tpu)
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" >.venv-tpu/base
-	cp .venv-tpu/base "$$($(TPU)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth"
-	$(call install,.venv-tpu) -e '.[tpu]'
-	@touch $@
-
-accelerator: .venv/tools
-	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
-	$(BIN)/python -m experiments.accelerator
-
 # For the tests and checks.
 .venv/tools: .venv/installed requirements.txt
 	$(INSTALL) -r requirements.txt
@@ -118,27 +102,45 @@ lock:
 	echo 'setuptools>=68' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-annotate --custom-compile-command 'make lock' --extra test --extra check --extra lm --output-file requirements.lock setup.cfg -
 
-.venv/tests-passed: .venv/tools $(SOURCES) $(TESTS) $(PAGES) $(NOTEBOOKS)
+.venv/tests-passed: .venv/tools $(SOURCES) $(TEST_FILES) $(PAGES) $(NOTEBOOKS)
 	$(BIN)/python -m pytest
 	@touch $@
 
-.venv/checked: .venv/tools $(SOURCES) $(TESTS) $(NOTEBOOKS)
+.venv/checked: .venv/tools $(SOURCES) $(TEST_FILES) $(NOTEBOOKS) $(wildcard docs/*.py)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	@touch $@
 
-# On top of what .venv has, so that only what is new is installed.
-.venv/interop/installed: setup.cfg
-	test -x .venv/interop/bin/python || $(BIN)/python -m venv .venv/interop
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  >$$(.venv/interop/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
-	.venv/interop/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[interop]'
+# An environment on top of what .venv has, so that only what is new is installed, with the extra of its name.
+define beside
+test -x $(1)/bin/python || $(BIN)/python -m venv $(1)
+$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+  >$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[$(2)]'
+endef
+
+.venv/interop/installed: setup.cfg .venv/tools
+	$(call beside,.venv/interop,interop)
 	@touch $@
 
-.venv/interop/passed: .venv/interop/installed $(SOURCES) $(TESTS) $(NOTEBOOKS) docs/torch_model.py
-	.venv/interop/bin/python -m pytest tests/test_interop.py
+.venv/interop/passed: .venv/interop/installed $(SOURCES) $(TEST_FILES) $(NOTEBOOKS) docs/torch_model.py
+	.venv/interop/bin/python -m pytest tests/test_interop.py tests/test_peers.py
 	@touch $@
+
+# A TPU's compiler, 0.7 GB.
+tpu: .venv-tpu/installed
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks'
+	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
+
+.venv-tpu/installed: setup.cfg .venv/tools
+	$(call beside,.venv-tpu,tpu)
+	@touch $@
+
+accelerator: .venv/tools
+	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
+	$(BIN)/python -m experiments.accelerator
+
 # The site, with the notebooks run; EXECUTE=off leaves them as they are. A warning is an error.
 docs: build/docs-env/installed
 	build/docs-env/bin/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs

@@ -17,6 +17,7 @@ of so many. What does not fit, or calls back to the host, is refused in a line, 
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -122,18 +123,22 @@ def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
 
 
 def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
-  """The records of a target, but for those that are known; a program that is refused is one too, with the reason."""
+  """The records of a target, those that are known as they are; a program that is refused is one too, with the reason."""
   for one in [of_train(options, target)] if options.subjects else of_studies(options, target):
     record = {
       'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
       'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
+      'batch': options.batch if options.subjects else None,
     }  # fmt: skip
-    if any(record.items() <= other.items() for other in known):
+    if same := [other for other in known if record.items() <= other.items()]:
+      yield same[0]
       continue
     try:
       record |= targets.build(one.program, target)
     except Refused as error:
-      fits = targets.fitting(one.of_size, one.size, target, error) if error.needed else 0
+      fits = (
+        targets.fitting(one.of_size, one.size, target, error) if 0 < error.needed < math.inf else 0
+      )
       instead = f'; {fits:,} {one.unit} fit' if fits else ''
       record |= {'refused': f'{error}{instead}'}
     yield record
@@ -157,7 +162,7 @@ def line(record: dict) -> str:
     ' '.join(filter(None, (record['study'], record['part']))),
     record['program'],
   ]
-  if 'refused' in record:
+  if record.get('refused'):
     return f'{": ".join(words[:2])}: refused: {record["refused"]}'
   if 'compile_seconds' not in record:
     return f'{": ".join(words)}: lowered in {record["lower_seconds"]:.1f} s'
@@ -182,14 +187,18 @@ def main(options: Options):
     'command': shlex.join(['python', '-m', 'experiments.compile', *sys.argv[1:]]),
     **machine.made_with(),
   }
+  own: list[dict] = []
   for target in every:
     for record in compiled(options, target, rows):
       print(line(record), flush=True)
+      own.append(record)
+      if any(record is other for other in rows):
+        continue
       rows.append(record)
       records.write(folder / records.FILE, Records(about, pd.DataFrame(rows, dtype=object)))
-  if refused := [row for row in rows if 'refused' in row]:
-    raise InputError(f'{len(refused)} of {len(rows)} programs are refused: {line(refused[0])}')
-  print(f'{len(rows)} programs; records: {folder / records.FILE}')
+  if refused := [row for row in own if row.get('refused')]:
+    raise InputError(f'{len(refused)} of {len(own)} programs are refused: {line(refused[0])}')
+  print(f'{len(own)} programs; records: {folder / records.FILE}')
 
 
 if __name__ == '__main__':

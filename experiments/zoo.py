@@ -97,7 +97,7 @@ def load(folder: str | os.PathLike, name: str) -> tuple[FactModel, Truth | None]
     if atomic.digest(folder / path) != digest:
       raise InputError(f'{folder / path}: missing, or not the file that {MANIFEST} describes')
   model = export.load(folder / 'models' / name)
-  truth = json.loads((folder / 'truth' / f'{name}.json').read_text())
+  truth = json.loads((folder / 'truth' / f'{name}.json').read_text(encoding='utf-8'))
   known = truth['known'] and Truth.from_plain(truth['known'], model.facts.relations)
   return model, known
 
@@ -106,7 +106,7 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
   """What the zoo in this folder holds."""
   path = Path(folder, MANIFEST)
   try:
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding='utf-8'))
   except (OSError, ValueError):
     raise InputError(f'{folder}: no zoo there; python -m experiments.zoo writes one') from None
   if fields.get('format') != FORMAT:

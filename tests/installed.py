@@ -41,8 +41,9 @@ def check_files(checkout: Path) -> None:
     assert there.exists(), f'{path} is not in the wheel'
 
 
-print(first_construction())
-check_files(Path(sys.argv[1]))
-command = [sys.executable, '-I', '-m', 'experiments.construct', '--list']
-assert 'selector' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
-print('1 passed, 0 failed')
+if __name__ == '__main__':
+  print(first_construction())
+  check_files(Path(sys.argv[1]))
+  command = [sys.executable, '-I', '-m', 'experiments.construct', '--list']
+  assert 'selector' in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+  print('1 passed, 0 failed')

@@ -178,6 +178,7 @@ def test_the_law_is_told_from_its_rivals(monkeypatch):
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
   assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
+  assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
   assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
   assert not wrong[f'{laws.LAW}, q'].holds and not wrong['AIC of √N for (log₂N)^q, more by'].holds
@@ -189,7 +190,7 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
-  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ less by' in f.what]
+  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ changes by' in f.what]
   assert len(told) == 5 and not any(f.holds for f in told)
 
 
@@ -199,7 +200,9 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
 @pytest.mark.parametrize('law', ['bits', 'facts'])
 def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   rows = []
-  for width, seed in itertools.product((8, 16, 32, 64), (0, 1)):
+  for width, seed in itertools.product((8, 16, 32, 64), (0, 1, 2)):
+    if (width, seed) == (64, 2):
+      continue  # of another part of the preset, with fewer seeds
     of = {'bits': lambda n: n * math.log2(n) / 2, 'facts': lambda n: 5 * n}[law]
     half = next(n for n in range(2, 10**5) if of(n) >= 2 * 64 * width)
     for factor in (0.5, 0.8, 1.25, 2):
@@ -213,8 +216,9 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
     if 'largest / smallest' in f.what
   ]
   (primary,) = (f for f in told if f.primary)
-  assert f'{law} a parameter' in primary.what and primary.holds and primary.value < 1.02
-  assert max(f.value for f in told) > 1.15
+  assert 'bits a parameter' in primary.what and primary.holds == (law == 'bits')
+  (own,) = (f for f in told if f'{law} a parameter' in f.what)
+  assert own.value < 1.02 and own.seeds == 2 and max(f.value for f in told) > 1.15
 
 
 def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():

@@ -231,5 +231,6 @@ def fitting(of_size: Callable[[int], Program], size: int, target: Target, error:
       # Where memory grows in proportion, as it mostly does, a tenth more is too much.
       fits, guess = guess, int(1.1 * guess) + 1 if not fits else 0
     except Refused as again:
-      over, guess = guess, int(guess * again.available / again.needed)
+      known = 0 < again.needed < math.inf
+      over, guess = guess, int(guess * again.available / again.needed) if known else 0
   return fits

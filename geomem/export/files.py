@@ -49,7 +49,7 @@ def write(path: str | os.PathLike, model: FactModel, license: str = 'Apache-2.0'
     text = '{' + ',\n'.join(lines) + '}\n'
     if len(text.encode()) > safetensors_file.LONGEST:
       raise InputError(f'{path}: the names and facts of {model!r} are too many to export; save it')
-    (new / DESCRIPTION).write_text(text)
+    (new / DESCRIPTION).write_text(text, encoding='utf-8')
 
 
 def is_export(path: str | os.PathLike) -> bool:

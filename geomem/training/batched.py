@@ -149,9 +149,9 @@ class Sweep:
 
 def set_up(
   recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
-  vmap_size: int | None = None, config: Config | None = None, least_rows: int = 1, platform: str | None = None,
+  vmap_size: int | None = None, platform: str | None = None,
 ) -> tuple[Sweep, State]:  # fmt: skip
-  """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed.
+  """The sweep and its states before the first step, padded as needed.
 
   `devices`: by default all of this process and those that it has joined; `platform`: what they are planned as, if it is
   not what they are.
@@ -160,11 +160,11 @@ def set_up(
   used = np.array(jax.devices() if devices is None else devices)
   platform = platform or used[0].platform
   if len(hosts.processes(used)) == 1:  # no more than there is work for: a row is a whole state
-    used = used[: max(len(tasks), least_rows)]
-  config = common_config([*(task.config for task in tasks), *([config] if config else [])])
+    used = used[: len(tasks)]
+  config = common_config([task.config for task in tasks])
   check(recipe, tasks, config)
   # Neighbours in the list tend to cost the same: deal them out, one to each device in turn.
-  each = -(-max(len(tasks), least_rows) // used.size)
+  each = -(-len(tasks) // used.size)
   if vmap_size is None:
     vmap_size = min(each, _vmap_size(config, recipe)) if platform == 'cpu' else each
   each = -(-each // vmap_size) * vmap_size
