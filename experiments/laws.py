@@ -190,15 +190,17 @@ def expect(table):
       )
 
 
-def _of_all_seeds(by_seed, what: str, statistic, *bounds: float, primary: bool = False) -> Finding:
+def _of_all_seeds(
+  by_seed, what: str, statistic, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
+) -> Finding:  # fmt: skip
   """What is fitted to all seeds together, with a jackknife over them; p is below .05 if the 95% interval is within bounds."""
   value, (low, high) = statistic(by_seed), statistics.jackknife(by_seed, statistic)
   t, p = scipy.stats.t(max(1, len(by_seed) - 1)), float('nan')
-  if bounds:
+  if at_least is not None and at_most is not None:
     error = (high - low) / 2 / t.ppf(0.975)
-    sides = [t.sf(side / error) for side in (value - bounds[0], bounds[1] - value)]
+    sides = [t.sf(side / error) for side in (value - at_least, at_most - value)]
     p = min(1.0, 2 * float(np.max(sides))) if np.isfinite(error) else 1.0
-  return Finding(what, value, low, high, len(by_seed), *bounds, p=p, primary=primary)
+  return Finding(what, value, low, high, len(by_seed), at_least, at_most, p=p, primary=primary)
 
 
 def information(cell: tuple[int, int]) -> float:
