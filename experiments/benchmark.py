@@ -6,7 +6,7 @@
   python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median over the rounds
-of theirs / ours, above 1 where ours is faster. Of the searches, which take minutes, ours is timed before and after
+of theirs / ours, above 1 where ours is faster. Of what takes minutes, ours is timed before and after
 theirs. Both train the same model from the same parameters, on the same facts, with the same schedule and steps
 (`peers`). PyTorch is optional: pip install torch==2.13.0. Most of the time goes into the loops.
 """

@@ -94,7 +94,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   size: Any = {name: getattr(preset, name) for name in SIZES}
   first, stops = Kind(**size, **RECIPE), (*preset.stops, preset.steps)
   found = {
-    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds))
+    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.where))
     for kind in (first, dataclasses.replace(first, model=CONTROL))
   }
   return [
@@ -110,10 +110,11 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   ]  # fmt: skip
 
 
-def train(kind: Kind, stops, seeds) -> dict:
+def train(kind: Kind, stops, seeds, where) -> dict:
   """What is found of all models at the start and at every stop."""
   facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
-  sweep, states = batched.set_up(kind.recipe(), [kind.task(facts(seed), seed) for seed in seeds])
+  tasks = [kind.task(facts(seed), seed) for seed in seeds]
+  sweep, states = batched.set_up(kind.recipe(), tasks, **where)
   others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
   recipe = dataclasses.replace(kind.recipe(), frozen=())
   function = functools.partial(scores, sweep.config, recipe)

@@ -98,10 +98,10 @@ def trained(config: Config, recipe, params, job, *_) -> dict:
   """A model that knows its facts, and what the ways to edit it start from."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   nats, right = optimization.cross_entropy(config, recipe, job, params)
+  maps, offset = linear_maps.fit_best_maps(e_NxD, u_AxD, job.answers_RxN)
   return {
     'params': params, 'answers_RxN': job.answers_RxN, 'accuracy': right, 'nats': nats,
-    'maps': linear_maps.fit_best_maps(e_NxD, u_AxD, job.answers_RxN),
-    'moments': edits.second_moments(config, params),
+    'maps': maps, 'offset': offset, 'moments': edits.second_moments(config, params),
   }  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
   """Records of one model."""
   draw_key, blind_key = instances.eval_keys(seed, 2)
   config = kind.task(instances.bijections(kind.subjects, kind.relations, seed), seed).config
-  blind = intervene.random_directions(blind_key, own['maps'][0]), own['maps'][1]
+  blind = intervene.random_directions(blind_key, own['maps'])
   facts = kind.subjects * kind.relations
   counts = [(max(1, round(part * facts)), False) for part in preset.fractions]
   counts += [(min(preset.in_turn, facts), True)]
@@ -139,7 +139,9 @@ def apply(config: Config, method: str, in_turn: bool, steps: int, known, option,
   descend = lambda own, few: edits.by_descent(
     config, option, steps, nats, own, few, method == LEARNED
   )
-  by_rows = functools.partial(edits.by_rows, config, known['maps'], known['answers_RxN'])
+  by_rows = functools.partial(
+    edits.by_rows, config, (known['maps'], known['offset']), known['answers_RxN']
+  )
   by_mlp = functools.partial(edits.by_mlp, config, known['moments'], option, nats)
   way = {
     ROWS: by_rows,

@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from constructions import registry
-from experiments.harness import instances, plotting
+from experiments.harness import depths, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
@@ -34,7 +33,6 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
-LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
 MEASURED = {
   'accuracy': 'right answers in the end', 'half_way': 'right answers of the model half way to the built one',
   'linear_r2': 'embeddings a linear map of the built ones, held-out R²',
@@ -92,19 +90,11 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   task = functools.partial(
     batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
   )
-  arrays, fresh = flatten_dict(built.params), flatten_dict(model.draw(built.config, seed))
-  rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
-  # A bias starts at zero too: it is shaken as much as the matrix before it would be.
-  before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
-  size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
   for noise in preset.noises:
-    shaken = {
-      path: np.asarray(w + noise * size[path] * rng.standard_normal(w.shape), np.float32)
-      for path, w in arrays.items()
-    }
+    shaken = depths.shaken(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'
-    yield start, task(learning_rate=LEARNING_RATE, params=unflatten_dict(shaken))
-  yield 'scratch', task(learning_rate=FROM_SCRATCH)
+    yield start, task(learning_rate=depths.LEARNING_RATE, params=shaken)
+  yield 'scratch', task(learning_rate=depths.FROM_SCRATCH)
 
 
 def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):
@@ -141,7 +131,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
     tasks = [task for _, task in started]
-    found = trainer.cached(functools.partial(evaluations, preset, name, tasks))
+    found = trainer.cached(functools.partial(evaluations, preset, name, tasks, trainer.where))
     config = tasks[0].config
     about = {
       'construction': name, 'subjects': config.subjects, 'relations': config.relations,
@@ -159,7 +149,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   return records
 
 
-def evaluations(preset: Preset, name: str, tasks) -> dict:
+def evaluations(preset: Preset, name: str, tasks, where) -> dict:
   """What is found of all starts of a construction as training goes on."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
@@ -167,7 +157,7 @@ def evaluations(preset: Preset, name: str, tasks) -> dict:
   built, other_built = (stack([b.params for b in some]) for some in (own, others))
   more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
-  sweep, states = batched.set_up(recipe, tasks)
+  sweep, states = batched.set_up(recipe, tasks, **where)
   return evaluate_at(sweep, states, preset.evaluation_steps, function, *more)
 
 

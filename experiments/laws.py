@@ -2,21 +2,24 @@
 
   python -m experiments.laws
 
-For every N and R models of eight sizes d, with F = 4d, are trained on all facts, seen so many times; every model counts with
+For every N and R models of several sizes d, with F = 4d, are trained on all facts, seen so many times; every model counts with
 its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N less the cross-entropy. No
 smallest model is sought. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and its rivals N^q and √N
-beside it. The dullest test needs no fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where
-R·√N and R·N differ many times. The law is read at the largest budget; the one before shows what more training would change.
-Expected: q between 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
+beside it. A test without a fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where R·√N and R·N
+differ many times, R·N^¼ and √R·log₂N by less. The law is read at the largest budget; the one before shows what more training would change.
+Expected: the 95% interval of q within 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
 beside the exact constructions.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import scipy.stats
 
 from constructions import registry
 from experiments.harness import curves, instances, plotting, recovered, statistics
@@ -30,13 +33,19 @@ from geomem.training.recipe import Recipe
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 FEW = 4  # sizes determine no law of four numbers
+PROVED = 10.0  # in AIC
+SAME = 1.5
+OTHERS = {  # what d₅₀ might grow as
+  'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
+  'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
+}  # fmt: skip
 RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`cells`: N and R. `passes`: over every fact; the last is that of the law. `steps`: no fewer, at the first, and in
-  proportion at the others. `negatives`: answers drawn, from `sampled_from` subjects on; below the softmax is over all.
+  """`cells`: N and R. `passes`: over every fact, at least; the last is that of the law. `steps`: no fewer, at the first, and in
+  proportion at the others, which few subjects see in far more passes. `negatives`: answers drawn, from `sampled_from` subjects on; below the softmax is over all.
   `dims`: by default so many `sizes` about where half the facts should be known.
   """
 
@@ -98,11 +107,12 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       )
       for d, seed in itertools.product(sizes, seeds)
     ]
+    recipe = recipe_of(preset, n, passes)
     about = {
       'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'subjects': n, 'relations': r,
-      'passes': passes,
+      'passes': recipe.steps * (recipe.batch or n) / n,
     }  # fmt: skip
-    records += recovered.measure(trainer, recipe_of(preset, n, passes), tasks, [about] * len(tasks))
+    records += recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
   return records
 
 
@@ -133,42 +143,38 @@ def expect(table):
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
   by_seed = [rows for _, rows in groups(last, 'seed')]
-  joint = lambda what, statistic, *bounds, **about: Finding(
-    what,
-    statistic(by_seed),
-    *statistics.jackknife(by_seed, statistic),
-    len(by_seed),
-    *bounds,
-    **about,
-  )
+  joint = functools.partial(_of_all_seeds, by_seed)
   if last.groupby(list(CELL)).ngroups > FEW:
-    law = lambda some, **about: curves.fit(pd.concat(some), **about)
+    # Fitted once for all, and once without each seed.
+    fits = functools.cache(lambda seeds: curves.fit(last[last['seed'].isin(seeds)]))
+    law = lambda some: fits(tuple(rows['seed'].iloc[0] for rows in some))
     decides = bool(last['subjects'].max() >= 64 * last['subjects'].min())
     yield joint(f'{LAW}, q', lambda some: law(some).q, 0.8, 1.25, primary=decides)
     yield joint(f'{LAW}, p', lambda some: law(some).p)
     for name, (size, q) in RIVALS.items():
-      worse = law(by_seed, size=size, q=q).aic - law(by_seed).aic
-      yield from over_seeds(f'AIC of {name} for (log₂N)^q, more by', [worse], 0.0)
+      worse = curves.fit(last, size=size, q=q).aic - law(by_seed).aic
+      yield from over_seeds(f'AIC of {name} for (log₂N)^q, more by', [worse], PROVED)
   halves = {cell: half_sizes(rows) for cell, rows in groups(last, *CELL)}
-  for bits, cells in itertools.groupby(sorted(halves, key=information), key=information):
+  by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
+  for bits, cells in itertools.groupby(by_bits, key=information):
     some = list(cells)
     if len(some) > 1:
-      ratios = [max(own) / min(own) for own in zip(*(halves[cell] for cell in some), strict=False)]
-      other = lambda size: max(map(size, some)) / min(map(size, some))  # noqa: B023
+      (small, few), (large, more) = some[0], some[-1]
+      pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
       controls: dict[str, Any] = {
-        'if it were R·√N': [other(lambda c: c[1] * c[0] ** 0.5)],
-        'if R·N': [other(lambda c: c[1] * c[0])],
+        f'if it were {name}': [size(large, more) / size(small, few)]
+        for name, size in OTHERS.items()
       }
-      what = (
-        f'R·log₂N = {bits:.0f}, N = {some[0][0]:,} … {some[-1][0]:,}: largest over smallest d₅₀'
-      )
-      yield from over_seeds(what, ratios, at_most=1.5, **controls)
+      what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
+      yield from over_seeds(what, [a / b for a, b in pairs], 1 / SAME, SAME, **controls)
   for (n, r), rows in groups(select(table, model='trained'), *CELL):
     budgets = sorted(rows['passes'].unique())[-2:]
     if len(budgets) == 2:
       before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
-      change = [1 - b / a for a, b in zip(before, after, strict=True)]
-      what = f'N = {n:,}, R = {r}: d₅₀ less by, from {budgets[0]} to {budgets[1]} passes'
+      change = [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
+      what = (
+        f'N = {n:,}, R = {r}: d₅₀ changes by, from {budgets[0]:,.0f} to {budgets[1]:,.0f} passes'
+      )
       yield from over_seeds(what, change, at_most=0.05, check=True)
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
@@ -182,6 +188,19 @@ def expect(table):
       yield from over_seeds(
         f'N = {n:,}, R = {r}: most bits of facts a {unit}, of all d', most, best_construction=[best]
       )
+
+
+def _of_all_seeds(
+  by_seed, what: str, statistic, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
+) -> Finding:  # fmt: skip
+  """What is fitted to all seeds together, with a jackknife over them; p is below .05 if the 95% interval is within bounds."""
+  value, (low, high) = statistic(by_seed), statistics.jackknife(by_seed, statistic)
+  t, p = scipy.stats.t(max(1, len(by_seed) - 1)), float('nan')
+  if at_least is not None and at_most is not None:
+    error = (high - low) / 2 / t.ppf(0.975)
+    sides = [t.sf(side / error) for side in (value - at_least, at_most - value)]
+    p = min(1.0, 2 * float(np.max(sides))) if np.isfinite(error) else 1.0
+  return Finding(what, value, low, high, len(by_seed), at_least, at_most, p=p, primary=primary)
 
 
 def information(cell: tuple[int, int]) -> float:
@@ -216,6 +235,7 @@ def plot(table):
   for bits, dashes in plotting.LANGUAGE_MODELS.items():
     plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(panels[0].xaxis)
+  panels[2].set_xlim(0, 1.6)  # what is larger holds next to nothing
   panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
   panels[2].set(

@@ -23,6 +23,7 @@ from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
+from geomem.errors import InputError
 from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
@@ -64,6 +65,12 @@ PRESETS = {
     for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2))
   },
 }  # fmt: skip
+
+
+def prepare(preset: Preset) -> Preset:
+  if preset.subjects < 2:
+    raise InputError(f'--subjects={preset.subjects}; it must be at least 2')
+  return preset
 
 
 def measure(trainer, preset, seeds):
@@ -182,7 +189,7 @@ def expect(table):
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
   for (mode, depth), own in groups(rows, 'model', 'depth'):
-    n, most = own['subjects'].iloc[0], own['hops'].max()
+    n, most = int(own['subjects'].iloc[0]), own['hops'].max()
     name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
     scores = ('accuracy',) if mode == 'direct' else ('each_step', 'accuracy')
     for score in scores:
@@ -281,8 +288,8 @@ STUDY = Study(
   ),
   terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
   'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=2, first_seed=FIRST_SEED + 500,
+  presets=PRESETS, prepare=prepare, measure=measure, expect=expect, plot=plot,
+  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 
 

@@ -4,14 +4,16 @@
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
 For every study of which docs/results holds the records, NAME.json of the laptop's preset or NAME_full.json, it draws
-NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md or docs/language_model.md, after the line
-that marks its place. What all claims come to stands in docs/results.md and the README, and the README has the tables
-of the theorems and of the timings. --commit_records first copies a run's records there.
+NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md, docs/language_model.md or docs/zoo.md, after the line
+that marks its place. What all claims come to stands in docs/results.md and the README, the README has the tables
+of the theorems, of the timings and of what the tests ran with, and docs/reproduce.md says which command and which records each figure
+and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies a run's records there.
 """
 
 import dataclasses
 import functools
 import json
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
@@ -30,9 +32,12 @@ from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
+MAP, MATRIX = ROOT / 'docs/reproduce.md', 'matrix.json'  # what `experiments.matrix` recorded
+ACCELERATORS = ROOT / 'docs/accelerators.md'
 OWN_PAGES = {
   **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
   **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
+  'leaderboard': ROOT / 'docs/zoo.md',
 }
 FULL = '_full'
 LONG = 12  # rows of a table; of longer ones what was expected stands first
@@ -103,8 +108,14 @@ def stems(*names: str) -> list[str]:
   return [stem for stem in found if (RESULTS / f'{stem}.json').exists()]
 
 
+@functools.cache
+def _read(path: Path) -> Result:
+  return Result(studies.load(path.stem.removesuffix(FULL)), records.read(path))
+
+
 def committed(stem: str) -> Result:
-  return Result(studies.load(stem.removesuffix(FULL)), records.read(RESULTS / f'{stem}.json'))
+  """What is committed under this name, read once."""
+  return _read(RESULTS / f'{stem}.json')
 
 
 def page(stem: str) -> Path:
@@ -209,6 +220,53 @@ def timings() -> str:
   return render.table(rows, 'markdown')
 
 
+def tested() -> str:
+  """How many tests passed with which versions, by `experiments.matrix`."""
+  table = records.read(RESULTS / MATRIX).table
+  return render.table(table.drop(columns=['name', 'seconds']), 'markdown')
+
+
+def sources() -> str:
+  """Where every figure and table comes from, for docs/reproduce.md: the command, its study, the records."""
+  rows = []
+  for name, study in studies.load_all().items():
+    for stem in stems(name) or [name]:
+      about = committed(stem).records.about if stems(name) else {}
+      where = page(stem).name + f'#{stem}'
+      if name == 'construct':
+        where = '../README.md#theorem-module-size-result'
+      pictures = {'figure': f'results/{stem}.png', 'details': f'results/{stem}{DETAILS}.png'}
+      links = [f'[{word}]({at})' for word, at in pictures.items() if (MAP.parent / at).exists()]
+      command = about.get('command') or shlex.join(study.command('laptop'))
+      rows.append({
+        'table': f'[{stem}]({where})' if about else stem,
+        'figure': ', '.join(links),
+        'shows': study.title,
+        'command, and its study': f'[`{command}`](../experiments/{name}.py)',
+        'records': f'[records](results/{stem}.json)' if about else 'none yet',
+        'minutes, two cores': None if stem.endswith(FULL) else study.minutes,
+      })  # fmt: skip
+  return render.table(rows, 'markdown')
+
+
+def compiled() -> str:
+  """What was compiled for TPUs without one: what a chip needs for a program."""
+  table, rows = records.read(RESULTS / 'compiled_tpu.json').table, []
+  table = table.astype(object).where(table.notna(), None)
+  size = lambda bytes: f'{bytes / 2**20:,.0f}'
+  number = lambda value: '–' if value is None else f'{value:.2g}'
+  for r in table.to_dict('records'):
+    if r['peak_bytes'] and r['flops']:  # the rest copies and begins
+      rows.append({
+        'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
+        'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
+        'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
+        'of the chip': f'{r["peak_bytes"] / r["available_bytes"]:.1%}', 'operations': number(r['flops']),
+        'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
+      })  # fmt: skip
+  return render.table(rows, 'markdown')
+
+
 def splice(path: Path, name: str, table: str):
   """Replace one of a page's tables: what stands between its mark and the next end."""
   text, begin = path.read_text(encoding='utf-8'), MARK.format(name)
@@ -224,9 +282,8 @@ def draw(stem: str):
   """The figures that the page shows."""
   found, name = committed(stem), stem.removesuffix(FULL)
   with tempfile.TemporaryDirectory() as folder:
-    for path in found.study.draw(found.records.table, Path(folder)):
-      if path.suffix == '.png':
-        shutil.copyfile(path, RESULTS / f'{stem}{path.stem.removeprefix(name)}.png')
+    for path in found.study.draw(found.records.table, Path(folder), ['.png']):
+      shutil.copyfile(path, RESULTS / f'{stem}{path.stem.removeprefix(name)}.png')
 
 
 def commit_records(name: str, folder: Path):
@@ -258,7 +315,10 @@ def main(options: Options):
   splice(README, 'overview', overview('docs/'))
   splice(README, 'theorems', theorems())
   splice(README, 'timings', timings())
-  print(', '.join(map(str, (README, PAGE, *dict.fromkeys(OWN_PAGES.values())))))
+  splice(README, 'tested', tested())
+  splice(MAP, 'sources', sources())
+  splice(ACCELERATORS, 'compiled', compiled())
+  print(', '.join(map(str, (README, PAGE, MAP, ACCELERATORS, *dict.fromkeys(OWN_PAGES.values())))))
 
 
 if __name__ == '__main__':

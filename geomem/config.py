@@ -7,6 +7,7 @@ from geomem.errors import InputError
 
 NORMS = ('none', 'rms', 'layer')
 DTYPES = ('float32', 'bfloat16')
+PRECISIONS = ('default', 'highest')  # of products: what the device does fastest, or float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Config:
 
   `answer_dim`: the last residual is projected to so many coordinates, in which answers have vectors of length 1;
   None: they have vectors of any length, as wide as the residual.
+  `precision`: 'highest' where weights need more bits than an accelerator's products have by default; None: what runs
+  the model says it, and where nothing does, the default is enough.
 
   >>> Config.trained(subjects=64, relations=2, dim=16).blocks[0].hidden
   (64,)
@@ -52,9 +55,7 @@ class Config:
   tied: bool = False
   answer_dim: int | None = None
   dtype: str = 'float32'
-  precision: str | None = (
-    None  # 'highest' where weights need more bits than an accelerator's default
-  )
+  precision: str | None = None
 
   def __post_init__(self) -> None:
     sizes = self.subjects, self.relations, self.answers, self.length, self.dim, self.answer_dim or 1
@@ -64,6 +65,10 @@ class Config:
       raise InputError(f'norm is {self.norm!r}; it must be one of {", ".join(NORMS)}')
     if self.dtype not in DTYPES:
       raise InputError(f'dtype is {self.dtype!r}; it must be one of {", ".join(DTYPES)}')
+    if self.precision not in (None, *PRECISIONS):
+      raise InputError(
+        f'precision is {self.precision!r}; it must be one of {", ".join(PRECISIONS)}'
+      )
     if self.tied and self.answer_dim:
       raise InputError(
         'a tied unembedding has the coordinates of the residual: leave answer_dim out'

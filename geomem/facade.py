@@ -121,6 +121,15 @@ class FactModel:
 
     models.save(path, self)
 
+  def export(self, path: str | os.PathLike, license: str = 'Apache-2.0') -> None:
+    """Write the folder `path` for other tools: model.safetensors, and a config.json that names everything.
+
+    It can be read by `geomem.load` and `constructions.load` too.
+    """
+    from geomem import export
+
+    export.write(path, self, license)
+
   def _about(self) -> dict[str, float]:
     """In short."""
     promise = {} if self.margin is None else {'margin': self.margin}
@@ -149,9 +158,10 @@ def load(path: str | os.PathLike) -> FactModel:
   >>> load('mine').margin
   4
   """
+  from geomem import export
   from geomem.saved import models
 
-  return models.load(path)
+  return (export if export.is_export(path) else models).load(path)
 
 
 def html_table(rows: Iterable[Sequence[object]]) -> str:

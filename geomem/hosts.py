@@ -6,7 +6,7 @@ Files and output are the first process's: `by_first` lets it alone act, and send
 
 import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -38,6 +38,11 @@ def join(coordinator: str, processes: int, process: int) -> None:
 def first() -> bool:
   """Whether this is the process that writes and speaks."""
   return jax.process_index() == 0
+
+
+def processes(devices: Iterable[jax.Device]) -> set[int]:
+  """The numbers of the processes that these belong to."""
+  return {device.process_index for device in devices}
 
 
 def put(tree: Any, places: Any) -> Any:

@@ -7,6 +7,8 @@ embeddings do.
 Shapes: N rows of a table, D width, B look-ups.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +16,17 @@ from chex import Array
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from geomem import hosts
+
 FACTS, VOCABULARY = AXES = ('facts', 'vocabulary')
 SLICED, SPREAD = P(VOCABULARY), P((VOCABULARY, FACTS))
 
 
-def whole() -> Mesh:
+def whole(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """All devices: a vocabulary over those of a process, which are near each other, facts over processes."""
-  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-  return Mesh(np.array(devices).reshape(jax.process_count(), -1), AXES)
+  every = jax.devices() if devices is None else devices
+  every = sorted(every, key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(every).reshape(len(hosts.processes(every)), -1), AXES)
 
 
 def look_up(mesh: Mesh, table_NxD: Array, index_B: Array) -> Array:

@@ -241,7 +241,7 @@ OTHERS = [
     '--seed=4294967295',
     '2 seeds from 4294967295 on: use at least one, and none above',
   ),
-  ('laws', '--scale=full --sizes=3', '--sizes: the parts of --scale=full differ in it'),
+  ('laws', '--scale=full --seeds=9', '--seeds: the parts of --scale=full differ in it'),
   ('laws', '--weight_decay=-1', 'non-negative'),
   ('structure', '--scale=smoke --seed=4294967290 --seeds=9', 'none above 4294967295'),
   ('train', '--weight_decay=inf', '--weight_decay=inf: it must be a finite'),

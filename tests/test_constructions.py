@@ -162,6 +162,7 @@ def asked_of_numpy(built, kind=np.float32):
   return int((margins_B > 0).sum()), margins_B.min()
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize('name', EXACT)
 def test_agrees_with_numpy_on_every_query(name):
   """An independent forward pass gives the answer by the same margin, and the certificate bounds it."""
@@ -175,6 +176,7 @@ def test_agrees_with_numpy_on_every_query(name):
   assert certificate.accuracy == 1.0
 
 
+@pytest.mark.accelerator
 @pytest.mark.skipif(jax.default_backend() == 'cpu', reason='a CPU has one precision only')
 def test_highest_precision_changes_nothing():
   for name, dtype in itertools.product(EXACT, ('float32', 'bfloat16')):

@@ -75,9 +75,13 @@ def test_a_rank_one_edit_is_that_of_the_formula():
   after = edits.by_mlp(config, moments, 0.0, 0.5, params, some)
   (hidden_F,), (change_D,) = map(np.asarray, edits._wanted(config, 0.5, params, some))
   size = np.trace(np.asarray(moments)) / len(moments)
-  c_F = np.linalg.solve(np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments)), hidden_F)
+  c_F = np.linalg.solve(
+    np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments)), hidden_F
+  )
   update = np.asarray(after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out'])
-  np.testing.assert_allclose(update, np.outer(c_F, change_D) / (hidden_F @ c_F), rtol=2e-2, atol=1e-3 * abs(update).max())
+  np.testing.assert_allclose(
+    update, np.outer(c_F, change_D) / (hidden_F @ c_F), rtol=2e-2, atol=1e-3 * abs(update).max()
+  )
   assert np.linalg.matrix_rank(update, tol=1e-3 * np.linalg.norm(update)) == 1
   np.testing.assert_allclose(hidden_F @ update, change_D, rtol=1e-3, atol=1e-4)
   assert answered(config, after)[some.relation_E[0], some.subject_E[0]] == some.attribute_E[0]
@@ -108,7 +112,9 @@ def test_fine_tuning_makes_the_new_facts_right_and_rows_alone_touch_nothing_else
   assert (now_E == some.attribute_E).all()
   changed = {
     '/'.join(key.key for key in path)
-    for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(after), strict=True)
+    for (path, old), new in zip(
+      jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(after), strict=True
+    )
     if not np.array_equal(old, new)
   }
   assert (changed == {'embed/subjects'}) == rows_alone and 'embed/subjects' in changed

@@ -179,6 +179,6 @@ def test_the_lines_of_the_readme_run(lines, tmp_path):
 
 
 def test_the_python_of_the_readme_runs(tmp_path):
-  python, _ = in_readme('python')  # the other one is of a pretrained model: test_new_subjects.py
+  python, *_ = in_readme('python')  # the others: test_new_subjects.py, test_interop.py
   (tmp_path / 'example.py').write_text(python)
   assert 'queries=4000, correct=4000' in as_a_new_user(['python example.py'], tmp_path)

@@ -149,7 +149,7 @@ def fired(one, query) -> list[list[str]]:
   seen = trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path)])
   layers = [(i, j, v[-1]) for i, b in enumerate(seen.blocks) for j, v in enumerate(b.hidden)]
   return [
-    sorted(trace.unit_name(seen, i, j, u) for u in np.flatnonzero(v)) or [trace.idle(seen, i, j, c.hops)]
+    sorted(trace.unit_name(seen.construction, i, j, u) for u in np.flatnonzero(v)) or [trace.idle(seen, i, j, c.hops)]
     for i, j, v in layers
   ]  # fmt: skip
 

@@ -15,7 +15,7 @@ import processes
 import pytest
 
 from experiments import frozen_embeddings, laws, multihop
-from experiments.harness import records, recovered
+from experiments.harness import curves, records, recovered
 from experiments.harness.statistics import select
 from geomem import model
 from geomem.config import Config
@@ -81,6 +81,18 @@ def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys
   assert capsys.readouterr().out == 2 * told and 'figure: ' in told
   table = records.read(tmp_path).table
   assert {'measurement', 'model', 'control', 'seed', 'value', 'subjects', 'relations'} <= {*table}
+  if study.name == 'multihop':
+    the_bits_are_the_weights_times_the_parameters(table)
+
+
+def the_bits_are_the_weights_times_the_parameters(table):
+  known = select(table, kind='trained')
+  known = known[known['subject_bits'].notna()]
+  assert (known['accuracy'] >= 0.99).all()
+  whole = known['internal_bits'] + known['subjects'] * known['subject_bits']
+  np.testing.assert_allclose(whole, known['bits_per_weight'] * known['parameters'])
+  built = select(table, kind='construction')
+  assert (built['accuracy'] == 1).all() and {*built['chain_of_thought']} == {False, True}
 
 
 # --- what a model holds ---------------------------------------------------------------------------
@@ -159,23 +171,26 @@ def planted(half):
   return pd.DataFrame(rows)
 
 
-def test_the_law_is_told_from_its_rivals():
+def test_the_law_is_told_from_its_rivals(monkeypatch):
+  monkeypatch.setattr(curves, 'STARTS', 2)
   found = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 1 + r * math.log2(n) / 6))}
   exponent = found[f'{laws.LAW}, q']
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
   assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
+  assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
   assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
   assert not wrong[f'{laws.LAW}, q'].holds and not wrong['AIC of √N for (log₂N)^q, more by'].holds
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
 
 
-def test_training_that_would_have_gone_on_is_told():
+def test_training_that_would_have_gone_on_is_told(monkeypatch):
+  monkeypatch.setattr(curves, 'STARTS', 1)
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
-  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ less by' in f.what]
+  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ changes by' in f.what]
   assert len(told) == 5 and not any(f.holds for f in told)
 
 
@@ -185,7 +200,9 @@ def test_training_that_would_have_gone_on_is_told():
 @pytest.mark.parametrize('law', ['bits', 'facts'])
 def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   rows = []
-  for width, seed in itertools.product((8, 16, 32, 64), (0, 1)):
+  for width, seed in itertools.product((8, 16, 32, 64), (0, 1, 2)):
+    if (width, seed) == (64, 2):
+      continue  # of another part of the preset, with fewer seeds
     of = {'bits': lambda n: n * math.log2(n) / 2, 'facts': lambda n: 5 * n}[law]
     half = next(n for n in range(2, 10**5) if of(n) >= 2 * 64 * width)
     for factor in (0.5, 0.8, 1.25, 2):
@@ -199,8 +216,9 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
     if 'largest / smallest' in f.what
   ]
   (primary,) = (f for f in told if f.primary)
-  assert f'{law} a parameter' in primary.what and primary.holds and primary.value < 1.02
-  assert max(f.value for f in told) > 1.15
+  assert 'bits a parameter' in primary.what and primary.holds == (law == 'bits')
+  (own,) = (f for f in told if f'{law} a parameter' in f.what)
+  assert own.value < 1.02 and own.seeds == 2 and max(f.value for f in told) > 1.15
 
 
 def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():
@@ -281,15 +299,3 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
   growth = told['N = 1,024, at once, depth 1: d₅₀ of 4 hops / of one']
   assert np.isnan(growth.value) and growth.holds is not True and growth.primary
-
-
-def test_of_a_smoke_run_the_bits_are_the_weights_times_the_parameters(tmp_path):
-  multihop.STUDY.main(['multihop', f'--workdir={tmp_path}', '--scale=smoke'])
-  table = records.read(tmp_path).table
-  known = select(table, kind='trained')
-  known = known[known['subject_bits'].notna()]
-  assert (known['accuracy'] >= 0.99).all()
-  whole = known['internal_bits'] + known['subjects'] * known['subject_bits']
-  np.testing.assert_allclose(whole, known['bits_per_weight'] * known['parameters'])
-  built = select(table, kind='construction')
-  assert (built['accuracy'] == 1).all() and {*built['chain_of_thought']} == {False, True}

@@ -45,6 +45,22 @@ def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
   )
 
 
+def test_the_page_of_accelerators_says_what_was_compiled():
+  assert pages.compiled().count('\n') > 4
+  assert pages.compiled() in pages.ACCELERATORS.read_text(encoding='utf-8')
+
+
+def test_the_map_names_every_study_and_what_there_is_of_it():
+  text = pages.MAP.read_text(encoding='utf-8')
+  assert pages.sources() in text
+  for name in pages.studies.NAMES:
+    assert f'](../experiments/{name}.py)' in text, name
+  for stem in pages.stems():
+    assert (
+      f'](results/{stem}.json)' in text and pages.committed(stem).records.about['command'] in text
+    )
+
+
 @pytest.mark.parametrize('path', sorted(pages.RESULTS.glob('*.json')), ids=lambda path: path.stem)
 def test_records_say_what_they_were_measured_with(path):
   about = records.read(path).about

@@ -298,7 +298,7 @@ def test_a_run_is_held_against_the_committed_records():
     == report.agreement(of(kept.table, False), 'laptop')
     == ''
   )
-  grown = kept.table.assign(value=kept.table['value'] / kept.table['hops'])
+  grown = kept.table.assign(dim=kept.table['dim'] * kept.table['hops'])
   told = report.agreement(of(grown), 'laptop')
   assert f'of {count[1]} intervals {count[1]} overlap' not in told and 'all but: ' in told
 

@@ -147,7 +147,7 @@ def test_one_memory_unit_fires_a_hop():
     states = [subject, *steps]
     for hop, r in enumerate(path):
       fired = np.flatnonzero(seen.blocks[hop].hidden[0][-1])
-      names = [trace.unit_name(seen, hop, 0, unit) for unit in fired]
+      names = [trace.unit_name(seen.construction, hop, 0, unit) for unit in fired]
       assert names == [f'memory[s{states[hop]}, r{r}]']
       held = decoded_slots(seen, seen.blocks[hop].written_LxD[-1])
       assert held['state'].symbol_E == [states[hop + 1]] and held['fetched'].kind_E == ['empty']
@@ -158,7 +158,8 @@ def test_units_are_named_after_their_slots():
   seen, steps = ask(c, 4, (1, 0))
   fired = [np.flatnonzero(hidden_LxF[-1]) for hidden_LxF in seen.blocks[1].hidden]
   detectors, ands = (
-    [trace.unit_name(seen, 1, j, unit) for unit in units] for j, units in enumerate(fired)
+    [trace.unit_name(seen.construction, 1, j, unit) for unit in units]
+    for j, units in enumerate(fired)
   )
   assert detectors == [f'detector = s{steps[0]}', 'relations = r0']
   bits = [f'path[r0] bit {i}' for i in range(3) if steps[1] >> i & 1]

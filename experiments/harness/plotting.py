@@ -1,5 +1,6 @@
 """How figures look: colours that the colour-blind can tell apart and print keeps, one size of type."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 GREY = '#6B6B6B'
 # Bits per parameter that are reported of language models: knowledge, memorized text.
 LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
+KINDS = '.png', '.pdf'
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
@@ -70,9 +72,9 @@ def legend_beside(ax):
   ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-  """STEM.png and STEM.pdf, the same bytes every time."""
-  paths = [Path(f'{stem}.png'), Path(f'{stem}.pdf')]
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+  """STEM.png and STEM.pdf, or one of them, the same bytes every time."""
+  paths = [Path(f'{stem}{kind}') for kind in kinds]
   for path in paths:
     figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
   return paths

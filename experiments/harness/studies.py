@@ -7,7 +7,7 @@ from geomem.errors import InputError
 
 NAMES = (  # in the order of the report; each is `STUDY` of the module of its name
   'construct', 'bounds', 'approximate', 'laws', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
-  'frozen_embeddings', 'multihop', 'from_constructed', 'editing', 'language_model', 'new_subjects',
+  'frozen_embeddings', 'multihop', 'from_constructed', 'editing', 'leaderboard', 'language_model', 'new_subjects',
 )  # fmt: skip
 
 

@@ -182,13 +182,15 @@ class Study:
     records.write(folder / records.FILE, merged)
     return merged
 
-  def draw(self, table: pd.DataFrame, folder: Path) -> list[Path]:
+  def draw(
+    self, table: pd.DataFrame, folder: Path, kinds: Sequence[str] = plotting.KINDS
+  ) -> list[Path]:
     """The figures, as PNG and PDF; none where there is nothing to draw."""
     paths = []
     for plot, name in ((self.plot, self.name), (self.details, self.name + DETAILS)):
       with matplotlib.rc_context(plotting.STYLE):
         if plot and (figure := plot(table)):
-          paths += plotting.save(figure, Path(folder) / name)
+          paths += plotting.save(figure, Path(folder) / name, kinds)
     return paths
 
   def _show(self, folder: Path, found: Records):

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,12 @@ def training(
 
 
 class Trainer:
-  """Trains sweeps in a run. `on_progress(done, total, label)` hears of every chunk; `trace`: a folder for a profile."""
+  """Trains sweeps in a run. `on_progress(done, total, label)` hears of every chunk; `trace`: a folder for a profile.
+
+  `where`: the devices that models lie on and their platform, if they are not all that there are.
+  """
+
+  where: Mapping[str, Any] = {}
 
   def __init__(self, run: runs.Run, save_seconds: float, on_progress: Progress, trace: Path | None):
     self.run, self.save_seconds = run, save_seconds
@@ -86,7 +91,7 @@ class Trainer:
     """What `batched.evaluate` finds of the tasks once they are trained, or as they are."""
 
     def work():
-      sweep, states = batched.set_up(recipe, tasks)
+      sweep, states = batched.set_up(recipe, tasks, **self.where)
       if trained:
         sweep, states = self.run_to_end(batched.fit, sweep, states)
       return batched.evaluate(sweep, states, function, *more)

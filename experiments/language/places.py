@@ -131,6 +131,7 @@ def readouts(case) -> list[dict]:
   ]
 
 
+@jax.default_matmul_precision('highest')
 def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -> float:
   """How often a map fitted to the first so many reads the answers of the others."""
   x, one_hot = jnp.asarray(x_NxD), jax.nn.one_hot(answers_N, answers)
@@ -252,6 +253,6 @@ def _intercepted(config, params, x_LxD, prefix, last, given, put):
       x_LxD, _ = decoder.Block(config).apply({'params': block}, x_LxD, *before)
     return x_LxD, seen
 
-  with decoder.full_precision():
+  with jax.default_matmul_precision('highest'):
     x_LxD, seen = jax.lax.scan(step, x_LxD, jnp.arange(config.depth))
   return x_LxD[last], seen

@@ -120,7 +120,7 @@ def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -
   fired = np.flatnonzero(values_F)
   names: list[str] = []
   for unit in fired[np.argsort(-values_F[fired], kind='stable')][: tracing.SHOWN]:
-    names.append(tracing.unit_name(trace, block, layer, unit))
+    names.append(tracing.unit_name(trace.construction, block, layer, unit))
     if shown.probes and not c.hidden and (own := int(shown.probes.own_F[unit])) >= 0:
       names[-1] += f', of {c.facts.relation_name(own)}'
   names = names or [tracing.idle(trace, block, layer, p)]

@@ -102,6 +102,7 @@ def fit_probes(c: FactModel) -> tuple[np.ndarray, Probes]:
 
 
 @functools.partial(jax.jit, static_argnames='config')
+@jax.default_matmul_precision('highest')
 def _fit(config: Config, params, answers_RxN) -> dict:
   """Subjects, and the fields of their `Probes`."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')

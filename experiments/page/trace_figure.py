@@ -247,7 +247,7 @@ class Picture:
     shown = np.flatnonzero(~np.isnan(x_F))
     for u in shown:
       self._box(x_F[u], 0, cell, 0.18, fc=GREEN if values_F[u] > 0 else 'white', ec=LIGHT, lw=0.4)
-    names = [tracing.unit_name(self.trace, i, j, u) for u in fired[: tracing.SHOWN]]
+    names = [tracing.unit_name(self.trace.construction, i, j, u) for u in fired[: tracing.SHOWN]]
     text = _fit(', '.join(names) or tracing.idle(self.trace, i, j, self.p), width)
     fired, half = np.intersect1d(fired, shown), _length(text) / 2
     middle = np.mean(x_F[fired if len(fired) else shown]) + cell / 2 if len(shown) else LEFT

@@ -28,7 +28,7 @@ class Answer:
   """What a model says, printed as one sentence.
 
   `steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are those of the
-  least sure step, the `step`th; `wrong_step` is the first that is wrong; `tokens_L` is all that was read.
+  least sure step, whose number is `step`; `wrong_step` is the first that is wrong; `tokens_L` is all that was read.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).ask('s1 r0')
   s1 r0 → s4   (correct, margin 10, runner-up s0)

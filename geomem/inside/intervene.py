@@ -21,6 +21,7 @@ from geomem.config import Config
 ROWS_AT_ONCE = 256  # subjects whose logits exist together
 
 
+@jax.default_matmul_precision('highest')
 def final_residuals(
   config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = None
 ) -> Array:
@@ -34,6 +35,7 @@ def final_residuals(
     return model.apply(config, params, e_SxD, paths_Rx1, method='from_embeddings')
 
 
+@jax.default_matmul_precision('highest')
 def answers(config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = None) -> Array:
   """The model's answers to every one-hop query, SxR."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
@@ -72,6 +74,7 @@ def _intercept_mlp_input(change):
   return intercept
 
 
+@jax.default_matmul_precision('highest')
 def mlp_activations(config: Config, params: dict, e_SxD: Array) -> tuple[Array, Array]:
   """The MLP's inputs, SxRxD, and its hidden activations, SxRxF."""
   inputs = []
@@ -189,6 +192,7 @@ def joint_swap(
   return accuracy(config, params, e_SxD + jnp.sum(vectors_RxSxD, axis=0), wanted_SxR)
 
 
+@jax.default_matmul_precision('highest')
 def steering_vectors(
   maps_RxDxE: Array, u_AxD: Array, targets_SxR: Array, wanted_SxR: Array
 ) -> Array:

@@ -23,6 +23,7 @@ def hold_out(key: Array, subjects: int, fraction: float = 0.25) -> tuple[jax.Arr
   return order_N[held:], order_N[:held]
 
 
+@jax.default_matmul_precision('highest')
 def affine(x_TxP: Array, y_TxQ: Array, ridge: Array | float = 1e-6) -> tuple[jax.Array, jax.Array]:
   """Least squares y ≈ x W + b, with a ridge of that fraction of the mean variance: (W, b)."""
   x_P, y_Q = jnp.mean(x_TxP, axis=0), jnp.mean(y_TxQ, axis=0)
@@ -43,6 +44,7 @@ def r2(y_SxQ: Array, guess_SxQ: Array, mean_Q: Array) -> jax.Array:
   return 1 - left / all_
 
 
+@jax.default_matmul_precision('highest')
 def linear_r2(x_NxP: Array, y_NxQ: Array, fit_T: Array, held_S: Array) -> jax.Array:
   """R² on held-out rows of the best linear map from x to y, by the best ridge."""
   x_NxP, y_NxQ = jnp.asarray(x_NxP), jnp.asarray(y_NxQ)
@@ -71,6 +73,7 @@ def fit_maps(
   return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
 
 
+@jax.default_matmul_precision('highest')
 def superpose(maps: Maps, unembedding_AxD: Array, answers_RxN: Array) -> jax.Array:
   """Embeddings for any facts, Σ_r M_r u_{g_r(s)} + b."""
   m_RxDxE, b_E = maps
@@ -84,6 +87,7 @@ def best_ridge(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array)
   return _best_ridge(attribute_vectors(unembedding_AxD, answers_RxN), jnp.asarray(embedding_NxE))
 
 
+@jax.default_matmul_precision('highest')
 def _best_ridge(x_TxP: Array, y_TxQ: Array) -> jax.Array:
   """Maps with nearly as many coefficients as there are rows fit what is not there."""
   last = len(x_TxP) - max(1, len(x_TxP) // 4)
@@ -121,6 +125,7 @@ def shared_map_r2(
   return linear_r2(sum_NxD, embedding_NxE, fit_T, held_S)
 
 
+@jax.default_matmul_precision('highest')
 def shared_probe_accuracy(
   embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
@@ -133,6 +138,7 @@ def shared_probe_accuracy(
   return jnp.mean(nearest_S[None] == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
 
 
+@jax.default_matmul_precision('highest')
 def from_other_attributes(
   unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
@@ -153,6 +159,7 @@ def from_other_attributes(
   return jax.lax.map(one, jnp.arange(len(answers_RxN)))
 
 
+@jax.default_matmul_precision('highest')
 def other_attributes_scores(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -170,6 +177,7 @@ def other_attributes_scores(
   return score, right
 
 
+@jax.default_matmul_precision('highest')
 def calibrate(
   maps: Maps, embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array,
   ridge: Array | float = 1e-6, folds: int = 4,
@@ -205,6 +213,7 @@ def calibrate(
   return longer_RxDxE, b_E + jnp.einsum('rd,rde->e', u_RxD, m_RxDxE - longer_RxDxE)
 
 
+@jax.default_matmul_precision('highest')
 def probe(
   embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
@@ -220,6 +229,7 @@ def probe(
   return jax.lax.map(one, jnp.asarray(answers_RxN))
 
 
+@jax.default_matmul_precision('highest')
 def _nearest(guess_SxD: Array, u_AxD: Array) -> jax.Array:
   """The attributes whose vectors are nearest."""
   distance_SxA = jnp.sum(u_AxD**2, axis=1)[None] - 2 * guess_SxD @ u_AxD.T

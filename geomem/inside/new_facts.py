@@ -24,6 +24,7 @@ from geomem.training.optimization import Job
 from geomem.training.recipe import Recipe
 
 
+@jax.default_matmul_precision('highest')
 def fit_maps_through_model(
   config: Config, params: dict, maps: Maps, key: Array, steps: int, batch: int, rate: float = 1e-3
 ) -> tuple[Maps, Array]:

@@ -26,6 +26,7 @@ SMALLEST = (
 )
 
 
+@jax.default_matmul_precision('highest')
 def from_maps(
   maps: Maps, embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array
 ) -> Frames:
@@ -64,6 +65,7 @@ def first(frames: Frames, rank: Array | int) -> Frames:
   return jax.tree.map(lambda frame: jnp.where(kept_K[None, None], frame, 0.0), frames)
 
 
+@jax.default_matmul_precision('highest')
 def project(frames: Frames, x_SxE: Array) -> Array:
   """P_r x of every relation, RxSxE, where P_r = B (CᵀB)⁻¹ Cᵀ, B what is written and C what is read; without columns of 0."""
   into_RxExK, along_RxExK = frames
@@ -80,6 +82,7 @@ def project(frames: Frames, x_SxE: Array) -> Array:
   return jnp.einsum('rek,rks->rse', into_RxExK, jnp.linalg.solve(inner_RxKxK, read_RxKxS))
 
 
+@jax.default_matmul_precision('highest')
 def learn(
   config: Config, params: dict, frames: Frames, embedding_NxE: Array, answers_RxN: Array, key: Array, steps: int,
   batch: int, orthogonal: bool = False, rate: float = 1e-2,

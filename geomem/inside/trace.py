@@ -266,9 +266,8 @@ def changes(
     yield slot, values, decoded, new_E & ~closed_E, closed_E
 
 
-def unit_name(trace: Trace, block: int, layer: int, unit: int) -> str:
+def unit_name(c: FactModel, block: int, layer: int, unit: int) -> str:
   """`selected[r1] bit 2`, `memory[s17, r2]`, `detector = s3`."""
-  c = trace.construction
   if not c.hidden:
     return f'unit {unit}'
   for slot in c.hidden[block][layer].slots:
@@ -335,7 +334,9 @@ def _block_rows(trace: Trace, i: int, p: int) -> Iterator[tuple[str, list[str]]]
   yield '  after attention', held
   for j, hidden_LxF in enumerate(block.hidden):
     fired = np.flatnonzero(hidden_LxF[p])
-    names = [f'{unit_name(trace, i, j, u)}{_times(hidden_LxF[p, u])}' for u in fired[:SHOWN]]
+    names = [
+      f'{unit_name(trace.construction, i, j, u)}{_times(hidden_LxF[p, u])}' for u in fired[:SHOWN]
+    ]
     names = names or [idle(trace, i, j, p)]
     count = f'{len(fired):,} of {hidden_LxF.shape[1]:,}'
     yield '  units firing', [count, *names, *_more(len(fired))]

@@ -27,7 +27,6 @@ ACTIVATIONS: dict[str, Callable] = {
   'gelu': functools.partial(nn.gelu, approximate=False),
   'gelu_tanh': functools.partial(nn.gelu, approximate=True),
 }
-full_precision = functools.partial(jax.default_matmul_precision, 'highest')
 
 
 @flax.struct.dataclass
@@ -207,7 +206,7 @@ def _run(
 
   # With a checkpoint, a gradient slices the blocks' weights from the stack again and keeps no copy.
   policy = jax.checkpoint_policies.dots_saveable if remember else None
-  with full_precision():
+  with jax.default_matmul_precision('highest'):
     blocks = jnp.arange(first, config.depth)
     _, (after_TxLxD, own) = jax.lax.scan(jax.checkpoint(step, policy=policy), x_LxD, blocks)
   return jnp.concatenate([x_LxD[None], after_TxLxD]), own
@@ -229,5 +228,5 @@ def logits(
   """The logits that a final residual gives to every token, or to `tokens` alone."""
   rows_VxD = params['embed']['tokens'] if config.tied else params['unembed']
   rows_AxD = rows_VxD if tokens_A is None else rows_VxD[tokens_A]
-  with full_precision():
+  with jax.default_matmul_precision('highest'):
     return rows_AxD @ _norm(config).apply({'params': params['norm_final']}, x_D)

@@ -390,6 +390,7 @@ def descend(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@jax.default_matmul_precision('highest')
 def _step(
   config, rows_of, params_of, params, prefixes, state, scales, key, about, examples: Examples, more
 ):

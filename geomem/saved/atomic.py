@@ -4,6 +4,7 @@ Such a folder is an Orbax checkpoint of a nested dict of arrays, and beside it c
 of any kind, the arrays' shapes, a SHA-256 of every file and a checksum of config.json itself.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,21 +31,11 @@ class Damaged(InputError):
 
 
 def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
-  """Replace the folder `path`, whole, by one that holds these.
-
-  Killed at any moment, this leaves the old one or the new one where `found` looks.
-  """
+  """Replace the folder `path`, whole, by one that holds these."""
   path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  need = sum(array.nbytes for array in jax.tree.leaves(arrays))
-  if need > (free := shutil.disk_usage(path.parent).free):
-    raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
-  with tempfile.TemporaryDirectory(
-    dir=path.parent.absolute(), prefix=f'.{path.name}-', ignore_cleanup_errors=True
-  ) as aside:
-    new, old = Path(aside, 'new'), _replaced(path)
+  with replacing(path, sum(array.nbytes for array in jax.tree.leaves(arrays))) as new:
     try:
-      (new / 'arrays').mkdir(parents=True)
+      (new / 'arrays').mkdir()
       with _manager(new / 'arrays') as manager:
         manager.save(0, args=ocp.args.StandardSave(arrays))
     except Exception as error:  # TensorStore raises a ValueError when it cannot write
@@ -53,9 +45,26 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
     fields = {
       **fields,
       'arrays': {name: [array.shape, str(array.dtype)] for name, array in named.items()},
-      'files': {str(file.relative_to(new)): _digest(file) for file in files},
+      'files': {str(file.relative_to(new)): digest(file) for file in files},
     }
     (new / 'config.json').write_text(json.dumps({**fields, 'crc32': _checksum(fields)}, indent=1))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, need: int) -> Iterator[Path]:
+  """A new folder, for `need` bytes, that takes the place of `path` when it is filled.
+
+  Killed at any moment, this leaves the old one or the new one where `found` looks.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  if need > (free := shutil.disk_usage(path.parent).free):
+    raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
+  with tempfile.TemporaryDirectory(
+    dir=path.parent.absolute(), prefix=f'.{path.name}-', ignore_cleanup_errors=True
+  ) as aside:
+    new, old = Path(aside, 'new'), _replaced(path)
+    new.mkdir()
+    yield new
     flush(new, *new.rglob('*'))
     if path.exists():
       if old.exists():
@@ -95,8 +104,8 @@ def read(path: str | os.PathLike) -> tuple[dict, dict]:
     raise Damaged(reason(error)) from error
   if crc32 != _checksum(fields):
     raise Damaged('config.json is not what was saved')
-  for name, digest in digests.items():  # before Orbax, which is not brief about damage
-    if _digest(path / name) != digest:
+  for name, written in digests.items():  # before Orbax, which is not brief about damage
+    if digest(path / name) != written:
       raise Damaged(f'{name} is missing, or not what was saved')
   return fields, _restore(path / 'arrays', described)
 
@@ -141,7 +150,7 @@ def flush(*paths: Path) -> None:
       os.close(descriptor)
 
 
-def _digest(path: Path) -> str | None:
+def digest(path: Path) -> str | None:
   try:
     with open(path, 'rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -6,6 +6,7 @@ Written to one side and moved into place whole; read back to the same bits or re
 import dataclasses
 import json
 import os
+from collections.abc import Callable, Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,22 @@ KINDS['slice'] = lambda at: slice(*at)
 APART = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
 
 
-def check_free(path: str | os.PathLike) -> None:
-  """Refuse a place where something other than a model would be overwritten."""
+def check_free(
+  path: str | os.PathLike,
+  is_ours: Callable[[Path], bool] | None = None,
+  own: Collection[str] = ('arrays', 'config.json'),
+  what: str = 'a geomem model',
+) -> None:
+  """Refuse a place where something other than a model (or `what` has these `own` files) would be overwritten."""
   path = Path(path)
   if not path.exists():
     return
   entries = {entry.name for entry in path.iterdir()} if path.is_dir() else {''}
-  if entries and not is_model(path):
-    raise InputError(f'{path} exists and is not a geomem model; choose another --workdir')
-  if others := sorted(entries - {'arrays', 'config.json'}):
+  if entries and not (is_ours or is_model)(path):
+    raise InputError(f'{path} exists and is not {what}; choose another --workdir')
+  if others := sorted(entries - set(own)):
     raise InputError(
-      f'{path} holds a model and {others[0]!r}, which would be lost; move that elsewhere'
+      f'{path} holds {what} and {others[0]!r}, which would be lost; move that elsewhere'
     )
 
 
@@ -49,7 +55,7 @@ def save(path: str | os.PathLike, model: FactModel) -> None:
   """Write `model` to the folder `path`, replacing a model that is there, and nothing else."""
   check_free(path)
   versions = {name: metadata.version(name) for name in ('jax', 'flax', 'orbax-checkpoint')}
-  fields = {'format': FORMAT, 'version': VERSION, 'model': _plain(model), 'versions': versions}
+  fields = {'format': FORMAT, 'version': VERSION, 'model': to_plain(model), 'versions': versions}
   atomic.write(path, fields, {'params': model.params, 'answers': model.facts.answers_RxN})
 
 
@@ -81,39 +87,42 @@ def load(path: str | os.PathLike) -> FactModel:
   except atomic.Damaged as error:
     raise InputError(f'{path}: damaged model: {error}') from error
   try:
-    return _assemble(fields['model'], **arrays)
+    return assemble(fields['model'], **arrays)
   except MemoryError:
     raise
   except Exception as error:  # fields that are there, and make no sense
     raise InputError(f'{path}: damaged model: {atomic.reason(error)}') from error
 
 
-def _assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactModel:
-  model['facts'] = known = _object({**model['facts'], 'answers_RxN': answers})
+def assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactModel:
+  model['facts'] = known = from_plain({**model['facts'], 'answers_RxN': answers})
   if model['readout'] and model['readout']['kind'] == 'OwnReadout':
     model['readout'] |= dict(zip(('relation_A', 'index_A'), known.own_sets(), strict=True))
-  return _object({**model, 'params': params})
+  return from_plain({**model, 'params': params})
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
   """As JSON has it: dataclasses say which they are, tuples are lists."""
   if dataclasses.is_dataclass(value):
     names = [field.name for field in dataclasses.fields(value) if field.name not in APART]
-    return {'kind': type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
+    return {
+      'kind': type(value).__name__,
+      **{name: to_plain(getattr(value, name)) for name in names},
+    }
   if isinstance(value, dict):
-    return {name: _plain(part) for name, part in value.items()}
+    return {name: to_plain(part) for name, part in value.items()}
   if isinstance(value, slice):
-    return {'kind': 'slice', 'at': _plain([value.start, value.stop])}
+    return {'kind': 'slice', 'at': to_plain([value.start, value.stop])}
   if isinstance(value, tuple | list):
-    return [_plain(part) for part in value]
+    return [to_plain(part) for part in value]
   return value.item() if isinstance(value, np.generic) else value
 
 
-def _object(value: Any) -> Any:
-  """What `_plain` made plain."""
+def from_plain(value: Any) -> Any:
+  """What `to_plain` made plain."""
   if isinstance(value, list):
-    return tuple(map(_object, value))
+    return tuple(map(from_plain, value))
   if not isinstance(value, dict):
     return value
-  parts = {name: _object(part) for name, part in value.items() if name != 'kind'}
+  parts = {name: from_plain(part) for name, part in value.items() if name != 'kind'}
   return KINDS[value['kind']](**parts) if 'kind' in value else parts

@@ -110,13 +110,14 @@ class Sweep:
   """A batch of tasks set up for one program: task i is row `rows[i]` of `jobs` and of the states.
 
   There are `row_count` rows, as many on every device, of which `vmap_size` advance at once; rows that
-  are no task's are inactive from the start.
+  are no task's are inactive from the start. `platform`: of the devices, 'cpu' say.
   """
 
   recipe: Recipe
   tasks: tuple[Task, ...]
   config: Config
   mesh: jax.sharding.Mesh
+  platform: str
   vmap_size: int
   row_count: int
   rows: np.ndarray
@@ -148,23 +149,28 @@ class Sweep:
 
 def set_up(
   recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
-  vmap_size: int | None = None, config: Config | None = None, least_rows: int = 1,
+  vmap_size: int | None = None, platform: str | None = None,
 ) -> tuple[Sweep, State]:  # fmt: skip
-  """The sweep and its states before the first step; padded to `config` and rows, if given, not just as needed."""
+  """The sweep and its states before the first step, padded as needed.
+
+  `devices`: by default all of this process and those that it has joined; `platform`: what they are planned as, if it is
+  not what they are.
+  """
   tasks = tuple(tasks)
   used = np.array(jax.devices() if devices is None else devices)
-  if jax.process_count() == 1:  # no more than there is work for: a row is a whole state
-    used = used[: max(len(tasks), least_rows)]
-  config = common_config([*(task.config for task in tasks), *([config] if config else [])])
+  platform = platform or used[0].platform
+  if len(hosts.processes(used)) == 1:  # no more than there is work for: a row is a whole state
+    used = used[: len(tasks)]
+  config = common_config([task.config for task in tasks])
   check(recipe, tasks, config)
   # Neighbours in the list tend to cost the same: deal them out, one to each device in turn.
-  each = -(-max(len(tasks), least_rows) // used.size)
+  each = -(-len(tasks) // used.size)
   if vmap_size is None:
-    vmap_size = min(each, _vmap_size(config, recipe)) if used[0].platform == 'cpu' else each
+    vmap_size = min(each, _vmap_size(config, recipe)) if platform == 'cpu' else each
   each = -(-each // vmap_size) * vmap_size
   rows = np.arange(each * used.size).reshape(used.size, each).T.ravel()[: len(tasks)]
   mesh = jax.sharding.Mesh(used, ('models',))
-  sweep = Sweep(recipe, tasks, config, mesh, vmap_size, each * used.size, rows)
+  sweep = Sweep(recipe, tasks, config, mesh, platform, vmap_size, each * used.size, rows)
   inactive = np.isin(np.arange(sweep.row_count), rows, invert=True)
   params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
   states = _start(recipe, mesh, _put(sweep, params))
@@ -290,26 +296,28 @@ def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> A
   """
   index = _task_of_row(sweep, sweep.rows)
   more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
-  values = map_models(function, sweep.mesh, states.params, sweep.jobs, *more)
+  values = map_models(function, sweep.mesh, sweep.platform, states.params, sweep.jobs, *more)
   return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.to_host(values))
 
 
-def map_models(function: Callable, mesh: jax.sharding.Mesh, *arguments_M: Any) -> Any:
+def map_models(
+  function: Callable, mesh: jax.sharding.Mesh, platform: str, *arguments_M: Any
+) -> Any:
   """`function` of every row: on a CPU one after another on every core, elsewhere under `vmap`.
 
   Partials of one function with equal arguments, which must be hashable, share a program.
   """
   call = functools.partial(function)  # which equals itself alone: its parts are compared
   parts = call.func, call.args, tuple(sorted(call.keywords.items()))
-  return _map_models(parts, mesh, arguments_M)
+  return _map_models(parts, mesh, platform, arguments_M)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _map_models(parts, mesh, arguments_M):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _map_models(parts, mesh, platform, arguments_M):
   function = functools.partial(parts[0], *parts[1], **dict(parts[2]))
 
   def per_device(arguments_M):
-    if jax.default_backend() == 'cpu':
+    if platform == 'cpu':
       return jax.lax.map(lambda arguments: function(*arguments), arguments_M)
     return jax.vmap(function)(*arguments_M)
 

@@ -82,6 +82,7 @@ def loss(params: dict, memory: Memory) -> Array:
   return jnp.sum(jnp.where(inside_N, each_N, 0.0)) / memory.count.astype(jnp.float32)
 
 
+@jax.default_matmul_precision('highest')
 def accuracy(params: dict, memory: Memory) -> Array:
   """The fraction of facts recalled."""
   logits_NxN, inside_N = logits(memory, params)
@@ -95,7 +96,8 @@ def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
 
   def step(_, state):
     params, opt_state = state
-    grads = jax.grad(loss)(params, memory)
+    with jax.default_matmul_precision('default'):
+      grads = jax.grad(loss)(params, memory)
     updates, opt_state = optimization.adam_update(adam, grads, opt_state)
     return optax.apply_updates(params, updates), opt_state
 
@@ -113,18 +115,20 @@ def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
 
 
 def learn_all(
-  recipe: Recipe, sizes: Sequence[int], seeds: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-  """`learn` for many (facts, seed), split over all devices."""
-  devices = np.array(jax.devices()[: len(sizes)])
-  rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // devices.size) * devices.size
+  recipe: Recipe, sizes: Sequence[int], seeds: Sequence[int], devices: Sequence[jax.Device] | None = None,
+  platform: str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+  """`learn` for many (facts, seed), split over all devices; they and their platform as in `batched.set_up`."""
+  used = np.array(jax.devices() if devices is None else devices)[: len(sizes)]
+  rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // used.size) * used.size
   models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
   row_M, model_of_row = np.zeros(len(sizes), int), np.zeros(count, int)
   order = np.argsort(-np.array(sizes), kind='stable')  # the costly ones dealt out first
-  row_M[order] = np.arange(count).reshape(devices.size, -1).T.ravel()[: len(order)]
+  row_M[order] = np.arange(count).reshape(used.size, -1).T.ravel()[: len(order)]
   model_of_row[row_M] = np.arange(len(sizes))
   memories = jax.tree.map(lambda *leaves: np.stack(leaves)[model_of_row], *models)
-  mesh = jax.sharding.Mesh(devices, ('models',))
-  learned = batched.map_models(functools.partial(learn, recipe), mesh, memories)
+  mesh = jax.sharding.Mesh(used, ('models',))
+  platform = platform or used[0].platform
+  learned = batched.map_models(functools.partial(learn, recipe), mesh, platform, memories)
   best, done = (np.asarray(values)[row_M] for values in learned)
   return best, done

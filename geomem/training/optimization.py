@@ -204,8 +204,13 @@ def _in_use(config: Config, recipe: Recipe, job: Job):
 
 def step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | None = None) -> State:
   """One step of AdamW on a batch of subjects with all their paths."""
-  if recipe.lazy:
-    return _step_lazily(config, recipe, job, state)
+  with jax.default_matmul_precision(recipe.precision):
+    if recipe.lazy:
+      return _step_lazily(config, recipe, job, state)
+    return _step(config, recipe, job, state, mesh)
+
+
+def _step(config: Config, recipe: Recipe, job: Job, state: State, mesh: Mesh | None) -> State:
   subjects_B, valid_B = None, jnp.arange(config.subjects) < job.subjects
   key = jax.random.fold_in(jax.random.key(job.seed), state.step)
   if recipe.passes:
@@ -346,6 +351,7 @@ def _noise(recipe: Recipe, job: Job, e_NxD, key):
   return jnp.where(in_use_NxD, recipe.noise * jnp.sqrt(square) * drawn_NxD, 0.0)
 
 
+@jax.default_matmul_precision('highest')
 def accuracy(
   config: Config,
   recipe: Recipe,
@@ -376,6 +382,7 @@ def accuracy(
   return _mean_over_queries(config, asked, job, params, in_use_A, count, mesh)
 
 
+@jax.default_matmul_precision('highest')
 def cross_entropy(config: Config, recipe: Recipe, job: Job, params: dict) -> tuple[Array, Array]:
   """Of the last answer, over all answers, in nats, its mean over all queries; and the accuracy. Not numbers as in `accuracy`."""
 

@@ -4,8 +4,6 @@ import dataclasses
 import itertools
 from typing import Any
 
-import jax
-
 from geomem.config import Config
 from geomem.training import optimization
 from geomem.training.recipe import Recipe
@@ -28,14 +26,11 @@ class Costs:
 CPU, ACCELERATOR = Costs(), Costs(model=0.0, sweep=1e-3, products=1e13)
 
 
-def _costs() -> Costs:
-  return CPU if jax.default_backend() == 'cpu' else ACCELERATOR
-
-
 def chunk_steps(sweep: Any) -> int:
   """Steps between two returns to the host: some seconds of work, estimated from sizes alone."""
-  models = -(-len(sweep.tasks) // jax.device_count())
-  step = models * seconds(sweep.config, sweep.recipe, _costs())
+  models = -(-len(sweep.tasks) // sweep.mesh.size)
+  costs = CPU if sweep.platform == 'cpu' else ACCELERATOR
+  step = models * seconds(sweep.config, sweep.recipe, costs)
   return max(1, min(CHUNK_EVALUATIONS * sweep.recipe.check, round(CHUNK_SECONDS / step)))
 
 

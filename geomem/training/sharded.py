@@ -17,7 +17,7 @@ from chex import Array
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from geomem import hosts
+from geomem import hosts, model
 from geomem import mesh as meshes
 from geomem.config import Config
 from geomem.errors import InputError
@@ -43,6 +43,11 @@ class Sharded:
   rows = np.zeros(1, int)
   row_count = vmap_size = 1
 
+  @property
+  def platform(self) -> str:
+    """Of its devices."""
+    return self.mesh.devices.flat[0].platform
+
   def train(self, state: State, steps: int) -> State:
     """Up to so many steps more, in the memory of the state, which is used up."""
     return _train_chunk(self.config, self.recipe, self.mesh, np.int32(steps), self.job, state)
@@ -64,20 +69,28 @@ class Sharded:
 def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
   """The model on the mesh (default: of all devices), and its state before the first step."""
   mesh = meshes.whole() if mesh is None else mesh
+  batched.check(recipe, (task,), task.config)
+  config, shapes = planned(recipe, task.config, mesh)
+  params = batched.parameters(task, config)
+  params = hosts.put(params, _places(mesh, params))
+  begin = functools.partial(optimization.initial_state, recipe, apart=True)
+  state = jax.jit(begin, out_shardings=jax.tree.map(lambda a: a.sharding, shapes))(params)
+  job = batched.job(task, config)
+  job = hosts.put(job, _places(mesh, job))
+  return Sharded(recipe, (task,), config, mesh, job), state
+
+
+def planned(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[Config, State]:
+  """The sizes on a mesh, and of the state the shapes with their places: no array is made."""
   if mesh.axis_names != AXES:
     raise InputError(f'the axes of the mesh are {mesh.axis_names}; they must be {AXES}')
   if recipe.lazy:
     raise InputError('lazy training is of models that are whole on a device: use a sweep of one')
-  batched.check(recipe, (task,), task.config)
-  config = _padded(recipe, task.config, mesh)
-  params = batched.parameters(task, config)
-  params = hosts.put(params, _places(mesh, params))
+  config = _padded(recipe, config, mesh)
   begin = functools.partial(optimization.initial_state, recipe, apart=True)
-  places = _places(mesh, jax.eval_shape(begin, params))
-  state = jax.jit(begin, out_shardings=places)(params)
-  job = batched.job(task, config)
-  job = hosts.put(job, _places(mesh, job))
-  return Sharded(recipe, (task,), config, mesh, job), state
+  state = jax.eval_shape(begin, model.shapes(config))
+  place = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
+  return config, jax.tree.map(place, state, _places(mesh, state))
 
 
 def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:

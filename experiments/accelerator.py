@@ -1,0 +1,92 @@
+"""For whoever has an accelerator: what we could only compile for it, measured. Repeat it until nothing is left.
+
+  python -m experiments.accelerator
+
+The tests that are for accelerators, then the benchmark and every part of every study at full size, each for at most ten
+minutes: what takes longer goes on when the command is given again, and what cannot go on is not cut short. Every results.json names the device; docs/accelerators.md says how to
+send them back.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from experiments import benchmark
+from experiments.harness import cli, records, render, studies
+from experiments.harness.study import Scale
+
+TESTS = 'pytest', '-n0', '-m', 'accelerator'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  scale: Scale = 'full'
+  minutes: Annotated[float, 'At most, of each.', 0] = 10.0
+  only: Annotated[tuple[str, ...], 'Only these studies; benchmark and tests are two more.'] = ()
+  workdir: Annotated[str, 'Folder of the runs.'] = 'runs/accelerator'
+
+
+class Job(NamedTuple):
+  """`done`: the file that is there once it is, if there is one; `words`: what follows python -m."""
+
+  name: str
+  done: Path | None
+  words: Sequence[str]
+  resumes: bool
+
+
+def jobs(options: Options, folder: Path) -> list[Job]:
+  """All that is to be done."""
+  found = [Job('tests', None, TESTS, False)]
+  for study in (benchmark.STUDY, *studies.load_all().values()):
+    for part in study.parts(options.scale):
+      own, name = folder / study.name, ' '.join(filter(None, (study.name, part)))
+      words = [*study.command(options.scale, part=part or None)[2:], f'--workdir={own}']
+      done = own / part / records.FILE if study.resumes else own / records.FINDINGS
+      found.append(Job(name, done, words, study.resumes))
+  return [job for job in found if not options.only or job.name.split()[0] in options.only]
+
+
+def attempt(words: Sequence[str], log: Path, minutes: float | None) -> str:
+  """Run it for so long at most, in a process of its own, which has the device to itself: how it ended."""
+  # An empty name is not the tests' default, a CPU: JAX takes the best device that there is.
+  environment = {'JAX_PLATFORMS': '', **os.environ}
+  with open(log, 'a', encoding='utf-8') as out:
+    process = subprocess.Popen(
+      [sys.executable, '-m', *words], stdout=out, stderr=out, env=environment
+    )
+    try:
+      code = process.wait(60 * minutes if minutes is not None else None)
+    except subprocess.TimeoutExpired:
+      return 'not finished: give the command again'
+    finally:
+      if process.poll() is None:
+        process.terminate()  # a run can be killed at any moment
+        process.wait()
+  return 'done' if code == 0 else f'FAILED, see {log}'
+
+
+def main(options: Options):
+  folder = cli.writable(options.workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  rows: list[dict] = []
+  for job in jobs(options, folder):
+    start, how = time.monotonic(), 'done before'
+    if not (job.done and job.done.exists()):
+      log = folder / f'{job.name.replace(" ", "_")}.log'
+      how = attempt(job.words, log, options.minutes if job.resumes else None)
+    rows.append({'what': job.name, 'how': how, 'minutes': (time.monotonic() - start) / 60})
+    print(f'{job.name}: {how}', flush=True)
+  print(render.table(rows))
+  print(f'records: {folder}/NAME/{records.FILE}')
+  if any(row['how'].startswith('FAILED') for row in rows):
+    raise SystemExit('FAILED in part; the logs say why')
+
+
+if __name__ == '__main__':
+  cli.run(main, Options)

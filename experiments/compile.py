@@ -1,0 +1,205 @@
+"""Compile what experiments run for TPUs that are not here: does it fit, and what does it take?
+
+  python -m experiments.compile --target=v5e:2x4 --target=v5e:1x1
+  python -m experiments.compile --target=v6e:2x2 --study=structure --every
+  python -m experiments.compile --target=cuda --scale=smoke
+  python -m experiments.compile --target=v5e:2x4 --subjects=1000000 --dim=64 --batch=4096
+
+A TPU's compiler needs no TPU: pip install 'jax[tpu]' into an environment of its own (`make tpu`). Every study is asked
+for the programs of its presets, as it would run them on the chips of the target; they are compiled, and nothing is
+computed. A line a program: seconds to compile, memory of a chip, operations, what chips send each other, and the
+precision of products. Given again, the command goes on where it was. Of each kind of program in a preset's part the largest is compiled; with --every, all are. For GPUs
+programs are lowered, which shows that they can be written down for one, and no more.
+
+With --subjects it is a model of experiments.train instead, spread over all chips as by --shard, or, with --models, a sweep
+of so many. What does not fit, or calls back to the host, is refused in a line, with the largest size that fits.
+"""
+
+import contextlib
+import dataclasses
+import math
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import pandas as pd
+from jax.sharding import Mesh
+
+from experiments import train
+from experiments.harness import cli, machine, programs, records, studies, targets
+from experiments.harness.programs import Program
+from experiments.harness.records import Records
+from experiments.harness.study import Scale
+from experiments.harness.targets import Refused, Target
+from geomem import mesh as meshes
+from geomem.config import Config
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.training import batched, sharded
+from geomem.training.recipe import Recipe
+
+MOST_GPUS = 8  # that programs can be lowered for
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  target: Annotated[tuple[str, ...], 'A TPU, as v5e:2x4 for eight chips, or cuda or rocm.'] = ()
+  scale: Scale = 'full'
+  study: Annotated[tuple[str, ...], 'Only these studies.'] = ()
+  part: Annotated[tuple[str, ...], 'Only these parts of a preset that has parts.'] = ()
+  every: Annotated[bool, 'All programs, not of each kind the largest.'] = False
+  subjects: Annotated[
+    int | None, 'N of a model of experiments.train, instead of the studies.', 1
+  ] = None
+  relations: int = train.Options.relations
+  dim: int = train.Options.dim
+  batch: Annotated[int | None, 'Subjects in a step of it (default: all).', 1] = None
+  models: Annotated[int | None, 'So many of it in a sweep (default: one over all chips).', 1] = None
+  workdir: Annotated[str, 'Folder for the records.'] = 'runs/compile'
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """A program and where it is from; `of_size`: the same of a smaller size, in `unit`s."""
+
+  study: str
+  part: str
+  program: Program
+  size: int
+  unit: str
+  of_size: Callable[[int], Program]
+
+
+def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
+  """Everything that was asked for."""
+  chips = len(target.devices)
+  for name in options.study or studies.NAMES:
+    study = studies.load(name)
+    if reason := study.missing():
+      cli.warn(f'{name} is left out: {reason}')
+      continue
+    for part, preset in study.parts(options.scale).items():
+      if options.part and part not in options.part:
+        continue
+      found = programs.of_study(study, preset, target.devices, target.platform)
+      for one in found if options.every else programs.largest(found):
+        fewer = lambda count, one=one: one.with_models(count * chips)
+        yield Wanted(name, part, one, one.models // chips, 'models a chip', fewer)
+
+
+def of_train(options: Options, target: Target) -> Wanted:
+  """A training step of what experiments.train trains with these sizes: one model over all chips, or many."""
+  own = train.Options(
+    subjects=options.subjects or 0,
+    relations=options.relations,
+    dim=options.dim,
+    batch=options.batch,
+  )
+  config, recipe = train.configure(own)
+  if not options.models:
+    mesh = meshes.whole(target.devices)
+    of_size = lambda n: _over_all_chips(recipe, config.replace(subjects=n, answers=n), mesh)
+    return Wanted('train', 'shard', of_size(config.subjects), config.subjects, 'subjects', of_size)
+  chips, facts = len(target.devices), Facts.bijections(config.subjects, config.relations)
+  tasks = [batched.Task(config, facts)] * options.models
+  where: Any = {'devices': target.devices, 'platform': target.platform}
+  with programs.recording(target.devices[0]) as found:
+    batched.advance(*batched.set_up(recipe, tasks, **where), 1)
+  fewer = lambda count: found[-1].with_models(count * chips)
+  return Wanted('train', 'sweep', found[-1], found[-1].models // chips, 'models a chip', fewer)
+
+
+def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
+  """A step of one model, of which no array is made: only a job's numbers are, of another task with as few facts as can be."""
+  config, state = sharded.planned(recipe, config, mesh)
+  small = Config.trained(2, config.relations, dim=2)
+  task = batched.Task(small, Facts.bijections(2, config.relations))
+  with programs.recording(mesh.devices.flat[0]) as found:
+    sharded.Sharded(recipe, (task,), config, mesh, batched.job(task, config)).train(state, 1)
+  return found[-1]
+
+
+def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
+  """The records of a target, those that are known as they are; a program that is refused is one too, with the reason."""
+  for one in [of_train(options, target)] if options.subjects else of_studies(options, target):
+    record = {
+      'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
+      'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
+      'batch': options.batch if options.subjects else None,
+    }  # fmt: skip
+    if same := [other for other in known if record.items() <= other.items()]:
+      yield same[0]
+      continue
+    try:
+      record |= targets.build(one.program, target)
+    except Refused as error:
+      fits = (
+        targets.fitting(one.of_size, one.size, target, error) if 0 < error.needed < math.inf else 0
+      )
+      instead = f'; {fits:,} {one.unit} fit' if fits else ''
+      record |= {'refused': f'{error}{instead}'}
+    yield record
+
+
+def earlier(folder: Path) -> list[dict]:
+  """The records that this code has left in a folder: compiling all takes hours, and goes on where it was."""
+  if not (folder / records.FILE).exists():
+    return []
+  found = records.read(folder)
+  if found.about.get('code') != machine.code_hash():
+    return []
+  return found.table.astype(object).where(found.table.notna(), None).to_dict('records')
+
+
+def line(record: dict) -> str:
+  """A record as it is printed."""
+  size = lambda name: targets.in_words(record.get(name))
+  words = [
+    record['target'],
+    ' '.join(filter(None, (record['study'], record['part']))),
+    record['program'],
+  ]
+  if record.get('refused'):
+    return f'{": ".join(words[:2])}: refused: {record["refused"]}'
+  if 'compile_seconds' not in record:
+    return f'{": ".join(words)}: lowered in {record["lower_seconds"]:.1f} s'
+  return (
+    f'{": ".join(words)}: {record["lower_seconds"] + record["compile_seconds"]:.0f} s; peak {size("peak_bytes")} of '
+    f'{size("available_bytes")} (arguments {size("argument_bytes")}, temporaries {size("temporary_bytes")}, outputs '
+    f'{size("output_bytes")}); {record["flops"] or 0:.3g} flops; {record["collectives"] or "no collectives"}; '
+    f'products: {record["products"] or "none"}'
+  )
+
+
+def main(options: Options):
+  if not options.target:
+    raise InputError('name what to compile for: --target=v5e:2x4, say; see --help')
+  folder = cli.writable(options.workdir)
+  if any(name.partition(':')[0] in targets.GPUS for name in options.target):
+    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+      jax.config.update('jax_num_cpu_devices', MOST_GPUS)
+  every = [targets.find(name) for name in options.target]
+  rows = earlier(folder)
+  about = {
+    'command': shlex.join(['python', '-m', 'experiments.compile', *sys.argv[1:]]),
+    **machine.made_with(),
+  }
+  own: list[dict] = []
+  for target in every:
+    for record in compiled(options, target, rows):
+      print(line(record), flush=True)
+      own.append(record)
+      if any(record is other for other in rows):
+        continue
+      rows.append(record)
+      records.write(folder / records.FILE, Records(about, pd.DataFrame(rows, dtype=object)))
+  if refused := [row for row in own if row.get('refused')]:
+    raise InputError(f'{len(refused)} of {len(own)} programs are refused: {line(refused[0])}')
+  print(f'{len(own)} programs; records: {folder / records.FILE}')
+
+
+if __name__ == '__main__':
+  cli.run(main, Options)

@@ -1,0 +1,99 @@
+"""Constructions at four depths of hiddenness, with what is known of the inside at each: of models that know all their facts.
+
+built: as written. disguised: turned by symmetries, the same function. retrained: that, with noise on every weight, trained
+until it knows its facts again. scratch: of the same sizes, trained from random weights, so that nothing is known inside.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from geomem import model as transformer
+from geomem.config import Config
+from geomem.construction import Construction
+from geomem.facade import FactModel
+from geomem.inside import symmetry, truth
+from geomem.inside.truth import Truth
+from geomem.training import batched, trained
+
+DEPTHS = 'built', 'disguised', 'retrained', 'scratch'
+LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
+EXACT = 0.999  # of a construction and its disguise ablation finds at least so much of the truth
+CONFIRMED = {'units': 0.75, 'heads': 0.75, 'subspaces': 0.9}  # of a retrained model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Hidden:
+  """A model at a depth, and its truth, if any is known. `found`: how much of the truth of units, heads and subspaces
+  ablation and interchange bear out, None where there is none to bear out. `noise`: from which it was retrained."""
+
+  depth: str
+  model: FactModel
+  truth: Truth | None
+  accuracy: float
+  min_margin: float
+  found: dict[str, float | None]
+  noise: float = 0.0
+
+  @property
+  def confirmed(self) -> bool:
+    """Whether every query is right, and what is said to be known is so."""
+    least = {**CONFIRMED} if self.depth == 'retrained' else dict.fromkeys(self.found, EXACT)
+    return self.accuracy == 1 and all(
+      value is None or value >= least[name] for name, value in self.found.items()
+    )
+
+
+def judged(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> Hidden:
+  """The model with what all its queries and ablations say."""
+  tests = {'units': truth.units_found, 'heads': truth.heads_found, 'subspaces': truth.subspaces_found}  # fmt: skip
+  found = {name: test(model, known) if known else None for name, test in tests.items()}
+  return Hidden(depth, model, known, *truth.answered(model), found, noise)
+
+
+def at_all_depths(
+  built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int
+) -> list[list[Hidden]]:
+  """For each of these constructions, of one kind and different in sizes alone, a model at each depth: retrained from
+  the first of the noises after which it knows its facts again and the truth is borne out."""
+  known = [truth.of(one) for one in built]
+  turned = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
+  carried = [k.carried(by) for k, (_, by) in zip(known, turned, strict=True)]
+  task = lambda one, seed, rate, params: batched.Task(
+    one.config, one.facts, rate, 0.0, seed, params
+  )
+  tasks = []
+  for (one, _), seed in zip(turned, seeds, strict=True):
+    for noise in noises:
+      params = shaken(one.config, one.params, noise, np.random.default_rng((seed, 2)), seed)
+      tasks.append(task(one, seed, LEARNING_RATE, params))
+    tasks.append(task(one, seed, FROM_SCRATCH, None))
+  chain = built[0].chain_of_thought
+  learned = iter(
+    trained.sweep(
+      tasks, steps=steps, warmup=0, target=None, hops=built[0].hops, chain_of_thought=chain,
+      loss='chain' if chain else 'answer',
+    )
+  )  # fmt: skip
+  rows = []
+  for one, k, (hidden, _), c in zip(built, known, turned, carried, strict=True):
+    retrained = [judged('retrained', next(learned), c, noise) for noise in noises]
+    best = next((r for r in retrained if r.confirmed), retrained[-1])
+    scratch = judged('scratch', next(learned), None)
+    rows.append([judged('built', one, k), judged('disguised', hidden, c), best, scratch])
+  return rows
+
+
+def shaken(config: Config, params: dict, noise: float, rng: np.random.Generator, seed: int) -> dict:
+  """Noise on every weight, as a fraction of its array's root mean square, or of a fresh initialization's where that is 0."""
+  arrays, fresh = flatten_dict(params), flatten_dict(transformer.draw(config, seed))
+  rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
+  # A bias starts at zero too: it is shaken as much as the matrix before it would be.
+  before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
+  size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
+  return unflatten_dict({
+    path: np.asarray(w + noise * size[path] * rng.standard_normal(w.shape), np.float32)
+    for path, w in arrays.items()
+  })  # fmt: skip

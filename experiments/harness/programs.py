@@ -1,0 +1,223 @@
+"""The compiled programs of a study, without running them: its own `measure` is called, and every call of a compiled function
+is kept, with the shapes of its arguments, and answered by ones. So no size is said a second time.
+
+What a study does with the numbers in between goes on with ones, and means nothing.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+import itertools
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from experiments.harness.trainer import Trainer
+from geomem import hosts
+from geomem.training import batched
+
+PACKAGES = 'geomem', 'constructions', 'experiments'
+JITTED = type(jax.jit(abs))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+  """A compiled function, and what it is called with: arrays are shapes, everything else is as it was given."""
+
+  function: Any
+  args: tuple
+  options: dict
+
+  @property
+  def name(self) -> str:
+    """Of the function, and of the one that it maps over models, if it does."""
+    words = [self.function.__qualname__.lstrip('_')]
+    for leaf in jax.tree.leaves((self.args, self.options)):
+      if callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
+        words.append(f'{leaf.__module__.rpartition(".")[2]}.{leaf.__qualname__.rpartition(".")[2]}')
+    return ' '.join(dict.fromkeys(words))
+
+  @property
+  def shapes(self) -> list[jax.ShapeDtypeStruct]:
+    leaves = jax.tree.leaves((self.args, self.options))
+    return [leaf for leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+  @property
+  def bytes(self) -> int:
+    """Of all arguments."""
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.shapes)
+
+  @property
+  def models(self) -> int:
+    """How many there are on all devices together; 0 where none are side by side."""
+    return max((a.shape[0] for a in self.shapes if _by_model(a)), default=0)
+
+  def with_models(self, count: int) -> 'Program':
+    """The same for so many models."""
+    fewer = lambda leaf: leaf.update(shape=(count, *leaf.shape[1:])) if _by_model(leaf) else leaf
+    args, options = jax.tree.map(fewer, (self.args, self.options))
+    return dataclasses.replace(self, args=args, options=options)
+
+  def key(self) -> tuple:
+    leaves, tree = jax.tree.flatten((self.args, self.options))
+    return self.function, tree, tuple(leaves)
+
+
+class Ones(np.ndarray):
+  """What stands for a result; it remembers where that would lie."""
+
+  sharding: Any = None
+
+
+def ones(shape, sharding: Any = None) -> Any:
+  """An array that takes no memory."""
+  if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    return jax.random.split(jax.random.key(0), shape.shape)
+  found = np.broadcast_to(np.ones((), shape.dtype), shape.shape).view(Ones)
+  found.sharding = sharding
+  return found
+
+
+def _by_model(leaf: Any) -> bool:
+  """Whether it is an array with a row a model."""
+  return isinstance(getattr(leaf, 'sharding', None), NamedSharding) and leaf.sharding.spec == P(
+    'models'
+  )
+
+
+def _is_array(leaf: Any) -> bool:
+  return isinstance(leaf, np.ndarray | np.generic | jax.Array)
+
+
+def _shape(leaf: Any, default: Any) -> Any:
+  """Of an array; what is none stays as it is."""
+  if not _is_array(leaf):
+    return leaf
+  where = leaf.sharding if isinstance(leaf, Ones) and leaf.sharding is not None else default
+  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
+
+
+class Recorded:
+  """Stands for a compiled function while programs are recorded."""
+
+  def __init__(self, function: Any, device: jax.Device, programs: list[Program], places: Any):
+    self.function, self.device, self.programs, self.places = function, device, programs, places
+    functools.update_wrapper(self, function)
+
+  def __call__(self, *args, **options):
+    leaves = jax.tree.leaves((args, options))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):  # it is part of another program
+      return self.function(*args, **options)
+    meshes = [leaf for leaf in leaves if isinstance(leaf, Mesh)]
+    given = [
+      leaf.sharding for leaf in leaves if isinstance(leaf, Ones) and leaf.sharding is not None
+    ]
+    default: Any = None if meshes else SingleDeviceSharding(self.device)
+    if given and isinstance(given[0], NamedSharding):
+      default = NamedSharding(given[0].mesh, P())
+    args, options = jax.tree.map(lambda leaf: _shape(leaf, default), (args, options))
+    self.programs.append(Program(self.function, args, options))
+    found = self.function.eval_shape(*args, **options)
+    return jax.tree.map(ones, found, self._places(found, (*args, *options.values()), given))
+
+  def _places(self, found: Any, args: tuple, given: list) -> Any:
+    """As it was said; or as in the argument of the same shapes; or as all arguments, where they lie alike."""
+    tree: Any = jax.tree.structure(found)
+    if self.places is not None:
+      return self.places
+    for arg in args:
+      if jax.tree.structure(arg) == tree:
+        return jax.tree.map(lambda leaf: getattr(leaf, 'sharding', None), arg)
+    alike = given[0] if given and all(place == given[0] for place in given) else None
+    return jax.tree.unflatten(tree, [alike] * tree.num_leaves)
+
+
+@contextlib.contextmanager
+def recording(device: jax.Device) -> Iterator[list[Program]]:
+  """While this lasts, no compiled function of ours runs: the calls are in the list. What lies on no mesh is for `device`."""
+  programs: list[Program] = []
+  real = jax.jit
+
+  def jit(function: Callable | None = None, **how):
+    if function is None:
+      return functools.partial(jit, **how)
+    return Recorded(real(function, **how), device, programs, how.get('out_shardings'))
+
+  def put(tree, places):
+    return jax.tree.map(lambda a, place: _placed(np.asarray(a), place), tree, places)
+
+  with contextlib.ExitStack() as patches:
+    patch = lambda owner, name, own: patches.enter_context(mock.patch.object(owner, name, own))
+    for module in list(sys.modules.values()):
+      if module.__name__.partition('.')[0] in PACKAGES:
+        for name, own in vars(module).copy().items():
+          if isinstance(own, JITTED):
+            patch(module, name, Recorded(own, device, programs, None))
+    patch(jax, 'jit', jit)
+    patch(hosts, 'put', put)
+    yield programs
+
+
+def _placed(a: np.ndarray, place: Any) -> Ones:
+  found = a.view(Ones)
+  found.sharding = place
+  return found
+
+
+class Recorder(Trainer):
+  """In the place of a trainer, or of a line of progress: nothing is trained, kept or shown."""
+
+  def __init__(self, folder: Path, devices: Sequence[jax.Device], platform: str):
+    self.folder, self.where = folder, {'devices': devices, 'platform': platform}
+    self.resume_from = self.trace = None
+
+  def __call__(self, *_, **__):
+    """Of no progress."""
+
+  on_progress: Any = __call__
+
+  def cached(self, work: Callable):
+    return work()
+
+  def timed(self, function: Callable, *arguments):
+    return function(*arguments)
+
+  def recorded(self, function: Callable, *arguments) -> list[dict]:
+    return function(*arguments)
+
+  def run_to_end(self, fit: Callable, sweep, states):
+    """A chunk, whatever they are: a copy of their states, of ones, would look as if all were done."""
+    return sweep, batched.advance(sweep, states, 1)
+
+
+def of_study(
+  study: Any, preset: Any, devices: Sequence[jax.Device], platform: str
+) -> list[Program]:
+  """All programs of a preset of a study, each once, on so many devices."""
+  preset = study.prepare(preset)
+  seeds = range(study.first_seed, study.first_seed + getattr(preset, 'seeds', 1))
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    recording(devices[0]) as programs,
+    np.errstate(all='ignore'),
+    contextlib.redirect_stdout(io.StringIO()),
+  ):
+    study.measure(Recorder(Path(folder), devices, platform), preset, seeds)
+  return list({program.key(): program for program in programs}.values())
+
+
+def largest(programs: Sequence[Program]) -> list[Program]:
+  """Of every name the one whose arguments are the largest."""
+  by_name = lambda program: program.name
+  groups = itertools.groupby(sorted(programs, key=by_name), by_name)
+  return [max(group, key=lambda program: program.bytes) for _, group in groups]

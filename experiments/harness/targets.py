@@ -1,0 +1,236 @@
+"""What programs are compiled for without the device: TPUs, by libtpu's compiler. For GPUs they are lowered, no more.
+
+Compiled, a program says what a chip needs for it. `Refused` is what does not fit there or asks the host.
+"""
+
+import collections
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+
+from experiments.harness.programs import Program
+from geomem.errors import InputError
+
+GPUS = 'cuda', 'rocm'
+COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
+TOO_LARGE = re.compile(r'Ran out of memory|exceeds available HBM|RESOURCE_EXHAUSTED')
+UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+SETTINGS = {  # libtpu asks nobody which TPU it is on, and two processes may compile at once
+  'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}  # fmt: skip
+ITEM_BYTES = {
+  'pred': 1,
+  's8': 1,
+  'u8': 1,
+  's16': 2,
+  'u16': 2,
+  'f16': 2,
+  'bf16': 2,
+  's64': 8,
+  'u64': 8,
+  'f64': 8,
+}
+
+
+class Refused(InputError):
+  """A program that the target cannot run: `needed` of `available` bytes, where it is memory."""
+
+  def __init__(self, text: str, needed: float = 0, available: float = 0):
+    super().__init__(text)
+    self.needed, self.available = needed, available
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """`devices`: described ones of a TPU, or, for GPUs, this machine's, which only say how many there are."""
+
+  name: str
+  platform: str
+  devices: tuple
+
+  @functools.cached_property
+  def memory(self) -> float | None:
+    """Bytes a chip has for a program, as its compiler says of one that needs more."""
+    if self.platform != 'tpu':
+      return None
+    place = jax.sharding.SingleDeviceSharding(self.devices[0])
+    large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=place)
+    try:
+      jax.jit(lambda a: a + 1).lower(large).compile()
+    except jax.errors.JaxRuntimeError as error:
+      return _sizes(str(error))[1]
+    raise AssertionError('four terabytes fit')
+
+
+def find(name: str) -> Target:
+  """The target of a name: v5e:2x4 are eight chips of a TPU v5e, cuda:8 eight GPUs, cuda one."""
+  kind, _, shape = name.partition(':')
+  if kind in GPUS:
+    count = int(shape or 1) if (shape or '1').isdigit() else 0
+    devices = jax.devices('cpu')
+    if not 1 <= count <= len(devices):
+      raise InputError(f'--target={name}: 1 to {len(devices)} devices can be planned for here')
+    return Target(name, kind, tuple(devices[:count]))
+  if not re.fullmatch(r'v\d\w*', kind) or not re.fullmatch(r'\d+(x\d+)+', shape):
+    raise InputError(f'--target={name}: name a TPU, as v5e:2x4 or v6e:2x2, or {" or ".join(GPUS)}')
+  if importlib.util.find_spec('libtpu') is None:
+    raise InputError(
+      f"--target={name} needs libtpu's compiler: pip install 'jax[tpu]', or make tpu"
+    )
+  for variable, value in SETTINGS.items():
+    os.environ.setdefault(variable, value)
+  one = {'chips_per_host_bounds': (1, 1, 1)} if set(shape.split('x')) == {'1'} else {}
+  try:
+    found = topologies.get_topology_desc(platform='tpu', topology_name=name, **one)
+  except (jax.errors.JaxRuntimeError, ValueError) as error:  # no such TPU
+    raise InputError(f'--target={name}: {error}') from None
+  return Target(name, 'tpu', tuple(found.devices))
+
+
+def build(program: Program, target: Target) -> dict[str, Any]:
+  """The program compiled, or lowered where there is no compiler: what that took and what it needs, as a record."""
+  start = time.perf_counter()
+  traced = program.function.trace(*program.args, **program.options)
+  if asked := next(callbacks(traced.jaxpr.jaxpr), None):
+    raise Refused(
+      f'{program.name}: it calls back to the host ({asked}), which {target.name} cannot'
+    )
+  if target.platform != 'tpu':
+    lowered = traced.lower(lowering_platforms=(target.platform,))
+    return {
+      'lower_seconds': time.perf_counter() - start,
+      'text_bytes': len(lowered.as_text()),
+    }
+  lowered = traced.lower()
+  lowered_at = time.perf_counter()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if not TOO_LARGE.search(str(error)):
+      raise
+    needed, available = _sizes(str(error))
+    text = f'{program.name}: needs {in_words(needed)} of the {in_words(available)} that a chip of {target.name} has'
+    raise Refused(text, needed, available) from None
+  seconds = {
+    'lower_seconds': lowered_at - start,
+    'compile_seconds': time.perf_counter() - lowered_at,
+  }
+  return seconds | needs(compiled) | {'available_bytes': target.memory}
+
+
+def needs(compiled: Any) -> dict[str, Any]:
+  """Bytes and operations of a chip, as the compiler tells; of a loop's body, once."""
+  memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  text = compiled.as_text()
+  moved, products = collectives(text), precisions(text)
+  return {
+    'argument_bytes': memory.argument_size_in_bytes, 'output_bytes': memory.output_size_in_bytes,
+    'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
+    'flops': max(0, costs.get('flops', 0)),  # −1 and less: nothing to count
+    'cycles': sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))), 'padding': padding(text),
+    'collectives': '; '.join(f'{count} {kind} of {in_words(size)}' for kind, (count, size) in moved.items()),
+    'collective_bytes': sum(size for _, size in moved.values()),
+    'products': '; '.join(f'{count} {how}' for how, count in products.items()),
+  }  # fmt: skip
+
+
+def padding(text: str) -> float | None:
+  """The elements of all results in a compiled text, as they lie in tiles, for one that means something."""
+  meant = padded = 0
+  for shape, order, *tile in re.findall(
+    r'\w+\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)[^=]*? fusion\(', text
+  ):
+    sizes = [int(n) for n in shape.split(',')]
+    minor_first = [sizes[int(i)] for i in order.split(',')]
+    meant += math.prod(sizes)
+    for i, width in enumerate(map(int, reversed(tile[: len(minor_first)]))):
+      minor_first[i] = -(-minor_first[i] // width) * width
+    padded += math.prod(minor_first)
+  return padded / meant if meant else None
+
+
+def callbacks(jaxpr: Any) -> Iterator[str]:
+  """The primitives in it, at any depth, that call the host."""
+  for eqn in jaxpr.eqns:
+    if re.search('callback|debug_print|infeed|outfeed', eqn.primitive.name):
+      yield eqn.primitive.name
+    for inner in jax.tree.leaves(tuple(eqn.params.values()), is_leaf=_is_jaxpr):
+      if _is_jaxpr(inner):
+        yield from callbacks(getattr(inner, 'jaxpr', inner))
+
+
+def _is_jaxpr(x: Any) -> bool:
+  return hasattr(x, 'eqns') or hasattr(getattr(x, 'jaxpr', None), 'eqns')
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+  """By kind, how many there are in a compiled text, of more than one chip, and the bytes of their results."""
+  alone = re.compile(r'replica_groups=(\{\{\d+\}|\[\d+,1\])')
+  kinds = '|'.join(COLLECTIVES)
+  found: dict[str, tuple[int, int]] = {}
+  for line in text.splitlines():
+    if (match := re.search(rf'= (.*?) ({kinds})(-start)?\(', line)) and not alone.search(line):
+      count, size = found.get(match[2], (0, 0))
+      found[match[2]] = count + 1, size + _bytes(match[1])
+  return found
+
+
+def _bytes(shapes: str) -> int:
+  """Of the arrays in the text of a type."""
+  return sum(
+    ITEM_BYTES.get(kind, 4) * math.prod(int(n) for n in sizes.split(',') if n)
+    for kind, sizes in re.findall(r'\b([a-z]+\d*|pred)\[([\d,]*)\]', shapes)
+  )
+
+
+def precisions(text: str) -> dict[str, int]:
+  """How many products of matrices of each precision, and type of the result, a compiled text has."""
+  found: collections.Counter = collections.Counter()
+  for kind, rest in re.findall(r'= (\w+)\[[^=]*? (?:convolution|dot)\(([^\n]*)', text):
+    said = re.search(r'operand_precision=\{(\w+)', rest)
+    found[f'{kind} {said[1] if said else "default"}'] += 1
+  return dict(found)
+
+
+def _sizes(error: str) -> tuple[float, float]:
+  """(needed, available) bytes in what the compiler says."""
+  found = [
+    float(n) * UNITS[unit]
+    for n, unit in re.findall(r'\b([\d.]+)([KMGT]?)\b(?=[ ).]|$)', error)
+    if unit
+  ]
+  return (found[0], found[1]) if len(found) > 1 else (math.inf, math.inf)
+
+
+def in_words(size: float | None) -> str:
+  """A number of bytes."""
+  if size is None or not math.isfinite(size):
+    return '–'
+  unit = next((u for u in ('G', 'M', 'K') if size >= UNITS[u]), '')
+  return f'{size / UNITS[unit]:.3g} {unit + "i" if unit else ""}B'
+
+
+def fitting(of_size: Callable[[int], Program], size: int, target: Target, error: Refused) -> int:
+  """The largest size whose program fits, to within a tenth; 0: none. At `size` it does not, and says so with `error`."""
+  fits, over, guess = 0, size, int(size * error.available / error.needed)
+  while over > 1.1 * fits + 1:
+    if not fits < guess < over:
+      guess = max(fits + 1, int(math.sqrt(fits * over)))
+    try:
+      build(of_size(guess), target)
+      # Where memory grows in proportion, as it mostly does, a tenth more is too much.
+      fits, guess = guess, int(1.1 * guess) + 1 if not fits else 0
+    except Refused as again:
+      known = 0 < again.needed < math.inf
+      over, guess = guess, int(guess * again.available / again.needed) if known else 0
+  return fits

@@ -1,0 +1,213 @@
+"""Which methods find the truth at which depth? Interpretability methods, scored against models that are known inside.
+
+  python -m experiments.leaderboard
+
+Constructions are made at four depths of hiddenness (experiments.zoo): as built; turned by symmetries; shaken and trained
+again; trained from scratch, where nothing is known. Methods are given a model and its facts, and say which hidden units
+are for which relation, or which subspace of a subject's embedding holds its answers to it. Expected: regressions and
+interchange find as much in a turned model as in the one that was built, and what changes coordinates finds nothing
+there; nor does a sparse dictionary anywhere, for a sum of bits is not sparse, and with as many subjects as dimensions
+an atom for each of them is; units can be shuffled and scaled as one likes, and are found all the same. Beside stand random answers and
+answers for the next relation, which must score nothing, and the truth itself. What an answer is worth by interventions
+alone, `effect`, needs no truth, and is measured from scratch too.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from constructions import registry
+from experiments.harness import depths, instances, methods, plotting
+from experiments.harness.depths import DEPTHS, Hidden
+from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.statistics import groups, select
+from experiments.harness.study import Study
+
+ANSWERS = {'units': methods.UNITS, 'subspaces': methods.SUBSPACES}
+EFFECTS = {'units': methods.separated, 'subspaces': methods.interchanged}
+TRUTH, CONTROLS = 'the truth', ('random', 'next relation')
+BY_COORDINATE = 'activation patching', 'ablation'  # of subspaces: they say which coordinates
+DICTIONARY = 'sparse dictionary'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  """`noise`: before a construction is trained again, as a fraction of each array's root mean square."""
+
+  constructions: tuple[str, ...]
+  subjects: int
+  relations: int
+  noise: float
+  steps: int
+  seeds: int
+
+
+MANY = 'selector', 'selector_normed', 'superposition_coded'
+DRAWS = 64  # of random answers, of which the mean is scored
+PRESETS = {
+  'smoke': Preset(constructions=MANY[:1], subjects=16, relations=2, noise=0.1, steps=100, seeds=1),
+  'laptop': Preset(constructions=MANY[:2], subjects=32, relations=3, noise=0.1, steps=300, seeds=3),
+  'full': Preset(constructions=MANY, subjects=128, relations=4, noise=0.1, steps=2000, seeds=10),
+}
+
+
+def measure(trainer, preset: Preset, seeds) -> list[dict]:
+  """A record for every answer's score and effect."""
+  return [
+    record
+    for name in preset.constructions
+    for record in trainer.recorded(measure_construction, preset, name, list(seeds))
+  ]
+
+
+def measure_construction(preset: Preset, name: str, seeds: list[int]) -> list[dict]:
+  """Its models of all seeds and depths at once: they are of one size, so one program asks them all."""
+  sizes = preset.subjects, preset.relations
+  built = [registry.build(name, instances.bijections(*sizes, seed)) for seed in seeds]
+  rows = depths.at_all_depths(built, seeds, (preset.noise,), preset.steps)
+  models = [(seed, hidden) for seed, row in zip(seeds, rows, strict=True) for hidden in row]
+  about = {'construction': name, 'subjects': sizes[0], 'relations': sizes[1], 'dim': built[0].config.dim}  # fmt: skip
+  records = [
+    {**about, 'depth': hidden.depth, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
+    for seed, hidden in models
+    for question, what, value in (
+      ('facts', 'right answers', hidden.accuracy),
+      ('units', 'truth borne out', hidden.found['units']), ('subspaces', 'truth borne out', hidden.found['subspaces']),
+    )
+    if value is not None
+  ]  # fmt: skip
+  for question in ANSWERS:
+    for answer, given, effects in answers(question, models):
+      records += [
+        {**about, 'depth': hidden.depth, 'seed': seed, 'question': question, 'answer': answer, 'measurement': what, 'value': round(float(value), 6)}
+        for (seed, hidden), one, effect in zip(models, given, effects, strict=True)
+        for what, value in (('score', score(question, answer, one, hidden, seed)), ('effect', effect))
+        if np.isfinite(value) and (hidden.truth or answer in ANSWERS[question])
+      ]  # fmt: skip
+  return records
+
+
+def answers(question: str, models):
+  """(what is asked or planted, its answer for every model, what that does in the model)."""
+  config = models[0][1].model.config.replace(precision='highest')
+  stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(h.model.params for _, h in models))
+  facts = jnp.asarray(np.stack([h.model.facts.answers_RxN for _, h in models]))
+  keys = instances.eval_keys(models[0][0], len(models))
+  each = lambda function: jax.jit(jax.vmap(functools.partial(function, config)))
+  effect = each(lambda config, params, answers, given: EFFECTS[question](config, params, given, answers))  # fmt: skip
+  for answer, method in ANSWERS[question].items():
+    given = each(method)(stacked, facts, keys)
+    yield answer, np.asarray(given, np.float64), np.asarray(effect(stacked, facts, given))
+  for answer in (TRUTH, *CONTROLS):
+    planted = np.stack([plant(question, answer, h, seed) for seed, h in models])
+    yield answer, planted, np.asarray(effect(stacked, facts, jnp.asarray(planted, jnp.float32)))
+
+
+def plant(question: str, answer: str, hidden: Hidden, seed: int, draw: int = 0) -> np.ndarray:
+  """The truth as a method would say it, that of the next relation, or as many units or dimensions at random.
+
+  Nothing is for any relation where nothing is known.
+  """
+  if hidden.truth is None:
+    config = hidden.model.config
+    size = config.blocks[0].hidden[-1:] if question == 'units' else (config.dim,) * 2
+    return np.zeros((config.relations, *size))
+  right = np.asarray(hidden.truth.serves_RxF[0][-1], np.float64)
+  if question == 'subspaces':
+    right = np.stack([s.frame_KxD.T @ s.frame_KxD for s in hidden.truth.subspaces])
+  if answer == 'random':
+    rng = np.random.default_rng((seed, draw, 4))
+    if question == 'units':
+      return rng.random(right.shape)
+    turns = [np.linalg.qr(rng.standard_normal(p.shape))[0] for p in right]
+    return np.stack([q.T @ p @ q for q, p in zip(turns, right, strict=True)])
+  return np.roll(right, 1, axis=0) if answer == 'next relation' else right
+
+
+def score(question: str, answer: str, given: np.ndarray, hidden: Hidden, seed: int) -> float:
+  """Against the truth, of random answers the mean of many; not a number where nothing is known."""
+  if hidden.truth is None:
+    return np.nan
+  every = [given]
+  if answer == 'random':
+    every = [plant(question, answer, hidden, seed, draw) for draw in range(DRAWS)]
+  if question == 'units':
+    serves_RxF = hidden.truth.serves_RxF[0][-1]
+    return float(np.mean([methods.unit_score(one, serves_RxF, seed) for one in every]))
+  frames = [s.frame_KxD for s in hidden.truth.subspaces]
+  return float(np.mean([methods.subspace_score(one, frames) for one in every]))
+
+
+def by_seed(table, **about) -> list[float]:
+  """The mean over constructions, for every seed."""
+  return select(table, **about).groupby('seed')['value'].mean().tolist()
+
+
+def expect(table):
+  """Scores by method and depth; of the controls, that they score nothing, and the truth all."""
+  for question, named in ANSWERS.items():
+    for depth in DEPTHS:
+      mean = functools.partial(by_seed, table, question=question, depth=depth)
+      text = f'{question}, {depth}: '
+      for answer in named:
+        scores, effects = (mean(answer=answer, measurement=what) for what in ('score', 'effect'))
+        known = depth in DEPTHS[:2]
+        blind = answer == DICTIONARY or answer in BY_COORDINATE and depth == 'disguised'
+        blind &= question == 'subspaces' and known
+        random = mean(answer='random', measurement='score')
+        yield from over_seeds(
+          text + answer, scores, 0.8 if known and not blind else None, 0.2 if blind else None, random=random, effect=effects
+        )  # fmt: skip
+        if not scores:
+          yield from over_seeds(f'{text}effect of {answer}', effects)
+      check = functools.partial(over_seeds, check=True)
+      yield from check(text + TRUTH, mean(answer=TRUTH, measurement='score'), 0.999)
+      yield from check(text + 'random', mean(answer='random', measurement='score'), -0.1, 0.1)
+      wrong = mean(answer='next relation', measurement='score')
+      yield from check(text + 'truth of the next relation', wrong, at_most=0)
+      yield from check(text + 'truth borne out', mean(measurement='truth borne out'), 0.7)
+  for depth in DEPTHS:
+    right = by_seed(table, question='facts', depth=depth)
+    yield from over_seeds(f'{depth}: right answers', right, 0.99, check=True)
+
+
+def plot(table):
+  """A panel for each question: methods against depths; the effect dotted."""
+  figure, panels = plotting.new(9, 3.4, 1, 2, sharey=True)
+  for ax, (question, named) in zip(panels, ANSWERS.items(), strict=True):
+    for answer in (*named, 'random'):
+      i = [*methods.SUBSPACES, 'random'].index(answer)
+      rows = select(table, question=question, answer=answer)
+      for what, line in (('score', '-'), ('effect', ':')):
+        own = select(rows, measurement=what)
+        means = {depth: rows['value'].mean() for (depth,), rows in groups(own, 'depth')}
+        color, marker = plotting.cycle(i)
+        ax.plot(
+          [DEPTHS.index(d) for d in means], list(means.values()), color=color, marker=marker, linestyle=line,
+          markersize=4, label=answer if line == '-' else None,
+        )  # fmt: skip
+    ax.set(title=question, xticks=range(len(DEPTHS)), xticklabels=DEPTHS)
+    plotting.legend(ax)
+  panels[0].set(ylabel='score (full), effect (dotted)')
+  return figure
+
+
+STUDY = Study(
+  name='leaderboard', title='which methods find what is known inside a model',
+  claims=(
+    Claim('Methods', 'Regressions and interchange find the subspaces of relations in a turned construction as in the one that '
+          'was built; what changes coordinates finds none there, a sparse dictionary in neither. Units are found in both.'),
+  ),
+  terms='Built: a construction; disguised: turned by symmetries; retrained: shaken and trained again; scratch: trained from '
+  'random weights, where nothing is known. Units: average precision; subspaces: tr(PQ) over the larger rank; 0 for what random '
+  'answers have on average, 1 for the truth. Effect, for which no truth is needed: of units, the right answers to other '
+  'relations less those to the relation whose units are off; of subspaces, given that part of another subject, the lower of the '
+  'answers that become its and of others that stay. A mean is over the constructions of a seed. Truth borne out: by ablation.',
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3,
+)  # fmt: skip
+
+if __name__ == '__main__':
+  STUDY.main()

@@ -1,0 +1,269 @@
+"""Published code that stores facts, run as it stands in a checkout that you name, beside our constructions.
+
+  python -m experiments.published --tracr=../tracr
+  python -m experiments.published --hebbian=../hebbian-mlps --nichani=../factual-recall-iclr
+
+tracr: google-deepmind/tracr compiles a look-up of (subject, relation), by the shortest program, and by one whose
+tables have no entries that are never asked for. hebbian: HazyResearch/hebbian-mlps stores a random permutation in an MLP
+between random embeddings; the smallest hidden layer that is right on every fact. nichani: eshnich/factual-recall-iclr
+trains such an MLP, and searches for the most facts that it holds.
+
+None of their code is here, and what it imports has to be installed. Of both sides are recorded the seconds and the CPU's
+seconds (on a busy machine the better measure), which include the check of every query; `parameters` of everything but
+tables of a row a word, `tables` those in such tables, of both sides; the bits of the facts, R·N·log₂A.
+"""
+
+import dataclasses
+import functools
+import importlib
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+
+from constructions import registry
+from experiments.harness import statistics
+from experiments.harness.findings import Finding
+from experiments.harness.study import Study
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.training import mlp_memory
+
+MINUTE = 60
+TABLES = ('subjects', 'relations', 'positions', 'answers')
+HEBBIAN = {  # their names for them, and the options that their own study of capacity gives them
+  'random features': {'variant': 'unwhitened'},
+  'whitened': {'variant': 'whitened', 'ridge': 1e-6},
+  'data-dependent': {'variant': 'data_dependent', 'ridge': 1e-6},
+}
+
+
+def checkout(path: str, module: str, inside: str = '') -> tuple[Callable, str]:
+  """What imports modules of a checkout, and the commit that it is at."""
+  folder = Path(path, inside).resolve()
+  if not (folder / module.split('.')[0]).exists() and not (folder / f'{module}.py').exists():
+    raise InputError(f'{path}: no {module} there; name a checkout of it')
+  sys.path.insert(0, str(folder))
+  told = subprocess.run(
+    ['git', '-C', path, 'rev-parse', '--short=10', 'HEAD'],
+    check=False, capture_output=True, text=True,
+  )  # fmt: skip
+
+  def take(name: str):
+    try:
+      return importlib.import_module(name)
+    except ImportError as error:
+      raise InputError(f'{path}: {name} needs what is not installed: {error}') from error
+
+  take(module)
+  return take, told.stdout.strip() or 'unknown'
+
+
+def timed(work: Callable[[], dict]) -> dict:
+  """What the work found, with its seconds, nothing compiled before."""
+  jax.clear_caches()
+  start = time.perf_counter(), time.process_time()
+  found = work()
+  ends = time.perf_counter(), time.process_time()
+  return found | {'seconds': ends[0] - start[0], 'cpu_seconds': ends[1] - start[1]}
+
+
+def bits(facts: Facts) -> float:
+  return facts.relations * facts.subjects * math.log2(facts.attributes)
+
+
+def ours(name: str, facts: Facts, **options) -> dict:
+  """A construction, built and verified on every query."""
+
+  def work():
+    built = registry.build(name, facts, **options)
+    found = {'accuracy': built.verify().accuracy, 'parameters': 0, 'tables': 0}
+    for path, weights in jax.tree_util.tree_leaves_with_path(built.params):
+      kind = 'tables' if path[-1].key in TABLES else 'parameters'
+      found[kind] += np.size(weights)
+    return found
+
+  sizes = {'subjects': facts.subjects, 'relations': facts.relations, 'bits': bits(facts)}
+  return timed(work) | {'side': 'ours', 'model': name, **sizes}
+
+
+def smallest(works: Callable[[int], bool], low: int = 1, precision: float = 0.05) -> int:
+  """The smallest size that works, up to so much, by doubling and halving."""
+  high = low
+  while not works(high):
+    low, high = high, 2 * high
+  while high - low > max(1, precision * low):
+    low, high = (low, half) if works(half := (low + high) // 2) else (half, high)
+  return high
+
+
+def lookups(rasp, facts: Facts) -> dict[str, Callable]:
+  """The look-up as programs of RASP: the last token, a relation, reads the subject, and a table has the answer."""
+  answers, n = facts.answers_RxN.tolist(), facts.subjects
+
+  def shortest():
+    subject = rasp.Select(rasp.tokens, rasp.tokens, lambda key, _: isinstance(key, int) and key < n)
+    read = rasp.Aggregate(subject, rasp.tokens)
+    answer = lambda s, t: answers[t - n][s] if s < n <= t else 0
+    return rasp.SequenceMap(answer, read, rasp.tokens)
+
+  def narrow():
+    named = rasp.Map(lambda token: min(token, n), rasp.tokens)
+    asked = rasp.Map(lambda token: max(token, n - 1) - n, rasp.tokens)
+    subject = rasp.Select(named, named, lambda key, _: isinstance(key, int) and key < n)
+    answer = lambda s, r: answers[r][s] if s < n and r >= 0 else 0
+    return rasp.SequenceMap(answer, rasp.Aggregate(subject, named), asked)
+
+  return {'Tracr, shortest program': shortest, 'Tracr, narrow tables': narrow}
+
+
+def tracr(preset: 'Preset', seed: int) -> Iterator[dict]:
+  """Every program at N = 8, 16, … until it takes more than a minute of the CPU; ours at all these sizes."""
+  take, commit = checkout(preset.tracr, 'tracr')
+  compiling, rasp = take('tracr.compiler.compiling'), take('tracr.rasp.rasp')
+  done: set[str] = set()
+  for n in preset.subjects:
+    facts = Facts.bijections(n, preset.relations, seed)
+    for name, program in lookups(rasp, facts).items():
+      if name not in done:
+        found = timed(functools.partial(compiled, compiling, program, facts))
+        done |= {name} if found['cpu_seconds'] > MINUTE else set()
+        yield found | {'side': 'theirs', 'model': name, 'subjects': n, 'relations': preset.relations,
+                       'bits': bits(facts), 'commit': commit}  # fmt: skip
+    yield ours('selector', facts)
+
+
+def compiled(compiling, program, facts: Facts) -> dict:
+  """The program as Tracr's transformer, asked for every fact."""
+  vocabulary = set(range(facts.subjects + facts.relations))
+  model = compiling.compile_rasp_to_model(program(), vocabulary, max_seq_len=2)
+  said = lambda s, r: model.apply(['compiler_bos', s, facts.subjects + r]).decoded[-1]
+  right = [said(s, r) == a for (r, s), a in np.ndenumerate(facts.answers_RxN)]
+  counts = {'parameters': 0, 'tables': 0}
+  for name, part in model.params.items():
+    kind = 'tables' if name.endswith('_embed') else 'parameters'
+    counts[kind] += sum(np.size(weights) for weights in part.values())
+  return {'accuracy': float(np.mean(right)), **counts}
+
+
+def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
+  """Each construction with the smallest hidden layer that is right on all facts; ours of the same facts."""
+  take, commit = checkout(preset.hebbian, 'hebbian', inside='src')
+  run = take('hebbian.expts.mlp_capacity.helpers').run_mlp_experiment
+  dtype, d, n = take('torch').float64, preset.dim, preset.facts
+  facts = Facts.bijections(n, 1, seed)
+  tell = {'subjects': n, 'relations': 1, 'dim': d, 'bits': bits(facts)}
+  for name, options in HEBBIAN.items():
+    spec = {'mlp_method': 'hebbian', 'mlp_dtype': dtype, 'mlp_method_kwargs': options}
+    build = functools.partial(
+      _seeded, run, seed, d_model=d, num_facts=n, method_label=name, method_spec=spec, device='cpu'
+    )
+    width = smallest(functools.partial(_right, build))
+    found = timed(functools.partial(build, width=width))
+    yield tell | {
+      'side': 'theirs', 'model': f'hebbian-mlps, {name}', 'width': width, 'accuracy': found['best_acc'],
+      'parameters': found['param_count'], 'tables': n * d,  # one, in and out
+      'seconds': found['seconds'], 'cpu_seconds': found['cpu_seconds'], 'commit': commit,
+    }  # fmt: skip
+  exact = lambda m: registry.build('associative_mlp', facts, dim=d, width=m).verify().accuracy == 1
+  width = smallest(exact)
+  yield tell | {'width': width} | ours('associative_mlp', facts, dim=d, width=width)
+  yield from (ours(name, facts) for name in ('keyvalue', 'selector'))
+
+
+def _seeded(run: Callable[..., dict], seed: int, width: int, **options) -> dict:
+  """Their permutation is drawn from NumPy's global generator: so that every width is asked for the same facts."""
+  np.random.seed(seed)
+  return run(m=width, seed=seed, **options)
+
+
+def _right(build: Callable[..., dict], width: int) -> bool:
+  return build(width=width)['success']
+
+
+def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
+  """The most facts that an MLP of d = F holds, by their search and by ours with their rule, a seed."""
+  take, commit = checkout(preset.nichani, 'mlp_sweep')
+  sweep, RNG = take('mlp_sweep').binary_sweep, take('util').RNG
+  for d in preset.dims:
+    found = timed(functools.partial(_count, sweep, d, d, d, d * d, [3e-2], RNG(seed), None, False))
+    holds = functools.partial(_learns, mlp_memory.Recipe(d, d), seed)
+    own = timed(functools.partial(_count, most, holds, d, d * d))
+    for side, one in {'theirs': found | {'commit': commit}, 'ours': own}.items():
+      n = one.pop('facts')
+      yield one | {'side': side, 'model': 'trained MLP', 'subjects': n, 'relations': 1, 'dim': d, 'width': d,
+                   'parameters': d * d * 2 + d, 'tables': 2 * n * d, 'bits': n * math.log2(n)}  # fmt: skip
+
+
+def _count(search: Callable[..., int], *args) -> dict:
+  return {'facts': search(*args)}
+
+
+def _learns(recipe: mlp_memory.Recipe, seed: int, facts: int) -> bool:
+  best, _ = mlp_memory.learn_all(recipe, [facts], [seed])
+  return bool(best[0] >= recipe.target)
+
+
+def most(holds: Callable[[int], bool], low: int, high: int) -> int:
+  """As they search: halving, to one in a hundred."""
+  while high / low > 1.01 and high - low > 1:
+    low, high = (half, high) if holds(half := (low + high) // 2) else (low, half)
+  return low
+
+
+PEERS: dict[str, Callable] = {'tracr': tracr, 'hebbian': hebbian, 'nichani': nichani}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+  tracr: Annotated[str, 'A checkout of google-deepmind/tracr.'] = ''
+  hebbian: Annotated[str, 'A checkout of HazyResearch/hebbian-mlps.'] = ''
+  nichani: Annotated[str, 'A checkout of eshnich/factual-recall-iclr.'] = ''
+  subjects: tuple[int, ...] = (8, 16, 32, 64)
+  relations: int = 4
+  dim: int = 64
+  facts: int = 1024
+  dims: tuple[int, ...] = (8, 11)
+
+
+def measure(progress, preset, seeds):
+  """The records of the peers whose checkouts are named."""
+  if not any(getattr(preset, name) for name in PEERS):
+    raise InputError('name a checkout: ' + ', '.join(f'--{name}=FOLDER' for name in PEERS))
+  rows: list[dict] = []
+  for name, peer in PEERS.items():
+    if getattr(preset, name):
+      for row in peer(preset, seeds[0]):
+        rows.append({'measurement': name, **row})
+        print(f'{name}: {row["model"]}, {row["seconds"]:.1f} s', file=sys.stderr, flush=True)
+  return rows
+
+
+def expect(table):
+  """Bits a parameter, with and without the tables, and the CPU's seconds."""
+  for row in table.to_dict('records'):
+    size = f'N={row["subjects"]:,.0f}, R={row["relations"]:.0f}'
+    beside = {'with tables': row['bits'] / (row['parameters'] + row['tables']), 'accuracy': row['accuracy'],
+              'parameters': row['parameters'], 'CPU seconds': row['cpu_seconds']}  # fmt: skip
+    what = f'{row["measurement"]}, {row["side"]}: {row["model"]}, {size}: bits a parameter'
+    yield Finding(what, row['bits'] / row['parameters'], *statistics.NONE, seeds=1, controls=beside)
+
+
+STUDY = Study(
+  name='published', title='geomem beside published code', measure=measure, expect=expect,
+  presets={
+    'smoke': Preset(subjects=(8,), dim=16, facts=32, dims=(4,)), 'laptop': Preset(),
+    'full': Preset(subjects=(8, 16, 32, 64, 128, 256), dims=(8, 11, 16)),
+  },
+  minutes=20, first_seed=0, compile_quickly=False, resumes=False,
+)  # fmt: skip
+
+
+if __name__ == '__main__':
+  STUDY.main()

@@ -1,0 +1,345 @@
+"""What is known of a construction's inside, in a form that programs read, that symmetries carry along and ablation tests.
+
+The names of its coordinates and units say which units serve which relation, which subspace of a subject's embedding
+holds its answer to which relation or path of relations, and which slots every head reads and writes.
+
+Shapes: N subjects, R relations, W paths of relations, D residual width, F hidden units, K dimensions of a subspace.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from geomem import codes, model, queries
+from geomem.checks import verify
+from geomem.config import Config
+from geomem.construction import Construction
+from geomem.facade import FactModel
+from geomem.inside import trace
+from geomem.inside.symmetry import Symmetry
+from geomem.layout import BRANCH, RELATION, Layout, Slot
+
+Path = tuple[int, ...]
+STORED = 'stored'  # an axis of partly_precomputed: the first relations, whose answers are not in the weights
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subspace:
+  """Orthonormal rows that span what a subject's embedding holds of its answers to `paths`: of one, or of several that
+  follow from one another; of no path where it is who the subject is."""
+
+  name: str
+  paths: tuple[Path, ...]
+  frame_KxD: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """The slots that a head's query, key and value read, and that it writes; `relations`: those it is for, if not all."""
+
+  query: tuple[str, ...]
+  key: tuple[str, ...]
+  value: tuple[str, ...]
+  output: tuple[str, ...]
+  relations: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Truth:
+  """`slots`: orthonormal rows of every named slot of the residual stream. `units[block][layer][f]`: a unit's name;
+  `serves_RxF[block][layer]`: whether it is for this relation and not for all. `heads[block][h]`.
+
+  >>> of(constructions.build('selector', Facts.bijections(8, 2))).units[0][0][3]
+  'selected[r1] bit 0'
+  """
+
+  slots: dict[str, np.ndarray]
+  subspaces: tuple[Subspace, ...]
+  units: tuple[tuple[tuple[str, ...], ...], ...]
+  serves_RxF: tuple[tuple[np.ndarray, ...], ...]
+  heads: tuple[tuple[Head, ...], ...]
+
+  def carried(self, by: Symmetry) -> 'Truth':
+    """The truth of the model that the symmetry makes of this one's."""
+    q_DxD = by.rotation_DxD
+    turned = lambda s: dataclasses.replace(s, frame_KxD=s.frame_KxD @ q_DxD)
+    each = lambda parts, orders, take: tuple(
+      tuple(map(take, part, order)) for part, order in zip(parts, orders, strict=True)
+    )
+    pick = lambda items, order: tuple(items[i] for i in order)
+    return Truth(
+      {name: rows @ q_DxD for name, rows in self.slots.items()},
+      tuple(map(turned, self.subspaces)),
+      each(self.units, by.units, pick),
+      each(self.serves_RxF, by.units, lambda serves, order: serves[:, order]),
+      tuple(pick(h, order) for h, order in zip(self.heads, by.heads, strict=True)),
+    )
+
+  def plain(self) -> dict[str, Any]:
+    """As JSON has it."""
+    units = [
+      [
+        [{'name': name, 'relations': np.flatnonzero(serves).tolist()} for name, serves in zip(names, of_F.T, strict=True)]
+        for names, of_F in zip(*layers, strict=True)
+      ]
+      for layers in zip(self.units, self.serves_RxF, strict=True)
+    ]  # fmt: skip
+    rows = lambda a: np.round(a, 7).tolist()
+    return {
+      'slots': {name: rows(frame) for name, frame in self.slots.items()},
+      'subspaces': [
+        {'name': s.name, 'paths': s.paths, 'frame': rows(s.frame_KxD)} for s in self.subspaces
+      ],
+      'units': units,
+      'heads': [[dataclasses.asdict(head) for head in heads] for heads in self.heads],
+    }
+
+  @classmethod
+  def from_plain(cls, plain: dict[str, Any], relations: int) -> 'Truth':
+    """What `plain` made plain."""
+    array = lambda rows: np.asarray(rows, np.float64)
+    every = np.arange(relations)[:, None]
+    serves = lambda layer: np.hstack([np.isin(every, unit['relations']) for unit in layer])
+    return cls(
+      {name: array(rows) for name, rows in plain['slots'].items()},
+      tuple(
+        Subspace(s['name'], tuple(map(tuple, s['paths'])), array(s['frame']))
+        for s in plain['subspaces']
+      ),
+      tuple(tuple(tuple(u['name'] for u in layer) for layer in b) for b in plain['units']),
+      tuple(tuple(map(serves, block)) for block in plain['units']),
+      tuple(
+        tuple(Head(**{k: tuple(v) for k, v in head.items()}) for head in heads)
+        for heads in plain['heads']
+      ),
+    )
+
+
+def of(built: Construction) -> Truth:
+  """What its names say."""
+  R, eye = built.facts.relations, np.eye(built.config.dim)
+  name = lambda i, j: lambda f: trace.unit_name(built, i, j, f)
+  units = tuple(
+    tuple(tuple(map(name(i, j), range(layer.dim))) for j, layer in enumerate(block))
+    for i, block in enumerate(built.hidden)
+  )
+  serves = tuple(tuple(_serves(layer, R) for layer in block) for block in built.hidden)
+  bare = () if built.hidden else ((),) * built.config.depth
+  return Truth(
+    {slot.name: eye[built.layout[slot.name]] for slot in built.layout.slots},
+    tuple(_encoded(built) if built.encode else _named(built)),
+    units or bare,
+    serves or bare,
+    tuple(_heads(built, i) for i in range(built.config.depth)),
+  )
+
+
+def _serves(layer: Layout, relations: int) -> np.ndarray:
+  """RxF: whether the relation is in the unit's name, alone or on a path."""
+  columns = [np.zeros((relations, 0), bool)]
+  for slot in layer.slots:
+    serves_RxE = np.zeros((relations, slot.size // slot.width), bool)
+    for e in range(serves_RxE.shape[1]):
+      # A stored answer on a branch is for that branch, whatever comes last.
+      paths = _paths(slot, e, relations, stored=len(slot.axes) == 1)
+      serves_RxE[[r for path in paths for r in path], e] = True
+    serves_RxF = np.repeat(serves_RxE, slot.width, axis=1)
+    if isinstance(slot.code, codes.OneHot) and slot.of == RELATION:
+      serves_RxF |= np.tile(np.eye(relations, dtype=bool), serves_RxE.shape[1])
+    columns.append(serves_RxF)
+  return np.concatenate(columns, axis=1)
+
+
+def _paths(slot: Slot, entry: int, R: int, stored: bool = True) -> list[Path]:
+  """The path of relations that an entry is about; where an axis has fewer relations than there are, they are the last."""
+  found: list[Path] = [()]
+  index = np.unravel_index(entry, slot.shape)
+  for (kind, size), i in zip(slot.axes, map(int, index), strict=True):
+    if kind == RELATION:
+      found = [(*path, R - size + i) for path in found]
+    elif kind == BRANCH:
+      hops = next(h for h in itertools.count() if R**h >= size)
+      found = [(*path, *queries.paths(R, hops, i).tolist()) for path in found]
+    elif kind == STORED and stored:
+      # The first answer says which subject this is, and the weights know the others of it.
+      more = range(size, R) if i == 0 and len(slot.axes) > 1 else ()
+      found = [(*path, r) for path in found for r in (i, *more)]
+  return found
+
+
+def _encoded(built: Construction) -> list[Subspace]:
+  """Of every path what changes in an embedding when the answer to it does."""
+  assert built.encode is not None
+  paths = queries.every_path(built.facts.relations, built.hops).tolist()
+  choices = built.choices or (np.arange(built.facts.attributes),) * len(paths)
+  first_W = np.array([own[0] for own in choices], np.int32)
+  found = []
+  for w, (path, own) in enumerate(zip(paths, choices, strict=True)):
+    tables_WxA = np.tile(first_W[:, None], len(own))
+    tables_WxA[w] = own
+    e_AxD = np.asarray(built.encode(tables_WxA), np.float64)
+    found.append(Subspace(f'answers to {path}', (tuple(path),), _span(e_AxD - e_AxD[:1])))
+  return found
+
+
+def _named(built: Construction) -> list[Subspace]:
+  """The entries of the slots in which subjects differ."""
+  e_NxD, found = np.asarray(built.params['embed']['subjects']), []
+  for slot in built.layout.slots:
+    if not np.ptp(e_NxD[:, built.layout[slot.name]], axis=0).any():
+      continue
+    width = slot.width if slot.code else slot.size
+    for e in range(slot.size // width):
+      start = built.layout[slot.name].start + e * width
+      paths = tuple(_paths(slot, e, built.facts.relations)) if slot.code else ((),)
+      label = trace.entry_label(built.facts, slot, e) if slot.code else slot.name
+      frame_KxD = np.eye(built.config.dim)[start : start + width]
+      found.append(Subspace(label, tuple(filter(None, paths)), frame_KxD))
+  return found
+
+
+def _span(rows_AxD: np.ndarray) -> np.ndarray:
+  _, size_K, frame_KxD = np.linalg.svd(rows_AxD, full_matrices=False)
+  return frame_KxD[size_K > 1e-5 * max(size_K[0], 1e-30)]
+
+
+def _heads(built: Construction, i: int) -> tuple[Head, ...]:
+  """A head is for one relation where there are as many as relations and no units to choose among them."""
+  attention = built.params[f'blocks_{i}']['attention']
+  own = not built.hidden and built.config.blocks[i].heads == built.facts.relations > 1
+
+  def slots(matrix_DxK) -> tuple[str, ...]:
+    at = built.layout
+    return tuple(s.name for s in at.slots if np.any(matrix_DxK[at[s.name]]))
+
+  def head(h: int) -> Head:
+    query, key, value = (slots(attention[name][h]) for name in ('query', 'key', 'value'))
+    return Head(query, key, value, slots(attention['output'][h].T), (h,) if own else ())
+
+  return tuple(map(head, range(built.config.blocks[i].heads)))
+
+
+# --- what is known, tested -------------------------------------------------------------------------
+
+
+def without_units(params: dict, off_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
+  """The model without these units of every block and layer: what reads them is zero."""
+  params = dict(params)
+  for i, layers in enumerate(off_F):
+    mlp = dict(params[f'blocks_{i}'].get('mlp', {}))
+    names = ('middle', 'out') if len(layers) == 2 else ('out',)
+    for name, off in zip(names, layers, strict=bool(layers)):
+      mlp[name] = np.where(off[:, None], np.float32(0), mlp[name])
+    if layers:
+      params[f'blocks_{i}'] = {**params[f'blocks_{i}'], 'mlp': mlp}
+  return params
+
+
+def units_found(known: FactModel, truth: Truth) -> float | None:
+  """Without the units of a relation, how much of the change in logits is in queries that name it; the least of all
+  relations, None where no unit is for a relation alone. 1: nothing else changes.
+  """
+  off = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
+  cuts = [(r, off(r)) for r in range(known.facts.relations)]
+  some = [(r, o) for r, o in cuts if any(layer.any() for layers in o for layer in layers)]
+  return _specific(known, [(r, without_units(known.params, o)) for r, o in some])
+
+
+def heads_found(known: FactModel, truth: Truth) -> float | None:
+  """The same without the head of a relation, for heads that are for one."""
+  own = [
+    (r, _without_head(known.params, i, h))
+    for i, heads in enumerate(truth.heads) for h, head in enumerate(heads) for r in head.relations
+  ]  # fmt: skip
+  return _specific(known, own)
+
+
+def _without_head(params: dict, block: int, head: int) -> dict:
+  own = params[f'blocks_{block}']
+  output = np.array(own['attention']['output'])
+  output[head] = 0
+  return {**params, f'blocks_{block}': {**own, 'attention': {**own['attention'], 'output': output}}}
+
+
+def _specific(known: FactModel, cut: list[tuple[int, dict]]) -> float | None:
+  """Of the mean change in logits, the part that is in queries that name the relation; the least of all."""
+  paths_WxK = queries.every_path(known.facts.relations, known.hops)
+  before, found = _logits(known)[0], []
+  for r, params in cut:
+    change = np.abs(_logits(known, params)[0] - before)
+    named_W = (paths_WxK == r).any(axis=1)
+    own, others = change[:, named_W].mean(), change[:, ~named_W].mean()
+    found.append(float(own / max(own + others, 1e-30)))
+  return min(found) if found else None
+
+
+def subspaces_found(known: FactModel, truth: Truth) -> float | None:
+  """Every subject given what another holds of a path: how often queries are then answered as if that path had the
+  other's answer, and every other path its own; the least of all subspaces, None where none is of a path.
+
+  What is of a path is told from the rest by least squares over all subspaces. In a chain of thought a path is one
+  relation, and all chains are followed in the facts that this makes.
+  """
+  e_NxD = np.asarray(known.params['embed']['subjects'])
+  answers_WxN, R, found = _answers(known), known.facts.relations, []
+  parts_NxK = (np.roll(e_NxD, -1, axis=0) - e_NxD) @ np.linalg.pinv(
+    np.concatenate([subspace.frame_KxD for subspace in truth.subspaces])
+  )
+  start = 0
+  for subspace in truth.subspaces:
+    part_NxK = parts_NxK[:, start : (start := start + len(subspace.frame_KxD))]
+    if subspace.paths:
+      e_new = np.float32(e_NxD + part_NxK @ subspace.frame_KxD)
+      rows = [functools.reduce(lambda w, r: w * R + r, path, 0) for path in subspace.paths]
+      wanted_WxN = answers_WxN.copy()
+      wanted_WxN[rows] = np.roll(answers_WxN, -1, axis=1)[rows]
+      params = {**known.params, 'embed': {**known.params['embed'], 'subjects': e_new}}
+      found.append(float((_margins(*_logits(known, params, wanted_WxN)) > 0).mean()))
+  return min(found) if found else None
+
+
+def answered(known: FactModel) -> tuple[float, float]:
+  """The fraction of all queries that are right, at every step of a chain of thought, and the least margin."""
+  margin_NxW = _margins(*_logits(known))
+  return float((margin_NxW > 0).mean()), float(margin_NxW.min())
+
+
+def _answers(known: FactModel) -> np.ndarray:
+  """What a chain of thought follows, or the answers to all paths outright, WxN."""
+  hops = 1 if known.chain_of_thought else known.hops
+  return queries.tree(known.facts.answers_RxN, hops)
+
+
+def _logits(
+  known: FactModel, params: dict | None = None, answers_WxN: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """All logits of all queries, those of the right chain of thought, NxWxPxA; and the right answers."""
+  every = np.arange(known.facts.subjects), queries.every_path(known.facts.relations, known.hops)
+  params = known.params if params is None else params
+  answers_WxN = _answers(known) if answers_WxN is None else answers_WxN
+  config = known.config.replace(precision='highest')  # one program for a model and its disguises
+  said = known.said if known.chain_of_thought else None
+  given = config, params, np.int32(answers_WxN), np.int32(every[0]), np.int32(every[1])
+  logits, targets = _run(*given, known.chain_of_thought, said)
+  return np.asarray(logits), np.asarray(targets)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _run(config: Config, params, answers, subjects_N, paths_WxK, chain, said):
+  target = queries.compose if chain else queries.look_up
+  asked = subjects_N, paths_WxK, chain, target, said
+  x_NxWxPxD, targets = verify.residuals(config, params, answers, *asked)
+  rows_AxD = model.apply(config, params, method='unembedding')
+  return jnp.einsum('nwpd,ad->nwpa', x_NxWxPxD, rows_AxD, precision='highest'), targets
+
+
+def _margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+  """The right answer's logit less the largest other one, the least of a chain of thought, NxW."""
+  own = np.take_along_axis(logits, targets[..., None], axis=-1)
+  others = np.where(np.arange(logits.shape[-1]) == targets[..., None], -np.inf, logits)
+  return (own[..., 0] - others.max(axis=-1)).min(axis=-1)

@@ -1,0 +1,202 @@
+"""Programs of studies, recorded and compiled for devices that are not here: they are those that run, and what cannot run is refused."""
+
+import dataclasses
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from experiments import compile as compiling
+from experiments import laws
+from experiments.harness import cli, programs, targets
+from experiments.harness.programs import Program
+from experiments.harness.targets import Refused
+from geomem.config import Config
+from geomem.errors import InputError
+from geomem.facts import Facts
+from geomem.training import batched, scheduling
+from geomem.training.batched import Task
+from geomem.training.recipe import Recipe
+
+PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
+NAMES = 'start', 'train_chunks', 'map_models recovered._scores'
+libtpu = pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed: make tpu'
+)
+
+
+def of_laws(devices, platform):
+  return programs.of_study(laws.STUDY, PRESET, devices, platform)
+
+
+def shapes(tree):
+  return [(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(tree) if hasattr(leaf, 'dtype')]
+
+
+def test_what_is_recorded_is_what_runs(monkeypatch):
+  """The same functions, statics and shapes as a study that really trains calls."""
+  called = []
+  for name in ('_start', '_train_chunks', '_map_models'):
+    real = getattr(batched, name)
+    spy = lambda *args, real=real: called.append((real, args)) or real(*args)
+    monkeypatch.setattr(batched, name, spy)
+  recorder = programs.Recorder(Path(), jax.devices(), 'cpu')
+  laws.measure(recorder, PRESET, range(1))
+  monkeypatch.undo()
+  recorded = [one for one in of_laws(jax.devices(), 'cpu') if 'copy' not in one.name]
+  assert [one.name for one in recorded] == list(NAMES)
+  for one, (real, args) in zip(recorded, called, strict=True):
+    assert one.function is real and shapes(one.args) == shapes(args)
+
+
+def test_nothing_is_left_of_recording():
+  before = batched._train_chunks, jax.jit
+  of_laws(jax.devices(), 'tpu')
+  assert (batched._train_chunks, jax.jit) == before
+
+
+def test_of_each_kind_the_largest_is_chosen():
+  small, large = (
+    Program(batched._start, (), {'a': jax.ShapeDtypeStruct((size,), np.float32)}) for size in (2, 3)
+  )
+  assert programs.largest([large, small]) == [large]
+  assert large.bytes == 12
+
+
+def test_the_platform_is_an_argument():
+  """Planned for an accelerator all models of a device advance together; and nothing in the library asks the process."""
+  config, facts = Config.trained(512, 4, dim=16), Facts.bijections(512, 4)
+  tasks = [Task(config, facts, seed=seed) for seed in range(12)]
+  here, there = (batched.set_up(Recipe(), tasks, platform=name)[0] for name in ('cpu', 'tpu'))
+  assert here.vmap_size < there.vmap_size == 6
+  large = lambda sweep: dataclasses.replace(sweep, config=Config.trained(2**14, 4, dim=64))
+  assert scheduling.chunk_steps(large(here)) < scheduling.chunk_steps(large(there))
+  root = Path(batched.__file__).parents[1]
+  for path in root.rglob('*.py'):
+    text = path.read_text(encoding='utf-8')
+    assert 'default_backend' not in text and 'device_count(' not in text, path
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def asks_the_host(x):
+  """In a loop in a branch, where it is easily missed."""
+  told = lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+  return jax.lax.fori_loop(0, 3, lambda _, x: jax.lax.cond(x[0] > 0, told, jnp.cos, x), x)
+
+
+def on(target, function, *shape):
+  place = SingleDeviceSharding(target.devices[0])
+  return Program(jax.jit(function), (jax.ShapeDtypeStruct(shape, np.float32, sharding=place),), {})
+
+
+@pytest.mark.parametrize('name', ['cuda', pytest.param('v5e:1x1', marks=libtpu)])
+def test_host_callbacks_are_refused(name):
+  target = targets.find(name)
+  with pytest.raises(
+    Refused, match='asks_the_host: it calls back to the host.*pure_callback'
+  ) as told:
+    targets.build(on(target, asks_the_host, 4), target)
+  assert '\n' not in str(told.value)
+  shown = lambda x: jax.debug.print('{}', x)  # of a JAX before 0.10 it is a debug_callback
+  assert [*targets.callbacks(jax.make_jaxpr(shown)(1.0).jaxpr)] in (
+    ['debug_print'],
+    ['debug_callback'],
+  )
+  assert not [*targets.callbacks(jax.make_jaxpr(jnp.cos)(1.0).jaxpr)]
+
+
+@libtpu
+def test_what_does_not_fit_is_refused_with_the_largest_that_does(tmp_path, monkeypatch, capsys):
+  """In one line, with status 2; and one more than fits is refused again."""
+  target = targets.find('v5e:1x1')
+
+  def of_size(rows):
+    return on(target, lambda x: x @ x.T, rows, 2**10)
+
+  def refused(rows):
+    planted = compiling.Wanted('planted', '', of_size(rows), rows, 'rows', of_size)
+    monkeypatch.setattr(compiling, 'of_studies', lambda *_: [planted])
+    with pytest.raises(SystemExit) as stop:
+      cli.run(compiling.main, compiling.Options, ['', '--target=v5e:1x1', f'--workdir={tmp_path}'])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and re.search(
+      r'planted: refused: .*: needs .* of the 15.8 GiB', line
+    )
+    return int(re.search(r'; ([\d,]+) rows fit', line)[1].replace(',', ''))
+
+  fits = refused(10**6)
+  targets.build(of_size(fits), target)
+  with pytest.raises(Refused):
+    targets.build(of_size(round(1.2 * fits)), target)
+
+
+@libtpu
+def test_a_program_of_a_study_compiles_for_eight_chips():
+  target = targets.find('v5e:2x4')
+  (train,) = (one for one in of_laws(target.devices, 'tpu') if one.name == 'train_chunks')
+  found = targets.build(train, target)
+  assert 0 < found['argument_bytes'] < found['peak_bytes'] < found['available_bytes']
+  assert found['flops'] > 0 and 'f32' in found['products'] and not found['collectives']
+
+
+@pytest.mark.parametrize('name', ['cuda', 'cuda:2', 'rocm'])
+def test_programs_are_lowered_for_gpus(name):
+  target = targets.find(name)
+  (train,) = (one for one in of_laws(target.devices, target.platform) if one.name == 'train_chunks')
+  assert targets.build(train, target)['text_bytes'] > 10**4
+
+
+@pytest.mark.parametrize(
+  ('flag', 'says'),
+  [('', 'name what to compile for'), ('--target=v5e', 'name a TPU'), ('--target=cuda:9', r'1 to \d devices'),
+   ('--target=cuda:x', r'1 to \d devices'), ('--target=cuda --study=none', 'is no study')],
+)  # fmt: skip
+def test_bad_input_is_one_line(flag, says, tmp_path):
+  options = cli.parse(cli.flags_of(compiling.Options), ['compile', *flag.split()], '')
+  with pytest.raises(InputError, match=says):
+    compiling.main(compiling.Options(**options, workdir=str(tmp_path)))
+
+
+# --- what is read from a compiled text ------------------------------------------------------------
+
+TEXT = """
+  %a = (f32[8,128]{1,0:T(8,128)}, bf16[4]{0}) all-reduce(%x, %y), replica_groups={}
+  %b = f32[2,3]{1,0} all-gather-start(%z), dimensions={0}
+  %e = f32[64]{0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add
+  %g = f32[64]{0} all-reduce(%x), replica_groups=[2,1]<=[2], to_apply=%add
+  %c = f32[8,16]{1,0:T(8,128)} convolution(%p, %q), dim_labels=bf_io->bf, operand_precision={highest,highest}
+  %d = bf16[8,16]{1,0} dot(%p, %q), lhs_contracting_dims={1}
+"""
+
+
+def test_collectives_and_precisions_are_read():
+  assert targets.collectives(TEXT) == {
+    'all-reduce': (1, 4 * 8 * 128 + 2 * 4),
+    'all-gather': (1, 24),
+  }
+  assert targets.precisions(TEXT) == {'f32 highest': 1, 'bf16 default': 1}
+
+
+def test_padding_is_read():
+  """Rows of 16 in tiles of 8 by 128 fill an eighth; with 512 of them side by side they fill all."""
+  line = '  %f = f32[512,16]{{{}:T(8,128)S(1)}} fusion(%x), kind=kLoop\n'
+  assert targets.padding(line.format('1,0')) == 8
+  assert targets.padding(line.format('0,1')) == 1
+  assert targets.padding(line.format('1,0') + line.format('0,1')) == 4.5
+  assert targets.padding('  %f = f32[] fusion(%x)') is None
+
+
+def test_sizes_are_read_of_what_the_compiler_says():
+  for text in (
+    'Ran out of memory on HBM, the total memory required for HLO temporaries (8.00T) exceeds available HBM (15.75G).',
+    'Ran out of memory in memory space hbm. Used 8.00T of 15.75G hbm. Exceeded hbm capacity by 7.98T.',
+  ):
+    assert targets._sizes(text) == (2**43, 15.75 * 2**30)
+  assert targets.in_words(15.75 * 2**30) == '15.8 GiB'
