@@ -133,7 +133,7 @@ def _add_to_mlp(change_P):
   def intercept(call, args, kwargs, context):
     out = call(*args, **kwargs)
     inside = isinstance(context.module, model.MLP) and context.method_name == '__call__'
-    return out + change_P if inside else out
+    return out + jnp.broadcast_to(change_P, out.shape) if inside else out
 
   return intercept
 
