@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import itertools
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -143,14 +144,15 @@ def apply(config: Config, method: str, in_turn: bool, steps: int, known, option,
     edits.by_rows, config, (known['maps'], known['offset']), known['answers_RxN']
   )
   by_mlp = functools.partial(edits.by_mlp, config, known['moments'], option, nats)
-  way = {
+  ways: dict[str, Callable[[dict, Edits], dict]] = {
     ROWS: by_rows,
     BLIND: by_rows,
     LEARNED: descend,
     TUNED: descend,
     ROME: by_mlp,
     MEMIT: by_mlp,
-  }[method]
+  }
+  way = ways[method]
   if in_turn or method == ROME:
     return edits.one_by_one(way, known['params'], some)
   return way(known['params'], some)
