@@ -12,14 +12,13 @@ trained, to its own end.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import RECIPE, SIZES, Kind, sizes
+from experiments.harness.model_kinds import Kind, Sizes, sizes
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from experiments.harness.trainer import evaluate_at
@@ -45,15 +44,9 @@ LATEST = 1.25  # of the step at which the facts come: what comes later comes aft
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(Sizes):
   """A model of the recipe; `stops`: the steps after which it is looked into, beside the start and the end."""
 
-  subjects: int
-  relations: int
-  dim: int
-  width: int
-  batch: int
-  steps: int
   stops: tuple[int, ...]
   seeds: int
 
@@ -91,15 +84,14 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN):
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """A record a number, stop and, where it is of one, relation."""
-  size: Any = {name: getattr(preset, name) for name in SIZES}
-  first, stops = Kind(**size, **RECIPE), (*preset.stops, preset.steps)
+  first, stops = preset.recipe(), (*preset.stops, preset.steps)
   found = {
     kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.where))
     for kind in (first, dataclasses.replace(first, model=CONTROL))
   }
   return [
     {
-      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **size,
+      'model': model, 'control': None if model == 'trained' else model, 'measurement': name, **preset.own(),
       'step': step, 'relation': r if np.ndim(value) else None, 'seed': seed, 'value': float(number),
     }
     for model, own in found.items()

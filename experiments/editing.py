@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.harness import instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, SIZES, Kind, sizes
+from experiments.harness.model_kinds import ASSOCIATIVE, Kind, Sizes, sizes
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem import model
@@ -44,17 +44,11 @@ TIMES = 5  # a single edit, timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(Sizes):
   """`fractions`: of all facts, changed at once; `in_turn`: so many, one after another. `edit_steps`: of gradient
   descent, at most. `memory_width`: F of the model whose embeddings are fixed.
   """
 
-  subjects: int
-  relations: int
-  dim: int
-  width: int
-  batch: int
-  steps: int
   memory_width: int
   fractions: tuple[float, ...]
   in_turn: int
@@ -63,11 +57,9 @@ class Preset:
 
   def kinds(self):
     """A geometric memory, what plain AdamW finds, a memory in the MLP, and a constructed selector."""
-    own = {name: getattr(self, name) for name in SIZES}
-    first = Kind(**own, **RECIPE)
+    first = self.recipe()
     yield first
-    same = {name: RECIPE[name] for name in ('weight_decay', 'learning_rate')}
-    yield Kind(model='plain AdamW', **own, **same)
+    yield self.plain()
     yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
     yield dataclasses.replace(first, model='constructed')
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, SIZES, Kind, sizes
+from experiments.harness.model_kinds import ASSOCIATIVE, Sizes, sizes
 from experiments.harness.statistics import groups, select, split_key, values
 from experiments.harness.study import FIRST_SEED, Study
 from geomem import model
@@ -47,18 +47,12 @@ NAMES = 'model', 'relations', 'unembedding', 'answer_dim'  # what tells cases ap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(Sizes):
   """Models of these sizes; `memory_width`: F of the associative memory; `wide`: of the second model of random weights,
   d and F as multiples of these; `map_steps`: of maps fitted through the model. Of the models that no claim is about
   there are no more than `control_seeds`. `only`: of these names; default: all.
   """
 
-  subjects: int
-  relations: int
-  dim: int
-  width: int
-  batch: int
-  steps: int
   memory_width: int
   wide: int
   map_steps: int
@@ -72,8 +66,7 @@ class Preset:
 
   def _every(self):
     """The last is what plain AdamW finds."""
-    own: Any = {name: getattr(self, name) for name in SIZES}
-    first = Kind(**own, **RECIPE)
+    first = self.recipe()
     yield first
     yield dataclasses.replace(first, unembedding='trained')
     for name in ('untrained', 'random weights', 'constructed'):
@@ -82,10 +75,7 @@ class Preset:
       wider: Any = {'dim': self.wide * self.dim, 'width': self.wide * self.width}
       yield dataclasses.replace(first, model=WIDE, **wider)
     yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
-    same = {
-      name: RECIPE[name] for name in ('weight_decay', 'learning_rate')
-    }  # by others it often fails
-    yield Kind(model='plain AdamW', **own, **same)
+    yield self.plain()
 
 
 EIGHT: Any = sizes(2048, 8, 256, 4000) | {

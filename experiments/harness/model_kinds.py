@@ -36,6 +36,30 @@ def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, An
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+  """What a preset of one size of model begins with."""
+
+  subjects: int
+  relations: int
+  dim: int
+  width: int
+  batch: int
+  steps: int
+
+  def own(self) -> dict[str, Any]:
+    return {name: getattr(self, name) for name in SIZES}
+
+  def recipe(self) -> 'Kind':
+    """A model of the recipe."""
+    return Kind(**self.own(), **RECIPE)
+
+  def plain(self) -> 'Kind':
+    """What plain AdamW finds, at the rates of the recipe: by others it often fails."""
+    same = {name: RECIPE[name] for name in ('weight_decay', 'learning_rate')}
+    return Kind(model='plain AdamW', **self.own(), **same)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
   """`model`: what it is called. One called untrained is as it was drawn, a constructed one a selector, at its own size.
   Of one called random weights, wide or not, the subjects' embeddings are trained, and nothing else.
