@@ -19,6 +19,7 @@ from typing import Annotated, NamedTuple
 from experiments import benchmark
 from experiments.harness import cli, records, render, studies
 from experiments.harness.study import Scale
+from geomem.errors import InputError
 
 TESTS = 'pytest', '-n0', '-m', 'accelerator'
 
@@ -49,6 +50,9 @@ def jobs(options: Options, folder: Path) -> list[Job]:
       words = [*study.command(options.scale, part=part or None)[2:], f'--workdir={own}']
       done = own / part / records.FILE if study.resumes else own / records.FINDINGS
       found.append(Job(name, done, words, study.resumes))
+  names = dict.fromkeys(job.name.split()[0] for job in found)
+  if unknown := set(options.only) - names.keys():
+    raise InputError(f'--only={min(unknown)}: there are {", ".join(names)}')
   return [job for job in found if not options.only or job.name.split()[0] in options.only]
 
 
@@ -73,9 +77,9 @@ def attempt(words: Sequence[str], log: Path, minutes: float | None) -> str:
 
 def main(options: Options):
   folder = cli.writable(options.workdir)
+  every, rows = jobs(options, folder), list[dict]()
   folder.mkdir(parents=True, exist_ok=True)
-  rows: list[dict] = []
-  for job in jobs(options, folder):
+  for job in every:
     start, how = time.monotonic(), 'done before'
     if not (job.done and job.done.exists()):
       log = folder / f'{job.name.replace(" ", "_")}.log'
