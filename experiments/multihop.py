@@ -23,7 +23,6 @@ from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
-from geomem.errors import InputError
 from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
@@ -65,12 +64,6 @@ PRESETS = {
     for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2))
   },
 }  # fmt: skip
-
-
-def prepare(preset: Preset) -> Preset:
-  if preset.subjects < 2:
-    raise InputError(f'--subjects={preset.subjects}; it must be at least 2')
-  return preset
 
 
 def measure(trainer, preset, seeds):
@@ -288,7 +281,7 @@ STUDY = Study(
   ),
   terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
   'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',
-  presets=PRESETS, prepare=prepare, measure=measure, expect=expect, plot=plot,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 

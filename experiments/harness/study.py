@@ -7,6 +7,7 @@ up again, parts of long ones, records, findings, tables, figures.
 
 import dataclasses
 import inspect
+import itertools
 import shlex
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,6 +23,7 @@ from experiments.harness import cli, machine, plotting, records, render, statist
 from experiments.harness.findings import Claim, Finding
 from experiments.harness.records import Records
 from experiments.harness.trainer import Progress, training
+from geomem import facts as fact
 from geomem import hosts
 from geomem.errors import InputError
 
@@ -150,6 +153,9 @@ class Study:
     first = self.first_seed if seed is None else seed
     for name, preset in chosen.items():
       preset = self.prepare(dataclasses.replace(preset, **changes))
+      sizes = (np.atleast_1d(getattr(preset, n, d)) for n, d in (('subjects', 2), ('relations', 1)))
+      for subjects, relations in itertools.product(*sizes):  # before a folder is taken
+        fact.check_sizes(int(subjects), int(relations))
       seeds = cli.seeds(first, getattr(preset, 'seeds', 1))
       given = {'part': name or None, 'seed': None if first == self.first_seed else first, **changes}
       about = {
