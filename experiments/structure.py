@@ -92,7 +92,7 @@ PRESETS = {
       **sizes(2048, 4, 256, 2000), memory_width=2048, wide=4, map_steps=300, seeds=5, control_seeds=2,
     ),
     'R8': Preset(**EIGHT, only=('trained',)),
-    'R8_controls': Preset(**EIGHT, only=('constructed', 'plain AdamW', *CONTROLS)),
+    'R8_controls': Preset(**EIGHT | {'memory_width': 1024}, only=('constructed', 'plain AdamW', *CONTROLS)),
   },
 }  # fmt: skip
 

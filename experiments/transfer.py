@@ -52,12 +52,12 @@ TOGETHER = 'old_maps', 'probe_accuracy', 'swapped'  # what a geometric memory do
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
   """`first`: the sizes of the first case. Every other differs from it in one of the `changes` alone, and beside them
-  stands an associative memory of `memory_width`. `map_steps`: by which (b) fits its maps.
+  stands an associative memory of `memory_width`, if that is not 0. `map_steps`: by which (b) fits its maps.
   """
 
   first: dict[str, Any]
   changes: dict[str, tuple]
-  memory_width: int
+  memory_width: int = 0
   map_steps: int
   seeds: int
 
@@ -67,7 +67,8 @@ class Preset:
     yield first
     for name, others in self.changes.items():
       yield from (dataclasses.replace(first, **{name: other}) for other in others)
-    yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
+    if self.memory_width:
+      yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
 
 
 BESIDE = {'model': ('untrained', 'random weights', 'constructed')}
@@ -82,15 +83,11 @@ PRESETS = {
     memory_width=256, map_steps=200, seeds=5,
   ),
   'full': {  # at R = 8, where every part counts
-    'recipe': Preset(first=sizes(1024, 8, 256, 2000), changes=WITHOUT, memory_width=4096, map_steps=300, seeds=4),
+    'recipe': Preset(first=sizes(1024, 8, 256, 1000), changes=WITHOUT, map_steps=300, seeds=4),
     'units': Preset(
-      first=sizes(1024, 8, 256, 2000), changes={'width': (32, 64, 1024)} | BESIDE, memory_width=4096, map_steps=300,
-      seeds=4,
+      first=sizes(1024, 8, 256, 1000), changes={'width': (64, 512)} | BESIDE, memory_width=1024, map_steps=300, seeds=4,
     ),
-    'subjects': Preset(
-      first=sizes(512, 8, 128, 2000), changes={'width': (32, 64, 1024)} | BESIDE, memory_width=4096, map_steps=300,
-      seeds=4,
-    ),
+    'subjects': Preset(first=sizes(512, 8, 128, 1000), changes={'width': (64, 512)}, map_steps=300, seeds=4),
   },
 }  # fmt: skip
 
