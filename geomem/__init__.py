@@ -17,7 +17,7 @@ from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 from geomem.training.trained import Trained, sweep, train
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 __all__ = [
   'Answer', 'BlockConfig', 'Config', 'Construction', 'FactModel', 'Facts', 'InputError', 'Ledger', 'Recipe',
   'Report', 'Task', 'Trace', 'Trained', '__version__', 'load', 'sweep', 'train',

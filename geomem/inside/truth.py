@@ -241,8 +241,9 @@ def without_units(params: dict, off_F: tuple[tuple[np.ndarray, ...], ...]) -> di
 
 
 def units_found(known: FactModel, truth: Truth) -> float | None:
-  """Without the units of a relation, how much of the change in logits is in queries that name it; the least of all
-  relations, None where no unit is for a relation alone. 1: nothing else changes.
+  """Without the units of a relation, how much more the logits change in queries that name it than in others, as a part of
+  both changes; the least of all relations, None where no unit is for a relation alone. 1: nothing else changes; 0: all
+  queries change alike, as they do without units that are for none.
   """
   off = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
   cuts = [(r, off(r)) for r in range(known.facts.relations)]
@@ -267,26 +268,30 @@ def _without_head(params: dict, block: int, head: int) -> dict:
 
 
 def _specific(known: FactModel, cut: list[tuple[int, dict]]) -> float | None:
-  """Of the mean change in logits, the part that is in queries that name the relation; the least of all."""
+  """Of the mean change in logits, that in queries that name the relation less that in others; the least of all."""
   paths_WxK = queries.every_path(known.facts.relations, known.hops)
   before, found = _logits(known)[0], []
   for r, params in cut:
     change = np.abs(_logits(known, params)[0] - before)
     named_W = (paths_WxK == r).any(axis=1)
     own, others = change[:, named_W].mean(), change[:, ~named_W].mean()
-    found.append(float(own / max(own + others, 1e-30)))
+    found.append(float((own - others) / max(own + others, 1e-30)))
   return min(found) if found else None
 
 
 def subspaces_found(known: FactModel, truth: Truth) -> float | None:
-  """Every subject given what another holds of a path: how often queries are then answered as if that path had the
-  other's answer, and every other path its own; the least of all subspaces, None where none is of a path.
+  """Every subject given what another holds of a path: how often that path is then answered as the other's, or how often
+  every other path as before, whichever is less often; the least of all subspaces, None where none is of a path.
 
   What is of a path is told from the rest by least squares over all subspaces. In a chain of thought a path is one
   relation, and all chains are followed in the facts that this makes.
   """
   e_NxD = np.asarray(known.params['embed']['subjects'])
-  answers_WxN, R, found = _answers(known), known.facts.relations, []
+  answers_WxN, R = _answers(known), known.facts.relations
+  found: list[float] = []
+  every_WxK = queries.every_path(R, known.hops)
+  # What a query depends on: in a chain of thought every relation of its path, else the path as a whole.
+  asks_WxV = every_WxK if known.chain_of_thought else np.arange(len(every_WxK))[:, None]
   parts_NxK = (np.roll(e_NxD, -1, axis=0) - e_NxD) @ np.linalg.pinv(
     np.concatenate([subspace.frame_KxD for subspace in truth.subspaces])
   )
@@ -299,7 +304,10 @@ def subspaces_found(known: FactModel, truth: Truth) -> float | None:
       wanted_WxN = answers_WxN.copy()
       wanted_WxN[rows] = np.roll(answers_WxN, -1, axis=1)[rows]
       params = {**known.params, 'embed': {**known.params['embed'], 'subjects': e_new}}
-      found.append(float((_margins(*_logits(known, params, wanted_WxN)) > 0).mean()))
+      right_NxW = _margins(*_logits(known, params, wanted_WxN)) > 0
+      named_W = np.isin(asks_WxV, rows).any(axis=1)
+      both = right_NxW[:, named_W], right_NxW[:, ~named_W]
+      found.extend(float(some.mean()) for some in both if some.size)
   return min(found) if found else None
 
 
