@@ -6,8 +6,9 @@ For every N and R models of several sizes d, with F = 4d, are trained on all fac
 its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N less the cross-entropy. No
 smallest model is sought. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and its rivals N^q and √N
 beside it. A test without a fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where R·√N and R·N
-differ many times, R·N^¼ and √R·log₂N by less. The law is read at the largest budget; the one before shows what more training would change.
-Expected: the 95% interval of q within 0.8 and 1.25. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
+differ many times, R·N^¼ and √R·log₂N by less. The law is read at the largest budget, of sizes whose d₅₀ the last doubling
+of it moved by no more than 5 %.
+Expected: the 95% interval of q within 0.8 and 1.25; without any one of the seeds the AIC of every rival larger by 10. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
 beside the exact constructions.
 """
 
@@ -35,6 +36,7 @@ LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 FEW = 4  # sizes determine no law of four numbers
 PROVED = 10.0  # in AIC
 SAME = 1.5
+SETTLED = 0.05  # of d₅₀, by which twice the budget moves it
 OTHERS = {  # what d₅₀ might grow as
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
@@ -62,18 +64,21 @@ class Preset:
   dims: tuple[int, ...] = ()
 
 
+FULL = {
+  'small': Preset(cells=((64, 8), (256, 6), (256, 3), (256, 12)), passes=(100, 200), seeds=5),
+  'iso_4096': Preset(cells=((4096, 4),), passes=(100, 200), seeds=5, sizes=6),
+  'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, sizes=6),
+  'eight_4096': Preset(cells=((4096, 8),), passes=(100, 200), seeds=3, sizes=5),
+  'iso_65536': Preset(cells=((65536, 3),), passes=(50, 100), seeds=2, sizes=5),
+  'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
+}  # fmt: skip
+# The law is decided when all of these were measured.
+CELLS = {cell for part in FULL.values() if not part.dims for cell in part.cells}
 PRESETS = {
   'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), steps=20, seeds=1, sizes=3),
   'laptop': Preset(cells=((64, 2), (4096, 1), (64, 4), (4096, 2)), passes=(100,), seeds=2, sizes=4),
-  'full': {
-    'iso_256': Preset(cells=((64, 8), (256, 6)), passes=(100, 200, 400)),
-    'iso_4096': Preset(cells=((4096, 4),), passes=(100, 200, 400), seeds=2),
-    'iso_65536': Preset(cells=((65536, 3),), passes=(100, 200), seeds=2, sizes=5),
-    'relations': Preset(cells=((256, 3), (256, 12)), passes=(100, 200, 400)),
-    'relations_4096': Preset(cells=((4096, 2), (4096, 8)), passes=(100, 200, 400), seeds=2, sizes=6),
-    'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
-  },
-}  # fmt: skip
+  'full': FULL,
+}
 
 
 def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
@@ -142,18 +147,11 @@ def expect(table):
   """The law of all curves with its rivals, sizes of one R·log₂N, what more training would change, and bits a parameter."""
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
-  by_seed = [rows for _, rows in groups(last, 'seed')]
-  joint = functools.partial(_of_all_seeds, by_seed)
-  if last.groupby(list(CELL)).ngroups > FEW:
-    # Fitted once for all, and once without each seed.
-    fits = functools.cache(lambda seeds: curves.fit(last[last['seed'].isin(seeds)]))
-    law = lambda some: fits(tuple(rows['seed'].iloc[0] for rows in some))
-    decides = bool(last['subjects'].max() >= 64 * last['subjects'].min())
-    yield joint(f'{LAW}, q', lambda some: law(some).q, 0.8, 1.25, primary=decides)
-    yield joint(f'{LAW}, p', lambda some: law(some).p)
-    for name, (size, q) in RIVALS.items():
-      worse = curves.fit(last, size=size, q=q).aic - law(by_seed).aic
-      yield from over_seeds(f'AIC of {name} for (log₂N)^q, more by', [worse], PROVED)
+  changes = {cell: change(rows) for cell, rows in groups(select(table, model='trained'), *CELL)}
+  read = [cell for cell, of_S in changes.items() if np.nanmean(of_S or [np.nan]) <= SETTLED]
+  settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
+  if len(read) > FEW:
+    yield from _law(settled, decides=set(changes) >= CELLS)
   halves = {cell: half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
@@ -167,15 +165,9 @@ def expect(table):
       }
       what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
       yield from over_seeds(what, [a / b for a, b in pairs], 1 / SAME, SAME, **controls)
-  for (n, r), rows in groups(select(table, model='trained'), *CELL):
-    budgets = sorted(rows['passes'].unique())[-2:]
-    if len(budgets) == 2:
-      before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
-      change = [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
-      what = (
-        f'N = {n:,}, R = {r}: d₅₀ changes by, from {budgets[0]:,.0f} to {budgets[1]:,.0f} passes'
-      )
-      yield from over_seeds(what, change, at_most=0.05, check=True)
+  for (n, r), of_S in changes.items():
+    what = f'N = {n:,}, R = {r}: d₅₀ changes by, in the last doubling of passes'
+    yield from over_seeds(what, of_S, at_most=SETTLED, check=True)
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
       yield from over_seeds(
@@ -188,6 +180,36 @@ def expect(table):
       yield from over_seeds(
         f'N = {n:,}, R = {r}: most bits of facts a {unit}, of all d', most, best_construction=[best]
       )
+
+
+def _law(settled: pd.DataFrame, decides: bool):
+  """The law fitted to these models once for all and once without each seed, and its rivals likewise."""
+  by_seed = [rows for _, rows in groups(settled, 'seed')]
+  seeds = lambda some: tuple(rows['seed'].iloc[0] for rows in some)
+
+  @functools.cache
+  def fits(some: tuple, size: str = 'log2', q: float | None = None):
+    return curves.fit(settled[settled['seed'].isin(some)], size=size, q=q)
+
+  joint = functools.partial(_of_all_seeds, by_seed)
+  sizes = settled.groupby(list(CELL)).ngroups
+  yield joint(f'{LAW}, {sizes} sizes, q', lambda some: fits(seeds(some)).q, 0.8, 1.25, primary=decides)  # fmt: skip
+  yield joint(f'{LAW}, {sizes} sizes, p', lambda some: fits(seeds(some)).p)
+  every = seeds(by_seed)
+  rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
+  for name, (size, q) in RIVALS.items():
+    worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
+    what = f'AIC of {name} for (log₂N)^q, more by, the least without one seed'
+    yield from over_seeds(what, [min(worse)], PROVED)
+
+
+def change(rows: pd.DataFrame) -> list[float]:
+  """Of every seed by how much the last doubling of the budget moves d₅₀; empty where there was one budget."""
+  budgets = sorted(rows['passes'].unique())[-2:]
+  if len(budgets) < 2:
+    return []
+  before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
+  return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
 
 
 def _of_all_seeds(

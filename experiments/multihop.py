@@ -5,7 +5,8 @@
 Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in equally many passes: at once, in one layer and
 in more, or naming every subject on the way (chain of thought). Every model counts with its accuracy; d₅₀ is where half is
 right. Expected: at once d₅₀ grows with k, fivefold or more from one hop to four; with the chain said, a step, the
-way to it given, takes the d of one hop. Whole chains, of which every step must be right, are shown beside it. Models
+way to it given, takes the d of one hop. Beside hops at once stands one hop of R^k relations that have nothing to do with
+one another: a model that makes nothing of the composition needs as much for k hops. Whole chains, of which every step must be right, are shown beside it. Models
 that know 0.99 stand, at the fewest bits a weight that keep this, in the figure of the bounds, beside the constructions.
 
 Last, chains of one hop less than the most are learned and one hop more is asked. Position embeddings that are learned
@@ -13,6 +14,7 @@ have none for it; written by a rule, an angle for every hop, they have.
 """
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -27,8 +29,9 @@ from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
-MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain')}
-NAMES = {'direct': 'at once', 'chain': 'chain of thought'}
+UNRELATED = 'unrelated'
+MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), UNRELATED: (False, 'answer')}
+NAMES = {'direct': 'at once', 'chain': 'chain of thought', UNRELATED: 'one hop of R^k relations'}
 GROWTH = 1.9  # of d₅₀ a hop, at once, in a first trial: where sizes are looked at
 TARGET = 0.99
 HARMONICS = 3  # of a position's angle
@@ -60,8 +63,8 @@ PRESETS = {
   'smoke': Preset(subjects=16, hops=(1, 2), depths=(1,), sizes=3, steps=200, seeds=1, batch=16),
   'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=4, seeds=2),
   'full': {
-    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=6000, sizes=8, seeds=3)
-    for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2))
+    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=4000, sizes=6, seeds=4)
+    for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2), (UNRELATED, 1))
   },
 }  # fmt: skip
 
@@ -74,6 +77,8 @@ def measure(trainer, preset, seeds):
       records += trained(trainer, preset, mode, hops, depth, seeds)
   if 'chain' in preset.modes:
     records += [row for rule in (False, True) for row in longer(trainer, preset, seeds, rule)]
+  if 'direct' not in preset.modes or 1 not in preset.depths:
+    return records
   most = max(r.get('subject_bits', 0.0) for r in records)
   sizes = preset.subjects, preset.relations, max(preset.hops)
   return records + tradeoff.measure(*sizes, seeds[0], subject_bits=most)
@@ -82,20 +87,20 @@ def measure(trainer, preset, seeds):
 def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) -> list[dict]:
   """Models of several sizes, each with the bits inside it and in an embedding if it knows nearly all."""
   n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
+  relations, asked = (r**hops, 1) if mode == UNRELATED else (r, hops)
   recipe = Recipe.with_warmup(
     preset.steps,
-    hops=hops,
+    hops=asked,
     chain_of_thought=chain,
     loss=loss,
     batch=min(preset.batch, n),
     target=None,
   )
-  middle = recovered.guess(n, r) * (GROWTH ** (hops - 1) if mode == 'direct' else 1.3)
-  config = lambda d: Config.trained(n, r, d, depth=depth, length=recipe.length())
+  middle = recovered.guess(n, r) * (1.3 if chain else GROWTH ** (hops - 1))
+  config = lambda d: Config.trained(n, relations, d, depth=depth, length=recipe.length())
+  facts = functools.partial(instances.bijections, n, relations)
   tasks = [
-    Task(
-      config(d), instances.bijections(n, r, seed), preset.learning_rate, preset.weight_decay, seed
-    )
+    Task(config(d), facts(seed), preset.learning_rate, preset.weight_decay, seed)
     for d, seed in itertools.product(recovered.dims(middle, preset.sizes), seeds)
   ]
   about = {
@@ -105,7 +110,7 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
   records = recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
   for own in records:
     own['value'] = own['accuracy']
-    if own['accuracy'] >= TARGET:
+    if own['accuracy'] >= TARGET and mode != UNRELATED:
       own['subject_bits'] = own['bits_per_weight'] * own['dim']
       own['internal_bits'] = own['bits_per_weight'] * own['parameters'] - n * own['subject_bits']
   return records
@@ -177,10 +182,19 @@ def half_sizes(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
   return [curves.half_size(own['dim'], own[measured]) for _, own in groups(rows, 'seed')]
 
 
+def growth(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
+  """Of every seed d₅₀ of the most hops over that of one."""
+  if not len(rows):
+    return []
+  one, most = (half_sizes(select(rows, hops=k), measured) for k in (1, rows['hops'].max()))
+  return [a / b for a, b in zip(most, one, strict=True)]
+
+
 def expect(table):
   """d₅₀ of the most hops over that of one; whole chains; bits inside beside what is built; and chains of one hop more."""
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
+  unrelated = growth(select(rows, model=UNRELATED))
   for (mode, depth), own in groups(rows, 'model', 'depth'):
     n, most = int(own['subjects'].iloc[0]), own['hops'].max()
     name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
@@ -197,13 +211,12 @@ def expect(table):
           (mode, depth), {}
         )
         bounds = bounds if score != 'accuracy' or mode == 'direct' else {}
-        growth = [a / b for a, b in zip(size[most], size[1], strict=True)]
+        grown = growth(own, score)
+        beside: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
         yield from over_seeds(
-          f'{text}: d₅₀ of {most:.0f} hops / of one',
-          growth,
-          primary=bool(decides and bounds),
-          **bounds,
-        )
+          f'{text}: d₅₀ of {most:.0f} hops / of one', grown,
+          primary=bool(decides and bounds and np.isfinite(grown).all()), **bounds, **beside,
+        )  # fmt: skip
   built = select(table, kind='construction')
   known = rows[rows['internal_bits'].notna()]
   for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
@@ -280,7 +293,8 @@ STUDY = Study(
           ('N = 1,024, at once', 'N = 1,024, chain of thought')),
   ),
   terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
-  'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout.',
+  'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout. '
+  'One hop of R^k relations: bijections that have nothing to do with one another, as many as there are paths of k hops.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
