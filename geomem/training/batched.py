@@ -143,7 +143,7 @@ class Sweep:
 
   def state_of(self, states: State, i: int) -> State:
     """The state of task i, on this host, its parameters at their own size."""
-    state = jax.tree.map(lambda a: np.asarray(a[self.rows[i]]), hosts.to_host(states))
+    state = jax.tree.map(lambda a: np.asarray(a)[self.rows[i]], hosts.to_host(states))
     return state.replace(params=crop(state.params, self.tasks[i].config))
 
 
