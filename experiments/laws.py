@@ -148,7 +148,7 @@ def expect(table):
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
   changes = {cell: change(rows) for cell, rows in groups(select(table, model='trained'), *CELL)}
-  read = [cell for cell, of_S in changes.items() if np.nanmean(of_S or [np.nan]) <= SETTLED]
+  read = [cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= SETTLED]
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FEW:
     yield from _law(settled, decides=set(changes) >= CELLS)
