@@ -220,6 +220,20 @@ def timings() -> str:
   return render.table(rows, 'markdown')
 
 
+def published() -> str:
+  """What others published beside ours, each model a row."""
+  rows = []
+  for r in records.read(RESULTS / 'published.json').table.to_dict('records'):
+    every = r['parameters'] + r['tables']
+    rows.append({
+      'beside': r['measurement'], 'model': ('ours: ' if r['side'] == 'ours' else '') + r['model'], 'N': f'{r["subjects"]:,.0f}',
+      'R': f'{r["relations"]:.0f}', 'right': '' if pd.isna(r['accuracy']) else f'{r["accuracy"]:.3g}', 'parameters': f'{every:,.0f}',
+      'bits a parameter': f'{r["bits"] / every:.3g}', 'without tables': f'{r["bits"] / r["parameters"]:.3g}',
+      'CPU seconds': f'{r["cpu_seconds"]:.3g}',
+    })  # fmt: skip
+  return render.table(rows, 'markdown')
+
+
 def tested() -> str:
   """How many tests passed with which versions, by `experiments.matrix`."""
   table = records.read(RESULTS / MATRIX).table
@@ -315,6 +329,7 @@ def main(options: Options):
   splice(README, 'overview', overview('docs/'))
   splice(README, 'theorems', theorems())
   splice(README, 'timings', timings())
+  splice(README, 'published', published())
   splice(README, 'tested', tested())
   splice(MAP, 'sources', sources())
   splice(ACCELERATORS, 'compiled', compiled())

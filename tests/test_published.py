@@ -95,11 +95,12 @@ def test_both_programs_look_every_fact_up(write):
 
 
 def test_a_program_that_takes_too_long_is_not_tried_at_more_subjects(write, monkeypatch):
-  monkeypatch.setattr(published, 'MINUTE', 0)
-  path = write(tracr__rasp__rasp=INTERPRETER, tracr__compiler__compiling=COMPILER)
+  monkeypatch.setattr(published, 'MINUTE', 2)
+  slow = COMPILER.replace('params =', 'n = len(vocab)\n  while n > 8: n += 1\n  params =')
+  path = write(tracr__rasp__rasp=INTERPRETER, tracr__compiler__compiling=slow)
   rows = published.tracr(published.Preset(tracr=path, subjects=(5, 8), relations=3), seed=0)
   assert [(row['side'], row['subjects']) for row in rows] == [
-    ('theirs', 5), ('theirs', 5), ('ours', 5)
+    ('theirs', 5), ('theirs', 5), ('ours', 5), ('ours', 8)
   ]  # fmt: skip
 
 
