@@ -71,8 +71,8 @@ PRESETS = {
   ),
   'full': {
     f'N{subjects}R{relations}': Preset(
-      subjects=(subjects,), relations=relations, answer_dims=(8, 16, 24), steps=2000, projector_steps=300,
-      ranks=(2, 4, 6, 7, 8, 9, 10, 11, 12, 16, 20, 24), seeds=4,
+      subjects=(subjects,), relations=relations, answer_dims=(8, 16), steps=1000, projector_steps=200,
+      ranks=(2, 4, 6, 7, 8, 9, 10, 11, 12, 16, 20), seeds=3,
     )
     for subjects, relations in ((128, 2), (512, 2), (2048, 2), (512, 4))
   },

@@ -51,9 +51,9 @@ class Preset:
 
 
 SMALL, LARGE = sizes(128, 2, 32, 1000), sizes(512, 4, 128, 1000)
-DIMS = 16, 24, 32, 48, 64, 96, 128, 192
-WIDTHS = {'dim': DIMS, 'width': (16, 32, 64, 128, 256, 512)}
-DECAYS = 0.0, 0.03, 0.1, 0.3, 1.0, 2.0
+DIMS = 16, 32, 64, 96, 128, 192
+WIDTHS = {'dim': DIMS, 'width': (16, 64, 256, 512)}
+DECAYS = 0.0, 0.1, 0.3, 1.0, 2.0
 PRESETS = {
   'smoke': Preset(
     first=sizes(32, 2, 8, 60), maps=({'dim': (8, 16), 'width': (8, 16)},),
@@ -63,12 +63,12 @@ PRESETS = {
     'widths': Preset(first=LARGE, maps=(WIDTHS,), seeds=2),
     'decay': Preset(
       first=LARGE, seeds=2, maps=(
-        {'weight_decay': DECAYS, 'width': WIDTHS['width']}, {'weight_decay': DECAYS, 'subjects': (128, 256, 512, 1024)},
+        {'weight_decay': DECAYS, 'width': (16, 64, 256)}, {'weight_decay': (0.0, 0.3, 1.0), 'subjects': (128, 256, 512, 1024)},
       ),
     ),
     'sizes': Preset(
       first=LARGE | {'width': 256, 'batch': 256}, seeds=2, maps=(
-        {'dim': DIMS, 'subjects': (128, 256, 512, 1024)}, {'dim': DIMS, 'relations': (2, 4, 8)},
+        {'dim': DIMS, 'subjects': (128, 256, 512, 1024)}, {'dim': DIMS, 'relations': (2, 8)},
       ),
     ),
   },
