@@ -10,6 +10,7 @@ import pytest
 
 from experiments import dynamics, phases
 from experiments import from_constructed as experiment
+from experiments import transfer as transfer_study
 from experiments.harness import records, studies
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import select, values
@@ -197,3 +198,26 @@ def test_a_kind_trains_what_it_says(model, trained):
   free, _ = optimization.split(kind.recipe(), draw(kind.task(Facts.bijections(8, 2), 0).config, 0))
   mlp = {'in', 'in_bias', 'out', 'out_bias'} if model == 'trained' else set()
   assert {name.split('/')[-1] for name in free} == trained | mlp
+
+
+def test_parts_of_the_recipe_are_taken_away_one_by_one_or_together():
+  """A case says what it lacks; that without all that is not needed has a bound of its own, at every R."""
+  preset = transfer_study.Preset(
+    first=sizes(16, 2, 4, 10), changes={'noise': (0.0,), 'answer_dim': (None,)}, map_steps=1, seeds=2,
+    together=transfer_study.SIMPLER,
+  )  # fmt: skip
+  rows = [
+    {**dataclasses.asdict(kind), 'measurement': measurement, 'control': None, 'seed': seed, 'value': 0.9}
+    for kind in preset.kinds() for seed in (0, 1)
+    for measurement in ('accuracy', *transfer_study.ARMS, *transfer_study.TOGETHER)
+  ]  # fmt: skip
+  table = pd.DataFrame(rows)
+  texts = [text for _, _, text, _ in transfer_study.cases(table)]
+  assert texts == [
+    'N = 16, R = 2, d = 64, F = 64', 'N = 16, R = 2, but noise = 0', 'N = 16, R = 2, but answers of all dimensions',
+    'N = 16, R = 2, but noise = 0, unembedding trained',
+  ]  # fmt: skip
+  bound = {
+    f.what: f.at_least for f in transfer_study.STUDY.findings(table) if 'the least of' in f.what
+  }
+  assert list(bound.values()) == [None, None, None, 0.95]
