@@ -193,7 +193,7 @@ def plot(table):
   figure, (left, middle, right) = plotting.new(
     12, max(3.6, 0.8 + 0.24 * len(found)), 1, 3, width_ratios=(1.8, 1, 1)
   )
-  texts = []
+  texts, shown = [], 0
   for row, (case, differs, text, rows) in enumerate(found):
     texts.append(text)
     for i, (name, arm) in enumerate(ARMS.items()):
@@ -212,7 +212,8 @@ def plot(table):
     if not differs:
       some = rows[rows['measurement'].str.startswith('old_maps of ')]
       fitted = some['measurement'].str.split().str[-1].astype(float) * some['subjects']
-      plotting.spread(right, some.assign(fitted=fitted), 'fitted', row % 7, text)
+      plotting.spread(right, some.assign(fitted=fitted), 'fitted', shown, text)
+      shown += 1
   left.set_yticks(range(len(texts)), texts, fontsize=6)
   left.set_ylim(len(texts) - 0.4, -0.6)
   left.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
