@@ -60,7 +60,9 @@ class Preset:
 
 
 PRESETS = {
-  'smoke': Preset(subjects=16, hops=(1, 2), depths=(1,), sizes=3, steps=200, seeds=1, batch=16),
+  'smoke': Preset(
+    subjects=16, hops=(1, 2), depths=(1,), modes=('direct', 'chain'), sizes=3, steps=200, seeds=1, batch=16,
+  ),
   'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=4, seeds=2),
   'full': {
     f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=4000, sizes=6, seeds=4)

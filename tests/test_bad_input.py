@@ -247,7 +247,11 @@ OTHERS = [
   ('train', '--weight_decay=inf', '--weight_decay=inf: it must be a finite'),
   ('benchmark', '--redraw --scale=smoke', 'contradict'),
   ('transfer', '--redraw --part=units', '--part and --redraw contradict each other'),
-  ('transfer', '--scale=full --part=R3', '--part=R3: --scale=full has recipe, units, subjects'),
+  (
+    'transfer',
+    '--scale=full --part=R3',
+    '--part=R3: --scale=full has recipe, units, R2, R4, subjects',
+  ),
   ('train', '--subjects=4 --subjects=5', '--subjects=5: already defined as 4'),
   ('train', '--seeds=0', '0 is not a positive integer'),
   ('train', '--shard --seeds=2', '--shard trains one model, not a grid of 2'),

@@ -263,6 +263,20 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
     assert not keys[hops + 1 :].any() and not queries[:hops].any()
 
 
+def test_unrelated_relations_are_as_many_as_there_are_paths():
+  """The control of two hops at once: one hop of R² relations, whose facts are drawn apart."""
+  preset = multihop.Preset(subjects=8, relations=3, sizes=1, steps=1, batch=8, seeds=1)
+  asked = []
+
+  class Asked(Untrained):
+    def train_and_evaluate(self, recipe, tasks, function):
+      asked.extend((recipe.hops, task.facts.relations) for task in tasks)
+      return super().train_and_evaluate(recipe, tasks, function)
+
+  (record,) = multihop.trained(Asked(), preset, multihop.UNRELATED, 2, 1, [0])
+  assert asked == [(1, 9)] and (record['hops'], record['relations']) == (2, 3)
+
+
 def test_a_step_is_right_more_often_than_a_chain():
   n, r, k = 8, 2, 3
   recipe = Recipe(hops=k, chain_of_thought=True, loss='chain')
