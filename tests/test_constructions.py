@@ -137,7 +137,9 @@ def test_sizes_and_every_query(name, n, r, k):
     return
   jax.config.update('jax_disable_most_optimizations', not large)
   check = verify.certificate if large and n > 1000 else verify.exhaustive
-  for dtype in ('float32', 'bfloat16')[: 1 + ((n, r, k) in COMPILED)]:
+  # What is rounded to eight bits depends on N by the length of words alone: of half a million one construction is enough.
+  both = (n, r, k) in COMPILED and (not large or name == 'selector')
+  for dtype in ('float32', 'bfloat16')[: 1 + both]:
     if name == 'selector_multilevel' and dtype == 'bfloat16':
       built = build(name, n, r, k, bits=2)  # with more |v|² can be too long for it
     report = check(built, dtype)
