@@ -75,13 +75,13 @@ def test_a_rank_one_edit_is_that_of_the_formula():
   after = edits.by_mlp(config, moments, 0.0, 0.5, params, some)
   (hidden_F,), (change_D,) = map(np.asarray, edits._wanted(config, 0.5, params, some))
   size = np.trace(np.asarray(moments)) / len(moments)
-  c_F = np.linalg.solve(
-    np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments)), hidden_F
-  )
+  jittered_FxF = np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments))
   update = np.asarray(after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out'])
-  np.testing.assert_allclose(
-    update, np.outer(c_F, change_D) / (hidden_F @ c_F), rtol=2e-2, atol=1e-3 * abs(update).max()
-  )
+  # Where few queries fire a unit the solution is what rounding makes of it, and another library's is another's: what
+  # it solves is not.
+  unit = lambda a: a / np.linalg.norm(a)
+  moved = unit(jittered_FxF @ update)
+  np.testing.assert_allclose(moved, unit(np.outer(hidden_F, change_D)), atol=1e-4)
   assert np.linalg.matrix_rank(update, tol=1e-3 * np.linalg.norm(update)) == 1
   np.testing.assert_allclose(hidden_F @ update, change_D, rtol=1e-3, atol=1e-4)
   assert answered(config, after)[some.relation_E[0], some.subject_E[0]] == some.attribute_E[0]
