@@ -193,12 +193,9 @@ def _memory(memory):
       1 / WITHIN if claimed else None, WITHIN if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
   for (width,), rows in groups(memory, 'width'):
-    steps = sorted(rows['steps'].unique())[-2:]
-    if len(steps) == 2:
-      before, after = (half_counts(select(rows, steps=some)) for some in steps)
-      what = f'memory, d = {dim}, F = {width:.0f}: n₅₀ changes by, in the last doubling of steps'
-      found = [abs(b / a - 1) for a, b in zip(before, after, strict=True)]
-      yield from over_seeds(what, found, at_most=0.05, check=True)
+    found = curves.last_change(rows, 'steps', half_counts)
+    what = f'memory, d = {dim}, F = {width:.0f}: n₅₀ changes by, in the last doubling of steps'
+    yield from over_seeds(what, found, at_most=curves.SETTLED, check=True)
 
 
 def expect(table):

@@ -36,7 +36,6 @@ LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 FEW = 4  # sizes determine no law of four numbers
 PROVED = 10.0  # in AIC
 SAME = 1.5
-SETTLED = 0.05  # of d₅₀, by which twice the budget moves it
 OTHERS = {  # what d₅₀ might grow as
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
@@ -147,8 +146,13 @@ def expect(table):
   """The law of all curves with its rivals, sizes of one R·log₂N, what more training would change, and bits a parameter."""
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
-  changes = {cell: change(rows) for cell, rows in groups(select(table, model='trained'), *CELL)}
-  read = [cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= SETTLED]
+  changes = {
+    cell: curves.last_change(rows, 'passes', half_sizes)
+    for cell, rows in groups(select(table, model='trained'), *CELL)
+  }
+  read = [
+    cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= curves.SETTLED
+  ]
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FEW:
     yield from _law(settled, decides=set(changes) >= CELLS)
@@ -167,7 +171,7 @@ def expect(table):
       yield from over_seeds(what, [a / b for a, b in pairs], 1 / SAME, SAME, **controls)
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: d₅₀ changes by, in the last doubling of passes'
-    yield from over_seeds(what, of_S, at_most=SETTLED, check=True)
+    yield from over_seeds(what, of_S, at_most=curves.SETTLED, check=True)
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
       yield from over_seeds(
@@ -201,15 +205,6 @@ def _law(settled: pd.DataFrame, decides: bool):
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
     what = f'AIC of {name} for (log₂N)^q, more by, the least without one seed'
     yield from over_seeds(what, [min(worse)], PROVED)
-
-
-def change(rows: pd.DataFrame) -> list[float]:
-  """Of every seed by how much the last doubling of the budget moves d₅₀; empty where there was one budget."""
-  budgets = sorted(rows['passes'].unique())[-2:]
-  if len(budgets) < 2:
-    return []
-  before, after = (half_sizes(select(rows, passes=passes)) for passes in budgets)
-  return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
 
 
 def _of_all_seeds(

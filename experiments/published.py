@@ -102,8 +102,10 @@ def built_and_checked(build: Callable[[], Any], check: Callable[[Any], float]) -
   return model, {'accuracy': accuracy, **seconds, 'check_cpu_seconds': checked['cpu_seconds']}
 
 
-def bits(facts: Facts) -> float:
-  return facts.relations * facts.subjects * math.log2(facts.attributes)
+def sizes(facts: Facts) -> dict:
+  """N, R and the bits of the facts."""
+  n, r = facts.subjects, facts.relations
+  return {'subjects': n, 'relations': r, 'bits': r * n * math.log2(facts.attributes)}
 
 
 def ours(name: str, facts: Facts, **options) -> dict:
@@ -113,8 +115,7 @@ def ours(name: str, facts: Facts, **options) -> dict:
   counts = {'parameters': 0, 'tables': 0}
   for path, weights in jax.tree_util.tree_leaves_with_path(built.params):
     counts['tables' if path[-1].key in TABLES else 'parameters'] += np.size(weights)
-  sizes = {'subjects': facts.subjects, 'relations': facts.relations, 'bits': bits(facts)}
-  return {'side': 'ours', 'model': name, **sizes, **counts, **found}
+  return {'side': 'ours', 'model': name, **sizes(facts), **counts, **found}
 
 
 def smallest(works: Callable[[int], bool], low: int = 1, precision: float = 0.05) -> int:
@@ -167,7 +168,7 @@ def tracr(preset: 'Preset', seed: int) -> Iterator[dict]:
 
 
 def compiled(compiling, program, facts: Facts, commit: str) -> dict:
-  """The program as Tracr's transformer, asked for every fact."""
+  """The program as Tracr's transformer, asked for some of the facts."""
   vocabulary = set(range(facts.subjects + facts.relations))
 
   def right(model) -> float:
@@ -182,8 +183,7 @@ def compiled(compiling, program, facts: Facts, commit: str) -> dict:
   for name, part in model.params.items():
     kind = 'tables' if name.endswith('_embed') else 'parameters'
     counts[kind] += sum(np.size(weights) for weights in part.values())
-  sizes = {'subjects': facts.subjects, 'relations': facts.relations, 'bits': bits(facts)}
-  return {'side': 'theirs', **sizes, **counts, **found, 'commit': commit}
+  return {'side': 'theirs', **sizes(facts), **counts, **found, 'commit': commit}
 
 
 def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
@@ -192,7 +192,7 @@ def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
   run = take('hebbian.expts.mlp_capacity.helpers').run_mlp_experiment
   dtype, d, n = take('torch').float64, preset.dim, preset.facts
   facts = Facts.bijections(n, 1, seed)
-  tell = {'subjects': n, 'relations': 1, 'dim': d, 'bits': bits(facts)}
+  tell = {**sizes(facts), 'dim': d}
   for name, options in HEBBIAN.items():
     spec = {'mlp_method': 'hebbian', 'mlp_dtype': dtype, 'mlp_method_kwargs': options}
     build = functools.partial(

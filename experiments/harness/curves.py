@@ -17,6 +17,7 @@ SIZES: dict[str, Callable] = {  # what the subjects count for, to the power of a
   'power': np.asarray,
 }
 STARTS = 8
+SETTLED = 0.05  # of what is read, by which twice the budget may move it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,15 @@ def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
   options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
   found = scipy.optimize.minimize(loss, x, method='Nelder-Mead', options=options)
   return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
+
+
+def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
+  """Of every seed by how much the last doubling of a budget, a column, moves what is read; empty where there was one."""
+  budgets = sorted(rows[budget].unique())[-2:]
+  if len(budgets) < 2:
+    return []
+  before, after = (read(rows[rows[budget] == one]) for one in budgets)
+  return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
 
 
 def half_size(dims, accuracy) -> float:
