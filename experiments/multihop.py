@@ -262,7 +262,7 @@ def _plot_halves(ax, table):
     score = 'each_step' if mode == 'chain' else 'accuracy'
     sizes = [(hops, half) for hops, some in own.groupby('hops') for half in half_sizes(some, score)]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
-    label = f'{NAMES[mode]}, depth {depth:.0f}' if mode == 'direct' else f'{NAMES[mode]}, a step'
+    label = NAMES[mode] + (', a step' if mode == 'chain' else f', depth {depth:.0f}')
     if len(drawn):
       plotting.spread(ax, drawn, 'hops', i, label)
   ax.set(
