@@ -301,17 +301,23 @@ def draw(stem: str):
 
 
 def commit_records(name: str, folder: Path):
-  """A run's records into docs/results, with the device and the versions; of constructions, which are the same
-  everywhere, without the seconds that they took."""
+  """Copy a run's records into docs/results, with the device and the versions, and without timings.
+
+  Parts of the preset that this run lacks are kept from the committed records.
+  """
   found = records.read(folder)
   if (scale := found.about['scale']) == 'smoke':
     raise InputError(
       f'{folder}: a run of --scale=smoke, whose numbers are no evidence; take a larger one'
     )
+  path = RESULTS / f'{name}{FULL * (scale == "full")}.json'
+  if (parts := records.split(found)) and path.exists():
+    parts = records.split(records.read(path)) | parts
+    order = [part for part in studies.load(name).parts(scale) if part in parts]
+    found = records.merge(found.about, {part: parts[part] for part in order})
   table = found.table.drop(columns=[c for c in found.table.columns if c.endswith('_seconds')])
   about = {key: value for key, value in found.about.items() if key != 'code'}
-  stem = name + FULL * (scale == 'full')
-  records.write(RESULTS / f'{stem}.json', Records(about, table), digits=6)
+  records.write(path, Records(about, table), digits=6)
 
 
 def main(options: Options):

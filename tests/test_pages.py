@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from experiments import pages
@@ -86,6 +87,29 @@ def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
   records.write(run, Records({**about, 'scale': 'smoke'}, table))
   with pytest.raises(InputError, match='no evidence'):
     pages.commit_records('laws', run.parent)
+
+
+def test_parts_that_are_run_one_by_one_are_committed_together(tmp_path, monkeypatch):
+  monkeypatch.setattr(pages, 'RESULTS', tmp_path / 'results')
+  part = lambda value: Records(
+    {'command': 'x'}, pd.DataFrame({'value': [value] * 3, 'seed': range(3)})
+  )
+
+  def commit(**parts):
+    about = {'command': 'y', 'scale': 'full', 'device': 'an abacus', 'versions': {}}
+    merged = records.merge(about, {name: part(value) for name, value in parts.items()})
+    records.write(tmp_path / 'run' / records.FILE, merged)
+    pages.commit_records('phases', tmp_path / 'run')
+    kept = records.split(records.read(tmp_path / 'results' / 'phases_full.json'))
+    return {name: own.table['value'].tolist() for name, own in kept.items()}
+
+  assert commit(sizes=1) == {'sizes': [1, 1, 1]}
+  assert list(commit(decay=3, widths=2)) == [
+    'widths',
+    'decay',
+    'sizes',
+  ]  # in the order of the preset
+  assert commit(sizes=4) == {'widths': [2] * 3, 'decay': [3] * 3, 'sizes': [4] * 3}
 
 
 def test_what_the_page_of_the_language_model_quotes_is_in_the_records():

@@ -26,6 +26,22 @@ class Records:
   table: pd.DataFrame
 
 
+def merge(about: dict, parts: dict[str, Records]) -> Records:
+  """The tables of all parts, one below another; `about` says of each what it was measured with and how many rows it has."""
+  described = {name: {**part.about, 'rows': len(part.table)} for name, part in parts.items()}
+  table = pd.concat([part.table for part in parts.values()], ignore_index=True)
+  return Records({**about, 'parts': described}, table)
+
+
+def split(records: Records) -> dict[str, Records]:
+  """The parts that `merge` put together."""
+  parts, first = {}, 0
+  for name, about in records.about.get('parts', {}).items():
+    own = records.table.iloc[first : (first := first + about['rows'])]
+    parts[name] = Records({key: value for key, value in about.items() if key != 'rows'}, own)
+  return parts
+
+
 def write_text(path: Path, text: str):
   """Write a whole file or none of it."""
   path = Path(path)

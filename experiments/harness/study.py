@@ -181,10 +181,8 @@ class Study:
     first = next(iter(done.values())).about
     about = {
       'command': shlex.join(self.command(scale)), 'scale': scale, 'device': first['device'], 'versions': first['versions'],
-      'parts': {name: part.about for name, part in done.items()},
     }  # fmt: skip
-    tables = [part.table for part in done.values()]
-    merged = Records(about, pd.concat(tables, ignore_index=True))
+    merged = records.merge(about, done)
     records.write(folder / records.FILE, merged)
     return merged
 
