@@ -1,13 +1,15 @@
 """The baseline that the paper argues against: associative memories (Nichani et al., 2025).
 
-Subjects, relations and answers have fixed random embeddings of unit norm, which say nothing about
-the facts: those are in the weights, as pairs of an input and an output embedding. Not exact.
+Subjects and answers (in `mlp` also relations) have fixed random unit-norm embeddings that carry no
+information about the facts. The weights store each fact as an association between an input and an
+output embedding. Neither memory is exact.
 
-`attention`: head r holds g_r in its D×D matrix, R·D² numbers, by default D² = 5·N·ln N.
-`mlp`: F random ReLU features of the pair (s, r), solved towards the answers, F·d = 6·N·R·ln N.
+`attention`: head r stores g_r in its D×D matrix, R·D² numbers in all; by default D² = 5·N·ln A.
+`mlp`: a ridge regression from F random ReLU features of the pair (s, r) to the answers' embeddings;
+by default F·d = 6·N·R·ln A.
 
-Accuracy against size: docs/results/approximate.json, by experiments.approximate. Both are solved in
-closed form. Trained by gradient descent they are smaller: Nichani et al. fit
+Accuracy against size is in docs/results/approximate.json, written by experiments.approximate. Both
+memories are solved in closed form. Trained by gradient descent they are smaller: Nichani et al. fit
 d² = 1.3·N·ln N and, for N facts in all, F·d = 0.35·N·ln N.
 """
 
@@ -23,21 +25,21 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
-RIDGE_DUAL = 1e-3  # of the mean eigenvalue: nothing is lost, and nothing too large for bfloat16
+RIDGE_DUAL = 1e-3  # relative to the mean eigenvalue: costs no accuracy, keeps weights small enough for bfloat16
 RIDGE_FEATURES = 1e-4
 WIDTH_PER_DIM = 8
-GAIN = 128  # the answer as the MLP writes it, over the unit norms that it is written upon
-MAX_WIDTH = 2**15  # its normal equations take 8·F² bytes
-BLOCK = 4096  # facts whose features are in memory at a time
+GAIN = 128  # scale of the MLP's output, against the unit-norm embeddings that it is added to
+MAX_WIDTH = 2**15  # the normal equations take 8·F² bytes
+BLOCK = 4096  # facts whose features are held in memory at a time
 
 
 def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
-  """W_r = Σ_s ẽ_s ũ_{g_r(s)}ᵀ in head r, outer products of dual vectors: least squares on the logits.
+  """Head r holds W_r = Σ_s ẽ_s ũ_{g_r(s)}ᵀ, outer products of dual vectors: least squares on the logits.
 
-  d = D + ⌈log₂R⌉ + 2. A head not asked for attends to the relation token, whose embedding slot is
-  empty. On random bijections accuracy .99 takes D² = 3.6 to 4.0·N·ln N for N = 64 … 1024 and any R;
-  the Hebbian sum Σ e_s u_{g_r(s)}ᵀ takes 5.4 to 9. On average the default has .997
-  or more, N = 2 … 1024.
+  d = D + ⌈log₂R⌉ + 2. The head of the queried relation attends to the subject and writes e_s W_r; the
+  others attend to the relation token, whose `embedding` slot is empty. On random bijections an
+  accuracy of .99 takes D² = 3.6 to 4.0·N·ln N for N = 64 … 1024 and any R; the Hebbian sum
+  Σ e_s u_{g_r(s)}ᵀ takes 5.4 to 9. The default has a mean accuracy of .997 or more for N = 2 … 1024.
   """
   R, A, rho = facts.relations, facts.attributes, codes.Sign(facts.relations)
   flags = Layout.of(Slot('relation', (), rho, RELATION), Slot('is_subject'), Slot('is_relation'))
@@ -66,7 +68,7 @@ def attention(facts: Facts, dim: int | None = None, seed: int = 0) -> Constructi
 
 
 def _attention_size(facts: Facts) -> int:
-  """D² = 5·N·ln A, or what a relation with few answers takes: D = 5·N·ln A / their number, at most N."""
+  """D = √(5·N·ln A), or more if a relation has few distinct answers: 5·N·ln A / their number, at most N."""
   need = 5 * facts.subjects * math.log(facts.attributes)
   fewest = min(len(np.unique(answers_N)) for answers_N in facts.answers_RxN)
   return math.ceil(max(math.sqrt(need), min(facts.subjects, need / fewest)))
@@ -75,11 +77,11 @@ def _attention_size(facts: Facts) -> int:
 def mlp(
   facts: Facts, dim: int | None = None, width: int | None = None, seed: int = 0
 ) -> Construction:
-  """x = (e_r − e_s) / 2 after attention; MLP: x + V ReLU(Wᵀx), W random, V a ridge regression.
+  """Attention leaves x = (e_r − e_s) / 2; the MLP adds V ReLU(Wᵀx), W random, V a ridge regression.
 
-  The whole residual is one space of random vectors. With F = 8d, on random bijections, accuracy .99
-  takes F·d = 2.4 to 5.0·N·R·ln N for N = 64 … 1024, R = 1 … 8, growing with both. The default has
-  .996 or more there and below, and .96 at N = 256, R = 32.
+  The whole residual stream is one space of random vectors. On random bijections, with F = 8d, an
+  accuracy of .99 takes F·d = 2.4 to 5.0·N·R·ln N for N = 64 … 1024, R = 1 … 8, growing with both. The
+  default has .996 or more at these and smaller sizes, and .96 at N = 256, R = 32.
   """
   dim, width = _mlp_sizes(facts, dim, width)
   layout = Layout.of(Slot('embedding', (('direction', dim),)))
@@ -92,7 +94,7 @@ def mlp(
   )
   params['embed']['subjects'][:] = e_NxD
   params['embed']['relations'][:] = e_RxD
-  # Both tokens are averaged; less that mean the relation is (e_r − e_s) / 2, both of equal weight.
+  # Attention averages both tokens; e_r minus that mean is (e_r − e_s) / 2, both with equal weight.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(own, own, times=-1))
   w_DxF = math.sqrt(2) * rng.standard_normal((dim, width), np.float32)
   params['blocks_0']['mlp']['in'][:] = w_DxF
@@ -102,7 +104,7 @@ def mlp(
 
 
 def _mlp_sizes(facts: Facts, dim: int | None, width: int | None) -> tuple[int, int]:
-  """d and F with F·min(d, A) ≥ 6·N·R·ln A; where neither is given F ≈ 8d."""
+  """d and F. If not given, F has F·min(d, A) ≥ 6·N·R·ln A and d has F·d ≥ 6·N·R·ln A; with neither, F ≈ 8d."""
   A = facts.attributes
   need = 6 * facts.subjects * facts.relations * math.log(A)
   if width is not None and width < 1:
@@ -129,14 +131,14 @@ def _unit_vectors(rng, count: int, dim: int) -> np.ndarray:
 
 
 def _dual(rows_NxD: np.ndarray) -> np.ndarray:
-  """x̃ = (Σ x xᵀ + λ)⁻¹ x: ⟨x̃_i, x_j⟩ is as near to [i = j] as D dimensions allow."""
+  """Dual vectors x̃ = (Σ x xᵀ + λ)⁻¹ x: ⟨x̃_i, x_j⟩ is as close to [i = j] as D dimensions allow."""
   x = rows_NxD.astype(np.float64)
   ridge = RIDGE_DUAL * x.shape[0] / x.shape[1] * np.eye(x.shape[1])
   return np.linalg.solve(x.T @ x + ridge, x.T).T
 
 
 def _solve(facts: Facts, e_NxD, e_RxD, u_AxD, w_DxF) -> np.ndarray:
-  """V = gain · (ΦᵀΦ + λ)⁻¹ Φᵀ U over the N·R facts; the gain undoes the shrinkage, about F / N·R."""
+  """V = gain · (ΦᵀΦ + λ)⁻¹ Φᵀ U over the N·R facts; the gain undoes the shrinkage, about F / (N·R)."""
   (dim, width), facts_count = w_DxF.shape, facts.answers_RxN.size
   e_NxD, e_RxD, u_AxD, w_DxF = (a.astype(np.float64) for a in (e_NxD, e_RxD, u_AxD, w_DxF))
   gram, target = np.zeros((width, width)), np.zeros((width, dim))

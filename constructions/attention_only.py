@@ -1,9 +1,11 @@
-"""One hop without an MLP: a head a relation (Theorem 4.1, second half).
+"""One hop without an MLP: one attention head per relation (Theorem 4.1, second half).
 
-H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Head r scores the subject β(⟨ρ_r, ρ_query⟩ −
-(⌈log₂R⌉ − 1)), which is positive for the queried relation alone, and the relation token 0, whose
-value is zero: a head not asked for attends there. The value is block r, written into block 0, which
-a relation token has empty. Margin 2.
+H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Block r of the subject's embedding holds the sign code
+of g_r(s); the relation token carries the sign code ρ_query, and its blocks are empty. At this token,
+head r scores the subject β(⟨ρ_r, ρ_query⟩ − (⌈log₂R⌉ − 1)), which is positive for the queried
+relation only, and scores the relation token itself 0. So the head of the queried relation attends to
+the subject and copies its block r into block 0; every other head attends to the relation token and
+copies nothing. The unembedding reads the answer's word from block 0. Margin 2.
 """
 
 from constructions import parts
@@ -15,7 +17,7 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def attention_only(facts: Facts) -> Construction:
-  """One head a relation, no MLP: d = R·m + ⌈log₂R⌉ + 2, margin 2."""
+  """One head per relation, no MLP: d = R·m + ⌈log₂R⌉ + 2, margin 2."""
   R, code, rho = facts.relations, codes.Sign(facts.attributes), codes.Sign(facts.relations)
   layout = Layout.of(
     Slot('blocks', ((RELATION, R),), code),

@@ -1,16 +1,19 @@
-"""Words of a code with distance: superposed in random subspaces, or side by side against noise (ours).
+"""Words of an error-correcting code: superposed in random subspaces, or in separate blocks against noise (ours).
 
-Both are the matched filter of `superposition`, F = 2R·m and d = D + R + m, with words of a random linear
-code of m signs, the one of 64 draws whose words differ most.
+Both use the layout and the matched filter of `superposition`, F = 2R·m and d = D + R + m, but write
+attributes as words of a random linear code of m signs.
 
 `superposition_coded`: e_s = Σ_r A_r c_{g_r(s)}, A_r independent with random orthonormal columns,
-m = 4⌈log₂A⌉. With A_h words at distance h of any one, all N·R queries are right with probability
-1 − ε or more if N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε, so if D ≥ (2(R−1)/κ)·ln(N·A·R/ε), κm the least distance.
-Directions are drawn until every query is right, as far as there are few enough to check (in float32, by NumPy).
+m = 4⌈log₂A⌉; the code is the one of up to 64 draws with the largest minimum distance. Let A_h be the
+number of words at distance h from any given word. All N·R queries are right with probability 1 − ε or
+more if N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε, hence if D ≥ (2(R−1)/κ)·ln(N·A·R/ε), where κm is the
+minimum distance. Directions are redrawn until every query is right (checked in float32, by NumPy),
+unless there are too many logits to check or `dim` is given.
 
-`selector_coded`: D = R·m, a block a relation, m = ⌈(⌈log₂A⌉ − 1 + log₂(1/ε))/R₀⌉ for R₀ = 1 − log₂(1 + exp(−1/2σ²)).
-Exact, by a margin of twice the code's distance; and with Gaussian noise of σ times their root mean square
-on all coordinates of the memory a query is wrong with probability ε at most: its gates are wide enough for the noise.
+`selector_coded`: D = R·m, one block per relation, m = ⌈(⌈log₂A⌉ − 1 + log₂(1/ε))/R₀⌉ for
+R₀ = 1 − log₂(1 + exp(−1/2σ²)). Without noise it is exact, with a margin of twice the code's minimum
+distance. With Gaussian noise of σ times the coordinates' root mean square on every coordinate of the
+memory, a query is wrong with probability at most ε: the gates are wide enough for the noise.
 """
 
 import bisect
@@ -25,26 +28,26 @@ from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facts import Facts
 
-# ε: the default size may fail with this probability, and then directions are drawn anew.
+# ε: at the default size a draw of directions fails with at most this probability; it is then redrawn.
 FAILURE = 0.25
-MAX_LOGITS = 2**31  # that are checked when directions are drawn
-MAX_SEARCHED = 2**24  # that are checked in each of the draws of a search
-DRAWS = 16  # of directions at one size, before the next size is tried, or before it is given up
+MAX_LOGITS = 2**31  # with more logits than this, directions are drawn once and not checked
+MAX_SEARCHED = 2**24  # most logits for `search`, as each of its draws is checked
+DRAWS = 16  # of directions at one size, before another size is tried or the build fails
 
 
 def superposition_coded(
   facts: Facts, dim: int | None = None, seed: int = 0, search: bool = False
 ) -> Construction:
-  """Total residual width `dim`, by default what the theorem asks for, ε = ¼.
+  """`dim`: the total residual width, by default the one that the theorem requires at ε = ¼.
 
-  `search`: the smallest one at which one of 16 draws of directions has every query right, by bisection
-  from there. This is a search over seeds: a single draw needs more dimensions.
+  `search`: bisect from there for the smallest width at which one of 16 draws of directions answers
+  every query correctly. This is a search over seeds: a single draw needs more dimensions.
   """
   R, code = facts.relations, coded(facts)
   memory = memory_dim(code, facts.subjects, R)
   if search:
     if dim is not None or facts.answers_RxN.size * facts.attributes > MAX_SEARCHED:
-      raise InputError(f'search takes no dim, and at most {MAX_SEARCHED:,} logits of all queries')
+      raise InputError(f'search takes no dim, and at most {MAX_SEARCHED:,} logits in all')
     memory = _smallest(facts, code, memory, seed)
   layout, hidden = superposition.layouts('superposition_coded', R, code, memory, dim)
   memory = layout['memory'].stop
@@ -59,7 +62,7 @@ def superposition_coded(
       return random_subspaces(memory, R, code.width, seed)
     if (checked := _draw(facts, code, memory, seed)) is None:
       raise InputError(
-        f'superposition_coded: {DRAWS} draws of directions have a query wrong; another seed may do'
+        f'superposition_coded: each of {DRAWS} draws of directions gets a query wrong; try another seed'
       )
     return checked
 
@@ -67,7 +70,7 @@ def superposition_coded(
 
 
 def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Construction:
-  """σ = `noise` and ε = `error`: how long the words are. Margin: twice their distance."""
+  """σ = `noise` and ε = `error` determine the word length m. Margin: twice the minimum distance."""
   if not (0 < noise < math.inf and 0 < error < 0.5):
     raise InputError(f'noise is {noise}, error {error}; give noise > 0 and an error in 0 … ½')
   code = noise_code(facts.attributes, noise, error)
@@ -81,7 +84,7 @@ def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Con
 
 
 def coded(facts: Facts) -> codes.Linear:
-  """The code of the superposition."""
+  """The code of `superposition_coded`."""
   return codes.best_linear(facts.attributes, 4 * max(1, codes.log2_ceil(facts.attributes)))
 
 
@@ -102,7 +105,7 @@ def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float
 
 
 def noise_code(count: int, noise: float, error: float) -> codes.Linear:
-  """Words of the length of the theorem, of the first seed with Σ_h A_h·Q(√h/σ) ≤ ε, if 10⁴ have one."""
+  """The first of 10⁴ random codes of the theorem's length with Σ_h A_h·Q(√h/σ) ≤ ε."""
   rate = 1 - math.log2(1 + math.exp(-1 / (2 * noise**2)))
   length = math.ceil((codes.log2_ceil(count) - 1 - math.log2(error)) / rate)
   for seed in range(10**4):
@@ -113,12 +116,12 @@ def noise_code(count: int, noise: float, error: float) -> codes.Linear:
 
 
 def _confused(code: codes.Linear, noise: float) -> float:
-  """Σ_h A_h·Q(√h/σ): at least how likely another word is nearer."""
+  """Σ_h A_h·Q(√h/σ), a union bound on the probability that noise brings another word nearer."""
   return float(code.weights @ [_tail(math.sqrt(h), noise) for h in range(code.length + 1)])
 
 
 def _noise_gate(code: codes.Linear, relations: int, noise: float, error: float) -> float:
-  """The least G = 2^j at which closed gates open with probability ε − Σ_h A_h·Q(√h/σ) at most."""
+  """The least G = 2^j at which any closed gate opens with probability at most ε − Σ_h A_h·Q(√h/σ)."""
   gate, left, units = 2.0, error - _confused(code, noise), 2 * (relations - 1) * code.width
   while units * _tail(gate - 1, noise) > left:
     gate *= 2
@@ -131,16 +134,16 @@ def _tail(distance: float, noise: float) -> float:
 
 
 def random_subspaces(dim: int, relations: int, width: int, seed: int) -> np.ndarray:
-  """A_1 … A_R side by side: independent, the columns of each orthonormal, its subspace uniform."""
+  """A_1 … A_R side by side: independent, each with orthonormal columns that span a uniform subspace."""
   rng = np.random.default_rng(seed)
   drawn = [np.linalg.qr(rng.standard_normal((dim, width))) for _ in range(relations)]
-  # Uniform, whatever signs the solver prefers.
+  # The signs make it uniform, whatever signs the QR solver prefers.
   uniform = [q * np.sign(np.diag(r)) for q, r in drawn]
   return np.concatenate(uniform, axis=1).astype(np.float32)
 
 
 def all_right(facts: Facts, code: codes.Code, directions_DxRM: np.ndarray) -> bool:
-  """Whether the matched filter answers every query, by more than rounding can take."""
+  """Whether the matched filter answers every query correctly, with a margin above rounding errors."""
   words_AxM, (R, N) = code.words(), facts.answers_RxN.shape
   own_RxDxM = directions_DxRM.reshape(len(directions_DxRM), R, -1).swapaxes(0, 1)
   e_NxD = sum(words_AxM[a_N] @ own.T for a_N, own in zip(facts.answers_RxN, own_RxDxM, strict=True))
@@ -158,7 +161,7 @@ def all_right(facts: Facts, code: codes.Code, directions_DxRM: np.ndarray) -> bo
 
 
 def _draw(facts: Facts, code: codes.Linear, memory: int, seed: int) -> np.ndarray | None:
-  """Directions by which every query is right, of the first seed after `seed` that has them, if one of 16 does."""
+  """The first of 16 draws of directions, from `seed` on, that answers every query correctly; or None."""
   for draw in range(DRAWS):
     directions = random_subspaces(memory, facts.relations, code.width, seed + draw)
     if all_right(facts, code, directions):

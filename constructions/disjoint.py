@@ -1,9 +1,11 @@
-"""One hop, every relation with D answers of its own: no MLP at all (Appendix F).
+"""One hop where every relation has D answers of its own: no MLP at all (Appendix F).
 
 d = R·⌈log₂D⌉ + ⌈log₂R⌉ and F = 0, against the O(N·R) MLP or attention parameters of Nichani et
-al. (2025). Block r of the subject holds the code of its answer within relation r, the relation
-carries ρ_r, attention adds the two up, and the unembedding does the rest:
-logit of answer (r, j) = ⟨c_j, block r⟩ + ⟨ρ_r, ρ_query⟩. Margin 2.
+al. (2025). Block r of the subject's embedding holds the sign code c_j of its answer, the j-th of
+relation r; the relation's embedding holds the sign code ρ_query. Attention adds the subject's blocks
+to the relation token, and the unembedding selects: the row of answer (r, j) has c_j in block r and
+ρ_r in the relation slot, so its logit is ⟨c_j, block r⟩ + ⟨ρ_r, ρ_query⟩. A wrong answer of the same
+relation loses at least 2 in the first term, an answer of another relation in the second. Margin 2.
 """
 
 import numpy as np
@@ -27,7 +29,7 @@ def disjoint(facts: Facts) -> Construction:
   encode_index = parts.encoder(layout, 'blocks', code)
   encode = lambda answers_RxN: encode_index(index_A[answers_RxN])
   built.params['embed']['relations'][:, layout['relation']] = rho.words()
-  # Both tokens are averaged, and a relation's blocks are empty: twice the mean is the subject.
+  # Attention averages both tokens; a relation's blocks are empty, so twice the mean is the subject's.
   blocks = layout['blocks']
   parts.write_ov(built.params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
   choices = tuple(np.flatnonzero(relation_A == r) for r in range(R))

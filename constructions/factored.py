@@ -1,12 +1,19 @@
-"""k hops, facts in the MLP, j hops per layer: subject detectors, then AND-units (ours).
+"""k hops with the facts in the MLP, j hops per layer: subject detectors, then AND-units (ours).
 
-depth ⌈k/j⌉, d = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR). First hidden layer:
-detectors ReLU(⟨c_s, state⟩ − (m−1)), one per subject, beside a copy of the j fetched one-hots.
-Second: AND-units ReLU(Σ_s b_i(answer of s on path w)·detector_s + Σ_h fetched_h(w_h) − j), one for
-bit i of every path w, beside the old bits and the one-hots, to be taken away again. Margin 2.
+depth ⌈k/j⌉, d = 2m + R + jR + ⌈log₂(k+1)⌉ + 1, F = (N + jR, R^j·m + m + jR). The slot `state` holds
+the sign code of the current subject, which the first layer copies from the subject token. In each
+layer, j heads copy the one-hot codes of the next j relations into `fetched`.
 
-j = 1 is width N + R where a unit per fact takes N·R; j = k is depth 1 with all answers in the MLP. A
-last layer with fewer hops left is built for just those.
+First hidden layer: one detector per subject, ReLU(⟨c_s, state⟩ − (m−1)), which is 1 for the current
+subject and 0 for all others; and a copy of the j one-hots. Second hidden layer: for bit i of every
+path w, an AND-unit ReLU(Σ_s b_i(answer of s on path w)·detector_s + Σ_h fetched_h(w_h) − j), which is
+1 if w is the queried path and the answer's bit is 1, and 0 otherwise; and copies of the old state's
+bits and of the one-hots. The output layer adds 2·(new bits) − 2·(old bits) to the state, which turns
+it into the answer's word, and subtracts the one-hots from `fetched`. The unembedding reads the state.
+Margin 2.
+
+With j = 1 the width is N + R where a unit per fact takes N·R; with j = k the depth is 1 and all
+answers are in the MLP. If fewer hops are left for the last layer, it is built for just those.
 """
 
 import numpy as np
@@ -64,7 +71,7 @@ def factored(facts: Facts, hops: int, hops_per_layer: int = 1) -> Construction:
 
 
 def _hidden(N: int, R: int, span: int) -> tuple[Layout, Layout]:
-  """The units of both hidden layers when `span` hops are taken at once."""
+  """The units of both hidden layers of a block that takes `span` hops."""
   bits, relations = codes.Bits(N), Slot('relations', (('hop', span),), codes.OneHot(R), RELATION)
   return (
     Layout.of(Slot('detector', (), codes.OneHot(N), SUBJECT), relations),
@@ -80,7 +87,7 @@ def _fill_mlp(mlp: dict, facts: Facts, layout: Layout, hidden, span: int):
   mlp['in'][layout['state'], first['detector']] = c.words().T
   mlp['in_bias'][first['detector']] = -(m - 1)
   mlp['in'][fetched, first['relations']] = np.eye(span * R)
-  # Row s, path w: the bits of the answer. With its j flags an AND-unit reaches j + 1, else at most j.
+  # Row s, path w: the bits of the answer. An AND-unit sums to j + 1 with its j flags, else at most to j.
   answers_NxW = queries.tree(facts.answers_RxN, span).T
   mlp['middle'][first['detector'], second['path']] = bits[answers_NxW].reshape(len(bits), -1)
   paths = queries.every_path(R, span)
@@ -91,7 +98,7 @@ def _fill_mlp(mlp: dict, facts: Facts, layout: Layout, hidden, span: int):
   mlp['middle_bias'][second['path']] = -span
   mlp['middle'][first['detector'], second['old']] = bits
   mlp['middle'][first['relations'], second['relations']] = np.eye(span * R)
-  # state ← state + 2·(new bits) − 2·(old bits), which are signs again; the fetched flags go.
+  # state ← state + 2·(new bits) − 2·(old bits), which is a sign code again; `fetched` is cleared.
   mlp['out'][second['path'], layout['state']] = 2 * parts.sum_of_blocks(R**span, m)
   mlp['out'][second['old'], layout['state']] = -2 * np.eye(m)
   mlp['out'][second['relations'], fetched] = -np.eye(span * R)

@@ -1,15 +1,19 @@
 """k hops with t thoughts, 0 ≤ t < k: between Theorems 4.3 and 4.4 (ours).
 
-The k hops are cut into t + 1 segments of j = ⌈k/(t+1)⌉ hops, then of j − 1 where t + 1 does not divide k;
-a subject is said after each. One layer of j + 1 heads, and with δ = 1 where t + 1 does not divide k, else 0,
+The k hops are cut into t + 1 segments of j = ⌈k/(t+1)⌉ hops, the later ones of j − 1 if t + 1 does not
+divide k; the model emits the subject that each segment leads to. One layer of j + 1 heads. With δ = 1
+if t + 1 does not divide k, else 0,
 
   d = (R^j + δ·R^{j−1})·m + R + (j+2)·⌈log₂(k+t+1)⌉,  F = (R^j + δ·R^{j−1})·m.
 
-A subject's embedding holds all its answers over j hops, and over j − 1. At position k + i one head
-brings the current subject (position 0 at first; afterwards it is in place, and the head looks at a
-relation, whose tree is empty), the others the segment's relations, each of which closes the branches that the
-path leaves. The position itself lays −1 on the tree of the length that is not asked for. The rest is
-`precomputed_depth1`. Margin 2 a step.
+A subject's embedding holds a tree of all its answers over j hops (slot `long`) and, if δ = 1, one
+over j − 1 hops (`short`). Position k + i handles segment i. One head brings the trees of the
+current subject: from position 0 for i = 0; afterwards the token itself is that subject, and the
+head attends to a relation, whose trees are empty. The other heads attend to the segment's
+relations, and each closes (with −1) the branches that take another relation at its hop. The
+position's own embedding closes the tree of the other length. The rest is as in
+`precomputed_depth1`: ReLU keeps the bits of the one open branch, and the MLP writes its word over
+branch 0 of the long tree, where the unembedding reads it. Margin 2 per step.
 """
 
 import numpy as np
@@ -24,7 +28,7 @@ from geomem.layout import BRANCH, POSITION, RELATION, Layout, Slot
 
 
 def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Construction:
-  """t = `thoughts`, by default ⌊k/2⌋. Margin 2 a step."""
+  """t = `thoughts`, by default ⌊k/2⌋. Margin 2 per step."""
   check_closed(facts, hops)
   t = hops // 2 if thoughts is None else thoughts
   if not 0 <= t < hops:
@@ -55,7 +59,7 @@ def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Constr
     here = positions[hops + i]
     here[layout['subject_at']] = pi.words()[min(i, 1)]
     for hop in range(longest):
-      # A head without a relation to close by looks at the subject, which has none.
+      # A head without a relation to fetch attends to the subject, whose relation slot is empty.
       at = start + 1 + hop if hop < stop - start else 0
       here[layout['relation_at', hop]] = pi.words()[at]
     for j, name in lengths.items():
@@ -83,7 +87,7 @@ def few_thoughts(facts: Facts, hops: int, thoughts: int | None = None) -> Constr
 
 
 def _embed(built: Construction, lengths: dict[int, str]):
-  """Subjects hold the answers over each of these numbers of hops, relations their one-hot."""
+  """Writes the answers over each number of hops in `lengths` into subjects, and one-hots into relations."""
   facts, layout, embed = built.facts, built.layout, built.params['embed']
   for j, name in lengths.items():
     answers_WxN = queries.tree(facts.answers_RxN, j)

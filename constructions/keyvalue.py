@@ -1,8 +1,11 @@
-"""k hops, facts in the MLP: one hidden unit per fact, one layer per hop (Theorem 4.3, first half).
+"""k hops with the facts in the MLP: one hidden unit per fact, one layer per hop (Theorem 4.3, first half).
 
-depth k, F = N·R a layer, d = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1. Layer l fetches r_l. Hidden unit
-(s, r) = ReLU(⟨c_s, state⟩ + ⟨ρ_r, fetched⟩ − (m + ⌈log₂R⌉) + 1) is 1 on a match and 0 otherwise;
-it replaces the state c_s by c_{g_r(s)} and clears the fetched relation. Margin 2.
+depth k, F = N·R per layer, d = 2m + 2⌈log₂R⌉ + ⌈log₂(k+1)⌉ + 1. The slot `state` holds the sign code
+of the current subject, which layer 1 copies from the subject token. Attention in layer l copies the
+sign code of r_l into `fetched`. Hidden unit
+(s, r) = ReLU(⟨c_s, state⟩ + ⟨ρ_r, fetched⟩ − (m + ⌈log₂R⌉) + 1) is 1 if both match and 0 otherwise. It
+adds c_{g_r(s)} − c_s to the state, which becomes the next subject's word, and −ρ_r to `fetched`, which
+becomes empty. The unembedding reads the state after layer k. Margin 2.
 """
 
 import functools

@@ -1,10 +1,12 @@
-"""The additive selector inside the architecture that is trained: pre-RMSNorms and a final norm on.
+"""The additive selector inside the trained architecture: with pre-RMSNorms and a final norm.
 
-d = R·m, F = R·m with constant-weight words of A attributes, C(m, ⌊m/2⌋) ≥ A, and no biases. Every
-norm met before the MLP's output is the same for all subjects and all relations, because all words
-weigh the same; ReLU is positively homogeneous, so a norm is a known positive scale: the first is
-undone in W_V, the second in the output gain, and the last cannot change an argmax. (ε of the norm
-only perturbs the scales. With R = 1 the relation's embedding is zero, and with ε > 0 so is its norm.)
+d = R·m, F = R·m with constant-weight words of A attributes, C(m, ⌊m/2⌋) ≥ A, and no biases. As all
+words have equally many ones, the norm is the same for all subject embeddings, for all relation
+embeddings, and for the residual streams of all queries before the MLP. So the RMSNorms up to there
+divide by known positive numbers. The first is undone in W_V; the second in the output gain, ReLU
+being positively homogeneous; the final norm cannot change an argmax. (ε of the norm only perturbs
+the scales. With R = 1 the relation's embedding is zero, and with ε > 0 it stays zero when
+normalized.)
 """
 
 import math
@@ -18,12 +20,12 @@ from geomem.construction import Construction, Readout
 from geomem.facts import Facts
 from geomem.layout import RELATION, Layout, Slot
 
-GAIN = 4  # what the MLP writes over block 0, where what was there before differs by at most 1
-ROUNDING = 2**-5  # the scales are not dyadic: what bfloat16 may take from the margin
+GAIN = 4  # scale of the word that the MLP writes over block 0, whose old contents vary by at most 1
+ROUNDING = 2**-5  # share of the margin that bfloat16 may round away: the scales are not dyadic
 
 
 def normed(facts: Facts) -> Construction:
-  """The selector with a pre-RMSNorm before every part and a final one; its margin is computed below."""
+  """The selector with a pre-RMSNorm before every part and a final one; `_margin` computes its margin."""
   R, code = facts.relations, codes.ConstantWeight(facts.attributes)
   m, w = code.width, code.weight
   d = R * m
@@ -37,8 +39,9 @@ def normed(facts: Facts) -> Construction:
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m)
   rms_subject = math.sqrt(w / m + eps)
   rms_relation = math.sqrt((R - 1) / R + eps)
-  # Attention reads ½(e_s/rms_subject + e_r/rms_relation); times 2 rms_subject it brings e_s itself,
-  # and closes every block but r by `closed`, the relation's own −1 included.
+  # Attention averages the normalized tokens, ½(e_s/rms_subject + e_r/rms_relation). Times
+  # 2·rms_subject this adds e_s itself, and every block but r is closed by `closed`, which includes the
+  # −1 of the relation's own embedding.
   undo = 2 * rms_subject
   closed = 1 + rms_subject / rms_relation
   block = built.params['blocks_0']
@@ -55,10 +58,11 @@ def normed(facts: Facts) -> Construction:
 
 
 def _margin(R: int, m: int, w: int, closed: float, eps: float) -> float:
-  """A swapped one is worth GAIN − 1 at least, over the largest final norm; less rounding.
+  """Each one that two words swap is worth at least GAIN − 1, over the largest final norm; minus rounding.
 
-  The final norm grows or falls linearly with the overlap of the answer's word and the word that
-  block 0 held, so an end of its range is its maximum. With R = 1, or asking for r = 0, the two are one.
+  The square of the final norm is linear in the overlap of the answer's word with the word that
+  block 0 held, so it is largest at an end of the overlap's range. With R = 1, or for relation 0,
+  both words are the same, and a swapped one is worth GAIN + 1.
   """
   others_square = w * (1 - closed) ** 2 + (m - w) * closed**2
   own_block_0 = w * (GAIN + 1) ** 2 + (R - 1) * others_square

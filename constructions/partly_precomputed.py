@@ -1,18 +1,22 @@
 """k hops, a share β of the last level in the embedding and the rest in the weights (ours; Theorem 4.2's middle).
 
-Of every path of k−1 relations the embedding holds the answers under the last relations 0 … S−1,
-S = βR ≥ 1. The first of them names the subject t that the path leads to, since g_0 is a bijection, so
-the other R − S relations need nothing in the embedding: the weights map g_0(t) to g_r(t), and nothing else in
-them depends on the facts. Depth 2,
+For every path of k−1 relations, the embedding holds the answers to S = βR ≥ 1 of the R possible
+last relations, 0 … S−1. Let t be the subject that the path leads to. As g_0 is a bijection, the
+first of these words, that of g_0(t), identifies t. So the other R − S relations need nothing in the
+embedding: the weights map g_0(t) to g_r(t), and nothing else in the weights depends on the facts.
+Depth 2,
 
   d = S·(R^{k−1} + 1)·m + R + ⌈log₂(k+1)⌉ + 1,
   F = S·R^{k−1}·m, then (N + S·m + R − S, (R − S + 1)·m), without the N where S = R.
 
-Block 1 keeps the branch that no head closes, as `precomputed_depth1` does, and writes its S words.
-In block 2 a detector per subject finds it as the first word, AND-units bring the answer of a relation
-r ≥ S, and units ReLU(word + 2·1_r − 2) that of a relation r < S. Margin 2.
+In block 1 attention brings the subject's branches and closes (with −1) all but the queried path's,
+as in `precomputed_depth1`. The MLP writes the S words of the open branch into the slot `words`. In
+block 2, one detector per subject recognizes g_0(t) in the first word. If the queried relation r is
+not stored (r ≥ S), AND-units of detectors and relation flag give the bits of g_r(t); if it is,
+units ReLU(word + 2·1_r − 2) copy them from its word. The output layer writes the answer's word
+over the first word, where the unembedding reads it. Margin 2.
 
-Where g_0 is no bijection, or β = 0, t itself is stored too: S + 1 words a branch, in d and in the first F.
+If g_0 is not a bijection, or β = 0, t itself is stored too: S + 1 words per branch, in d and in the first F.
 """
 
 import math
@@ -29,7 +33,7 @@ from geomem.layout import ATTRIBUTE, BRANCH, POSITION, RELATION, Layout, Slot
 
 
 def partly_precomputed(facts: Facts, hops: int, beta: float | None = None) -> Construction:
-  """`beta`: the share, a multiple of 1/R; by default ⌈R/2⌉/R. Margin 2."""
+  """`beta`: the share S/R, a multiple of 1/R; by default ⌈R/2⌉/R. Margin 2."""
   check_closed(facts, hops)
   R, code, bits = facts.relations, codes.Sign(facts.attributes), codes.Bits(facts.attributes)
   S = _stored(R, beta)
@@ -62,7 +66,7 @@ def partly_precomputed(facts: Facts, hops: int, beta: float | None = None) -> Co
 
 
 def fact_bits(subjects: int, relations: int, hops: int, stored: int) -> tuple[int, int]:
-  """What S = `stored` ≥ 1 takes of bijections: bits of an embedding, and bits of the weights that depend on the facts.
+  """Bits of an embedding, and fact-dependent bits of the weights, for S = `stored` ≥ 1 and bijections.
 
   The detectors and the unembedding, N·m bits each, are the same for all facts.
   """
@@ -71,7 +75,7 @@ def fact_bits(subjects: int, relations: int, hops: int, stored: int) -> tuple[in
 
 
 def _stored(R: int, beta: float | None) -> int:
-  """S, how many of the last relations have their answers in the embedding."""
+  """S, the number of last relations whose answers are in the embedding."""
   share = -(-R // 2) if beta is None else beta * R
   if not (math.isfinite(share) and abs(share - round(share)) < 0.05 and 0 <= round(share) <= R):
     raise InputError(f'beta is {beta}; it must be one of 0, 1/{R}, … 1, steps of one relation')
@@ -79,7 +83,7 @@ def _stored(R: int, beta: float | None) -> int:
 
 
 def _words(facts: Facts, S: int) -> tuple[np.ndarray, int]:
-  """The maps WxN whose words every branch holds, the first one invertible; and where relation 0 is."""
+  """The maps WxN whose words every branch stores, the first one invertible; and the index of relation 0."""
   maps_SxN = facts.answers_RxN[:S]
   if S and len(np.unique(maps_SxN[0])) == facts.subjects:
     return maps_SxN, 0
@@ -87,7 +91,7 @@ def _words(facts: Facts, S: int) -> tuple[np.ndarray, int]:
 
 
 def _last_hop(facts: Facts, S: int) -> tuple[Layout, Layout]:
-  """The units of block 2: the first word, those that are stored, and the answer's bits."""
+  """The units of block 2: detectors, gated stored words and relation flags; then the answer's bits."""
   N, R, bits = facts.subjects, facts.relations, codes.Bits(facts.attributes)
   rest = [Slot('detector', (), codes.OneHot(N), ATTRIBUTE)] if S < R else []
   return (
@@ -97,7 +101,7 @@ def _last_hop(facts: Facts, S: int) -> tuple[Layout, Layout]:
 
 
 def _keep_branch(block: dict, layout: Layout, R: int, hops: int):
-  """The last position fetches the tree, closes every branch that the path leaves, and writes the one left."""
+  """Block 1: fetch the tree, close every branch off the queried path, and write the open one's words."""
   words, tree = layout['words'], layout['tree']
   width, paths_BxK = words.stop - words.start, queries.every_path(R, hops - 1)
   parts.fetch(block['attention'], 0, layout, 0, parts.copy_ov(tree, tree))
@@ -110,14 +114,14 @@ def _keep_branch(block: dict, layout: Layout, R: int, hops: int):
 
 
 def _answer(mlp: dict, facts: Facts, layout: Layout, hidden, S: int, key_N: np.ndarray, own: int):
-  """4·bits − 2 of the answer over the first word, from the words stored or from the weights."""
+  """Block 2: write the answer, as 4·bits − 2, over the first word; from stored words or from the weights."""
   first, second = hidden
   R, code = facts.relations, layout.code('words')
   m, relation, answer = code.width, layout['relation'].start, layout['words', 0]
   if S < R:
     mlp['in'][layout['words', 0], first['detector']] = code.words().T
     mlp['in_bias'][first['detector']] = -(m - 1)
-    subject_N = np.argsort(key_N)  # whose first word it is
+    subject_N = np.argsort(key_N)  # by first word
     answers_NxR = facts.answers_RxN[S:, subject_N].T
     looked_up = codes.Bits(code.count).words()[answers_NxR].reshape(len(answers_NxR), -1)
     mlp['middle'][first['detector'], second['looked_up']] = looked_up

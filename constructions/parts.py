@@ -1,4 +1,4 @@
-"""Fragments that several constructions are made of."""
+"""Building blocks that several constructions share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -17,19 +17,19 @@ SHARPNESS = 128  # β: a score gap of β makes every other softmax weight exactl
 
 
 def all_but_own(count: int, width: int) -> np.ndarray:
-  """Row r is 1 on every block of `width` but the r-th."""
+  """Row r is 1 on every block of `width` coordinates except the r-th, where it is 0."""
   return 1 - np.repeat(np.eye(count, dtype=np.float32), width, axis=1)
 
 
 def sum_of_blocks(count: int, width: int) -> np.ndarray:
-  """Adds up `count` blocks of `width`."""
+  """The matrix that adds up `count` blocks of `width` coordinates."""
   return np.tile(np.eye(width, dtype=np.float32), (count, 1))
 
 
 def encoder(
   layout: Layout, slot: str, code: codes.Code, one: str | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """The superposition: entry w of `slot` holds the code of answer w; `one` is set to 1."""
+  """Maps answers to embeddings, the superposition: entry w of `slot` is the word of answer w; slot `one` is 1."""
   words, shape = code.words(), layout.slot(slot).shape
 
   def encode(answers_WxN: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def draft(
   name: str, facts: Facts, layout: Layout, *blocks: BlockConfig, hops: int = 1,
   hidden: tuple[tuple[Layout, ...], ...] = (), length: int | None = None, **switches: Any,
 ) -> Construction:  # fmt: skip
-  """A construction all of whose weights are zero, to be written into; `hidden` says how wide its blocks' MLPs are."""
+  """A construction with all weights zero, to be filled in; `hidden` names the hidden units of each block's MLP."""
   sizes = facts.subjects, facts.relations, facts.attributes, length or hops + 1, layout.dim
   widths = [tuple(units.dim for units in layers) for layers in hidden] or [()] * len(blocks)
   shaped = [dataclasses.replace(b, hidden=f) for b, f in zip(blocks, widths, strict=True)]
@@ -62,7 +62,7 @@ def finish(
   encode: Callable[[np.ndarray], np.ndarray] | None = None,
   **more: Any,
 ) -> Construction:
-  """With the readout's unembedding and, where embeddings hold the answers (of all paths), these."""
+  """Write the readout's unembedding and, given `encode`, subject embeddings that hold the answers to all paths."""
   if encode:
     answers_WxN = queries.tree(built.facts.answers_RxN, built.hops)
     built.params['embed']['subjects'] = encode(answers_WxN)
@@ -71,7 +71,7 @@ def finish(
 
 
 def write_ov(attention: dict, head: int, *writes: Write) -> None:
-  """Head values: each (source, target, matrix) carries matrixᵀ · x[source] into the target slice."""
+  """Write a head's W_V and W_O: each (source, target, matrix) adds matrixᵀ · x[source] to the target slice."""
   channel = 0
   for source, target, matrix in writes:
     width = source.stop - source.start
@@ -86,20 +86,20 @@ def copy_ov(source: slice, target: slice, times: float = 1) -> Write:
 
 
 def off_path(paths_WxK: np.ndarray, hop: int, relations: int, width: int) -> np.ndarray:
-  """Row r is 1 on the words, so wide, of every path that takes another relation than r at `hop`; 0 on all others."""
+  """Row r is 1 on the `width` coordinates of every path that takes a relation other than r at `hop`, else 0."""
   others_RxW = paths_WxK[:, hop] != np.arange(relations)[:, None]
   return np.repeat(others_RxW, width, axis=1).astype(np.float32)
 
 
 def number_positions(built: Construction) -> None:
-  """Every position has its code π_p, and a constant."""
+  """Write its code π_p, and the constant 1, into every position's embedding."""
   positions, layout = built.params['embed']['positions'], built.layout
   positions[:, layout['position']] = layout.code('position').words()
   positions[:, layout['one']] = 1
 
 
 def fetch(attention: dict, head: int, layout: Layout, position: int, *writes: Write) -> None:
-  """The head attends to one absolute position, query β π_position from the constant, key π_p, and writes."""
+  """Make the head attend to one absolute position (query β π_position from the constant, keys π_p) and write."""
   code = layout.code('position')
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)

@@ -1,12 +1,17 @@
-"""k hops, all R^k answers in the subject's embedding (Theorem 4.3, second half).
+"""k hops with all R^k answers in the subject's embedding (Theorem 4.3, second half).
 
-`precomputed`, the paper's: depth k. Layer l keeps the branches that begin with r_l and writes them
-into the next, R times smaller level: d = m·(R^k + … + R + 1) + R + ⌈log₂(k+1)⌉ + 1,
-F = R^{k−l+1}·m in layer l. Margin 2.
+The embedding holds a tree with one branch per path of relations: the sign code of the path's answer.
+Attention brings it to the last position.
 
-`precomputed_depth1`, ours: k+1 heads fetch s and every relation at once; head l lays −1 on every
-branch w with w_l ≠ r_l, and ReLU keeps the one branch that no head touched:
-d = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m. Margin 2.
+`precomputed`, the paper's: depth k, one slot per level of the tree. In layer l a head fetches r_l and
+lays −1 on every branch of level l−1 that does not begin with r_l. ReLU keeps the bits of the others,
+and the MLP writes their words into level l, which is R times smaller. The unembedding reads level k,
+a single word. d = m·(R^k + … + R + 1) + R + ⌈log₂(k+1)⌉ + 1, F = R^{k−l+1}·m in layer l. Margin 2.
+
+`precomputed_depth1`, ours: k+1 heads fetch s and every relation at once. Head l lays −1 on every
+branch w with w_l ≠ r_l; ReLU keeps the bits of the one branch that no head touched, and the MLP writes
+its word over branch 0, where the unembedding reads it. d = R^k·m + R + ⌈log₂(k+1)⌉ + 1, F = R^k·m.
+Margin 2.
 """
 
 import numpy as np
@@ -20,7 +25,7 @@ from geomem.layout import BRANCH, POSITION, RELATION, Layout, Slot
 
 
 def precomputed(facts: Facts, hops: int) -> Construction:
-  """Depth k: a selector a layer, from level l−1 (R^{k−l+1} branches) into level l."""
+  """Depth k: layer l is a selector from level l−1 (R^{k−l+1} branches) into level l."""
   check_closed(facts, hops)
   R, code = facts.relations, codes.Sign(facts.attributes)
   levels = [Slot(f'level{j}', ((BRANCH, R ** (hops - j)),), code) for j in range(hops + 1)]
@@ -53,7 +58,7 @@ def precomputed(facts: Facts, hops: int) -> Construction:
 
 
 def precomputed_depth1(facts: Facts, hops: int) -> Construction:
-  """Depth 1: a touched branch is at most 0, and what branch 0 keeps, |y| ≤ k+1, is less than k+2."""
+  """Depth 1: a touched branch is at most 0; ±(k+2) is written over branch 0, which held |y| ≤ k+1."""
   check_closed(facts, hops)
   R, code = facts.relations, codes.Sign(facts.attributes)
   tree = Slot('tree', ((BRANCH, R**hops),), code)
@@ -76,7 +81,7 @@ def precomputed_depth1(facts: Facts, hops: int) -> Construction:
 
 
 def _draft(name, facts: Facts, hops: int, memory: list[Slot], blocks, hidden) -> Construction:
-  """The memory's slots beside the addresses, and the embeddings of relations and positions."""
+  """Lays out the memory's slots, the relation and the position; writes relation and position embeddings."""
   layout = Layout.of(
     *memory,
     Slot('relation', (), codes.OneHot(facts.relations), RELATION),

@@ -36,9 +36,9 @@ ONE_HOP, TWO, COT = 'Theorem 4.1', 'Theorem 4.3', 'Theorem 4.4'
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """`size`: d and F as formulas. `exact`: right on every query, by a promised margin.
+  """`size`: formulas for d and F. `exact`: correct on every query, with a promised margin.
 
-  Parameters of `builder` beyond the facts and the hops are the construction's own options.
+  Parameters of `builder` other than the facts and the hops are the construction's own options.
   """
 
   builder: Callable[..., Construction]
@@ -46,7 +46,7 @@ class Entry:
   size: str
   summary: str
   exact: bool = True
-  own_answers: bool = False  # wants facts whose relations answer in sets of their own
+  own_answers: bool = False  # needs facts in which every relation has its own set of answers
 
   @property
   def multi_hop(self) -> bool:
@@ -140,12 +140,12 @@ def names() -> list[str]:
 
 
 def multi_hop() -> list[str]:
-  """The names of those that answer several hops."""
+  """The names of the multi-hop constructions."""
   return [name for name, known in REGISTRY.items() if known.multi_hop]
 
 
 def entry(name: str) -> Entry:
-  """What there is to say of a construction before it is built.
+  """A construction's theorem, size, summary and options, without building it.
 
   >>> entry('factored').options
   ('hops_per_layer',)
@@ -156,7 +156,7 @@ def entry(name: str) -> Entry:
 
 
 def check_options(name: str, options: Iterable[str]) -> None:
-  """Refuse options that this construction does not know, and say which do."""
+  """Refuse options that this construction does not take, and name the constructions that do."""
   for option in options:
     if option not in (takes := entry(name).options):
       allowed = f'it takes {", ".join(takes)}' if takes else 'its sizes follow from the facts'
@@ -166,7 +166,7 @@ def check_options(name: str, options: Iterable[str]) -> None:
 
 
 def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Construction:
-  """The construction `name` for these facts. Options that it does not know are refused.
+  """Build the construction `name` for these facts. Options that it does not take are refused.
 
   >>> build('keyvalue', Facts.bijections(8, 2), hops=2).ask('s1 r0 r1')
   s1 r0 r1 → s5   (correct, margin 2, runner-up s1)
@@ -182,10 +182,11 @@ def build(name: str, facts: Facts, hops: int = 1, **options: Any) -> Constructio
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path`; a registered construction is built anew and held against what was saved.
+  """The model in the folder `path`; a registered construction is rebuilt and compared with what was saved.
 
-  So it has all that it had when it was built, also `encode`, which cannot be saved. An exact one that differs
-  in a single bit is refused; one that is not, of a solver's, is as it was saved, without `encode`.
+  The result thus has everything that `build` gives, including `encode`, which cannot be saved. If
+  an exact construction differs in a single bit, it is refused; an inexact one, whose weights may
+  come from a solver, is then returned as saved, without `encode`.
 
   >>> build('selector', Facts.bijections(8, 2)).save('mine')
   >>> load('mine').verify('universal').queries
@@ -200,11 +201,11 @@ def load(path: str | os.PathLike) -> FactModel:
   if not REGISTRY[saved.name].exact:
     return saved
   raise InputError(
-    f'{path}: not the weights that {saved.name} has for these facts; geomem.load takes them as they are'
+    f'{path}: not the weights that {saved.name} has for these facts; geomem.load reads them as they are'
   )
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-  """To the last bit."""
+  """Whether two arrays are equal to the last bit."""
   bits = lambda a: np.ascontiguousarray(a).view(np.uint8)
   return one.dtype == other.dtype and np.array_equal(bits(one), bits(other))

@@ -1,13 +1,16 @@
 """One hop: the subject's embedding is a superposition, and the MLP selects (Theorem 4.1).
 
 d = R·m and F = R·m exactly, one head, one hidden layer; a word of m coordinates names one of A
-attributes. Block r of e_s holds the word of g_r(s); that is all the memory there is. The relation's
-embedding is negative on every block but r. Queries and keys are zero, so that the last token
-averages both tokens, and W_V·W_O, which copies the blocks, doubles the mean (`times=2`):
+attributes. The residual stream is R blocks of m coordinates. Block r of e_s holds the word of g_r(s);
+that is all the memory there is. The relation's embedding e_r is 0 on block r and negative on all
+others. Queries and keys are zero, so the last token averages both tokens, and W_V·W_O, which copies
+the blocks, doubles the mean (`times=2`). At the last token, which already holds e_r, this leaves
 
-  x = e_s + 2 e_r       has the answer's code in block r, and nothing positive elsewhere,
+  x = e_s + 2 e_r       the answer's word in block r, and nothing positive elsewhere,
   hidden = ReLU(x)      keeps what is positive in block r: the gate *is* the sum,
-  out                   adds the blocks up and writes the answer's code over block 0.
+  out                   adds the blocks up and writes the answer's word over block 0,
+
+and the unembedding reads block 0.
 """
 
 import numpy as np
@@ -24,8 +27,8 @@ from geomem.layout import RELATION, Layout, Slot
 def selector(facts: Facts) -> Construction:
   """Sign code, m = ⌈log₂ A⌉: every weight in {0, ±½, ±1, 2, −4, 8}, one bit per coordinate, margin 4.
 
-  What block 0 held before shifts a logit difference by at most 4h against a signal of 8h, where
-  h ≥ 1 is the Hamming distance of two codewords.
+  The old contents of block 0 shift a logit difference by at most 4h against a signal of 8h, where
+  h ≥ 1 is the Hamming distance of the two codewords.
   """
   code = codes.Sign(facts.attributes)
   built = _selector('selector', facts, code, gain=8, bias=True, margin=4)
@@ -36,7 +39,7 @@ def selector(facts: Facts) -> Construction:
 def constant_weight(facts: Facts) -> Construction:
   """Words of 0 and 1 of constant weight, m the least with C(m, ⌊m/2⌋) ≥ A: no biases; margin 3.
 
-  Two words swap h ≥ 1 ones: a signal of 4h, less at most h for what block 0 held before.
+  If two words swap h ≥ 1 ones, the signal is 4h, and the old contents of block 0 take at most h from it.
   """
   code = codes.ConstantWeight(facts.attributes)
   return _selector('selector_constant_weight', facts, code, gain=4, bias=False, margin=3)
@@ -59,10 +62,11 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
 
 
 def selector_residual(facts: Facts) -> Construction:
-  """F = (R−1)·m (ours): relation 0 is not gated, for the residual stream already holds its answer; margin 2.
+  """F = (R−1)·m (ours): relation 0 needs no gate, as block 0 already holds its answer; margin 2.
 
-  Hidden unit i of relation q ≥ 1 is ReLU(x_qi − x_0i): 2 + c_{g_q(s)} − c_{g_0(s)} where q is asked for, and block 0
-  holds c_{g_0(s)} − 2; 0 where it is not. Added to block 0 this leaves c_{g_r(s)}. No biases.
+  Hidden unit i of relation q ≥ 1 is ReLU(x_qi − x_0i). If q is queried, block 0 holds
+  c_{g_0(s)} − 2, and the units are 2 + c_{g_q(s)} − c_{g_0(s)}; if not, they are 0. The MLP adds all
+  units to block 0, which then holds c_{g_r(s)}. No biases.
   """
   code, R = codes.Sign(facts.attributes), facts.relations
   m = code.width
@@ -88,9 +92,9 @@ def selector_residual(facts: Facts) -> Construction:
 def multilevel(facts: Facts, bits: int = 4) -> Construction:
   """b bits per coordinate: d = (R+1)·⌈m/b⌉ + 1, F = R·⌈m/b⌉, m = ⌈log₂A⌉, margin 1.
 
-  Dimensions are traded for precision; what is conserved is bits, R·log₂A per subject. The answer
-  has a slot of its own, so that nothing is added to its levels, next to a constant that brings
-  −|v_a|² into the logits 2⟨v_a, x⟩ − |v_a|².
+  This trades dimensions for precision; the number of bits is conserved, R·log₂A per subject. The
+  answer is written into a slot of its own, where nothing else adds to its levels. A constant 1 next to
+  it brings −|v_a|² into the logits 2⟨v_a, x⟩ − |v_a|².
   """
   code = codes.MultiLevel(facts.attributes, bits)
   R, m = facts.relations, code.width
@@ -102,7 +106,7 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   layout = Layout.of(Slot('blocks', ((RELATION, R),), code), Slot('one'), Slot('answer', (), code))
   hidden = Layout.of(Slot('selected', ((RELATION, R),), code))
   memory = slice(0, layout['one'].stop)
-  # An accelerator's default products round their operands to as few as 8 significant bits.
+  # By default, accelerators round the operands of products to as few as 8 significant bits.
   precision = 'highest' if m * code.top**2 > 2**8 else None
   sized, name = BlockConfig(head_dim=memory.stop), 'selector_multilevel'
   built = parts.draft(

@@ -1,15 +1,17 @@
 """The literal linear superposition: random directions in place of blocks (Theorem 4.1, in few dimensions).
 
-e_s = Σ_r A_r c_{g_r(s)}, where the R·m columns of (A_1 … A_R) are random unit vectors, more or
-fewer than there are dimensions for them. Hidden units come in gated pairs, F = 2R·m,
+e_s = Σ_r A_r c_{g_r(s)}, where the R·m columns of (A_1 … A_R) are random unit vectors in the D
+dimensions of the slot `memory`; R·m may be more or less than D. Attention copies the subject's memory
+to the relation token, which holds the one-hot 1_r. Hidden units come in gated pairs, F = 2R·m,
 
-  ReLU(±⟨A_ri, x⟩ + G·1_r − G)   with G ≥ any |⟨A_ri, x⟩|,
+  ReLU(±⟨A_ri, x⟩ + G·1_r − G)   with G ≥ any |⟨A_ri, x⟩|.
 
-whose difference is ⟨A_ri, x⟩ where relation r is asked for and 0 where it is not, so the logits are
-the matched filter ⟨A_r c_a, e_s⟩, in d = D + R + m with D dimensions of memory. Bit i is read right
-while the noise of the R·m − 1 other directions, of variance (R·m − 1) / D, stays below 1. Not exact:
-at N = 1024, R = 8, D = 2, 4, 6, 8, 10, 12 times R·m answers .44, .80, .93, .98, .992, .997 of the
-queries (docs/results/approximate.json, by experiments.approximate).
+The difference of a pair is ⟨A_ri, x⟩ if relation r is queried and 0 if not. The MLP writes it to
+coordinate i of the slot `answer`, which the unembedding reads, so the logits are the matched filter
+⟨A_r c_a, e_s⟩. d = D + R + m. Bit i is read correctly while the noise from the R·m − 1 other
+directions, of variance (R·m − 1) / D, stays below 1. Not exact: at N = 1024, R = 8, with
+D = 2, 4, 6, 8, 10, 12 times R·m the accuracy is .44, .80, .93, .98, .992, .997
+(docs/results/approximate.json, by experiments.approximate).
 """
 
 import math
@@ -27,18 +29,19 @@ from geomem.layout import RELATION, Layout, Slot
 
 
 def superposition(facts: Facts, dim: int | None = None, seed: int = 0) -> Construction:
-  """Total residual width `dim`; by default D = ⌈2·R·m·ln(4·N·R·m)⌉.
+  """`dim`: the total residual width; by default D = ⌈2·R·m·ln(4·N·R·m)⌉.
 
-  Proved: with probability 3/4 or more all N·R queries are right (docs/theory.md, δ = ¼). Heuristic: a
-  union bound as if the noise were Gaussian gives 7/8. Measured on random bijections, N = 2 … 1024,
-  R = 1 … 8: mean accuracy .993 or more, every table all right from N = 16 on.
+  Proved for the default: with probability 3/4 or more, all N·R queries are right (docs/theory.md,
+  δ = ¼). Heuristic: a union bound as if the noise were Gaussian gives 7/8. Measured on random
+  bijections, N = 2 … 1024, R = 1 … 8: mean accuracy .993 or more, and every query of every table right
+  from N = 16 on.
   """
   R, code = facts.relations, codes.Sign(facts.attributes)
   enough = math.ceil(2 * R * code.width * math.log(4 * facts.subjects * R * code.width))
   layout, hidden = layouts('superposition', R, code, enough, dim)
 
   def draw() -> np.ndarray:
-    """Unit columns, near-orthogonal: inner products are about ±1/√dim."""
+    """Unit columns, near-orthogonal: inner products are about ±1/√D."""
     rng, shape = np.random.default_rng(seed), (layout['memory'].stop, R * code.width)
     directions_DxRM = rng.standard_normal(shape, np.float32)
     return directions_DxRM / np.linalg.norm(directions_DxRM, axis=0)
@@ -50,16 +53,17 @@ def build(
   name: str, facts: Facts, code: codes.Code, layout: Layout, hidden: Layout, draw: Callable[[], np.ndarray],
   margin: float | None, gate: float = 0.0,
 ) -> Construction:  # fmt: skip
-  """The superposition of words in these directions, and the filter that reads it; drawn once the size is not refused.
+  """The superposition of words along the directions that `draw` returns, and the matched filter that reads it.
 
-  `gate`: G is at least this, besides what closes every gate without noise.
+  `draw` is called only after the size has been accepted. `gate`: a lower bound on G, besides the one
+  that closes every gate without noise.
   """
   R, m, memory = facts.relations, code.width, layout['memory']
   sized = BlockConfig(head_dim=memory.stop)
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),))
   params, directions_DxRM = built.params, draw()
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
-  # Both tokens are averaged, and a relation's memory is empty: twice the mean is the subject.
+  # Attention averages both tokens; a relation's memory is empty, so twice the mean is the subject's.
   parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
   _filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM, gate)
   encode = _encoder(layout, code, directions_DxRM)
@@ -69,7 +73,7 @@ def build(
 def layouts(
   name: str, R: int, code: codes.Code, memory: int, dim: int | None = None
 ) -> tuple[Layout, Layout]:
-  """The residual stream, its memory as wide as asked or what the relation and the answer leave of `dim`, and the pairs."""
+  """The residual stream and the hidden pairs. `dim`: the total width; the memory gets what the other slots leave."""
   m = code.width
   if dim is not None:
     memory = dim - R - m
@@ -92,7 +96,7 @@ def layouts(
 def _encoder(
   layout: Layout, code: codes.Code, directions_DxRM: np.ndarray
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """The superposition Σ_r A_r c_{answer r} in the memory."""
+  """Maps answers to embeddings: the superposition Σ_r A_r c_{answer r} in the memory."""
   words = code.words()
 
   def encode(answers_RxN: np.ndarray) -> np.ndarray:
@@ -115,11 +119,11 @@ def _filter(
   directions_DxRM: np.ndarray,
   least: float,
 ) -> None:
-  """The matched filter, its gate wide enough for every fact table: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
+  """Write the matched filter, with G large enough for every table of facts: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
   bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
   gate = 2.0 ** math.ceil(
     math.log2(max(1.01 * bound, least))
-  )  # exact in bfloat16, with room for its rounding
+  )  # exact in bfloat16, with room for rounding
   for half, sign in (('positive', 1), ('negative', -1)):
     mlp['in'][layout['memory'], hidden[half]] = sign * directions_DxRM
     mlp['in'][layout['relation'], hidden[half]] = gate * np.repeat(np.eye(relations), m, axis=1)

@@ -1,10 +1,10 @@
-"""For whoever has an accelerator: what we could only compile for it, measured. Repeat it until nothing is left.
+"""For anyone with an accelerator: measure what we could only compile for it. Repeat it until nothing is left.
 
   python -m experiments.accelerator
 
-The tests that are for accelerators, then the benchmark and every part of every study at full size, each for at most ten
-minutes: what takes longer goes on when the command is given again, and what cannot go on is not cut short. Every results.json names the device; docs/accelerators.md says how to
-send them back.
+Runs the tests for accelerators, then the benchmark and every part of every study at full size, each for at most ten
+minutes: longer runs resume when the command is given again, and runs that cannot resume are not cut short. Every
+results.json names the device; docs/accelerators.md says how to send them back.
 """
 
 import dataclasses
@@ -27,13 +27,13 @@ TESTS = 'pytest', '-n0', '-m', 'accelerator'
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   scale: Scale = 'full'
-  minutes: Annotated[float, 'At most, of each.', 0] = 10.0
+  minutes: Annotated[float, 'Maximum minutes for each.', 0] = 10.0
   only: Annotated[tuple[str, ...], 'Only these studies; benchmark and tests are two more.'] = ()
   workdir: Annotated[str, 'Folder of the runs.'] = 'runs/accelerator'
 
 
 class Job(NamedTuple):
-  """`done`: the file that is there once it is, if there is one; `words`: what follows python -m."""
+  """`done`: the file that exists once the job is done, if there is one; `words`: what follows python -m."""
 
   name: str
   done: Path | None
@@ -42,7 +42,7 @@ class Job(NamedTuple):
 
 
 def jobs(options: Options, folder: Path) -> list[Job]:
-  """All that is to be done."""
+  """All jobs to be done."""
   found = [Job('tests', None, TESTS, False)]
   for study in (benchmark.STUDY, *studies.load_all().values()):
     for part in study.parts(options.scale):
@@ -57,8 +57,8 @@ def jobs(options: Options, folder: Path) -> list[Job]:
 
 
 def attempt(words: Sequence[str], log: Path, minutes: float | None) -> str:
-  """Run it for so long at most, in a process of its own, which has the device to itself: how it ended."""
-  # An empty name is not the tests' default, a CPU: JAX takes the best device that there is.
+  """Run a command for at most `minutes`, in its own process, which has the device to itself; return how it ended."""
+  # An empty value overrides the tests' default, a CPU: JAX takes the best device that there is.
   environment = {'JAX_PLATFORMS': '', **os.environ}
   with open(log, 'a', encoding='utf-8') as out:
     process = subprocess.Popen(

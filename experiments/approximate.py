@@ -1,19 +1,23 @@
-"""Accuracy against size, where it is not 1 by construction: superposition and associative memories.
+"""Accuracy against size of constructions that are not exact: superposition and associative memories.
 
   python -m experiments.approximate --subjects=256 --relations=4
   python -m experiments.approximate --redraw
 
 Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
-attention D² = c·N·ln N a head, one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until all is
-right. Beside them the exact selector and key-value memory. Nothing is claimed.
+attention D² = c·N·ln N per head, and one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until
+hardly any answer is wrong. The exact selector and key-value memory are shown for comparison.
+Nothing is claimed.
 
-Below, the dimensions D of a superposition in random subspaces that answers every query, per R·log₂N at R = 4: of single signs
-and of words of a code as proved (ε = ¼), as found by a search over directions, and the least at 1 bit a coordinate, and
-for a model that answers all contents by half the signal (geomem/checks/embedding_bounds.py).
+The second panel shows the dimensions D, per R·log₂N at R = 4, of a superposition in random
+subspaces that answers every query: with single signs and with words of a code, as proved (ε = ¼),
+and as found by a search over directions. It also shows two lower bounds: at 1 bit per coordinate,
+and for a model that answers all contents with half the signal as margin
+(geomem/checks/embedding_bounds.py).
 
-Last, noise: fresh subjects learn their embeddings through a whole frozen `superposition_coded`, R = 4, under noise of σ times
-their root mean square, beside those that its own theorem writes; accuracy under other noise, against the d that the bound
-asks for at this error.
+Last, noise: fresh subjects learn their embeddings through a whole frozen `superposition_coded`,
+R = 4, under noise of σ times their root mean square, and are compared with the embeddings that its
+own theorem writes. The third panel shows accuracy under newly drawn noise, against the d that the
+bound requires at this error.
 """
 
 import dataclasses
@@ -56,7 +60,7 @@ PRESETS = {'smoke': SMOKE, 'laptop': Preset(), 'full': Preset()}
 
 
 def measure(progress, preset, seeds):
-  """A record a construction, size and seed."""
+  """Records per construction, size and seed, then those of the dimensions and of the noise."""
   sizes = preset.subjects, preset.relations
   fact.check_sizes(*sizes)
   constants = instances.MEMORY_CONSTANTS | dict.fromkeys(EXACT, (None,))
@@ -79,7 +83,7 @@ def measure(progress, preset, seeds):
 
 
 def dimensions(n: int, seed: int, relations: int = 4) -> list[dict]:
-  """D of a superposition for bijections of n subjects: proved, found, and bounds."""
+  """D of a superposition for bijections of n subjects: as proved, as found, and lower bounds."""
   facts, bits = instances.bijections(n, relations, seed), max(1, (n - 1).bit_length())
   code = coded.coded(facts)
   found = coded.superposition_coded(facts, seed=seed, search=True).layout['memory'].stop
@@ -107,7 +111,8 @@ def dimensions(n: int, seed: int, relations: int = 4) -> list[dict]:
 
 
 def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> list[dict]:
-  """Fresh subjects through a frozen `superposition_coded` of this width, learned under noise or written; accuracy under other noise."""
+  """Accuracy of fresh subjects through a frozen `superposition_coded` of this width, under noise,
+  with embeddings that were learned under other noise or are written by the construction."""
   tables = [instances.bijections(n, relations, seed) for seed in seeds]
   built = [
     coded.superposition_coded(own, dim, seed) for own, seed in zip(tables, seeds, strict=True)
@@ -140,7 +145,7 @@ def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> lis
   ):
     scale = noise * jnp.sqrt(
       jnp.mean(e_SxNxD**2)
-    )  # one for all tables, which so tell nothing by their own
+    )  # one scale for all tables, so that none can encode facts in its own
     found = jax.jit(jax.vmap(functools.partial(answered, scale)))(
       params, e_SxNxD, tables_SxRxN, seed_S
     )
@@ -153,13 +158,14 @@ def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> lis
 
 
 def least_dim(n: int, relations: int, noise: float, error: float) -> float:
-  """What the bound leaves for bijections, whose entropy is log₂N! and more than N·(log₂N − log₂e)."""
+  """The lower bound on d for bijections, whose entropy log₂N! exceeds N·(log₂N − log₂e)."""
   unknown = relations * math.log2(math.e) / (0.5 * math.log2(1 + noise**-2))
   return max(0.0, embedding_bounds.from_noise(n, relations, noise, error) - unknown)
 
 
 def expect(table):
-  """What the largest size comes to; of those that are exact it is a check. No embedding has fewer dimensions than its error asks for."""
+  """Accuracy at the largest size, a check for the exact constructions; no embedding has fewer
+  dimensions than the bound requires at its error."""
   for (noise, what), own in groups(select(table, measurement='noise'), 'noise', 'what'):
     text = f'noise {noise:g}: {what}'
     ratios = own['dim'] / own['least_dim'].clip(1e-9)
@@ -176,7 +182,8 @@ def expect(table):
 
 
 def plot(table):
-  """Accuracy against parameters, every seed a mark; dimensions against subjects; accuracy under noise against dimensions."""
+  """Accuracy against parameters, a mark per seed; dimensions against subjects; accuracy under noise
+  against dimensions."""
   figure, (ax, second, third) = plotting.new(width=6.4, height=9.0, rows=3)
   _plot_dimensions(second, select(table, measurement='dimensions'))
   _plot_noise(third, select(table, measurement='noise'))
@@ -217,9 +224,10 @@ def _plot_noise(ax, rows):
 
 
 STUDY = Study(
-  name='approximate', title='accuracy against size of what is not exact',
-  terms='Accuracy: of all queries. D: the dimensions that a superposition is in. Noise: of σ times the root mean square of the '
-  'embeddings’ coordinates, drawn anew for every answer; the least d is what the bound asks for at the error that was found.',
+  name='approximate', title='accuracy against size of constructions that are not exact',
+  terms='Accuracy: over all queries. D: the number of dimensions of the superposition. Noise: of σ times the root mean '
+  'square of the embeddings’ coordinates, drawn anew for every evaluation; the bound at its error: the least d that '
+  'the lower bound allows at the measured error.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('measurement', 'construction', 'what', 'noise', 'constant', 'subjects', 'dim', 'width', 'parameters'),
   minutes=3, first_seed=0, resumes=False,

@@ -4,11 +4,11 @@
   python -m experiments.ask --workdir=runs/demo --construction=selector --trace "s3 r1"
   python -m experiments.ask --workdir=runs/demo --construction=selector --figure=s3.svg "s3 r1"
 
-A query is a subject and one relation a hop, by name; names that contain spaces are separated by |
+A query is a subject and one relation per hop, by name; names that contain spaces are separated by |
 or commas, as in "Marie Curie | born in". Without a query in the arguments, queries are read from
-standard input, one a line. Models are looked for where experiments.construct has saved them:
-WORKDIR/CONSTRUCTION; a WORKDIR that is a model itself is asked. The answers go to ask/results.json beside
-the model's folder, with all up to a query that is refused. Bad input ends in one line and exit status 2.
+standard input, one per line. Models are loaded from where experiments.construct has saved them,
+WORKDIR/CONSTRUCTION; WORKDIR may also be a model itself. The answers go to ask/results.json beside
+the model's folder, including those before a query that is refused. Bad input ends in one line and exit status 2.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ CHAIN_COLUMNS = (*COLUMNS, 'step', 'wrong_step')
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The flags, and as arguments the queries."""
+  """The flags; the queries are the positional arguments."""
 
   construction: Annotated[str | None, 'Which model to ask (default: the only one there).'] = None
   workdir: Annotated[str, 'Folder of the models; answers go to its ask/results.json.'] = (
@@ -46,14 +46,14 @@ class Options:
   )
   figure: Annotated[
     str | None,
-    'Draw what --trace prints as .png, .pdf or .svg, its numbers beside it in .trace.json.',
+    'Draw what --trace prints as .png, .pdf or .svg, with the numbers next to it in .trace.json.',
   ] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   arguments: tuple[str, ...] = ()
 
 
 def find_model(folder: Path, name: str | None) -> Path:
-  """The model called `name`, or the only one in the folder, or the folder if it is the model."""
+  """The model called `name`, or the only one in the folder, or the folder itself if it is the model."""
   if models.is_model(folder) and name in (None, folder.absolute().name):
     return folder
   names = models.names(folder) if folder.is_dir() else []
@@ -61,14 +61,14 @@ def find_model(folder: Path, name: str | None) -> Path:
     raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
   if name is None and len(names) == 1:
     return folder / names[0]
-  # What is there, but damaged, says so itself when it is loaded.
+  # A damaged model is reported when it is loaded.
   if name is None or not (folder / name).exists():
     raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
   return folder / name
 
 
 def queries(arguments: Sequence[str]) -> Iterator[str]:
-  """Those given, else the lines of standard input that are not empty."""
+  """The queries given, else the non-empty lines of standard input."""
   if not arguments and sys.stdin.isatty():
     print('one query a line, end with Ctrl-D', file=sys.stderr)
   try:
@@ -78,7 +78,7 @@ def queries(arguments: Sequence[str]) -> Iterator[str]:
 
 
 def draw(seen: Trace, figure: Path) -> None:
-  """The trace as a figure, all that it shows beside it in numbers."""
+  """The trace as a figure, with all the numbers that it shows in a file next to it."""
   trace_figure.draw(seen, figure)
   blocks = [
     {
@@ -91,7 +91,7 @@ def draw(seen: Trace, figure: Path) -> None:
     'tokens': [seen.token(p) for p in range(len(seen.tokens_L))], 'embedded': seen.embedded_LxD.tolist(),
     'blocks': blocks, 'logits': {p: dict(seen.top(p)) for p in seen.positions},
   }  # fmt: skip
-  # NAME.json may be a run's records, as of runs/construct/results.svg.
+  # NAME.json may be a run's records, as for runs/construct/results.svg.
   records.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers) + '\n')
 
 

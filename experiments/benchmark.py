@@ -1,12 +1,12 @@
-"""Time geomem beside the thing that it must keep up with, in one run on one machine.
+"""Time geomem against the baseline that it must keep up with, in one run on one machine.
 
   python -m experiments.benchmark
   python -m experiments.benchmark --list
   python -m experiments.benchmark --only=exhaustive,step --scale=full
   python -m experiments.benchmark --redraw
 
-Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median over the rounds
-of theirs / ours, above 1 where ours is faster. Of what takes minutes, ours is timed before and after
+Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median over rounds
+of theirs / ours, above 1 where ours is faster. Where it takes minutes, ours is timed before and after
 theirs. Both train the same model from the same parameters, on the same facts, with the same schedule and steps
 (`peers`). PyTorch is optional: pip install torch==2.13.0. Most of the time goes into the loops.
 """
@@ -48,7 +48,7 @@ AXES = {
 
 
 def about(peer: str | None = None, **sizes) -> dict:
-  """What a record is of: the peer that ours is timed beside, if any, and the sizes, as in N=1,024, R=4."""
+  """The description of a record: the peer that ours is timed against, if any, and the sizes, as in N=1,024, R=4."""
   in_words = lambda some: (
     ','.join(map(str, some)) if isinstance(some, tuple | list) else f'{some:,}'
   )
@@ -63,7 +63,7 @@ def task(subjects: int, relations: int, dim: int, seed: int = 0) -> batched.Task
 
 
 def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
-  """Ours, a jitted step a call."""
+  """Ours, one jitted step per call."""
 
   def step(state, job):
     state = optimization.step(one.config, recipe, job, state)
@@ -76,7 +76,7 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
 
 
 def sweep_of(recipe: Recipe, tasks: list[batched.Task]) -> Callable[[int], None]:
-  """Ours, many models trained together, so many steps a call."""
+  """Ours, many models trained together, `steps` steps per call."""
   sweep, states = batched.set_up(recipe, tasks)
 
   def run(steps: int):
@@ -87,7 +87,7 @@ def sweep_of(recipe: Recipe, tasks: list[batched.Task]) -> Callable[[int], None]
 
 
 def exhaustive(subjects=20_000, relations=4, rounds=5, seed=0):
-  """N·R queries against N answers, beside the product of their residuals with the unembedding."""
+  """N·R queries against N answers, compared with the product of their residuals with the unembedding."""
   built = registry.build('selector', Facts.bijections(subjects, relations, seed))
   params = jax.device_put(built.params)
   pairs = jnp.arange(subjects), jnp.arange(relations)[:, None]
@@ -98,7 +98,7 @@ def exhaustive(subjects=20_000, relations=4, rounds=5, seed=0):
     for start in range(0, len(x_QxD), rows):
       product(x_QxD[start : start + rows], params['unembed']['answers']).block_until_ready()
 
-  # The product writes every logit to memory; how many rows at once suit it best is not ours to choose.
+  # The product writes every logit to memory, so it gets the number of rows at a time that suits it best.
   rows = min((256, 512, 1024, 4096), key=lambda rows: timing.least_seconds(partial(bare, rows), 2))
   timed = timing.in_turns(lambda: verify.exhaustive(built), partial(bare, rows), rounds)
   sizes = about('matrix products', N=subjects, R=relations, d=built.config.dim)
@@ -106,7 +106,7 @@ def exhaustive(subjects=20_000, relations=4, rounds=5, seed=0):
 
 
 def certificate(subjects=10**6, relations=8, seed=0):
-  """The whole command in a process of its own: start-up, facts, weights, proof, ledger."""
+  """The whole command in its own process: start-up, facts, weights, proof, ledger."""
   with tempfile.TemporaryDirectory() as folder:
     _, taken, gigabytes = timing.own_process(
       '-m', 'experiments.construct', '--construction=selector', '--nosave', '--check=certificate',
@@ -119,7 +119,7 @@ def certificate(subjects=10**6, relations=8, seed=0):
 
 
 def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=5, seed=0):
-  """Training steps of one model, a call each, beside plain JAX and PyTorch."""
+  """Training steps of one model, one per call, compared with plain JAX and PyTorch."""
   for n, r, d in shapes:
     tasks = [task(n, r, d, seed + i) for i in range(models)]
     for name in names:
@@ -127,7 +127,7 @@ def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=
 
 
 def beside(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, rounds: int) -> dict:
-  """A step of a model: ours, of all of them together, beside a peer's, one after another."""
+  """A step of a model: ours, with all of them trained together, compared with a peer's, one after another."""
   run = sweep_of(recipe, tasks) if len(tasks) > 1 else one_model(recipe, *tasks).run
   loops = [peers.make(name, recipe, one) for one in tasks]
   theirs = lambda: [loop.run(steps) for loop in loops]
@@ -142,8 +142,8 @@ def batches(
   rounds=5,
   seed=0,
 ):
-  """Steps in batches of subjects, of one model and of several: over some answers, drawn, and with sparse gradients
-  (PyTorch: SparseAdam, not compiled), or over all."""  # fmt: skip
+  """Steps in batches of subjects, of one model and of several: with the softmax over some answers, drawn at random, and
+  sparse gradients (PyTorch: SparseAdam, not compiled), or over all answers."""  # fmt: skip
   for n, r, d, batch, negatives in shapes:
     recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True, negatives=negatives)
     for count in models if negatives else models[:1]:
@@ -156,13 +156,13 @@ def batches(
 def sweep(
   models=64, steps=20, shapes=((32, 4, 8), (128, 4, 16)), names=peers.NAMES[:2], rounds=3, seed=0
 ):
-  """Training steps of many models at once, beside loops over them."""
+  """Training steps of many models together, compared with loops over them."""
   yield from step(models, steps, shapes, names, rounds, seed)
 
 
 def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
-  """MLP memories of d = F and so many facts as their authors held, all compiling and drawing included: all seeds together,
-  beside a loop over them."""
+  """MLP memories with d = F and as many facts as their authors held, including all compilation and drawing: all seeds
+  together, compared with a loop over them."""
   held = {8: 43, 11: 65, 16: 166}
   for dim in dims:
     recipe = mlp.Recipe(dim, dim, steps)
@@ -174,8 +174,8 @@ def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
 
 
 def products(subjects=4096, relations=4, dim=64, batch=512, steps=16, shapes=None, seed=0):
-  """Training steps of a model, in batches of subjects and the softmax over all answers, beside as many multiplications
-  in the product of matrices, rows by inner by columns, that this machine does fastest."""
+  """Training steps of a model, in batches of subjects with the softmax over all answers, compared with as many
+  multiplications in the matrix product, rows by inner by columns, that this machine does fastest."""
   one, cpu = task(subjects, relations, dim, seed), jax.default_backend() == 'cpu'
   recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True)
   own, needed = one_model(recipe, one), 6 * scheduling.multiplications(one.config, recipe)
@@ -197,7 +197,7 @@ def products(subjects=4096, relations=4, dim=64, batch=512, steps=16, shapes=Non
 
 
 def one_step(*sizes: int):
-  """For a process of its own: a step's seconds, the peak memory of the device where it says so, the loss."""
+  """For a separate process: a step's seconds, the device's peak memory if it reports one, the loss."""
   own = one_model(ENDLESS, task(*sizes))
   taken = timing.seconds(partial(own.run, 1))
   peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
@@ -205,7 +205,7 @@ def one_step(*sizes: int):
 
 
 def memory(subjects=65_536, relations=4, dim=64, seed=0):
-  """Peak memory, of the device where it says so, of a process that takes one full-batch step, compiling included."""
+  """Peak memory (the device's, if it reports one) of a process that takes one full-batch step, including compilation."""
   sizes = f'{subjects}, {relations}, {dim}, {seed}'
   step = f'from experiments import benchmark; benchmark.one_step({sizes})'
   printed, _, gigabytes = timing.own_process('-c', step)
@@ -217,7 +217,7 @@ def memory(subjects=65_536, relations=4, dim=64, seed=0):
 
 
 def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, seed=0):
-  """Seconds a step of one model as one size grows, and the exponent of a power law through them."""
+  """Seconds per step of one model as one size grows, and the exponent of a power law fitted to them."""
   base = {'subjects': subjects, 'relations': relations, 'dim': dim, 'models': models}
   for axis, values in axes.items():
     taken = []
@@ -236,7 +236,7 @@ MEASUREMENTS: dict[str, Callable] = {
   'mlp_memory': mlp_memory, 'products': products, 'memory': memory, 'scaling': scaling,
 }  # fmt: skip
 ALL = ','.join(MEASUREMENTS)
-SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of the laptop
+SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from the laptop's
   'smoke': {
     'exhaustive': {'subjects': 200, 'relations': 2, 'rounds': 1},
     'certificate': {'subjects': 1000, 'relations': 2},
@@ -265,7 +265,7 @@ SIZES: dict[str, dict[str, dict]] = {  # of a scale, where they are not those of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  only: Annotated[str, f'Of {ALL.replace(",", ", ")} these alone, with commas between.'] = ALL
+  only: Annotated[str, f'Only these of {ALL.replace(",", ", ")}, separated by commas.'] = ALL
   sizes: dict[str, dict]
 
   def __post_init__(self):
@@ -274,7 +274,7 @@ class Preset:
 
 
 def measure(progress, preset, seeds):
-  """The records of all measurements, written as they come: they take long."""
+  """The records of all measurements, written as they come, because they take long."""
   run = {'command': 'python -m experiments.benchmark', 'setting': dataclasses.asdict(preset)}
   rows: list[dict] = []
   if not peers.TORCH:
@@ -290,7 +290,7 @@ def measure(progress, preset, seeds):
 
 
 def expect(table):
-  """What every record comes to, a ratio, an exponent or seconds, and beside it what else was measured."""
+  """A finding for every record: a ratio, an exponent or seconds, with the other measurements as controls."""
   for _, row in table.iterrows():
     known = row.dropna()
     kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
@@ -302,7 +302,7 @@ def expect(table):
 
 
 def plot(table):
-  """Seconds a step of one model against each size that grew, with the exponent of the power law through them."""
+  """Seconds per step of one model against each size that grew, with the exponent of the fitted power law."""
   axes = table['axis'].dropna().unique() if 'axis' in table else []
   if not len(axes):
     return None

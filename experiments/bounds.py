@@ -4,15 +4,17 @@
   python -m experiments.bounds --subjects=3 --relations=2 --hops=2
   python -m experiments.bounds --redraw
 
-Below the curves no model can answer all k-hop questions about all bijections: the paper's global
-bound and our sharper one, our local bound by trees (the paper has a weaker one, whose formula we
-lack) and our sharper ones, and where all tables can be counted (up to N = 4 or so) the count itself.
-Each construction is a point, built here and up to 2¹⁷ queries verified. With chain of thought only
-the global bounds hold, so those points are hollow. Expected: no construction lies below the bounds.
+Below the curves no model can answer all k-hop questions about all bijections. The curves are the
+paper's global bound and our sharper one; our local bound by trees (the paper has a weaker one,
+whose formula we lack) and our sharper ones; and, where all tables can be counted (up to N = 4 or
+so), the count itself. Each construction is a point; it is built here, and verified if it has at
+most 2¹⁷ queries. With chain of thought only the global bounds hold, so those points are hollow.
+Expected: no construction lies below the bounds.
 
-Below, in units of N·R·log₂N and R^k·log₂N, the line that partly_precomputed runs along at sizes too
-large to build, for k = 2 and 3, by its formulas: what depends on the facts, and all words of its weights.
-Expected: at β = ½ the bits that depend on the facts are at most 1.25 times the bound.
+The lower panel shows, in units of N·R·log₂N and R^k·log₂N, the line that partly_precomputed runs
+along at sizes too large to build, for k = 2 and 3, by its formulas: the bits that depend on the
+facts, and those of all words in its weights. Expected: at β = ½ the bits that depend on the facts
+are at most 1.25 times the bound.
 """
 
 import dataclasses
@@ -43,7 +45,8 @@ PRESETS = {'smoke': Preset(subjects=3, relations=2), 'laptop': Preset(), 'full':
 
 
 def measure(progress, preset, seeds):
-  """A record for every construction, for every point of the curves, and of the lines below."""
+  """One record per construction, per point of the curves, and per point of the lines in the lower
+  panel."""
   sizes = preset.subjects, preset.relations, preset.hops
   fact.check_sizes(*sizes)
   records = tradeoff.measure(*sizes, seeds[0], progress)
@@ -52,7 +55,7 @@ def measure(progress, preset, seeds):
 
 
 def expect(table):
-  """How far above the bounds the constructions are, and our sharper bounds above the plain ones."""
+  """How far the constructions lie above the bounds, and our sharper bounds above the plain ones."""
   built = select(table, kind='construction', chain_of_thought=False)
   for name, times in zip(built['construction'], built['times_bound'].astype(float), strict=True):
     if times > 0:
@@ -78,7 +81,8 @@ def expect(table):
 
 
 def plot(table):
-  """The curves and the constructions, what lies below all curves shaded; and the lines."""
+  """The curves and the constructions, with the region below the highest curve shaded; and the
+  lines."""
   figure, (ax, line) = plotting.new(width=6.4, height=6.6, rows=2)
   _plot_built(ax, select(table, kind='construction'), select(table, kind='bound'))
   _plot_line(line, select(table, kind='share'))
@@ -122,7 +126,7 @@ def _plot_line(ax, shares):
       ('bound_bits', '--', 'lower bound'),
     ):
       label = f'k = {hops:.0f}: {what}'
-      size = {'markersize': 8 - 4 * i, 'linewidth': 3 - 1.8 * i}  # one lies nearly on the other
+      size = {'markersize': 8 - 4 * i, 'linewidth': 3 - 1.8 * i}  # the lines nearly coincide
       ax.plot(x, some[column] / whole, style, color=color, label=label, **size)
   ax.set(xlabel='$B_{emb}$ / $R^k\\log_2N$', ylabel='$B_{int}$ / $N R\\log_2N$', ylim=(0, None))
   ax.set_title(f'N = {N:,.0f}, R = {R:.0f}: the line 1 − β')
@@ -130,10 +134,10 @@ def _plot_line(ax, shares):
 
 
 STUDY = Study(
-  name='bounds', title='the lower bounds, with every construction beside them',
+  name='bounds', title='the lower bounds, together with every construction',
   claims=(
-    Claim('Theorem 4.2', 'Without chain of thought the bits inside the network and in an embedding trade off: no '
-          'construction lies below the bound. Ours are the sharper ones, and a straight line is met.'),
+    Claim('Theorem 4.2', 'Without chain of thought, bits inside the network trade off against bits in an embedding: no '
+          'construction lies below the bound. Our bounds are the sharper ones, and a construction runs along the straight line of this trade-off.'),
   ),
   terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.3, first_seed=0,

@@ -1,18 +1,20 @@
-"""Compile what experiments run for TPUs that are not here: does it fit, and what does it take?
+"""Compile the programs of the experiments for TPUs without having one: do they fit, and what do they take?
 
   python -m experiments.compile --target=v5e:2x4 --target=v5e:1x1
   python -m experiments.compile --target=v6e:2x2 --study=structure --every
   python -m experiments.compile --target=cuda --scale=smoke
   python -m experiments.compile --target=v5e:2x4 --subjects=1000000 --dim=64 --batch=4096
 
-A TPU's compiler needs no TPU: pip install 'jax[tpu]' into an environment of its own (`make tpu`). Every study is asked
-for the programs of its presets, as it would run them on the chips of the target; they are compiled, and nothing is
-computed. A line a program: seconds to compile, memory of a chip, operations, what chips send each other, and the
-precision of products. Given again, the command goes on where it was. Of each kind of program in a preset's part the largest is compiled; with --every, all are. For GPUs
-programs are lowered, which shows that they can be written down for one, and no more.
+A TPU's compiler needs no TPU: pip install 'jax[tpu]' into a separate environment (`make tpu`). The programs of every
+study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The output
+has one line per program: seconds to compile, memory per chip, operations, communication between chips, and the
+precision of matrix products. The same command again resumes where it stopped. For each kind of program in a preset's
+part the largest is compiled; with --every, all are. For GPUs programs are only lowered, which shows that they can be
+lowered for one, and no more.
 
-With --subjects it is a model of experiments.train instead, spread over all chips as by --shard, or, with --models, a sweep
-of so many. What does not fit, or calls back to the host, is refused in a line, with the largest size that fits.
+With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
+--models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the
+largest size that fits.
 """
 
 import contextlib
@@ -41,7 +43,7 @@ from geomem.facts import Facts
 from geomem.training import batched, sharded
 from geomem.training.recipe import Recipe
 
-MOST_GPUS = 8  # that programs can be lowered for
+MOST_GPUS = 8  # the most that programs are lowered for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,20 +52,20 @@ class Options:
   scale: Scale = 'full'
   study: Annotated[tuple[str, ...], 'Only these studies.'] = ()
   part: Annotated[tuple[str, ...], 'Only these parts of a preset that has parts.'] = ()
-  every: Annotated[bool, 'All programs, not of each kind the largest.'] = False
+  every: Annotated[bool, 'All programs, not only the largest of each kind.'] = False
   subjects: Annotated[
-    int | None, 'N of a model of experiments.train, instead of the studies.', 1
+    int | None, 'N of a model of experiments.train, compiled instead of the studies.', 1
   ] = None
   relations: int = train.Options.relations
   dim: int = train.Options.dim
-  batch: Annotated[int | None, 'Subjects in a step of it (default: all).', 1] = None
-  models: Annotated[int | None, 'So many of it in a sweep (default: one over all chips).', 1] = None
+  batch: Annotated[int | None, 'Subjects per step of it (default: all).', 1] = None
+  models: Annotated[int | None, 'Models in a sweep (default: one over all chips).', 1] = None
   workdir: Annotated[str, 'Folder for the records.'] = 'runs/compile'
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-  """A program and where it is from; `of_size`: the same of a smaller size, in `unit`s."""
+  """A program and its origin; `of_size`: the same program at a smaller size, in `unit`s."""
 
   study: str
   part: str
@@ -74,7 +76,7 @@ class Wanted:
 
 
 def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
-  """Everything that was asked for."""
+  """The programs of all requested studies."""
   chips = len(target.devices)
   for name in options.study or studies.NAMES:
     study = studies.load(name)
@@ -91,7 +93,7 @@ def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
 
 
 def of_train(options: Options, target: Target) -> Wanted:
-  """A training step of what experiments.train trains with these sizes: one model over all chips, or many."""
+  """A training step of the model that experiments.train trains with these sizes: one over all chips, or many."""
   own = train.Options(
     subjects=options.subjects or 0,
     relations=options.relations,
@@ -113,7 +115,7 @@ def of_train(options: Options, target: Target) -> Wanted:
 
 
 def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
-  """A step of one model, of which no array is made: only a job's numbers are, of another task with as few facts as can be."""
+  """A step of one model, without making its arrays: only a job's numbers are made, for another task with as few facts as possible."""
   config, state = sharded.planned(recipe, config, mesh)
   small = Config.trained(2, config.relations, dim=2)
   task = batched.Task(small, Facts.bijections(2, config.relations))
@@ -123,7 +125,7 @@ def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
 
 
 def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
-  """The records of a target, those that are known as they are; a program that is refused is one too, with the reason."""
+  """The records of a target, known ones as they are; a refused program has a record too, with the reason."""
   for one in [of_train(options, target)] if options.subjects else of_studies(options, target):
     record = {
       'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
@@ -145,7 +147,7 @@ def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[di
 
 
 def earlier(folder: Path) -> list[dict]:
-  """The records that this code has left in a folder: compiling all takes hours, and goes on where it was."""
+  """The records that this code has left in a folder: compiling everything takes hours, and can be resumed."""
   if not (folder / records.FILE).exists():
     return []
   found = records.read(folder)
@@ -155,7 +157,7 @@ def earlier(folder: Path) -> list[dict]:
 
 
 def line(record: dict) -> str:
-  """A record as it is printed."""
+  """A record as one line of output."""
   size = lambda name: targets.in_words(record.get(name))
   words = [
     record['target'],
@@ -179,7 +181,7 @@ def main(options: Options):
     raise InputError('name what to compile for: --target=v5e:2x4, say; see --help')
   folder = cli.writable(options.workdir)
   if any(name.partition(':')[0] in targets.GPUS for name in options.target):
-    with contextlib.suppress(RuntimeError):  # JAX has started, with the devices that it has
+    with contextlib.suppress(RuntimeError):  # JAX has started, and keeps the devices that it has
       jax.config.update('jax_num_cpu_devices', MOST_GPUS)
   every = [targets.find(name) for name in options.target]
   rows = earlier(folder)

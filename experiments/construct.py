@@ -4,10 +4,11 @@
   python -m experiments.construct --construction=all --hops=2
   python -m experiments.construct --construction=selector --table=facts.csv
 
-Of all, the default, every construction is built that can be for these facts: those of one hop answer one hop, the
-others --hops, or else two. Those that are named answer --hops, or else one. `--list` shows their names. Each model is
-saved to WORKDIR/CONSTRUCTION, where experiments.ask finds it. Expected: every query is right, by the margin proved.
-All presets are the same, N = 32 and R = 4.
+By default (all), every construction that these facts allow is built: one-hop constructions answer
+one hop, the others --hops, by default two. Constructions that are named answer --hops, by default
+one. `--list` shows the names. Each model is saved to WORKDIR/CONSTRUCTION, where experiments.ask
+finds it. Expected: exact constructions answer every query right, by the margin proved. All presets
+are the same, N = 32 and R = 4.
 """
 
 import dataclasses
@@ -36,27 +37,27 @@ COLUMNS = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """None: as the construction does, or as its facts take."""
+  """None: the construction's own default, or what its facts require."""
 
   construction: Annotated[tuple[str, ...], 'A name (--list shows them), or all, the default.'] = ()
   subjects: int = 32
   relations: int = 4
-  hops: Annotated[int | None, 'k of a query (default: 2 of all, 1 of those named).'] = None
+  hops: Annotated[int | None, 'k, the hops of a query (default: 2 for all, 1 if named).'] = None
   facts: Annotated[Literal['bijections', 'maps'], 'Kind of random facts.'] = 'bijections'
   table: str | None = None
-  dim: Annotated[int | None, 'd, of constructions that leave it open (default: theirs).', 1] = None
-  width: Annotated[int | None, 'F, of associative_mlp (default: what its facts take).', 1] = None
-  bits: Annotated[int | None, 'b, per coordinate of selector_multilevel (default: 4).', 1] = None
-  hops_per_layer: Annotated[int | None, 'j, of factored (default: 1).', 1] = None
+  dim: Annotated[int | None, 'd, for constructions that leave it open (default: theirs).', 1] = None
+  width: Annotated[int | None, 'F, for associative_mlp (default: as its facts require).', 1] = None
+  bits: Annotated[int | None, 'b bits per coordinate, selector_multilevel (default: 4).', 1] = None
+  hops_per_layer: Annotated[int | None, 'j, hops per layer of factored (default: 1).', 1] = None
   beta: Annotated[
-    float | None, 'β, of partly_precomputed, a multiple of 1/R (default: ⌈R/2⌉/R).'
+    float | None, 'β, for partly_precomputed, a multiple of 1/R (default: ⌈R/2⌉/R).'
   ] = None
-  thoughts: Annotated[int | None, 't, of few_thoughts, less than k (default: ⌊k/2⌋).', 0] = None
-  noise: Annotated[float | None, 'σ that selector_coded is to bear (default: 0.5).'] = None
+  thoughts: Annotated[int | None, 't, for few_thoughts, less than k (default: ⌊k/2⌋).', 0] = None
+  noise: Annotated[float | None, 'σ, noise that selector_coded tolerates (default: 0.5).'] = None
   error: Annotated[
-    float | None, 'ε, of selector_coded: wrong answers under that noise (default: 0.01).'
+    float | None, 'ε, for selector_coded: its error rate under that noise (default: 0.01).'
   ] = None
-  search: Annotated[bool | None, 'Search the smallest d of superposition_coded, over seeds.'] = None
+  search: Annotated[bool | None, 'Search over seeds for the least d of superposition_coded.'] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   check: Annotated[
     Literal['exhaustive', 'certificate', 'universal', 'auto'],
@@ -71,7 +72,8 @@ PRESETS = dict.fromkeys(SCALES, Preset())
 
 
 def measure(progress, preset, seeds):
-  """A record for every construction, which is saved: of those named all or none, of all what can be built."""
+  """One record per construction; the models are saved: those named all or none, otherwise every one
+  that can be built."""
   named = [name for name in preset.construction if name != 'all']
   if named and len(named) < len(preset.construction):
     raise InputError(f'--construction=all already has {named[0]}; give one or the other')
@@ -90,7 +92,7 @@ def measure(progress, preset, seeds):
   def build(name):
     known = registry.entry(name)
     hops = most_hops if known.multi_hop or named else 1
-    # Those that are named must take every option; of all, an option is for those that take it.
+    # Named constructions must take every option; otherwise an option is for those that take it.
     options = {o: value for o, value in given.items() if named or o in known.options}
     if 'seed' in known.options:
       options['seed'] = seeds[0]
@@ -122,7 +124,8 @@ def _table(preset: Preset) -> Facts | None:
 
 
 def _of_others(built: Construction, record: dict) -> float | None:
-  """The control: how often these weights give every subject the answers of the next one."""
+  """The control: how often these weights give a subject the answers of the next one; None if the
+  check was not exhaustive."""
   if record['check'] != 'exhaustive':
     return None
   next_RxN = np.roll(built.facts.answers_RxN, 1, axis=1)
@@ -131,7 +134,8 @@ def _of_others(built: Construction, record: dict) -> float | None:
 
 
 def expect(table):
-  """A theorem's constructions: all queries right, by the margin proved; the control is others' facts."""
+  """For every theorem's constructions: all queries right, by the margin proved; the control is the
+  facts of other subjects."""
   for r in table.to_dict('records'):
     known, name = registry.entry(r['construction']), r['construction'].replace('_', ' ')
     name += f', N = {r["subjects"]}, R = {r["relations"]}, k = {r["hops"]}'
@@ -150,15 +154,15 @@ def expect(table):
 STUDY = Study(
   name='construct', title='every construction, built and verified on every query',
   claims=(
-    Claim('Theorem 4.1', 'One layer answers all N·R facts with an embedding of O(R log N): attributes superposed, an MLP '
-          'of width O(R log N) or R attention heads select. Every query right, by the margin proved.'),
-    Claim('Theorem F.1', 'Where every relation has attributes of its own, no MLP is needed: relations as signs suffice.'),
-    Claim('Theorem 4.3', 'k hops at once cost an MLP of width N·R or an embedding of R^k·log N. Ours: width N + R, and '
+    Claim('Theorem 4.1', 'One layer answers all N·R facts with an embedding of width O(R log N): attributes are superposed, and an '
+          'MLP of width O(R log N) or R attention heads select. Every query is right, by the margin proved.'),
+    Claim('Theorem F.1', 'Where every relation has attributes of its own, no MLP is needed: sign codes of the relations suffice.'),
+    Claim('Theorem 4.3', 'Answering k hops at once takes an MLP of width N·R or an embedding of width R^k·log N. Ours: width N + R, and '
           'depth 1.'),
-    Claim('Theorem 4.4', 'With chain of thought one layer and an embedding of O(R log N) answer any number of hops.'),
+    Claim('Theorem 4.4', 'With chain of thought, one layer and an embedding of width O(R log N) answer any number of hops.'),
   ),
-  terms='Margin: the logit of the right answer less the highest other one. Facts of others: the fraction '
-  'right by facts that the model was not built for.',
+  terms='Margin: the logit of the right answer less the highest other logit. Facts of others: the accuracy on facts that '
+  'the model was not built for.',
   presets=PRESETS, measure=measure, expect=expect, minutes=0.5, first_seed=0, resumes=False, strict=True,
   more=lambda table: render.table(table[COLUMNS]),
   listed=lambda: render.table([

@@ -1,15 +1,16 @@
-"""How many dimensions of an embedding does a relation occupy? Projectors learned by interchange, rank after rank.
+"""How many dimensions of an embedding does a relation occupy? Projectors learned by interchange, rank by rank.
 
   python -m experiments.dimensions
 
-A projector for each relation says which part of an embedding is the relation's: given that part of
-another subject, the model should answer this relation as the other subject and all others as before.
-Projectors are learned on pairs of the model's own subjects and judged on pairs of fresh ones, that
-neither the model nor they have seen. Expected: a constructed selector, which writes every attribute
-in m = ⌈log₂N⌉ bits, gives 1 at rank m and less below; a trained model needs as many dimensions as its
-answers' vectors have, and those of one relation carry nothing of another. Beside stand projectors
-that follow from fitted maps and are not learned, orthogonal ones that are learned from random
-directions, an untrained model and random weights with learned embeddings.
+A projector for each relation picks out the part of an embedding that belongs to the relation: given
+that part of another subject, the model should answer this relation as for the other subject and all
+other relations as before. Projectors are learned on pairs of the model's own subjects and judged on
+pairs of fresh ones, which neither the model nor the projectors have seen. Expected: in a
+constructed selector, which writes every attribute in m = ⌈log₂N⌉ bits, projectors score 1 at rank m
+and less below it; a trained model needs as many dimensions as its answers' vectors have, and the
+dimensions of one relation carry nothing about another. The controls are projectors that follow from
+fitted maps and are not learned, orthogonal projectors that are learned from random directions, an
+untrained model, and random weights with learned embeddings.
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from geomem.inside import intervene, linear_maps, projectors
 from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
-BATCH = 64  # pairs of subjects in a step
+BATCH = 64  # pairs of subjects per step
 ARMS = 'of fitted maps', 'oblique, learned from these', 'orthogonal, learned from random ones'
 CONTROLS = 'untrained', 'random weights'
 ENOUGH = 0.95
@@ -40,7 +41,8 @@ ENOUGH = 0.95
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """Models of `relations` and of every number of `subjects`, whose answers' vectors have `answer_dims` dimensions."""
+  """Models of `relations` relations, for every number of `subjects` and every dimension of the
+  answers' vectors in `answer_dims`."""
 
   subjects: tuple[int, ...]
   relations: int
@@ -51,7 +53,8 @@ class Preset:
   seeds: int
 
   def kinds(self):
-    """Of every size the recipe with every kind of answers, a constructed selector and the controls."""
+    """For every number of subjects: the recipe with every dimension of the answers' vectors, a
+    constructed selector, and the controls."""
     for subjects in self.subjects:
       own: Any = sizes(subjects, self.relations, min(256, subjects // 4), self.steps)
       first = Kind(**own, **RECIPE)
@@ -80,7 +83,8 @@ PRESETS = {
 
 
 def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
-  """At every rank, of every way to find projectors: answers of one relation that change, and others that stay."""
+  """For every rank and every way to find projectors: the fraction of one relation's answers that
+  change, and of the other answers that stay."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :FRESH]
   e_SxD = fresh.embeddings(config, recipe, params, job, new_RxS, written_NxD)
@@ -107,7 +111,7 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Records of all models: a number a rank."""
+  """Records of all models, one number per rank."""
   records = []
   for kind in preset.kinds():
     about, found = kind.evaluate(trainer, seeds, functools.partial(scores, preset))
@@ -122,7 +126,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def cases(table):
-  """Every kind of model as (its name, it in words, its rows)."""
+  """Yields every kind of model as (its name, description, rows)."""
   for (name, subjects, relations, answer_dim), rows in groups(
     table, 'model', 'subjects', 'relations', 'answer_dim'
   ):
@@ -133,7 +137,8 @@ def cases(table):
 
 
 def by_rank(rows, arm: str):
-  """A row a rank, a column a seed: the lower of the fractions of answers that change, and of others that stay."""
+  """The lower of the fractions of answers that change and of other answers that stay: a row per
+  rank, a column per seed."""
   pivot = lambda what: rows[rows['measurement'] == f'{what}, {arm}'].pivot(
     index='rank', columns='seed', values='value'
   )
@@ -141,26 +146,26 @@ def by_rank(rows, arm: str):
 
 
 def expect(table):
-  """What projectors do that have the rank of the answers' vectors, or of the bits that are built; and the least rank
-  that is enough."""
+  """What projectors achieve at the rank of the answers' vectors, or of the constructed bits, and
+  the smallest rank that is enough."""
   for name, text, rows in cases(table):
     bits, built = max(1, (int(rows['subjects'].iloc[0]) - 1).bit_length()), name == 'constructed'
     rank = bits if built else int(rows['answer_dim'].iloc[0])
     for arm in ARMS:
       found, about = by_rank(rows, arm), f'{text}; projectors {arm}'
-      exact = built and arm != ARMS[2]  # from random directions a few hundred steps need not arrive
+      exact = built and arm != ARMS[2]  # random directions may not converge in a few hundred steps
       least = 0.999 if exact else ENOUGH if name == 'trained' and arm != ARMS[0] else None
       what = f'{about}: changed and stayed at rank {rank}'
       yield from over_seeds(what, found.loc[rank].tolist(), least, check=exact)
       enough = found >= ENOUGH
-      if enough.any().all():  # in every seed there is a rank
+      if enough.any().all():  # every seed has such a rank
         built_in = bits if exact else None
         what = f'{about}: least rank that is enough'
         yield from over_seeds(what, enough.idxmax().tolist(), built_in, built_in, check=exact)
 
 
 def plot(table):
-  """A panel for every kind of model: the rank against the answers that change, and those that stay."""
+  """A panel per kind of model: the answers that change, and those that stay, against the rank."""
   every = list(cases(table))
   figure, panels = plotting.new(
     12, 2.6 * math.ceil(len(every) / 5), math.ceil(len(every) / 5), 5, squeeze=False, sharey=True
@@ -180,15 +185,17 @@ def plot(table):
 
 
 STUDY = Study(
-  name='dimensions', title='projectors learned by interchange, rank after rank',
+  name='dimensions', title='projectors learned by interchange, rank by rank',
   claims=(
     Claim('Dimensions', 'A relation occupies a few dimensions of the embedding, which carry it and nothing else.'),
   ),
-  terms='A projector of a relation says what of an embedding is its: given that part of another subject, the model is '
-  'to answer this relation as that subject (changed), all others as before (stayed). Learned by gradient descent on '
-  'pairs of the model’s own subjects, judged on pairs of fresh ones. Oblique: what is read and what is written are '
-  'learned apart; orthogonal: they are one (distributed alignment search), and nothing is known beforehand; of fitted maps: '
-  f'the principal directions of the maps’ images, whose rank is that of the answers’ vectors at most. Enough: {ENOUGH} of both. The line in grey: log₂N.',
+  terms='A relation’s projector picks out the part of an embedding that belongs to the relation: given that part of '
+  'another subject, the model should answer this relation as for that subject (changed) and all others as before '
+  '(stayed). Projectors are learned by gradient descent on pairs of the model’s own subjects and judged on pairs of '
+  'fresh ones. Oblique: the directions that are read and those that are written are learned separately; orthogonal: '
+  'they are the same (distributed alignment search), and start from random directions; of fitted maps: the principal '
+  f'directions of the maps’ images, whose rank is at most that of the answers’ vectors. Enough: {ENOUGH} of both. '
+  'Grey line: log₂N.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
 )  # fmt: skip
 

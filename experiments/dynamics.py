@@ -1,13 +1,14 @@
-"""When does the structure come: before the facts are learned, with them, or after? And relation by relation, or at once?
+"""When does the structure appear: before the facts are learned, with them, or after? Relation by relation, or all at once?
 
   python -m experiments.dynamics
 
-Models are stopped on their way. At each stop subjects that the model never saw learn their embeddings
-through it, frozen as it is then, in as many steps as a whole training has; maps fitted to its own
-subjects are judged on them. What is compared are the steps at which facts are answered, fresh subjects'
-attributes are read by linear maps, their embeddings are a superposition, and swaps at α = 1 flip one
-answer and no other, each half of its way from what random weights reach, whose embeddings alone are
-trained, to its own end.
+Training is stopped at intermediate steps. At each stop, subjects that the model never saw learn
+their embeddings through the model as it is then, frozen, in as many steps as a whole training
+takes; maps fitted to the model's own subjects are judged on them. The study compares the steps at
+which facts are answered, fresh subjects' attributes can be read by linear maps, their embeddings
+are a superposition, and swaps at α = 1 flip one answer and no other. Each is timed at the midpoint
+between the level of the control, random weights of which only the embeddings are trained, and the
+model's own final level.
 """
 
 import dataclasses
@@ -40,12 +41,13 @@ BY_RELATION = {
   'readout': 'linear readout of fresh subjects',
   'flipped': 'swaps that flip',
 }
-LATEST = 1.25  # of the step at which the facts come: what comes later comes after them
+LATEST = 1.25  # times the step at which the facts are learned; anything later counts as after them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
-  """A model of the recipe; `stops`: the steps after which it is looked into, beside the start and the end."""
+  """A model trained by the recipe. `stops`: the steps at which it is analyzed, besides the start
+  and the end."""
 
   stops: tuple[int, ...]
   seeds: int
@@ -63,7 +65,7 @@ PRESETS = {
 
 
 def scores(config: Config, recipe: Recipe, params, job, other_RxN):
-  """What a model does at a stop, of each relation."""
+  """Scores of a model at a stop, per relation (R² for all relations together)."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   table_RxS = other_RxN[:, :FRESH]
   e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS)
@@ -82,7 +84,7 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN):
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """A record a number, stop and, where it is of one, relation."""
+  """One record per number and stop, and per relation where there is a number for each."""
   first, stops = preset.recipe(), (*preset.stops, preset.steps)
   found = {
     kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.where))
@@ -102,7 +104,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def train(kind: Kind, stops, seeds, where) -> dict:
-  """What is found of all models at the start and at every stop."""
+  """Trains the models of all seeds; scores them at the start and at every stop."""
   facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
   tasks = [kind.task(facts(seed), seed) for seed in seeds]
   sweep, states = batched.set_up(kind.recipe(), tasks, **where)
@@ -113,7 +115,8 @@ def train(kind: Kind, stops, seeds, where) -> dict:
 
 
 def reached(rows, level: float) -> float:
-  """The step at which a value first passes the level, on a line between two stops; NaN if it never does."""
+  """The step at which a value first reaches the level, interpolated linearly between two stops; NaN
+  if it never does."""
   steps, found = rows['step'].to_numpy(float), rows['value'].to_numpy(float)
   above = np.flatnonzero(found >= level)
   if not len(above):
@@ -123,7 +126,8 @@ def reached(rows, level: float) -> float:
 
 
 def expect(table):
-  """When each has come half of its way, from what random weights reach to its own end; how far apart relations are."""
+  """When each score is half-way between the level of random weights and its own final one; how far
+  apart relations are."""
   by = ['model', 'measurement', 'seed', 'step']
   mean = table.groupby(by, sort=False, as_index=False)['value'].mean()
   last, trained = select(mean, step=mean['step'].max()), select(mean, model='trained')
@@ -150,14 +154,14 @@ def expect(table):
 
 
 def by_relation(table, measurement: str) -> np.ndarray:
-  """The step at which half of every relation is reached, seeds × relations."""
+  """The step at which each relation's score reaches one half, seeds × relations."""
   trained = select(table, model='trained', measurement=measurement)
   steps = lambda rows: [reached(own, 0.5) for _, own in groups(rows, 'relation')]
   return np.array([steps(rows) for _, rows in groups(trained, 'seed')])
 
 
 def plot(table):
-  """Everything over the steps, of random weights dotted; and every relation of every seed."""
+  """All scores against steps, those of random weights dotted; and every relation of every seed."""
   figure, (left, right) = plotting.new(9, 3.4, 1, 2)
   for i, (name, words) in enumerate(MEASURED.items()):
     for kind, line in (('trained', '-'), (CONTROL, ':')):
@@ -182,10 +186,11 @@ def plot(table):
 
 
 STUDY = Study(
-  name='dynamics', title='facts, superposition, readout and swaps as training goes on',
-  claims=(Claim('Dynamics', 'The structure comes with the facts, not after them.'),),
-  terms='Fresh subjects: the model never saw them; it is frozen as it is at that step, they learn their embeddings '
-  'alone. Swaps: at α = 1 along fitted maps, of every relation the lower of the fractions that flip its answer and that keep the others.',
+  name='dynamics', title='facts, superposition, readout and swaps in the course of training',
+  claims=(Claim('Dynamics', 'The structure appears with the facts, not after them.'),),
+  terms='Fresh subjects: subjects that the model never saw; it is frozen as it is at that step, and they learn only their '
+  'embeddings. Swaps: at α = 1 along fitted maps; for every relation the lower of two fractions: swaps that flip '
+  'its answer, and other answers that are kept.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1,
 )  # fmt: skip
 

@@ -1,14 +1,17 @@
-"""Facts changed in a trained model, head to head: in the subject's row, in the MLP, by fine-tuning.
+"""Editing facts in a trained model, head to head: in the subject's row, in the MLP, or by fine-tuning.
 
   python -m experiments.editing
 
-Of a model that knows its facts some are changed, all at once or one after another: the row of the subject by the maps
-that are fitted to the model's own embeddings (closed form, no gradient), or by gradient descent; the MLP's last matrix
-by a rank-one edit (ROME's formula) or by least squares (MEMIT's); all weights by fine-tuning. Each way with free numbers is tried with
-several, and stands with its best. Asked are the changed facts, the other facts of the same subjects, and those of all others. In a
-constructed selector rows must be 1 and 1. Expected: in a geometric memory, of the recipe, rows in closed form change
-a tenth of all facts and keep the rest; a memory in the MLP, whose embeddings are fixed, is not to be edited so. Beside
-rows stand steps of their length in random directions.
+In a model that knows its facts, some are changed, all at once or one after another: in the
+subject's row of the embedding matrix, by the maps that are fitted to the model's own embeddings
+(closed form, no gradient) or by gradient descent; in the MLP's last matrix, by a rank-one edit
+(ROME's formula) or by least squares (MEMIT's); or by fine-tuning all weights. A method with a
+hyperparameter is tried with several values and reported at its best. The scores are on the changed
+facts, the other facts of the same subjects, and those of all other subjects. In a constructed
+selector, edits of rows must score 1 on all of them. Expected: in a geometric memory, trained by the
+recipe, closed-form edits of rows change a tenth of all facts and keep the rest; a memory in the
+MLP, whose embeddings are fixed, cannot be edited this way. The control for rows is the same edit by
+maps of the same size in random directions.
 """
 
 import dataclasses
@@ -36,17 +39,18 @@ ROWS, BLIND, LEARNED = 'row, closed form', 'row, random direction', 'row, learne
 TUNED, ROME, MEMIT = 'fine-tuning', 'MLP, rank one', 'MLP, least squares'
 OPTIONS: dict[str, tuple[float, ...]] = {
   ROWS: (0.0,), BLIND: (0.0,), ROME: (0.0,),
-  LEARNED: (0.003, 0.01, 0.03), TUNED: (1e-4, 1e-3, 1e-2),  # rates
-  MEMIT: (1.0, 0.1, 0.01),  # what a fact that is to be kept weighs beside one that is changed
+  LEARNED: (0.003, 0.01, 0.03), TUNED: (1e-4, 1e-3, 1e-2),  # learning rates
+  MEMIT: (1.0, 0.1, 0.01),  # weight of a fact to be kept, relative to one that is changed
 }  # fmt: skip
 ASKED = 'changed', 'kept, of the same subjects', 'kept, of others'
-TIMES = 5  # a single edit, timed
+TIMES = 5  # how often a single edit is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
-  """`fractions`: of all facts, changed at once; `in_turn`: so many, one after another. `edit_steps`: of gradient
-  descent, at most. `memory_width`: F of the model whose embeddings are fixed.
+  """`fractions`: of all facts, changed at once. `in_turn`: number of facts changed one after
+  another. `edit_steps`: maximum number of gradient steps. `memory_width`: F of the model whose
+  embeddings are fixed.
   """
 
   memory_width: int
@@ -56,7 +60,7 @@ class Preset(Sizes):
   seeds: int
 
   def kinds(self):
-    """A geometric memory, what plain AdamW finds, a memory in the MLP, and a constructed selector."""
+    """A geometric memory, a plain AdamW model, a memory in the MLP, and a constructed selector."""
     first = self.recipe()
     yield first
     yield self.plain()
@@ -74,7 +78,7 @@ PRESETS = {
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Of every kind of model, way to edit, option and number of edits, what is asked afterwards."""
+  """Scores after editing, for every kind of model, method, option and number of edits."""
   records = []
   for kind in preset.kinds():
     about, found = kind.evaluate(trainer, seeds, trained)
@@ -88,7 +92,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def trained(config: Config, recipe, params, job, *_) -> dict:
-  """A model that knows its facts, and what the ways to edit it start from."""
+  """A model that knows its facts, and what the editing methods start from."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   nats, right = optimization.cross_entropy(config, recipe, job, params)
   maps, offset = linear_maps.fit_best_maps(e_NxD, u_AxD, job.answers_RxN)
@@ -152,8 +156,8 @@ def apply(config: Config, method: str, in_turn: bool, steps: int, known, option,
 
 @functools.partial(jax.jit, static_argnums=0)
 def asked(config: Config, known: dict, after: dict, some: Edits) -> tuple:
-  """The fractions of changed facts that are answered, and of other answers that are kept: those of the same subjects, and of
-  others."""
+  """The fractions of changed facts that get the new answer, and of other answers that are kept:
+  those of the same subjects, and those of other subjects."""
   before_SxR, now_SxR = (
     intervene.answers(config, own, own['embed']['subjects']) for own in (known['params'], after)
   )
@@ -183,14 +187,14 @@ def seconds(function) -> float:
 
 
 def least(rows):
-  """For every option a row, for every seed a column: the least of what is asked; the best option first."""
+  """The lowest of the three scores: a row per option, the best first, and a column per seed."""
   wide = rows.pivot_table(index='option', columns=['seed', 'measurement'], values='value')
   each = wide.T.groupby(level='seed').min().T
   return each.loc[each.mean(axis=1).sort_values(ascending=False, kind='stable').index]
 
 
 def cases(table):
-  """(model, text, number of edits, in turn) and the rows of what is asked after them."""
+  """Yields (model, description, whether edits are made in turn, rows of scores after them)."""
   asked_of = table[table['measurement'].isin(ASKED)]
   for (name, count, in_turn), rows in groups(asked_of, 'model', 'edits', 'in_turn'):
     text = f'{name}, {count:.0f} facts {"one by one" if in_turn else "at once"}'
@@ -198,8 +202,8 @@ def cases(table):
 
 
 def expect(table):
-  """Every way at its best option: the least of what is changed and what is kept; in a geometric memory and a built
-  one, rows are to be enough."""
+  """Every method at its best option: the lowest of changed and kept; in a geometric memory and in a
+  constructed one, edits of rows should suffice."""
   for name, text, _, rows in cases(table):
     found = {method: least(own) for (method,), own in groups(rows, 'method')}
     controls = {method: found[method].iloc[0].tolist() for method in (BLIND, TUNED, MEMIT)}
@@ -217,7 +221,7 @@ def expect(table):
 
 
 def plot(table):
-  """A panel for every kind of model: the least of changed and kept against the number of edits."""
+  """A panel per kind of model: the lowest of changed and kept against the number of edits."""
   every = list(cases(table))
   names = list(dict.fromkeys(name for name, *_ in every))
   figure, panels = plotting.new(11, 3.1, 1, len(names), sharey=True, squeeze=False)
@@ -247,15 +251,16 @@ def plot(table):
 
 
 STUDY = Study(
-  name='editing', title='facts changed in a trained model, head to head',
+  name='editing', title='editing facts in a trained model, methods head to head',
   claims=(
-    Claim('Editing', 'In a geometric memory a fact is changed in the row of its subject, in closed form, and no other fact changes.'),
+    Claim('Editing', 'In a geometric memory a closed-form edit of the subject’s row changes one fact and no other.'),
   ),
-  terms='Changed: queries of changed facts that get the new answer. Kept: other queries that get the answer of before, of the '
-  'same subjects and of others; a row names the least of the three. Row, closed form: M_r (u_new − u_old) is added, by the maps of the '
-  'model’s own embeddings; learned: gradient descent on the row alone. MLP, rank one: an edit of its last matrix after the other, by ROME’s '
-  'formula; least squares: by MEMIT’s, all at once. Where a way has a free number, the best of three stands here. In the figure open '
-  'marks are edits one by one.',
+  terms='Changed: queries of changed facts that get the new answer. Kept: other queries that keep their answer, those of '
+  'the same subjects and those of others; a finding reports the lowest of the three. Row, closed form: M_r (u_new − '
+  'u_old) is added, with the maps of the model’s own embeddings; learned: gradient descent on the row alone. MLP, '
+  'rank one: one edit of its last matrix after another, by ROME’s formula; least squares: by MEMIT’s, all at once. '
+  'Where a method has a hyperparameter, the best of three values is reported. In the figure, open marks are edits '
+  'made one by one.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('model', 'method', 'edits', 'in_turn', 'measurement'), minutes=3, first_seed=FIRST_SEED + 700,
 )  # fmt: skip

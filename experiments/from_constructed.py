@@ -1,14 +1,15 @@
-"""Start gradient descent at a construction: does it stay, and how far is what it finds from what was built?
+"""Start gradient descent at a construction: does it stay there, and how far is what it finds from what was built?
 
   python -m experiments.from_constructed
 
-The selector that lives in the architecture that is trained (norms on), and two without norms, are
+The selector inside the trained architecture (norms on), and two constructions without norms, are
 trained from their exact weights, from weights with noise on every one of them, and from scratch at
 the same size. Expected: from the exact weights accuracy never falls, the loss shrinks, and
-embeddings stay an invertible linear map of the built ones, which is one map per relation; from noise
-accuracy comes back. But scratch learns the facts as well, so that coming back shows no basin. What
-does is where training ends, held against where scratch ends: up to the best linear map, forth and
-back, on held-out subjects; and whether models half way to the built weights still answer.
+embeddings stay an invertible linear map of the built ones, which is one map per relation; from
+noisy weights accuracy recovers. Training from scratch learns the facts as well, so recovery by
+itself is no evidence of a basin. The evidence is where training ends, compared with where it ends
+from scratch: up to the best linear map, in both directions, on held-out subjects; and whether
+models half-way to the built weights still answer right.
 """
 
 import dataclasses
@@ -40,15 +41,14 @@ MEASURED = {
   'distance': 'distance from the built weights / their size',
   'superposition_r2': 'embeddings a superposition of its own attribute vectors, held-out R²',
 }  # fmt: skip
-BASIN = 'half_way', 'linear_r2', 'built_r2'  # what tells the basin of the construction from another
-NEAR = 'exact', 'noise 0.03', 'noise 0.1'  # starts from which training is to end in it
+BASIN = 'half_way', 'linear_r2', 'built_r2'  # what tells the construction's basin from another
+NEAR = 'exact', 'noise 0.03', 'noise 0.1'  # starts from which training should end in that basin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`noises`: of the perturbed starts, as a fraction of each array's root mean square, or, where it is all zeros, of
-  a fresh initialization's.
-  """
+  """`noises`: noise of the perturbed starts, as a fraction of each array's root mean square, or of
+  a fresh initialization's where the array is all zeros."""
 
   constructions: tuple[str, ...] = BUILT
   subjects: int
@@ -80,12 +80,12 @@ PRESETS = {
 
 @functools.lru_cache(maxsize=256)
 def build(preset: Preset, name: str, seed: int, other: bool = False):
-  """The construction of a seed's facts, or of others."""
+  """The construction for a seed's facts, or for other facts."""
   return registry.build(name, instances.bijections(preset.subjects, preset.relations, seed, other))
 
 
 def starts(preset: Preset, name: str, weight_decay: float, seed: int):
-  """(its name, the task) for every start of a construction."""
+  """Yields (name, task) for every start of a construction."""
   built, rng = build(preset, name, seed), np.random.default_rng((seed, 2))
   task = functools.partial(
     batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
@@ -98,12 +98,14 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
 
 
 def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):
-  """Accuracy, loss, how near the embeddings and all weights are to those built; what is built of other facts is a control."""
+  """Accuracy, loss, and how near the embeddings and all weights are to the built ones; the control
+  is a construction for other facts."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   split = fit_T, held_S = linear_maps.hold_out(jax.random.key(job.seed), config.subjects)
 
   def map_r2(x_NxD, y_NxD):
-    """R² on held-out subjects of the best linear map from x to y; from built ones it is one map per relation."""
+    """R² on held-out subjects of the best linear map from x to y; if x is built, it is one map per
+    relation."""
     return linear_maps.linear_r2(x_NxD, y_NxD, fit_T, held_S)
 
   built_NxD = built['embed']['subjects']
@@ -126,7 +128,7 @@ def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """A record a number, start and evaluation."""
+  """One record per number, start and evaluation."""
   records = []
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
@@ -150,7 +152,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def evaluations(preset: Preset, name: str, tasks, where) -> dict:
-  """What is found of all starts of a construction as training goes on."""
+  """Scores of all starts of a construction in the course of training."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
   own, others = ([build(preset, name, t.seed, other) for t in tasks] for other in (False, True))
@@ -162,7 +164,7 @@ def evaluations(preset: Preset, name: str, tasks, where) -> dict:
 
 
 def expect(table):
-  """Whether training stays, and how near what is found lies to what was built."""
+  """Whether training stays, and how near its result is to what was built."""
   last = table['step'].max()
   for (name, decay, start), rows in groups(table, 'construction', 'weight_decay', 'start'):
     about, exact = f'{name}, decay {decay:g}, {start}: ', start == 'exact'
@@ -188,7 +190,7 @@ def expect(table):
 
 
 def plot(table):
-  """A row a construction, a panel a measure; colour the start, dashes the weight decay."""
+  """A row per construction, a panel per measurement; colours are starts, dashes weight decays."""
   shown = select(table, control=None)
   names, measurements, starts, decays = (
     shown[column].unique().tolist()
@@ -212,13 +214,13 @@ def plot(table):
 STUDY = Study(
   name='from_constructed', title='gradient descent started at the constructions',
   claims=(
-    Claim('From built to learned', 'Gradient descent stays in the basin of a construction, also if it is shaken a little.'),
+    Claim('From built to learned', 'Gradient descent stays in the basin of a construction, also when its weights are perturbed a little.'),
   ),
-  terms='Exact: training starts at the built weights; noise: of so many times every array’s RMS is added to them first; '
-  'scratch: it starts at random ones, and at ten times the learning rate. The worst evaluation: the lowest accuracy of '
-  'all during training. Decay: weight decay. Half way: the '
-  'weights are the mean of those found and those built. Found from scratch they would have to be matched first, unit by unit and up to the '
-  'maps that change no answer; that is not tried.',
+  terms='Exact: training starts at the built weights; noise: Gaussian noise of this many times each array’s RMS is added '
+  'to them first; scratch: it starts at random weights, with ten times the learning rate. The worst evaluation: the '
+  'lowest accuracy during training. Decay: weight decay. Half way: the weights are the mean of those found and '
+  'those built. Weights found from scratch would first have to be matched to the built ones, unit by unit and up to '
+  'the maps that change no answer; that is not tried.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
 )  # fmt: skip
 

@@ -1,16 +1,19 @@
-"""If embeddings cannot learn, the facts must go into the weights: how many are needed? Claim 6.
+"""If embeddings cannot learn, the facts must go into the weights: how many weights do they need? Claim 6.
 
   python -m experiments.frozen_embeddings
 
-First the associative memory alone, one MLP between random embeddings that are fixed (`geomem.training.mlp_memory`): for
-every F its accuracy at several numbers n of facts; n₅₀ is where half are known. Two laws say what a parameter holds:
-a constant number of bits, n₅₀·log₂n₅₀, or of facts, n₅₀. A power of n₅₀ is fitted to what a parameter holds. Expected: of bits
-it changes by less than 15 % over all of the F, either way; and twice the steps change n₅₀ by no more than 5 %.
+First the associative memory alone, one MLP between fixed random embeddings
+(`geomem.training.mlp_memory`): for every F its accuracy at several numbers n of facts; n₅₀ is the
+number of which half are known. There are two laws for what a parameter holds: a constant number of
+bits, n₅₀·log₂n₅₀ in all, or of facts, n₅₀ in all. A power of n₅₀ is fitted to what a parameter
+holds. Expected: bits per parameter change by less than 15 % over the whole range of F, in either
+direction; doubling the steps changes n₅₀ by no more than 5 %.
 
-Then transformers with fixed and with learned embeddings at equally many trained parameters: the bits of facts that each holds.
+Then transformers with fixed and with learned embeddings at equal numbers of trained parameters: the
+bits of facts that each holds.
 
-Last the protocol of Nichani et al. (2025), d = F: the largest N of a few that their memory holds to 0.99; their code found
-43, 65 and 166 at d = 8, 11 and 16, one seed each.
+Last the protocol of Nichani et al. (2025), d = F: the largest N, of a few that are tried, that
+their memory holds to 0.99; their code found 43, 65 and 166 at d = 8, 11 and 16, one seed each.
 """
 
 import dataclasses
@@ -32,18 +35,20 @@ from geomem.training.recipe import Recipe
 
 FROZEN = ('embed/subjects', 'unembed')
 PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.
-BITS = 3.0  # of facts a parameter, that n₅₀ is looked for near
-COUNTS = 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0  # of n, by that guess
-AROUND = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # of N, by the published one
+BITS = 3.0  # of facts per parameter: the guess around which n₅₀ is sought
+COUNTS = 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0  # values of n, relative to that guess
+AROUND = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # values of N, relative to the published one
 LAWS = {'bits': lambda n: n * np.log2(n), 'facts': lambda n: n}
 WITHIN = 1.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`widths`: F of the memories, at `dim`, trained for `memory_steps`; `published`: d = F of the protocol's.
+  """`widths`: F of the memories, with d = `dim`, trained for `memory_steps`. `published`: d = F of
+  the protocol.
 
-  `sizes`: N and R of transformers, `fixed_dim`: d where embeddings are fixed; `points`: so many sizes of each.
+  `sizes`: N and R of the transformers. `fixed_dim`: their d where embeddings are fixed. `points`:
+  number of sizes of each.
   """
 
   widths: tuple[int, ...] = ()
@@ -78,7 +83,7 @@ PRESETS = {
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Records of the memories, of transformers, and of the protocol."""
+  """Records of the memories, the transformers and the protocol."""
   records = []
   for width in preset.widths:
     middle, factors = guess(2 * preset.dim * width), np.linspace(0, len(COUNTS) - 1, preset.counts)
@@ -96,7 +101,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def guess(parameters: int) -> float:
-  """The n of which n·log₂n bits are `BITS` for each of so many parameters."""
+  """The n whose n·log₂n bits are `BITS` per parameter."""
   n = 2.0
   for _ in range(50):
     n = BITS * parameters / math.log2(max(n, 2))
@@ -104,7 +109,7 @@ def guess(parameters: int) -> float:
 
 
 def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind: str) -> list[dict]:
-  """The best accuracy that a memory of every number of facts and seed reached."""
+  """The best accuracy that a memory reached, for every number of facts and seed."""
   asked = list(itertools.product(counts, seeds))
   counts_of, seeds_of = zip(*asked, strict=True)
   learn = lambda: mlp_memory.learn_all(recipe, counts_of, seeds_of, **trainer.where)[0]
@@ -118,7 +123,8 @@ def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind:
 
 
 def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> list[dict]:
-  """Models of several sizes with learned embeddings, or with fixed ones and as many trained parameters."""
+  """Models of several sizes with learned embeddings, or with fixed ones and the same numbers of
+  trained parameters."""
   frozen = () if kind == 'learned' else FROZEN
   batch = min(preset.batch, n)
   steps = max(2000 if preset.points > 2 else 100, preset.passes * -(-n // batch))
@@ -146,7 +152,7 @@ def trained_parameters(recipe: Recipe, config: Config) -> int:
 
 
 def fixed_of(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Config | None:
-  """The model of this d whose F gives it so many trained parameters, if there is one."""
+  """The model of this d whose F gives it about this many trained parameters, if there is one."""
   one, two = (trained_parameters(recipe, Config.trained(n, r, dim, width)) for width in (1, 2))
   width = 1 + round((parameters - one) / (two - one))
   return Config.trained(n, r, dim, width) if width >= 1 else None
@@ -160,19 +166,20 @@ def half_counts(rows) -> list[float]:
 
 
 def half_of_widths(memory) -> dict[float, np.ndarray]:
-  """By F, n₅₀ of the seeds that all widths have."""
+  """n₅₀ by F, for the seeds that all widths have."""
   seeds = set.intersection(*(set(rows['seed']) for _, rows in groups(memory, 'width')))
   shared = memory[memory['seed'].isin(seeds)].sort_values('seed', kind='stable')
   return {width: np.array(half_counts(rows)) for (width,), rows in groups(shared, 'width')}
 
 
 def longest(memory):
-  """The memories that were trained in the most steps."""
+  """The memories that were trained for the most steps."""
   return memory[memory['steps'] == memory['steps'].max()]
 
 
 def _memory(memory):
-  """What a parameter holds at n₅₀, by both laws, how much that changes with n, and what twice the steps change."""
+  """What a parameter holds at n₅₀ by both laws, how much that changes with n, and what doubling the
+  steps changes."""
   if not len(memory):
     return
   half, dim = half_of_widths(longest(memory)), memory['dim'].iloc[0]
@@ -199,7 +206,8 @@ def _memory(memory):
 
 
 def expect(table):
-  """What a parameter of a memory holds, by both laws; transformers at equal parameters; the protocol."""
+  """What a parameter of a memory holds by both laws; transformers at equal parameter counts; the
+  protocol."""
   yield from _memory(select(table, kind='memory'))
   for (n, r), rows in groups(select(table, kind='transformer'), 'subjects', 'relations'):
     most = {}
@@ -220,7 +228,8 @@ def expect(table):
 
 
 def plot(table):
-  """Accuracy of memories by n, what a parameter holds at n₅₀ by both laws, and transformers by parameters."""
+  """Accuracy of memories against n, what a parameter holds at n₅₀ by both laws, and transformers
+  against parameter count."""
   figure, panels = plotting.new(11, 3.2, 1, 3)
   memory = longest(select(table, kind='memory'))
   for i, ((width,), rows) in enumerate(groups(memory, 'width')):
@@ -267,12 +276,12 @@ def plot(table):
 
 STUDY = Study(
   name='frozen_embeddings',
-  title='facts in weights, where embeddings are fixed',
+  title='facts stored in the weights when embeddings are fixed',
   claims=(
     Claim('Claim 6', 'Without trained embeddings, the weights need parameters in proportion to the bits of all facts.', ('memory, d = 64',)),
   ),
-  terms='n₅₀: the number of facts of which half are known. Trained parameters: of a memory 2·F·d; bits of facts: N·R·log₂N '
-  'less the cross-entropy over all answers.',
+  terms='n₅₀: the number of facts of which half are known. Trained parameters of a memory: 2·F·d. Bits of facts: '
+  'N·R·log₂N less the cross-entropy over all answers.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=2, first_seed=FIRST_SEED + 600,
 )  # fmt: skip

@@ -3,12 +3,13 @@
   make language-model
   python -m experiments.language_model --model=FOLDER --table=MINE.csv
 
-Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out countries
-(shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation along one attribute's
+Expected, from a trial with one seed: attributes explain about 0.1 of the representations of held-out countries (R²;
+shuffled facts 0.00), less than the subject's own token (0.3 to 0.4); moving a representation along one attribute's
 vector flips that answer in more than half of the cases, and keeps the others in about as many; whole vectors stop
-carrying the fact between blocks 22 and 24 of 30. What was found stands in docs/language_model.md; the bounds of its table were
-set when that was known. Controls: shuffled facts, random directions, class means, whole donors, the token alone,
-linear relational embeddings. It takes 2.1 GB of memory; full, which takes eight minutes, has more templates, seeds, layers and tables, and takes Jacobians.
+carrying the fact between blocks 22 and 24 of 30. The results are in docs/language_model.md; the bounds of its table
+were set after the results were known. Controls: shuffled facts, random directions, class means, whole donor vectors, the
+token alone, linear relational embeddings. It takes 2.1 GB of memory; the full preset, which takes eight minutes, has
+more templates, seeds, layers and tables, and computes Jacobians.
 """
 
 import dataclasses
@@ -34,10 +35,10 @@ DATA = Path(__file__).parent / 'data'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`layers`: how many are probed. `swap_layers`, `jacobian_layers`: at which fractions of the depth swaps are tried
+  """`layers`: number of layers probed. `swap_layers`, `jacobian_layers`: fractions of the depth at which swaps are tried
   and Jacobians are taken. `alphas`: the scales at which swaps by the superposition are reported; `alpha_choices`:
-  those from which one is chosen. `shuffles`: how often the facts are shuffled. For each relation, `donor_pairs` are
-  pairs of subjects, and `examples` the subjects whose Jacobians are averaged.
+  those from which one is chosen. `shuffles`: number of shuffles of the facts. For each relation, `donor_pairs` is the
+  number of pairs of subjects, and `examples` that of the subjects whose Jacobians are averaged.
   """
 
   max_subjects: int | None = None
@@ -59,7 +60,7 @@ class Preset:
   ] = None
   table: Annotated[
     str | None,
-    'Your own CSV of subject,relation,attribute instead; several rows for several answers.',
+    'CSV of subject,relation,attribute, to use your own facts; several rows for several answers.',
   ] = None
   model_checksum: int | None = None
   table_checksum: int | None = None
@@ -93,7 +94,7 @@ def prepare(preset: Preset) -> Preset:
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """Regressions of all tables; of the first also swaps, of each seed in one template, which take turns."""
+  """Regressions on all tables; on the first also swaps, which use one template per seed, in turn."""
   runner = Runner(loaded(preset.model))
   depth = runner.model.config.depth
   probed = np.linspace(0, depth, min(preset.layers, depth + 1)).round().astype(int).tolist()
@@ -133,13 +134,13 @@ def _first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expect(table: pd.DataFrame) -> Iterator[Finding]:
-  """What explains a subject of the first table after six tenths of the blocks, and what the chosen swaps do."""
+  """What explains a subject of the first table after six tenths of the blocks, and the effect of the chosen swaps."""
   own = _first(table)
   probed = np.sort(select(own, measurement='R2')['layer'].unique()).astype(int)
   middle = probed[np.argmin(np.abs(probed - 0.6 * probed[-1]))] if len(probed) else 0
 
   def finding(what: str, at_least: float, *controls: tuple[str, str], **about) -> Iterator[Finding]:
-    """A mean over the runs, and of their intervals over subjects. A control differs from it in one column."""
+    """The mean over the runs, and of their intervals over subjects. A control differs from it in one column."""
     mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
       beside = {name: select(own, **about | {column: name}) for column, name in controls}
@@ -159,7 +160,7 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
 
 
 def examples(table: pd.DataFrame) -> str:
-  """The sentences about the swaps of the first run, a line each."""
+  """The sentences about the swaps of the first run, one per line."""
   found = select(table, measurement='example')
   return '\n'.join(['examples:', *found.merge(found[['seed', 'template']].head(1)).get('text', ())])
 
@@ -185,7 +186,7 @@ def plot(table: pd.DataFrame):
 
 
 def _line(ax, data: pd.DataFrame, label: str, color: str, **options):
-  """The mean over templates and seeds at each layer, and a band from the mean of their intervals."""
+  """The mean over templates and seeds at each layer, with a band from the mean of their intervals."""
   mean = data.groupby('layer')[['value', 'low', 'high']].mean()
   ax.plot(mean.index, mean['value'], color=color, label=label, **options)
   ax.fill_between(mean.index, mean['low'], mean['high'], color=color, alpha=0.15, linewidth=0)
@@ -201,7 +202,7 @@ def _r2(ax, data: pd.DataFrame):
 
 
 def _swaps(ax, data: pd.DataFrame):
-  """Every method a curve over its alphas or ranks; the one chosen beforehand is filled."""
+  """A curve for every method over its alphas or ranks; the one chosen beforehand is filled."""
   data = select(data, relation=None).fillna({'alpha': 0, 'rank': 0})
   for i, (method, own) in enumerate(data.groupby('control', sort=False)):
     color, marker = plotting.cycle(i)
@@ -211,7 +212,7 @@ def _swaps(ax, data: pd.DataFrame):
             markerfacecolor='white', linewidth=0.8)  # fmt: skip
     ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
   ax.set(xlabel='answers flipped as wanted', ylabel='other answers kept', ylim=(-0.03, 1.03))
-  ax.set(title='swapping one attribute', xlim=(-0.03, 1.8), xticks=(0, 0.5, 1))  # then the legend
+  ax.set(title='swapping one attribute', xlim=(-0.03, 1.8), xticks=(0, 0.5, 1))  # for the legend
   plotting.legend(ax, loc='upper right')
 
 
@@ -225,7 +226,7 @@ def _depth(ax, data: pd.DataFrame):
 
 
 def _faithful(ax, data: pd.DataFrame):
-  """How often each linear prediction is what the model says, a bar a relation, at the deepest layer tried."""
+  """How often each linear prediction agrees with the model, one bar per relation, at the deepest layer tried."""
   relations = data['relation'].unique()
   for i, (method, rows) in enumerate(data.groupby('control', sort=False)):
     own = rows.sort_values('layer').groupby('relation').last().reindex(relations)
@@ -243,16 +244,16 @@ STUDY = Study(
   claims=(
     Claim(
       'Claim 8',
-      'In a pretrained language model a subject’s representation is in part such a superposition, and is used so.',
+      'In a pretrained language model a subject’s representation is in part such a superposition, and the model uses it as one.',
     ),
   ),
   presets=PRESETS,
   measure=measure,
   expect=expect,
   plot=plot,
-  terms='R² is of held-out subjects’ residuals, explained by their attributes or by the tokens of their own name. A '
-  'swap moves the residual from the own attribute’s fitted vector to another’s, at the block and by the α (how '
-  'many times that difference) that were best on subjects set aside for it; flipped and kept are of the facts '
+  terms='R² is measured on the residuals of held-out subjects, explained by their attributes or by the tokens of their own '
+  'name. A swap moves the residual from the own attribute’s fitted vector to another’s, at the block and with the α (the '
+  'multiple of that difference) that were best on subjects set aside for it; flipped and kept are measured on the facts '
   'that the model knows.',
   minutes=2.5,
   first_seed=0,

@@ -2,14 +2,17 @@
 
   python -m experiments.laws
 
-For every N and R models of several sizes d, with F = 4d, are trained on all facts, seen so many times; every model counts with
-its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N less the cross-entropy. No
-smallest model is sought. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and its rivals N^q and √N
-beside it. A test without a fit: sizes of one R·log₂N, with N from 64 up, should have one d₅₀, where R·√N and R·N
-differ many times, R·N^¼ and √R·log₂N by less. The law is read at the largest budget, of sizes whose d₅₀ the last doubling
-of it moved by no more than 5 %.
-Expected: the 95% interval of q within 0.8 and 1.25; without any one of the seeds the AIC of every rival larger by 10. What a parameter holds is reported at every d, with the fewest bits a weight can be rounded to,
-beside the exact constructions.
+For every N and R, models of several sizes d, with F = 4d, are trained on all facts for a fixed
+number of passes. Every model enters with its accuracy over all answers and with the bits of its
+facts that it holds, N·R·log₂N less the cross-entropy; there is no search for a smallest model. A
+law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are its rivals, with N^q, √N
+and N in place of (log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64 up,
+should have the same d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and
+√R·log₂N. The law is read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when
+the budget was last doubled.
+Expected: the 95% interval of q lies within 0.8 and 1.25; with any one seed left out, the AIC of
+every rival is larger by 10. What a parameter holds is reported at every d, with the fewest bits a
+weight can be rounded to, next to the exact constructions.
 """
 
 import dataclasses
@@ -33,10 +36,10 @@ from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
-FEW = 4  # sizes determine no law of four numbers
-PROVED = 10.0  # in AIC
+FEW = 4  # this few sizes do not determine a law of four numbers
+PROVED = 10.0  # by which the AIC of a rival must be larger
 SAME = 1.5
-OTHERS = {  # what d₅₀ might grow as
+OTHERS = {  # what d₅₀ might be proportional to instead
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
@@ -45,9 +48,12 @@ RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`cells`: N and R. `passes`: over every fact, at least; the last is that of the law. `steps`: no fewer, at the first, and in
-  proportion at the others, which few subjects see in far more passes. `negatives`: answers drawn, from `sampled_from` subjects on; below the softmax is over all.
-  `dims`: by default so many `sizes` about where half the facts should be known.
+  """`cells`: pairs of N and R. `passes`: budgets, as the minimum number of passes over all facts;
+  the law is read at the last. `steps`: minimum number of steps at the first budget, and in
+  proportion at the others, so that few subjects are seen in far more passes. `negatives`: answers
+  sampled for the softmax when there are at least `sampled_from` subjects; with fewer it is over all
+  answers. `dims`: values of d; by default `sizes` of them around the d at which half the facts
+  should be known.
   """
 
   cells: tuple[tuple[int, int], ...]
@@ -71,7 +77,7 @@ FULL = {
   'iso_65536': Preset(cells=((65536, 3),), passes=(50, 100), seeds=2, sizes=5),
   'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
 }  # fmt: skip
-# The law is decided when all of these were measured.
+# All of these must be measured for the law to be decided.
 CELLS = {cell for part in FULL.values() if not part.dims for cell in part.cells}
 PRESETS = {
   'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), steps=20, seeds=1, sizes=3),
@@ -97,7 +103,7 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
-  """A record a model and budget, and one a construction."""
+  """One record per model and budget, and one per construction."""
   records = [row for n, r in preset.cells if n <= recovered.LARGE for row in built(n, r, seeds[0])]
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
     sizes = preset.dims or recovered.dims(recovered.guess(n, r), preset.sizes)
@@ -121,7 +127,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def built(n: int, r: int, seed: int) -> list[dict]:
-  """The exact constructions of one hop; that they are right is for experiments.construct to check."""
+  """Records of the exact one-hop constructions; experiments.construct checks their answers."""
   records = []
   for name, known in registry.REGISTRY.items():
     if known.exact and not known.multi_hop:
@@ -137,15 +143,16 @@ def built(n: int, r: int, seed: int) -> list[dict]:
 
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:
-  """The models of every N and R that were trained longest."""
+  """The models of every N and R that were trained with the largest budget."""
   table = select(table, model='trained')
   return table[table['passes'] == table.groupby(list(CELL))['passes'].transform('max')]
 
 
 def expect(table):
-  """The law of all curves with its rivals, sizes of one R·log₂N, what more training would change, and bits a parameter."""
+  """The law of all curves and its rivals, sizes with the same R·log₂N, what more training would
+  change, and bits per parameter."""
   last = largest(table)
-  last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # curves
+  last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # whole curves
   changes = {
     cell: curves.last_change(rows, 'passes', half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
@@ -187,7 +194,8 @@ def expect(table):
 
 
 def _law(settled: pd.DataFrame, decides: bool):
-  """The law fitted to these models once for all and once without each seed, and its rivals likewise."""
+  """The law fitted to these models with all seeds and with each one left out; its rivals with each
+  left out."""
   by_seed = [rows for _, rows in groups(settled, 'seed')]
   seeds = lambda some: tuple(rows['seed'].iloc[0] for rows in some)
 
@@ -210,7 +218,8 @@ def _law(settled: pd.DataFrame, decides: bool):
 def _of_all_seeds(
   by_seed, what: str, statistic, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
 ) -> Finding:  # fmt: skip
-  """What is fitted to all seeds together, with a jackknife over them; p is below .05 if the 95% interval is within bounds."""
+  """A statistic of all seeds together, with a jackknife over them; p is below .05 if the 95%
+  interval is within the bounds."""
   value, (low, high) = statistic(by_seed), statistics.jackknife(by_seed, statistic)
   t, p = scipy.stats.t(max(1, len(by_seed) - 1)), float('nan')
   if at_least is not None and at_most is not None:
@@ -231,7 +240,7 @@ def half_sizes(rows: pd.DataFrame) -> list[float]:
 
 
 def plot(table):
-  """Every curve; all of them over d/(R·log₂N); bits a parameter over the same."""
+  """Every accuracy curve, over d and over d/(R·log₂N); bits per parameter over the latter."""
   last = largest(table)
   figure, panels = plotting.new(11, 3.2, 1, 3)
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
@@ -252,7 +261,7 @@ def plot(table):
   for bits, dashes in plotting.LANGUAGE_MODELS.items():
     plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(panels[0].xaxis)
-  panels[2].set_xlim(0, 1.6)  # what is larger holds next to nothing
+  panels[2].set_xlim(0, 1.6)  # larger models hold next to nothing per parameter
   panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
   panels[2].set(
@@ -266,10 +275,11 @@ def plot(table):
 
 STUDY = Study(
   name='laws',
-  title='accuracy curves at N = 64 to 65,536: the law of d, and bits of facts a parameter',
+  title='accuracy curves at N = 64 to 65,536: the law of d, and bits of facts per parameter',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
-  terms='d₅₀: the d at which half of all facts are known. A budget is in passes over every fact, of at least 2,000 steps. '
-  'Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter are what was reported of language models.',
+  terms='d₅₀: the d at which half of all facts are known. A budget is a number of passes over all facts, and at least '
+  '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
+  'have been reported for language models.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3, first_seed=FIRST_SEED + 400,
 )  # fmt: skip
 

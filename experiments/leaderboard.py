@@ -1,15 +1,15 @@
-"""Which methods find the truth at which depth? Interpretability methods, scored against models that are known inside.
+"""Which methods find the truth at which depth? Interpretability methods, scored on models whose inside is known.
 
   python -m experiments.leaderboard
 
-Constructions are made at four depths of hiddenness (experiments.zoo): as built; turned by symmetries; shaken and trained
-again; trained from scratch, where nothing is known. Methods are given a model and its facts, and say which hidden units
-are for which relation, or which subspace of a subject's embedding holds its answers to it. Expected: regressions and
-interchange find as much in a turned model as in the one that was built, and what changes coordinates finds nothing
-there; nor does a sparse dictionary anywhere, for a sum of bits is not sparse, and with as many subjects as dimensions
-an atom for each of them is; units can be shuffled and scaled as one likes, and are found all the same. Beside stand random answers and
-answers for the next relation, which must score nothing, and the truth itself. What an answer is worth by interventions
-alone, `effect`, needs no truth, and is measured from scratch too.
+Constructions are hidden at four depths (experiments.zoo): as built; transformed by symmetries; perturbed and trained
+again; trained from scratch, where nothing is known. Methods are given a model and its facts, and return which hidden
+units serve which relation, or which subspace of a subject's embedding holds its answers to it. Expected: regressions and
+interchange find as much in a transformed model as in the original, while methods that change single coordinates find
+nothing in the transformed one; a sparse dictionary finds nothing in either, because a sum of bits is not sparse, and
+with as many subjects as dimensions one atom per subject is; units can be permuted and scaled freely, and are found all
+the same. Controls: random answers and answers for the next relation, which must score nothing, and the truth itself.
+`effect`, what an answer is worth by interventions alone, needs no truth, and is measured from scratch too.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ from experiments.harness.study import Study
 ANSWERS = {'units': methods.UNITS, 'subspaces': methods.SUBSPACES}
 EFFECTS = {'units': methods.separated, 'subspaces': methods.interchanged}
 TRUTH, CONTROLS = 'the truth', ('random', 'next relation')
-BY_COORDINATE = 'activation patching', 'ablation'  # of subspaces: they say which coordinates
+BY_COORDINATE = 'activation patching', 'ablation'  # for subspaces: they select coordinates
 DICTIONARY = 'sparse dictionary'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`noise`: before a construction is trained again, as a fraction of each array's root mean square."""
+  """`noise`: added before a construction is trained again, as a fraction of each array's root mean square."""
 
   constructions: tuple[str, ...]
   subjects: int
@@ -46,7 +46,7 @@ class Preset:
 
 
 MANY = 'selector', 'selector_normed', 'superposition_coded'
-DRAWS = 64  # of random answers, of which the mean is scored
+DRAWS = 64  # number of random answers, whose mean score is taken
 PRESETS = {
   'smoke': Preset(constructions=MANY[:1], subjects=16, relations=2, noise=0.1, steps=100, seeds=1),
   'laptop': Preset(constructions=MANY[:2], subjects=32, relations=3, noise=0.1, steps=300, seeds=3),
@@ -64,7 +64,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def measure_construction(preset: Preset, name: str, seeds: list[int]) -> list[dict]:
-  """Its models of all seeds and depths at once: they are of one size, so one program asks them all."""
+  """Its models of all seeds and depths together: they have the same size, so one program measures them all."""
   sizes = preset.subjects, preset.relations
   built = [registry.build(name, instances.bijections(*sizes, seed)) for seed in seeds]
   rows = depths.at_all_depths(built, seeds, (preset.noise,), preset.steps)
@@ -91,7 +91,7 @@ def measure_construction(preset: Preset, name: str, seeds: list[int]) -> list[di
 
 
 def answers(question: str, models):
-  """(what is asked or planted, its answer for every model, what that does in the model)."""
+  """(the method or control, its answer for every model, the effect of that answer in the model)."""
   config = models[0][1].model.config.replace(precision='highest')
   stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(h.model.params for _, h in models))
   facts = jnp.asarray(np.stack([h.model.facts.answers_RxN for _, h in models]))
@@ -107,9 +107,10 @@ def answers(question: str, models):
 
 
 def plant(question: str, answer: str, hidden: Hidden, seed: int, draw: int = 0) -> np.ndarray:
-  """The truth as a method would say it, that of the next relation, or as many units or dimensions at random.
+  """The truth in the form of a method's answer, that of the next relation, or random scores of units or subspaces of the
+  same dimensions.
 
-  Nothing is for any relation where nothing is known.
+  Where nothing is known, nothing serves any relation.
   """
   if hidden.truth is None:
     config = hidden.model.config
@@ -128,7 +129,7 @@ def plant(question: str, answer: str, hidden: Hidden, seed: int, draw: int = 0) 
 
 
 def score(question: str, answer: str, given: np.ndarray, hidden: Hidden, seed: int) -> float:
-  """Against the truth, of random answers the mean of many; not a number where nothing is known."""
+  """The score against the truth, for random answers the mean of many draws; NaN where nothing is known."""
   if hidden.truth is None:
     return np.nan
   every = [given]
@@ -147,7 +148,7 @@ def by_seed(table, **about) -> list[float]:
 
 
 def expect(table):
-  """Scores by method and depth; of the controls, that they score nothing, and the truth all."""
+  """Scores by method and depth; checks that the controls score nothing, and the truth everything."""
   for question, named in ANSWERS.items():
     for depth in DEPTHS:
       mean = functools.partial(by_seed, table, question=question, depth=depth)
@@ -175,7 +176,7 @@ def expect(table):
 
 
 def plot(table):
-  """A panel for each question: methods against depths; the effect dotted."""
+  """A panel for each question: methods against depths, with the effect dotted."""
   figure, panels = plotting.new(9, 3.4, 1, 2, sharey=True)
   for ax, (question, named) in zip(panels, ANSWERS.items(), strict=True):
     for answer in (*named, 'random'):
@@ -196,16 +197,17 @@ def plot(table):
 
 
 STUDY = Study(
-  name='leaderboard', title='which methods find what is known inside a model',
+  name='leaderboard', title='which methods find the known structure inside a model',
   claims=(
-    Claim('Methods', 'Regressions and interchange find the subspaces of relations in a turned construction as in the one that '
-          'was built; what changes coordinates finds none there, a sparse dictionary in neither. Units are found in both.'),
+    Claim('Methods', 'Regressions and interchange find the subspaces of relations as well in a construction transformed by symmetries '
+          'as in the original; methods that change single coordinates find none there, a sparse dictionary in neither. Units are found in both.'),
   ),
-  terms='Built: a construction; disguised: turned by symmetries; retrained: shaken and trained again; scratch: trained from '
-  'random weights, where nothing is known. Units: average precision; subspaces: tr(PQ) over the larger rank; 0 for what random '
-  'answers have on average, 1 for the truth. Effect, for which no truth is needed: of units, the right answers to other '
-  'relations less those to the relation whose units are off; of subspaces, given that part of another subject, the lower of the '
-  'answers that become its and of others that stay. A mean is over the constructions of a seed. Truth borne out: by ablation.',
+  terms='Built: a construction; disguised: transformed by symmetries; retrained: perturbed and trained again; scratch: trained from '
+  'random weights, where nothing is known. Units: average precision; subspaces: tr(PQ) over the larger rank; 0 is the mean score of '
+  'random answers, 1 that of the truth. Effect, which needs no truth: for units, accuracy on other relations minus accuracy on the '
+  'relation whose units are ablated; for subspaces, with that part taken from another subject, the lower of the fractions of '
+  'answers that become that subject’s and of other answers that stay. A mean is over the constructions of a seed. Truth borne out: '
+  'by ablation of units, by interchange of subspaces.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3,
 )  # fmt: skip
 

@@ -1,13 +1,13 @@
-"""Run the tests with the oldest and the newest JAX that setup.cfg allows, each in an environment of its own.
+"""Run the tests with the oldest and the newest JAX that setup.cfg allows, each in its own environment.
 
   python -m experiments.matrix
   python -m experiments.matrix tests/test_model.py tests/test_train.py
   python -m experiments.matrix --newest=python3.13
 
-Arguments are the tests to run, all if there are none. The oldest JAX is the first version that setup.cfg
-names, the newest what the Python in question gets of it; all else is the newest that goes with it. Environments
-are kept in build/matrix. How many tests passed, with which versions, goes to docs/results/matrix.json and
-from there into the README's table. Fails if a test does.
+Arguments are the tests to run (default: all). The oldest JAX is the first version that setup.cfg names, the newest is
+the latest that the given Python can install; all other packages are the newest that go with it. Environments are kept in
+build/matrix. How many tests passed, with which versions, goes to docs/results/matrix.json and from there into the
+README's table. Fails if a test does.
 """
 
 import configparser
@@ -44,7 +44,7 @@ class Options:
 
 
 def first_allowed(package: str, setup: Path = pages.ROOT / 'setup.cfg') -> str:
-  """The requirement that allows only the oldest version that setup.cfg does."""
+  """The requirement that allows only the oldest version in setup.cfg."""
   parser = configparser.ConfigParser()
   parser.read(setup, encoding='utf-8')
   for line in parser['options']['install_requires'].split():
@@ -55,7 +55,7 @@ def first_allowed(package: str, setup: Path = pages.ROOT / 'setup.cfg') -> str:
 
 
 def environment(folder: Path, python: str, *requirements: str) -> str:
-  """A new environment with this checkout and what its tests need; its Python."""
+  """Make a new environment with this checkout and its test requirements; returns its Python."""
   if shutil.which(python) is None:
     raise InputError(f'{python}: no such Python on this machine')
   own, needed = str(folder / 'bin/python'), ['-e', f'{pages.ROOT}[test]', *requirements]
@@ -73,7 +73,7 @@ def environment(folder: Path, python: str, *requirements: str) -> str:
 
 
 def tested(python: str, tests: tuple[str, ...], report: Path) -> dict:
-  """What the tests come to, with which versions; pytest's own report is left there."""
+  """Run the tests: how many passed, with which versions. pytest's own report is left at `report`."""
   report.unlink(missing_ok=True)
   begin = time.monotonic()
   command = [python, '-m', 'pytest', f'--junit-xml={report}', *tests]

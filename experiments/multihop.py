@@ -1,16 +1,20 @@
-"""Chains of relations: what they cost a trained model, with and without chain of thought. Claim 7.
+"""Chains of relations: what do they cost a trained model, with and without chain of thought? Claim 7.
 
   python -m experiments.multihop
 
-Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in equally many passes: at once, in one layer and
-in more, or naming every subject on the way (chain of thought). Every model counts with its accuracy; d₅₀ is where half is
-right. Expected: at once d₅₀ grows with k, fivefold or more from one hop to four; with the chain said, a step, the
-way to it given, takes the d of one hop. Beside hops at once stands one hop of R^k relations that have nothing to do with
-one another: a model that makes nothing of the composition needs as much for k hops. Whole chains, of which every step must be right, are shown beside it. Models
-that know 0.99 stand, at the fewest bits a weight that keep this, in the figure of the bounds, beside the constructions.
+Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in the same number of
+passes: at once, in one layer or more, or naming every subject on the way (chain of thought). Every
+model enters with its accuracy; d₅₀ is the d at which half of the answers are right. Expected: at
+once, d₅₀ grows with k, fivefold or more from one hop to four; with chain of thought, a single step,
+given the right chain before it, takes the d of one hop. The control for hops at once is one hop of
+R^k relations that have nothing to do with one another: a model that does not exploit the
+composition needs as much for k hops. Whole chains, of which every step must be right, are shown as
+well. Models that know 0.99 appear, at the fewest bits per weight that preserve this, in the figure
+of the bounds, next to the constructions.
 
-Last, chains of one hop less than the most are learned and one hop more is asked. Position embeddings that are learned
-have none for it; written by a rule, an angle for every hop, they have.
+Last, models learn chains of one hop less than the maximum and are asked for one hop more. Learned
+position embeddings are untrained at the positions that the extra hop adds; embeddings written by a
+rule, an angle for every hop, are defined there.
 """
 
 import dataclasses
@@ -32,7 +36,7 @@ from geomem.training.recipe import Recipe
 UNRELATED = 'unrelated'
 MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), UNRELATED: (False, 'answer')}
 NAMES = {'direct': 'at once', 'chain': 'chain of thought', UNRELATED: 'one hop of R^k relations'}
-GROWTH = 1.6  # of d₅₀ a hop, at once, in a first trial: where sizes are looked at
+GROWTH = 1.6  # of d₅₀ per hop, at once, in a first trial: sets the sizes to try
 TARGET = 0.99
 HARMONICS = 3  # of a position's angle
 POSITIONS = 'embed/positions'
@@ -40,9 +44,11 @@ POSITIONS = 'embed/positions'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`depths`: of the models that answer at once; with chain of thought there is one layer. `sizes`: so many d.
+  """`depths`: of the models that answer at once; all others have one layer. `sizes`: number of
+  values of d.
 
-  `batch`: subjects of a step, each with all its paths. `longer_dim`: d of the chains of one hop more.
+  `batch`: subjects per step, each with all its paths. `longer_dim`: d of the models asked for one
+  hop more.
   """
 
   subjects: int
@@ -72,7 +78,8 @@ PRESETS = {
 
 
 def measure(trainer, preset, seeds):
-  """Records of the models of all sizes, of the longer chains, and of what is built for the most hops with the bounds there."""
+  """Records of the models of all sizes, of the longer chains, and of the constructions and bounds
+  at the most hops."""
   records = []
   for mode, hops in itertools.product(preset.modes, preset.hops):
     for depth in preset.depths if mode == 'direct' else (1,):
@@ -87,7 +94,8 @@ def measure(trainer, preset, seeds):
 
 
 def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) -> list[dict]:
-  """Models of several sizes, each with the bits inside it and in an embedding if it knows nearly all."""
+  """Models of several sizes; those that know nearly all facts with the bits inside them and in an
+  embedding."""
   n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
   relations, asked = (r**hops, 1) if mode == UNRELATED else (r, hops)
   recipe = Recipe.with_warmup(
@@ -119,7 +127,8 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
 
 
 def longer(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
-  """Chains of one hop less than the most, learned; those asked for, and chains of the most."""
+  """Records of models trained on chains of one hop less than the most: accuracy of the steps of
+  these chains and of chains of the most hops."""
   n, r, most = preset.subjects, preset.relations, max(preset.hops)
   learned = max(1, most - 1)
   recipe = Recipe.with_warmup(
@@ -161,8 +170,10 @@ def longer(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
 
 
 def with_positions(params: dict, hops: int) -> dict:
-  """The position embeddings of chains of so many hops, by rule: what a token is (a key) and what is to be said next
-  (a query) are counted from 0 on, as angles with their harmonics."""
+  """The parameters with position embeddings for chains of `hops` hops, written by a rule: what a
+  token is (a key) and what is to be said next (a query) are each numbered from 0 on, as angles with
+  their harmonics.
+  """
   positions_LxD = params['embed']['positions']
   length, wide = len(positions_LxD), 2 * HARMONICS
   index = np.arange(length)
@@ -173,19 +184,20 @@ def with_positions(params: dict, hops: int) -> dict:
 
 
 def _angles(count_L: np.ndarray) -> np.ndarray:
-  """cos and sin of an eighth of a turn for every count, and of their multiples; 0 where there is nothing to count."""
+  """cos and sin of an eighth of a turn per count, and of its multiples; 0 where there is nothing to
+  count (a negative count)."""
   angle_LxH = 2 * np.pi / 8 * count_L[:, None] * np.arange(1, HARMONICS + 1)
   both = np.concatenate([np.cos(angle_LxH), np.sin(angle_LxH)], axis=1)
   return np.where(count_L[:, None] < 0, 0, both)
 
 
 def half_sizes(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
-  """d₅₀ of every seed; not a number where the sizes do not reach it."""
+  """d₅₀ of every seed; NaN where the sizes do not reach it."""
   return [curves.half_size(own['dim'], own[measured]) for _, own in groups(rows, 'seed')]
 
 
 def growth(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
-  """Of every seed d₅₀ of the most hops over that of one."""
+  """d₅₀ at the most hops over that at one, for every seed."""
   if not len(rows):
     return []
   one, most = (half_sizes(select(rows, hops=k), measured) for k in (1, rows['hops'].max()))
@@ -193,7 +205,8 @@ def growth(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
 
 
 def expect(table):
-  """d₅₀ of the most hops over that of one; whole chains; bits inside beside what is built; and chains of one hop more."""
+  """d₅₀ at the most hops over that at one; whole chains; bits inside the network against those of
+  the constructions; and chains of one hop more."""
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
   unrelated = growth(select(rows, model=UNRELATED))
@@ -237,7 +250,8 @@ def expect(table):
 
 
 def plot(table):
-  """Accuracy by d; d₅₀ by hops; the bounds with trained models at the most hops. A seed is a mark."""
+  """Accuracy against d; d₅₀ against hops; the bounds with trained models at the most hops. A mark
+  is a seed."""
   figure, panels = plotting.new(11.6, 3.2, 1, 3)
   for ax, draw, size in zip(
     panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True
@@ -271,7 +285,8 @@ def _plot_halves(ax, table):
 
 
 def _plot_bits(ax, table):
-  """Trained models that know 0.99, at the bits that they need, beside the bounds without chain of thought."""
+  """Trained models that know 0.99, at the bits that they need, and the bounds without chain of
+  thought."""
   tradeoff.draw_bounds(ax, table)
   for chain, label in ((False, 'built'), (True, 'built, chain of thought')):
     built = select(table, kind='construction', chain_of_thought=chain)
@@ -291,12 +306,13 @@ STUDY = Study(
   name='multihop',
   title='chains of relations, with and without chain of thought',
   claims=(
-    Claim('Claim 7', 'Hops at once cost width that grows with their number; with chain of thought they do not.',
+    Claim('Claim 7', 'Answering k hops at once takes a width that grows with k; with chain of thought it does not grow.',
           ('N = 1,024, at once', 'N = 1,024, chain of thought')),
   ),
-  terms='d₅₀: the d, at F = 4d, at which half is right. At once: only the answer is said. Chain of thought: every subject '
-  'on the way is said and trained; a step is asked with the right way before it, a whole chain must be right throughout. '
-  'One hop of R^k relations: bijections that have nothing to do with one another, as many as there are paths of k hops.',
+  terms='d₅₀: the d, at F = 4d, at which half of the answers are right. At once: the model says only the answer. Chain of '
+  'thought: every subject on the way is said and trained; a step is asked given the right chain before it, a whole '
+  'chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
+  'another, as many as there are paths of k hops.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip

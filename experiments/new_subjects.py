@@ -1,15 +1,15 @@
-"""Does a frozen language model select from a superposition? Subjects that it never saw, as sums of attribute vectors.
+"""Does a frozen language model select from a superposition? New subjects as sums of attribute vectors.
 
   python -m experiments.new_subjects
   python -m experiments.new_subjects --table=MINE.csv --model=FOLDER
 
-A new subject is one row of the token embedding, e = b + Σ_r v_{r, g_r}. The vectors are learned through the frozen
-model, of subjects with answers at random; a quarter of all tuples of answers no subject of the training has, and
-these are asked. Where relations share their answers, nothing but the vector and the wording can tell them apart:
-that is the test that counts. Expected: held-out tuples are answered 0.95 right among all tokens, 0.9 in frames that
-no training prompt had; a swap of one vector flips its answer and keeps the others in 0.95 of the cases, also on rows
-that were learned one by one and are no sums. Beside them stand the best that is blind to the relation, the nearest
-tuple that was trained, the same prompts dealt out to relations at random, a model of random weights, rows of random
+A new subject, which the model never saw, is one row of the token embedding, e = b + Σ_r v_{r, g_r}. The vectors are
+learned through the frozen model, on subjects with random answers; a quarter of all tuples of answers occurs in no
+training subject, and these are asked. Where relations share their answers, only the vector and the wording can tell
+them apart: that is the test that counts. Expected: held-out tuples are answered with accuracy 0.95 among all tokens, 0.9
+in frames that no training prompt had; a swap of one vector flips its answer and keeps the others in 0.95 of the cases,
+also on rows that were learned one by one and are no sums. Baselines: the best score that is blind to the relation, the
+nearest trained tuple, the same prompts reassigned across relations, a model with random weights, rows of random
 vectors, and facts that are told in the prompt.
 """
 
@@ -32,10 +32,12 @@ from geomem.pretrained import load
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """Every size and number of wordings, of every table, is a case. `sizes`: how many relations, and answers of each; 0: all.
+  """Each combination of a table, a size and a number of wordings is a case. `sizes`: how many relations, and how many
+  answers of each; 0: all.
 
-  Vectors are learned in `steps` of `batch` prompts; of so many tuples, `held_out`, none is trained. `shuffled`: prompts are
-  dealt out to relations at random. `asked`: so many subjects are; `what`: this is measured. `skip`: so many seeds are another part's.
+  Vectors are learned in `steps` steps of `batch` prompts. `held_out`: the fraction of answer tuples that no training
+  subject has. `shuffled`: prompts are reassigned across relations. `asked`: number of subjects asked. `what`: names of
+  the measurements. `skip`: number of seeds used by another part.
   """
 
   tables: tuple[str, ...] = ('colours',)
@@ -91,12 +93,12 @@ PRESETS = {
     'hops': Preset(tables=('homes',), steps=600, seeds=2, what=('recall', 'hops')),
   },
 }  # fmt: skip
-TRAIN_ANEW = {'random weights', 'maps', 'adapters'}  # these need no vectors of the case
+TRAIN_ANEW = {'random weights', 'maps', 'adapters'}  # measurements without the vectors of the case
 loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
 def prepare(preset: Preset) -> Preset:
-  """Read the model and the tables before anything is written, and try all prompts; a run can only be resumed with the same."""
+  """Read the model and the tables, and try all prompts, before anything is written; a run can only be resumed with the same."""
   for name in ('asked', 'steps', 'batch'):
     if getattr(preset, name) < 2:
       raise InputError(f'--{name}={getattr(preset, name)}; it must be at least 2')
@@ -145,19 +147,19 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 DECISIVE = ('colours, R = 3, A = 12, wordings: 2',)
 ON = 'sums', 'rows of their own'  # swaps are judged on both
 CUSTOMS = 'customs, R = 4, A = 12, wordings: 2'
-BOUNDS = {  # of tuples that are held out: case, measurement, prompts → at least
+BOUNDS = {  # for held-out tuples: (case, measurement, prompts) → at least
   (DECISIVE[0], 'top-1', 'trained'): 0.95, (DECISIVE[0], 'top-1', 'new frames'): 0.9,
   (CUSTOMS, 'candidates', 'trained'): 0.97, (CUSTOMS, 'candidates', 'new frames'): 0.95,
   (CUSTOMS, 'candidates', 'new wordings'): 0.9,
 }  # fmt: skip
 SWAPPED = 0.95
-BEYOND = 0.1  # the best of what knows no relation, or no composition
+BEYOND = 0.1  # above the best baseline without the relation, or without composition
 CASE = 'domain', 'relations', 'answers', 'wordings'
 
 
 def expect(table):
-  """What every case comes to, beside what knows no relation, no subject or no language."""
-  # Of a table of one's own several parts of a preset measure the same: the first of them counts.
+  """The findings of every case, with controls that know no relation, no subject or no language."""
+  # With a user's own table several parts of a preset measure the same: only the first of them counts.
   table = table.drop_duplicates([*CASE, 'seed', 'measurement', *BLANK])
   for (domain, relations, answers, count), rows in groups(table, *CASE):
     text = f'{domain}, R = {relations}, A = {answers}, wordings: {count}'
@@ -207,7 +209,7 @@ COMPARED = {
 
 
 def _compared(text: str, rows):
-  """Noise, a neighbour, prompts of no relation, and trainings that are compared; where in the model it happens."""
+  """Noise, a neighbour, prompts of no relation, and other ways of training, compared; where in the model it happens."""
   shown = rows[rows['measurement'].isin(COMPARED)]
   plain = shown['control'].isna() & shown['tuples'].notna()
   for (what, control, tuples, asked, alpha, sigma, place), own in groups(
@@ -218,7 +220,7 @@ def _compared(text: str, rows):
       recalled.CUE,
       recalled.NEAREST,
       'random vectors',
-    ):  # beside what they are of
+    ):  # shown as controls already
       continue
     about = [
       COMPARED[what],
@@ -247,7 +249,7 @@ def _compared(text: str, rows):
 
 
 def plot(table):
-  """Recall by prompts, swaps over α, bits in a row, and where attributes are read: what there are records of."""
+  """Recall by prompts, swaps over α, bits in a row, and where attributes are read: a panel for each that has records."""
   has = lambda **about: len(select(table, **about)) > 0
   panels: list = [_plot_recall] * has(measurement='top-1', control=None, tuples='held out')
   panels += [_plot_swaps] * has(measurement='flipped', control=None)
@@ -307,7 +309,7 @@ def _plot_swaps(ax, table):
 
 
 def _plot_noise(ax, table):
-  """What is read of a row, and what can be: no constant is fitted."""
+  """The bits read from a row, and those that it can hold: no constant is fitted."""
   for i, ((domain, r, a, _), rows) in enumerate(groups(select(table, control='noise'), *CASE)):
     plotting.spread(ax, select(rows, measurement='bits'), 'sigma', i, f'{domain}, {r} × {a}')
     bound = select(rows, measurement='bound').groupby('sigma')['value'].mean()
@@ -342,19 +344,19 @@ def _plot_places(ax, table):
 
 
 STUDY = Study(
-  name='new_subjects', title='new subjects of a frozen language model, as sums of attribute vectors',
+  name='new_subjects', title='new subjects for a frozen language model, as sums of attribute vectors',
   claims=(
-    Claim('Rows', 'A frozen language model answers for subjects that it never saw, each one row: a sum of a vector for each of its facts.', DECISIVE),
-    Claim('Rows, swapped', 'Such a vector changes that answer and no other, also on rows that are no sums.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ON)),
+    Claim('Rows', 'A frozen language model answers for subjects that it never saw, each given as one row: the sum of a vector for each of its facts.', DECISIVE),
+    Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other, also on rows that are no sums.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ON)),
   ),
-  terms='Tuples: all answers of a subject together; held out: no subject of the training has them; allowed: the others. Frames '
-  'introduce the subject, wordings ask for a relation; new: in no prompt of the training. Candidates: the relation’s '
-  'answers. Colours: three relations that share their twelve answers; shuffled: their prompts dealt out to relations at random; '
-  'customs: four relations with answers of their own, of which one that is blind to the relation is right among the candidates '
-  'every time. Blind to the relation: the best order of preference for all of a subject’s relations. Type of the answer: '
-  'the subject’s answer that fits the prompt best before anything is known of the subject. Nearest trained tuple: the most '
-  'answers that a tuple of the training has in common. A swap adds the difference of two answers’ vectors to a row. '
-  'Bits: R·log₂A less the cross-entropy among the candidates.',
+  terms='Tuple: all answers of a subject together; held out: no training subject has it; allowed: any other tuple. Frames '
+  'introduce the subject, wordings ask for a relation; new: in no training prompt. Candidates: the relation’s '
+  'answers. Colours: three relations that share their twelve answers; shuffled: their prompts reassigned across relations; '
+  'customs: four relations with separate answers, where a baseline that is blind to the relation is always right among the '
+  'candidates. Blind to the relation: the best single order of preference for all relations of a subject. Type of the answer: '
+  'the subject’s answer that fits the prompt best before anything is known of the subject. Nearest trained tuple: the largest '
+  'fraction of answers in common with a training tuple. A swap adds the difference of two answers’ vectors to a row. '
+  'Bits: R·log₂A minus the cross-entropy among the candidates.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=4.5, missing=load.missing, prepare=prepare,
   first_seed=FIRST_SEED + 200,
 )  # fmt: skip

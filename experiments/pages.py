@@ -3,11 +3,12 @@
   python -m experiments.pages
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
-For every study of which docs/results holds the records, NAME.json of the laptop's preset or NAME_full.json, it draws
-NAME.png there and puts the table of its findings into docs/results.md, docs/theory.md, docs/language_model.md or docs/zoo.md, after the line
-that marks its place. What all claims come to stands in docs/results.md and the README, the README has the tables
-of the theorems, of the timings and of what the tests ran with, and docs/reproduce.md says which command and which records each figure
-and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies a run's records there.
+For every study with records in docs/results, NAME.json of the laptop preset or NAME_full.json, it draws NAME.png there
+and puts the table of its findings into docs/results.md, docs/theory.md, docs/language_model.md or docs/zoo.md, after the
+line that marks its place. The verdicts on all claims are in docs/results.md and the README; the README has the tables of
+the theorems, of the timings and of the versions that the tests ran with; docs/reproduce.md says which command and which
+records each figure and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies
+a run's records there.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ OWN_PAGES = {
   'leaderboard': ROOT / 'docs/zoo.md',
 }
 FULL = '_full'
-LONG = 12  # rows of a table; of longer ones what was expected stands first
+LONG = 12  # rows of a table; in longer ones, findings with an expectation come first
 SIZES = {
   'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
   'steps': '{} steps', 'batch': 'batch = {}',
@@ -55,15 +56,15 @@ class Options:
     str | None, 'Copy the records of a run of this study to docs/results first.'
   ] = None
   workdir: Annotated[
-    str | None, 'Where that run has written its results.json (default: runs/NAME).'
+    str | None, 'Folder where that run wrote its results.json (default: runs/NAME).'
   ] = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Result:
-  """A study with records of it, about nothing where it was not measured, and what it finds in them.
+  """A study with its records, empty if it was not measured, and the findings from them.
 
-  `seconds`: what measuring them took in this run, None if they are the committed ones.
+  `seconds`: how long measuring took in this run, None if the records are the committed ones.
   """
 
   study: Study
@@ -81,12 +82,12 @@ class Result:
 
   @property
   def about(self) -> str:
-    """What is measured, and what the words of its findings mean."""
+    """What is measured, and the definitions of the words in its findings."""
     return f'{self.study.title[0].upper()}{self.study.title[1:]}. {self.study.terms}'
 
   @property
   def of_this_code(self) -> bool:
-    """Whether the code as it is now measured them, every part of them."""
+    """Whether the current code measured the records, every part of them."""
     about = self.records.about
     parts = about.get('parts', {'': about}).values()
     return all(part.get('code') == machine.code_hash() for part in parts)
@@ -103,7 +104,7 @@ class Result:
 
 
 def stems(*names: str) -> list[str]:
-  """The names of what there are committed records of: NAME of the laptop's preset, then NAME_full of the other."""
+  """The names of the committed records: NAME for the laptop preset, then NAME_full for the full one."""
   found = [name + suffix for name in names or studies.NAMES for suffix in ('', FULL)]
   return [stem for stem in found if (RESULTS / f'{stem}.json').exists()]
 
@@ -114,21 +115,21 @@ def _read(path: Path) -> Result:
 
 
 def committed(stem: str) -> Result:
-  """What is committed under this name, read once."""
+  """The committed result of this name, read once."""
   return _read(RESULTS / f'{stem}.json')
 
 
 def page(stem: str) -> Path:
-  """Where its table stands."""
+  """The page with its table."""
   return OWN_PAGES.get(stem.removesuffix(FULL), PAGE)
 
 
 def section(stem: str) -> str:
-  """What a study is to show, with what it was measured, and what it found."""
+  """The section of a study: its claims, how it was measured, and its findings."""
   found = committed(stem)
   own, about, rows = found.study, found.records.about, found.findings
   parts = [f'<a id="{stem}"></a>']
-  if not stem.endswith(FULL):  # once, not of each preset
+  if not stem.endswith(FULL):  # once, not for each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
     parts.append(f'{"".join(claims)}> {own.terms}')
   where = 'any device'
@@ -149,9 +150,9 @@ def section(stem: str) -> str:
 
 
 def sizes(about: dict) -> str:
-  """Of what models and runs the records are, as far as their setting says it."""
+  """The sizes of the models and runs in the records, as far as their setting has them."""
   fields: list[tuple] = []
-  json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # those of all that is within
+  json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # the fields at all levels
   words = []
   for name, text in SIZES.items():
     lists = [value if isinstance(value, list) else [value] for key, value in fields if key == name]
@@ -161,7 +162,7 @@ def sizes(about: dict) -> str:
 
 
 def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
-  """What every claim comes to, with a link to the findings of its study."""
+  """The verdict on every claim, with a link to the findings of its study."""
   rows = []
   for own in results:
     for claim, some in own.claims:
@@ -171,17 +172,17 @@ def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
 
 
 def overview(folder: str = '') -> str:
-  """What every claim about trained models comes to, for a page from which `folder` leads to the others."""
+  """The verdicts on all claims about trained models, for a page from which `folder` leads to the others."""
   trained = [stem for stem in stems() if stem != 'construct' and not stem.endswith(FULL)]
   return verdicts(map(committed, trained), lambda name: f'{folder}{page(name).name}#{name}')
 
 
 def decisions() -> str:
-  """What the primary outcomes of the full presets, named before they were run, say of the claims."""
+  """The decisions on the claims by the primary outcomes of the full presets, which were named before the runs."""
   full = [name + FULL for name in studies.NAMES]
   results = [committed(stem) for stem in full if stem in stems()]
   claims = [claim for study in studies.load_all().values() for claim in study.claims]
-  # A study that has one claim names it in no finding.
+  # The findings of a study with one claim do not name it.
   own = [
     dataclasses.replace(f, claim=f.claim or found.study.claims[0].name)
     for found in results if found.study.claims for f in found.findings
@@ -190,7 +191,7 @@ def decisions() -> str:
 
 
 def theorems() -> str:
-  """What each construction proves, where it is, its size, what came out."""
+  """What each construction proves, where it is, its size, and the result."""
   rows = []
   for r in committed('construct').records.table.to_dict('records'):
     known = registry.entry(r['construction'])
@@ -207,7 +208,7 @@ def theorems() -> str:
 
 
 def timings() -> str:
-  """What was measured side by side."""
+  """The side-by-side measurements."""
   table, seconds = records.read(RESULTS / 'benchmark_cpu.json').table, EngFormatter('s')
   rows = []
   for r in table[table['ratio'].notna()].to_dict('records'):
@@ -221,7 +222,7 @@ def timings() -> str:
 
 
 def published() -> str:
-  """What others published beside ours, each model a row."""
+  """Published models compared with ours, one row per model."""
   rows = []
   for r in records.read(RESULTS / 'published.json').table.to_dict('records'):
     every = r['parameters'] + r['tables']
@@ -241,7 +242,7 @@ def tested() -> str:
 
 
 def sources() -> str:
-  """Where every figure and table comes from, for docs/reproduce.md: the command, its study, the records."""
+  """The source of every figure and table, for docs/reproduce.md: the command, its study, the records."""
   rows = []
   for name, study in studies.load_all().items():
     for stem in stems(name) or [name]:
@@ -264,13 +265,13 @@ def sources() -> str:
 
 
 def compiled() -> str:
-  """What was compiled for TPUs without one: what a chip needs for a program."""
+  """The programs compiled for TPUs without one, with what a chip needs for them."""
   table, rows = records.read(RESULTS / 'compiled_tpu.json').table, []
   table = table.astype(object).where(table.notna(), None)
   size = lambda bytes: f'{bytes / 2**20:,.0f}'
   number = lambda value: '–' if value is None else f'{value:.2g}'
   for r in table.to_dict('records'):
-    if r['peak_bytes'] and r['flops']:  # the rest copies and begins
+    if r['peak_bytes'] and r['flops']:  # the others only copy and initialize
       rows.append({
         'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
         'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
@@ -282,7 +283,7 @@ def compiled() -> str:
 
 
 def splice(path: Path, name: str, table: str):
-  """Replace one of a page's tables: what stands between its mark and the next end."""
+  """Replace one of a page's tables: the text between its mark and the next end."""
   text, begin = path.read_text(encoding='utf-8'), MARK.format(name)
   if begin not in text:
     raise InputError(
@@ -293,7 +294,7 @@ def splice(path: Path, name: str, table: str):
 
 
 def draw(stem: str):
-  """The figures that the page shows."""
+  """Draw the figures that the page shows."""
   found, name = committed(stem), stem.removesuffix(FULL)
   with tempfile.TemporaryDirectory() as folder:
     for path in found.study.draw(found.records.table, Path(folder), ['.png']):

@@ -1,8 +1,8 @@
-"""The same training as people write it today, to be measured against: plain JAX, and PyTorch.
+"""The same training as it is usually written, as a baseline: in plain JAX, and in PyTorch.
 
-One model after another, a step a call: the model reads every prompt (s, r), optax's or PyTorch's own
-cross-entropy is taken of all logits, derivatives are the library's, AdamW is the library's. Same parameters,
-facts, schedule and steps as `geomem.training.optimization`; a test holds the losses against each other.
+Models are trained one after another, one step per call: the model reads every prompt (s, r), the cross-entropy over all
+logits is optax's or PyTorch's own, and gradients and AdamW are the library's. Parameters, facts, schedule and steps are
+the same as in `geomem.training.optimization`; a test compares the losses.
 """
 
 import functools
@@ -24,7 +24,7 @@ NAMES = ('jax', 'torch', 'torch_compile') if TORCH else ('jax',)
 
 
 class Loop:
-  """Training one model: `step(state, *data)` gives the next state and the loss, `accuracy` takes the same."""
+  """Trains one model: `step(state, *data)` returns the next state and the loss; `accuracy` takes the same arguments."""
 
   def __init__(self, step, accuracy, state=(), data=(), wait=jax.block_until_ready):
     self._step, self._accuracy, self._wait = step, accuracy, wait
@@ -43,7 +43,7 @@ class Loop:
     return float(self._accuracy(self.state, *self.data))
 
   def best_accuracy(self, recipe) -> float:
-    """Of the evaluations, up to the first that reaches the target."""
+    """The best accuracy of the evaluations, up to the first that reaches the target."""
     best, done = 0.0, 0
     while best < recipe.target and done < recipe.steps:
       self.run(recipe.check)
@@ -52,7 +52,7 @@ class Loop:
 
 
 def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
-  """All prompts (s, r) as tokens, and their answers."""
+  """All prompts (s, r) as tokens, with their answers."""
   f = task.facts
   s, r = np.indices((f.subjects, f.relations), np.int32).reshape(2, -1)
   return np.stack([s, f.subjects + r], axis=1), np.asarray(f.answers_RxN)[r, s].astype(np.int32)
@@ -61,7 +61,7 @@ def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
 def _compile(
   logits: Callable, optimizer: optax.GradientTransformation
 ) -> tuple[Callable, Callable]:
-  """A step and the accuracy, jitted."""
+  """A jitted step and a jitted accuracy."""
 
   def objective(params, inputs, targets):
     losses = optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs), targets)
@@ -84,7 +84,7 @@ def _compile(
 
 @functools.lru_cache
 def compiled(config: Config, recipe: Recipe, learning_rate: float, weight_decay: float):
-  """AdamW, and what `_compile` makes with it for a size; to compile anew, `compiled.cache_clear()`."""
+  """AdamW, and what `_compile` makes with it for these sizes; `compiled.cache_clear()` forces recompilation."""
   adamw = optax.adamw(
     lambda step: learning_rate * optimization.schedule(recipe, step),
     recipe.b1, recipe.b2, recipe.eps, weight_decay=weight_decay,
@@ -102,7 +102,7 @@ def plain_jax(recipe: Recipe, task: batched.Task) -> Loop:
 
 
 def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
-  """The MLP memory of `geomem.training.mlp_memory` as its authors train it, compiled for every run."""
+  """The MLP memory of `geomem.training.mlp_memory` trained as its authors do, compiled for every run."""
   one, adam = mlp_memory.draw(recipe, facts, seed, facts), optax.adam(recipe.rate)
 
   def logits(params, embeddings):
@@ -116,12 +116,12 @@ def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
 
 @functools.lru_cache
 def _rates(recipe: Recipe) -> np.ndarray:
-  """The schedule of all steps as numbers: PyTorch's schedulers ask for one in every step."""
+  """The schedule of all steps as numbers: PyTorch's schedulers need one in every step."""
   return np.asarray(optimization.schedule(recipe, jnp.arange(recipe.steps + 1)))
 
 
 def _residual(params, config: Config, x):
-  """In PyTorch: what the unembedding reads, at the last of these positions, which attends to all."""
+  """In PyTorch: the residual that the unembedding reads, at the last of these positions, which attends to all of them."""
 
   def norm(x, p):
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + config.norm_eps) * p['scale']
@@ -140,7 +140,7 @@ def _residual(params, config: Config, x):
 
 
 def _in_torch(task: batched.Task):
-  """The tree of a model's parameters as PyTorch's, its weights, and what makes a tensor beside them."""
+  """The parameter tree of a model in PyTorch, its weights, and a function that makes a tensor on the same device."""
   import torch
 
   config = task.config
@@ -148,7 +148,7 @@ def _in_torch(task: batched.Task):
     raise NotImplementedError('the PyTorch peer knows the default model alone')
   cuda = torch.cuda.is_available()
   if cuda:
-    torch.set_float32_matmul_precision('high')  # as JAX's default there
+    torch.set_float32_matmul_precision('high')  # JAX's default there
   tensor = lambda a: torch.tensor(np.array(a), device='cuda' if cuda else 'cpu')
   leaves, tree = jax.tree.flatten(model.draw(config, task.seed))
   weights = [torch.nn.Parameter(tensor(a)) for a in leaves]
@@ -156,7 +156,7 @@ def _in_torch(task: batched.Task):
 
 
 def _adamw(recipe: Recipe, task: batched.Task, weights):
-  """PyTorch's AdamW of these weights, of which matrices decay, and what sets optimizers' rates for a step."""
+  """PyTorch's AdamW for these weights, with decay on matrices only, and a function that schedules an optimizer's rate."""
   import torch
 
   groups = [
@@ -179,7 +179,7 @@ def _wait(_):
 
 
 def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
-  """PyTorch, eager or compiled: a tree of its parameters, its cross-entropy and AdamW."""
+  """PyTorch, eager or compiled: a tree of parameters, its own cross-entropy and AdamW."""
   import torch
 
   params, weights, tensor = _in_torch(task)
@@ -213,8 +213,8 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
 
 
 def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
-  """PyTorch in batches of subjects, with all their relations. Where the recipe draws negatives: sparse gradients of both
-  tables and SparseAdam, the softmax over the batch's answers and as many others as ours has, drawn uniformly.
+  """PyTorch in batches of subjects, with all their relations. If the recipe draws negatives: sparse gradients of both
+  tables and SparseAdam, and a softmax over the batch's answers and as many others as ours has, drawn uniformly.
   """
   import torch
   from torch.nn.functional import cross_entropy, embedding
@@ -229,7 +229,7 @@ def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   assert recipe.batch
   batch, sparse = recipe.batch, recipe.negatives is not None
   queries = batch * r
-  drawn = (recipe.negatives or 0) + queries  # the confusers of ours
+  drawn = (recipe.negatives or 0) + queries  # `queries` for the confusers of ours
   dense = [w for w in weights if not (sparse and any(w is table for table in tables))]
   optimizer, scheduled = _adamw(recipe, task, dense)
   optimizers = [optimizer]

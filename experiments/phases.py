@@ -2,12 +2,13 @@
 
   python -m experiments.phases
 
-Every cell is a kind of model, trained by the recipe but for what the axes say: coordinates for each of
-the R·log₂N bits of a subject, hidden units, weight decay, subjects, relations. A geometric memory answers for new
-facts as for old ones, once their embeddings are put together by the old maps; one that keeps facts in
-its weights does not, and what it answers of old facts alone it has memorised. Beside the cells stands
-what a superposition in random directions, read by a matched filter, can answer at that width: nothing
-is fitted to it. The seeds are not those by which claims are decided.
+Every cell is one kind of model, trained by the recipe except for what the axes vary: the width (how
+many coordinates there are for each of the R·log₂N bits of a subject), hidden units, weight decay,
+subjects or relations. A geometric memory answers new facts as well as old ones, once their
+embeddings are assembled from the old maps; a model that keeps facts in its weights does not, and
+what it answers only for old facts is what it has memorised. The baseline is what a superposition in
+random directions, read by a matched filter, can answer at that width: nothing in it is fitted. The
+seeds are not those that decide claims.
 """
 
 import dataclasses
@@ -36,14 +37,15 @@ AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`first`: the sizes that cells share. `maps`: of each the two fields that change, with their values."""
+  """`first`: the sizes that cells share. `maps`: for each diagram its two axes, fields with their
+  values."""
 
   first: dict[str, int]
   maps: tuple[dict[str, tuple], ...]
   seeds: int = 1
 
   def kinds(self):
-    """(the names of the axes, the kind of model) of every cell."""
+    """Yields (names of the axes, kind of model) for every cell."""
     about: dict[str, Any] = RECIPE | self.first
     for axes in self.maps:
       for cell in itertools.product(*axes.values()):
@@ -81,13 +83,13 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
 
 
 def random_directions(kind: Kind, seed: int) -> dict[str, float]:
-  """How often a superposition of the answers' vectors in random directions is read right, by matched filters and by
-  least squares: nothing is learned."""
+  """Accuracy when a superposition of the answers' vectors in random directions is read by matched
+  filters and by least squares: nothing is learned."""
   rng, codes = np.random.default_rng((seed, 3)), kind.answer_dim or kind.dim
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   code_AxK = unit(rng.standard_normal((kind.subjects, codes)))
   maps_RxKxD = rng.standard_normal((kind.relations, codes, kind.dim)) / math.sqrt(kind.dim)
-  if kind.dim >= codes:  # orthonormal rows, which bring the least of the others along
+  if kind.dim >= codes:  # orthonormal rows, which pick up the least interference
     maps_RxKxD = np.swapaxes(np.linalg.qr(np.swapaxes(maps_RxKxD, 1, 2))[0], 1, 2)
   answers_RxN = np.stack([rng.permutation(kind.subjects) for _ in range(kind.relations)])
   e_NxD = np.einsum('rnk,rkd->nd', code_AxK[answers_RxN], maps_RxKxD)
@@ -119,7 +121,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def expect(table):
-  """Where (a) begins to hold, and how far what is learned lies above what random directions can do."""
+  """Where (a) starts to hold, and how far learned models exceed what random directions can do."""
   for (name,), rows in groups(table, 'map'):
     axis, best = ('dim', rows['dim'].max()) if name.startswith('dim') else ('weight_decay', 1.0)
     found = select(rows, measurement='old_maps', **{axis: best}).groupby('seed')['value'].mean()
@@ -149,7 +151,8 @@ def expect(table):
 
 
 def _smallest(axis: str, rows):
-  """The smallest d of a geometric memory, against what would make it the same in every column."""
+  """The smallest d of a geometric memory, divided by the sizes that would make this ratio the same
+  in every column."""
   for (value,), column in groups(select(rows, measurement='old_maps'), axis):
     own = (
       column[column['value'] >= 0.95].groupby('seed')['dim'].min().reindex(column['seed'].unique())
@@ -161,7 +164,7 @@ def _smallest(axis: str, rows):
 
 
 def plot(table):
-  """A row of panels for every map; beside the cells, where d changes, what random directions can do."""
+  """A row of panels per diagram; where d is an axis, also what random directions can do."""
   maps = table['map'].unique()
   figure, panels = plotting.new(12, 3 * len(maps), len(maps), len(SHOWN), squeeze=False)
   for row, name in zip(panels, maps, strict=True):
@@ -193,7 +196,7 @@ def plot(table):
 
 
 def _plot_cells(ax, grid, accuracy):
-  """A number a cell, in brackets where the facts were not learned."""
+  """A number per cell, in brackets where the facts were not learned."""
   image = ax.imshow(grid, vmin=0, vmax=1, origin='lower', aspect='auto', cmap='viridis')
   for i, j in np.ndindex(grid.shape):
     value = grid.iloc[i, j]
@@ -207,12 +210,12 @@ def _plot_cells(ax, grid, accuracy):
 
 
 STUDY = Study(
-  name='phases', title='geometric against associative memory, by width, units, weight decay, subjects and relations',
-  claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough for all relations’ answers side by side; where it is narrow, a large MLP memorises them.'),),
-  terms='As of claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: superpositions of '
-  'random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is less), read by each map’s '
-  'transpose, or by least squares, and the nearest answer. All cells have the same steps and batches, so that of fewer subjects each is seen '
-  'more often.',
+  name='phases', title='geometric against associative memory, by width, hidden units, weight decay, subjects and relations',
+  claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough for the answers of all relations side by side; where it is narrow, a large MLP memorises them.'),),
+  terms='Measured as for claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: '
+  'superpositions of random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is below '
+  '16), read by each map’s transpose, or by least squares, and then by the nearest answer. All cells of a diagram '
+  'have the same steps and batch size, so fewer subjects are each seen more often.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=4, first_seed=FIRST_SEED + 900,
 )  # fmt: skip
 

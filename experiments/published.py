@@ -1,17 +1,17 @@
-"""Published code that stores facts, run as it stands in a checkout that you name, beside our constructions.
+"""Published code that stores facts, run unchanged in a checkout that you name, compared with our constructions.
 
   python -m experiments.published --tracr=../tracr
   python -m experiments.published --hebbian=../hebbian-mlps --nichani=../factual-recall-iclr
 
-tracr: google-deepmind/tracr compiles a look-up of (subject, relation), by the shortest program, and by one whose
+tracr: google-deepmind/tracr compiles a look-up of (subject, relation), with the shortest program, and with one whose
 tables have no entries that are never asked for. hebbian: HazyResearch/hebbian-mlps stores a random permutation in an MLP
 between random embeddings; the smallest hidden layer that is right on every fact. nichani: eshnich/factual-recall-iclr
 trains such an MLP, and searches for the most facts that it holds.
 
-None of their code is here, and what it imports has to be installed. Of both sides are recorded the seconds and the CPU's
-seconds (on a busy machine the better measure) that a model takes, and apart from them those in which every query is
-checked (of Tracr's models a hundred queries; of hebbian-mlps all, both together); `parameters` of everything but tables of a row a word, `tables` those in such
-tables; the bits of the facts, R·N·log₂A.
+None of their code is here, and what it imports has to be installed. For both sides the records have the seconds and the
+CPU seconds (the better measure on a busy machine) that a model takes, and separately the CPU seconds in which every query
+is checked (a hundred queries of Tracr's models; hebbian-mlps builds and checks all in one, so these are not separate).
+`parameters` counts everything but tables with one row per word, `tables` counts those; the bits of the facts are R·N·log₂A.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ from geomem.facts import Facts
 from geomem.training import mlp_memory
 
 MINUTE = 60
-ASKED = 100  # queries of Tracr's models, which are put together anew for each
+ASKED = 100  # queries of Tracr's models, which are assembled anew for each
 TABLES = ('subjects', 'relations', 'positions', 'answers')
-HEBBIAN = {  # their names for them, and the options that their own study of capacity gives them
+HEBBIAN = {  # their names for the variants, with the options of their own study of capacity
   'random features': {'variant': 'unwhitened'},
   'whitened': {'variant': 'whitened', 'ridge': 1e-6},
   'data-dependent': {'variant': 'data_dependent', 'ridge': 1e-6},
@@ -49,7 +49,7 @@ HEBBIAN = {  # their names for them, and the options that their own study of cap
 
 
 def checkout(path: str, module: str, inside: str = '') -> tuple[Callable, str]:
-  """What imports modules of a checkout, and the commit that it is at."""
+  """A function that imports modules of a checkout, and the commit of the checkout."""
   folder = Path(path, inside).resolve()
   if not (folder / module.split('.')[0]).exists() and not (folder / f'{module}.py').exists():
     raise InputError(f'{path}: no {module} there; name a checkout of it')
@@ -70,7 +70,7 @@ def checkout(path: str, module: str, inside: str = '') -> tuple[Callable, str]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict]:
-  """What the work found, and its seconds, nothing compiled before."""
+  """The result of the work, and the seconds it took, with nothing compiled before."""
   jax.clear_caches()
   start = time.perf_counter(), time.process_time()
   found = work()
@@ -80,7 +80,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict]:
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-  """Stops what takes more of the CPU, with TimeoutError."""
+  """Stop work that takes more seconds of CPU time, with TimeoutError."""
 
   def stop(*_):
     raise TimeoutError
@@ -95,7 +95,7 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def built_and_checked(build: Callable[[], Any], check: Callable[[Any], float]) -> tuple[Any, dict]:
-  """A model, and how many of its answers are right, with the seconds of each; no model that takes more than a minute."""
+  """A model and its accuracy, with the seconds of each; TimeoutError if building takes more than a minute of CPU time."""
   with within(MINUTE):
     model, seconds = timed(build)
   accuracy, checked = timed(functools.partial(check, model))
@@ -119,7 +119,7 @@ def ours(name: str, facts: Facts, **options) -> dict:
 
 
 def smallest(works: Callable[[int], bool], low: int = 1, precision: float = 0.05) -> int:
-  """The smallest size that works, up to so much, by doubling and halving."""
+  """The smallest size that works, to within `precision`, by doubling and bisection."""
   high = low
   while not works(high):
     low, high = high, 2 * high
@@ -129,7 +129,7 @@ def smallest(works: Callable[[int], bool], low: int = 1, precision: float = 0.05
 
 
 def lookups(rasp, facts: Facts) -> dict[str, Callable]:
-  """The look-up as programs of RASP: the last token, a relation, reads the subject, and a table has the answer."""
+  """The look-up as RASP programs: the last token, a relation, reads the subject, and a table has the answer."""
   answers, n = facts.answers_RxN.tolist(), facts.subjects
 
   def shortest():
@@ -149,7 +149,7 @@ def lookups(rasp, facts: Facts) -> dict[str, Callable]:
 
 
 def tracr(preset: 'Preset', seed: int) -> Iterator[dict]:
-  """Every program at N = 8, 16, … until compiling it would take more than a minute of the CPU, or building ours."""
+  """Every program at N = 8, 16, … until compiling it, or building ours, would take more than a minute of CPU time."""
   take, commit = checkout(preset.tracr, 'tracr')
   compiling, rasp = take('tracr.compiler.compiling'), take('tracr.rasp.rasp')
   done: set[str] = set()
@@ -168,7 +168,7 @@ def tracr(preset: 'Preset', seed: int) -> Iterator[dict]:
 
 
 def compiled(compiling, program, facts: Facts, commit: str) -> dict:
-  """The program as Tracr's transformer, asked for some of the facts."""
+  """The program as Tracr's transformer, asked about some of the facts."""
   vocabulary = set(range(facts.subjects + facts.relations))
 
   def right(model) -> float:
@@ -187,7 +187,7 @@ def compiled(compiling, program, facts: Facts, commit: str) -> dict:
 
 
 def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
-  """Each construction with the smallest hidden layer that is right on all facts; ours of the same facts."""
+  """Each of their constructions with the smallest hidden layer that is right on all facts; ours for as many facts."""
   take, commit = checkout(preset.hebbian, 'hebbian', inside='src')
   run = take('hebbian.expts.mlp_capacity.helpers').run_mlp_experiment
   dtype, d, n = take('torch').float64, preset.dim, preset.facts
@@ -202,7 +202,7 @@ def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
     found, seconds = timed(functools.partial(build, width=width))
     yield tell | {
       'side': 'theirs', 'model': f'hebbian-mlps, {name}', 'width': width, 'accuracy': found['best_acc'],
-      'parameters': found['param_count'], 'tables': n * d,  # one, in and out
+      'parameters': found['param_count'], 'tables': n * d,  # one table for input and output
       **seconds, 'commit': commit,
     }  # fmt: skip
   exact = lambda m: registry.build('associative_mlp', facts, dim=d, width=m).verify().accuracy == 1
@@ -212,7 +212,7 @@ def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
 
 
 def _seeded(run: Callable[..., dict], seed: int, width: int, **options) -> dict:
-  """Their permutation is drawn from NumPy's global generator: so that every width is asked for the same facts."""
+  """Seed NumPy's global generator, from which they draw the permutation, so that every width gets the same facts."""
   np.random.seed(seed)
   return run(m=width, seed=seed, **options)
 
@@ -222,7 +222,7 @@ def _right(build: Callable[..., dict], width: int) -> bool:
 
 
 def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
-  """The most facts that an MLP of d = F holds, by their search and by ours with their rule, a seed."""
+  """The most facts that an MLP with d = F holds, by their search and by ours with their rule, for one seed."""
   take, commit = checkout(preset.nichani, 'mlp_sweep')
   sweep, RNG = take('mlp_sweep').binary_sweep, take('util').RNG
   for d in preset.dims:
@@ -241,7 +241,7 @@ def _learns(recipe: mlp_memory.Recipe, seed: int, facts: int) -> bool:
 
 
 def most(holds: Callable[[int], bool], low: int, high: int) -> int:
-  """As they search: halving, to one in a hundred."""
+  """As in their search: bisection, to within one in a hundred."""
   while high / low > 1.01 and high - low > 1:
     low, high = (half, high) if holds(half := (low + high) // 2) else (low, half)
   return low
@@ -276,7 +276,7 @@ def measure(progress, preset, seeds):
 
 
 def expect(table):
-  """Bits a parameter, tables counted and not, and the CPU's seconds; the most subjects within a minute of these."""
+  """Bits per parameter, tables counted and not, and CPU seconds; the most subjects within a minute of CPU time."""
   for row in table.to_dict('records'):
     size = f'N={row["subjects"]:,.0f}, R={row["relations"]:.0f}'
     beside = {'without tables': row['bits'] / row['parameters'], 'accuracy': row['accuracy'],

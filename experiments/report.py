@@ -1,10 +1,10 @@
-"""Write the report of a reproduction, report.html and report.md, from what its runs recorded.
+"""Write the report of a reproduction, report.html and report.md, from the records of its runs.
 
   python -m experiments.report
   python -m experiments.report --scale=full
 
-Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures, as PNG and PDF, and writes both pages.
-What was not measured there is taken from docs/results, and marked so. The data of the explorer are kept in
+Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes both pages.
+Studies that were not measured there are taken from docs/results, and marked so. The data of the explorer are kept in
 WORKDIR/SCALE/explorer.json until the code changes.
 """
 
@@ -28,7 +28,7 @@ from experiments.pages import Result
 from geomem import Facts
 from geomem.errors import InputError
 
-TRIES = 'reproduced.json'  # what `experiments.reproduce` leaves: the seconds of all tries, and whether it is finished
+TRIES = 'reproduced.json'  # left by `experiments.reproduce`: the seconds of all tries, and whether it is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,18 +38,18 @@ class Options:
 
 
 def measured(study: Study, folder: Path) -> Result | None:
-  """What a run that is finished has left in its folder."""
+  """The result that a finished run has left in its folder."""
   path = folder / TRIES
   if not path.exists():
     return None
   tries = json.loads(path.read_text(encoding='utf-8'))
-  if not tries.get('finished', True):  # an earlier version wrote the file only in the end
+  if not tries.get('finished', True):  # an earlier version wrote the file only at the end
     return None
   return Result(study, records.read(folder), tries['seconds'])
 
 
 def gather(folder: Path, scale: str) -> list[Result]:
-  """What is known of every study: from the run, else from what was committed, of the scale if there are both."""
+  """The result of every study: from the run, else from the committed records, of this scale if there are both."""
   found = []
   for name, study in studies.load_all().items():
     own, stems = measured(study, folder / name), pages.stems(name)
@@ -60,7 +60,7 @@ def gather(folder: Path, scale: str) -> list[Result]:
 
 
 def agreement(results: list[Result], scale: str) -> str:
-  """How the findings of this run lie beside those of the committed records, of this preset."""
+  """How the findings of this run agree with those of the committed records of the same preset."""
   intervals, expectations = [], {}
   for own in results:
     name = own.study.name
@@ -69,7 +69,7 @@ def agreement(results: list[Result], scale: str) -> str:
       continue
     there = {f.what: f for f in pages.committed(stem).findings}
     for f, g in [(f, there[f.what]) for f in own.findings if f.what in there]:
-      if not math.isnan(f.low + g.low):  # what varies hardly, by a thousandth
+      if not math.isnan(f.low + g.low):  # allow a thousandth, for values that hardly vary
         apart = max(f.low, g.low) - min(f.high, g.high)
         intervals.append(apart <= 1e-3 * abs(g.value))
       if f.holds is not None:
@@ -84,7 +84,7 @@ def agreement(results: list[Result], scale: str) -> str:
 
 
 def answer(results: list[Result]) -> str:
-  """How many statements hold, and how many are judged by what was measured here."""
+  """How many statements hold, and how many are judged by measurements of this run."""
   kinds = collections.Counter(verdict(found)[0] for own in results for _, found in own.claims)
   here = sum(len(own.claims) for own in results if own.seconds is not None)
   return (
@@ -95,7 +95,7 @@ def answer(results: list[Result]) -> str:
 
 
 def figures(results: list[Result], folder: Path) -> dict[str, Path]:
-  """Every study's figure, drawn from its records; the PNG of each by the study's name."""
+  """Draw every study's figures from its records; the paths of the PNGs by name."""
   folder.mkdir(parents=True, exist_ok=True)
   drawn = [
     path
@@ -107,19 +107,19 @@ def figures(results: list[Result], folder: Path) -> dict[str, Path]:
 
 
 def mechanism(path: Path) -> str:
-  """The selector at work on one query, drawn to `path`; as SVG without the XML prologue, sized by the page."""
+  """Draw the selector answering one query to `path`; returns it as SVG without the XML prologue, sized by the page."""
   built = constructions.build('selector', Facts.bijections(8, 3))
   trace_figure.draw(built.trace('s2 r1'), path)
   return '<svg' + path.read_text(encoding='utf-8').partition('<svg')[2]
 
 
 def inline(path: Path) -> str:
-  """A picture as the address of its own data."""
+  """A picture as a data URL."""
   return f'data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}'
 
 
 def page(template: str, **values) -> str:
-  """A page from its template; HTML is escaped."""
+  """Render a page from its template; HTML is escaped."""
   environment = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / 'page'),
     autoescape=jinja2.select_autoescape(['html']),
@@ -131,7 +131,7 @@ def page(template: str, **values) -> str:
 
 
 def write(folder: Path, scale: str, results: list[Result]) -> list[Path]:
-  """Figures and both pages."""
+  """Write the figures and both pages."""
   values = {
     'answer': answer(results),
     'agreed': agreement(results, scale),

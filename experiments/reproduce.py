@@ -1,15 +1,14 @@
-"""Reproduce the paper: every claim measured, one after another, and a report of what came out.
+"""Reproduce the paper: measure every claim, study by study, and write a report of the results.
 
   python -m experiments.reproduce
   python -m experiments.reproduce --only=laws --only=transfer
   python -m experiments.reproduce --scale=full
   python -m experiments.reproduce --list
 
-Every study runs as by its own command, in WORKDIR/SCALE/NAME, with what it prints in log.txt there; on CPUs several
-at once, on cores of their own. What is finished is kept and skipped when the command is given again; what was
-interrupted goes on where it was, or anew if the code has changed; --again measures anew. In the end
-experiments.report writes report.html and report.md into WORKDIR/SCALE; claims that were not measured here it
-fills from docs/results.
+Every study runs as by its own command, in WORKDIR/SCALE/NAME, with its output in log.txt there; on CPUs several run
+at once, on separate cores. Finished studies are kept and skipped when the command is given again; interrupted ones are
+resumed, or restarted if the code has changed; --again measures finished ones anew. In the end experiments.report writes
+report.html and report.md into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
 """
 
 import dataclasses
@@ -34,19 +33,19 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 from geomem.saved import runs
 
-MOST_AT_ONCE = 4  # as many gigabytes and more
+MOST_AT_ONCE = 4  # they take as many gigabytes, or more
 Cores = set[int] | None  # None: all
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(report.Options):
-  only: Annotated[tuple[str, ...], 'Only this study, of those that --list shows.'] = ()
-  again: Annotated[bool, 'Measure anew what is finished.'] = False
+  only: Annotated[tuple[str, ...], 'Only this study, one of those that --list shows.'] = ()
+  again: Annotated[bool, 'Measure finished studies anew.'] = False
   list: bool = False
 
 
 def chosen(only: Sequence[str]) -> list[Study]:
-  """What is asked for; of all, what needs something that is not there is left out, and named."""
+  """The requested studies; without a request all, except those whose requirements are missing, which are named."""
   found = []
   for study in map(studies.load, only or studies.NAMES):
     reason = study.missing()
@@ -60,7 +59,7 @@ def chosen(only: Sequence[str]) -> list[Study]:
 
 
 def finished(study: Study, folder: Path, again: bool) -> float | None:
-  """The seconds that it took, if it is done and not to be measured again; what cannot be taken up is removed."""
+  """The seconds that a study took, if it is done and not to be measured again; a run that cannot be resumed is removed."""
   if before := report.measured(study, folder):
     if not again:
       if not before.of_this_code:
@@ -72,13 +71,13 @@ def finished(study: Study, folder: Path, again: bool) -> float | None:
     if codes <= {machine.code_hash()}:
       return None
     cli.warn(f'{study.name} was begun by other code, and is begun anew')
-  with runs.lock(folder):  # unless a process is at work there
+  with runs.lock(folder):  # fails if a process is at work there
     shutil.rmtree(folder)
   return None
 
 
 class Run:
-  """A study under way, as by its own command, on some of the cores; it goes on from where it was left."""
+  """A study in progress, run by its own command on some of the cores; it resumes where it stopped."""
 
   def __init__(self, study: Study, scale: str, folder: Path, cores: Cores):
     self.study, self.folder, self.cores, self.begun = study, folder, cores, time.monotonic()
@@ -90,12 +89,12 @@ class Run:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
 
   def minutes_left(self, pace: float) -> float:
-    """Of its `minutes`, each of which takes `pace` here; some until it ends, for it may take longer than it should."""
+    """The minutes left of its `minutes`, each of which takes `pace` here; never 0 until it ends, since it may take longer."""
     spent = (time.monotonic() - self.begun) / 60
     return max(0.05 * self.study.minutes, self.study.minutes - spent / pace)
 
   def stop(self) -> float:
-    """Wait for its end; the seconds of all tries, which are kept."""
+    """Wait for its end; return the seconds of all tries, which are kept."""
     self.process.wait()
     path = self.folder / report.TRIES
     before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else 0.0
@@ -108,11 +107,11 @@ class Run:
 def partition_cores(scale: str) -> list[Cores]:
   """The cores of each of the studies that run at once: an accelerator runs one, and so does the full preset.
 
-  Half of what a small sweep does is compiling, on one core: two at once waste less of two.
+  Half of a small sweep's time is compiling, on one core: two sweeps at once waste less of two cores.
   """
   if scale == 'full' or not hasattr(os, 'sched_setaffinity'):
     return [None]
-  # In a process of its own, for who asks holds the device.
+  # In its own process, because asking takes hold of the device.
   ask = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
   if subprocess.run(ask, capture_output=True, text=True).stdout.strip() != 'cpu':
     return [None]
@@ -124,14 +123,14 @@ def partition_cores(scale: str) -> list[Cores]:
 def measure(
   asked: Sequence[Study], scale: str, folder: Path, cores: Sequence[Cores], again: bool = False
 ) -> list[str]:
-  """Run what is not finished, the longest first; the names of what failed.
+  """Run what is not finished, the longest first; return the names of the studies that failed.
 
-  A terminal shows in a line what runs, how much is done, how long it has taken and may still take, by the pace of
-  what is finished. Only the laptop's preset has a pace from the start, for its minutes are known.
+  A terminal shows in one line what runs, how much is done, the time taken and the time that may remain, by the pace of
+  the finished studies. Only the laptop preset has a pace from the start, because its minutes are known.
   """
   waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
   running: list[Run] = []
-  done: list[tuple[float, float]] = []  # the minutes that a study took, and its `minutes`
+  done: list[tuple[float, float]] = []  # minutes taken and `minutes`, per study
   failed: list[str] = []
 
   def say(study: Study, how: str, seconds: float):
@@ -180,7 +179,7 @@ def measure(
 
 
 def leave_when_told():
-  """Let a request to end, or a terminal that is closed, end this as an error does, and with it what it has started."""
+  """Make a signal to end, or a closed terminal, end this process as an error does, and with it what it has started."""
   for number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
       signal.signal(number, lambda number, _: sys.exit(128 + number))

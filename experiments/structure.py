@@ -1,16 +1,17 @@
-"""Is the embedding a superposition, and the MLP its selector? Claims 2 to 5, on subjects that nothing has seen.
+"""Is the embedding a superposition, and does the MLP select from it? Claims 2 to 5, on subjects that the model never saw.
 
   python -m experiments.structure
 
-A model learns R random bijections and is frozen. Subjects that it never saw learn their embeddings
-alone, as its own did. Maps fitted to its own subjects are then judged on these: neither the weights
-nor a trained unembedding can have seen their facts. Expected: the sum of one linear map per relation
-explains at least 0.75 of their embeddings; linear maps back find at least 0.95 of their attributes
-among all N; moving an embedding by the image of another attribute changes that one answer; put
-together for new facts by these maps, without training, embeddings are answered at least 0.95 right.
-Beside each stand maps of other attributes alone, one map for all relations, shuffled facts, an
-untrained model, random weights with learned embeddings, an associative memory, and a constructed
-selector.
+A model is trained on R random bijections and frozen. Subjects that it never saw then learn only
+their embeddings, by the recipe that trained it. Linear maps fitted to the model's own subjects are
+judged on these fresh subjects, whose facts neither the weights nor a trained unembedding can have
+seen. Expected: the sum of one linear map per relation explains the fresh embeddings with an R² of
+at least 0.75; linear maps in the other direction identify at least 0.95 of their attributes among
+all N; moving an embedding by the image of another attribute changes that one answer; embeddings
+assembled from these maps for new facts, without training, reach an accuracy of at least 0.95. The
+controls are predictions from other attributes alone, one map for all relations, shuffled facts, an
+untrained model, random weights with learned embeddings and an associative memory; a constructed
+selector is measured as well.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ from geomem.inside import intervene, linear_maps, new_facts
 from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
-FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of the model's own subjects, to which maps are fitted
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # fractions of the model's own subjects to fit maps to
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 OTHERS, SHARED, SHUFFLED, DIRECTION = (
   'other attributes alone', 'one map for all relations', 'shuffled facts', 'random direction',
@@ -43,14 +44,17 @@ MAPS = 'fitted maps', 'calibrated maps', 'maps through the model'
 ON = 'embedding', 'reconstruction'
 WIDE = 'random weights, wide'
 CONTROLS = 'untrained', 'random weights', WIDE, 'associative'
-NAMES = 'model', 'relations', 'unembedding', 'answer_dim'  # what tells cases apart
+NAMES = 'model', 'relations', 'unembedding', 'answer_dim'  # the fields that distinguish cases
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
-  """Models of these sizes; `memory_width`: F of the associative memory; `wide`: of the second model of random weights,
-  d and F as multiples of these; `map_steps`: of maps fitted through the model. Of the models that no claim is about
-  there are no more than `control_seeds`. `only`: of these names; default: all.
+  """Models of these sizes.
+
+  `memory_width`: F of the associative memory. `wide`: factor on d and F for the second model with
+  random weights. `map_steps`: training steps for maps fitted through the model. `control_seeds`:
+  maximum number of seeds for models that no claim is about. `only`: names of the models to measure;
+  default: all.
   """
 
   memory_width: int
@@ -61,11 +65,11 @@ class Preset(Sizes):
   only: tuple[str, ...] = ()
 
   def kinds(self):
-    """The models that are looked into."""
+    """The kinds of model to analyze."""
     return [kind for kind in self._every() if not self.only or kind.model in self.only]
 
   def _every(self):
-    """The last is what plain AdamW finds."""
+    """All kinds of model; the last is trained with plain AdamW."""
     first = self.recipe()
     yield first
     yield dataclasses.replace(first, unembedding='trained')
@@ -98,7 +102,7 @@ PRESETS = {
 
 
 def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
-  """All that is measured of one model, by name; 'score|control' is the control of a score."""
+  """All scores of one model, by name; 'score|control' is a control for a score."""
   keys = instances.eval_keys(job.seed, 5)
   u_AxD = model.apply(config, params, method='unembedding')
   table_RxS, e_NxD = other_RxN[:, :FRESH], params['embed']['subjects']
@@ -121,8 +125,11 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
 
 
 def _learned(config, recipe, params, job, known, table_RxS) -> dict:
-  """Of a constructed model, also what embeddings are that gradient descent finds through it: from where every hidden
-  unit is on, for one that is off has no gradient, and under noise, without which answers are right that no map reads.
+  """For a constructed model, also scores of the embeddings that gradient descent finds through it.
+
+  It starts where every hidden unit is on, because a unit that is off has no gradient, and it trains
+  under noise, without which answers are right although no linear map can read them from the
+  embeddings.
   """
   recipe = dataclasses.replace(recipe, noise=0.5, label_smoothing=0.0, embedding_lr_multiplier=1.0)
   job = job.replace(weight_decay=jnp.float32(0), learning_rate=jnp.float32(0.05))
@@ -137,14 +144,14 @@ def _learned(config, recipe, params, job, known, table_RxS) -> dict:
 
 
 def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
-  """R² and readout of maps, fitted to all or some of the model's subjects and judged on fresh ones, or fitted to half
-  and judged on the others; with their controls."""
+  """R² and readout accuracy of maps, with their controls: fitted to all or some of the model's
+  subjects and judged on fresh ones, or fitted to one half and judged on the other."""
   e_NxD, u_AxD, own_RxN = known
   n = config.subjects
   held, e_BxD = min(len(e_SxD), n // 2), jnp.concatenate([e_NxD, e_SxD])
 
   def arm(table_RxN, fraction: float, first: int):
-    # Of fewer subjects every one is there as often, so that all fits are of one size, and one program.
+    # A smaller subset is repeated to n rows, so that all fits have one shape and share one program.
     fit_T = np.arange(n) * round(fraction * n) // n
     return jnp.concatenate([table_RxN, table_RxS], 1), fit_T, first + np.arange(held)
 
@@ -174,7 +181,10 @@ def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
 
 
 def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
-  """Fresh subjects whose attributes are swapped, one or all, at α = 1; and at every α along the maps through the model."""
+  """Accuracy on fresh subjects and their reconstructions, and the effect of swapping one of their
+  attributes, or all: at α = 1 for every kind of maps, at every α for those fitted through the
+  model.
+  """
   targets_SxR = table_RxS.T
   wanted_SxR = intervene.other_attributes(keys[2], config.answers, targets_SxR)
   rebuilt = [linear_maps.superpose(maps, u_AxD, table_RxS) for maps in all_maps]
@@ -208,8 +218,12 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
 
 
 def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
-  """Whose the hidden units are, by what they do for the model's own subjects; and of what the MLP adds to the right
-  answers of fresh ones, how much they keep and lose: of relations to which it adds a tenth of the answers or more."""
+  """Which relation each hidden unit belongs to, and how much its relation depends on it.
+
+  Units are assigned by their activations on the model's own subjects. Of the accuracy that the MLP
+  adds on fresh subjects, the scores are the shares kept by a relation's own units alone and lost
+  without them, averaged over the relations to which the MLP adds a tenth of the answers or more.
+  """
   inputs, hidden_NxRxF = intervene.mlp_activations(config, params, e_NxD[:FRESH])
   units = intervene.unit_selectivity(hidden_NxRxF)
   own_F, held = units['own'], (config, params, e_SxD, targets_SxR)
@@ -218,7 +232,7 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
   shuffled_F, nobody_F = jax.random.permutation(key, own_F), jnp.full_like(own_F, config.relations)
   owners = jnp.stack([own_F, shuffled_F, nobody_F])
   without_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)
-  # Of nobody's units none is cut, and none is kept.
+  # `nobody_F` assigns no unit to any relation: none is ablated (whole), and none is kept (floor).
   whole_R, floor_R = without_TxRxR[2, 0], only_TxR[2]
   counts_R = whole_R - floor_R >= 0.1
   part = lambda right_R: (right_R - floor_R) / jnp.where(counts_R, whole_R - floor_R, 1.0)
@@ -237,7 +251,7 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
     'patched_accuracy': patched[0], f'patched_accuracy|{DIRECTION}': patched[1],
   }  # fmt: skip
   for i, arm in enumerate(('', '|random units')):
-    others_R = jnp.mean(without_TxRxR[i], axis=0, where=others_RxR)  # a row is what is cut
+    others_R = jnp.mean(without_TxRxR[i], axis=0, where=others_RxR)  # rows: the ablated relation
     found[f'own_units_keep{arm}'] = mean(part(only_TxR[i]))
     found[f'own_units_lose{arm}'] = mean(1 - part(jnp.diagonal(without_TxRxR[i])))
     found[f'other_units_lose{arm}'] = mean(1 - part(others_R))
@@ -261,7 +275,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 LINEAR = OTHERS, SHARED, SHUFFLED
-MEASURED: tuple = (  # claim, measurement, in words, at least, controls of the same model
+MEASURED: tuple = (  # claim, measurement, label, lower bound, controls on the same model
   (2, 'fresh_superposition_r2', 'superposition, R² of fresh subjects', 0.75, LINEAR),
   (2, 'own_superposition_r2', 'superposition, R² of its own subjects, held out', None, LINEAR),
   (2, f'fresh, {REFIT}_superposition_r2', f'superposition, R² of fresh subjects, {REFIT}', None, ()),
@@ -282,9 +296,9 @@ MEASURED: tuple = (  # claim, measurement, in words, at least, controls of the s
   (5, 'old_tuples', 'old tuples of held-out subjects answered zero-shot', None, ()),
   (5, 'memorised', 'memorised: held-out old tuples less new ones', None, ()),
 )  # fmt: skip
-DECISIVE = tuple(f'N = 2,048, R = {r}' for r in (2, 4, 8))  # at which the claims are decided
-MARGIN = 0.3  # by which R² must be above what its controls reach
-PERFECT = {  # of a constructed model, by claim, its fresh subjects being as it writes them
+DECISIVE = tuple(f'N = 2,048, R = {r}' for r in (2, 4, 8))  # the sizes that decide the claims
+MARGIN = 0.3  # by which R² must exceed its controls
+PERFECT = {  # scores of a constructed model, by claim, with fresh subjects as it writes them
   2: ('accuracy', 'fresh_accuracy', *(f'{where}_superposition_r2' for where in ('fresh', 'own'))),
   3: ('own_probe_accuracy', 'fresh_probe_accuracy'),
   4: ('relation_selectivity', 'own_units_keep', 'own_units_lose', 'patched_accuracy',
@@ -298,7 +312,7 @@ LEARNED = (
 
 
 def cases(table):
-  """Every trained kind of model: (in words, its rows, whether it is one that a claim is about)."""
+  """Yields (description, rows, whether a claim is about it) for every trained kind of model."""
   for (name, _, unembedding, _), rows in groups(table, *NAMES):
     if name in ('trained', 'plain AdamW'):
       n, r, d, f = (rows[c].iloc[0] for c in ('subjects', 'relations', 'dim', 'width'))
@@ -307,7 +321,8 @@ def cases(table):
 
 
 def expect(table):
-  """Of every trained kind, beside the same sizes untrained, with random weights, and of an associative memory."""
+  """Every trained kind of model, with an untrained model, random weights and an associative memory
+  of as many relations as controls."""
   for text, rows, claimed in cases(table):
     relations, fixed = rows['relations'].iloc[0], rows['unembedding'].iloc[0] == 'fixed'
     beside = {name: select(table, model=name, relations=relations) for name in CONTROLS}
@@ -328,14 +343,14 @@ def expect(table):
       about: Any = {'claim': f'Claim {claim}', 'primary': decides}
       controls: Any = {name: of(rows, control=name) for name in names}
       controls |= {name: of(some, control=None) for name, some in beside.items()}
-      if bound and claim == 4:  # along directions of the same lengths
+      if bound and claim == 4:  # random directions of the same lengths
         what = measurement.partition(',')[0]
         controls[DIRECTION] = values(rows, measurement=what, alpha=1.0, control=DIRECTION)
       yield from over_seeds(f'{text}: {words}', own, at_least, **about, **controls)
       for name in (OTHERS, SHARED, 'random weights') if claim == 2 and bound else ():
-        if not controls[name]:  # another part measures it
+        if not controls[name]:  # measured by another part
           continue
-        # A control below 0 is worth 0: it could say the mean. Of another model it has other seeds.
+        # A control below 0 counts as 0, the R² of predicting the mean. Other models have other seeds: use their mean.
         reached = controls[name] if name in LINEAR else np.mean(controls[name])
         above = np.subtract(own, np.maximum(reached, 0)).tolist()
         least = MARGIN if claimed and name != 'random weights' else None
@@ -364,7 +379,8 @@ def expect(table):
 
 
 def _generalised(text: str, rows, beside: dict):
-  """R² if the maps were fitted to ever more subjects; how far units keep to one relation, of what chance leaves."""
+  """R² extrapolated to maps fitted to ever more subjects, and unit selectivity rescaled so that
+  untrained models score 0 and perfect selectivity 1."""
   of = functools.partial(values, rows, control=None)
   half, whole = (of(measurement=f'fresh of {part:g}_superposition_r2') for part in FRACTIONS[-2:])
   more = (2 * np.array(whole) - half).tolist()
@@ -380,7 +396,8 @@ def _generalised(text: str, rows, beside: dict):
 
 
 def _passed(table):
-  """Every control must miss a bound of every claim: the least of its primary outcomes, as a part of its bound."""
+  """Every control must miss at least one bound of every claim: the smallest ratio of a primary
+  outcome to its bound."""
   decisive = [(claim, name, bound) for claim, name, _, bound, _ in MEASURED if bound]
   for name, claim in itertools.product(CONTROLS, (2, 3, 4, 5)):
     for (n, r), rows in groups(select(table, model=name, control=None), 'subjects', 'relations'):
@@ -392,11 +409,11 @@ def _passed(table):
       )
 
 
-ORDER = 'unembedding fixed', 'unembedding trained', *CONTROLS, 'plain AdamW'  # of colours
+ORDER = 'unembedding fixed', 'unembedding trained', *CONTROLS, 'plain AdamW'  # the order of colours
 
 
 def kinds_shown(table, relations: int) -> dict:
-  """By what the legend calls it, of every kind of model but the constructed, the number of its colour and its rows."""
+  """Maps the legend label of every kind of model but the constructed to (colour index, rows)."""
   names = {
     (f'unembedding {how}' if name == 'trained' else name): rows
     for (name, _, how, _), rows in groups(select(table, relations=relations), *NAMES)
@@ -406,7 +423,7 @@ def kinds_shown(table, relations: int) -> dict:
 
 
 def _legend(figure, axes, **options):
-  """Of all panels together."""
+  """One legend for all panels."""
   every = [ax.get_legend_handles_labels() for ax in axes.flat]
   shown = {
     label: handle
@@ -416,7 +433,7 @@ def _legend(figure, axes, **options):
   figure.legend(shown.values(), shown.keys(), loc='outside lower center', **options)
 
 
-SHOWN = {  # claim, its decisive measurement, what the axis says
+SHOWN = {  # claim: (its decisive measurement, axis label)
   2: ('fresh_superposition_r2', '$R^2$ of fresh subjects'),
   3: ('fresh_probe_accuracy', 'linear readout of fresh subjects'),
   5: ('reconstruction answered, fitted maps', 'new facts answered zero-shot'),
@@ -424,7 +441,7 @@ SHOWN = {  # claim, its decisive measurement, what the axis says
 
 
 def plot(table):
-  """A column for every claim, a row for every number of relations; every seed a mark."""
+  """A column per claim, a row per number of relations, a mark per seed."""
   every = sorted(table['relations'].unique())
   figure, panels = plotting.new(12, 3 * len(every), len(every), 4, squeeze=False)
   for (linear, read, swaps, zero), relations in zip(panels, every, strict=True):
@@ -447,7 +464,7 @@ def plot(table):
 
 
 def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
-  """A column for every kind of model, and for the controls of the first one, whose marks are open."""
+  """A column per kind of model, then one per control of the first kind, with open marks."""
   for name, (i, rows) in kinds.items():
     color, marker = plotting.cycle(i)
     own = values(rows, measurement=measurement, control=None)
@@ -463,7 +480,8 @@ def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
 
 
 def details(table):
-  """How R² grows with the subjects that maps are fitted to, and what a relation's own units do."""
+  """R² against the number of subjects that maps are fitted to; what a relation's own units
+  contribute."""
   every = sorted(table['relations'].unique())
   figure, panels = plotting.new(3.4 * len(every) + 3, 6, 2, len(every), squeeze=False)
   for (curve, units), relations in zip(panels.T, every, strict=True):
@@ -487,24 +505,30 @@ def details(table):
 
 
 STUDY = Study(
-  name='structure', title='superposition, readout, swaps and transfer, judged on subjects that nothing has seen',
+  name='structure', title='superposition, readout, swaps and transfer, judged on subjects that the model never saw',
   claims=(
-    Claim('Claim 2', 'A trained subject embedding is the sum of one linear map per relation of its attributes’ vectors (unembedding fixed).', DECISIVE),
+    Claim('Claim 2', 'A trained subject embedding is the sum, over relations, of one linear map per relation applied to the attribute’s vector (unembedding fixed).', DECISIVE),
     Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding (unembedding fixed, and trained).', DECISIVE),
-    Claim('Claim 4', 'The MLP selects by relation: moving the embedding along one map changes that answer and no other (unembedding fixed).', DECISIVE),
-    Claim('Claim 5', 'Frozen, the model answers for new facts once embeddings are put together for them; an associative memory does not (unembedding fixed).', DECISIVE),
+    Claim('Claim 4', 'The MLP selects by relation: moving the embedding along one relation’s map changes that relation’s answer and no other (unembedding fixed).', DECISIVE),
+    Claim('Claim 5', 'A frozen model answers new facts once embeddings are assembled for them; an associative memory does not (unembedding fixed).', DECISIVE),
   ),
-  terms='Fresh subjects: the model never saw them; it is frozen, they learn their embeddings alone, by the recipe that '
-  'trained it; maps are fitted to its own subjects and judged on these. Other attributes alone: each attribute’s '
-  'vector as a linear map predicts it from the subject’s others, the embedding never looked at. A swap moves an '
-  'embedding, or its reconstruction, by M_r(u_a′ − u_a); all swapped: of all relations at once. Maps are fitted '
-  '(ridge), calibrated (each as long as subjects say that it was not fitted to) or trained through the frozen model '
-  'on attributes at random. A unit’s own relation is that for which it fires most; what the MLP does for a relation: the right answers that it adds to those without any unit. Random weights: embeddings '
-  'trained, all else as drawn; wide: of several times the width and the hidden units. Associative: embeddings fixed, all else trained. Plain AdamW: the recipe’s weight decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as wide as the model, none of its other parts. Unembedding trained: the answers’ vectors are, their projection into the model is not. '
-  f'{REFIT[0].upper()}{REFIT[1:]}: where maps of the model’s own subjects say nothing, as of fixed embeddings, those of fresh ones may. '
-  'Zero-shot (a): new facts, their embeddings sums of maps of attributes that were fitted to the old ones; (b): of maps trained through the '
-  'frozen model. Memorised: by maps of three quarters of the subjects, right answers for the old tuples of the others less those for other '
-  'tuples of the same attributes; of a model that answers neither it is 0 too.',
+  terms='Fresh subjects: subjects that the model never saw. The model is frozen, and they learn only their embeddings, by '
+  'the recipe that trained it; maps are fitted to the model’s own subjects and judged on the fresh ones. Other '
+  'attributes alone: each attribute’s vector as a linear map predicts it from the subject’s other attributes, '
+  'without looking at the embedding. A swap moves an embedding, or its reconstruction, by M_r(u_a′ − u_a); all at '
+  'once: the swaps of all relations together. Maps are fitted (ridge), calibrated (each rescaled to the length that '
+  'held-out subjects support) or trained through the frozen model on random attributes. A unit’s own relation is '
+  'the one for which it fires most; what the MLP does for a relation: the accuracy that it adds to that without any '
+  'hidden unit. Random weights: embeddings trained, everything else as initialized; wide: several times the width '
+  'and the hidden units. Associative: embeddings fixed, everything else trained. Plain AdamW: the recipe’s weight '
+  'decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as '
+  'wide as the model, and none of the recipe’s other parts. Unembedding trained: the answers’ vectors are trained, '
+  f'their projection into the model is not. {REFIT[0].upper()}{REFIT[1:]}: maps fitted to one half of the fresh '
+  'subjects; where maps of the model’s own subjects say nothing, as with fixed embeddings, these maps may. '
+  'Zero-shot (a): new facts whose embeddings are sums of linear maps of their attributes’ vectors, with maps fitted '
+  'to the old embeddings; (b): with maps trained through the frozen model. Memorised: with maps fitted to three '
+  'quarters of the subjects, the accuracy on the old tuples of the remaining ones less that on other tuples of the '
+  'same attributes; a model that answers neither also scores 0.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, details=details, minutes=3,
   first_seed=FIRST_SEED + 1000,
 )  # fmt: skip

@@ -3,16 +3,16 @@
   python -m experiments.train --subjects=64 --relations=4 --dim=16
   python -m experiments.train --dim=8 --learning_rate=0.01 --learning_rate=0.03 --seeds=8
 
-All models of the grid are trained by one compiled program, on all devices; each stops when it
-answers --target of its queries. The run can be killed at any time: the same command takes it up
-where it was, and on CPUs ends in the same bits.
+One compiled program trains all models of the grid, on all devices; each stops when it answers a
+fraction --target of its queries. The run can be killed at any time: the same command resumes it,
+and on CPUs ends in the same bits.
 
   python -m experiments.train --subjects=100000 --dim=64 --batch=4096 --shard
   python -m experiments.train --coordinator=HOST:PORT --processes=2 --process=0  # and 1, elsewhere
 
-With --shard all devices work on one model, too large for one of them: its vocabulary is cut into
-slices, its facts are shared out. Several processes, each told its number, join their devices; the
-first alone reads and writes --workdir.
+With --shard all devices work on one model that is too large for one of them: its vocabulary is cut
+into slices, and its facts are distributed. Several processes, each given its number, join their
+devices; only the first reads and writes --workdir.
 """
 
 import dataclasses
@@ -43,25 +43,25 @@ class Options:
   hops: int = 1
   dim: int = 16
   width: Annotated[int | None, 'F, the hidden width of the MLP (default: 4d).', 1] = None
-  depth: Annotated[int, 'Blocks.', 1] = 1
-  norm: Annotated[Literal['none', 'rms', 'layer'], 'Norm before every part.'] = 'rms'
+  depth: Annotated[int, 'Number of blocks.', 1] = 1
+  norm: Annotated[Literal['none', 'rms', 'layer'], 'Norm before every sublayer.'] = 'rms'
   dtype: Literal['float32', 'bfloat16'] = 'float32'
-  chain_of_thought: Annotated[bool, 'Let the model name every subject on the way.'] = False
+  chain_of_thought: Annotated[bool, 'Let the model name every intermediate subject.'] = False
   loss: Annotated[
     Literal['answer', 'chain', 'every'] | None,
-    'What it is trained to say (default: answer; chain of thought: chain).',
+    'What it is trained to predict (default: answer; with chain of thought: chain).',
   ] = None
   learning_rate: tuple[float, ...] = (0.01,)
   weight_decay: tuple[float, ...] = (0.1,)
-  seed: Annotated[int, 'The first seed, of parameters and facts.'] = 0
+  seed: Annotated[int, 'The first seed, for parameters and facts.'] = 0
   seeds: int = 1
-  batch: Annotated[int | None, 'Subjects in a step (default: all).', 1] = None
+  batch: Annotated[int | None, 'Subjects per step (default: all).', 1] = None
   steps: int = 2000
   target: float = 0.99
-  shard: Annotated[bool, 'Train one model, spread over all devices.'] = False
-  coordinator: Annotated[str | None, 'HOST:PORT of the first process, where all meet.'] = None
-  processes: Annotated[int | None, 'How many meet.', 1] = None
-  process: Annotated[int | None, "This one's number, from 0 on.", 0] = None
+  shard: Annotated[bool, 'Train one model, sharded over all devices.'] = False
+  coordinator: Annotated[str | None, 'HOST:PORT of the first process, where all connect.'] = None
+  processes: Annotated[int | None, 'Number of processes that connect.', 1] = None
+  process: Annotated[int | None, "This process's number, from 0 on.", 0] = None
   workdir: Annotated[str, 'Folder of the run.'] = 'runs/train'
   save_seconds: int = 30
   profile: bool = False
@@ -99,7 +99,7 @@ def configure(o: Options) -> tuple[Config, Recipe]:
 
 
 def outcome(sweep, states) -> dict:
-  """What became of the models: their states, a row a task, as the tasks come."""
+  """The models' final states, one row per task, in the order of the tasks."""
   return flax.serialization.to_state_dict(jax.tree.map(sweep.of_tasks, states))
 
 

@@ -1,17 +1,18 @@
-"""What does it take for a frozen model to answer for facts that it was never trained on? The recipe, part by part.
+"""What does it take for a frozen model to answer facts that it was never trained on? The recipe, part by part.
 
   python -m experiments.transfer
 
-A model learns R random bijections; all but the subjects' embeddings is frozen; new bijections are
-drawn. (a) zero-shot: new embeddings are put together by the maps that explain the old ones. (b)
-zero-shot: by maps fitted through the frozen model to attributes at random. (c) new embeddings are
-trained, nothing else. (a) decides: a model that keeps facts in its weights answers for old tuples
-and less for new ones of the same attributes: that difference it has memorised.
-Each part of the recipe is taken away alone; the subjects that maps are fitted to are crossed with
-those that the model is trained on, and with its hidden units. Beside them stand a constructed
-selector, which must score 1, an untrained model, random weights with learned embeddings, and an
-associative memory. That models of the recipe transfer, experiments.structure measures, at larger
-sizes.
+A model is trained on R random bijections; then everything but the subjects' embeddings is frozen
+and new bijections are drawn. New embeddings are obtained in three ways. (a) Zero-shot: they are
+assembled from the maps that explain the old ones. (b) Zero-shot: from maps fitted through the
+frozen model to random attributes. (c) They are trained, and nothing else is. (a) is decisive: a
+model that keeps facts in its weights answers old tuples, but fewer new tuples of the same
+attributes, and the difference is what it has memorised.
+Each part of the recipe is removed on its own; the number of subjects that maps are fitted to is
+crossed with the number that the model is trained on, and with its number of hidden units. The
+controls are an untrained model, random weights with learned embeddings and an associative memory; a
+constructed selector must score 1. That models trained by the recipe transfer is measured, at larger
+sizes, by experiments.structure.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ from geomem.inside import linear_maps, new_facts
 from geomem.training.recipe import Recipe
 
 NEW = 256  # subjects with new facts
-FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # of the subjects, to which the maps of (a) are fitted
+FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # fractions of the subjects to which the maps of (a) are fitted
 CONTROLS = ('untrained', 'random weights', 'associative')
 ARMS = {
   'old_maps': '(a) maps of the old facts', 'fitted_maps': '(b) maps fitted through the model',
   'learned_embeddings': '(c) embeddings trained', 'memorised': 'memorised: held-out old tuples less new ones',
 }  # fmt: skip
-WORDS = {  # for what tells cases apart
+WORDS = {  # labels of the fields that distinguish cases
   'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}', 'width': 'F = {:,}',
   'answer_dim': 'answers of {} dimensions', 'label_smoothing': 'label smoothing = {:g}',
   'weight_decay': 'decay = {:g}', 'embedding_lr_multiplier': 'lr multiplier = {:g}',
@@ -45,15 +46,15 @@ WORDS = {  # for what tells cases apart
   'unembedding': 'unembedding {}', 'attention': 'attention {}',
 }  # fmt: skip
 NAMES = tuple(WORDS)
-LOST = 0.05  # by which a model is worse without a part that it needs
-TOGETHER = 'old_maps', 'probe_accuracy', 'swapped'  # what a geometric memory does
+LOST = 0.05  # the drop that counts when a part is removed
+TOGETHER = 'old_maps', 'probe_accuracy', 'swapped'  # scores that are high in a geometric memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`first`: the sizes of the first case. Every other differs from it in one of the `changes` alone, or in all of
-  `together`, and beside them stands an associative memory of `memory_width`, if that is not 0. `map_steps`: by which (b)
-  fits its maps.
+  """`first`: the sizes of the first case. Every other case makes one of the `changes`, or all
+  changes of `together`. `memory_width`: F of the associative memory that is added as a control; 0:
+  none. `map_steps`: steps in which (b) fits its maps.
   """
 
   first: dict[str, Any]
@@ -76,11 +77,11 @@ class Preset:
 
 
 BESIDE = {'model': ('untrained', 'random weights', 'constructed')}
-WITHOUT = {  # a part of the recipe each
+WITHOUT = {  # each entry removes one part of the recipe
   'answer_dim': (None, 32), 'label_smoothing': (0.0,), 'weight_decay': (0.0,), 'embedding_lr_multiplier': (1.0,),
   'embedding_decay_multiplier': (0.0,), 'noise': (0.0,), 'attention': ('trained',), 'unembedding': ('trained',),
 }  # fmt: skip
-# Of these R = 8 needed neither, so without both the bound is written down for 2, 4 and 8.
+# R = 8 needed neither of these two parts, so the bound is also stated without both, for R = 2, 4 and 8.
 SIMPLER: dict[str, Any] = {'noise': 0.0, 'unembedding': 'trained'}
 PRESETS = {
   'smoke': Preset(first=sizes(32, 2, 8, 300), changes=BESIDE, memory_width=64, map_steps=10, seeds=1),
@@ -88,7 +89,7 @@ PRESETS = {
     first=sizes(256, 2, 64, 1000), changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | BESIDE,
     memory_width=256, map_steps=200, seeds=5,
   ),
-  'full': {  # at R = 8, where every part counts
+  'full': {  # at R = 8, where every part is expected to matter
     'recipe': Preset(first=sizes(1024, 8, 256, 1000), changes=WITHOUT, map_steps=300, seeds=4),
     'units': Preset(
       first=sizes(1024, 8, 256, 1000), changes={'width': (64, 512)} | BESIDE, together=SIMPLER, memory_width=1024,
@@ -108,7 +109,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   found, maps = fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :NEW]
-  found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # of all of them
+  found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # fitted to all of them
   for fraction in FRACTIONS[:-1]:
     some = slice(round(fraction * config.subjects))
     own = linear_maps.fit_best_maps(e_NxD[some], u_AxD, job.answers_RxN[:, some])
@@ -133,14 +134,16 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 def plain(value):
-  """A column in which something is missing has floats for integers."""
+  """A value as displayed: None as 'all', and whole floats as integers, because pandas stores
+  integers as floats in a column with missing values."""
   if value is None:
     return 'all'
   return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def cases(table):
-  """Every case as (its fields, in which it differs from the first of its size, it in words, its rows)."""
+  """Yields every case as (its fields, those that differ from the first case of its size,
+  description, rows)."""
   firsts: dict[tuple, dict] = {}
   table = table.drop_duplicates([*NAMES, 'measurement', 'seed'])  # parts share their first case
   for keys, rows in groups(table, *NAMES):
@@ -159,7 +162,10 @@ def cases(table):
 
 
 def expect(table):
-  """Zero-shot transfer in every case; at R = 8, where the recipe's parts count, it is expected with all of them alone."""
+  """Zero-shot transfer in every case. It is expected at R = 8 with the whole recipe, and for every
+  R without the two parts of `SIMPLER`; at R = 8 removing any one part is expected to cost at least
+  `LOST`.
+  """
   best: dict[int, np.ndarray] = {}
   for case, differs, text, rows in cases(table):
     first, built = not differs, case['model'] == 'constructed'
@@ -182,13 +188,14 @@ def expect(table):
     yield from over_seeds(what, least, 0.95 if whole or simpler else None)
     if whole:
       best[case['subjects']] = np.array(least)
-    if without:  # pairs of the same seed
+    if without:  # paired by seed
       lost = (best[case['subjects']] - least).tolist()
       yield from over_seeds(f'{what}: how much less it is', lost, LOST)
 
 
 def plot(table):
-  """A row a case; what is memorised against (a); (a) against the subjects that its maps are fitted to."""
+  """All scores, a row per case; (a) against what is memorised; (a) against the number of subjects
+  that its maps are fitted to."""
   found = list(cases(table))
   figure, (left, middle, right) = plotting.new(
     12, max(3.6, 0.8 + 0.24 * len(found)), 1, 3, width_ratios=(1.8, 1, 1)
@@ -228,18 +235,20 @@ def plot(table):
 
 
 STUDY = Study(
-  name='transfer', title='what it takes to answer for facts that a model was never trained on',
+  name='transfer', title='what it takes for a model to answer facts that it was never trained on',
   claims=(
-    Claim('Recipe', 'By this recipe gradient descent finds a geometric memory at R = 8, and without any one of its parts it does not.'),
+    Claim('Recipe', 'With this recipe gradient descent finds a geometric memory at R = 8; with any one of its parts removed it does not.'),
   ),
-  terms='New bijections, all but the subjects’ embeddings frozen. The new embeddings are (a) sums of maps of '
-  'attributes that were fitted to the old embeddings, (b) sums of maps that were trained through the frozen '
-  'model, on attributes at random, or (c) learned, as the model learned its own, all else frozen. (b) starts from the maps of (a). Memorised: by maps fitted to three quarters of the '
-  'subjects, right answers for the old tuples of the others less those for other tuples of the same attributes; of a '
-  'model that answers neither it is 0 too. Where a case says but, that '
-  'part of the recipe is changed and no other; lr multiplier: the embeddings’ learning rate and weight decay, decay multiplier: their decay alone, as a '
-  'multiple of those of the rest; answers of all dimensions: the unembedding is as wide as the model, its rows of any '
-  'length. Random weights: embeddings trained, all else as drawn. Associative: embeddings fixed, all else trained.',
+  terms='New bijections, with everything but the subjects’ embeddings frozen. The new embeddings are (a) sums of linear '
+  'maps of their attributes’ vectors, with maps fitted to the old embeddings, (b) the same with maps trained '
+  'through the frozen model on random attributes, starting from those of (a), or (c) learned as the model learned '
+  'its own, with everything else frozen. Memorised: with maps fitted to three quarters of the subjects, the '
+  'accuracy on the old tuples of the remaining ones less that on other tuples of the same attributes; a model that '
+  'answers neither also scores 0. Where a case says “but”, the parts of the recipe that it names are changed and no '
+  'others; lr multiplier: a factor on the embeddings’ learning rate and weight decay, decay multiplier: on their '
+  'decay alone, both relative to the rest; answers of all dimensions: the unembedding is as wide as the model, its '
+  'rows of any length. Random weights: embeddings trained, everything else as initialized. Associative: embeddings '
+  'fixed, everything else trained.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*NAMES, 'measurement'), minutes=3,
 )  # fmt: skip
 

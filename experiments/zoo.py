@@ -4,13 +4,13 @@
   python -m experiments.zoo --list
   python -m experiments.zoo --construction=selector --construction=keyvalue --seeds=1 --workdir=runs/small
 
-Depths: built, as the theorem writes it; disguised, the same function with its residual stream rotated, and hidden units
-and heads in another order and scaled; retrained, that with noise on every weight, trained until it knows its facts
+Depths: built, as the theorem writes it; disguised, the same function with its residual stream rotated, and its hidden
+units and heads permuted and rescaled; retrained, the disguised model with noise on every weight, trained on its facts
 again; scratch, the same architecture trained from random weights. WORKDIR/models/ID holds model.safetensors and
-config.json, WORKDIR/truth/ID.json what is known inside: which units are for which relation, which subspace of a
-subject's embedding holds the answers to which relation, which slots every head reads. Of a model from scratch nothing
-is known but its facts. WORKDIR/manifest.json lists all, with checksums, the accuracy on every query and how much of
-the truth ablation bears out; models that fall short of it are left out, and named there. In Python:
+config.json, WORKDIR/truth/ID.json what is known inside: which units serve which relation, which subspace of a
+subject's embedding holds the answers to which relation, which slots every head reads. For a model from scratch only
+its facts are known. WORKDIR/manifest.json lists all models, with checksums, the accuracy on every query and how much
+of the truth ablation confirms; models that fall short of it are left out, and named there. In Python:
 
   model, truth = zoo.load('runs/zoo', 'selector-N16-R2-s0-disguised')
 """
@@ -39,7 +39,7 @@ from geomem.training import batched
 
 MANIFEST, FORMAT = 'manifest.json', 'geomem zoo'
 SIZES = (16, 2), (24, 3)  # subjects, relations
-HOPS = 2  # of constructions that answer several
+HOPS = 2  # for constructions that answer several
 VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {
   'selector_multilevel': ({'bits': 2},),
   'selector_coded': ({'noise': 0.3},),
@@ -51,7 +51,7 @@ NOISES, STEPS = (0.1, 0.03, 0.01), 300
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  construction: Annotated[tuple[str, ...], 'Only these (default: all).'] = ()
+  construction: Annotated[tuple[str, ...], 'Only these constructions (default: all).'] = ()
   seeds: int = 2
   workdir: str = 'runs/zoo'
   list: bool = False
@@ -59,7 +59,7 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """A construction with its options, of which there is a model for every size and seed."""
+  """A construction with its options; there is a model of it for every size and seed."""
 
   name: str
   options: dict[str, Any]
@@ -78,7 +78,7 @@ class Kind:
 
 
 def kinds(names: tuple[str, ...] = ()) -> list[Kind]:
-  """All of the zoo, or those of these constructions."""
+  """All kinds of the zoo, or those of the named constructions."""
   for name in names:
     registry.entry(name)
   return [
@@ -103,7 +103,7 @@ def load(folder: str | os.PathLike, name: str) -> tuple[FactModel, Truth | None]
 
 
 def manifest(folder: str | os.PathLike) -> dict[str, Any]:
-  """What the zoo in this folder holds."""
+  """The manifest of the zoo in this folder."""
   path = Path(folder, MANIFEST)
   try:
     fields = json.loads(path.read_text(encoding='utf-8'))
@@ -144,10 +144,10 @@ def main(options: Options) -> None:
 def write_kind(
   folder: Path, kind: Kind, sized: Sequence[tuple[tuple[int, int], int]]
 ) -> Iterator[tuple[dict, bool]]:
-  """Every model of a kind written, with its line of the manifest; or left out, where it falls short."""
+  """Write every model of a kind and yield its manifest entry; models that fall short are left out."""
   built = [kind.build(*one) for one in sized]
   groups: list[list[int]] = []
-  for i, one in enumerate(built):  # one program trains what differs in sizes alone
+  for i, one in enumerate(built):  # one program trains models that differ only in size
     same = (g for g in groups if batched.differ_only_in_size(built[g[0]].config, one.config))
     if (group := next(same, None)) is None:
       groups.append(group := [])
@@ -177,7 +177,7 @@ def described(kind: Kind, size: tuple[int, int], seed: int, hidden: Hidden) -> d
 
 
 def write(folder: Path, name: str, hidden: Hidden) -> dict[str, str | None]:
-  """The model and its truth; the checksums of all files."""
+  """Write the model and its truth; return the checksums of all files."""
   place = folder / 'models' / name
   export.write(place, hidden.model.replace(name=name))
   truth = folder / 'truth' / f'{name}.json'

@@ -1,6 +1,6 @@
-"""Geometric factual recall: facts, transformers that know them, what they do and what they must hold.
+"""Geometric factual recall: facts, transformers that store them, analyses and lower bounds.
 
-The names here are enough to make, train, ask and check models; the modules beside them hold the rest.
+The names exported here suffice to build, train, query and check models; the submodules hold the rest.
 Imports nothing from the other packages.
 """
 

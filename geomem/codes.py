@@ -1,7 +1,7 @@
 """Codes: how an attribute (or relation, or position) is written into a few coordinates.
 
-A code is a frozen description; `words()` is its codebook, one row a symbol, made without a Python
-loop over symbols.
+A code is a frozen dataclass; `words()` returns its codebook, one row per symbol, computed without a
+Python loop over symbols.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ def log2_ceil(count: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-  """`count` symbols in `width` coordinates. Answers can be read from a code that bounds their margin."""
+  """`count` symbols in `width` coordinates. Answers can be read from a code with a `margin_bound`."""
 
   count: int
   has_levels = False  # whether a multiple of a word can be another word
@@ -35,11 +35,11 @@ class Code:
     raise NotImplementedError
 
   def rows(self) -> np.ndarray:
-    """Its unembedding."""
+    """The unembedding that reads this code, one row per symbol."""
     return self.words()
 
   def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
-    """A proof from the slot's contents alone that the right answer wins over all others."""
+    """A lower bound on the margin from the slot's contents alone; positive: the right answer wins."""
     raise NotImplementedError
 
 
@@ -68,13 +68,13 @@ class Sign(Bits):
     return 2 * super().words() - 1
 
   def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
-    """⟨c_a − c_b, x⟩ = 2 Σ over the h ≥ 1 differing i of c_a,i x_i ≥ 2 min_i c_a,i x_i, if that is ≥ 0."""
+    """⟨c_a − c_b, x⟩ = 2 Σ c_a,i x_i over the h ≥ 1 differing i; ≥ 2 min_i c_a,i x_i if that is ≥ 0."""
     return 2 * jnp.min(u_BxM * x_BxM, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class OneHot(Code):
-  """One coordinate a symbol."""
+  """One coordinate per symbol."""
 
   @property
   def width(self) -> int:
@@ -100,14 +100,14 @@ class ConstantWeight(Code):
     return self.width // 2
 
   def words(self) -> np.ndarray:
-    """Unrank every index at once in the combinatorial number system, highest coordinate first."""
+    """Unrank all indices at once in the combinatorial number system, highest coordinate first."""
     m, ones = self.width, self.weight
     choose = np.array([[math.comb(i, j) for j in range(ones + 1)] for i in range(m)], np.int64)
     rank = np.arange(self.count, dtype=np.int64)
     left = np.full(self.count, ones)
     words = np.zeros((self.count, m), np.float32)
     for i in reversed(range(m)):
-      below = choose[i, left]  # the words that leave coordinate i at 0
+      below = choose[i, left]  # the number of words with a 0 in coordinate i
       take = (rank >= below) & (left > 0)
       words[take, i] = 1
       rank -= np.where(take, below, 0)
@@ -115,7 +115,7 @@ class ConstantWeight(Code):
     return words
 
   def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
-    """a and b swap h ≥ 1 ones: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
+    """c_b moves h ≥ 1 ones of c_a: ⟨c_a − c_b, x⟩ ≥ h (the least x on a one − the largest on a zero)."""
     least_one = jnp.min(jnp.where(u_BxM > 0.5, x_BxM, jnp.inf), axis=-1)
     largest_zero = jnp.max(jnp.where(u_BxM > 0.5, -jnp.inf, x_BxM), axis=-1)
     return least_one - largest_zero
@@ -125,8 +125,8 @@ class ConstantWeight(Code):
 class MultiLevel(Code):
   """The index in base 2^bits, one digit per coordinate: fewer coordinates, the same number of bits.
 
-  Not of equal norm, so it is read by 2⟨v_a, x⟩ − |v_a|²; the first coordinate of its unembedding
-  meets a constant 1 and carries −|v_a|².
+  Words differ in norm, so the code is read by 2⟨v_a, x⟩ − |v_a|²: the first coordinate of the
+  unembedding is −|v_a|², which multiplies a constant 1 in the slot.
   """
 
   bits: int
@@ -155,7 +155,7 @@ class MultiLevel(Code):
   def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
     """|x − v_b|² − |x − v_a|² ≥ Σ over differing i of δ_i² − 2|e_i||δ_i| ≥ 1 − 2 max|e|, e = x − v_a.
 
-    A constant other than 1 would weigh |v|² wrongly; it certifies nothing.
+    With a constant other than 1, |v|² would be weighted wrongly: the bound is then −∞.
     """
     error = jnp.max(jnp.abs(x_BxM[..., 1:] - u_BxM[..., 1:] / 2), axis=-1)
     return jnp.where(x_BxM[..., 0] == 1, 1 - 2 * error, -jnp.inf)
@@ -163,7 +163,10 @@ class MultiLevel(Code):
 
 @dataclasses.dataclass(frozen=True)
 class Linear(Code):
-  """The index in binary, times a random generator matrix: `length` signs, words that differ in many of them."""
+  """A random linear code: the index in binary times a random generator matrix, as `length` signs.
+
+  Words differ in many signs.
+  """
 
   length: int
   seed: int = 0
@@ -182,8 +185,8 @@ class Linear(Code):
 
   @functools.cached_property
   def weights(self) -> np.ndarray:
-    """How many of all 2^k − 1 words differ from any one in 0, 1, … m signs, k = ⌈log₂ count⌉."""
-    ones = np.arange(2**16)[:, None] >> np.arange(16) & 1  # of every 16-bit number
+    """How many of the other 2^k − 1 words differ from any one in 0, 1, … m signs, k = ⌈log₂ count⌉."""
+    ones = np.arange(2**16)[:, None] >> np.arange(16) & 1  # the bits of every 16-bit number
     ones = ones.sum(axis=1).astype(np.int32)
     weight_W = np.zeros(1, np.int32)
     for column in np.array_split(self._generator_KxM, -(-self.length // 16), axis=1):
@@ -195,17 +198,20 @@ class Linear(Code):
 
   @property
   def distance(self) -> int:
-    """The least number of signs in which two words differ; 0 where two are the same."""
+    """The least number of signs in which two of the 2^k words differ; 0 if two are equal."""
     return int(np.argmax(self.weights > 0)) if self.count > 1 else self.length
 
   def margin_bound(self, u_BxM: Array, x_BxM: Array) -> Array:
-    """⟨c_a − c_b, x⟩ = 2 Σ over at least `distance` differing i of c_a,i x_i: at least the smallest, and all below 0."""
+    """⟨c_a − c_b, x⟩ = 2 Σ c_a,i x_i over at least `distance` differing i.
+
+    This is at least twice the sum of the `distance` smallest terms and of all other negative ones.
+    """
     agree_BxM = jnp.sort(u_BxM * x_BxM, axis=-1)
     rest = jnp.minimum(agree_BxM[..., self.distance :], 0)
     return 2 * (jnp.sum(agree_BxM[..., : self.distance], axis=-1) + jnp.sum(rest, axis=-1))
 
 
 def best_linear(count: int, length: int, tries: int = 64) -> Linear:
-  """The largest distance among so many seeds, fewer where there are many words."""
+  """The code of the largest distance among `tries` seeds (fewer seeds if there are many words)."""
   tries = max(1, min(tries, 2**20 >> log2_ceil(count)))
   return max((Linear(count, length, seed) for seed in range(tries)), key=lambda code: code.distance)

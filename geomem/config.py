@@ -7,12 +7,12 @@ from geomem.errors import InputError
 
 NORMS = ('none', 'rms', 'layer')
 DTYPES = ('float32', 'bfloat16')
-PRECISIONS = ('default', 'highest')  # of products: what the device does fastest, or float32
+PRECISIONS = ('default', 'highest')  # of matrix products: the device's fastest, or float32
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """One block: heads of their own width, and an MLP of zero, one or two hidden layers.
+  """One block: attention heads with their own widths, and an MLP of zero, one or two hidden layers.
 
   >>> BlockConfig(heads=2, hidden=(8,))
   BlockConfig(heads=2, key_dim=1, head_dim=1, hidden=(8,))
@@ -34,10 +34,10 @@ class BlockConfig:
 class Config:
   """Everything that shapes the parameters and the forward pass.
 
-  `answer_dim`: the last residual is projected to so many coordinates, in which answers have vectors of length 1;
-  None: they have vectors of any length, as wide as the residual.
-  `precision`: 'highest' where weights need more bits than an accelerator's products have by default; None: what runs
-  the model says it, and where nothing does, the default is enough.
+  `answer_dim`: the final residual is projected to this many coordinates, in which answer vectors
+  have length 1; None: answer vectors are as wide as the residual and have any length.
+  `precision`: 'highest' if the weights need more bits than an accelerator's matrix products keep by
+  default; None: set by the code that runs the model, and if it sets nothing, the default is enough.
 
   >>> Config.trained(subjects=64, relations=2, dim=16).blocks[0].hidden
   (64,)
@@ -94,7 +94,7 @@ class Config:
     cls, subjects: int, relations: int, dim: int, width: int | None = None, depth: int = 1,
     **changes: Any,
   ) -> 'Config':  # fmt: skip
-    """What the experiments train: RMSNorm, one head as wide as the model, F = 4d if not said, two tokens."""
+    """The experiments' models: RMSNorm, one head of the model's width, F = `width` or 4d, two tokens."""
     block = BlockConfig(1, dim, dim, (4 * dim if width is None else width,))
     options = {'length': 2, 'norm': 'rms', 'answers': subjects, **changes}
     return cls(subjects, relations, dim=dim, blocks=(block,) * depth, **options)

@@ -1,4 +1,4 @@
-"""A construction: a transformer whose every weight has a meaning, with the names to read it by."""
+"""A construction: a transformer in which every weight has a meaning, with named coordinates."""
 
 import dataclasses
 import functools
@@ -27,20 +27,20 @@ class Readout:
   code: codes.Code
 
   def rows(self, dim: int) -> np.ndarray:
-    """The unembedding that the bound below speaks about, AxD."""
+    """The unembedding that `bound` assumes, AxD."""
     rows_AxM = self.code.rows()
     out = np.zeros((len(rows_AxM), dim), np.float32)
     out[:, self.at] = rows_AxM
     return out
 
   def matches(self, unembedding_AxD: Array) -> bool:
-    """Whether a model's unembedding is exactly `rows`, without a second copy of it."""
+    """Whether a model's unembedding equals `rows` exactly, without building a second copy of it."""
     rows, start, stop = np.asarray(unembedding_AxD), self.at.start, self.at.stop
     elsewhere = rows[:, :start].any() or rows[:, stop:].any()
     return not elsewhere and np.array_equal(rows[:, start:stop], self.code.rows())
 
   def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
-    """A lower bound on the margin over all A answers, seen from the slot alone; positive proves it."""
+    """A lower bound on the margin over all A answers, from the slot alone; positive: proved right."""
     u_BxM = unembedding_AxD[:, self.at][answers_B].astype(jnp.float32)
     return self.code.margin_bound(u_BxM, x_BxD[..., self.at].astype(jnp.float32))
 
@@ -54,14 +54,14 @@ class Readout:
 )
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnReadout:
-  """Every relation has answers of its own: the j-th of r is c_j in block r and ρ_r in the relation slot."""
+  """Each relation has its own answers: the j-th of r is c_j in block r and ρ_r in the relation slot."""
 
   layout: Layout
   relation_A: np.ndarray
   index_A: np.ndarray
 
   def rows(self, dim: int) -> np.ndarray:
-    """The unembedding that the bound below speaks about, AxD."""
+    """The unembedding that `bound` assumes, AxD."""
     code, rho = self.layout.code('blocks'), self.layout.code('relation')
     rows_AxD = np.zeros((len(self.relation_A), dim), np.float32)
     rows_AxD[:, self.layout['relation']] = rho.words()[self.relation_A]
@@ -74,8 +74,13 @@ class OwnReadout:
     return np.array_equal(unembedding_AxD, self.rows(self.layout.dim))
 
   def bound(self, unembedding_AxD: Array, x_BxD: Array, answers_B: Array) -> Array:
-    """Within relation r as for a sign code. Against another relation, ρ is worth 2 min ρ_i x_i or more
-    (if all are positive; else twice the sum of those that are not), the answer's block has Σ c_i x_i, and the best of the other block is at most Σ|x_i| over it."""
+    """A lower bound on the margin over all A answers, as the smaller of two bounds.
+
+    Against answers of the same relation r, as for a sign code. Against answers of another relation,
+    ρ contributes at least 2 min ρ_i x_i (if no term is negative; else twice the sum of the negative
+    ones), the answer's block contributes Σ c_i x_i, and the best answer of the other block scores
+    at most Σ|x_i| over that block.
+    """
     blocks = self.layout.slot('blocks')
     u_BxD, x_BxD = unembedding_AxD[answers_B].astype(jnp.float32), x_BxD.astype(jnp.float32)
     shape = (*x_BxD.shape[:-1], *blocks.shape, blocks.width)
@@ -103,7 +108,7 @@ def _largest(rows_AxM: np.ndarray, at: slice, dim: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Construction(FactModel):
-  """A model whose weights were written down; `options` are those that its maker was given.
+  """A model with weights written by a construction; `options`: those passed to its builder.
 
   >>> constructions.build('selector_multilevel', geomem.Facts.bijections(8, 2), bits=2).options
   {'bits': 2}
@@ -113,7 +118,7 @@ class Construction(FactModel):
 
 
 def blank(config: Config) -> dict:
-  """Zero parameters to be written into; refuses a model that no machine at hand would hold."""
+  """Zero parameters to write into; refuses a model of more than `MAX_PARAMETERS` parameters."""
   layers = sum(
     2 * b.heads * config.dim * (b.key_dim + b.head_dim)
     + sum(i * o for i, o in zip((config.dim, *b.hidden), (*b.hidden, config.dim), strict=True))
@@ -129,9 +134,10 @@ def blank(config: Config) -> dict:
 
 
 def check_representable(construction: FactModel, dtype: str) -> None:
-  """Refuse a dtype in which some weight is not exact: the construction would quietly be another.
+  """Refuse a dtype that cannot represent some weight exactly: it would silently change the construction.
 
-  Without a promised margin there is nothing to break, and scales that undo a norm are never exact.
+  Not checked without a promised margin, since then nothing can break, nor with a norm, since the
+  scales that undo it are never exact.
   """
   if dtype == 'float32' or construction.margin is None or construction.config.norm != 'none':
     return

@@ -1,4 +1,4 @@
-"""The one exception that means: the caller's input is at fault, and this line says how."""
+"""The exception for invalid input from the caller; its one-line message says what is wrong."""
 
 
 class InputError(ValueError):

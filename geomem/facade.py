@@ -1,6 +1,7 @@
-"""A model that is to know facts, constructed or trained, and what can be done with it.
+"""`FactModel`: a model that stores facts, constructed or trained, and what can be done with it.
 
-The methods only pass on, to the folders of the library: this module alone imports them, and only when called.
+Its methods only delegate to the library's subpackages. Besides `geomem/__init__.py`, no other module
+at the top level imports these, and this one does so only when a method is called.
 """
 
 import dataclasses
@@ -29,16 +30,16 @@ AUTO_LOGITS = 2**31
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class FactModel:
-  """Parameters for `config`, the facts that they are to hold, and the names of their coordinates.
+  """Parameters for `config`, the facts that they should store, and the names of their coordinates.
 
-  `layout` names those of the residual stream, `hidden` the units of every block's hidden layers (empty: they
-  have no names). What only a construction has is None elsewhere:
-  `margin`: the least margin any query can have (None: no promise, accuracy is to be measured).
-  `readout`: where the answers are read, and by which code; a certificate needs it.
-  `encode`: answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
-  things that can be asked of a subject; None where facts are stored elsewhere.
-  `choices`: the answers that each of those W can have, where it is not all attributes.
-  `thoughts`: how many of the k − 1 subjects on the way a chain of thought says, if it is not all.
+  `layout` names the coordinates of the residual stream, `hidden` the units of every block's hidden
+  layers (empty: they have no names). Only constructions set the following; elsewhere they are None:
+  `margin`: the least margin any query can have (None: no promise, accuracy has to be measured).
+  `readout`: where answers are read from, and in which code; a certificate needs it.
+  `encode`: maps answers WxN to subject embeddings NxD, where the embedding *is* the memory of the W
+  questions that can be asked about a subject; None where facts are stored elsewhere.
+  `choices`: the possible answers to each of those W questions, if not all attributes.
+  `thoughts`: how many of the k − 1 intermediate subjects a chain of thought states, if not all.
 
   >>> model = constructions.build('selector', Facts.bijections(8, 2))
   >>> model.queries, model.verify().holds(model.margin)
@@ -61,7 +62,7 @@ class FactModel:
 
   @property
   def said(self) -> tuple[int, ...]:
-    """After how many hops a subject is said, the last of which is the answer."""
+    """The numbers of hops after which the model states a subject; the last one is the answer."""
     from geomem import queries
 
     most = self.hops - 1 if self.thoughts is None else self.thoughts
@@ -75,7 +76,7 @@ class FactModel:
     return dataclasses.replace(self, **changes)
 
   def ask(self, query: str, dtype: str = 'float32') -> 'Answer':
-    """What the model answers to a subject and one relation a hop, by name, as in 's17 r2' or 'Ann Lee | knows'."""
+    """Answer a query by name, a subject and one relation per hop: 's17 r2' or 'Ann Lee | knows'."""
     from geomem.inside import asking
 
     return asking.answer(self, *asking.parse_query(self.facts, query, self.hops), dtype)
@@ -86,10 +87,10 @@ class FactModel:
     dtype: str = 'float32',
     on_progress: Callable[[int, int], None] | None = None,
   ) -> 'Report':
-    """Every query checked: 'exhaustive', by 'certificate', or 'universal', for all facts at once.
+    """Check every query: 'exhaustive', by 'certificate', or 'universal', for all tables of facts.
 
-    'auto': exhaustive up to 2³¹ logits, beyond by certificate where there is one. `on_progress` is told how
-    many blocks of queries are done, and of how many.
+    'auto': exhaustive up to 2³¹ logits, beyond that by certificate if the model has a readout.
+    `on_progress` is called with the number of query blocks done and their total number.
     """
     from geomem.checks import verify
 
@@ -101,22 +102,22 @@ class FactModel:
     return getattr(verify, check)(self, dtype, progress=on_progress)
 
   def trace(self, query: str, dtype: str = 'float32') -> 'Trace':
-    """The forward pass that answers the query, to be printed: what is where, in names."""
+    """A printable trace of the forward pass on the query, in terms of named coordinates."""
     from geomem.inside import trace
 
     return trace.trace_prompt(self, self.ask(query, dtype).tokens_L, dtype)
 
   def ledger(self) -> 'Ledger':
-    """What the model spends and stores, in parameters and in bits."""
+    """What the model uses and what it stores, in parameters and in bits."""
     from geomem.checks import accounting
 
     hops, chain = self.hops, self.chain_of_thought
-    if self.thoughts is not None:  # what is said first is an answer without chain of thought
+    if self.thoughts is not None:  # the first stated subject is an answer without chain of thought
       hops, chain = self.said[0], False
     return accounting.ledger(self.config, self.params, self.facts, hops, chain_of_thought=chain)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Write the model to the folder `path`, to be read by `geomem.load` or `constructions.load`."""
+    """Write the model to the folder `path`; `geomem.load` or `constructions.load` read it."""
     from geomem.saved import models
 
     models.save(path, self)
@@ -124,14 +125,14 @@ class FactModel:
   def export(self, path: str | os.PathLike, license: str = 'Apache-2.0') -> None:
     """Write the folder `path` for other tools: model.safetensors, and a config.json that names everything.
 
-    It can be read by `geomem.load` and `constructions.load` too.
+    It can also be read by `geomem.load` and `constructions.load`.
     """
     from geomem import export
 
     export.write(path, self, license)
 
   def _about(self) -> dict[str, float]:
-    """In short."""
+    """The numbers that summarise the model."""
     promise = {} if self.margin is None else {'margin': self.margin}
     parameters = sum(np.size(weight) for weight in jax.tree.leaves(self.params))
     return {
@@ -152,7 +153,7 @@ class FactModel:
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path` as it lies there; `constructions.load` makes a construction anew.
+  """The model in the folder `path` exactly as saved; `constructions.load` rebuilds a construction.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).save('mine')
   >>> load('mine').margin
@@ -165,6 +166,6 @@ def load(path: str | os.PathLike) -> FactModel:
 
 
 def html_table(rows: Iterable[Sequence[object]]) -> str:
-  """For a notebook, which shows what `_repr_html_` returns."""
+  """The rows as an HTML table, which notebooks show if `_repr_html_` returns it."""
   cells = lambda row: ''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)
   return f'<table>{"".join(f"<tr>{cells(row)}</tr>" for row in rows)}</table>'

@@ -19,8 +19,8 @@ from geomem.errors import InputError
 class Facts:
   """`answers_RxN[r, s]` is the attribute g_r(s), in [0, attributes). Names are optional.
 
-  Facts are *closed* when attributes are subjects, number for number: only then can hops be chained.
-  That the two are equally many does not say so; `closed=True` does.
+  Facts are *closed* when attribute i is subject i for every i: only then can hops be chained. Equal
+  numbers of attributes and subjects do not imply this; `closed=True` says so.
 
   >>> Facts.bijections(subjects=4, relations=2, seed=0).answers_RxN.shape
   (2, 4)
@@ -50,7 +50,8 @@ class Facts:
       raise InputError(f'facts: an answer lies outside 0 … {self.attributes - 1}')
     if self.closed and self.attributes != answers.shape[1]:
       raise InputError(
-        f'facts: {self.attributes} attributes cannot be the {answers.shape[1]} subjects'
+        'facts: closed=True needs as many attributes as subjects, got '
+        f'{self.attributes} and {answers.shape[1]}'
       )
     sizes = {'subject': self.subjects, 'relation': self.relations, 'attribute': self.attributes}
     for kind, size in sizes.items():
@@ -77,7 +78,7 @@ class Facts:
 
   @classmethod
   def disjoint(cls, subjects: int, relations: int, attributes_each: int, seed: int = 0) -> 'Facts':
-    """Relation r answers in a set of its own, r·D … (r+1)·D − 1, by a random map onto it."""
+    """Relation r maps at random onto answers of its own, r·D … (r+1)·D − 1, D = `attributes_each`."""
     check_sizes(subjects, relations)
     if not 1 <= attributes_each <= subjects:
       raise InputError(f'{attributes_each} answers per relation; need 1 … {subjects}, the subjects')
@@ -100,7 +101,7 @@ class Facts:
 
   @property
   def bijective(self) -> bool:
-    """Whether every relation is a bijection of the subjects: what the lower bounds speak about."""
+    """Whether every relation is a bijection of the subjects, as the lower bounds assume."""
     return self.attributes == self.subjects and all(
       len(np.unique(answers_N)) == self.subjects for answers_N in self.answers_RxN
     )
@@ -112,14 +113,14 @@ class Facts:
     return self.relation_names[r] if self.relation_names else f'r{r}'
 
   def attribute_name(self, a: int) -> str:
-    if a >= self.attributes:  # some models can say other things too
+    if a >= self.attributes:  # some models can output other tokens too
       return f'no attribute {a}'
     if self.attribute_names:
       return self.attribute_names[a]
     return self.subject_name(a) if self.closed else f'a{a}'
 
   def own_sets(self) -> tuple[np.ndarray, np.ndarray]:
-    """For every attribute the one relation that it answers, and its number among that one's answers."""
+    """For every attribute, the one relation that it answers and its index among that one's answers."""
     relation_A, index_A = np.full((2, self.attributes), -1)
     for r, answers_N in enumerate(self.answers_RxN):
       own = np.unique(answers_N)
@@ -131,13 +132,13 @@ class Facts:
       relation_A[own], index_A[own] = r, np.arange(len(own))
     for a in np.flatnonzero(relation_A < 0)[:1]:
       raise InputError(
-        f"disjoint: {self.attribute_name(a)!r} is nobody's answer, so it has no relation"
+        f'disjoint: {self.attribute_name(a)!r} is not an answer for any subject, so it has no relation'
       )
     return relation_A, index_A
 
 
 def _generator(seed: int) -> np.random.Generator:
-  """Seeded by the numbers that jax.random.key(seed) holds, but without JAX, which would compile."""
+  """Seeded with the data of jax.random.key(seed), but without calling JAX, which would compile."""
   if not 0 <= seed < 2**32:
     raise InputError(f'seed is {seed}; it must be from 0 to 2^32 - 1')
   return np.random.default_rng(np.array([0, seed], np.uint32))
@@ -148,7 +149,7 @@ def _permutations(rng: np.random.Generator, subjects: int, relations: int) -> np
 
 
 def check_sizes(subjects: int, relations: int, hops: int = 1) -> None:
-  """Refuse sizes that no table of facts can have, or whose queries could not be numbered."""
+  """Refuse sizes too small or too large for a table of facts, or with too many queries to number."""
   for name, size in {'subjects': subjects, 'relations': relations, 'hops': hops}.items():
     if size < (least := 1 + (name == 'subjects')):
       raise InputError(f'{name} is {size}; it must be at least {least}')
@@ -159,12 +160,13 @@ def check_sizes(subjects: int, relations: int, hops: int = 1) -> None:
 
 
 def check_fit(facts: Facts, config: Config) -> None:
-  """Refuse facts of other sizes than the model that is to know them."""
+  """Refuse facts whose sizes do not fit the model that should store them."""
   sizes = (facts.subjects, facts.relations)
   if sizes != (config.subjects, config.relations) or facts.attributes > config.answers:
     raise InputError(
-      f'facts of {facts.subjects} subjects, {facts.relations} relations, {facts.attributes} answers do not '
-      f'fit a model of {config.subjects}, {config.relations}, {config.answers}; give it its own'
+      f'facts of {facts.subjects} subjects, {facts.relations} relations, {facts.attributes} answers '
+      f'do not fit a model of {config.subjects}, {config.relations}, {config.answers}; '
+      'give it facts of its sizes'
     )
 
 
@@ -178,7 +180,7 @@ def check_closed(facts: Facts, hops: int) -> None:
     which = f'{names[0]!r} is not a subject' if names else 'some attributes are not subjects'
     if facts.attributes == facts.subjects and not names:
       which = (
-        'nothing says that attributes are subjects; if they are, number for number, say so: '
+        'they are not marked as closed; if attribute i is subject i for every i, use '
         'Facts(..., closed=True)'
       )
     raise InputError(f'these facts cannot be chained: {which}')

@@ -1,12 +1,12 @@
 """Linear layer, softmax and cross-entropy in one pass over blocks of rows, the gradients with them.
 
-The rows × answers logits never exist at once: a block's logits are made, turned into its loss and
-its part of both gradients while they are in cache, and forgotten. So the forward pass of a
-differentiated call does all the work, and the backward pass only scales what it kept.
+The full rows × answers matrix of logits never exists: each block's logits are computed, turned into
+the block's loss and its part of both gradients while they are in cache, and discarded. So the forward
+pass of a differentiated call does all the work, and the backward pass only scales the saved gradients.
 
-On a mesh a device holds rows of its own and a slice of the answers. For a block, the devices
-along the vocabulary gather their rows, each computes the logits of its answers, and the few numbers
-per row that say something of all answers (the largest logit, the sum, the target's) are reduced.
+On a mesh, each device holds its own rows and a slice of the answers. For each block, the devices
+along the vocabulary axis gather their rows, each computes the logits of its answers, and the few
+numbers per row that depend on all answers (the largest logit, the sum, the target's) are reduced.
 
 Shapes: B rows, D width, A answers, T blocks of S rows.
 """
@@ -26,7 +26,7 @@ from geomem.model import product
 
 
 def rows_at_once(answers: int) -> int:
-  """So many that their logits stay in cache, and that the products are not too thin."""
+  """Rows per block: few enough to keep their logits in cache, many enough for efficient products."""
   return min(512, max(128, 2**20 // answers))
 
 
@@ -35,13 +35,13 @@ def cross_entropy(
   in_use_A: Array | None = None, block: int | None = None, precision: str | None = None,
   mesh: Mesh | None = None, smoothing: float = 0.0, rivals: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
-  """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is the one largest]; or, with
-  `rivals`, of every row the answer other than its target that has the largest logit.
+  """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is strictly largest].
 
-  The sums over a are over the answers `in_use_A` (default all; for padded models). `smoothing`: of labels; the
-  target is mixed with so much of the uniform distribution over these answers. Differentiable in
-  x and u; the second value, which counts what is right, has no gradient. On a `mesh` the rows must
-  divide evenly among all devices, and the answers over those of the vocabulary.
+  With `rivals`, the second value is instead, for every row, the answer with the largest logit other
+  than the target. The sums over a are over the answers `in_use_A` (default all; for padded models).
+  `smoothing`: weight of the uniform distribution over these answers in the smoothed labels.
+  Differentiable in x and u; the second value has no gradient. On a `mesh` the rows must divide evenly
+  among all devices, and the answers among those along the vocabulary axis.
   """
   rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
   static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing, rivals
@@ -52,7 +52,7 @@ def right(
   x_BxD: Array, u_AxD: Array, targets_B: Array, in_use_A: Array | None = None,
   block: int | None = None, precision: str | None = None, mesh: Mesh | None = None,
 ) -> Array:  # fmt: skip
-  """Of every row, whether the target's logit is the one largest."""
+  """Whether each row's target has the strictly largest logit."""
   rows = _rows(x_BxD, u_AxD, targets_B, None, in_use_A)
   static = block or rows_at_once(len(u_AxD)), precision, mesh, 0.0, False
   return _pass(static, x_BxD, u_AxD, rows, gradients=False)[1]
@@ -88,13 +88,16 @@ _head.defvjp(_forward, _backward)
 
 
 def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
-  """(loss, right), and the gradients in x and u; or, without these, which rows are right."""
+  """(loss, right), and the gradients in x and u or, without `gradients`, which rows are right.
+
+  With `rivals`, every row's rival takes the place of both `right` and the rows that are right.
+  """
   block, precision, mesh, smoothing, rivals = static
   if mesh is None:
     about = block, precision, False, smoothing, rivals, gradients
     return _per_device(*about, x_BxD, u_AxD, rows)
   if rivals:
-    raise InputError('rivals are not looked for on a mesh')
+    raise InputError('rivals=True is not supported on a mesh')
   per_device_block = max(1, block // mesh.shape[VOCABULARY])
   return jax.shard_map(
     functools.partial(_per_device, per_device_block, precision, True, smoothing, False, gradients),
@@ -106,7 +109,7 @@ def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
 
 
 def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, u_AxD, rows):
-  """A device's part of `_pass`, block by block."""
+  """One device's part of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
   count, (total, dim) = len(u_AxD), x_BxD.shape
@@ -115,7 +118,7 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
 
   first = count * jax.lax.axis_index(VOCABULARY) if sharded else 0
   u32_AxD = u_AxD.astype(jnp.float32)
-  if smoothing:  # of every answer in use: its part of the label
+  if smoothing:  # the label's mass on every answer in use
     count_in_use = add(jnp.sum(in_use_A, dtype=jnp.float32))
     part_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
 
@@ -139,14 +142,14 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
     rival_S = _rival(logits_SxA, target_S) if rivals else jnp.zeros(0, jnp.int32)
     if not gradients:
       return (loss, right, du_DxA), rival_S if rivals else own_rows(alone_S)
-    # p − the label, but for each row's factor, which the narrow arrays carry.
+    # (p − label) up to a factor per row, which is applied to the narrow arrays instead.
     label_S = (1.0 - smoothing) * sum_S
     odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
     if smoothing:
       odds_SxA = odds_SxA - sum_S[:, None] * part_A[None]
     scale_Sx1 = (weight_S / sum_S)[:, None]
     dx_SxD = scale_Sx1 * dot('sa,ad->sd', odds_SxA, u32_AxD)
-    # Transposed, narrow rows first: the order that XLA's CPU products like, several times as fast.
+    # Transposed, narrow side first: XLA's CPU matrix products are several times as fast this way.
     x_DxS = jax.lax.optimization_barrier((scale_Sx1 * x_SxD.astype(jnp.float32)).T)
     du_DxA = du_DxA + dot('ds,sa->da', x_DxS, odds_SxA)
     dx_SxD = scatter(dx_SxD)
@@ -165,14 +168,14 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
 
 
 def _in_blocks(size, a):
-  """Rows in blocks of one size, the last one filled with zeros."""
+  """Rows split into blocks of equal size, the last one padded with zeros."""
   blocks = -(-len(a) // size)
   a = jnp.pad(a, [(0, blocks * size - len(a))] + [(0, 0)] * (a.ndim - 1))
   return a.reshape(blocks, size, *a.shape[1:])
 
 
 def _reductions(sharded):
-  """What devices do with each other, or one alone with itself: nothing."""
+  """The collectives between devices; if not sharded, identity functions."""
 
   def over(axis, reduce, **how):
     return (lambda a: reduce(a, axis, **how)) if sharded else (lambda a: a)
@@ -192,13 +195,15 @@ def _reductions(sharded):
 
 
 def _inside(target_S, count):
-  """The target's place among these answers, or one past the end: a negative one would count from there."""
+  """The target's index among these answers, or one past the end: a negative one would wrap around."""
   return jnp.where((target_S >= 0) & (target_S < count), target_S, count)
 
 
 def _rival(logits_SxA, target_S):
-  """The answer with the largest logit, but for the target's: by two reductions, of which XLA's CPU backend makes
-  better code than of an argmax."""
+  """The answer with the largest logit other than the target's.
+
+  Computed by two reductions, for which XLA's CPU backend generates better code than for an argmax.
+  """
   answer_A = jnp.arange(logits_SxA.shape[1], dtype=jnp.int32)
   others_SxA = jnp.where(answer_A[None] == target_S[:, None], -jnp.inf, logits_SxA)
   top_Sx1 = jnp.max(others_SxA, axis=1, keepdims=True)
@@ -206,7 +211,7 @@ def _rival(logits_SxA, target_S):
 
 
 def _own(logits_SxA, target_S):
-  """The target's logit; 0 where the target is not among these answers."""
+  """The target's logit; 0 if the target is not among these answers."""
   count = logits_SxA.shape[1]
   here_S = jnp.clip(target_S, 0, count - 1)
   own_S = jnp.take_along_axis(logits_SxA, here_S[:, None], axis=1)[:, 0]

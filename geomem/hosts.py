@@ -1,7 +1,8 @@
 """Several processes, on one machine or many, that run the same program on the devices of all.
 
-Every process makes the same calls in the same order; what they compute lies on all their devices.
-Files and output are the first process's: `by_first` lets it alone act, and sends the others its result.
+Every process makes the same calls in the same order; the results are spread over all their devices.
+Only the first process handles files and output: `by_first` runs a function on it alone and sends the
+result to the others.
 """
 
 import functools
@@ -19,9 +20,9 @@ from geomem.errors import InputError
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-  """Become process number `process` of so many, before JAX looks for devices.
+  """Join as process number `process` of `processes`, before JAX looks for devices.
 
-  They meet at `coordinator`, HOST:PORT, where the first one listens.
+  The processes connect to `coordinator`, HOST:PORT, where the first one listens.
   """
   if not 0 <= process < processes:
     raise InputError(f'process is {process}; {processes} processes are numbered from 0')
@@ -32,21 +33,21 @@ def join(coordinator: str, processes: int, process: int) -> None:
   try:
     jax.distributed.initialize(coordinator, processes, process)
   except jax.errors.JaxRuntimeError as error:
-    raise InputError(f'{coordinator}: {processes} processes did not meet there: {error}') from error
+    raise InputError(f'{coordinator}: {processes} processes could not connect: {error}') from error
 
 
 def first() -> bool:
-  """Whether this is the process that writes and speaks."""
+  """Whether this is the process that writes files and output."""
   return jax.process_index() == 0
 
 
 def processes(devices: Iterable[jax.Device]) -> set[int]:
-  """The numbers of the processes that these belong to."""
+  """The indices of the processes that these devices belong to."""
   return {device.process_index for device in devices}
 
 
 def put(tree: Any, places: Any) -> Any:
-  """Arrays that every process has whole, each put onto the devices that `places` says."""
+  """Put arrays, which every process holds whole, onto the devices that `places` names for each."""
   if jax.process_count() == 1:
     return jax.device_put(tree, places)
   make = lambda a, place: jax.make_array_from_callback(
@@ -56,12 +57,12 @@ def put(tree: Any, places: Any) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-  """The arrays such that this process can read all of them, one by one; every process must ask."""
+  """Gather the arrays, one by one, so that this process can read them; every process must call it."""
 
   def gather(a):
     if not isinstance(a, jax.Array) or a.is_fully_addressable:
       return a
-    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` gives all
+    assert isinstance(a.sharding, NamedSharding), a.sharding  # as `put` makes them
     return np.asarray(a if a.is_fully_replicated else _replicate(a.sharding.mesh)(a))
 
   return jax.tree.map(gather, tree)
@@ -73,7 +74,7 @@ def _replicate(mesh):
 
 
 def broadcast(value: Any) -> Any:
-  """The first process's value, on every process; anything that can be pickled, array by array."""
+  """Send the first process's value to every process; anything that can be pickled, array by array."""
   if jax.process_count() == 1:
     return value
   buffers: list[pickle.PickleBuffer] = []
@@ -90,15 +91,16 @@ def _send_number(number: int) -> int:
 
 
 def _send(data, size: int) -> bytearray:
-  """The first process's data, whose size in bytes all know."""
+  """Send the first process's data, whose size in bytes every process knows."""
   data_S = np.frombuffer(data, np.uint8) if first() else np.zeros(size, np.uint8)
   return bytearray(multihost_utils.broadcast_one_to_all(data_S))
 
 
 def by_first(work: Callable) -> Callable:
-  """A function that runs on the first process alone: all get its value, or its error.
+  """Make `work` run on the first process alone; every process gets its value or its error.
 
-  The first process raises the error itself; to the others one of another type is sent as a RuntimeError.
+  The first process raises the error itself. The others get errors other than InputError and OSError
+  as a RuntimeError.
   """
 
   @functools.wraps(work)
@@ -120,7 +122,7 @@ def by_first(work: Callable) -> Callable:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-  """Not every error can be sent."""
+  """An error that can be sent to other processes, as not every error can."""
   if error is None or isinstance(error, (InputError, OSError)):
     return error
   return RuntimeError(f'{type(error).__name__} on the first process: {error}')

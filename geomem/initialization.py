@@ -1,4 +1,4 @@
-"""Parameters before training: one rule for all, whatever generator draws them."""
+"""Initial parameters: one rule for all of them, whichever generator draws the numbers."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,10 @@ from chex import Array
 
 
 def initial_value(name: str, shape: tuple[int, ...], normal: Callable[..., Array]) -> Array:
-  """A parameter before training; `normal(shape)` draws from any generator, JAX's or NumPy's.
+  """A parameter's initial value; `normal(shape)` draws from any generator, JAX's or NumPy's.
 
-  Biases and shifts are 0, scales of norms 1, all else Gaussian: with a ReLU before it of variance
-  2/fan-in, else 1/fan-in, and the query takes the 1/√width that scores do not have.
+  Biases and shifts are 0, norm scales are 1, and all else is Gaussian with variance 2/fan-in after a
+  ReLU and 1/fan-in otherwise; the query includes the factor 1/√width that attention scores lack.
   """
   if name.endswith(('bias', 'shift')):
     return 0 * normal(shape)

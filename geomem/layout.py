@@ -1,7 +1,7 @@
 """Named coordinates: a space (the residual stream, a hidden layer) as a row of named slots.
 
-Constructions are written in these names (`w[layout['state'], layout['answer']] = ...`), and a
-trace is read back in them.
+Constructions write weights by these names (`w[layout['state'], layout['answer']] = ...`), and traces
+report them.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ BRANCH = 'branch'  # a path of relations, as an index in base R, first hop most 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-  """`name`, an array over `axes` ((label kind, size), ...) of words of `code` for symbols of kind `of`.
+  """A named array over `axes` ((label kind, size), ...) of words of `code` for symbols of kind `of`.
 
-  Without a code each entry is one number.
+  Without a code, each entry is a single number.
   """
 
   name: str
@@ -43,7 +43,7 @@ class Slot:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Slots side by side. `layout['name']` is the whole slot's slice, `layout['name', i]` one entry's."""
+  """Slots side by side. `layout['name']` is the slice of a slot, `layout['name', i]` of one entry."""
 
   slots: tuple[Slot, ...]
 
@@ -65,7 +65,7 @@ class Layout:
     raise KeyError(f'no slot {name!r} among {[slot.name for slot in self.slots]}')
 
   def code(self, name: str) -> codes.Code:
-    """That a slot of words is written in."""
+    """The code of a slot that holds words."""
     if (code := self.slot(name).code) is None:
       raise KeyError(f'slot {name!r} holds numbers, not words of a code')
     return code

@@ -1,8 +1,8 @@
-"""The mesh that one large model is split over: what lies where, and look-ups in a sliced table.
+"""The device mesh that one large model is sharded over: which array lies where, and sharded look-ups.
 
-What has a row for every word lies in slices along 'vocabulary'. Rows of a batch, one a question, are
-split over all devices, first along 'vocabulary': so a batch of all subjects lies where their
-embeddings do.
+Arrays with a row per word are sharded along the axis 'vocabulary'. The rows of a batch, one per query,
+are sharded over all devices, first along 'vocabulary', so that a batch of all subjects lies where
+their embeddings do.
 
 Shapes: N rows of a table, D width, B look-ups.
 """
@@ -23,14 +23,17 @@ SLICED, SPREAD = P(VOCABULARY), P((VOCABULARY, FACTS))
 
 
 def whole(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """All devices: a vocabulary over those of a process, which are near each other, facts over processes."""
+  """A mesh of all devices: 'vocabulary' within a process, 'facts' across processes.
+
+  The devices of a process are near each other.
+  """
   every = jax.devices() if devices is None else devices
   every = sorted(every, key=lambda device: (device.process_index, device.id))
   return Mesh(np.array(every).reshape(len(hosts.processes(every)), -1), AXES)
 
 
 def look_up(mesh: Mesh, table_NxD: Array, index_B: Array) -> Array:
-  """Rows of a sliced table, each brought to where it was asked for; any rank of index."""
+  """Look up rows of a sharded table, each sent to the device that needs it; any rank of index."""
 
   def per_device(slice_NxD, index_B):
     all_B = jax.lax.all_gather(index_B, VOCABULARY, tiled=True)

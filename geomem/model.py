@@ -1,8 +1,8 @@
-"""The decoder: one linen transformer, for weights that are written down and weights that are learned.
+"""The decoder: one Flax linen transformer, for constructed weights and for trained ones.
 
 x ← x + Attn(norm x); x ← x + MLP(norm x); logits are u_a · x. Attention scores are q · k without
-1/√width, which sits in the query's initializer instead, so a construction's scores mean what they
-say. Every product accumulates in float32, whatever the dtype.
+the factor 1/√width, which the query's initializer includes instead, so that a construction's scores
+are not rescaled. Every product accumulates in float32, whatever the dtype.
 
 Shapes: B batch, L length, D residual width, H heads, N subjects, R relations, A answers,
 C paths of relations, K relations in a path.
@@ -26,23 +26,23 @@ from geomem.initialization import initial_value
 
 
 def product(spec: str, a: Array, b: Array, precision: str | None = None) -> Array:
-  """An einsum of two arrays of one dtype that accumulates, and answers, in float32."""
+  """An einsum of two arrays of the same dtype, accumulated and returned in float32."""
 
   def native(a, b):
     return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
   if a.dtype == jnp.float32:
     return native(a, b)
-  # XLA's CPU backend lacks some bfloat16 products; in float32 their terms are the same, exactly.
+  # XLA's CPU backend lacks some bfloat16 products; in float32 every term is exactly the same.
   widened = lambda a, b: native(a.astype(jnp.float32), b.astype(jnp.float32))
   return jax.lax.platform_dependent(a, b, cpu=widened, default=native)
 
 
 class _Part(nn.Module):
-  """What all parts have in common: its config, its parameters in the computation dtype, its products.
+  """Base of all modules: its config, its parameters in the computation dtype, its products.
 
-  `used`: how many of a padded model's coordinates mean something (traced; default all). The others
-  are zero, and stay so, through everything but a norm's average.
+  `used`: how many of a padded model's coordinates are in use (traced; default all). The others are
+  zero and stay zero; of all operations only a norm's average has to know about them.
   """
 
   config: Config
@@ -53,10 +53,10 @@ class _Part(nn.Module):
     return jnp.dtype(self.config.dtype)
 
   def create(self) -> None:
-    """Its parameters, without a forward pass: Flax sets a part up when a method of it is called."""
+    """Create the parameters without a forward pass: calling any method makes Flax run `setup`."""
 
   def stored(self, name, shape):
-    if self.has_variable('params', name):  # `param` would trace an initializer for its shape
+    if self.has_variable('params', name):  # `param` would trace an initializer for the shape
       value: jax.Array = self.get_variable('params', name)
       if np.shape(value) != shape:
         place = '/'.join((*self.path, name))
@@ -74,7 +74,7 @@ class _Part(nn.Module):
 
 
 class Norm(_Part):
-  """Nothing, RMSNorm or LayerNorm, computed in float32."""
+  """No norm, RMSNorm or LayerNorm, computed in float32."""
 
   def setup(self) -> None:
     shape = (self.config.dim,)
@@ -88,7 +88,7 @@ class Norm(_Part):
       return x
     y = x.astype(jnp.float32)
     if self.config.norm == 'layer':
-      y = self._in_use(y)  # so that a mean has no gradient there
+      y = self._in_use(y)  # so that the mean has no gradient in the padding
       y = self._in_use(y - self._mean(y))
     y = y * jax.lax.rsqrt(self._mean(y * y) + self.config.norm_eps)
     y = y * jnp.broadcast_to(self.scale, y.shape)
@@ -109,16 +109,16 @@ class Norm(_Part):
 
 
 class Embed(_Part):
-  """Token and position embeddings: a row per subject, per relation, per position.
+  """Token and position embeddings: one row per subject, per relation and per position.
 
-  The embedding of a token that is neither is not a number.
+  A token that is neither a subject nor a relation is embedded as NaN.
   """
 
   mesh: jax.sharding.Mesh | None = None
 
   def setup(self) -> None:
     c = self.config
-    # Kept as stored and converted after the look-up: a table can be far larger than what is read of it.
+    # Kept as stored and cast after the look-up: a table can be far larger than the rows read from it.
     self.subjects = self.stored('subjects', (c.subjects, c.dim))
     self.relations = self.stored('relations', (c.relations, c.dim))
     self.positions = self.stored('positions', (c.length, c.dim))
@@ -135,19 +135,19 @@ class Embed(_Part):
   def subject(self, s: Array | slice) -> Array:
     if self.mesh and not isinstance(s, slice):
       return meshes.look_up(self.mesh, self.subjects, s).astype(self.dtype)
-    return jnp.asarray(self.subjects)[s].astype(self.dtype)  # NumPy's cannot be indexed by a tracer
+    return jnp.asarray(self.subjects)[s].astype(self.dtype)  # a tracer cannot index a NumPy array
 
   def relation(self, r: Array) -> Array:
     return jnp.asarray(self.relations)[r].astype(self.dtype)
 
   def position(self, p: slice) -> Array:
-    if p.stop > self.config.length:  # fewer rows than asked for could be broadcast
+    if p.stop > self.config.length:  # a slice with fewer rows might broadcast
       raise InputError(f'{p.stop} tokens, but the model has {self.config.length} positions')
     return self.positions[p].astype(self.dtype)
 
 
 class Attention(_Part):
-  """Causal heads of their own width: in general, and for all pairs of a subject and a path."""
+  """Causal attention with its own head widths, for any tokens or for all subject–path pairs."""
 
   block: BlockConfig = dataclasses.field(kw_only=True)
 
@@ -159,7 +159,7 @@ class Attention(_Part):
     self.output = self.weight('output', (b.heads, b.head_dim, d))
 
   def __call__(self, x_BxLxD: Array, last: int) -> Array:
-    """What the `last` positions read from themselves and all before them."""
+    """The attention output at the `last` positions, each attending to itself and all before it."""
     length = x_BxLxD.shape[-2]
     q = self.einsum('bld,hdk->bhlk', x_BxLxD[:, length - last :], self.query).astype(self.dtype)
     k = self.einsum('bld,hdk->bhlk', x_BxLxD, self.key).astype(self.dtype)
@@ -174,10 +174,11 @@ class Attention(_Part):
     return self.einsum('bhqk,hkd->bqd', heads, self.output).astype(self.dtype)
 
   def all_pairs(self, x_BxD: Array, x_CxKxD: Array) -> Array:
-    """The last position of every prompt b ⧺ c, keys and values made once a subject and once a path.
+    """The output at the last position of every prompt b ⧺ c.
 
-    So is the output of each head if it attended there alone: a query only weighs these outputs, for
-    H·D multiplications instead of H·head_dim·D.
+    Keys and values are computed once per subject and once per path, and so is each head's output for
+    every position it might attend to: a query only takes the weighted sum of these outputs, in H·D
+    multiplications instead of H·head_dim·D.
     """
     q = self.einsum('cd,hdk->chk', x_CxKxD[:, -1], self.query).astype(self.dtype)
     k_B = self.einsum('bd,hdk->bhk', x_BxD, self.key).astype(self.dtype)
@@ -198,7 +199,7 @@ class Attention(_Part):
 
 
 class MLP(_Part):
-  """ReLU MLP of one or two hidden layers."""
+  """ReLU MLP with one or two hidden layers."""
 
   block: BlockConfig = dataclasses.field(kw_only=True)
 
@@ -214,7 +215,7 @@ class MLP(_Part):
     x = x.reshape(-1, self.config.dim)
     for i, (w, bias) in enumerate(self.layers):
       if w.shape[0] > w.shape[1]:
-        # So that its gradient has the narrow side first: XLA's CPU products are faster that way round.
+        # Transposed so that its gradient has the narrow side first, which is faster in XLA's CPU products.
         x = self.einsum('bi,ji->bj', x, jax.lax.optimization_barrier(w.T))
       else:
         x = self.einsum('bi,ij->bj', x, w)
@@ -266,11 +267,12 @@ class Block(_Part):
 class Transformer(_Part):
   """Token ids to logits. Apply with `apply(config, params, tokens)` below.
 
-  Two ways lead to the same residuals. `__call__` and `residual` take any tokens. `all_pairs` takes
-  subjects and paths apart, and computes keys and values once a subject and once a path: it is what
-  verification and training go through, unless there is a chain of thought or a loss at every token.
+  There are two ways to compute the same residuals. `__call__` and `residual` take any tokens.
+  `all_pairs` takes subjects and paths separately, and computes keys and values once per subject and
+  once per path; verification and training use it, unless there is a chain of thought or a loss at
+  every token.
 
-  `mesh`: where the subjects' embeddings lie in slices, if they do.
+  `mesh`: the device mesh over which the subject embeddings are sharded, if they are.
   """
 
   mesh: jax.sharding.Mesh | None = None
@@ -289,7 +291,7 @@ class Transformer(_Part):
       self.unembed.create()
 
   def residual(self, tokens_BxL: Array, last: int | None = None) -> Array:
-    """The final residual at the last positions (default: all), as the unembedding sees it."""
+    """The final residual at the `last` positions (default: all), as the unembedding reads it."""
     tokens_BxL = jnp.asarray(tokens_BxL)
     chex.assert_rank(tokens_BxL, 2)
     length = tokens_BxL.shape[-1]
@@ -303,8 +305,8 @@ class Transformer(_Part):
   def all_pairs(self, subjects_B: Array | None, paths_CxK: Array) -> Array:
     """The final residual at the last position of every prompt s r₁ … r_k in subjects × paths: BxCxD.
 
-    One block: keys and values are computed once a subject and once a path. More: prompt by prompt.
-    `subjects_B` None: all of them, without a look-up.
+    With one block, keys and values are computed once per subject and once per path; with more
+    blocks, separately for every prompt. `subjects_B`: None for all subjects, without a look-up.
     """
     everyone = slice(self.config.subjects)
     return self.from_embeddings(
@@ -312,7 +314,7 @@ class Transformer(_Part):
     )
 
   def from_embeddings(self, e_BxD: Array, paths_CxK: Array) -> Array:
-    """As `all_pairs`, for subjects whose embeddings are given."""
+    """Like `all_pairs`, for given subject embeddings."""
     chex.assert_rank(paths_CxK, 2)
     chex.assert_shape(e_BxD, (None, self.config.dim))
     k = paths_CxK.shape[1]
@@ -336,7 +338,7 @@ class Transformer(_Part):
     return self.einsum('...d,de->...e', x, self.unembed.project).astype(self.dtype)
 
   def unembedding(self) -> Array:
-    """One row an answer, AxD; or, with `answer_dim` coordinates, of length 1."""
+    """One row per answer, AxD; with `answer_dim`, rows of that many coordinates and of length 1."""
     if self.config.tied:
       return self.embed.subject(slice(self.config.answers))
     rows_AxD = self.unembed.answers
@@ -365,7 +367,7 @@ def init(config: Config, key: Array) -> dict:
 
 
 def draw(config: Config, seed: int) -> dict:
-  """As `init`, from NumPy's generator: no compilation, the same numbers on every device."""
+  """Like `init`, with NumPy's generator: no compilation, and the same numbers on every device."""
   rng = np.random.default_rng((seed, 1))  # not the stream that facts of this seed are drawn from
   normal = functools.partial(rng.standard_normal, dtype=np.float32)
   value = lambda name, shape: np.asarray(initial_value(name, shape, normal), np.float32)
@@ -373,7 +375,7 @@ def draw(config: Config, seed: int) -> dict:
 
 
 def zeros(config: Config) -> dict:
-  """Parameters of the same shape, all zero (norm scales one), as NumPy arrays to be written into."""
+  """Parameters of the same shapes, all zero (norm scales one), as NumPy arrays to write into."""
   value = lambda name, shape: (np.ones if name == 'scale' else np.zeros)(shape, np.float32)
   return _fill(config, value)
 
@@ -386,7 +388,7 @@ def _fill(config: Config, make) -> dict:
 
 @functools.lru_cache(maxsize=1024)
 def shapes(config: Config) -> dict:
-  """Parameters without their values."""
+  """The parameters' shapes and dtypes, without values."""
   return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
@@ -394,10 +396,10 @@ def apply(
   config: Config, params: dict, *args: Any, method: str | None = None, used: Array | None = None,
   mesh: jax.sharding.Mesh | None = None, **kwargs: Any,
 ) -> Any:  # fmt: skip
-  """The model as a function of its parameters: logits of all tokens, or what another `method` returns.
+  """The model as a function of its parameters: logits at all tokens, or the result of another `method`.
 
-  Tokens outside the vocabulary are refused where their values are known; inside a compiled function
-  they are not, and the logits of such a prompt are not numbers.
+  Tokens outside the vocabulary are refused if their values are known. Inside a compiled function they
+  are not known, and the logits of such a prompt are NaN.
   """
   if method in (None, 'residual'):
     _check_tokens(config, *args[:1])

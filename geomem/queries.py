@@ -1,4 +1,4 @@
-"""Queries: a subject and a path of relations, the tokens that ask for them, and all of them block after block.
+"""Queries (a subject and a path of relations), their tokens, and iterators over blocks of all queries.
 
 Shapes: N subjects, R relations, K hops, B queries, W paths.
 Tokens: t < N is subject t, N + r is relation r.
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 
 def compose(answers_RxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
-  """Every subject on the way: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
+  """All subjects along the paths: s_1 = g_{r_1}(s), …, s_K, as an array of shape BxK."""
   chex.assert_shape(paths_BxK, (*jnp.shape(subjects_B), None))
   answers_RxN = jnp.asarray(answers_RxN)
 
@@ -29,7 +29,7 @@ def compose(answers_RxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
 
 
 def walk(answers_RxN: Array, subject: int, path: Iterable[int]) -> list[int]:
-  """`compose` of one query, in plain numbers."""
+  """`compose` for one query, in Python integers."""
   steps = [subject]
   for r in path:
     steps.append(int(answers_RxN[r, steps[-1]]))
@@ -46,14 +46,14 @@ def tree(answers_RxN: np.ndarray, hops: int) -> np.ndarray:
 
 
 def look_up(tree_WxN: Array, subjects_B: Array, paths_BxK: Array) -> Array:
-  """The last step of `compose`, Bx1, where all answers of a subject are given outright, as `tree` does."""
+  """The last step of `compose`, Bx1, looked up in a table of all answers like that of `tree`."""
   relations = round(tree_WxN.shape[0] ** (1 / paths_BxK.shape[-1]))
   powers = (relations ** np.arange(paths_BxK.shape[-1] - 1, -1, -1)).astype(np.int32)
   return tree_WxN[paths_BxK @ powers, subjects_B][..., None]
 
 
 def stops(hops: int, thoughts: int) -> tuple[int, ...]:
-  """Where to stop on the way: after t + 1 segments as equal as can be, the longer ones first.
+  """The hops after which t + 1 segments end: segments as equal as possible, the longer ones first.
 
   >>> stops(5, 1)
   (3, 5)
@@ -84,7 +84,7 @@ def every_path(relations: int, hops: int) -> np.ndarray:
 
 
 class Block(NamedTuple):
-  """The queries subjects_S × paths_PxK. Blocks are all of one size; `valid_SxP` marks real queries."""
+  """The queries subjects_S × paths_PxK. All blocks have one size; `valid_SxP` marks real queries."""
 
   subjects_S: np.ndarray
   paths_PxK: np.ndarray
@@ -92,7 +92,7 @@ class Block(NamedTuple):
 
 
 def blocks(subjects: int, relations: int, hops: int, size: int) -> Iterator[Block]:
-  """All N·R^k queries as equal blocks of at most about `size`, made one at a time."""
+  """All N·R^k queries in blocks of equal size, at most `size` queries each, generated one at a time."""
   total = relations**hops
   p = min(total, size)
   s = max(1, min(subjects, size // p))
@@ -115,7 +115,7 @@ def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
 def sampled_blocks(
   key: Array, subjects: int, relations: int, hops: int, count: int, size: int
 ) -> Iterator[Block]:
-  """At least `count` uniform queries as equal blocks: random subjects, each with all of some random paths."""
+  """At least `count` uniform queries in equal blocks, each of random subjects × random paths."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   size = min(size, count)
   p = min(relations**hops, math.isqrt(size))

@@ -1,4 +1,4 @@
-"""A user's own facts: tables of subject, relation, attribute."""
+"""User-supplied facts: tables of subject, relation, attribute."""
 
 import csv
 import math
@@ -14,10 +14,10 @@ COLUMNS = ('subject', 'relation', 'attribute')
 
 
 def read_table(path: str | os.PathLike) -> dict[str, Any]:
-  """The fields of Facts in a CSV or TSV file with the columns subject, relation, attribute (a header is optional).
+  """The fields of `Facts` in a CSV or TSV file with columns subject, relation, attribute.
 
-  Symbols are numbered in order of appearance. If every attribute is also a subject, the facts are
-  closed and can be chained.
+  A header is optional. Symbols are numbered in order of appearance. If every attribute is also a
+  subject, the facts are closed and can be chained.
   """
   rows = _rows(path)
   subjects, relations, attributes = (
@@ -42,7 +42,7 @@ def read_table(path: str | os.PathLike) -> dict[str, Any]:
   shape = len(relations), len(subjects)
   if len(given) < math.prod(
     shape
-  ):  # found before the table is made: it can be the square of the file
+  ):  # checked before allocating the table, which can be the square of the file
     r, s = next(at for at in np.ndindex(shape) if at not in given)
     raise InputError(
       f'{path}: no row for subject {list(subjects)[s]!r} and relation {list(relations)[r]!r}; '
@@ -62,7 +62,10 @@ def read_table(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
-  """Relation → subject → its attributes, of such a file in which a row may be missing, or one of several."""
+  """Relation → subject → its attributes, from such a file.
+
+  A pair of a subject and a relation may have no row in it, or several.
+  """
   found: dict[str, dict[str, dict[str, None]]] = {}
   for subject, relation, attribute in _rows(path):
     values = found.setdefault(relation, {}).setdefault(subject, {})
@@ -74,12 +77,12 @@ def read_many(path: str | os.PathLike) -> dict[str, dict[str, tuple[str, ...]]]:
 
 
 def plain(name: str) -> str:
-  """One spelling for what looks the same."""
+  """One spelling for names that look the same."""
   return ' '.join(unicodedata.normalize('NFC', name).split())
 
 
 def _rows(path) -> list[tuple[str, str, str]]:
-  """The file's non-empty rows, each three non-empty names as `plain` spells them, the header dropped."""
+  """The file's non-empty rows without the header, each three non-empty names spelled by `plain`."""
   delimiter = '\t' if str(path).lower().endswith('.tsv') else ','
   rows: list[tuple[str, str, str]] = []
   try:

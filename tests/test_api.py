@@ -293,7 +293,7 @@ def test_all_constructions_are_there_by_name():
 def test_what_a_user_gets_wrong_is_named():
   facts = geomem.Facts([[0, 1], [1, 0]], attributes=2)  # a list will do
   config = geomem.Config.trained(2, 2, dim=4)
-  with pytest.raises(InputError, match="no option 'lr' of training; there are steps, "):
+  with pytest.raises(InputError, match="unknown training option 'lr'; the options are steps, "):
     geomem.train(config, facts, lr=0.1)
   with pytest.raises(KeyError, match="no slot 'x' among"):
     constructions.build('selector', geomem.Facts.bijections(4, 2)).layout.slot('x')

@@ -100,7 +100,7 @@ def test_what_is_drawn_is_right(n, r):
 
 def test_directions_that_never_work_are_no_result(monkeypatch):
   monkeypatch.setattr(coded, 'all_right', lambda *_: False)
-  with pytest.raises(InputError, match='16 draws of directions have a query wrong'):
+  with pytest.raises(InputError, match='each of 16 draws of directions gets a query wrong'):
     registry.build('superposition_coded', Facts.bijections(8, 2))
 
 

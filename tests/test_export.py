@@ -274,7 +274,7 @@ def test_the_form_of_transformer_lens_has_the_same_logits(changes):
 
 def test_a_norm_before_two_hidden_layers_cannot_be_held():
   config = Config(4, 2, 4, 2, dim=6, blocks=(BlockConfig(hidden=(5, 3)),), norm='rms')
-  with pytest.raises(InputError, match="two with norm 'rms' cannot be held"):
+  with pytest.raises(InputError, match="two with norm 'rms' cannot be converted"):
     bridge.converted(config, geomem.model.draw(config, 0))
 
 

@@ -121,7 +121,7 @@ def test_facts_are_closed_only_where_that_is_said():
   answers_RxN = np.array([[1, 0], [0, 1]])
   colours = Facts(answers_RxN, 2)
   assert not colours.closed and colours.attribute_name(0) == 'a0'
-  with pytest.raises(InputError, match=r'if they are, .* say so: Facts\(\.\.\., closed=True\)'):
+  with pytest.raises(InputError, match=r'if attribute i is .* use Facts\(\.\.\., closed=True\)'):
     fact.check_closed(colours, 2)
   fact.check_closed(Facts(answers_RxN, 2, closed=True), 2)
   with pytest.raises(InputError, match=r'chained: some attributes are not subjects$'):

@@ -158,7 +158,7 @@ def test_subjects_that_a_model_never_saw_are_learned_as_its_own_were():
     right.append(intervene.accuracy(config, params, found_NxD, other_RxN.T))
   assert right[0] < 0.2 and right[1] > 0.6  # as this or that version rounds
   assert learn(recipe=own, answers_RxS=other_RxN[:, :5]).shape == (5, 32)
-  with pytest.raises(InputError, match='learned of one hop'):
+  with pytest.raises(InputError, match='one-hop recipe'):
     learn(recipe=dataclasses.replace(recipe, hops=2), answers_RxS=other_RxN)
 
 

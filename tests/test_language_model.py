@@ -249,7 +249,7 @@ def test_the_subject_is_never_first_and_must_end_in_a_token(prompts):
 
 
 @pytest.mark.parametrize('prompt, value, error', [
-  ('at', 'he', 'other tokens'), ('to', '', 'no token'), ('to', 'the', None),
+  ('at', 'he', 'tokenized differently'), ('to', '', 'no token'), ('to', 'the', None),
 ])  # fmt: skip
 def test_an_attribute_begins_where_the_prompt_ends(prompt, value, error, prompts):
   """Of a tokenizer that reads over spaces, 'at he' is a, the."""

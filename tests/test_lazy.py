@@ -213,10 +213,10 @@ def test_it_learns_and_is_evaluated_over_all_answers():
 @pytest.mark.parametrize(
   ('changes', 'why'),
   [
-    ({'batch': None}, 'name a batch'),
+    ({'batch': None}, 'set batch'),
     ({'passes': False}, 'passes=True'),
     ({'loss': 'every'}, "loss='answer'"),
-    ({'noise': 0.1}, 'no noise'),
+    ({'noise': 0.1}, 'neither noise'),
     ({'lazy': False, 'negatives': 3}, 'negatives need lazy'),
     ({'negatives': -1}, 'at least 0'),
   ],

@@ -303,7 +303,7 @@ def test_universal_is_refused_where_no_embedding_holds_all_answers(name):
 
 def test_universal_is_refused_for_a_loaded_model_and_says_that_it_was_loaded(tmp_path):
   models.save(tmp_path / 'selector', build('selector'))
-  with pytest.raises(InputError, match='or the model was loaded, and how it does is not saved'):
+  with pytest.raises(InputError, match='or the model was loaded, and its encoder is not saved'):
     verify.universal(models.load(tmp_path / 'selector'))
 
 

@@ -1,1 +1,1 @@
-"""What the binaries share: flags, devices, runs that train, records and what they come to."""
+"""What the experiments share: flags, devices, resumable training runs, records, and what they come to."""

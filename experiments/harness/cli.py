@@ -1,10 +1,10 @@
-"""Binaries: flags come from the fields of a dataclass, bad input ends in one line and status 2.
+"""Command-line binaries: flags come from the fields of a dataclass, bad input ends in one line and status 2.
 
-`run(main, Options)` makes an absl flag of every field of the frozen dataclass `Options`, parses the command
-line and calls `main(Options(...))`. Nothing is defined when a module is imported. A field's type says what the
-flag takes: `int`, `float`, `str`, `bool`, `Literal` of names, a tuple of these (repeatable), each also `| None`;
-`Annotated[type, 'help', least]` says what it means and how small a number may be, and common names have both here.
-A field `arguments` is no flag: it takes the other arguments.
+`run(main, Options)` defines an absl flag for every field of the frozen dataclass `Options`, parses the command
+line and calls `main(Options(...))`. Importing a module defines no flags. The type of a field determines what its
+flag takes: `int`, `float`, `str`, `bool`, a `Literal` of names, a tuple of these (repeatable), each also `| None`.
+`Annotated[type, 'help', least]` adds the help text and the smallest value of a number; `COMMON` has both for common
+names. A field `arguments` is not a flag: it takes the positional arguments.
 """
 
 import inspect
@@ -22,37 +22,40 @@ from absl import flags, logging
 
 from geomem.errors import InputError
 
-LAST_SEED = 2**32 - 1  # JAX would draw from a larger one as from one of these
-COMMON: dict[str, tuple] = {  # what a name means, and the least number that it may be
+LAST_SEED = 2**32 - 1  # JAX would draw the same numbers from a larger seed as from one of these
+COMMON: dict[str, tuple] = {  # flag name → help text and smallest value
   'scale': (
-    'Preset: smoke takes a minute or so and only shows that it runs; laptop suits two cores; full takes hours there.',
+    'Preset: smoke takes a minute or so and only shows that it runs; laptop suits two cores; full takes hours on them.',
   ),
   'subjects': ('N, the number of subjects.',),
   'relations': ('R, the number of relations.',),
-  'hops': ('k, the relations in a query.',),
+  'hops': ('k, the number of relations in a query.',),
   'dim': ('d, the residual width.', 1),
   'width': ('F, the hidden width of the MLP.', 1),
-  'seed': ('Seed of everything random.', 0),
-  'seeds': ('How many seeds, from --seed on.', 1),
+  'seed': ('Seed of all random numbers.', 0),
+  'seeds': ('Number of seeds, starting at --seed.', 1),
   'dtype': ('Computation dtype of the model.',),
-  'table': ('CSV or TSV file of subject, relation, attribute: your own facts instead.',),
-  'workdir': ('Folder for everything that is written.',),
-  'list': ('List what there is, one line each, and stop.',),
-  'steps': ('Steps of training at most.', 1),
+  'table': ('CSV or TSV file of subject, relation, attribute, to use your own facts.',),
+  'workdir': ('Folder for all output.',),
+  'list': ('List what is available, one line each, and stop.',),
+  'steps': ('Maximum number of training steps.', 1),
   'learning_rate': ('Peak learning rate.', 0),
   'weight_decay': ('Weight decay of AdamW.', 0),
   'target': ('Accuracy at which training stops.',),
   'save_seconds': ('Seconds between checkpoints.', 0),
   'profile': ('Write a JAX trace of one chunk of training to profile/ in the workdir.',),
 }
-Flags = Mapping[str, tuple[Any, Any]]  # the type and the default of each, by name
+Flags = Mapping[str, tuple[Any, Any]]  # flag name → type and default
 
 
 def run(
   main: Callable, options: Callable, argv: Sequence[str] | None = None, doc: str | None = None,
   own_flags: Flags | None = None,
 ):  # fmt: skip
-  """Run a binary: `main` gets the options, made of the flags that were given; `own_flags`: others than its fields."""
+  """Run a binary: `main` gets `options`, built from the flags that were given.
+
+  `own_flags`: the flags to define, if they are not the fields of `options`.
+  """
   argv = list(sys.argv if argv is None else argv)
   logging.set_verbosity(logging.FATAL)  # Orbax reports every step; errors reach us as exceptions
   try:
@@ -60,7 +63,7 @@ def run(
     main(options(**parse(own_flags or flags_of(options), argv, doc)))
   except InputError as error:
     fail(error)
-  except BrokenPipeError:  # the reader, a `head` say, has seen enough
+  except BrokenPipeError:  # the reader, such as `head`, has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(141)
   except OSError as error:
@@ -75,7 +78,7 @@ def run(
 
 
 def fail(error):
-  """Say what is wrong in one line and leave with status 2."""
+  """Print the error in one line and exit with status 2."""
   print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
   sys.exit(2)
 
@@ -85,14 +88,14 @@ def warn(text: str):
 
 
 def flags_of(function: Callable) -> dict[str, tuple[Any, Any]]:
-  """A flag for every parameter that has a type, of a function or of what makes a dataclass."""
+  """A flag for every annotated parameter of a function, or of a dataclass's constructor."""
   hints = typing.get_type_hints(function, include_extras=True)
   parameters = inspect.signature(function).parameters.values()
   return {one.name: (hints[one.name], one.default) for one in parameters if one.name in hints}
 
 
 def parse(own_flags: Flags, argv: Sequence[str], doc: str) -> dict[str, Any]:
-  """What the command line gives, each thing once; --help is printed, and ends the process."""
+  """The values given on the command line, repeated ones only once; --help prints the help and exits."""
   values = flags.FlagValues()
   values['help'] = flags.BooleanFlag('help', False, 'Show this help and stop.')
   names = [name for name in own_flags if name != 'arguments']
@@ -125,7 +128,7 @@ class _Finite(flags.FloatParser):
 
 
 def _flag(name: str, kind: Any, default: Any) -> flags.Flag:
-  """The flag for a type."""
+  """The absl flag for a type."""
   own, common = [], COMMON.get(name, ('',))
   if typing.get_origin(kind) is Annotated:
     kind, *own = typing.get_args(kind)
@@ -147,14 +150,14 @@ def _flag(name: str, kind: Any, default: Any) -> flags.Flag:
 
 
 def seeds(first: int, count: int) -> range:
-  """So many seeds from the first on."""
+  """`count` seeds, starting at `first`."""
   if count < 1 or first + count - 1 > LAST_SEED:
     raise InputError(f'{count} seeds from {first} on: use at least one, and none above {LAST_SEED}')
   return range(first, first + count)
 
 
 def writable(path: str | os.PathLike) -> Path:
-  """The folder to write to, tried before any work is done, and made once there is something to write."""
+  """Check that a folder can be written to, before any work is done; it is only made once there is something to write."""
   path = Path(path)
   try:
     there = next(p for p in (path, *path.absolute().parents) if p.exists())

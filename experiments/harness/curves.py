@@ -1,7 +1,8 @@
-"""A law fitted to whole accuracy curves: at which size half of the facts are known, as a formula in N and R.
+"""A law fitted to whole accuracy curves: the size at which half of the facts are known, as a formula in N and R.
 
-The accuracy of a model with d dimensions is a beta-binomial share of its N·R queries, of mean σ((log d − log d₅₀)/w). Queries of one
-model are not independent, so the seeds are the unit: the overdispersion is fitted with the law.
+The fraction of its N·R queries that a model with d dimensions answers right is beta-binomial, with mean
+σ((log d − log d₅₀)/w). Queries to one model are not independent, so the seeds are the unit: the overdispersion is
+fitted together with the law.
 """
 
 import dataclasses
@@ -12,17 +13,17 @@ import pandas as pd
 import scipy.optimize
 from scipy.special import betaln, expit
 
-SIZES: dict[str, Callable] = {  # what the subjects count for, to the power of a law's exponent
+SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'log2': np.log2,
   'power': np.asarray,
 }
 STARTS = 8
-SETTLED = 0.05  # of what is read, by which twice the budget may move it
+SETTLED = 0.05  # largest relative change of a measured value when the training budget is doubled
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """d₅₀ = offset + scale · R^p · size(N)^q. `aic`: of the fit, the less the better."""
+  """d₅₀ = offset + scale · R^p · size(N)^q. `aic`: Akaike's information criterion of the fit; less is better."""
 
   size: str
   offset: float
@@ -38,14 +39,14 @@ class Law:
 
 
 def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
-  """The likeliest law of models with `subjects`, `relations`, `dim` and `accuracy`; with the exponent q given, if it is."""
+  """The maximum-likelihood law for models with `subjects`, `relations`, `dim` and `accuracy`; `q` fixes that exponent."""
   n, r, d = (table[name].to_numpy(float) for name in ('subjects', 'relations', 'dim'))
   queries = n * r
   right = np.clip(table['accuracy'].to_numpy(float), 0, 1) * queries
   sizes, given = SIZES[size](n), q
 
   def unpacked(x):
-    """Offset and scale are of about the size of d; width and precision are positive."""
+    """Offset and scale are of the order of d; scale, width and precision are fitted as logarithms, so they are positive."""
     offset, scale, p, *rest = x
     power, width, precision = rest if given is None else (given, *rest)
     return offset, np.exp(scale), p, power, np.exp(width), np.exp(precision)
@@ -81,7 +82,10 @@ def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
 
 
 def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
-  """Of every seed by how much the last doubling of a budget, a column, moves what is read; empty where there was one."""
+  """The relative change of what `read` returns, for every seed, at the last doubling of a budget.
+
+  `budget` names a column; the list is empty if it has only one value.
+  """
   budgets = sorted(rows[budget].unique())[-2:]
   if len(budgets) < 2:
     return []
@@ -90,7 +94,7 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
 
 
 def half_size(dims, accuracy) -> float:
-  """The d at which a single curve passes one half, log-linearly between its points; nan: it does not."""
+  """The d at which a single curve crosses one half, log-linear between its points; nan if it does not cross."""
   mean = pd.Series(np.asarray(accuracy, float)).groupby(np.asarray(dims, float)).mean()
   x, y = np.log(mean.index.to_numpy()), mean.to_numpy()
   over = np.flatnonzero(y >= 0.5)

@@ -1,7 +1,8 @@
-"""Constructions at four depths of hiddenness, with what is known of the inside at each: of models that know all their facts.
+"""Constructions at four depths of hiddenness, and what is known of the inside at each, for models that know all their facts.
 
-built: as written. disguised: turned by symmetries, the same function. retrained: that, with noise on every weight, trained
-until it knows its facts again. scratch: of the same sizes, trained from random weights, so that nothing is known inside.
+built: as written. disguised: transformed by symmetries, the same function. retrained: the disguised model with noise
+on every weight, trained on its facts again. scratch: the same sizes, trained from random weights, so that nothing is
+known about the inside.
 """
 
 import dataclasses
@@ -20,14 +21,14 @@ from geomem.training import batched, trained
 
 DEPTHS = 'built', 'disguised', 'retrained', 'scratch'
 LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
-EXACT = 0.999  # of a construction and its disguise ablation finds at least so much of the truth
-CONFIRMED = {'units': 0.5, 'heads': 0.5, 'subspaces': 0.9}  # of a retrained model
+EXACT = 0.999  # ablation confirms at least this much for a construction and its disguise
+CONFIRMED = {'units': 0.5, 'heads': 0.5, 'subspaces': 0.9}  # the same for a retrained model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hidden:
-  """A model at a depth, and its truth, if any is known. `found`: how much of the truth of units, heads and subspaces
-  ablation and interchange bear out, None where there is none to bear out. `noise`: from which it was retrained."""
+  """A model at one depth, and its truth, if any is known. `found`: how much of the truth about units, heads and subspaces
+  is confirmed by ablation and interchange, None where there is nothing to confirm. `noise`: the noise it was retrained from."""
 
   depth: str
   model: FactModel
@@ -39,7 +40,7 @@ class Hidden:
 
   @property
   def confirmed(self) -> bool:
-    """Whether every query is right, and what is said to be known is so."""
+    """Whether every query is answered right, and the truth is confirmed."""
     least = {**CONFIRMED} if self.depth == 'retrained' else dict.fromkeys(self.found, EXACT)
     return self.accuracy == 1 and all(
       value is None or value >= least[name] for name, value in self.found.items()
@@ -47,7 +48,7 @@ class Hidden:
 
 
 def judged(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> Hidden:
-  """The model with what all its queries and ablations say."""
+  """The model with its accuracy on all queries and the results of the ablations."""
   tests = {'units': truth.units_found, 'heads': truth.heads_found, 'subspaces': truth.subspaces_found}  # fmt: skip
   found = {name: test(model, known) if known else None for name, test in tests.items()}
   return Hidden(depth, model, known, *truth.answered(model), found, noise)
@@ -56,8 +57,8 @@ def judged(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0
 def at_all_depths(
   built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int
 ) -> list[list[Hidden]]:
-  """For each of these constructions, of one kind and different in sizes alone, a model at each depth: retrained from
-  the first of the noises after which it knows its facts again and the truth is borne out."""
+  """A model at each depth for each of these constructions, which are of one kind and differ only in size. The retrained
+  model has the first noise level from which it learns its facts again and the truth is confirmed, else the last."""
   known = [truth.of(one) for one in built]
   turned = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
   carried = [k.carried(by) for k, (_, by) in zip(known, turned, strict=True)]
@@ -87,10 +88,10 @@ def at_all_depths(
 
 
 def shaken(config: Config, params: dict, noise: float, rng: np.random.Generator, seed: int) -> dict:
-  """Noise on every weight, as a fraction of its array's root mean square, or of a fresh initialization's where that is 0."""
+  """Add noise to every weight, relative to its array's root mean square, or to a fresh initialization's where that is 0."""
   arrays, fresh = flatten_dict(params), flatten_dict(transformer.draw(config, seed))
   rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
-  # A bias starts at zero too: it is shaken as much as the matrix before it would be.
+  # A bias is initialized to zero too: its noise is scaled like that of the matrix before it.
   before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
   size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
   return unflatten_dict({

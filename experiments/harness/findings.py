@@ -1,4 +1,4 @@
-"""What a claim comes to: one number with its interval over seeds, its controls, and where it would hold."""
+"""Findings: a number with its interval over seeds, its controls, and the range in which it supports a claim."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from experiments.harness import statistics
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A statement of the paper's, or ours: its name, what it says, and the sizes at which primary outcomes decide it."""
+  """A statement, the paper's or ours: its name, what it says, and the sizes at which primary outcomes decide it."""
 
   name: str
   says: str
@@ -19,11 +19,12 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """The mean over `seeds`, its 95% interval (nan: none), the range in which it bears the claim out, the controls.
+  """The mean over `seeds`, its 95% interval (nan: none), the range in which it supports the claim, the controls.
 
-  `claim`: the start of the name of the claim it bears on, where a study has several. `check`: the measurement's own
-  test, as on constructed models or of facts that had to be learned first; it bears on no claim. `primary`: the
-  outcome that decides, named before the run. `p`: how likely such values would be, were the true mean at the bound.
+  `claim`: where a study has several claims, a string that starts with the name of each claim that this bears on.
+  `check`: a test of the measurement itself, for example on constructed models, or that the facts were learned first;
+  it bears on no claim. `primary`: an outcome that decides the claim, named before the run. `p`: the probability of
+  such values if the true mean were at the bound.
   """
 
   what: str
@@ -41,7 +42,7 @@ class Finding:
 
   @property
   def holds(self) -> bool | None:
-    """None: nothing was expected."""
+    """None if nothing was expected."""
     if self.at_least is None and self.at_most is None:
       return None
     enough = self.at_least is None or self.value >= self.at_least
@@ -49,7 +50,7 @@ class Finding:
 
   @property
   def unsure(self) -> bool:
-    """A bound lies within the interval: other seeds might have said otherwise."""
+    """Whether a bound lies within the interval: other seeds might have decided otherwise."""
     bounds = (bound for bound in (self.at_least, self.at_most) if bound is not None)
     return any(self.low < bound < self.high for bound in bounds)
 
@@ -58,7 +59,7 @@ def over_seeds(
   what: str, values: Sequence[float], at_least: float | None = None, at_most: float | None = None,
   claim: str = '', check: bool = False, primary: bool = False, **controls: Sequence[float],
 ) -> list[Finding]:  # fmt: skip
-  """The finding of a value per seed, beside the values of its controls by name; none where there are no values."""
+  """The finding for one value per seed, with the values of its controls by name; none if there are no values."""
   if not len(values):
     if primary:
       raise ValueError(f'{what}: nothing was measured, and it decides a claim')
@@ -72,9 +73,9 @@ def over_seeds(
 
 
 def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict]:
-  """What the primary outcomes say of every claim: the largest p of its bounds, Holm's correction over the claims.
+  """The verdict of the primary outcomes on every claim: the largest p of its bounds, with Holm's correction over the claims.
 
-  A claim of which a size was not measured is open, and its p is 1.
+  A claim for which a size was not measured is open, and its p is 1.
   """
   rows: list[dict] = []
   for claim in (claim for claim in claims if claim.sizes):
@@ -94,13 +95,13 @@ def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict
 
 
 def of_claim(claim: Claim, findings: Sequence[Finding]) -> list[Finding]:
-  """Those that bear on it: where a finding names no claim, it bears on all of its study."""
+  """The findings that bear on a claim: a finding that names no claim bears on all claims of its study."""
   own = [f for f in findings if not f.check]
   return [f for f in own if not f.claim or f.claim.startswith(claim.name)]
 
 
 def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
-  """In a word and in short: of what was expected, how much was found."""
+  """A keyword and a short phrase: how many of the expectations hold."""
   expected = [f.holds for f in findings if f.holds is not None]
   if not expected:
     return 'none', 'not measured'

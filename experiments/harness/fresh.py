@@ -1,4 +1,4 @@
-"""What a frozen model does for facts that it never saw: put together by the maps of its own, or learned."""
+"""What a frozen model does with facts that it never saw: embeddings composed by its own maps, or learned ones."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from geomem.training.recipe import Recipe
 def scores(
   config: Config, recipe: Recipe, params, job, other_RxN, written_NxD, count: int
 ) -> tuple[dict, Maps]:
-  """By name, and the maps of the model's own subjects.
+  """Scores by name, and the maps fitted to the model's own subjects.
 
-  `old_maps`: right answers for new facts, embeddings put together by maps of the old ones. `learned_embeddings`: once
-  embeddings are learned, or as they are written; of these are R², readout and swaps at α = 1: the lower
-  of the fractions that flip the answer, and that keep the others.
+  `old_maps`: accuracy on new facts with embeddings composed by the maps of the old ones. `learned_embeddings`: accuracy
+  with embeddings that are learned, or written by a construction; R², readout and swaps at α = 1 are measured on these.
+  A swap score is the lower of the fractions that flip the answer, and that keep the others.
   """
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   own_RxN, new_RxS = job.answers_RxN, other_RxN[:, :count]
@@ -40,9 +40,9 @@ def scores(
 
 
 def memorised(config: Config, params, job) -> dict:
-  """By maps of three quarters of the subjects, right answers for the `old_tuples` of the others; and how much less are
-  right for the same attributes in other tuples: what depends on having seen the tuple is `memorised`. A model that
-  answers neither has a gap of 0 too."""
+  """With maps fitted to three quarters of the subjects: accuracy on the `old_tuples` of the others, and how much lower
+  it is for the same attributes in other tuples: the part that depends on having seen the tuple is `memorised`. A model
+  that answers neither also has a gap of 0."""
   split_key, _, mix_key = instances.eval_keys(job.seed, 3)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   fit_T, held_S = linear_maps.hold_out(split_key, config.subjects)
@@ -54,21 +54,21 @@ def memorised(config: Config, params, job) -> dict:
 
 
 def zero_shot(config: Config, params, maps: Maps, new_RxS):
-  """Right answers for new facts, their embeddings put together by these maps."""
+  """Accuracy on new facts whose embeddings are composed by these maps."""
   u_AxD = model.apply(config, params, method='unembedding')
   e_SxD = linear_maps.superpose(maps, u_AxD, new_RxS)
   return intervene.accuracy(config, params, e_SxD, new_RxS.T)
 
 
 def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, written_NxD):
-  """Of subjects with these facts: as they are written, where a construction writes them, or learned."""
+  """Embeddings of subjects with these facts: written by the construction where there is one, else learned."""
   if len(written_NxD):
     return written_NxD[: new_RxS.shape[1]]
   return new_facts.learn_embeddings(config, recipe, params, job, new_RxS)
 
 
 def fitted_and_fresh(known, e_SxD, new_RxS) -> tuple:
-  """What the scores of `linear_maps` take, for maps of the model's own subjects that are judged on fresh ones."""
+  """The arguments of the scores in `linear_maps`, for maps of the model's own subjects that are judged on fresh ones."""
   e_NxD, u_AxD, own_RxN = known
   n, s = len(e_NxD), len(e_SxD)
   joined = jnp.concatenate([e_NxD, e_SxD]), u_AxD, jnp.concatenate([own_RxN, new_RxS], 1)
@@ -76,7 +76,7 @@ def fitted_and_fresh(known, e_SxD, new_RxS) -> tuple:
 
 
 def swapped(config: Config, params, maps: Maps, e_SxD, new_RxS, key) -> tuple:
-  """Swaps at α = 1: of every relation the fractions that flip its answer, and that keep the others."""
+  """Swaps at α = 1: for every relation, the fractions that flip its answer, and that keep the others."""
   u_AxD = model.apply(config, params, method='unembedding')
   wanted_SxR = intervene.other_attributes(key, config.answers, new_RxS.T)
   vectors = intervene.steering_vectors(maps[0], u_AxD, new_RxS.T, wanted_SxR)

@@ -1,4 +1,4 @@
-"""The facts and the random keys that a seed stands for, and constructions of such facts, built, verified, accounted for."""
+"""The facts and random keys that a seed stands for, and constructions of such facts: built, verified, accounted for."""
 
 import math
 import time
@@ -12,7 +12,7 @@ from geomem.construction import Construction, check_representable
 from geomem.errors import InputError
 from geomem.facts import Facts
 
-MEMORY_CONSTANTS = {  # c of the sizes of constructions that are not exact: the smallest err, the largest hardly do
+MEMORY_CONSTANTS = {  # c in the sizes of approximate constructions: the smallest err, the largest hardly do
   'superposition': (1, 2, 3, 4, 6, 8, 10, 12),
   'associative_attention': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
   'associative_mlp': (0.5, 1, 1.5, 2, 3, 4, 5, 6),
@@ -22,7 +22,7 @@ MEMORY_CONSTANTS = {  # c of the sizes of constructions that are not exact: the 
 def random_facts(
   kind: str, subjects: int, relations: int, seed: int, own_answers: bool = False
 ) -> Facts:
-  """Facts as a construction wants them: all relations into the subjects, or each into its own set."""
+  """Random facts in the form a construction needs: all relations map into the subjects, or each into its own set."""
   if own_answers:
     return Facts.disjoint(subjects, relations, subjects, seed)
   if kind == 'maps':
@@ -31,20 +31,20 @@ def random_facts(
 
 
 def bijections(subjects: int, relations: int, seed: int, other: bool = False) -> Facts:
-  """A seed's facts; or others of the same size, for what was learned of these to be held against."""
+  """A seed's facts; or others of the same size, as a control for what was learned about these."""
   return random_facts('bijections', subjects, relations, (seed + 10**6 * other) % 2**32)
 
 
 def eval_keys(seed, count: int) -> jax.Array:
-  """Keys for the evaluation of a model that this seed trained, apart from the random numbers of training."""
+  """Keys for evaluating a model that this seed trained, separate from the random numbers of training."""
   return jax.random.split(jax.random.fold_in(jax.random.key(seed), 2**31), count)
 
 
 def memory_options(name: str, constant: float, subjects: int, relations: int) -> dict[str, int]:
   """The options of the construction whose memory has `constant` times its natural unit.
 
-  With m = ⌈log₂N⌉: D = c·R·m dimensions of a superposition, D² = c·N·ln N a head of an associative memory in
-  attention, F·d = c·N·R·ln N of one in an MLP, where F = 8d.
+  With m = ⌈log₂N⌉: D = c·R·m dimensions for a superposition, D² = c·N·ln N per head for an associative memory in
+  attention, F·d = c·N·R·ln N for one in an MLP, where F = 8d.
   """
   bits, pairs = max(1, (subjects - 1).bit_length()), subjects * math.log(subjects)
   if name == 'superposition':
@@ -59,7 +59,7 @@ def build_and_check(
   name: str, facts: Facts, hops: int, *, dtype: str = 'float32', check: str | None = 'auto',
   progress: Callable | None = None, timed: bool = False, **options,
 ) -> tuple[Construction, dict]:  # fmt: skip
-  """One construction, built and (unless `check` is None) verified, and its record, with the seconds if `timed`."""
+  """A construction, built and (unless `check` is None) verified, and its record, with the seconds if `timed`."""
   start = time.perf_counter()
   built = registry.build(name, facts, hops, **options)
   check_representable(built, dtype)
@@ -76,13 +76,13 @@ def build_and_check(
     'min_margin': report and report.min_margin, 'promised_margin': built.margin,
     'parameters': book.total_parameters, 'subject_bits': book.subject_bits,
     'internal_bits': book.internal_bits, 'bound_bits': book.bound_bits,
-    'times_bound': book.times_bound if book.bound_bits else None,  # 0 bounds nothing
+    'times_bound': book.times_bound if book.bound_bits else None,  # a bound of 0 says nothing
     **(seconds if timed else {}),
   }  # fmt: skip
 
 
 def build_each(names: Sequence[str], build: Callable[[str], dict]) -> list[dict]:
-  """The records of what can be built; what cannot is left out, and said why."""
+  """The records of the constructions that can be built; the others are skipped with a warning that says why."""
   records: list[dict] = []
   skipped: dict[str, list[str]] = {}
   for name in names:

@@ -1,4 +1,4 @@
-"""What computes here: how it is set up before JAX starts, what it is, and by what code."""
+"""The machine that computes: its setup before JAX starts, its description, and the hash of the code it runs."""
 
 import contextlib
 import functools
@@ -16,38 +16,38 @@ QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_pa
 
 
 def one_device_per_core():
-  """Let a CPU's cores be as many devices, if JAX has not started yet and nobody has decided otherwise."""
+  """Make every core of a CPU a device, if JAX has not started yet and nobody has decided otherwise."""
   flags = os.environ.get('XLA_FLAGS', '')
   if 'host_platform_device_count' in flags or 'JAX_NUM_CPU_DEVICES' in os.environ:
     return
-  with contextlib.suppress(RuntimeError):  # it has started
+  with contextlib.suppress(RuntimeError):  # JAX has started
     jax.config.update('jax_num_cpu_devices', cores())
 
 
 def cores() -> int:
-  """Those that this process may use."""
+  """The number of cores that this process may use."""
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def compile_quickly():
-  """Let CPUs compile in half the time, for what trains many small models: compiling them takes longer.
+  """Halve compile times on CPUs, for experiments that train many small models and spend most of their time compiling.
 
-  What is compiled so can run four times as slowly: not for long training. Only if JAX has not started
-  yet, and is one whose flags these are known to be.
+  Programs compiled this way can run four times as slowly, so this is not for long training. Works only if JAX has not
+  started yet, and only for versions that are known to have these flags.
   """
-  if jax.__version_info__ < (0, 11):  # XLA stops at a flag that it does not know
+  if jax.__version_info__ < (0, 11):  # XLA stops at an unknown flag
     given = os.environ.get('XLA_FLAGS', '')
     os.environ['XLA_FLAGS'] = ' '.join([*QUICK, given]).strip()
 
 
 def keep_compiled(folder: Path):
-  """Compiled programs are kept here for the next run."""
+  """Keep compiled programs in this folder for the next run."""
   if getattr(jax.config, 'jax_compilation_cache_dir', None) is None:
     jax.config.update('jax_compilation_cache_dir', str(Path(folder, '.jax_cache').absolute()))
 
 
 def device() -> str:
-  """What computes here, in words."""
+  """A description of the devices."""
   devices = jax.devices()
   text = f'{len(devices)} × {devices[0].device_kind}'
   return f'{text}, {cores()} of {os.cpu_count()} cores' if devices[0].platform == 'cpu' else text
@@ -55,18 +55,18 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
   names: tuple[str, ...] = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'pandas', 'scipy')
-  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # optional: only compared with
+  names += ('torch',) * bool(importlib.util.find_spec('torch'))  # optional: only a baseline
   return {'python': platform.python_version(), **{name: metadata.version(name) for name in names}}
 
 
 def made_with() -> dict:
-  """What a measurement depends on beside its setting."""
+  """What a measurement depends on besides its setting."""
   return {'code': code_hash(), 'device': device(), 'versions': versions()}
 
 
 @functools.lru_cache
 def code_hash(root: Path = Path(__file__).parents[2]) -> str:
-  """Of the code that measures, and the tables it asks about, as they were when this was first asked."""
+  """Hash of the code that measures and the tables it uses, as they were at the first call."""
   digest = hashlib.sha256()
   for package in PACKAGES:
     for path in sorted((root / package).rglob('*')):

@@ -1,9 +1,9 @@
-"""Methods that look for units and subspaces in a model of one block and one hop, and the scores of what they find.
+"""Methods that look for units and subspaces in a model with one block and one hop, and scores for what they find.
 
-A method is given a model and its facts, never the truth. It says of every unit how much it is for a relation, RxF, or
-gives for every relation the projector onto a subspace of the subject's embedding, RxDxD, of a rank that it chooses.
+A method is given a model and its facts, never the truth. It scores how much each unit serves each relation, RxF, or
+returns for every relation the projector onto a subspace of the subject's embedding, RxDxD, of a rank that it chooses.
 
-Shapes: N subjects, R relations, D residual width, F units of the last hidden layer, C things that are changed one at a
+Shapes: N subjects, R relations, D residual width, F units of the last hidden layer, C components changed one at a
 time, A answers.
 """
 
@@ -20,20 +20,18 @@ from geomem.config import Config
 from geomem.inside import intervene, linear_maps, projectors
 from geomem.training import optimization
 
-SHARE = (
-  0.1  # of a relation's largest effect, or singular value: what has less is not the relation's
-)
-ENOUGH = 0.95  # of the best interchange: the smallest rank with so much is chosen
+SHARE = 0.1  # of a relation's largest effect, or singular value: anything smaller is ignored
+ENOUGH = 0.95  # of the best interchange score: the smallest rank that reaches it is chosen
 RANKS = 4
 STEPS, BATCH = 200, 32
-ATOMS, SPARSITY = 2, 0.03  # of a dictionary: atoms for every dimension; weight of the activations
+ATOMS, SPARSITY = 2, 0.03  # of a dictionary: atoms per dimension; weight of the sparsity penalty
 
 
-# --- what changes when something is changed --------------------------------------------------------
+# --- effects of interventions ----------------------------------------------------------------------
 
 
 def _gap(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> tuple[Array, Array]:
-  """By how much the right answer's logit is above the largest other one; and above that of the next subject's answer."""
+  """The right answer's logit minus the largest other one; and minus that of the next subject's answer."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   logits = jnp.einsum('nrd,ad->nra', x_NxRxD, u_AxD, precision='highest')
   own_NxR = jnp.asarray(answers_RxN).T
@@ -47,7 +45,7 @@ def _of_embeddings(config: Config, params: dict, e_NxD: Array, answers_RxN: Arra
 
 
 def _activations(config: Config, params: dict) -> tuple[Array, Array]:
-  """Of all queries the units' activations NxRxF, and the residual after the block, NxRxD."""
+  """For all queries, the units' activations NxRxF, and the residual after the block, NxRxD."""
   e_NxD, paths_Rx1 = params['embed']['subjects'], jnp.arange(config.relations)[:, None]
   _, sown = model.apply(
     config, params, e_NxD, paths_Rx1, method='from_embeddings', mutable=['trace']
@@ -57,7 +55,7 @@ def _activations(config: Config, params: dict) -> tuple[Array, Array]:
 
 
 def _unit_effects(config: Config, params: dict, answers_RxN: Array, change: Callable) -> Array:
-  """How much smaller a gap gets, on average over subjects, once a unit's activation is changed: RxF."""
+  """How much both gaps shrink, on average over subjects, when a unit's activation is changed: 2xFxR."""
   hidden_NxRxF, x_NxRxD = _activations(config, params)
   out_FxD = jnp.asarray(params['blocks_0']['mlp']['out'])
 
@@ -79,17 +77,17 @@ def _to_answers(config: Config, params: dict, x_NxRxD: Array) -> Array:
 def _embedding_effects(
   config: Config, params: dict, answers_RxN: Array, changed: Callable, count: int
 ) -> Array:
-  """The same for embeddings, changed by `changed(c)`: 2xCxR."""
+  """The same for embeddings changed by `changed(c)`: 2xCxR."""
   gaps = lambda e_NxD: jnp.stack(_of_embeddings(config, params, e_NxD, answers_RxN)).mean(axis=1)
   after_Cx2xR = jax.lax.map(lambda c: gaps(changed(c)), jnp.arange(count))
   return (gaps(params['embed']['subjects'])[None] - after_Cx2xR).swapaxes(0, 1)
 
 
-# --- which units are for a relation ----------------------------------------------------------------
+# --- which units serve a relation ------------------------------------------------------------------
 
 
 def probed_units(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Linear probe: the weights of a ridge regression from the activations to the answers' vectors, times their spread."""
+  """Linear probe: coefficient norms of a ridge regression from activations to answer vectors, times the activations' spread."""
   hidden_NxRxF, _ = _activations(config, params)
   u_AxD = model.apply(config, params, method='unembedding')
 
@@ -102,17 +100,17 @@ def probed_units(config: Config, params: dict, answers_RxN: Array, key: Array) -
 
 
 def patched_units(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Activation patching: a unit is given its activation for the next subject; how far the answers move towards its."""
+  """Activation patching: a unit gets its activation for the next subject; how far do answers move towards that subject's?"""
   other = lambda h_NxR: jnp.roll(h_NxR, -1, axis=0) - h_NxR
   return _unit_effects(config, params, answers_RxN, other)[1].T
 
 
 def ablated_units(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Ablation: a unit is off; how much of the margin is lost."""
+  """Ablation: a unit is switched off; how much of the margin is lost?"""
   return _unit_effects(config, params, answers_RxN, lambda h_NxR: -h_NxR)[0].T
 
 
-# --- which subspace of an embedding is a relation's ------------------------------------------------
+# --- which subspace of an embedding belongs to a relation ------------------------------------------
 
 
 def span(columns_DxC: Array) -> Array:
@@ -123,21 +121,21 @@ def span(columns_DxC: Array) -> Array:
 
 
 def own(effects_CxR: Array) -> Array:
-  """Which things are a relation's, RxC: they matter most for it, and more than SHARE of what matters most."""
+  """Which components belong to a relation, RxC: they matter most for it, and more than SHARE of what matters most."""
   best = effects_CxR.max(axis=0, keepdims=True)
   most = effects_CxR == effects_CxR.max(axis=1, keepdims=True)
   return (most & (effects_CxR > SHARE * best)).T.astype(jnp.float32)
 
 
 def probed_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Linear probe: what a regression from embeddings to the answers' vectors reads."""
+  """Linear probe: the subspace that a regression from embeddings to the answers' vectors reads."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   probe = lambda answers_N: span(linear_maps.affine(e_NxD, u_AxD[answers_N], 1e-2)[0])
   return jax.lax.map(probe, jnp.asarray(answers_RxN))
 
 
 def mapped_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Superposition: what a regression of embeddings on the vectors of all answers writes for one of them."""
+  """Superposition: the subspace that a regression of embeddings on all answers' vectors writes for one relation's."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   maps_RxDxE, _ = linear_maps.fit_best_maps(e_NxD, u_AxD, answers_RxN)
   parts = lambda pair: span(((u_AxD - u_AxD.mean(axis=0)[None])[pair[1]] @ pair[0]).T)
@@ -145,7 +143,7 @@ def mapped_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arra
 
 
 def patched_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Activation patching: the coordinates that move answers towards the next subject's, whose value they are given."""
+  """Activation patching: the coordinates that, set to the next subject's values, move answers towards that subject's."""
   e_NxD = params['embed']['subjects']
   other = lambda c: e_NxD.at[:, c].set(jnp.roll(e_NxD, -1, axis=0)[:, c])
   effects = _embedding_effects(config, params, answers_RxN, other, config.dim)[1]
@@ -153,7 +151,7 @@ def patched_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
 
 
 def ablated_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Ablation: the coordinates without which, at their mean, margins are lost."""
+  """Ablation: the coordinates whose replacement by their mean loses margin."""
   e_NxD = params['embed']['subjects']
   mean = lambda c: e_NxD.at[:, c].set(e_NxD[:, c].mean())
   effects = _embedding_effects(config, params, answers_RxN, mean, config.dim)[0]
@@ -161,7 +159,7 @@ def ablated_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
 
 
 def dictionary_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Sparse dictionary: the atoms of embeddings, learned without their facts, without which margins are lost."""
+  """Sparse dictionary: the atoms of embeddings, learned without the facts, whose removal loses margin."""
   e_NxD = params['embed']['subjects']
   centred_NxD = e_NxD - e_NxD.mean(axis=0)[None]
   size = jnp.sqrt(jnp.mean(centred_NxD**2))
@@ -172,7 +170,7 @@ def dictionary_subspaces(config: Config, params: dict, answers_RxN: Array, key: 
 
 
 def dictionary(x_NxD: Array, key: Array, steps: int = 1000) -> tuple[Array, Array]:
-  """A sparse autoencoder: activations NxC of atoms of length 1, CxD."""
+  """A sparse autoencoder: activations NxC of unit-length atoms, CxD."""
   dim = x_NxD.shape[1]
   atoms_CxD = jax.random.normal(key, (ATOMS * dim, dim))
   adam = optax.adam(1e-2)
@@ -197,8 +195,8 @@ def dictionary(x_NxD: Array, key: Array, steps: int = 1000) -> tuple[Array, Arra
 
 
 def aligned_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
-  """Distributed alignment search: orthogonal projectors by interchange, of the smallest rank that does about as well as
-  the best."""
+  """Distributed alignment search: orthogonal projectors learned by interchange, of the smallest rank that scores about as
+  well as the best."""
   e_NxD = params['embed']['subjects']
   start_key, learn_key = jax.random.split(key)
   start = projectors.at_random(start_key, config.relations, config.dim)
@@ -225,11 +223,12 @@ SUBSPACES = {
 }  # fmt: skip
 
 
-# --- what an answer is worth without the truth -----------------------------------------------------
+# --- scores that need no truth ---------------------------------------------------------------------
 
 
 def interchanged(config: Config, params: dict, projector_RxDxD: Array, answers_RxN: Array) -> Array:
-  """Every subject given the next one's part: the lower of the answers that become its, and of others that stay."""
+  """Patch the next subject's part into every subject: the lower of two fractions, answers that become that subject's and
+  other answers that stay."""
   e_NxD = params['embed']['subjects']
   vectors_RxNxD = jnp.einsum('rde,ne->rnd', projector_RxDxD, jnp.roll(e_NxD, -1, axis=0) - e_NxD)
   wanted_NxR = jnp.roll(jnp.asarray(answers_RxN).T, -1, axis=0)
@@ -238,7 +237,8 @@ def interchanged(config: Config, params: dict, projector_RxDxD: Array, answers_R
 
 
 def separated(config: Config, params: dict, scores_RxF: Array, answers_RxN: Array) -> Array:
-  """Without the units that a relation has more of than any other: right answers to other relations, less those to it."""
+  """Assign each unit to the relation that it scores highest for and ablate a relation's units: accuracy on other
+  relations minus accuracy on this one."""
   e_NxD, most_F = params['embed']['subjects'], scores_RxF.max(axis=0)
   own_F = jnp.where(most_F > scores_RxF.min(axis=0), jnp.argmax(scores_RxF, axis=0), -1)
   right_RxR = intervene.accuracy_without_units(config, params, e_NxD, answers_RxN.T, own_F)
@@ -251,7 +251,7 @@ def separated(config: Config, params: dict, scores_RxF: Array, answers_RxN: Arra
 
 
 def unit_score(scores_RxF: np.ndarray, serves_RxF: np.ndarray, seed: int = 0) -> float:
-  """Average precision over the relations that have units, 0 for what a random order has on average, 1 for a right one."""
+  """Average precision over the relations that have units, scaled to 0 for a random order on average, 1 for a right one."""
   rng, found = np.random.default_rng(seed), []
   for scores_F, serves_F in zip(scores_RxF, serves_RxF, strict=True):
     if (count := serves_F.sum()) and count < len(serves_F):
@@ -263,13 +263,13 @@ def unit_score(scores_RxF: np.ndarray, serves_RxF: np.ndarray, seed: int = 0) ->
 
 
 def _chance(count: int, size: int) -> float:
-  """The mean average precision of all orders."""
+  """The mean average precision over all orders."""
   harmonic = np.sum(1 / np.arange(1, size + 1))
   return float((harmonic + (count - 1) / (size - 1) * (size - harmonic)) / size)
 
 
 def subspace_score(projector_RxDxD: np.ndarray, frames: list[np.ndarray]) -> float:
-  """tr(PQ) over the larger rank, the mean over relations, 0 for what random subspaces of these ranks have, 1 for the same."""
+  """tr(PQ) over the larger rank, averaged over relations, scaled to 0 for random subspaces of these ranks, 1 for equal ones."""
   found = []
   for p_DxD, frame_KxD in zip(projector_RxDxD, frames, strict=True):
     rank, dim = float(np.trace(p_DxD)), len(p_DxD)

@@ -1,4 +1,4 @@
-"""A kind of model whose inside is looked into, trained or not, and what is found in it for every seed."""
+"""Kinds of models, trained or not, whose inside is examined, and what is found in them for every seed."""
 
 import dataclasses
 import functools
@@ -15,12 +15,12 @@ from geomem.facts import Facts
 from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
-# What gradient descent finds the predicted structure with; experiments.transfer takes its parts away, one by one.
+# The recipe with which gradient descent finds the predicted structure; experiments.transfer ablates it part by part.
 RECIPE: dict[str, Any] = {
   'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
-# Fixed random embeddings, so that the facts have to go into the MLP; it needs a wide one.
+# Fixed random embeddings, so that the facts have to go into the MLP, which must be wide.
 ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
@@ -29,7 +29,7 @@ SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 
 
 def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, Any]:
-  """Those of a model of the recipe: 32 coordinates and 32 hidden units for every relation."""
+  """The sizes of a model of the recipe: 32 coordinates and 32 hidden units per relation."""
   return dict(
     zip(SIZES, (subjects, relations, 32 * relations, 32 * relations, batch, steps), strict=True)
   )
@@ -37,7 +37,7 @@ def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, An
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """What a preset of one size of model begins with."""
+  """The first fields of a preset with one size of model."""
 
   subjects: int
   relations: int
@@ -54,20 +54,20 @@ class Sizes:
     return Kind(**self.own(), **RECIPE)
 
   def plain(self) -> 'Kind':
-    """What plain AdamW finds, at the rates of the recipe: by others it often fails."""
+    """A model trained by plain AdamW, at the rates of the recipe: at others it often fails."""
     same = {name: RECIPE[name] for name in ('weight_decay', 'learning_rate')}
     return Kind(model='plain AdamW', **self.own(), **same)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-  """`model`: what it is called. One called untrained is as it was drawn, a constructed one a selector, at its own size.
-  Of one called random weights, wide or not, the subjects' embeddings are trained, and nothing else.
+  """`model`: its name. An untrained one stays as initialized; a constructed one is a selector, at its own size.
+  Of a model whose name starts with 'random weights', only the subjects' embeddings are trained.
 
-  It learns `relations` facts of each of its `subjects`, in so many `steps`.
-  `embeddings`, `unembedding`, `attention` (its query and key): fixed as they were drawn, or trained.
-  `embedding_lr_multiplier` is of the embeddings' decay as well, as a learning rate of their own is in AdamW, unless
-  that has an `embedding_decay_multiplier`.
+  It learns `relations` facts about each of its `subjects`, in `steps` steps.
+  `embeddings`, `unembedding`, `attention` (its query and key): fixed as initialized, or trained.
+  `embedding_lr_multiplier` also scales the embeddings' decay, as a learning rate of their own does in AdamW, unless
+  there is an `embedding_decay_multiplier`.
   """
 
   model: str = 'trained'
@@ -95,7 +95,7 @@ class Kind:
   def recipe(self) -> Recipe:
     parts = {optimization.SUBJECTS: self.embeddings, 'unembed': self.unembedding}
     if self.answer_dim and self.model != 'constructed':
-      parts['unembed/project'] = 'fixed'  # W_out can turn what it writes by any matrix
+      parts['unembed/project'] = 'fixed'  # W_out can already apply any matrix to what it writes
     parts |= dict.fromkeys(optimization.QK_PARAMS, self.attention)
     if self.model.startswith('random weights'):
       rest = ('embed/relations', 'embed/positions', 'blocks_0', 'unembed', 'norm_final')
@@ -108,7 +108,7 @@ class Kind:
     )  # fmt: skip
 
   def task(self, facts: Facts, seed: int) -> batched.Task:
-    """A model of this kind before it is trained."""
+    """A model of this kind before training."""
     if self.model == 'constructed':
       built = registry.build('selector', facts)
       return batched.Task(built.config, facts, seed=seed, params=built.params)
@@ -117,8 +117,8 @@ class Kind:
     return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
   def evaluate(self, trainer: Trainer, seeds: Sequence[int], scores: Callable) -> tuple[dict, dict]:
-    """What the models are, and by name `scores(config, recipe, params, job, answers to other facts, embeddings)` for every
-    seed: those that a construction of the other facts writes; of other kinds none are known beforehand.
+    """The model's description, and by name `scores(config, recipe, params, job, answers to other facts, embeddings)` for
+    every seed. The embeddings are those that a construction of the other facts writes; other kinds have none.
     """
     facts = functools.partial(instances.bijections, self.subjects, self.relations)
     tasks = [self.task(facts(seed), seed) for seed in seeds]
@@ -129,7 +129,7 @@ class Kind:
       written = np.stack(
         [registry.build('selector', o).params['embed']['subjects'] for o in others]
       )
-    # What is frozen is no matter of what is asked of a model that is done: so kinds of one size share a program.
+    # Which parameters were frozen does not matter after training: without it, kinds of one size share a program.
     own_scores = functools.partial(scores, config, dataclasses.replace(self.recipe(), frozen=()))
     about = dataclasses.asdict(self) | {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
     found = trainer.train_and_evaluate(

@@ -1,4 +1,4 @@
-"""How figures look: colours that the colour-blind can tell apart and print keeps, one size of type."""
+"""Figure style: colours that colour-blind readers can tell apart and that survive printing, consistent font sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
-# Bits per parameter that are reported of language models: knowledge, memorized text.
+# Bits per parameter reported for language models: knowledge, memorized text.
 LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
 KINDS = '.png', '.pdf'
 MARKERS = 'osD^v<>P*Xph'
-STYLE: Any = {  # of every study; others draw under matplotlib.rc_context(plotting.STYLE)
+STYLE: Any = {  # for the figures of all studies; other code draws under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
   'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'grid.alpha': 0.25,
   'grid.linewidth': 0.5, 'lines.linewidth': 1.4, 'lines.markersize': 6, 'legend.frameon': False,
@@ -33,13 +33,13 @@ def new(width: float = 4.8, height: float = 3.2, rows: int = 1, columns: int = 1
 
 
 def cycle(i: int) -> tuple[str, str]:
-  """Colour and marker of the i-th series; no two of the first 77 are the same."""
+  """Colour and marker of the i-th series; the first 77 are all different."""
   colors = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK)
   return colors[i % len(colors)], MARKERS[i % len(MARKERS)]
 
 
 def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
-  """The i-th series: every seed a mark, their means a line, against a column."""
+  """Draw the i-th series against a column: a mark for every seed, and a line through their means."""
   color, marker = cycle(i)
   ax.plot(rows[x], rows['value'], marker, color=color, alpha=0.4, markersize=3, markeredgewidth=0)
   means = statistics.summarize(rows, x)
@@ -48,13 +48,13 @@ def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
 
 
 def level(ax, y: float, text: str, dashes: str = '-'):
-  """A grey line across at a y that others report or that nothing can pass, and what it is."""
+  """A labelled grey line across at a y that others report or that nothing can exceed."""
   ax.axhline(y, linestyle=dashes, color=GREY, linewidth=1)
   ax.text(0.99, y, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom')
 
 
 def logarithmic(*axes):
-  """Log scale on an x or y axis, its ticks 10k, 20k, 50k."""
+  """Use a log scale on x or y axes, with ticks such as 10k, 20k, 50k."""
   for axis in axes:
     axis.axes.set(**{f'{axis.axis_name}scale': 'log'})
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -63,7 +63,7 @@ def logarithmic(*axes):
 
 
 def legend(ax, **options):
-  """A small one, if there is anything to explain."""
+  """A small legend, if there is anything to label."""
   if ax.get_legend_handles_labels()[0]:
     ax.legend(**{'fontsize': 6, **options})
 
@@ -73,7 +73,7 @@ def legend_beside(ax):
 
 
 def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-  """STEM.png and STEM.pdf, or one of them, the same bytes every time."""
+  """Save STEM.png and STEM.pdf, or one of them, with the same bytes every time."""
   paths = [Path(f'{stem}{kind}') for kind in kinds]
   for path in paths:
     figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)

@@ -1,7 +1,7 @@
-"""The compiled programs of a study, without running them: its own `measure` is called, and every call of a compiled function
-is kept, with the shapes of its arguments, and answered by ones. So no size is said a second time.
+"""The compiled programs of a study, without running them. The study's own `measure` is called; every call of a compiled
+function is recorded with the shapes of its arguments, and returns ones. So no size has to be given a second time.
 
-What a study does with the numbers in between goes on with ones, and means nothing.
+What a study computes from these results is computed from ones, and meaningless.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ JITTED = type(jax.jit(abs))
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-  """A compiled function, and what it is called with: arrays are shapes, everything else is as it was given."""
+  """A compiled function and the arguments of a call: shapes instead of arrays, everything else as it was given."""
 
   function: Any
   args: tuple
@@ -40,7 +40,7 @@ class Program:
 
   @property
   def name(self) -> str:
-    """Of the function, and of the one that it maps over models, if it does."""
+    """The name of the function, and of the one that it maps over models, if any."""
     words = [self.function.__qualname__.lstrip('_')]
     for leaf in jax.tree.leaves((self.args, self.options)):
       if callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
@@ -54,16 +54,16 @@ class Program:
 
   @property
   def bytes(self) -> int:
-    """Of all arguments."""
+    """The size of all arguments."""
     return sum(math.prod(a.shape) * a.dtype.itemsize for a in self.shapes)
 
   @property
   def models(self) -> int:
-    """How many there are on all devices together; 0 where none are side by side."""
+    """The number of models on all devices together; 0 if models are not batched."""
     return max((a.shape[0] for a in self.shapes if _by_model(a)), default=0)
 
   def with_models(self, count: int) -> 'Program':
-    """The same for so many models."""
+    """The same program for `count` models."""
     fewer = lambda leaf: leaf.update(shape=(count, *leaf.shape[1:])) if _by_model(leaf) else leaf
     args, options = jax.tree.map(fewer, (self.args, self.options))
     return dataclasses.replace(self, args=args, options=options)
@@ -74,13 +74,13 @@ class Program:
 
 
 class Ones(np.ndarray):
-  """What stands for a result; it remembers where that would lie."""
+  """Stands for a result, and remembers its sharding."""
 
   sharding: Any = None
 
 
 def ones(shape, sharding: Any = None) -> Any:
-  """An array that takes no memory."""
+  """An array of ones that takes no memory."""
   if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
     return jax.random.split(jax.random.key(0), shape.shape)
   found = np.broadcast_to(np.ones((), shape.dtype), shape.shape).view(Ones)
@@ -89,7 +89,7 @@ def ones(shape, sharding: Any = None) -> Any:
 
 
 def _by_model(leaf: Any) -> bool:
-  """Whether it is an array with a row a model."""
+  """Whether it is an array with one row per model."""
   return isinstance(getattr(leaf, 'sharding', None), NamedSharding) and leaf.sharding.spec == P(
     'models'
   )
@@ -100,7 +100,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _shape(leaf: Any, default: Any) -> Any:
-  """Of an array; what is none stays as it is."""
+  """The shape of an array; anything else stays as it is."""
   if not _is_array(leaf):
     return leaf
   where = leaf.sharding if isinstance(leaf, Ones) and leaf.sharding is not None else default
@@ -116,7 +116,7 @@ class Recorded:
 
   def __call__(self, *args, **options):
     leaves = jax.tree.leaves((args, options))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):  # it is part of another program
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):  # a call inside another program
       return self.function(*args, **options)
     meshes = [leaf for leaf in leaves if isinstance(leaf, Mesh)]
     given = [
@@ -131,7 +131,7 @@ class Recorded:
     return jax.tree.map(ones, found, self._places(found, (*args, *options.values()), given))
 
   def _places(self, found: Any, args: tuple, given: list) -> Any:
-    """As it was said; or as in the argument of the same shapes; or as all arguments, where they lie alike."""
+    """The declared shardings; or those of the argument of the same structure; or that of all arguments, if they agree."""
     tree: Any = jax.tree.structure(found)
     if self.places is not None:
       return self.places
@@ -144,7 +144,7 @@ class Recorded:
 
 @contextlib.contextmanager
 def recording(device: jax.Device) -> Iterator[list[Program]]:
-  """While this lasts, no compiled function of ours runs: the calls are in the list. What lies on no mesh is for `device`."""
+  """Inside this context no compiled function of ours runs: calls go into the list. Arrays on no mesh are for `device`."""
   programs: list[Program] = []
   real = jax.jit
 
@@ -175,14 +175,14 @@ def _placed(a: np.ndarray, place: Any) -> Ones:
 
 
 class Recorder(Trainer):
-  """In the place of a trainer, or of a line of progress: nothing is trained, kept or shown."""
+  """Takes the place of a trainer, or of a progress line: nothing is trained, kept or shown."""
 
   def __init__(self, folder: Path, devices: Sequence[jax.Device], platform: str):
     self.folder, self.where = folder, {'devices': devices, 'platform': platform}
     self.resume_from = self.trace = None
 
   def __call__(self, *_, **__):
-    """Of no progress."""
+    """Report no progress."""
 
   on_progress: Any = __call__
 
@@ -196,14 +196,14 @@ class Recorder(Trainer):
     return function(*arguments)
 
   def run_to_end(self, fit: Callable, sweep, states):
-    """A chunk, whatever they are: a copy of their states, of ones, would look as if all were done."""
+    """Run one chunk, whatever the states are: they are ones, which would look as if all training were done."""
     return sweep, batched.advance(sweep, states, 1)
 
 
 def of_study(
   study: Any, preset: Any, devices: Sequence[jax.Device], platform: str
 ) -> list[Program]:
-  """All programs of a preset of a study, each once, on so many devices."""
+  """All distinct programs of a study's preset on these devices."""
   preset = study.prepare(preset)
   seeds = range(study.first_seed, study.first_seed + getattr(preset, 'seeds', 1))
   with (
@@ -217,7 +217,7 @@ def of_study(
 
 
 def largest(programs: Sequence[Program]) -> list[Program]:
-  """Of every name the one whose arguments are the largest."""
+  """For every name, the program with the largest arguments."""
   by_name = lambda program: program.name
   groups = itertools.groupby(sorted(programs, key=by_name), by_name)
   return [max(group, key=lambda program: program.bytes) for _, group in groups]

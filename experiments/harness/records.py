@@ -1,6 +1,6 @@
-"""Records on disk: tidy tables as readable JSON, a row a line, whole files or none.
+"""Records on disk: tidy tables as readable JSON with one row per line, written whole or not at all.
 
-What was not found or does not apply is null; infinity is 1e999, which every reader of JSON takes for it.
+Missing or inapplicable values are null; infinity is 1e999, which every JSON reader takes for it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ FILE, FINDINGS = 'results.json', 'findings.json'
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Records:
-  """A table of measured values, and what they were measured with: command, device, versions, setting."""
+  """A table of measured values, and what produced them: command, device, versions, setting."""
 
   about: dict
   table: pd.DataFrame
@@ -55,7 +55,7 @@ def write_text(path: Path, text: str):
 
 
 def write(path: Path, records: Records, digits: int | None = None):
-  """Write the table with what it is about; numbers to so many digits, where that is said."""
+  """Write the table with its description, numbers rounded to `digits` digits, if given."""
   table = records.table.astype(object)
   about, columns = _dump(records.about), _dump(list(table.columns))
   data = _lines(table.itertuples(index=False), digits)
@@ -63,7 +63,7 @@ def write(path: Path, records: Records, digits: int | None = None):
 
 
 def write_findings(path: Path, findings: Sequence) -> None:
-  """What a study found and expected, one finding a line."""
+  """Write what a study found and expected, one finding per line."""
   fields = ({**dataclasses.asdict(finding), 'holds': finding.holds} for finding in findings)
   write_text(path, _lines(fields) + '\n')
 
@@ -82,7 +82,7 @@ def read(path: Path) -> Records:
 
 
 def _dump(value: Any, digits: int | None = None) -> str:
-  """As JSON has it."""
+  """The value as JSON."""
   if isinstance(value, dict):
     pairs = (f'{json.dumps(key)}: {_dump(some, digits)}' for key, some in value.items())
     return f'{{{", ".join(pairs)}}}'
@@ -99,5 +99,5 @@ def _dump(value: Any, digits: int | None = None) -> str:
 
 
 def _lines(values: Iterable, digits: int | None = None) -> str:
-  """A list, each of its values on a line of its own."""
+  """A JSON list with one value per line."""
   return '[' + ','.join(f'\n{_dump(value, digits)}' for value in values) + '\n]'

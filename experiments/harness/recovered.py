@@ -1,6 +1,6 @@
-"""Models of several sizes trained on all facts: their accuracy, and the bits of facts that each has come to hold.
+"""Models of several sizes trained on all facts: their accuracy, and how many bits of the facts each comes to hold.
 
-No smallest model is sought: every model counts, with how much it knows.
+There is no search for the smallest model: every model counts, with as much as it knows.
 """
 
 import functools
@@ -18,14 +18,14 @@ from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
-# What a trial found a d₅₀ near: of the d that half of the facts take.
+# Sizes as multiples of d₅₀, the d at which half of the facts are known, which a trial estimated.
 FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
 LARGE = 2**14
 KEPT = 0.99  # of what a model holds, when its weights are rounded
 
 
 def dims(middle: float, count: int) -> list[int]:
-  """So many sizes about `middle`; all different."""
+  """`count` sizes around `middle`, all different."""
   factors = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(FACTORS)), FACTORS)
   found: list[int] = []
   for d in np.round(middle * factors).astype(int):
@@ -34,14 +34,14 @@ def dims(middle: float, count: int) -> list[int]:
 
 
 def guess(subjects: int, relations: int) -> float:
-  """Near d₅₀ at F = 4d, as a first trial found it."""
+  """An estimate of d₅₀ at F = 4d, from a first trial."""
   return 1 + relations * math.log2(subjects) / 6
 
 
 def measure(
   trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict]
 ) -> list[dict]:
-  """A record a model, with what it is `about`. To round weights takes a dozen evaluations: of large models that is left out."""
+  """One record per model, with what it is `about`. Rounding weights takes a dozen evaluations, so large models skip it."""
   config = batched.common_config([task.config for task in tasks])
   whole = config.subjects <= LARGE
   found = trainer.train_and_evaluate(
@@ -55,7 +55,7 @@ def measure(
 
 
 def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> dict:
-  """Cross-entropy of the last answer and accuracy, of every step by itself too, and the fewest bits a weight that keep them."""
+  """Cross-entropy of the last answer; accuracy, also of every step by itself; and the fewest bits per weight that keep them."""
   nats, last = optimization.cross_entropy(config, recipe, job, params)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   score = functools.partial(optimization.accuracy, config, recipe, job)
@@ -80,7 +80,7 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> 
 
 
 def _held(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:
-  """Accuracy, and bits of the facts: of the model, of a parameter that is trained, of a bit of those."""
+  """Accuracy, and the bits of the facts: in total, per trained parameter, and per bit of those parameters."""
   trained, _ = optimization.split(recipe, model.shapes(config))
   parameters = sum(math.prod(weight.shape) for weight in trained.values())
   queries = config.subjects * config.relations**recipe.hops

@@ -1,4 +1,4 @@
-"""Tables as Markdown, as HTML and for a terminal: one way to write a number, a finding, a verdict."""
+"""Tables as Markdown, HTML and terminal text, with one format for numbers, findings and verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'hol
 
 
 def cell(value) -> str:
-  """A value in four digits, in words where it is none."""
+  """A number in four digits, any other value in words."""
   value = value.item() if hasattr(value, 'item') else value
   if isinstance(value, bool):
     return 'yes' if value else 'no'
@@ -50,7 +50,7 @@ def controls(finding: Finding) -> str:
 
 
 def beside(finding: Finding) -> str:
-  """What stands in brackets after the mean: its interval, what was expected of it, its controls."""
+  """The text in brackets after the mean: the interval, what was expected, the controls."""
   bounds = expected(finding)
   parts = interval(finding), bounds and f'expected {bounds}', controls(finding)
   inside = '; '.join(filter(None, parts))
@@ -58,7 +58,7 @@ def beside(finding: Finding) -> str:
 
 
 def row(finding: Finding) -> tuple[str, ...]:
-  """A finding in `COLUMNS`."""
+  """A finding as a row of `COLUMNS`."""
   holds = {None: '', True: 'yes', False: 'no'}[finding.holds] + ' ~' * finding.unsure
   holds += ' (check)' * (finding.check and finding.holds is not None)
   holds += ' (primary)' * finding.primary
@@ -74,7 +74,7 @@ def findings(found: Sequence[Finding], form: str) -> str:
 def table(
   rows: pd.DataFrame | Sequence[dict], form: str = 'terminal', columns: Sequence[str] | None = None
 ) -> str:
-  """Any table as 'markdown', as 'html' or for a 'terminal', its values as `cell` writes them."""
+  """Any table as 'markdown', 'html' or for a 'terminal', with its values as `cell` writes them."""
   rows = pd.DataFrame(rows, columns=columns)
   heads = [str(name).replace('_', ' ') for name in rows.columns]
   lines = [list(map(cell, values)) for values in rows.astype(object).itertuples(index=False)]
@@ -88,7 +88,7 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _html(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A cell that says yes or no has the word as its class."""
+  """Cells that begin with yes or no get that word as their class."""
   kinds = {word: f' class="{word}"' for word in ('yes', 'no')}
   cells = lambda texts: [(kinds.get(text.partition(' ')[0], ''), escape(text)) for text in texts]
   head = ''.join(f'<th>{text}</th>' for _, text in cells(heads))
@@ -98,7 +98,7 @@ def _html(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """As wide as the terminal, or as it must be where there is none."""
+  """As wide as the terminal, or as wide as needed where there is none."""
   drawn = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
   for i, head in enumerate(heads):
     numeric = all(some[i][:1] in '0123456789-−.–∞' for some in rows if some[i])

@@ -1,4 +1,4 @@
-"""What a few seeds allow one to say: intervals for means, and for what is fitted to all seeds together."""
+"""Statistics over a few seeds: intervals for means, and for what is fitted to all seeds together."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,11 +8,11 @@ import scipy.stats
 from numpy.typing import ArrayLike
 
 NONE = float('nan'), float('nan')
-RESOLUTION = 1 / 512  # one answer of 256 subjects with two relations
+RESOLUTION = 1 / 512  # one answer, for 256 subjects with two relations
 
 
 def select(table: pd.DataFrame, **about) -> pd.DataFrame:
-  """The rows that are so; None means that the field does not apply."""
+  """The rows with these values; None means that the field does not apply."""
   keep = np.ones(len(table), bool)
   for name, value in about.items():
     keep &= (table[name].isna() if value is None else table[name] == value).to_numpy(bool)
@@ -20,24 +20,24 @@ def select(table: pd.DataFrame, **about) -> pd.DataFrame:
 
 
 def values(table: pd.DataFrame, **about) -> list[float]:
-  """The values of the rows that are so."""
+  """The `value` column of the rows with these values."""
   return select(table, **about)['value'].tolist()
 
 
 def split_key(key: str) -> dict[str, str | None]:
-  """The measurement and the control that a score called 'measurement|control', or 'measurement' alone, is of."""
+  """The measurement and the control of a score named 'measurement|control', or only 'measurement'."""
   measurement, _, control = key.partition('|')
   return {'measurement': measurement, 'control': control or None}
 
 
 def groups(table: pd.DataFrame, *by: str):
-  """(values of the columns, rows) of every group, in the order in which they come; what is missing is a group too."""
+  """(values of the columns, rows) of every group, in order of appearance; missing values form a group too."""
   for keys, rows in table.groupby(list(by), sort=False, dropna=False):
     yield tuple(None if pd.isna(key) else key for key in keys), rows
 
 
 def mean_interval(values: ArrayLike) -> tuple[float, float]:
-  """95%, by Student's t. None for fewer than two values, or where all agree: their spread says nothing of other seeds."""
+  """The 95% interval, by Student's t. NaN for fewer than two values, or if all agree: their spread says nothing of other seeds."""
   x = np.asarray(values, float)
   if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
     return NONE
@@ -46,10 +46,10 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
 
 
 def p_beyond(values: ArrayLike, at_least: float | None, at_most: float | None) -> float:
-  """Were the true mean at the bound, how likely a mean as far beyond it; Student's t, the larger of two bounds.
+  """The probability of a mean this far beyond the bound if the true mean were at it; Student's t, the larger of two bounds.
 
-  Where all seeds agree there is no spread to judge by: then one of them is taken to be nearer to the bound by
-  `RESOLUTION`. None (NaN) without a bound, and for a single seed.
+  If all seeds agree there is no spread to judge by: then one of them is taken to be nearer to the bound by
+  `RESOLUTION`. NaN without a bound, and for a single seed.
   """
   x = np.asarray(values, float)
   bounds = [
@@ -67,7 +67,7 @@ def p_beyond(values: ArrayLike, at_least: float | None, at_most: float | None) -
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-  """Holm's correction: what each p is worth among so many."""
+  """Holm's correction: each p, adjusted for the number of tests."""
   order, found, most = np.argsort(ps), np.empty(len(ps)), 0.0
   for rank, i in enumerate(order):
     most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
@@ -76,7 +76,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[float, float]:
-  """95% of what is fitted to all samples (one per seed) together, from leaving out each in turn."""
+  """The 95% interval of what is fitted to all samples (one per seed) together, by leaving out each in turn."""
   n, whole = len(samples), statistic(list(samples))
   if n < 2 or not np.isfinite(whole):
     return NONE
@@ -86,7 +86,7 @@ def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[fl
 
 
 def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
-  """Least squares y = intercept + slope·x, and its R²; neither through one x, no R² (NaN) where all y agree."""
+  """Least squares y = intercept + slope·x, and its R². No slope and R² (NaN) if all x agree, no R² if all y agree."""
   if np.ptp(xs) == 0:
     return float(np.mean(ys)), np.nan, np.nan
   fit = scipy.stats.linregress(xs, ys)
@@ -94,7 +94,7 @@ def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]
 
 
 def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:
-  """Seeds, mean, interval and range of the value in every group; no mean where a seed found nothing."""
+  """Seeds, mean, interval and range of the value in every group; no mean if a seed found nothing."""
   rows = []
   for keys, group in groups(table, *by):
     value = group['value'].astype(float)

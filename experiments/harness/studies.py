@@ -1,11 +1,11 @@
-"""All studies by name, imported when they are asked for."""
+"""All studies by name, imported on demand."""
 
 import importlib
 
 from experiments.harness.study import Study
 from geomem.errors import InputError
 
-NAMES = (  # in the order of the report; each is `STUDY` of the module of its name
+NAMES = (  # in the order of the report; each is the `STUDY` of the module with this name
   'construct', 'bounds', 'approximate', 'laws', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
   'frozen_embeddings', 'multihop', 'from_constructed', 'editing', 'leaderboard', 'language_model', 'new_subjects',
 )  # fmt: skip

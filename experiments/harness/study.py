@@ -1,8 +1,8 @@
-"""A study: one experiment as one object, and the binary that it is.
+"""A study: one experiment as an object, which is also its command-line binary.
 
-A file `experiments/NAME.py` says what is claimed, which sizes there are, what is measured, what is expected and
-how it is drawn, and ends in `STUDY = Study(...)`. All else is here: flags, runs that can be killed and taken
-up again, parts of long ones, records, findings, tables, figures.
+A file `experiments/NAME.py` defines the claims, the sizes, what is measured, what is expected and how it is drawn, and
+ends in `STUDY = Study(...)`. Everything else is here: flags, runs that can be killed and resumed, long runs in parts,
+records, findings, tables, figures.
 """
 
 import dataclasses
@@ -29,21 +29,22 @@ from geomem.errors import InputError
 
 Scale = Literal['smoke', 'laptop', 'full']
 SCALES = typing.get_args(Scale)
-DETAILS = '_details'  # what the second figure of a study is called, after its name
-FIRST_SEED = 100  # of what is measured: settings were chosen on the seeds below
+DETAILS = '_details'  # suffix of a study's name for its second figure
+FIRST_SEED = 100  # of the measurements: settings were chosen on the seeds below
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """`presets`: for each scale a frozen dataclass, or several by the names of the parts that they are.
+  """`presets`: for each scale a frozen dataclass, or several by the names of their parts.
 
   `measure(trainer, preset, seeds)`: a record (a flat dict) for every number. `expect(table)`: the findings.
-  `plot(table)`: the figure, None where there is nothing to draw; `details(table)`: one of what a page folds.
-  `by`: the columns of the records that tell apart what a mean over seeds is taken of, for the terminal. `terms`: what the words of the findings mean.
-  `minutes`: of the laptop's preset on two cores. `resumes`: it runs in a folder of its own, from checkpoints.
+  `plot(table)`: the figure, None if there is nothing to draw; `details(table)`: one for what a page folds away.
+  `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
+  in the findings.
+  `minutes`: the time of the laptop preset on two cores. `resumes`: it runs in its own folder, from checkpoints.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
-  `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: what does not hold as expected
-  is an error in the code, and the binary fails.
+  `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: an expectation that does not
+  hold is an error in the code, and the binary fails.
   """
 
   name: str
@@ -67,7 +68,7 @@ class Study:
   strict: bool = False
 
   def parts(self, scale: str) -> dict[str, Any]:
-    """The presets of a scale by the names of its parts; one that has none is its only part, without a name."""
+    """The presets of a scale by part name; a preset without parts is the only part, and has no name."""
     if scale not in self.presets:
       raise InputError(f'--scale={scale}: experiments.{self.name} has {", ".join(self.presets)}')
     preset = self.presets[scale]
@@ -77,7 +78,7 @@ class Study:
     return list(self.expect(table))
 
   def command(self, scale: str, **given: Any) -> list[str]:
-    """What runs it, with what was given of the other flags that results depend on."""
+    """The command that runs it, with the other flags given that results depend on."""
     words = [
       f'--{name}={one}'
       for name, value in {'scale': scale, **given}.items() if value is not None
@@ -91,7 +92,7 @@ class Study:
     cli.run(self._main, dict, argv, doc, self._flags())
 
   def _flags(self) -> cli.Flags:
-    """Those of `run`, a few more, and one for every field of the presets that is known or has a help text."""
+    """The flags of `run`, a few more, and one for every preset field with a common name or a help text."""
     flags = cli.flags_of(self.run)
     flags['seed'] = flags['seed'][0], self.first_seed
     flags['redraw'] = Annotated[bool, 'Draw again from the results.json in the workdir.'], False
@@ -108,7 +109,7 @@ class Study:
     return flags
 
   def _main(self, given: dict):
-    """Measure, or read what was measured, and show it."""
+    """Measure, or read the saved results, and show them."""
     if given.pop('list', False) and self.listed:
       print(self.listed())
       return
@@ -131,12 +132,12 @@ class Study:
     workdir: Annotated[str | Path | None, 'Folder of the run (default: runs/NAME).'] = None,
     *,
     part: Annotated[tuple[str, ...], 'Only this part of a preset that has parts.'] = (),
-    seed: Annotated[int | None, 'The first seed, of parameters and facts.'] = None,
+    seed: Annotated[int | None, 'The first seed, for parameters and facts.'] = None,
     save_seconds: int = 30,
     profile: bool = False,
     **changes,
   ) -> Records:
-    """Measure a preset, or some of its parts, with some of its fields changed; what was measured before is kept."""
+    """Measure a preset, or some of its parts, with some fields changed; earlier measurements are kept."""
     folder, presets = Path(workdir or f'runs/{self.name}'), self.parts(scale)
     if unknown := set(part) - presets.keys():
       known = ', '.join(filter(None, presets)) or 'no parts'
@@ -154,7 +155,7 @@ class Study:
     for name, preset in chosen.items():
       preset = self.prepare(dataclasses.replace(preset, **changes))
       sizes = (np.atleast_1d(getattr(preset, n, d)) for n, d in (('subjects', 2), ('relations', 1)))
-      for subjects, relations in itertools.product(*sizes):  # before a folder is taken
+      for subjects, relations in itertools.product(*sizes):  # before the run takes a folder
         fact.check_sizes(int(subjects), int(relations))
       seeds = cli.seeds(first, getattr(preset, 'seeds', 1))
       given = {'part': name or None, 'seed': None if first == self.first_seed else first, **changes}
@@ -170,7 +171,7 @@ class Study:
     return self._merged(folder, scale, presets)
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:
-    """The records of all parts that are done, put together where there are several."""
+    """The records of all finished parts, concatenated if there are several."""
     if list(presets) == ['']:
       return records.read(folder)
     done = {
@@ -189,7 +190,7 @@ class Study:
   def draw(
     self, table: pd.DataFrame, folder: Path, kinds: Sequence[str] = plotting.KINDS
   ) -> list[Path]:
-    """The figures, as PNG and PDF; none where there is nothing to draw."""
+    """Save the figures, as PNG and PDF; none if there is nothing to draw."""
     paths = []
     for plot, name in ((self.plot, self.name), (self.details, self.name + DETAILS)):
       with matplotlib.rc_context(plotting.STYLE):
@@ -198,7 +199,7 @@ class Study:
     return paths
 
   def _show(self, folder: Path, found: Records):
-    """Findings and figure beside the records, and what a terminal shows of them."""
+    """Write findings and figures next to the records, and print a summary."""
     findings = self.findings(found.table)
     records.write_findings(folder / records.FINDINGS, findings)
     if self.by:

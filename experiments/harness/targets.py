@@ -1,6 +1,6 @@
-"""What programs are compiled for without the device: TPUs, by libtpu's compiler. For GPUs they are lowered, no more.
+"""Devices that programs are compiled for without having them: TPUs, by libtpu's compiler. For GPUs they are only lowered.
 
-Compiled, a program says what a chip needs for it. `Refused` is what does not fit there or asks the host.
+A compiled program says what a chip needs for it. `Refused`: it does not fit, or calls back to the host.
 """
 
 import collections
@@ -25,7 +25,7 @@ GPUS = 'cuda', 'rocm'
 COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
 TOO_LARGE = re.compile(r'Ran out of memory|exceeds available HBM|RESOURCE_EXHAUSTED')
 UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-SETTINGS = {  # libtpu asks nobody which TPU it is on, and two processes may compile at once
+SETTINGS = {  # libtpu must not look up which TPU it is on, and two processes may compile at once
   'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }  # fmt: skip
 ITEM_BYTES = {
@@ -43,7 +43,7 @@ ITEM_BYTES = {
 
 
 class Refused(InputError):
-  """A program that the target cannot run: `needed` of `available` bytes, where it is memory."""
+  """A program that the target cannot run. If memory is the reason, it needs `needed` bytes of `available`."""
 
   def __init__(self, text: str, needed: float = 0, available: float = 0):
     super().__init__(text)
@@ -52,7 +52,7 @@ class Refused(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """`devices`: described ones of a TPU, or, for GPUs, this machine's, which only say how many there are."""
+  """`devices`: descriptions of a TPU's chips or, for GPUs, this machine's devices, which only set their number."""
 
   name: str
   platform: str
@@ -60,7 +60,7 @@ class Target:
 
   @functools.cached_property
   def memory(self) -> float | None:
-    """Bytes a chip has for a program, as its compiler says of one that needs more."""
+    """The bytes that a chip has for a program, from the compiler's message about a program that needs more."""
     if self.platform != 'tpu':
       return None
     place = jax.sharding.SingleDeviceSharding(self.devices[0])
@@ -73,7 +73,7 @@ class Target:
 
 
 def find(name: str) -> Target:
-  """The target of a name: v5e:2x4 are eight chips of a TPU v5e, cuda:8 eight GPUs, cuda one."""
+  """The target with this name: v5e:2x4 is eight chips of a TPU v5e, cuda:8 eight GPUs, cuda one."""
   kind, _, shape = name.partition(':')
   if kind in GPUS:
     count = int(shape or 1) if (shape or '1').isdigit() else 0
@@ -98,7 +98,7 @@ def find(name: str) -> Target:
 
 
 def build(program: Program, target: Target) -> dict[str, Any]:
-  """The program compiled, or lowered where there is no compiler: what that took and what it needs, as a record."""
+  """Compile the program, or lower it if there is no compiler: a record of the time taken and the resources needed."""
   start = time.perf_counter()
   traced = program.function.trace(*program.args, **program.options)
   if asked := next(callbacks(traced.jaxpr.jaxpr), None):
@@ -129,14 +129,14 @@ def build(program: Program, target: Target) -> dict[str, Any]:
 
 
 def needs(compiled: Any) -> dict[str, Any]:
-  """Bytes and operations of a chip, as the compiler tells; of a loop's body, once."""
+  """Bytes and operations per chip, as reported by the compiler; a loop's body counts once."""
   memory, costs = compiled.memory_analysis(), compiled.cost_analysis() or {}
   text = compiled.as_text()
   moved, products = collectives(text), precisions(text)
   return {
     'argument_bytes': memory.argument_size_in_bytes, 'output_bytes': memory.output_size_in_bytes,
     'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
-    'flops': max(0, costs.get('flops', 0)),  # −1 and less: nothing to count
+    'flops': max(0, costs.get('flops', 0)),  # −1 or less: nothing to count
     'cycles': sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))), 'padding': padding(text),
     'collectives': '; '.join(f'{count} {kind} of {in_words(size)}' for kind, (count, size) in moved.items()),
     'collective_bytes': sum(size for _, size in moved.values()),
@@ -145,7 +145,7 @@ def needs(compiled: Any) -> dict[str, Any]:
 
 
 def padding(text: str) -> float | None:
-  """The elements of all results in a compiled text, as they lie in tiles, for one that means something."""
+  """Elements stored per meaningful element, over all results in a compiled text: the overhead of padding to tiles."""
   meant = padded = 0
   for shape, order, *tile in re.findall(
     r'\w+\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)[^=]*? fusion\(', text
@@ -160,7 +160,7 @@ def padding(text: str) -> float | None:
 
 
 def callbacks(jaxpr: Any) -> Iterator[str]:
-  """The primitives in it, at any depth, that call the host."""
+  """The primitives in it, at any depth, that call back to the host."""
   for eqn in jaxpr.eqns:
     if re.search('callback|debug_print|infeed|outfeed', eqn.primitive.name):
       yield eqn.primitive.name
@@ -174,7 +174,7 @@ def _is_jaxpr(x: Any) -> bool:
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-  """By kind, how many there are in a compiled text, of more than one chip, and the bytes of their results."""
+  """For each kind of collective between chips in a compiled text, their number and the bytes of their results."""
   alone = re.compile(r'replica_groups=(\{\{\d+\}|\[\d+,1\])')
   kinds = '|'.join(COLLECTIVES)
   found: dict[str, tuple[int, int]] = {}
@@ -186,7 +186,7 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _bytes(shapes: str) -> int:
-  """Of the arrays in the text of a type."""
+  """The total size of the arrays in the text of a type."""
   return sum(
     ITEM_BYTES.get(kind, 4) * math.prod(int(n) for n in sizes.split(',') if n)
     for kind, sizes in re.findall(r'\b([a-z]+\d*|pred)\[([\d,]*)\]', shapes)
@@ -194,7 +194,7 @@ def _bytes(shapes: str) -> int:
 
 
 def precisions(text: str) -> dict[str, int]:
-  """How many products of matrices of each precision, and type of the result, a compiled text has."""
+  """The number of matrix products in a compiled text, by type of the result and precision."""
   found: collections.Counter = collections.Counter()
   for kind, rest in re.findall(r'= (\w+)\[[^=]*? (?:convolution|dot)\(([^\n]*)', text):
     said = re.search(r'operand_precision=\{(\w+)', rest)
@@ -203,7 +203,7 @@ def precisions(text: str) -> dict[str, int]:
 
 
 def _sizes(error: str) -> tuple[float, float]:
-  """(needed, available) bytes in what the compiler says."""
+  """(needed, available) bytes, from the compiler's message."""
   found = [
     float(n) * UNITS[unit]
     for n, unit in re.findall(r'\b([\d.]+)([KMGT]?)\b(?=[ ).]|$)', error)
@@ -213,7 +213,7 @@ def _sizes(error: str) -> tuple[float, float]:
 
 
 def in_words(size: float | None) -> str:
-  """A number of bytes."""
+  """A number of bytes, with a unit."""
   if size is None or not math.isfinite(size):
     return '–'
   unit = next((u for u in ('G', 'M', 'K') if size >= UNITS[u]), '')
@@ -221,14 +221,14 @@ def in_words(size: float | None) -> str:
 
 
 def fitting(of_size: Callable[[int], Program], size: int, target: Target, error: Refused) -> int:
-  """The largest size whose program fits, to within a tenth; 0: none. At `size` it does not, and says so with `error`."""
+  """The largest size whose program fits, to within a tenth; 0 if none does. `error`: the refusal at `size`."""
   fits, over, guess = 0, size, int(size * error.available / error.needed)
   while over > 1.1 * fits + 1:
     if not fits < guess < over:
       guess = max(fits + 1, int(math.sqrt(fits * over)))
     try:
       build(of_size(guess), target)
-      # Where memory grows in proportion, as it mostly does, a tenth more is too much.
+      # Memory mostly grows in proportion to the size: then a tenth more is too much.
       fits, guess = guess, int(1.1 * guess) + 1 if not fits else 0
     except Refused as again:
       known = 0 < again.needed < math.inf

@@ -1,6 +1,6 @@
-"""Two ways to do the same work, timed beside each other; a command in a process of its own.
+"""Time two ways to do the same work against each other; time a command in its own process.
 
-Of both ways `pieces` says how many pieces of the work one call does; the seconds are those of a piece.
+`pieces`: how many pieces of the work one call of each does; the seconds are per piece.
 """
 
 import json
@@ -15,13 +15,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 def in_turns(ours: Callable, theirs: Callable, rounds: int = 5, pieces=(1, 1)) -> dict:
-  """Timed so many times in turns, after one unmeasured call of each."""
+  """Time both alternately, `rounds` times, after one unmeasured call of each."""
   ours(), theirs()
   return _record([(seconds(ours), seconds(theirs)) for _ in range(rounds)], pieces)
 
 
 def cold(ours: Callable, theirs: Callable, pieces=(1, 1)) -> dict:
-  """With all compiling, ours before theirs and after; the record has what both found."""
+  """Time both including all compilation, ours before theirs and after; the record has the results of both."""
   (before, found), (taken, their), (after, _) = map(_cold, (ours, theirs, ours))
   sides = {'ours': found, 'theirs': their}
   return _record([(before, taken), (after, taken)], pieces) | {
@@ -30,7 +30,7 @@ def cold(ours: Callable, theirs: Callable, pieces=(1, 1)) -> dict:
 
 
 def _record(pairs: list[tuple[float, float]], pieces) -> dict:
-  """Median seconds for one piece; the median and the range of theirs / ours in a round."""
+  """Median seconds per piece; the median and range over rounds of theirs / ours."""
   pairs_Rx2 = np.array(pairs) / pieces
   ratio_R = pairs_Rx2[:, 1] / pairs_Rx2[:, 0]
   ours, theirs = np.median(pairs_Rx2, axis=0).tolist()
@@ -41,24 +41,24 @@ def _record(pairs: list[tuple[float, float]], pieces) -> dict:
 
 
 def seconds(run: Callable) -> float:
-  """What one call takes."""
+  """The seconds that one call takes."""
   start = time.perf_counter()
   run()
   return time.perf_counter() - start
 
 
 def least_seconds(run: Callable, calls: int) -> float:
-  """What the fastest of so many calls takes, after one that compiles."""
+  """The seconds of the fastest of `calls` calls, after one that compiles."""
   run()
   return min(seconds(run) for _ in range(calls))
 
 
 def _cold(work: Callable) -> tuple[float, dict]:
-  """Seconds, and what the work finds, nothing compiled before and nothing read from a cache."""
+  """The seconds that the work takes, and its results, with nothing compiled before and no compilation cache."""
   jax.clear_caches()
   cached, found = jax.config.jax_enable_compilation_cache, {}  # type: ignore[attr-defined]
   jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # JAX asks once whether there is one
+  compilation_cache.reset_cache()  # JAX checks only once whether there is one
   try:
     return seconds(lambda: found.update(work())), found
   finally:
@@ -66,7 +66,7 @@ def _cold(work: Callable) -> tuple[float, dict]:
     compilation_cache.reset_cache()
 
 
-# A process starts with the peak of the one that it came from, so the command comes from one that is small.
+# A process inherits the peak memory of its parent, so a small process starts the command.
 _MEASURE = """
 import json, resource, subprocess, sys, time
 start = time.perf_counter()
@@ -77,7 +77,7 @@ print(json.dumps([done.returncode, done.stdout, taken, peak]))
 
 
 def own_process(*command: str) -> tuple[str, float, float]:
-  """What Python prints in a process of its own, its seconds, and the peak of its memory in gigabytes."""
+  """Run Python in its own process: what it prints, its seconds, and its peak memory in gigabytes."""
   record = subprocess.run(
     [sys.executable, '-c', _MEASURE, *command], stdout=subprocess.PIPE, text=True, check=True
   )

@@ -1,4 +1,4 @@
-"""Bits inside a network against bits in a subject's embedding: constructions, and the bounds below them."""
+"""Bits inside a network against bits in a subject's embedding: constructions, and lower bounds."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ from experiments.harness import instances, plotting, statistics
 from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
-MAX_QUERIES = 2**17  # more are not verified here: experiments.construct does that
-GRID = 300  # points of a curve, and at most as many numbers of roots behind a local bound
+MAX_QUERIES = 2**17  # larger instances are not verified here; experiments.construct does that
+GRID = 300  # points of a curve, and the most root counts that are tried for a local bound
 STYLES = {
   'global': ('global, the paper', plotting.BLUE, '--'),
   'sharp_global': ('global, ours', plotting.BLUE, '-'),
@@ -28,9 +28,9 @@ def measure(
   subjects: int, relations: int, hops: int, seed: int, progress: Callable = lambda *_: None,
   subject_bits: float = 0.0,
 ) -> list[dict]:  # fmt: skip
-  """A record for every construction that answers k-hop questions about bijections of the subjects, and the bounds.
+  """A record for every construction that answers k-hop questions about bijections of the subjects, and for the bounds.
 
-  These for B_emb from 1 to four times the largest of a construction, or the `subject_bits` of another model.
+  The bounds cover B_emb from 1 to four times the largest of a construction, or of another model with `subject_bits`.
   """
   facts = instances.random_facts('bijections', subjects, relations, seed)
   check = 'auto' if subjects * relations**hops <= MAX_QUERIES else None
@@ -47,7 +47,7 @@ def measure(
 
 
 def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]:
-  """The bounds on B_int as records, for B_emb from 1 to `reach` bits."""
+  """The lower bounds on B_int as records, for B_emb from 1 to `reach` bits."""
   sizes = subjects, relations, hops
   lines = {  # bound → [(M, bits)]: B_int ≥ bits − M·B_emb
     'global': [(subjects, lower_bounds.global_bits(*sizes))],
@@ -74,9 +74,9 @@ def _local(bound: Callable, sizes: tuple, limit: int, prime_to: int = 1) -> list
 
 
 def shares(subjects: int, relations: int, hops: int) -> list[dict]:
-  """The line that `partly_precomputed` runs along, by its formulas: a record for every S = 1 … R.
+  """The line that `partly_precomputed` traces, by its formulas: a record for every S = 1 … R.
 
-  `fact_bits` depend on the facts, `internal_bits` count the N·m bits each of detectors and unembedding too.
+  `fact_bits` depend on the facts; `internal_bits` also count the N·m bits each of detectors and unembedding.
   """
   records = []
   bits = 2 * subjects * max(1, (subjects - 1).bit_length())
@@ -91,7 +91,7 @@ def shares(subjects: int, relations: int, hops: int) -> list[dict]:
 
 
 def draw_bounds(ax, table: pd.DataFrame):
-  """A line for every bound that says anything."""
+  """A line for every bound that is not zero everywhere."""
   for name, (label, color, dashes) in STYLES.items():
     curve = statistics.select(table, bound=name)
     if curve['internal_bits'].any():

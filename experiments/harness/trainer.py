@@ -1,8 +1,8 @@
-"""Train what a study asks for, in a run that can be killed at any time and taken up again.
+"""Train what a study requests, in a run that can be killed at any time and resumed.
 
-A study asks for one thing after another, each a function of what came before. A checkpoint holds what the
-finished ones found and the states of the sweep under way; started again, the study asks for the same, is
-answered from the checkpoint as far as that goes, and trains on. Other code may ask for something else, and is
+A study makes one request after another, each a function of the earlier results. A checkpoint holds the results of the
+finished requests and the states of the sweep in progress. After a restart the study makes the same requests, is
+answered from the checkpoint as far as it goes, and trains on. Different code may make different requests, and is
 refused.
 """
 
@@ -28,7 +28,7 @@ from geomem.training.recipe import Recipe
 
 
 def evaluate_at(sweep, states, stops, function: Callable, *more) -> Any:
-  """What `batched.evaluate` finds before training and after so many steps: a tree of arrays, a row a stop first."""
+  """Results of `batched.evaluate` before training and after each of `stops`, in steps: a tree of arrays, a row per stop."""
   found = [batched.evaluate(sweep, states, function, *more)]
   for before, stop in itertools.pairwise((0, *stops)):
     states = batched.advance(sweep, states, stop - before)
@@ -37,7 +37,7 @@ def evaluate_at(sweep, states, stops, function: Callable, *more) -> Any:
 
 
 class Progress(rich.progress.Progress):
-  """A line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
+  """A progress line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
 
   def __init__(self, label: str, folder: Path):
     console = rich.console.Console(stderr=True)
@@ -56,7 +56,7 @@ class Progress(rich.progress.Progress):
 def training(
   label: str, folder: Path, about: dict, save_seconds: float, profile: bool
 ) -> Iterator['Trainer']:
-  """A trainer at work in a folder, begun or taken up again; `about` says what the run is, another's is refused."""
+  """A trainer for a new or resumed run in a folder. `about` describes the run; the folder of another run is refused."""
   machine.keep_compiled(folder.parent)
   with Progress(label, folder) as progress, runs.Run(folder, about, cli.warn) as run:
     trace = folder / 'profile' if profile and hosts.first() else None
@@ -69,9 +69,9 @@ def training(
 
 
 class Trainer:
-  """Trains sweeps in a run. `on_progress(done, total, label)` hears of every chunk; `trace`: a folder for a profile.
+  """Trains sweeps in a run. `on_progress(done, total, label)` is called after every chunk; `trace`: a folder for a profile.
 
-  `where`: the devices that models lie on and their platform, if they are not all that there are.
+  `where`: the devices that hold the models, and their platform, unless all devices are used.
   """
 
   where: Mapping[str, Any] = {}
@@ -88,7 +88,7 @@ class Trainer:
   def train_and_evaluate(
     self, recipe: Recipe, tasks, function, *more, trained: bool = True
   ) -> dict:
-    """What `batched.evaluate` finds of the tasks once they are trained, or as they are."""
+    """The results of `batched.evaluate` for the tasks once they are trained, or untrained."""
 
     def work():
       sweep, states = batched.set_up(recipe, tasks, **self.where)
@@ -99,7 +99,7 @@ class Trainer:
     return self.cached(work)
 
   def cached(self, work: Callable):
-    """What `work` finds, an array or a tree of them, or found before the run was killed."""
+    """The result of `work`, an array or a tree of arrays, or the one saved before the run was killed."""
     self.asked += 1
     if self.asked > len(self.finished):
       self.finished.append(work())
@@ -109,7 +109,7 @@ class Trainer:
     return self.finished[self.asked - 1]
 
   def timed(self, function: Callable, *arguments):
-    """What the function returns; the seconds that it took become a line of metrics.jsonl."""
+    """Call the function and return its result; the seconds it took become a line of metrics.jsonl."""
     start = time.monotonic()
     found = function(*arguments)
     stage = f'{function.__module__}.{function.__name__}'
@@ -117,12 +117,12 @@ class Trainer:
     return found
 
   def recorded(self, function: Callable, *arguments) -> list[dict]:
-    """The function's records, or those of before the run was killed; they are kept as bytes."""
+    """The function's records, or those saved before the run was killed; they are stored as bytes."""
     text = lambda: json.dumps(self.timed(function, *arguments)).encode()
     return json.loads(bytes(self.cached(lambda: np.frombuffer(text(), np.uint8))))
 
   def run_to_end(self, fit: Callable, sweep, states):
-    """Train a sweep to its end, from where the run was left, if it was left in this one."""
+    """Train a sweep to its end, from where the run stopped if it stopped in this sweep."""
     if self.resume_from:
       sweep = sweep.with_rows(np.asarray(self.resume_from['rows']))
       shardings = jax.tree.map(lambda a: a.sharding, states)
@@ -132,7 +132,7 @@ class Trainer:
       self.resume_from = None
     steps = scheduling.chunk_steps(sweep)
     chunks = fit(sweep, states, steps)
-    worth_tracing = steps >= sweep.recipe.steps  # the only chunk, or else one that is compiled
+    worth_tracing = steps >= sweep.recipe.steps  # the only chunk, or else one after compilation
     while chunk := self._next(chunks, worth_tracing):
       (sweep, states), worth_tracing = chunk, True
       self._log(sweep, states)
@@ -141,7 +141,7 @@ class Trainer:
     return sweep, states
 
   def _next(self, chunks, worth_tracing: bool):
-    """The next chunk, traced if that is asked for."""
+    """The next chunk, profiled if requested."""
     if not (self.trace and worth_tracing):
       return next(chunks, None)
     with jax.profiler.trace(str(self.trace)):
@@ -150,7 +150,7 @@ class Trainer:
     return chunk
 
   def save(self, sweep=None, states=None):
-    """Write a checkpoint of what was found, and of the states under way."""
+    """Write a checkpoint of the results so far, and of the states in progress."""
     arrays = {'finished': {f'{i:06d}': a for i, a in enumerate(self.finished)}}
     if sweep is not None:
       states = flax.serialization.to_state_dict(jax.device_get(hosts.to_host(states)))

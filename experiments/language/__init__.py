@@ -1,1 +1,1 @@
-"""What experiments.language_model measures: prompts of a table, linear probes, swaps of attributes."""
+"""The measurements of experiments.language_model and new_subjects: table prompts, linear probes, attribute swaps."""

@@ -1,4 +1,4 @@
-"""Relations as they are asked of a language model, the vectors that are learned for them, and subjects with facts at random."""
+"""Relations as asked of a language model, the vectors learned for them, and subjects with random facts."""
 
 import dataclasses
 from pathlib import Path
@@ -14,13 +14,13 @@ from geomem.pretrained.prompts import Prompts, Relation
 from geomem.pretrained.wordings import Wordings
 
 DATA = Path(__file__).parents[1] / 'data'
-HELD_OUT = 0.25  # of all tuples
-FRAMES = 3  # subjects are asked in so many of those that are trained
+HELD_OUT = 0.25  # fraction of all answer tuples
+FRAMES = 3  # number of the trained frames in which subjects are asked
 
 
 class Case:
-  """Relations as they are asked of a model, and vectors that are learned for them. `ask(new_frames=, new_wordings=)`:
-  its prompts, in what no training prompt had."""
+  """Relations as asked of a model, and the vectors learned for them. `ask(new_frames=, new_wordings=)`: its prompts, with
+  frames or wordings that no training prompt had."""
 
   def __init__(
     self,
@@ -55,10 +55,10 @@ class Case:
     if self.shuffled:
       self.label += ', shuffled'
       self.asked = dealt_out(self.asked)
-    if len(self.asked.relations) == 1:  # a tuple of one answer that is held out was never trained
+    if len(self.asked.relations) == 1:  # then a held-out tuple is an answer that was never trained
       self.training = dataclasses.replace(self.training, held_out=0.0)
     first = np.unique(self.asked.relation_P, return_index=True)[1]
-    self.first_P = first  # of every relation the first prompt
+    self.first_P = first  # the first prompt of every relation
     self.some_P = np.concatenate([first + i for i in range(number)])  # in the first frame
 
   def ask(self, **new: Any) -> Prompts:
@@ -66,14 +66,14 @@ class Case:
     return prompts.tokenize(self.model, self.own.relations(**chosen, **new))
 
   def of_no_relation(self) -> list[Prompts]:
-    """For every relation's answers, the wordings that ask for none."""
+    """Prompts in the wordings that ask for no relation, with the answers of each relation."""
     frame = self.own.frames[0]
     texts = tuple(f'{frame} {wordings.sentence(text)}' for text in self.own.no_relation)
     own = [Relation(r.name, r.answers, texts) for r in self.asked.relations] if texts else []
     return [prompts.tokenize(self.model, [relation]) for relation in own]
 
   def learn(self, trainer, label: str):
-    """The vectors, or those of before the run was interrupted."""
+    """Learn the vectors, or restore those learned before the run was interrupted."""
     report = lambda done, total, loss: trainer.on_progress(done, total, label)
 
     def fit():
@@ -88,21 +88,21 @@ class Case:
     return np.random.default_rng((self.training.seed, 4, *number))
 
   def tuples(self, held_out: bool | None = None) -> np.ndarray:
-    """Answers RxN of the subjects that are asked: held out, where any are."""
+    """Answers RxN of the subjects asked: held-out tuples, if there are any."""
     held_out = self.training.held_out > 0 if held_out is None else held_out
     about = self.asked, self.training, self.subjects, self.rng(held_out), held_out
     return fact_encoder.draw_subjects(*about)
 
 
 def dealt_out(asked: Prompts) -> Prompts:
-  """The same prompts, every relation's wordings taken from all in turn: what a relation means is arbitrary."""
+  """The same prompts, with each relation's wordings taken from all relations in turn: what a relation means is arbitrary."""
   count = len(asked.relations)
   place_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
   return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
 
 
 def in_few_frames(asked: Prompts, frames: int) -> np.ndarray:
-  """The prompts in the first of so many frames; of every relation these stand together, one frame after another."""
+  """The prompts in the first `FRAMES` of `frames` frames; a relation's prompts are consecutive, one frame after another."""
   of_relation = np.bincount(asked.relation_P)
   place_P = np.concatenate([np.arange(count) // (count // frames) for count in of_relation])
   return np.flatnonzero(place_P < FRAMES)

@@ -1,7 +1,7 @@
-"""Linear relational embeddings (Hernandez et al., 2023) beside what is fitted: faithfulness, and edits.
+"""Linear relational embeddings (Hernandez et al., 2023) compared with fitted maps: faithfulness, and edits.
 
 Subjects are split as for the swaps: examples come from the first group, layer, β and rank are chosen
-on the second, and what is reported comes from the third.
+on the second, and results are reported on the third.
 
 Shapes: S subjects, T subjects fitted to, E examples, J layers with Jacobians, D width, A attributes.
 """
@@ -22,7 +22,7 @@ CONTROL = {'control': 'relational embedding'}
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
   """Faithfulness and edits of the model's own linearization, on the third group of subjects.
 
-  Relations are left out of which the model knows too few facts for the examples, or none in another group.
+  Skips relations of which the model knows too few facts for the examples, or none in another group.
   """
   groups, dev, test = swapping.groups_and_swaps(prompts, seed)
   fit_T, _, report_S = groups
@@ -54,7 +54,7 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
 def _faithfulness(
   prompts: PromptSet, betas, seed: int, r: int, embeddings, fit_T, dev_S, test_S
 ) -> list[dict]:
-  """How often a linear map from the representation predicts what the model says: a Jacobian, and a ridge regression."""
+  """How often a linear map from the representation predicts the model's answer: a Jacobian, and a ridge regression."""
   relation, observed = prompts.relations[r], prompts.observed
   about = {'seed': seed, 'relation': relation.name, 'subjects': len(test_S)}
   guess = lambda S, layer, beta: relational.predict(
@@ -84,7 +84,7 @@ def _faithfulness(
 def _edits(
   prompts: PromptSet, fit_T, embeddings: dict, swaps: pd.DataFrame, layer: int, rank: int
 ) -> np.ndarray:
-  """Edits that should move the final residual to the mean of those of the wanted attribute, by a pseudo-inverse."""
+  """Edits that should move the final residual to the mean over subjects with the wanted attribute, by a pseudo-inverse."""
   edits = []
   for r, rows in swaps.groupby('relation'):
     known_T = fit_T[prompts.observed['known'][fit_T, r]]

@@ -1,4 +1,4 @@
-"""What a model knows of real places, what vectors learned on invented ones do to it, and what fine-tuning costs it."""
+"""What a model knows of real places, how vectors learned on invented ones act on it, and what fine-tuning costs it."""
 
 import dataclasses
 import functools
@@ -13,19 +13,19 @@ from geomem.pretrained.load import Pretrained
 from geomem.pretrained.prompts import Prompts, Relation
 
 FRAME = 'Here are some facts about {}.'
-COUNTRIES = {  # language and capital of places whose name is one token of many tokenizers
+COUNTRIES = {  # language and capital of countries whose name is one token for many tokenizers
   'France': ('French', 'Paris'), 'Germany': ('German', 'Berlin'), 'Italy': ('Italian', 'Rome'), 'Spain': ('Spanish', 'Madrid'),
   'Russia': ('Russian', 'Moscow'), 'Japan': ('Japanese', 'Tokyo'), 'Greece': ('Greek', 'Athens'), 'Turkey': ('Turkish', 'Ankara'),
   'Portugal': ('Portuguese', 'Lisbon'), 'China': ('Chinese', 'Beijing'), 'Poland': ('Polish', 'Warsaw'),
   'Sweden': ('Swedish', 'Stockholm'),
 }  # fmt: skip
 ALPHAS = 0.5, 1.0, 2.0
-ADAPTED, RANK, RATE = 10, 1, 1e-3  # blocks in the middle, rank and rate of their adapters
+ADAPTED, RANK, RATE = 10, 1, 1e-3  # middle blocks, rank and rate of their adapters
 
 
 def known(model: Pretrained, languages: Collection[str] = ()) -> tuple[Prompts, np.ndarray] | None:
-  """Prompts for language and capital, and the countries' rows, in the order of their answers: of countries whose name is one
-  token, and of these languages alone. None: there are not two."""
+  """Prompts for language and capital, and the rows of the countries, in the order of their answers. Only countries whose
+  name is one token and, if given, with one of these languages. None if there are fewer than two."""
   ids = {
     name: model.tokenizer.encode(f' {name}', add_special_tokens=False).ids for name in COUNTRIES
   }
@@ -46,20 +46,20 @@ def known(model: Pretrained, languages: Collection[str] = ()) -> tuple[Prompts, 
 
 
 def _said(asked: Prompts, rows_NxD) -> np.ndarray:
-  """Which language and which capital is the likeliest, Nx2."""
+  """The most likely language and capital, Nx2."""
   return prompts.recall(asked, rows_NxD, np.tile(np.arange(len(rows_NxD)), (2, 1))).chosen_NxP
 
 
 def of_length(rng: np.random.Generator, vectors_NxD: np.ndarray) -> np.ndarray:
-  """Random directions of these lengths."""
+  """Random directions, as long as these vectors."""
   random_NxD = rng.standard_normal(vectors_NxD.shape, dtype=np.float32)
   scale_N = np.linalg.norm(vectors_NxD, axis=1) / np.linalg.norm(random_NxD, axis=1)
   return scale_N[:, None].astype(np.float32) * random_NxD
 
 
 def countries(case) -> list[dict]:
-  """Vectors of languages, learned on invented countries, added to the rows of real ones, of every language for every country;
-  and how often a vector is nearest to the row of its own country, beside the embedding of the language's own token."""
+  """Move the rows of real countries by vectors of languages learned on invented ones, from each language to every other;
+  and how often a vector is nearest to the row of its own country, compared with the embedding of the language's token."""
   spoken = {language for language, _ in COUNTRIES.values()}
   answers = [relation.answers for relation in case.asked.relations]
   r = max(range(len(answers)), key=lambda r: len(spoken & set(answers[r])))
@@ -104,8 +104,8 @@ def countries(case) -> list[dict]:
 
 
 def adapters(case) -> list[dict]:
-  """Fine-tuning instead: low-rank changes of the MLPs of some blocks in the middle learn the facts of subjects with rows at
-  random. What they answer, and what the model still knows of real places."""
+  """Fine-tuning as the alternative: low-rank adapters in the MLPs of some middle blocks learn the facts of subjects with
+  random rows. Measures what these answer, and what the model still knows of real places."""
   model, rng = case.model, case.rng(40)
   answers_RxN = fact_encoder.draw_subjects(case.asked, case.training, case.subjects, rng)
   tokens_VxD = np.asarray(model.params['embed']['tokens'])
@@ -129,7 +129,7 @@ def adapters(case) -> list[dict]:
 
 
 def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> Pretrained:
-  """The model after as many steps as the vectors had, in which what stands before the subject is as the frozen model has it."""
+  """The model after as many steps as the vectors had; in training, the frozen model computes what precedes the subject."""
   asked, training, rng = case.asked, case.training, case.rng(41)
   config, count = asked.model.config, min(ADAPTED, asked.model.config.depth)
   out = rng.standard_normal((count, RANK, config.dim), dtype=np.float32) / math.sqrt(config.dim)

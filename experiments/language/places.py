@@ -1,8 +1,8 @@
 """Where in a language model one attribute is selected from a row that is the sum of several.
 
-At every layer: which attributes a linear map reads at the subject's token, and at the prompt's last one, those asked for
-and the others; whose residual, of a subject that differs in one attribute, brings that attribute's answer when it is
-put in there; which blocks' attention and MLP the answers need.
+At every layer: which attributes, the one asked for and the others, a linear map reads at the subject's token and at the
+prompt's last one; whether patching in the residual of a subject that differs in one attribute, at either token, brings
+that attribute's answer; and which blocks' attention and MLP the answers need.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from geomem.pretrained.decoder import Patch
 from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
 
-FITTED, RIDGE = 20, 0.1  # as many subjects as are asked, times this, are what maps are fitted to
-LAYERS = 16  # at most so many are patched
+FITTED, RIDGE = 20, 0.1  # maps are fitted to FITTED times as many subjects as are asked
+LAYERS = 16  # at most this many are patched
 
 
 class Stream:
-  """The residual stream of one prompt, for subjects with these rows: `subject` and `last` (token of it) are NxTxD."""
+  """The residual stream of one prompt, for subjects with these rows: `subject` and `last` (at that token) are NxTxD."""
 
   def __init__(self, asked: Prompts, p: int, rows_NxD: np.ndarray):
     config, embed = (
@@ -51,7 +51,7 @@ class Stream:
     self.embedded, self.last = stream_NxTxLxD[:, 0], stream_NxTxLxD[:, :, -1]
 
   def patched(self, layer: int, position: int, residual_NxD: np.ndarray) -> np.ndarray:
-    """The final residuals where this one stands at one place instead."""
+    """The final residuals when this residual replaces the one at a layer and position."""
     count = len(residual_NxD)
     at = lambda value, kind: np.full((count, 1), value, kind)
     patch = Patch(
@@ -61,19 +61,19 @@ class Stream:
 
 
 def answer_ids(asked: Prompts) -> np.ndarray:
-  """A number for every answer of every relation, RxA; the same for what is the same in tokens."""
+  """A number for every answer of every relation, RxA; answers with the same tokens have the same number."""
   count, most, length = asked.answers_RxAxK.shape
   _, ids = np.unique(asked.answers_RxAxK.reshape(-1, length), axis=0, return_inverse=True)
   return ids.reshape(count, most)
 
 
 def own_answers(asked: Prompts, answers_RxN: np.ndarray) -> np.ndarray:
-  """Of every subject its answer to every relation, as a number that relations share which share the answer, RxN."""
+  """Every subject's answer to every relation, as a number that is the same for relations that share the answer, RxN."""
   return np.take_along_axis(answer_ids(asked), np.asarray(answers_RxN), axis=1)
 
 
 def whose(asked: Prompts, answers_RxN, relation_P, chosen_NxP) -> tuple[np.ndarray, np.ndarray]:
-  """Whether the answer chosen is the right one, and whether it is the subject's to another relation instead, NxP."""
+  """Whether the answer chosen is right, and whether it is instead the subject's answer to another relation, NxP."""
   right_NxP = chosen_NxP == np.asarray(answers_RxN)[relation_P].T
   said_NxP = answer_ids(asked)[relation_P[None], chosen_NxP]
   own_RxN = own_answers(asked, answers_RxN)
@@ -83,7 +83,7 @@ def whose(asked: Prompts, answers_RxN, relation_P, chosen_NxP) -> tuple[np.ndarr
 def flips(
   asked: Prompts, p: int, rows_NxD, donors_NxD, wanted_N, layers: Sequence[int]
 ) -> dict[str, list[float]]:
-  """How often the answer becomes the one wanted where the residual of a donor's prompt is put in after each of these
+  """How often the answer becomes the wanted one when the residual of a donor's prompt is patched in after each of these
   blocks, at the subject's token or at the prompt's last one."""
   r, found = asked.relation_P[p], {}
   token_A = asked.answers_RxAxK[r, : asked.counts_R[r], 0]
@@ -99,7 +99,7 @@ def flips(
 
 
 def readouts(case) -> list[dict]:
-  """What is read at every layer, and what a residual of another subject does there."""
+  """What a linear map reads at every layer, and the effect of patching in another subject's residual there."""
   asked, counts_R, depth = case.asked, case.asked.counts_R, case.model.config.depth
   about = asked, case.training, FITTED * case.subjects, case.rng(20)
   fitted_RxN, held_RxN = fact_encoder.draw_subjects(*about), case.tuples()
@@ -133,7 +133,7 @@ def readouts(case) -> list[dict]:
 
 @jax.default_matmul_precision('highest')
 def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -> float:
-  """How often a map fitted to the first so many reads the answers of the others."""
+  """How often a map fitted to the first `count` subjects reads the answers of the others."""
   x, one_hot = jnp.asarray(x_NxD), jax.nn.one_hot(answers_N, answers)
   w_DxA, b_A = linear_maps.affine(x[:count], one_hot[:count], RIDGE)
   guess = jnp.argmax(x[count:] @ w_DxA + b_A[None], axis=1)
@@ -141,8 +141,8 @@ def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -
 
 
 def blocks(case) -> list[dict]:
-  """How often answers are right among their relation's, or another relation's of the same subject (so that not the content is
-  lost but the selection), without one block's attention, or its MLP, from the subject on."""
+  """Ablate one block's attention or MLP, from the subject on: how often the answer is right among its relation's, or
+  the same subject's answer to another relation (so that the selection is lost, not the content)."""
   held_RxN = case.tuples()
   rows_NxD, found = case.encoder.rows(held_RxN), []
   for part, kernel in (('attention', 'output'), ('mlp', 'down')):
@@ -168,7 +168,7 @@ def blocks(case) -> list[dict]:
   return found
 
 
-# --- what the relation switches -------------------------------------------------------------------
+# --- what the relation controls -------------------------------------------------------------------
 
 PARTS = {
   'queries': ('query',),
@@ -178,9 +178,9 @@ PARTS = {
 
 
 def transplants(case) -> list[dict]:
-  """Is it attention that selects, or the MLP? Into the prompt of one relation, at every token after the subject, the queries of
-  another relation's prompt are put, or the gates of its MLPs, of the same subject: whose answer is given? Of subjects whose
-  answers to both differ, and are given right without."""
+  """Does attention select, or the MLP? The queries, or the MLP gates, of another relation's prompt for the same subject are
+  patched into one relation's prompt, at every token after the subject: whose answer is given? Only for subjects whose
+  answers to both differ, and that are answered right without the patch."""
   asked, held_RxN = case.asked, case.tuples()
   rows_NxD, found = case.encoder.rows(held_RxN), []
   for r, q in itertools.permutations(range(len(asked.relations)), 2):
@@ -206,7 +206,7 @@ def transplants(case) -> list[dict]:
 def _transplanted(
   own: Stream, other: Stream, asked: Prompts, r: int, q: int, answers_RxN
 ) -> list[tuple]:
-  """(what was put in, whose answer is meant, whether it is given) of relation r's prompts, with parts of relation q's."""
+  """(what was patched, whose answer is meant, whether it is given) for relation r's prompts with parts of relation q's."""
   parts = 'query', 'gate' if asked.model.config.gated else 'up'
   blank = {name: np.zeros((len(own.last_N), 0), np.float32) for name in parts}
   token_A, ids_RxA = asked.answers_RxAxK[r, : asked.counts_R[r], 0], answer_ids(asked)
@@ -233,8 +233,8 @@ def _transplanted(
 
 
 def _intercepted(config, params, x_LxD, prefix, last, given, put):
-  """The final residual, and what its queries and the inputs of its MLPs' gates are at every block; of those in `put` what is
-  given is used instead, but for the first token."""
+  """The final residual, and the queries and inputs to the MLP gates at every block. Those in `put` are replaced by the
+  `given` ones, except at the first token."""
   at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
   def step(x_LxD, i):

@@ -1,4 +1,4 @@
-"""What a subject's representation is made of, layer by layer, judged on held-out subjects.
+"""What a subject's representation consists of, layer by layer, judged on held-out subjects.
 
 Shapes: S subjects, R relations, T layers, D width, A attributes of a relation, Q target coordinates.
 """
@@ -9,7 +9,7 @@ from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
 
 FOLDS = 5
-GAINS = {  # features, and those that they are compared with
+GAINS = {  # features, and the baseline that they are compared with
   'own token + attributes': 'own token',
   'attributes + products': 'attributes',
 }
@@ -21,7 +21,7 @@ SHUFFLED = (
 
 
 def knowledge(prompts: PromptSet) -> list[dict]:
-  """How many of a relation's facts the model gets right, and what the commonest answer alone would."""
+  """How many of a relation's facts the model gets right, and how many the most common answer alone would."""
   records = []
   for r, relation in enumerate(prompts.relations):
     has_S = relation.correct_SxA.any(axis=1)
@@ -36,13 +36,13 @@ def knowledge(prompts: PromptSet) -> list[dict]:
 
 
 def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
-  """R² of groups of features at every layer, what one group adds to another, and both for shuffled facts."""
+  """R² of groups of features at every layer, the gain of one group over another, and both for shuffled facts."""
   rng = np.random.default_rng((seed, 2))
   subjects = len(prompts.table.subjects)
   fold_S = ridge.folds(rng, subjects, FOLDS)
   x_TxSxD = prompts.observed['subject'].swapaxes(0, 1)[layers].astype(np.float64)
   principal = np.linalg.svd(x_TxSxD - x_TxSxD.mean(axis=1, keepdims=True), full_matrices=False)
-  y_TxSxQ = principal.U * principal.S[:, None]  # as far apart, in fewer coordinates
+  y_TxSxQ = principal.U * principal.S[:, None]  # the same distances, in fewer coordinates
   residual = lambda kernels: y_TxSxQ - ridge.held_out(kernels, y_TxSxQ, fold_S)
   squared_error = lambda kernels: (residual(kernels) ** 2).sum(axis=2)
   total_TxS = squared_error([np.zeros((subjects, subjects))])
@@ -70,7 +70,7 @@ def r2(prompts: PromptSet, layers, seed: int, shuffles: int) -> list[dict]:
 
 
 def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndarray]]:
-  """Groups of features, each as its kernels; with an order, the attributes are other subjects'."""
+  """Groups of features, each as its kernels; with an order, attributes are taken from other subjects."""
   none = np.zeros((len(prompts.table.subjects),) * 2)
   own = ridge.kernel(prompts.observed['last_token']) + ridge.kernel(prompts.observed['name'])
   one_hot, embedded = [], []
@@ -89,7 +89,7 @@ def _features(prompts: PromptSet, order_S=slice(None)) -> dict[str, list[np.ndar
 
 
 def probe(prompts: PromptSet, layers, seed: int) -> list[dict]:
-  """How often a linear map from the representation points most like a correct attribute's embedding."""
+  """How often a linear map from the representation is closest in direction to a correct attribute's embedding."""
   rng = np.random.default_rng((seed, 3))
   fold_S = ridge.folds(rng, len(prompts.table.subjects), FOLDS)
   every = np.arange(len(fold_S))
@@ -110,7 +110,7 @@ def probe(prompts: PromptSet, layers, seed: int) -> list[dict]:
 
 
 def nearest(u_AxD, guess_SxD) -> np.ndarray:
-  """The attribute that points most like the guess, both seen from the attributes' mean."""
+  """The attribute closest in direction to the guess, both relative to the attributes' mean."""
   u_AxD = u_AxD.astype(np.float64)
   around_AxD = u_AxD - u_AxD.mean(axis=0)
   around_AxD /= np.maximum(np.linalg.norm(around_AxD, axis=1, keepdims=True), 1e-9)

@@ -1,4 +1,4 @@
-"""The prompts of one table of facts in one template, the activations of the model on them, and records.
+"""The prompts of one table of facts in one template, the model's activations on them, and records.
 
 Shapes: S subjects, R relations, T layers, L length, D width, A attributes of a relation, B prompts.
 """
@@ -36,7 +36,7 @@ TEMPLATES = {
   ),
 }  # fmt: skip
 COPIES = ('demonym', 'symbol')  # spelled like the subject: a probe could read them off its tokens
-SHARED = 3  # subjects that an attribute needs to have a vector of its own
+SHARED = 3  # subjects that must have an attribute for it to have its own vector
 NULLABLE = (
   'seed', 'relation', 'other', 'features', 'control', 'layer', 'alpha', 'beta', 'rank', 'norm',
   'chosen', 'low', 'high',
@@ -59,7 +59,7 @@ class Table:
 
 
 def read(name: str, path, max_subjects: int | None = None) -> Table:
-  """The table in that file, or so many subjects drawn from all of it, and their relations."""
+  """The table in a file, or `max_subjects` random subjects of it and their relations."""
   rows = tables.read_many(path)
   subjects = sorted({subject for column in rows.values() for subject in column})
   if len(subjects) < 16:
@@ -75,9 +75,9 @@ def read(name: str, path, max_subjects: int | None = None) -> Table:
 
 
 class PromptSet:
-  """Every subject × relation of a table in one template. `observed`: what `observe` returned, once it was run.
+  """Every subject × relation of a table in one template. `observed`: what `observe` returned, once it has run.
 
-  `layers`: those at which prompts can be patched, beside the embedding.
+  `layers`: those at which prompts can be patched, besides the embedding.
   """
 
   observed: dict[str, np.ndarray]
@@ -98,7 +98,7 @@ class PromptSet:
 
   @functools.cached_property
   def _residuals(self):
-    """Of the subjects SxTxD, of the prompts' ends SxRxD, and of all tokens at `layers`, by relation."""
+    """Residuals: of the subjects SxTxD, of the prompts' ends SxRxD, and of all tokens at `layers`, by relation."""
     t, prefix = self.tokenized, self.prefix(slice(None))
     subject, final, streams = zip(*(
       self.runner.residuals(t.tokens_SxRxL[:, r], prefix, t.last_SxR[:, r], self.layers)
@@ -107,9 +107,9 @@ class PromptSet:
     return subject[0], np.stack(final, axis=1), np.stack(streams)
 
   def observe(self) -> dict[str, np.ndarray]:
-    """What the model does with the prompts, unpatched.
+    """The model's activations and answers for the unpatched prompts.
 
-    subject SxTxD: residuals at the subject's last token. final SxRxD: at the prompt's end. predicted SxR: the
+    subject SxTxD: residuals at the subject's last token. final SxRxD: those at the prompt's end. predicted SxR: the
     answer among the relation's attributes. known SxR: whether it is right. last_token, name SxD: the input
     embedding of the subject's last token, and the mean over its name.
     """
@@ -129,23 +129,23 @@ class PromptSet:
     }
 
   def _embedded(self, texts) -> np.ndarray:
-    """For every text the mean of its tokens' input embeddings."""
+    """The mean input embedding of each text's tokens."""
     tokens = [self.runner.model.tokenizer.encode(f' {text}').ids for text in texts]
     return np.stack([self.tokens_VxD[ids].mean(axis=0) for ids in tokens])
 
   @functools.cached_property
   def embeddings(self) -> list[np.ndarray]:
-    """For every relation its attributes' input embeddings, AxD."""
+    """The input embeddings of each relation's attributes, AxD."""
     return [self._embedded(relation.attributes) for relation in self.relations]
 
   def mean_embedding(self, r: int) -> np.ndarray:
-    """For every subject the mean of its attributes' input embeddings, SxD."""
+    """The mean input embedding of each subject's attributes, SxD."""
     correct_SxA = self.relations[r].correct_SxA.astype(float)
     count_S = np.maximum(correct_SxA.sum(axis=1, keepdims=True), 1)
     return correct_SxA @ self.embeddings[r].astype(np.float64) / count_S
 
   def predict(self, r_B, final_BxD) -> np.ndarray:
-    """The likeliest token among the attributes of the relation that is asked: one, or one each."""
+    """The most likely token among the attributes of the relation asked, which is one for all prompts, or one each."""
     r_B, predicted_B = np.broadcast_to(r_B, len(final_BxD)), np.empty(len(final_BxD), int)
     for r in np.unique(r_B):
       token_A, rows = self.relations[r].token_A, r_B == r
@@ -153,9 +153,9 @@ class PromptSet:
     return predicted_B
 
   def patched(self, r_B, subjects_B, layer_B, scale: float, add_BxD, first=None) -> np.ndarray:
-    """Final residuals BxD of prompts whose subjects are patched at a layer: one, or one each.
+    """Final residuals BxD of prompts whose subjects are patched at a layer, which is one for all, or one each.
 
-    `first`: the layer to run from, where it is not the patched one.
+    `first`: the layer to run from, if it is not the patched one.
     """
     first = layer_B if first is None else first
     x_BxLxD = self._residuals[2][r_B, subjects_B, self.layers.index(first)]
@@ -166,18 +166,18 @@ class PromptSet:
     return self.runner.patched(x_BxLxD, first, patch, self.prefix(subjects_B), last_B)
 
   def jacobian(self, r: int, s: int, layers) -> np.ndarray:
-    """∂ final residual / ∂ subject's residual at these layers, TxDxD; the first is one of `self.layers`."""
+    """∂ final residual / ∂ subject's residual at these layers, TxDxD; the first must be one of `self.layers`."""
     length = self.tokenized.last_SxR[:, r].max() + 1
     x_LxD = self._residuals[2][r, s, self.layers.index(layers[0]), :length]
     about, at = self.runner.model, (self.prefix(s), self.tokenized.last_SxR[s, r])
     return np.asarray(relational.jacobians(about.config, tuple(layers), about.params, x_LxD, *at))
 
   def shared(self, r: int, subjects=slice(None)) -> np.ndarray:
-    """Which attributes enough of these subjects have."""
+    """Which attributes at least `SHARED` of these subjects have."""
     return self.relations[r].correct_SxA[subjects].sum(axis=0) >= SHARED
 
   def record(self, measurement: str, value, total_S=1, **fields) -> dict:
-    """A record, in which what does not apply is null; of values of subjects, their sum is divided by the totals'."""
+    """A record, in which inapplicable fields are null; values per subject become their sum over that of the totals."""
     value = ratio(value, total_S) if np.ndim(value) else {'value': value}
     return {
       'measurement': measurement, 'model': self.runner.model.name,

@@ -1,4 +1,4 @@
-"""What is answered for subjects that are sums of vectors, what else might answer as much, and how far it goes: swaps, noise,
+"""How well subjects that are sums of vectors are answered, baselines that might do as well, and how far it goes: swaps, noise,
 neighbours, rows that are no sums, maps, two hops."""
 
 import dataclasses
@@ -18,16 +18,16 @@ from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
 
 ALPHAS = 0.5, 1.0, 1.5, 2.0
-NOISES = 0.5, 1.0, 2.0, 4.0  # multiples of the size that a sum of vectors has in one coordinate
-NAME = 'Zorbla'  # what a subject is called where its facts are told
+NOISES = 0.5, 1.0, 2.0, 4.0  # multiples of a sum's root mean square per coordinate
+NAME = 'Zorbla'  # the name of a subject whose facts are told in the prompt
 NEIGHBOUR, TRIP = 'Quax', 'We went from {} to the sea.'
-TUPLES = 10**5  # of so many at most the nearest that was trained is sought
+TUPLES = 10**5  # with more tuples than this, the nearest trained one is not sought
 BLIND, CUE, NEAREST = 'blind to the relation', 'type of the answer', 'nearest trained tuple'
 
 
 def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> list[dict]:
-  """How often answers are the likeliest of all tokens, and of their relation's; how often a wrong one is the subject's answer
-  to another relation; how many bits the answers say of all facts of a subject."""
+  """How often answers are the most likely of all tokens, and of their relation's; how often a wrong one is the subject's
+  answer to another relation; how many bits the answers give about all facts of a subject."""
   right_NxP, chosen_NxP, log_p_NxP = prompts.recall(asked, rows_NxD, answers_RxN, prompt_P)
   relation_P = asked.relation_P if prompt_P is None else asked.relation_P[prompt_P]
   chosen_right_NxP, other_NxP = places.whose(asked, answers_RxN, relation_P, chosen_NxP)
@@ -40,8 +40,8 @@ def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> lis
 
 
 def recall(case: Case) -> list[dict]:
-  """Of tuples that training allows and that are held out, in prompts that were trained and in new ones; and what else
-  might say as much."""
+  """Recall of tuples that training allows and of held-out ones, in prompts that were trained and in new ones; and of the
+  baselines."""
   found = []
   for held_out in (False, True)[: 1 + (case.training.held_out > 0)]:
     answers_RxN = case.tuples(held_out)
@@ -64,7 +64,7 @@ def recall(case: Case) -> list[dict]:
 
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
-  """The best that a map can do that does not know which relation is asked: one order of preference for every subject."""
+  """The best score of a map that does not know which relation is asked: one order of preference for every subject."""
   own_NxR, ids_RxA = places.own_answers(asked, answers_RxN).T, places.answer_ids(asked)
   sets = [set(ids_RxA[r, :n].tolist()) for r, n in enumerate(asked.counts_R)]
   top = [
@@ -73,9 +73,7 @@ def blind(asked: Prompts, answers_RxN) -> list[dict]:
   if all(some == sets[0] for some in sets):
     among = top
   elif sum(map(len, sets)) == len(set().union(*sets)):
-    among = [
-      np.float64(1)
-    ]  # among a relation's own answers there is one only that is the subject's
+    among = [np.float64(1)]  # only one of a relation's own answers is the subject's
   else:
     return [{'measurement': 'top-1', 'value': float(np.mean(top)), 'control': BLIND}]
   both = ('top-1', top), ('candidates', among)
@@ -85,11 +83,11 @@ def blind(asked: Prompts, answers_RxN) -> list[dict]:
 
 
 def type_cue(case: Case, answers_RxN) -> list[dict]:
-  """A subject's own answer that fits the prompt best, as the model says where the row is b alone."""
+  """Baseline: the subject's own answer that fits the prompt best, according to the model when the row is b alone."""
   asked, count = case.asked, len(case.asked.relation_P)
   tokens = asked.answers_RxAxK[:, :, 0]
   if len(np.unique(tokens)) < len(np.unique(places.answer_ids(asked))):
-    return []  # what an answer begins with does not tell it from all others
+    return []  # the first token does not distinguish an answer from all others
   rows_PxD = jnp.asarray(np.tile(case.encoder.bias_D, (count, 1)))
   examples = asked.examples(np.arange(count), np.zeros(count, int))
   about = case.model.config, case.model.params, asked.prefixes, rows_PxD, examples
@@ -105,7 +103,7 @@ def _first_logits(config, params, prefixes, rows_PxD, examples):
 
 
 def nearest(case: Case, answers_RxN) -> list[dict]:
-  """What a model says that answers by the trained tuple that has most answers in common."""
+  """Baseline: a model that answers by the trained tuple with the most answers in common."""
   counts_R = case.asked.counts_R
   if np.prod(counts_R.astype(float)) > TUPLES or not case.training.held_out:
     return []
@@ -116,7 +114,7 @@ def nearest(case: Case, answers_RxN) -> list[dict]:
 
 
 def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
-  """For every relation another answer, with which the tuple is held out as well, if there is such a one: RxN."""
+  """For every relation another answer with which the tuple is held out, if there is one: RxN."""
   rng, wanted_RxN = case.rng(number), np.empty_like(answers_RxN)
   for (r, n), own in np.ndenumerate(answers_RxN):
     others = np.setdiff1d(np.arange(int(case.asked.counts_R[r])), [own])
@@ -128,13 +126,13 @@ def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
 
 
 def swaps(case: Case) -> list[dict]:
-  """Sums of vectors for held-out tuples, of which one vector is moved to another answer's, α times: at α = 1 another sum."""
+  """Sums of vectors for held-out tuples, one vector of which is moved α times the way to another answer's: at α = 1 another sum."""
   answers_RxN = case.tuples()[:, :24]
   return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, ALPHAS)
 
 
 def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about) -> list[dict]:
-  """How often the answer becomes the one wanted; of the others that were right, how often they stay so."""
+  """How often the answer becomes the wanted one, and how often the others that were right stay right."""
   asked, some_P = case.asked, case.some_P
   wanted_RxN, rng = other_answers(case, answers_RxN, 6), case.rng(7)
   before_NxP = prompts.recall(asked, rows_NxD, answers_RxN, some_P).right_NxP
@@ -163,8 +161,8 @@ def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about)
 
 
 def noise(case: Case) -> list[dict]:
-  """Rows that are shaken, in multiples of what a sum of vectors has in one coordinate; and how many bits of facts can be in
-  any row so shaken, whoever reads it: ½ log₂ det(1 + Σ / σ²), of vectors with this covariance."""
+  """Recall from noisy rows, in multiples of the size of a sum of vectors in one coordinate; and how many bits of facts any
+  reader can get from such a row: ½ log₂ det(1 + Σ / σ²), for vectors with this covariance."""
   answers_RxN = case.tuples()
   rows_NxD, vectors_RxAxD = case.encoder.rows(answers_RxN), case.encoder.vectors_RxAxD
   spread_DxD = sum(
@@ -184,8 +182,8 @@ def noise(case: Case) -> list[dict]:
 
 
 def no_relation(case: Case) -> list[dict]:
-  """Where none of the relations is asked, how often the likeliest of their answers is one of the subject's own: are tokens
-  merely pushed? Beside it that of another subject."""
+  """How often the most likely of the relations' answers is one of the subject's own when none of the relations is asked:
+  are tokens merely boosted? Control: those of another subject."""
   answers_RxN, found = case.tuples(), []
   rows_NxD, own_RxN = case.encoder.rows(answers_RxN), places.own_answers(case.asked, answers_RxN)
   said = [
@@ -202,7 +200,7 @@ def no_relation(case: Case) -> list[dict]:
 
 
 def told(case: Case) -> list[dict]:
-  """The facts told in the prompt, in another wording and in any order, of a subject that is nothing but a name."""
+  """Baseline: the facts are told in the prompt, in another wording and in any order, and the subject is only a name."""
   right, among, rng = [], [], case.rng(9)
   frame, own = case.own.frames[0].replace('{}', NAME), case.own.wordings
   for own_R in case.tuples().T[:12]:
@@ -222,7 +220,7 @@ def told(case: Case) -> list[dict]:
 
 
 def neighbour(case: Case) -> list[dict]:
-  """A second new subject with other facts in the prompt, before the one that is asked: is it the one that is answered for?"""
+  """A second new subject with other facts precedes the one asked about in the prompt: whose facts are answered?"""
   answers_RxN = case.tuples()[:, :12]
   rows_NxD, found = case.encoder.rows(answers_RxN), []
   for n in range(min(4, len(rows_NxD) - 1)):
@@ -265,7 +263,7 @@ def learned_rows(case: Case) -> list[dict]:
 
 
 def random_weights(case: Case) -> list[dict]:
-  """The same training through a model whose matrices have their inputs exchanged at random: the same entries and spectra."""
+  """The same training through a model whose matrices have their inputs permuted at random: the same entries and spectra."""
   rng = np.random.default_rng((case.training.seed, 8))
 
   def exchange(path, array):
@@ -291,7 +289,7 @@ def random_weights(case: Case) -> list[dict]:
 
 
 def maps(case: Case) -> list[dict]:
-  """One linear map a relation from the answers' own token embeddings: of answers that are trained, and of a quarter that are not."""
+  """One linear map per relation from the answers' own token embeddings: for trained answers, and for an untrained quarter."""
   count = int(case.asked.counts_R.min()) // 4
   training = dataclasses.replace(case.training, untrained_answers=count)
   encoder, asked = FactEncoder.fit_maps(case.model, case.asked, training), case.asked
@@ -314,7 +312,7 @@ def maps(case: Case) -> list[dict]:
 
 
 def hops(case: Case) -> list[dict]:
-  """Answers are places of which the model knows the language: two hops in one prompt, beside one that asks for no relation."""
+  """Answers are places whose language the model knows: two hops in one prompt, and a control that names no relation."""
   relations = case.asked.relations
   if not all(set(relation.answers) <= natural.COUNTRIES.keys() for relation in relations):
     return []

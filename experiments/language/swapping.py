@@ -1,8 +1,8 @@
 """Is the superposition used? One attribute's component is swapped for another's, and every relation is asked.
 
-Three groups of subjects: maps are fitted to the first, layer and alphas chosen on the second, and what
-is reported comes from the third. A swap flips if the answer to its relation becomes the wanted one,
-and keeps if the answers to the other relations stay what they were; both among facts that are known.
+Three groups of subjects: maps are fitted to the first, layer and alphas are chosen on the second, and results
+are reported on the third. A swap flips if the answer to its relation becomes the wanted one, and keeps if the
+answers to the other relations stay what they were; both are measured on known facts.
 
 Swaps are a table with the columns relation, subject and attribute (the wanted one), sorted by relation.
 
@@ -19,8 +19,8 @@ import scipy.linalg
 from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
 
-SPLIT = (0.6, 0.75)  # where the groups to fit to and to choose on end; the rest is for the report
-AVERAGED = ('embedding maps', 'class means')  # of several own attributes the mean is subtracted
+SPLIT = (0.6, 0.75)  # ends of the groups to fit to and to choose on; the rest is for the report
+AVERAGED = ('embedding maps', 'class means')  # the mean of several own attributes is subtracted
 CONTROLS = ('shuffled facts', 'random direction')
 METHODS = ('superposition', *AVERAGED, *CONTROLS)
 DONOR = "donor's whole vector"
@@ -34,7 +34,7 @@ def split(seed: int, subjects: int) -> list[np.ndarray]:
 
 
 def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
-  """For every known fact of the group one swap, to an attribute that enough others have."""
+  """One swap for every known fact of the group, to an attribute that enough other subjects have."""
   rng, rows, known_SxR = np.random.default_rng((seed, 6)), [], prompts.observed['known']
   for r in prompts.table.superposed:
     relation, shared_A = prompts.relations[r], prompts.shared(r, fit_T)
@@ -49,7 +49,7 @@ def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
 
 
 def groups_and_swaps(prompts: PromptSet, seed: int) -> tuple:
-  """The three groups of subjects, and swaps of the second and of the third."""
+  """The three groups of subjects, and swaps for the second and the third."""
   fit_T, *others = groups = split(seed, len(prompts.table.subjects))
   return groups, *(draw(prompts, seed, fit_T, group) for group in others)
 
@@ -57,8 +57,8 @@ def groups_and_swaps(prompts: PromptSet, seed: int) -> tuple:
 class SteeringVectors:
   """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods.
 
-  The attributes of all relations stand side by side (P of them), so that a swap is a row of +1 for the
-  wanted attribute and −1 for the own ones, and a method is one table of a vector for every attribute.
+  The attributes of all relations are concatenated (P of them), so that a swap is a row with +1 for the
+  wanted attribute and −1 for the own ones, and a method is a table with a vector for every attribute.
   """
 
   def __init__(self, prompts: PromptSet, seed: int, fit_T, layer: int):
@@ -79,14 +79,14 @@ class SteeringVectors:
       'superposition': ridge.weights(shared_TxP, x_TxD),
       'shuffled facts': ridge.weights(shuffled_TxP, x_TxD),
       'embedding maps': embeddings_PxE @ ridge.weights(mean_TxE, x_TxD),
-      # The mean of those who have the attribute; of all, where nobody has.
+      # The mean over those who have the attribute; over all subjects if nobody has it.
       'class means': np.where(
         count_Px1 > 0, correct_TxP.T @ x_TxD / np.maximum(count_Px1, 1), x_TxD.mean(axis=0)
       ),
     }
 
   def vectors(self, method: str, swaps: pd.DataFrame) -> np.ndarray:
-    """WxD; the controls are as long as the superposition's."""
+    """Vectors WxD; those of the controls are as long as the superposition's."""
     subject_W, relation_W, attribute_W = swaps[['subject', 'relation', 'attribute']].to_numpy().T
     asked_WxP = relation_W[:, None] == self.relation_P
     own_WxP = asked_WxP * self.correct_SxP[subject_W]
@@ -112,7 +112,7 @@ class SteeringVectors:
 def outcomes(
   prompts: PromptSet, layer: int, swaps: pd.DataFrame, vectors_WxD, scale=1.0
 ) -> pd.DataFrame:
-  """Every swap with every relation `asked` after it: whether that is `counted`, and whether it is a `success`.
+  """Every swap with every relation `asked` after it: whether it is `counted`, and whether it is a `success`.
 
   In the swap's own relation the answer should become the wanted one. In the others it should stay what it
   was; they are counted if the fact was known.
@@ -143,7 +143,7 @@ def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Ca
 
 
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
-  """Records of all methods on the third group of subjects, and examples to be read."""
+  """Records of all methods on the third group of subjects, and examples to read."""
   (fit_T, _, report_S), dev, test = groups_and_swaps(prompts, seed)
   if dev.empty or test.empty:
     return []
@@ -154,7 +154,7 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
     return best(prompts, dev, layers, preset.alpha_choices, vectors)
 
   layer, alpha = choose('superposition', layers)
-  alphas = {method: choose(method, [layer])[1] for method in AVERAGED}  # the others have its alpha
+  alphas = {method: choose(method, [layer])[1] for method in AVERAGED}  # the others use its alpha
   records, about = [], {'seed': seed, 'subjects': len(report_S), 'layer': layer}
   for method in METHODS:
     own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
@@ -172,7 +172,7 @@ def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
 
 
 def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """Records of all swaps together, of those of each relation, and of what these do to each other relation."""
+  """Records of all swaps together, of those of each relation, and of their effect on each other relation."""
   records, everyone = [], range(len(prompts.table.subjects))
   names = [relation.name for relation in prompts.relations]
   for r, swaps in [(None, found), *found.groupby('relation')]:
@@ -190,7 +190,7 @@ def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[di
 
 
 def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFrame) -> np.ndarray:
-  """For every swap the residual of a subject for which the model predicts what is wanted, if there is one."""
+  """For every swap, the residual of a subject for which the model predicts the wanted attribute, if there is one."""
   donors = []
   for r, rows in swaps.groupby('relation'):
     rng, relation = np.random.default_rng((seed, 7)), prompts.relations[r]
@@ -204,7 +204,7 @@ def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFram
 def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
   """The first swaps of each relation: Japan, continent Asia → Africa: now says Africa; capital Tokyo, …"""
 
-  def word(swap, token: int) -> str:  # of several attributes that begin so, the first
+  def word(swap, token: int) -> str:  # if several attributes begin with it, the first
     relation = prompts.relations[swap.asked]
     return relation.attributes[int(np.argmax(relation.token_A == token))]
 
@@ -225,7 +225,7 @@ def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict
 
 
 def depth(prompts: PromptSet, layers, donor_pairs: int, seed: int) -> list[dict]:
-  """Where in depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
+  """At which depth the fact leaves the subject: how often a donor's residual brings the donor's answer."""
   rng, records = np.random.default_rng((seed, 8)), []
   known_SxR, predicted_SxR = prompts.observed['known'], prompts.observed['predicted']
   for r, relation in enumerate(prompts.relations):

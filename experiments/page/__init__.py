@@ -1,1 +1,1 @@
-"""The page of a reproduction: its HTML, styles and script, and the explorer in it."""
+"""The page of a reproduction: its HTML, styles and script, and its explorer."""

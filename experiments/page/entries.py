@@ -1,4 +1,4 @@
-"""The residual stream entry by entry, as the figure of a trace and the explorer show it.
+"""The residual stream split into entries, as the figure of a trace and the explorer show it.
 
 An entry is one word of a slot; a slot of plain numbers is one entry.
 """
@@ -30,7 +30,7 @@ def entries(facts: Facts, layout: Layout) -> list[Entry]:
 
 
 def stages(trace: Trace, block: int, position: int) -> list[tuple]:
-  """After attention, after the MLP: the residual, the one before, what relations added in between."""
+  """After attention and after the MLP: the residual, the residual before, and what relations added in between."""
   read_D, written_D = trace.blocks[block].read_LxD[position], trace.blocks[block].written_LxD[position]  # fmt: skip
   relations_D = tracing.relation_outputs(trace, block, position)
   after_attention = read_D, trace.before(block)[position], relations_D
@@ -38,9 +38,9 @@ def stages(trace: Trace, block: int, position: int) -> list[tuple]:
 
 
 def label(trace: Trace, values_D, before_D, relations_D=None) -> list[tuple[str, str]]:
-  """Of every entry a word and a state at a stage; without `relations_D`, of an embedding.
+  """A word and a state for every entry at a stage; without `relations_D`, for an embedding.
 
-  States: 'held' or left 'open' by an embedding, 'new', 'closed', 'unchanged' since the stage before.
+  States: 'held' or left 'open' by an embedding, 'new', 'closed', 'unchanged' since the previous stage.
   """
   embedding, labels = relations_D is None, []
   new = 'held' if embedding else 'new'

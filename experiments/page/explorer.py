@@ -1,7 +1,7 @@
-"""The explorer of the report: every query of small models, to be followed through the network.
+"""The explorer of the report: follow every query of small models through the network.
 
-Its data are computed here, by `geomem.inside.trace`, and kept; the script of explorer.html only draws them. Where
-coordinates have no names, they have what linear probes say of them too. Shapes as in `geomem.inside.trace`.
+Its data are computed here, with `geomem.inside.trace`, and saved; the script in explorer.html only draws them. Where
+coordinates have no names, the readouts of linear probes are shown too. Shapes as in `geomem.inside.trace`.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ LOGITS = 8
 
 
 def data(shown: list[ExplorerModel]) -> dict:
-  """All that the page shows, in numbers and words."""
+  """Everything that the page shows, in numbers and words."""
   return {'models': [_model(model) for model in shown]}
 
 
@@ -58,12 +58,12 @@ def _sizes(c: FactModel) -> str:
 
 
 def _cards(c: FactModel, layout) -> list:
-  """Groups of coordinates: slot, entry, size of each."""
+  """Groups of coordinates: the slot, entry and size of each."""
   return [[e.slot.name, e.name, e.at.stop - e.at.start] for e in entries(c.facts, layout)]
 
 
 def _query(shown: ExplorerModel, subject: int, path) -> dict:
-  """One query: what is read, then every step of the answer."""
+  """One query: the tokens read, then every step of the answer."""
   c, facts = shown.model, shown.model.facts
   text = tracing.join_names([facts.subject_name(subject), *map(facts.relation_name, path)])
   answer, trace = c.ask(text), c.trace(text)
@@ -79,7 +79,7 @@ def _query(shown: ExplorerModel, subject: int, path) -> dict:
 
 
 def _step(shown: ExplorerModel, trace: Trace, p: int, truth: int) -> dict:
-  """One answer position: the residual's rows and all between them."""
+  """One answer position: the rows of the residual and everything between them."""
   embedded_LxD = trace.embedded_LxD[: p + 1]
   tokens, blocks, row = [_row(trace, (x_D, np.zeros_like(x_D))) for x_D in embedded_LxD], [], None
   for i, block in enumerate(trace.blocks):
@@ -104,10 +104,10 @@ def _step(shown: ExplorerModel, trace: Trace, p: int, truth: int) -> dict:
 
 
 def _row(trace: Trace, stage: tuple, last: dict | None = None) -> dict:
-  """The residual once: its values, and of each card a word and the first letter of its state."""
+  """One row of the residual: its values, and for each card a word and the first letter of its state."""
   labels = label(trace, *stage)
   words, states = [word for word, _ in labels], [state[0] for _, state in labels]
-  if last:  # what is unchanged is as in the row before, and no longer new
+  if last:  # unchanged entries look as in the row before, but are no longer new
     words = [w if s != 'u' else old for w, s, old in zip(words, states, last['words'], strict=True)]
     was = last['states'].replace('n', 'u')
     states = [s if s != 'u' else old for s, old in zip(states, was, strict=True)]
@@ -115,7 +115,7 @@ def _row(trace: Trace, stage: tuple, last: dict | None = None) -> dict:
 
 
 def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -> dict:
-  """A hidden layer: its values, how many fire, the names of those that fire most."""
+  """A hidden layer: its values, how many units fire, and the names of those that fire most."""
   c, values_F = shown.model, trace.blocks[block].hidden[layer][p]
   fired = np.flatnonzero(values_F)
   names: list[str] = []
@@ -128,7 +128,7 @@ def _units(shown: ExplorerModel, trace: Trace, block: int, layer: int, p: int) -
 
 
 def _probed(shown: ExplorerModel, probes: Probes, subject: int, asked: int) -> dict:
-  """What linear probes say at each stage, one of every relation, and the embedding in its parts."""
+  """What linear probes read at each stage, one per relation, and the parts of the embedding."""
   facts, row = shown.model.facts, shown.subjects.tolist().index(subject)
   answers_R = facts.answers_RxN[:, subject].tolist()
   said = {
@@ -142,7 +142,7 @@ def _probed(shown: ExplorerModel, probes: Probes, subject: int, asked: int) -> d
 
 
 def kept(path: Path) -> dict:
-  """The data of all `models()`; those that this code has left there, or else made, and left there."""
+  """The data of all `models()`: those that this code has saved at `path`, else computed and saved there."""
   with contextlib.suppress(FileNotFoundError, ValueError):
     known = json.loads(path.read_text(encoding='utf-8'))
     if known['code'] == machine.code_hash():

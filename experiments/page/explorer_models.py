@@ -1,7 +1,7 @@
-"""The models of the explorer: small constructions, and one trained, with what linear probes say of them.
+"""The models of the explorer: small constructions and one trained model, with what linear probes read from them.
 
 Shapes as in `geomem.inside.trace`; N subjects, S of them shown, T that probes are fitted to, P parts; Q the
-relation that is asked for.
+relation asked for.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from geomem.facade import FactModel
 from geomem.inside import intervene, linear_maps
 
 SHOWN = 16
-PROBED = ('superposition', 'associative_mlp')  # what has no blocks, or no words in them
+PROBED = ('superposition', 'associative_mlp')  # models without blocks, or without words in them
 OPTIONS = {'superposition': instances.memory_options('superposition', 4, 64, 3)}
-CONSTRUCTIONS = {  # with how many hops, and what to look at
+CONSTRUCTIONS = {  # name → number of hops, and what to look at
   'selector': (1, 'Each block of a subject’s embedding holds one answer, as a word of ±1. The relation closes '
     'all blocks but its own; the units of the open block fire, and the MLP writes its word over block 0.'),
   'selector_constant_weight': (1, 'The selector without a single bias: words of 0 and 1, with as many ones in each.'),
@@ -46,11 +46,11 @@ LEARNED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probes:
-  """What linear maps fitted to T subjects say of others: `r2` and `accuracy` are those on all the others.
+  """Readouts of linear maps fitted to T subjects; `r2` and `accuracy` are measured on all other subjects.
 
-  `said`: at each stage, the attribute nearest to what is read, for the S shown, the relation asked and the
-  relation read. `parts_SxPxD`: the embedding taken apart, a mean, an image of each answer, the rest.
-  `own_F`: the relation that each unit keeps to, −1 if to none.
+  `said`: at each stage, the attribute nearest to the readout, for the S subjects shown, the relation asked and the
+  relation read. `parts_SxPxD`: the embedding decomposed into a mean, an image of each answer, and the rest.
+  `own_F`: the relation for which each unit is selective, −1 if none.
   """
 
   r2: float
@@ -62,7 +62,7 @@ class Probes:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExplorerModel:
-  """A model of the explorer, and which of its subjects are asked about."""
+  """A model of the explorer, and the subjects that are asked about."""
 
   title: str
   about: str
@@ -77,7 +77,7 @@ class ExplorerModel:
 
 
 def models(steps: int = 800) -> list[ExplorerModel]:
-  """All that the explorer shows; the last is trained here, in so many steps."""
+  """All models of the explorer; the last is trained here, in `steps` steps."""
   found = []
   for name, (hops, about) in CONSTRUCTIONS.items():
     facts = Facts.bijections(64 if name in PROBED else 8, 3)
@@ -96,7 +96,7 @@ def models(steps: int = 800) -> list[ExplorerModel]:
 
 
 def fit_probes(c: FactModel) -> tuple[np.ndarray, Probes]:
-  """Subjects that probes are not fitted to, 16 at most, and the probes."""
+  """At most 16 subjects that the probes are not fitted to, and the probes."""
   found = jax.tree.map(np.asarray, _fit(c.config, c.params, c.facts.answers_RxN))
   return found.pop('subjects'), Probes(**found)
 
@@ -104,7 +104,7 @@ def fit_probes(c: FactModel) -> tuple[np.ndarray, Probes]:
 @functools.partial(jax.jit, static_argnames='config')
 @jax.default_matmul_precision('highest')
 def _fit(config: Config, params, answers_RxN) -> dict:
-  """Subjects, and the fields of their `Probes`."""
+  """The subjects shown, and the fields of their `Probes`."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   fit_T, held_S = linear_maps.hold_out(instances.eval_keys(0, 1)[0], config.subjects)
   facts, shown_S = (u_AxD, answers_RxN, fit_T), jnp.sort(held_S[:SHOWN])
@@ -129,7 +129,7 @@ def _fit(config: Config, params, answers_RxN) -> dict:
 
 
 def _parts(embed, u_AxD, answers_RxN, fit_T, shown_S):
-  """Embeddings as they stand at their position, taken apart: the mean, an image a relation, the rest."""
+  """Embeddings at their position, decomposed: the mean, an image per relation, the rest."""
   known = embed['subjects'][fit_T], u_AxD, answers_RxN[:, fit_T]
   maps_RxDxD, b_D = linear_maps.fit_best_maps(*known)
   mean_D = jnp.mean(u_AxD, axis=0)

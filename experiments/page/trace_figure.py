@@ -1,7 +1,7 @@
-"""A trace as a picture: the residual stream row by row, what heads bring, which units fire.
+"""A trace as a picture: the residual stream row by row, what heads move, which units fire.
 
 Columns are the residual's coordinates, the same in all rows, so that a block can be followed down
-the page. Lengths are inches, y grows downwards.
+the page. Lengths are in inches; y grows downwards.
 """
 
 import collections
@@ -28,17 +28,17 @@ MAX_CELLS, MAX_UNITS, MAX_EDGES, SIZE = 60, 160, 48, 7
 GREEN, PURPLE, LIGHT, HATCH = '#007F5F', '#A8508A', '#BDBDBD', '/////'
 COLORS = {'held': BLACK, 'new': GREEN, 'open': GREEN, 'closed': GREY, 'unchanged': BLACK}
 VALUES = LinearSegmentedColormap.from_list('values', [BLUE, '#FFFFFF', ORANGE])
-FONTS = (  # the first that is installed and has a character draws it
+FONTS = (  # a character is drawn in the first installed font that has it
   'DejaVu Sans', 'Noto Sans', 'Noto Sans CJK JP', 'Noto Sans CJK SC', 'WenQuanYi Zen Hei', 'Unifont',
   'Droid Sans Fallback', 'Hiragino Sans', 'PingFang SC', 'Microsoft YaHei', 'Malgun Gothic', 'Arial Unicode MS',
 )  # fmt: skip
 
 
 def draw(trace: Trace, path) -> None:
-  """Draw `trace` to a .png, .pdf or .svg file, the same bytes every time."""
+  """Draw `trace` to a .png, .pdf or .svg file, with the same bytes every time."""
   installed = set(font_manager.get_font_names())
   style = {'font.family': [font for font in FONTS if font in installed], 'font.size': SIZE}
-  style['text.parse_math'] = False  # a $ in a user's name is no formula
+  style['text.parse_math'] = False  # a $ in a user's name does not start a formula
   undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
   with matplotlib.rc_context(STYLE | style), warnings.catch_warnings(record=True) as missing:
     warnings.filterwarnings('always', 'Glyph')
@@ -49,9 +49,9 @@ def draw(trace: Trace, path) -> None:
 
 
 class Picture:
-  """Drawn from top to bottom; `y` is where it ends so far.
+  """Draws from top to bottom; `y` is where the drawing ends so far.
 
-  Ends of edges are coordinates, the x and y of their top, a height, and whether anything is new there.
+  An end of an edge is its coordinates, the x and y of its top, its height, and whether anything is new there.
   """
 
   def __init__(self, trace: Trace):
@@ -86,7 +86,7 @@ class Picture:
     self._text(LEFT - 0.2, 0.21, _fit(caption, LEFT - 0.25), GREY, ha='right')
 
   def _step(self, p: int):
-    """One answer position: the embeddings of the tokens that any head attends to there, blocks, logits."""
+    """Draw one answer position: embeddings of the tokens that any head attends to there, blocks, logits."""
     self.p, blocks, c = p, self.trace.blocks, self.trace.construction
     self.top = max(float(np.abs(block.written_LxD[p]).max()) for block in blocks)
     self.closed_D, self.token_y = np.zeros(c.config.dim, bool), {}
@@ -101,7 +101,7 @@ class Picture:
     self._logits()
 
   def _place(self):
-    """Which entries are shown (of many, those that change here), and where each coordinate stands."""
+    """Choose the entries to show (if there are many, those that change here), and place every coordinate."""
     blocks, self.shown, gaps = range(len(self.trace.blocks)), {}, []
     rows = [label(self.trace, *stage) for i in blocks for stage in stages(self.trace, i, self.p)]
     new = [any(state == 'new' for _, state in own) for own in zip(*rows, strict=True)]
@@ -125,7 +125,7 @@ class Picture:
     return x_M[0], len(x_M) * self.cell
 
   def _header(self):
-    """Names of entries, and of slots above them; upright where they would not fit."""
+    """Draw the names of entries, and of slots above them; vertically where they would not fit."""
     height = lambda text, room: 0.1 if _length(text) <= room + SLOT_GAP else _length(text)
     labels = []
     for slot, some in itertools.groupby(self.shown, lambda i: self.entries[i].slot):
@@ -149,7 +149,7 @@ class Picture:
       self._text(x, -0.05 - above * up, name, color, **style)
 
   def _row(self, title: str, caption: str, values_D, before_D, relations_D=None) -> list:
-    """The residual at one stage (without `relations_D`: an embedding), and in words what is new; ends of edges."""
+    """Draw the residual at one stage (without `relations_D`: an embedding), and name what is new; returns ends of edges."""
     ends, embedding = [], relations_D is None
     self._title(title, caption)
     if not embedding:  # the residual connection, from the row before
@@ -163,7 +163,7 @@ class Picture:
       new = state == 'new'
       if not embedding and state in ('new', 'closed'):
         self.closed_D[at] = not new
-      word = _fit(word, width) if state != 'closed' or width > 0.3 else ''  # it is hatched too
+      word = _fit(word, width) if state != 'closed' or width > 0.3 else ''  # hatching shows it too
       weight = 'bold' if new else 'normal'
       self._text(x + width / 2, HEIGHT + 0.09, word, COLORS[state], weight=weight)
       if slot.code and new:
@@ -176,7 +176,7 @@ class Picture:
     return ends
 
   def _cells(self, values_D):
-    """Coordinates in colours, and in numbers where all have room."""
+    """Draw coordinates as colours, and as numbers too if all of them fit."""
     roomy = self.cell > 0.2 and all(_length(_number(v)) <= self.cell for v in values_D[self.index])
     for i in self.index:
       x, value, closed = self.x_D[i], values_D[i], self.closed_D[i]
@@ -188,7 +188,7 @@ class Picture:
         self._text(x + self.cell / 2, HEIGHT / 2, _number(value), color)
 
   def _block(self, i: int):
-    """Attention, the units that fire, what the MLP writes."""
+    """Draw attention, the units that fire, and what the MLP writes."""
     block, (after_attention, after_mlp) = self.trace.blocks[i], stages(self.trace, i, self.p)
     name = f'block {i + 1}' if len(self.trace.blocks) > 1 else ''
     self._attention(block.attention_HxLxL[:, self.p])
@@ -204,7 +204,7 @@ class Picture:
       self._edges(ends, [end for end in written if end[4]], weights[-1])
 
   def _attention(self, weights_HxL):
-    """From each token that is read a line to the row that comes next."""
+    """Draw a line from each attended token to the next row."""
     for q, y in self.token_y.items():
       heads = np.flatnonzero(weights_HxL[:, q] > 0.01)
       if heads.size:
@@ -218,7 +218,7 @@ class Picture:
         self.token_y[q] += 0.2  # room for the next block's line
 
   def _mixture(self, read_D) -> str:
-    """`= s2 + 2 r1` if the row is such a sum of the embeddings above, as it is in a selector."""
+    """`= s2 + 2 r1` if the row is such a sum of the embeddings above, as in a selector."""
     own_LxD = self.trace.embedded_LxD[: self.p + 1]
     factor_L = np.linalg.lstsq(own_LxD.T, read_D)[0]
     if not np.allclose(factor_L @ own_LxD, read_D, atol=1e-4):
@@ -227,14 +227,14 @@ class Picture:
     return '= ' + ' + '.join(name.removeprefix('1 ') for name in names)
 
   def _edges(self, sources, targets, weight):
-    """An arrow for every pair that a weight connects, unless they are a thicket."""
+    """Draw an arrow for every pair that a weight connects, unless there are too many."""
     style = {'arrowstyle': '-|>', 'mutation_scale': 6, 'lw': 0.7, 'shrinkA': 0, 'shrinkB': 0}
     pairs = [(s, t) for s in sources for t in targets if np.any(weight[s[0], t[0]])]
     for (_, x0, y0, height, _), (_, x1, y1, _, _) in pairs if len(pairs) <= MAX_EDGES else ():
       self.ax.annotate('', (x1, y1), (x0, y0 + height), arrowprops={**style, 'color': GREEN})
 
   def _hidden(self, i: int, j: int, values_F, weight) -> list:
-    """A hidden layer as a strip, right under the slot that it copies if it does; what fires; ends of edges."""
+    """Draw a hidden layer as a strip, right under the slot that it copies, if any, and name what fires; returns ends of edges."""
     fired, width = np.flatnonzero(values_F), self.right - LEFT
     units = np.arange(len(values_F)) if len(values_F) <= MAX_UNITS else fired[:MAX_EDGES]
     cell, x_F = min(self.cell, width / max(1, len(units))), np.full(len(values_F), np.nan)
@@ -271,7 +271,7 @@ class Picture:
     self.y += 0.2
 
   def _legend(self):
-    """What the colours mean."""
+    """Explain the colours."""
     x = 0.12
     styles: dict[str, dict] = {
       'negative': {'fc': BLUE},
@@ -287,20 +287,20 @@ class Picture:
 
 
 def _length(text: str, size: float = SIZE) -> float:
-  """About how many inches a text takes; Chinese, Japanese and Korean are more than twice as wide."""
+  """The approximate width of a text in inches; Chinese, Japanese and Korean are more than twice as wide."""
   wide = 1.2 * sum(unicodedata.east_asian_width(letter) in 'WF' for letter in text)
   return (len(text) + wide) * size * 0.55 / 72
 
 
 def _fit(text: str, width: float, size: float = SIZE) -> str:
-  """As much of a text as there is room for."""
+  """As much of a text as fits into a width."""
   short = text.split(' ×')[0]
   parts = [text, short, *(f'{short[:n]}…' for n in range(len(short) - 1, 0, -1))]
   return next((s for s in parts if _length(s, size) <= width + ENTRY_GAP), '…' if text else '')
 
 
 def _heads(heads, weights) -> str:
-  """`head 2`; `heads 1–3, 5: ½` if the weight is not 1; a line for every weight."""
+  """`head 2`; `heads 1–3, 5: ½` if the weight is not 1; one line per weight."""
   groups, lines = collections.defaultdict(list), []
   for head, weight in zip(heads.tolist(), map(_number, weights), strict=True):
     groups[weight].append(head + 1)

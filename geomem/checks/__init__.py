@@ -1,1 +1,1 @@
-"""What holds of a model: every query asked, the bits it needs and spends, the fewest bits per weight."""
+"""Checks of a model: every query verified, the bits it needs and spends, the fewest bits per weight."""

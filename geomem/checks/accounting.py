@@ -1,7 +1,8 @@
-"""What a model spends and what it stores, in parameters and in bits, for any parameter pytree.
+"""Count what a model spends and what it stores, in parameters and in bits, for any parameter pytree.
 
 Bits of a weight: the entropy of the values that its array actually uses (a sign costs 1 bit, a
-structural zero next to nothing), or the width of its dtype where more than 2⁸ values are in use.
+structural zero next to nothing). Where more than 2⁸ values are in use, it is the fixed-point width, or,
+where there is none, the width of the dtype.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ MAX_VALUES = 2**8
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """Parameters and bits by role; B_emb and B_int of the lower bounds; what is stored, and the bound.
+  """Parameters and bits by role; B_emb and B_int of the lower bounds; the bits stored, and the bound.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).ledger().parameters['subjects']
   48
@@ -41,7 +42,7 @@ class Ledger:
 
   @property
   def internal_bits(self) -> float:
-    """Everything that is not a subject's input embedding."""
+    """Bits of everything but the subjects' input embeddings."""
     return sum(bits for role, bits in self.bits.items() if role != 'subjects')
 
   @property
@@ -54,12 +55,12 @@ class Ledger:
 
   @property
   def efficiency(self) -> float:
-    """Stored bits for every bit that the weights take."""
+    """Stored bits per bit of the weights."""
     return self.stored_bits / sum(self.bits.values())
 
   @property
   def times_bound(self) -> float:
-    """Internal bits over the least that any model with this B_emb needs (∞ where that is 0)."""
+    """Internal bits over the lower bound for any model with this B_emb (∞ where the bound is 0)."""
     return self.internal_bits / self.bound_bits if self.bound_bits else math.inf
 
   def _repr_html_(self) -> str:
@@ -70,9 +71,9 @@ class Ledger:
 
 
 def entropy(values: ArrayLike) -> float:
-  """Bits a value: the entropy of the values in use, or, where these are too many, what fixed point takes.
+  """Bits per value: the entropy of the values in use, or, where these are too many, the fixed-point width.
 
-  Which values are in use is not charged for, so this flatters arrays of few entries.
+  The list of values in use is not charged for, so this flatters arrays of few entries.
   """
   rest = np.asarray(values).ravel()
   size, bits = rest.size, 0.0
@@ -89,7 +90,7 @@ def entropy(values: ArrayLike) -> float:
 
 
 def _fixed_point(values) -> float:
-  """Bits that tell all multiples of 2⁻ᵇ apart, from least to most, if such they are; at most their dtype's."""
+  """Bits to distinguish all multiples of 2⁻ᵇ in the values' range, if all values are multiples; at most their dtype's."""
   most = 8.0 * values.dtype.itemsize
   for bits in range(0, 17, 4):
     sample = values[:: max(1, len(values) // 2**12)] * 2.0**bits
@@ -111,7 +112,7 @@ def role_of(path: tuple[Any, ...]) -> str:
 
 
 def fact_bits(facts: Facts) -> float:
-  """The information in the facts: log₂ N! a bijection, N·log₂(number of answers in use) a map."""
+  """The information in the facts: log₂ N! per bijection, N·log₂(number of answers in use) per other map."""
   bits = 0.0
   for answers_N in facts.answers_RxN:
     used = len(np.unique(answers_N))
@@ -129,7 +130,7 @@ def ledger(
     parameters[role_of(path)] += weight.size
     if role_of(path) != 'subjects':
       bits[role_of(path)] += weight.size * entropy(weight)
-  # Coordinate by coordinate: what is the same for all subjects says nothing about any.
+  # Per coordinate: one that is the same for all subjects carries no information about them.
   columns = np.asarray(params['embed']['subjects']).T
   subject_bits = sum(entropy(np.ascontiguousarray(column)) for column in columns)
   bits['subjects'] = config.subjects * subject_bits

@@ -1,7 +1,7 @@
-"""The dimensions that an embedding needs at least, at a stated number of bits, margin or noise: docs/theory.md.
+"""Lower bounds on the dimension of embeddings, for a given number of bits, margin or noise: docs/theory.md.
 
-For directions that are chosen there is no bound without one of these: in exact arithmetic one number holds all facts.
-N subjects, R relations, A attributes; what is outside the embeddings does not depend on the facts.
+If directions may be chosen, there is no bound without one of these: in exact arithmetic one number holds all facts.
+N subjects, R relations, A attributes; everything outside the embeddings is independent of the facts.
 """
 
 import math
@@ -11,7 +11,7 @@ from geomem.errors import InputError
 
 
 def from_bits(subjects: int, relations: int, bits: float) -> float:
-  """d ≥ R·log₂N!/(N·b) for R bijections, at b bits a coordinate."""
+  """d ≥ R·log₂N!/(N·b) for R bijections, at b bits per coordinate."""
   _check(bits=bits)
   return relations * log2_factorial(subjects) / (subjects * bits)
 
@@ -19,9 +19,9 @@ def from_bits(subjects: int, relations: int, bits: float) -> float:
 def from_margin(
   attributes: int, relations: int, radius: float, slope: float, margin: float
 ) -> float:
-  """d ≥ R·log₂A/log₂(1 + ρΛ/γ), for all A^R contents, of length ρ at most, answered by a margin of γ.
+  """d ≥ R·log₂A/log₂(1 + ρΛ/γ), if all A^R contents, of length at most ρ, are answered with margin γ.
 
-  A difference of two logits changes by at most Λ for every unit by which an embedding is moved.
+  Moving an embedding by one unit changes the difference of two logits by at most Λ.
   """
   _check(radius=radius, slope=slope, margin=margin)
   return relations * math.log2(attributes) / math.log2(1 + radius * slope / margin)
@@ -30,7 +30,7 @@ def from_margin(
 def from_noise(attributes: int, relations: int, noise: float, error: float = 0.0) -> float:
   """d ≥ R·[(1−ε)·log₂A − h(ε)]/(½·log₂(1 + σ⁻²)), for independent uniform attributes.
 
-  Gaussian noise of σ times the root mean square of the embeddings' coordinates, a fraction ε of answers wrong.
+  With Gaussian noise of σ times the root mean square of the embeddings' coordinates, and a fraction ε of answers wrong.
   """
   _check(noise=noise)
   if not 0 <= error <= 1:

@@ -1,9 +1,9 @@
 """How many bits a model must hold to answer k-hop questions: lower bounds and exact counts.
 
 Statements and letters as in docs/theory.md: N subjects, R relations, k hops, M root subjects whose questions are
-looked at. A tree of depth k-1 hangs below each root; over the M trees L counts the leaves and
+considered. A tree of depth k-1 hangs below each root; over the M trees L counts the leaves and
 E the inner vertices. B_int: bits of everything but the subjects' input embeddings;
-B_emb: bits of one of those. An answer table is a function of the bits that are read to answer
+B_emb: bits of one subject's input embedding. An answer table is a function of the bits that are read to answer
 it, so log2(number of possible tables) bounds them from below.
 """
 
@@ -51,15 +51,15 @@ def sharp_global_bits(subjects: int, relations: int, hops: int) -> float:
   """B_int + N B_emb >= R log2 N! - log2(5N/2) for R, k >= 2: almost all that is stored.
 
   Write G_v for the composition along a word v. If g and g' share a k-hop table, then
-  G'_v G_v^-1 = G'_u^-1 G_u for |v| = j, |u| = k-j, so it is one P_j for all v, P_0 = P_k = 1.
+  G'_v G_v^-1 = G'_u^-1 G_u for |v| = j, |u| = k-j, so it is the same P_j for all v, P_0 = P_k = 1.
   g'_r P_j = P_{j+1} g_r then says that every g_r conjugates t_i = P_i^-1 P_{i+1} into t_{i+1},
   indices mod k, and g'_r = t_0 g_r. If g_a x = x, then t_{i+1}(x) = g_a t_i(x), and if the g_r
   act transitively, the t_i at x give them everywhere: t_0(x) fixes g', so <= N tuples share
-  the table. Out of all tuples at most sum_{j<=N/2} 1/C(N,j) are intransitive and (3/8)^2 have
-  no fixed point (N >= 3): at least 2/5 are left. For N <= 2 global_bits is the larger.
+  the table. At most a fraction sum_{j<=N/2} 1/C(N,j) of all tuples is intransitive, and at most (3/8)^2
+  has no fixed point (N >= 3): at least 2/5 are left. For N <= 2 global_bits is the larger.
 
-  R = 1: with p <= N the largest integer prime to k, p-cycles have distinct k-th powers,
-  N!/(p (N-p)!) of them.
+  R = 1: with p <= N the largest integer coprime to k, the N!/(p (N-p)!) p-cycles have distinct
+  k-th powers.
   """
   base = global_bits(subjects, relations, hops)
   if hops == 1:
@@ -84,8 +84,8 @@ def local_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
 def sharp_local_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
   """B_int + M B_emb >= the better of two counts, over all b <= R with M T_b <= N.
 
-  Trees branch along b relations only, T_b vertices each, so that R^k > N is no obstacle; leaves
-  are still asked for all R. Never below local_bits: b = R is, term by term, at least that.
+  Trees branch along only b relations, with T_b vertices each, so that R^k > N is no obstacle; leaves
+  are still asked for all R. Never below local_bits: the count for b = R is at least that, term by term.
   """
   _check_sizes(subjects=subjects, relations=relations, hops=hops)
   _check_roots(roots, subjects // hops)
@@ -99,15 +99,17 @@ def sharp_local_bits(subjects: int, relations: int, hops: int, roots: int) -> fl
 
 
 def closed_local_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
-  """B_int + M B_emb >= log2 of (M-1)! (N-M)!/(N-L)! [(N-P)!/(N-L)!]^b [N!/(N-L)!]^(R-b), the best b.
+  """B_int + M B_emb >= log2 of (M-1)! (N-M)!/(N-L)! [(N-P)!/(N-L)!]^b [N!/(N-L)!]^(R-b), for the best b.
 
-  For k >= 2, M prime to k, L = M b^(k-1) <= N leaves and P = L/b parents. Nothing is lost on inner
-  vertices: relation 0 moves the roots in one cycle, so they are leaves too, and so is every parent.
+  For k >= 2, M coprime to k, L = M b^(k-1) <= N leaves and P = L/b parents. Nothing is lost on inner
+  vertices: relation 0 permutes the roots in one cycle, so they are leaves too, and so is every parent.
   """
   _check_sizes(subjects=subjects, relations=relations, hops=hops)
   _check_roots(roots, subjects)
   if hops == 1 or roots == 0 or math.gcd(roots, hops) > 1:
-    raise InputError(f'bounds: {roots} roots, {hops} hops; both ≥ 1, k ≥ 2, without common divisor')
+    raise InputError(
+      f'bounds: {roots} roots, {hops} hops; give roots ≥ 1 and hops ≥ 2 without a common divisor'
+    )
   sizes = subjects, relations, hops
   return max([0.0, *(_closed_bits(*sizes, b, roots) for b in _branchings(*sizes, roots))])
 
@@ -118,13 +120,13 @@ def internal_bits(
 ) -> float:  # fmt: skip
   """Best bound here on B_int given B_emb: max of 0, sharp_global - N B_emb, the local ones - M B_emb.
 
-  Only the global one is left when the unembedding is `tied` to the subject embeddings (each
+  Only the global bound is left when the unembedding is `tied` to the subject embeddings (each
   answer then reads all N of them, not M) or with `chain_of_thought` (the embeddings of the
   intermediate subjects enter the context).
   """
   if not (math.isfinite(subject_bits) and subject_bits >= 0):
     raise InputError(f'bounds: subject_bits = {subject_bits}; give a finite number ≥ 0')
-  # A chain of thought shows every g_r(s): its tables are all different, as for k = 1.
+  # A chain of thought shows every g_r(s), so all tables are different, as for k = 1.
   whole = sharp_global_bits(subjects, relations, 1 if chain_of_thought else hops)
   best = max(0.0, whole - subjects * subject_bits)
   if tied or chain_of_thought:
@@ -139,9 +141,9 @@ def internal_bits(
     most = subjects // branching ** (hops - 1)
     for first in range(1, min(hops, most + 1)):
       if math.gcd(first, hops) == 1:
-        roots = range(first, most + 1, hops)  # those prime to k, by their residue
+        roots = range(first, most + 1, hops)  # those coprime to k, by residue
         best = max(best, _sigmoid_max(closed, subject_bits, roots))
-  return best if best > 1e-9 * subjects * subject_bits else 0.0  # the rest of a cancellation
+  return best if best > 1e-9 * subjects * subject_bits else 0.0  # less is cancellation error
 
 
 def exact_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
@@ -220,8 +222,8 @@ def _mean_bits(
   """log2 of (N-M)!/(N-M T_b)! [(N-E)!/(N-L)!]^b [N!/(N-L)!]^(R-b), for N >= M T_b.
 
   Count the tuples whose M trees are vertex-disjoint, (N-M)!/(N-M T_b)! (N-E)!^b N!^(R-b), and
-  divide by the most that share a table: off the leaves g_r is an injection that misses the
-  known L images of the leaves, and it gives the place of the leaves too, so (N-L)!^R.
+  divide by the most that can share a table, (N-L)!^R: off the leaves g_r is an injection that misses
+  the known L images of the leaves, and it determines the place of the leaves too.
   """
   vertices, leaf_count = roots * (inner + leaves), roots * leaves
   return (
@@ -258,9 +260,9 @@ def _closed_bits(subjects: int, relations: int, hops: int, branching: int, roots
 def _sigmoid_max(bits: Callable[[int], float], price: float, roots: range) -> float:
   """max over M in `roots` of bits(M) - M price, for bits first convex, then concave in M.
 
-  So are those of _closed_bits: with P = log2 Gamma the second derivative of P(M) decreases, and that
-  of all other terms together does. Two bisections: where increments start to fall, and from there
-  where they fall below the price.
+  Those of _closed_bits are of this form: with P = log2 Gamma the second derivative of P(M) decreases, and
+  so does that of all other terms together. Two bisections find where the increments start to fall, and
+  from there where they fall below the price.
   """
   rise = lambda i: bits(roots[i + 1]) - bits(roots[i])
   falls = lambda i: rise(i + 1) <= rise(i)

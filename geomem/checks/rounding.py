@@ -1,4 +1,4 @@
-"""How many bits the weights of a trained model need: round them, and see when it still knows its facts."""
+"""How many bits the weights of a trained model need: round them, and test whether it still knows its facts."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from chex import Array
 
 BITS = tuple(range(2, 13))
-NONE = 32  # where none of these is enough: weights as they are
+NONE = 32  # if none of these is enough: weights are not rounded
 
 
 def rounded(params: dict, bits: Array | float) -> dict:
-  """Every array on 2^bits − 1 values, equally far apart, zero among them."""
+  """Round every array to 2^bits − 1 equally spaced values, including zero."""
 
   def one(w):
     step = jnp.maximum(jnp.max(jnp.abs(w)), 1e-30) / (2.0 ** (bits - 1) - 1)
@@ -21,7 +21,7 @@ def rounded(params: dict, bits: Array | float) -> dict:
 
 
 def bits_needed(accuracy: Callable[[dict], Array], params: dict, target: float) -> Array:
-  """The fewest bits per weight from which on `accuracy(params)` stays at the target; `NONE` if all are too few."""
+  """The fewest bits per weight from which on rounding keeps `accuracy` at `target` or above; `NONE` if all are too few."""
   bits_T = jnp.array(BITS, jnp.float32)
   enough_T = jax.lax.map(lambda bits: accuracy(rounded(params, bits)) >= target, bits_T)
   from_there_T = jnp.flip(jnp.cumprod(jnp.flip(enough_T.astype(jnp.int32))))

@@ -1,11 +1,11 @@
 """Three proofs that a model knows its facts: by exhaustion, by certificate, for all facts at once.
 
-`exhaustive`  every query, against every other answer, no matrix of queries × answers in memory.
-`certificate` every query's residual from the real forward pass; that its answer slot decodes to the
-              right word with room to spare proves the argmax over all answers without their logits.
-`universal`   every content that a subject's embedding could have: one check for all fact tables.
+`exhaustive`  compares every query's answer with all others, without a queries × answers matrix in memory.
+`certificate` takes every query's residual from the real forward pass; if its answer slot decodes to the
+              right word with room to spare, this proves the argmax over all answers without their logits.
+`universal`   tries every content that a subject's embedding could have: one check for all fact tables.
 
-Shapes: B queries, P answer positions in a query (k with chain of thought, else 1), A answers,
+Shapes: B queries, P answer positions in a query (up to k with chain of thought, else 1), A answers,
 S × C a block's subjects and paths, D residual width.
 """
 
@@ -30,15 +30,15 @@ from geomem.facade import FactModel
 from geomem.facts import Facts
 
 CHECKS = ('exhaustive', 'certificate', 'universal')
-MAX_NUMBERS = 2**27  # in all contents of an embedding
-MAX_QUERIES = 2**33  # hours, and more is days
+MAX_NUMBERS = 2**27  # limit for all contents of an embedding together
+MAX_QUERIES = 2**33  # takes hours; more would take days
 ANSWER_BLOCK = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """`min_margin` is the least of logit(answer) − largest other logit; a certificate's bounds it from
-  below where it is positive.
+  """`min_margin`: the least logit(answer) − largest other logit over all queries; with a certificate, a
+  lower bound on it where it is positive.
 
   >>> Report('exhaustive', 'float32', queries=8, correct=6, min_margin=-1.0).accuracy
   0.75
@@ -55,14 +55,14 @@ class Report:
     return self.correct / self.queries
 
   def holds(self, margin: float) -> bool:
-    """Every query right, by the promised margin."""
+    """Whether every query is right, with at least the promised margin."""
     return self.correct == self.queries and self.min_margin >= margin
 
 
 def margins(
   config: Config, params: dict, x_BxD: Array, targets_B: Array, answer_block: int = ANSWER_BLOCK
 ) -> Array:
-  """logit(answer) − largest other logit, for every row, over blocks of answers."""
+  """logit(answer) − largest other logit, for every row, computed in blocks of answers."""
   kind = jnp.dtype(config.dtype)
   rows_AxD = model.apply(config, params, method='unembedding')
   chex.assert_shape(rows_AxD, (config.answers, config.answer_dim or config.dim))
@@ -87,7 +87,10 @@ def residuals(
   config: Config, params: dict, answers: Array, subjects_S: Array, paths_CxK: Array,
   chain_of_thought: bool, target: Callable[..., Array], said: tuple[int, ...] | None = None,
 ) -> tuple[Array, Array]:  # fmt: skip
-  """Final residuals SxCxPxD where an answer is due, and the targets SxCxP; `said`: not after every hop."""
+  """Final residuals SxCxPxD where an answer is due, and the targets SxCxP.
+
+  `said`: the hops after which a chain of thought says a subject (None: every hop).
+  """
   s, (c, k) = subjects_S.shape[0], paths_CxK.shape
   pairs = (jnp.repeat(subjects_S, c), jnp.tile(paths_CxK, (s, 1)))
   targets = target(answers, *pairs).reshape(s, c, -1)
@@ -107,13 +110,13 @@ def residuals(
 def _check_block(config, params, answers, block, chain_of_thought, score, more, target, said):
   """How many queries of a block are right at every step, and the least margin among them.
 
-  `more`: what `score` takes besides, as data, so that other facts do not need another program.
+  `more`: further arguments of `score`, passed as data so that other facts need no recompilation.
   """
   subjects_S, paths_CxK, valid_SxC = block
   asked = answers, subjects_S, paths_CxK, chain_of_thought
   x, targets = residuals(config, params, *asked, target, said)
   margin = score(config, params, x.reshape(-1, x.shape[-1]), targets.reshape(-1), *more)
-  # Not a number is not right: it would compare false, but win no minimum.
+  # NaN counts as wrong: it compares false, but would not become the minimum.
   margin = jnp.nan_to_num(margin, nan=-jnp.inf, posinf=jnp.inf, neginf=-jnp.inf)
   margin_SxC = margin.reshape(targets.shape).min(axis=-1)
   right = jnp.sum(valid_SxC & (margin_SxC > 0))
@@ -153,7 +156,7 @@ def _check(
 
 
 def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **options: Any) -> Report:
-  """Every query (or a `sample` of them: a key and how many) against every answer, for any parameters."""
+  """Check every query (or a `sample` of them: a key and a count) against every answer, for any parameters."""
   fact.check_fit(facts, config)
   if hops > 1:
     fact.check_closed(facts, hops)
@@ -161,7 +164,7 @@ def accuracy(config: Config, params: dict, facts: Facts, hops: int = 1, **option
 
 
 def exhaustive(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
-  """Every query against every answer."""
+  """Check every query against every answer."""
   check_representable(c, dtype)
   config = c.config.replace(dtype=dtype)
   options = {'chain_of_thought': c.chain_of_thought, 'said': c.said, **options}
@@ -169,15 +172,15 @@ def exhaustive(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
 
 
 def certificate(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
-  """Every query, its margin bounded from its answer slot alone.
+  """Check every query, bounding its margin from its answer slot alone.
 
-  The bound speaks about one unembedding, so that the model has exactly this one is checked first;
-  where it has not, nothing is certified.
+  The bound holds for one unembedding, so the model is first checked to have exactly that one;
+  if it does not, nothing is certified.
   """
   if c.readout is None:
     raise InputError(f'{c.name} has no certificate; use --check=exhaustive')
   check_representable(c, dtype)
-  # As the model sees it: a dtype that rounds the unembedding makes it another.
+  # As the model sees it: a dtype that rounds the unembedding changes it.
   rows_AxD = np.asarray(c.params['unembed']['answers']).astype(jnp.dtype(dtype), copy=False)
   if c.config.tied or not c.readout.matches(rows_AxD):
     return Report('certificate', dtype, c.queries, 0, -np.inf)
@@ -189,7 +192,7 @@ def certificate(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
 
 
 def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
-  """The readout's bound, less what rounding may take from two logits; nothing where x is not finite."""
+  """The readout's bound, minus the most that rounding can take from two logits; -inf where x is not finite."""
   bound_B = readout.bound(params['unembed']['answers'], x_BxD, targets_B)
   x_BxD = x_BxD.astype(jnp.float32)
   size_B = jnp.sum(jnp.abs(x_BxD) * largest_D[None], axis=1)
@@ -201,15 +204,15 @@ def _certified_margins(config, params, x_BxD, targets_B, readout, largest_D):
 
 
 def universal(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
-  """Every possible content of an embedding, answered through the model's own other weights.
+  """Check every possible content of an embedding, answered through the model's own other weights.
 
   With W answers stored in an embedding these are A^W subjects, which hold all fact tables at once.
-  It proves the model right for its own facts if its embeddings are what its facts encode to: where
-  one is anything else, all its queries count as wrong.
+  This proves the model right for its own facts if its embeddings are what its facts encode to: all
+  queries of a subject whose embedding differs count as wrong.
   """
   check_representable(c, dtype)
   stored, choices = universal_contents(c)
-  assert c.encode is not None  # or there had been no contents
+  assert c.encode is not None  # or universal_contents would have refused
   every = fact.every_content(choices)
   own_WxN = query.tree(c.facts.answers_RxN, c.hops)
   differs_N = np.any(np.asarray(c.params['embed']['subjects']) != c.encode(own_WxN), axis=1)
@@ -223,9 +226,9 @@ def universal(c: FactModel, dtype: str = 'float32', **options: Any) -> Report:
 
 
 def universal_contents(c: FactModel) -> tuple[int, tuple[np.ndarray, ...]]:
-  """The number of answers in an embedding, and what each can be; refuses where there is no such thing."""
+  """The number of answers in an embedding, and what each can be; refuses models without a universal check."""
   if c.encode is None or c.chain_of_thought:
-    loaded = '' if c.chain_of_thought else ', or the model was loaded, and how it does is not saved'
+    loaded = '' if c.chain_of_thought else ', or the model was loaded, and its encoder is not saved'
     raise InputError(
       f'{c.name} has no universal check: one embedding does not hold all answers{loaded}; use another check'
     )

@@ -1,4 +1,4 @@
-"""Models for other people's tools: as files, and in TransformerLens."""
+"""Export models for use in other tools: as files, and in TransformerLens."""
 
 from geomem.export.bridge import to_transformer_lens
 from geomem.export.files import DESCRIPTION, WEIGHTS, is_export, load, write

@@ -1,12 +1,12 @@
-"""The same model in TransformerLens, whose hooks and patching tools then work on it.
+"""Convert a model to TransformerLens, whose hooks and patching tools then work on it.
 
-TransformerLens (4.3) has one width of heads and one hidden layer for all blocks. What differs is brought into that form:
-narrower heads and hidden layers, and missing ones, are filled up with zeros; scores that TransformerLens
-divides by 2 have queries twice as long; answers that are read through a projection have rows of the full width; and a block
-with two hidden layers becomes two. The first of these writes what the second hidden layer is to rectify into coordinates
-beside the residual stream, in which nothing else is, and the second, whose attention is zero, rectifies it and writes
-what the block writes. So all products are those of the model, in another order. Only between a norm and two hidden
-layers there is no such form: the norm would see these coordinates.
+TransformerLens (4.3) has one head width and one hidden layer of one width for all blocks. Other models are brought into
+that form: narrower or missing heads and hidden layers are padded with zeros; queries are doubled, since TransformerLens
+is set to divide scores by 2; an unembedding with a projection is multiplied out to rows of the full width; and a block
+with two hidden layers becomes two blocks. The first of these writes the inputs to the ReLU of the second hidden layer
+into extra coordinates of the residual stream, which nothing else uses. The second, whose attention is zero, applies the
+ReLU and writes what the original block writes. So all products are those of the model, in another order. Only a model
+with norms and two hidden layers in a block has no such form: the norms would see the extra coordinates.
 
 Shapes: D residual width, H heads, F hidden units, A answers.
 """
@@ -22,14 +22,14 @@ from geomem.export import files
 from geomem.facade import FactModel
 
 NORMS = {'none': None, 'rms': 'RMS', 'layer': 'LN'}
-SCALE = 2.0  # of scores: a power of two, so that nothing is rounded; 1 is refused there
+SCALE = 2.0  # divides scores: a power of two, so that nothing is rounded; 1 is refused there
 
 
 def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
-  """A `TransformerBridge` with the weights of a model, or of one exported to a folder, and all its logits.
+  """A `TransformerBridge` with the weights of a model, or of one exported to a folder, and the same logits.
 
-  The first D coordinates of its residual stream are those of `model.layout`, the first units of `mlp.hook_post`
-  those of `model.hidden`; block i is block i as long as no block before has two hidden layers.
+  The first D coordinates of its residual stream are those of `model.layout`, and the first units of `mlp.hook_post`
+  those of `model.hidden`; block i is still block i as long as no earlier block has two hidden layers.
   """
   try:
     import torch
@@ -48,11 +48,11 @@ def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
 
 
 def converted(config: Config, params: dict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-  """The fields of a TransformerBridgeConfig, and the arrays of the model that `boot_native` makes of them."""
+  """The fields of a TransformerBridgeConfig, and the arrays for the model that `boot_native` makes from them."""
   beside = [block.hidden[1] if len(block.hidden) == 2 else 0 for block in config.blocks]
   if any(beside) and config.norm != 'none':
     raise InputError(
-      f'TransformerLens has one hidden layer a block; two with norm {config.norm!r} cannot be held'
+      f'TransformerLens has one hidden layer per block; two with norm {config.norm!r} cannot be converted'
     )
   blocks = config.blocks
   sizes = {
@@ -90,7 +90,7 @@ def converted(config: Config, params: dict) -> tuple[dict[str, Any], dict[str, n
 
 
 def _zeros(sizes: dict[str, Any]) -> dict[str, np.ndarray]:
-  """All arrays, zero; the scales of norms one."""
+  """All arrays, set to zero except for the scales of norms, which are one."""
   d, f, heads = sizes['d_model'], sizes['d_mlp'], sizes['n_heads'] * sizes['d_head']
   shapes: dict[str, tuple[int, ...]] = {
     'embed.weight': (sizes['d_vocab'], d), 'pos_embed.weight': (sizes['n_ctx'], d),
@@ -113,7 +113,7 @@ def _zeros(sizes: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _answer_rows(config: Config, params: dict) -> np.ndarray:
-  """What the final residual is multiplied with, AxD."""
+  """The matrix that multiplies the final residual, AxD."""
   if config.tied:
     return np.asarray(params['embed']['subjects'])[: config.answers]
   rows_AxE = np.asarray(params['unembed']['answers'])
@@ -132,7 +132,7 @@ def _write_norm(arrays: dict, place: str, norm: dict | None) -> None:
 
 
 def _write_attention(arrays: dict, place: str, attention: dict, sizes: dict[str, Any]) -> None:
-  """A head's rows lie one after another; the query brings back what the scores are divided by."""
+  """Write attention weights, a head's rows one after another; the query undoes the division of scores."""
   d, width = sizes['d_model'], sizes['d_head']
   for name, own in {'q': 'query', 'k': 'key', 'v': 'value'}.items():
     heads_HxDxK = np.asarray(attention[own])
@@ -145,7 +145,7 @@ def _write_attention(arrays: dict, place: str, attention: dict, sizes: dict[str,
 
 
 def _write_mlp(arrays: dict, place: str, mlp: dict, read: slice, write: slice) -> None:
-  """A hidden layer that reads some coordinates of the residual stream, and writes into some."""
+  """Write a hidden layer that reads coordinates `read` of the residual stream and writes into `write`."""
   F = len(mlp['out'])
   arrays[f'{place}in.weight'][:F, read] = np.asarray(mlp['in']).T
   arrays[f'{place}in.bias'][:F] = mlp.get('in_bias', 0)

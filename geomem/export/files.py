@@ -1,10 +1,10 @@
-"""Models for other people's tools: weights as safetensors, and a config.json that says what every one means.
+"""Export models for use in other tools: weights as safetensors, and a config.json that says what they mean.
 
 The arrays of model.safetensors have the names and shapes of the parameters of `geomem.model.Transformer`, with dots
-for slashes. config.json holds all that shapes the forward pass (`architecture`), names of tokens and answers, the
-facts, and where the residual stream (`residual`) and every hidden layer (`hidden`) keep what: slots with their first
-coordinate and the one after their last. Entry i of a slot takes `code`'s width of coordinates (one without a code),
-the last axis fastest. Nothing but NumPy is needed to write or to read.
+for slashes. config.json holds everything that determines the forward pass (`architecture`), the names of tokens and
+answers, the facts, and the layout of the residual stream (`residual`) and of every hidden layer (`hidden`): slots with
+their first coordinate and the one after their last. Every entry of a slot takes as many coordinates as its `code` is
+wide (one without a code), and the last axis varies fastest. NumPy alone is enough to write or read the format.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ DTYPES = {kind: np.dtype(dtype) for kind, dtype in safetensors_file.DTYPES.items
 
 
 def write(path: str | os.PathLike, model: FactModel, license: str = 'Apache-2.0') -> None:
-  """Write `model` to the folder `path`, replacing an export that is there, and nothing else."""
+  """Write `model` to the folder `path`; this replaces an existing export, and refuses to replace anything else."""
   models.check_free(path, is_export, (WEIGHTS, DESCRIPTION), 'an export of a geomem model')
   arrays = flatten_dict(jax.tree.map(np.asarray, model.params), sep='.')
   with atomic.replacing(Path(path), sum(array.nbytes for array in arrays.values())) as new:
@@ -48,12 +48,14 @@ def write(path: str | os.PathLike, model: FactModel, license: str = 'Apache-2.0'
     ]
     text = '{' + ',\n'.join(lines) + '}\n'
     if len(text.encode()) > safetensors_file.LONGEST:
-      raise InputError(f'{path}: the names and facts of {model!r} are too many to export; save it')
+      raise InputError(
+        f'{path}: the names and facts of {model!r} are too many to export; save the model instead'
+      )
     (new / DESCRIPTION).write_text(text, encoding='utf-8')
 
 
 def is_export(path: str | os.PathLike) -> bool:
-  """Whether the folder holds something that `write` wrote."""
+  """Whether the folder holds an export that `write` wrote."""
   try:
     fields = safetensors_file.read_json(atomic.found(path) / DESCRIPTION)
   except (InputError, OSError):
@@ -62,7 +64,7 @@ def is_export(path: str | os.PathLike) -> bool:
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model that was exported to the folder `path`, its parameters bit for bit.
+  """The model that was exported to the folder `path`, with bit-identical parameters.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).export('mine')
   >>> load('mine').verify().accuracy
@@ -83,7 +85,7 @@ def load(path: str | os.PathLike) -> FactModel:
     raise
   except InputError as error:
     raise InputError(f'{path}: damaged export: {error}') from error
-  except Exception as error:  # fields that are there, and make no sense
+  except Exception as error:  # fields that exist but make no sense
     raise InputError(f'{path}: damaged export: {atomic.reason(error)}') from error
 
 
@@ -94,7 +96,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     place = [end, end := end + array.nbytes]
     header[name] = {'dtype': kind, 'shape': array.shape, 'data_offsets': place}
   text = json.dumps(header).encode()
-  text += b' ' * (-len(text) % 8)  # so that numbers lie where a processor likes them
+  text += b' ' * (-len(text) % 8)  # so that numbers are aligned to 8 bytes
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
     for array in arrays.values():
@@ -102,7 +104,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _described(model: FactModel) -> dict[str, Any]:
-  """All of config.json that follows from the model."""
+  """All fields of config.json that follow from the model."""
   rest, facts = models.to_plain(model), model.facts
   names = lambda name, count: [name(i) for i in range(count)]
   first = {'kind': rest.pop('kind'), 'name': rest.pop('name')}
@@ -126,7 +128,7 @@ def _slots(layout: Layout) -> list[dict]:
 
 
 def _assembled(fields: dict[str, Any], weights: safetensors_file.Safetensors) -> FactModel:
-  """What `_described` described: its description is the same again, and everything fits."""
+  """The model that `_described` described, checked: everything fits, and its description is the same again."""
   given = {
     name: fields[name] for name in fields if name not in ('format', 'version', 'license', 'sha256')
   }
@@ -150,7 +152,7 @@ def _assembled(fields: dict[str, Any], weights: safetensors_file.Safetensors) ->
 
 
 def _checked_config(plain: dict[str, Any], weights: safetensors_file.Safetensors) -> Config:
-  """The architecture, if the arrays of the file are its parameters, each of its shape, and no others."""
+  """The architecture, if the arrays of the file are exactly its parameters, each float32 and of the right shape."""
   if len(plain['blocks']) > len(weights.tensors):
     raise InputError(f'{len(plain["blocks"])} blocks, but {len(weights.tensors)} arrays')
   config = models.from_plain(plain)
@@ -177,11 +179,13 @@ def _check(model: FactModel, config: Config) -> None:
     raise InputError(f'slots of {model.layout.dim} coordinates for a residual of {config.dim}')
   widths = tuple(tuple(layer.dim for layer in block) for block in model.hidden)
   if widths and widths != tuple(block.hidden for block in config.blocks):
-    raise InputError(f'slots for hidden layers of {widths} units')
+    raise InputError(
+      f'slots for hidden layers of {widths} units, which do not fit its architecture'
+    )
 
 
 def _check_types(part: Any) -> None:
-  """Refuse a field that is declared to be a name or a number, and is not."""
+  """Refuse a field that is declared to be a name or a number and is not one."""
   for each in part if isinstance(part, tuple) else ():
     _check_types(each)
   for field in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():

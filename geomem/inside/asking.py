@@ -1,6 +1,6 @@
-"""A query by name, and what the model answers.
+"""Queries by name, and the model's answers to them.
 
-A query is a subject and one relation a hop. Names that contain spaces are separated by | or commas, as in
+A query is a subject and one relation per hop. Names that contain spaces are separated by | or commas, as in
 "Marie Curie | born in".
 """
 
@@ -25,10 +25,11 @@ from geomem.tables import plain
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Answer:
-  """What a model says, printed as one sentence.
+  """A model's answer to a query, printed as one line.
 
-  `steps`: the answer, with chain of thought after what leads to it. `margin` and `runner_up` are those of the
-  least sure step, whose number is `step`; `wrong_step` is the first that is wrong; `tokens_L` is all that was read.
+  `steps`: the answer, preceded with chain of thought by the intermediate subjects. `margin` and `runner_up` belong to
+  the step with the smallest margin, whose number is `step`. `wrong_step`: the first wrong step. `tokens_L`: all tokens
+  that the model read.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).ask('s1 r0')
   s1 r0 → s4   (correct, margin 10, runner-up s0)
@@ -58,7 +59,7 @@ class Answer:
 
 
 def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float32') -> Answer:
-  """What the model says; with chain of thought it reads its own words, one more a step."""
+  """The model's answer; with chain of thought, every step appends the model's last output to the tokens it reads."""
   check_representable(c, dtype)
   config, facts, name = c.config.replace(dtype=dtype), c.facts, c.facts.attribute_name
   tokens = [subject, *(facts.subjects + r for r in path)]
@@ -90,14 +91,14 @@ def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float3
 
 @functools.partial(jax.jit, static_argnames='config')
 def _logits(config: Config, params, tokens_L):
-  """At the last position."""
+  """Logits at the last position."""
   return model.apply(config, params, tokens_L[None], last=1)[0, -1]
 
 
 def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...]]:
-  """The numbers of the subject and the relations that `text` names.
+  """The indices of the subject and the relations that `text` names.
 
-  Names are separated by | or commas, or by spaces or a mixture where that leaves one reading.
+  Names are separated by | or commas, or, where this leaves only one reading, by spaces or a mixture.
   """
   subjects, relations, longest = _numbers(facts)
   text = plain(text)
@@ -115,7 +116,7 @@ def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...
 
 @functools.lru_cache(maxsize=2)
 def _numbers(facts: Facts) -> tuple[dict[str, int], dict[str, int], int]:
-  """Subjects and relations by name, and the most words that a name has."""
+  """Indices of subjects and relations by name, and the number of words in the longest name."""
   subjects = {plain(facts.subject_name(s)): s for s in range(facts.subjects)}
   relations = {plain(facts.relation_name(r)): r for r in range(facts.relations)}
   longest = max(name.count(' ') + 1 for table in (subjects, relations) for name in table)
@@ -125,7 +126,7 @@ def _numbers(facts: Facts) -> tuple[dict[str, int], dict[str, int], int]:
 def _readings(
   fields: list[str], join: Callable[[list[str]], str], tables: list[dict[str, int]], longest: int
 ) -> list[tuple[int, ...]]:
-  """At most two ways to read all fields as one name from each table, in this order."""
+  """At most two ways to read all fields as one name from each table, in the order of the tables."""
   found: dict[int, list[tuple[int, ...]]] = {0: [()]}
   for table in tables:
     longer: dict[int, list[tuple[int, ...]]] = {}
@@ -139,7 +140,7 @@ def _readings(
 
 
 def _complaint(facts: Facts, text: str, hops: int) -> InputError:
-  """What is wrong with a query that has no reading: the first unknown name, or the number of hops."""
+  """The error for a query that has no reading: its first unknown name, or a wrong number of hops."""
   subjects, relations, longest = _numbers(facts)
   separator = next((s for s in '|,' if s in text), ' ')
   fields, known, at = [field.strip() for field in text.split(separator)], 0, 0
@@ -152,12 +153,12 @@ def _complaint(facts: Facts, text: str, hops: int) -> InputError:
     known, at = known + 1, stop
   if at == len(fields):
     return InputError(f'{text!r} has {known - 1} relation(s); {wanted(facts, hops)}')
-  # With spaces between names and inside them, what is too many words is taken to be one name.
+  # Where spaces separate names and also occur inside them, surplus words count as part of the unknown name.
   spare = len(fields) - at - (hops + 1 - known) if separator == ' ' else 0
   given = separator.join(fields[at : at + 1 + max(0, min(spare, longest - 1))])
   kind, names = ('relation', list(relations)) if known else ('subject', list(subjects))
   some = ', '.join(names) if len(names) <= 5 else f'{names[0]}, {names[1]} … {names[-1]}'
-  if len(names) > 20_000:  # difflib takes its time
+  if len(names) > 20_000:  # difflib is slow
     names = [name for name in names if name[:1].casefold() == given[:1].casefold()]
   close = get_close_matches(given, names, 3) if getattr(facts, f'{kind}_names') else []
   hint = f'did you mean {" or ".join(map(repr, close))}?' if close else f'the {kind}s are {some}'
@@ -165,6 +166,6 @@ def _complaint(facts: Facts, text: str, hops: int) -> InputError:
 
 
 def wanted(facts: Facts, hops: int) -> str:
-  """What a query must be, with an example."""
+  """The form of a valid query, with an example."""
   example = join_names([facts.subject_name(0)] + [facts.relation_name(0)] * hops)
   return f'the model answers a subject and {hops} relation(s), like "{example}"'

@@ -1,7 +1,7 @@
-"""Facts changed in a model that knows others: in a subject's row, in the MLP, or by gradient descent on all weights.
+"""Edit a model's facts: in a subject's embedding, in the MLP, or by gradient descent on all weights.
 
-An edit is a pure function of a one-block model's parameters and returns new ones, to be mapped over models. A fact
-is a subject, a relation, and the attribute that it is to have from now on.
+An edit is a pure function from a one-block model's parameters to new ones, so it can be mapped over models. An edited
+fact is a subject, a relation, and the attribute that the subject is to have from now on.
 
 Shapes: N subjects, R relations, D width, F hidden units, A answers; E edits.
 """
@@ -23,12 +23,12 @@ from geomem.inside import intervene
 from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
 
-VALUE_STEPS = 50  # in which it is sought what the MLP should put out
+VALUE_STEPS = 50  # gradient steps in the search for the MLP's new output
 JITTER = 1e-6
 
 
 class Edits(flax.struct.PyTreeNode):
-  """`subject_E` is to have `attribute_E` under `relation_E`."""
+  """Facts to change: `subject_E` is to have `attribute_E` under `relation_E`."""
 
   subject_E: chex.Array
   relation_E: chex.Array
@@ -36,7 +36,7 @@ class Edits(flax.struct.PyTreeNode):
 
 
 def draw(key: Array, answers_RxN: Array, attributes: int, count: int) -> Edits:
-  """So many facts at random, none twice, each to have another attribute."""
+  """Draw `count` distinct facts at random, and for each a new attribute that differs from its own."""
   which_key, other_key = jax.random.split(key)
   relations, subjects = answers_RxN.shape
   which_E = jax.random.permutation(which_key, relations * subjects)[:count]
@@ -46,20 +46,21 @@ def draw(key: Array, answers_RxN: Array, attributes: int, count: int) -> Edits:
 
 
 def in_table(answers_RxN: Array, edits: Edits) -> Array:
-  """The facts once they are changed."""
+  """The table of facts after the edits."""
   return jnp.asarray(answers_RxN).at[edits.relation_E, edits.subject_E].set(edits.attribute_E)
 
 
 def one_by_one(edit: Callable[[dict, Edits], dict], params: dict, edits: Edits) -> dict:
-  """Edit after edit, each of the model that the last one left."""
+  """Apply the edits one after another, each to the model that the previous edit left."""
   each = jax.tree.map(lambda a: a[:, None], edits)
   return jax.lax.scan(lambda own, fact: (edit(own, fact), None), params, each)[0]
 
 
 def by_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits: Edits) -> dict:
-  """In closed form: the row of the subject loses M_r u of the old attribute and gets M_r u of the new one.
+  """Edit the subject's embedding in closed form: subtract M_r u of the old attribute and add M_r u of the new one.
 
-  `maps`: those of the model's embeddings, as `linear_maps` fits them; `answers_RxN`: the facts before.
+  `maps`: the superposition maps of the model's embeddings, as `linear_maps` fits them; `answers_RxN`: the facts
+  before the edits.
   """
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   old_E = jnp.asarray(answers_RxN)[edits.relation_E, edits.subject_E]
@@ -70,7 +71,7 @@ def by_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits:
 
 
 def second_moments(config: Config, params: dict) -> Array:
-  """Of the hidden units, FxF, summed over every query that the model was trained on."""
+  """Second moments of the hidden units, FxF, summed over every query that the model was trained on."""
   _, hidden_NxRxF = intervene.mlp_activations(config, params, params['embed']['subjects'])
   return jnp.einsum('nrf,nrg->fg', hidden_NxRxF, hidden_NxRxF)
 
@@ -78,10 +79,11 @@ def second_moments(config: Config, params: dict) -> Array:
 def by_mlp(
   config: Config, moments_FxF: Array, weight: Array | float, nats: Array, params: dict, edits: Edits
 ) -> dict:  # fmt: skip
-  """W_out changed by least squares, so that every edited query puts out what makes its answer the new one.
+  """Change W_out by least squares, so that the MLP's output at every edited query yields the new answer.
 
-  `weight`: of every query in `moments_FxF`, which is to put out what it did, beside an edited one: the least-squares
-  edit of MEMIT. For a single edit and weight 0 the edit is exact, and that of ROME. `nats`: as sure as this the new answer is made.
+  `weight`: the weight of every query in `moments_FxF`, whose MLP output is to stay the same, relative to an edited
+  query: the least-squares edit of MEMIT. For a single edit and weight 0 the edit is exact (up to `JITTER`), and is that
+  of ROME. `nats`: the new answer's cross-entropy at which the search for its output stops.
   """
   hidden_ExF, change_ExD = _wanted(config, nats, params, edits)
   size = jnp.trace(moments_FxF) / len(moments_FxF)
@@ -98,7 +100,7 @@ def by_mlp(
 
 
 def _wanted(config: Config, nats, params: dict, edits: Edits) -> tuple[Array, Array]:
-  """The hidden units at every edited query, ExF, and the change of what the MLP puts out that gives the new answer, ExD."""
+  """Hidden activations at every edited query, ExF, and the MLP output changes that yield the new answers, ExD."""
   e_ExP = jnp.asarray(params['embed']['subjects'])[edits.subject_E]
   _, hidden_ExRxF = intervene.mlp_activations(config, params, e_ExP)
   hidden_ExF = jnp.take_along_axis(hidden_ExRxF, edits.relation_E[:, None, None], axis=1)[:, 0]
@@ -107,7 +109,7 @@ def _wanted(config: Config, nats, params: dict, edits: Edits) -> tuple[Array, Ar
 
 
 def _wanted_change(config: Config, nats, params: dict, e_P, r, attribute):
-  """By gradient descent from no change, until the cross-entropy of the new answer is at most so many nats."""
+  """The MLP output change, by gradient descent from 0 until the new answer's cross-entropy is at most `nats`."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   adam = optax.adam(1.0)
   rate = 0.1 * jnp.sqrt(jnp.mean(e_P**2))
@@ -141,9 +143,9 @@ def _add_to_mlp(change_P):
 def by_descent(
   config: Config, rate: Array | float, steps: int, nats: Array, params: dict, edits: Edits, rows_alone: bool = False
 ) -> dict:  # fmt: skip
-  """Fine-tuning: Adam on the cross-entropy of the edited facts until all are right and as sure as `nats`, on average.
+  """Fine-tune with Adam on the edited facts until all are right and their mean cross-entropy is at most `nats`.
 
-  Of all weights, or of the subjects' rows alone.
+  Trains all weights, or with `rows_alone` only the subjects' embeddings, for at most `steps` steps.
   """
   moving = params['embed']['subjects'] if rows_alone else params
   adam = optax.adam(1.0)

@@ -1,9 +1,9 @@
-"""What a trained network does with an embedding: which units fire, and what changes after an intervention.
+"""How a trained network processes an embedding: which hidden units fire, and what an intervention changes.
 
-Everything is a pure function of a one-block model's parameters, to be mapped over models. Subjects
-come in as embeddings, so that they can be any: learned, superposed, or changed.
+Everything is a pure function of a one-block model's parameters and can be mapped over models. Subjects
+are passed as embeddings, which may be learned, superposed or changed.
 
-Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects in question, T scale factors.
+Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects passed in, T scale factors.
 """
 
 import functools
@@ -18,7 +18,7 @@ from chex import Array
 from geomem import model
 from geomem.config import Config
 
-ROWS_AT_ONCE = 256  # subjects whose logits exist together
+ROWS_AT_ONCE = 256  # subjects per block; the logits of one block are in memory at a time
 
 
 @jax.default_matmul_precision('highest')
@@ -48,7 +48,7 @@ def answers(config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = 
 
 
 def by_blocks(function: Callable[..., Array], *rows: Array) -> Array:
-  """`function` of matrices with a row per subject, block of subjects after block; its rows concatenated."""
+  """Apply `function` to matrices with a row per subject, block by block, and concatenate the resulting rows."""
   chex.assert_rank(rows, 2)
   chex.assert_equal_shape_prefix(rows, 1)
   count, size = len(rows[0]), min(ROWS_AT_ONCE, len(rows[0]))
@@ -58,7 +58,7 @@ def by_blocks(function: Callable[..., Array], *rows: Array) -> Array:
 
 
 def accuracy(config: Config, params: dict, e_SxD: Array, targets_SxR: Array) -> Array:
-  """The fraction of right answers."""
+  """The fraction of queries answered right."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
 
@@ -92,11 +92,11 @@ def mlp_activations(config: Config, params: dict, e_SxD: Array) -> tuple[Array, 
 
 
 def unit_selectivity(hidden_SxRxF: Array) -> dict[str, Array]:
-  """Of every unit: the relation it fires most for; how selective it is for it and for few of its answers; its activation.
+  """Every hidden unit's selectivity for one relation and for few of its answers, and its activation.
 
-  `relation`: 0 if it fires equally for all relations, 1 if for one alone. `attribute`: 0 if it fires
-  equally for all answers of that relation, near 1 if for one alone. `activation_fraction`: its part of
-  the total activation.
+  `own`: the relation that the unit fires most for. `relation`: 0 if it fires equally for all relations, 1 if
+  only for that one. `attribute`: 0 if it fires equally for all answers of that relation, near 1 if only for
+  one of them. `activation_fraction`: its share of the total activation.
   """
   chex.assert_rank(hidden_SxRxF, 3)
   mass_RxF = jnp.mean(hidden_SxRxF, axis=0)
@@ -119,7 +119,7 @@ def _some(x):
 
 
 def ablate_units(params: dict, off_F: Array) -> dict:
-  """The model without these units: their output weights are zero."""
+  """The model with these hidden units ablated (their output weights set to zero)."""
   mlp = params['blocks_0']['mlp']
   chex.assert_shape(off_F, mlp['out'].shape[:1])
   out = jnp.where(off_F[:, None], 0.0, mlp['out'])
@@ -129,7 +129,7 @@ def ablate_units(params: dict, off_F: Array) -> dict:
 def accuracy_without_units(
   config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
 ) -> Array:
-  """The fraction of right answers to every relation without the units of another (or the same) one: RxR."""
+  """RxR: the accuracy on every relation (column) with the units of one relation (row) ablated."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
   def one(r):
@@ -142,7 +142,7 @@ def accuracy_without_units(
 def accuracy_with_own_units_only(
   config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
 ) -> Array:
-  """The fraction of right answers to every relation where only its own units are left."""
+  """The accuracy on every relation with all hidden units but its own ablated."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
   def one(r):
@@ -155,7 +155,7 @@ def accuracy_with_own_units_only(
 def patched_accuracy(
   config: Config, params: dict, e_SxD: Array, targets_SxR: Array, add_RxD: Array, shift: int
 ) -> Array:
-  """How often the MLP answers relation r + shift where r is asked, once `add_RxD` is added to its input."""
+  """How often the model, asked for r, answers relation r + shift (mod R) with `add_RxD` added to the MLP's input."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
   answers_SxR = answers(config, params, e_SxD, add_RxD)
   return jnp.mean(answers_SxR == jnp.roll(targets_SxR, -shift, axis=1), dtype=jnp.float32)
@@ -165,8 +165,8 @@ def swap_effects(
   config: Config, params: dict, e_SxD: Array, vectors_RxSxD: Array, wanted_SxR: Array,
   alphas_T: Array,
 ) -> tuple[Array, Array]:  # fmt: skip
-  """Embeddings changed for one relation at a time, by alpha times its vector: how often the answer to
-  that relation becomes the one wanted, and how often those to the others stay what they were: (TxR, TxR)."""
+  """Change embeddings for one relation at a time, by alpha times its vector: how often the answer to that
+  relation becomes the wanted one, and how often the answers to the other relations stay unchanged: (TxR, TxR)."""
   chex.assert_shape(vectors_RxSxD, (config.relations, *e_SxD.shape))
   chex.assert_shape(wanted_SxR, (len(e_SxD), config.relations))
   before_SxR = answers(config, params, e_SxD)
@@ -188,7 +188,7 @@ def swap_effects(
 def joint_swap(
   config: Config, params: dict, e_SxD: Array, vectors_RxSxD: Array, wanted_SxR: Array
 ) -> Array:
-  """The attributes of all relations swapped at once: the fraction of answers that become the ones wanted."""
+  """Swap the attributes of all relations at once: the fraction of answers that become the wanted ones."""
   return accuracy(config, params, e_SxD + jnp.sum(vectors_RxSxD, axis=0), wanted_SxR)
 
 
@@ -196,7 +196,7 @@ def joint_swap(
 def steering_vectors(
   maps_RxDxE: Array, u_AxD: Array, targets_SxR: Array, wanted_SxR: Array
 ) -> Array:
-  """What carries a subject from one attribute to another along the superposition: M_r (u_wanted − u_own)."""
+  """Vectors M_r (u_wanted − u_own) that move a subject from its own attribute to another along the superposition."""
   chex.assert_equal_shape([targets_SxR, wanted_SxR])
   difference_SxRxD = u_AxD[wanted_SxR] - u_AxD[targets_SxR]
   return jnp.einsum('srd,rde->rse', difference_SxRxD, maps_RxDxE)
@@ -210,6 +210,6 @@ def random_directions(key: Array, vectors: Array) -> Array:
 
 
 def other_attributes(key: Array, attributes: int, targets_SxR: Array) -> Array:
-  """For every query an attribute that is not its answer, all others equally likely."""
+  """A random attribute for every query, uniform among those that are not its answer."""
   step = jax.random.randint(key, targets_SxR.shape, 1, attributes)
   return (targets_SxR + step) % attributes

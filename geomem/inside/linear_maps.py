@@ -1,9 +1,9 @@
-"""Is an embedding the superposition of its attributes' vectors? Linear maps, judged on held-out subjects.
+"""Is an embedding the superposition of its attributes' vectors? Linear maps, evaluated on held-out subjects.
 
-Everything is a pure function of arrays, to be mapped over models. Which subjects a map is fitted to
-and which it is judged on come in as indices, and never overlap.
+Everything is a pure function of arrays and can be mapped over models. The subjects that a map is fitted to
+and those that it is evaluated on are passed as indices and never overlap.
 
-Shapes: N subjects, R relations, D width, A attributes; T subjects fitted to, S subjects held out.
+Shapes: N subjects, R relations, D width, A attributes; T subjects to fit to, S held-out subjects.
 """
 
 import chex
@@ -17,7 +17,7 @@ RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # fractions of the mean variance
 
 
 def hold_out(key: Array, subjects: int, fraction: float = 0.25) -> tuple[jax.Array, jax.Array]:
-  """Subjects to fit to, and subjects to judge on."""
+  """Random indices of the subjects to fit to, and of the held-out subjects."""
   order_N = jax.random.permutation(key, subjects)
   held = max(1, round(fraction * subjects))
   return order_N[held:], order_N[:held]
@@ -25,7 +25,7 @@ def hold_out(key: Array, subjects: int, fraction: float = 0.25) -> tuple[jax.Arr
 
 @jax.default_matmul_precision('highest')
 def affine(x_TxP: Array, y_TxQ: Array, ridge: Array | float = 1e-6) -> tuple[jax.Array, jax.Array]:
-  """Least squares y ≈ x W + b, with a ridge of that fraction of the mean variance: (W, b)."""
+  """Ridge regression y ≈ x W + b: (W, b). `ridge` is a fraction of the mean variance of x."""
   x_P, y_Q = jnp.mean(x_TxP, axis=0), jnp.mean(y_TxQ, axis=0)
   x_TxP, y_TxQ = x_TxP - x_P[None], y_TxQ - y_Q[None]
   gram_PxP = x_TxP.T @ x_TxP
@@ -46,20 +46,20 @@ def r2(y_SxQ: Array, guess_SxQ: Array, mean_Q: Array) -> jax.Array:
 
 @jax.default_matmul_precision('highest')
 def linear_r2(x_NxP: Array, y_NxQ: Array, fit_T: Array, held_S: Array) -> jax.Array:
-  """R² on held-out rows of the best linear map from x to y, by the best ridge."""
+  """R² on held-out rows of the linear map from x to y fitted with the best ridge."""
   x_NxP, y_NxQ = jnp.asarray(x_NxP), jnp.asarray(y_NxQ)
   w_PxQ, b_Q = affine(x_NxP[fit_T], y_NxQ[fit_T], _best_ridge(x_NxP[fit_T], y_NxQ[fit_T]))
   return r2(y_NxQ[held_S], x_NxP[held_S] @ w_PxQ + b_Q[None], jnp.mean(y_NxQ[fit_T], axis=0))
 
 
 def _check(embedding_NxE, unembedding_AxD, answers_RxN):
-  """An index past the end would be the last one, without a word."""
+  """Check the shapes, since JAX silently clamps an index past the end to the last row."""
   chex.assert_rank([embedding_NxE, unembedding_AxD], 2)
   chex.assert_shape(answers_RxN, (None, len(embedding_NxE)))
 
 
 def attribute_vectors(unembedding_AxD: Array, answers_RxN: Array) -> jax.Array:
-  """Every subject's attribute vectors side by side, N x R·D."""
+  """Every subject's attribute vectors, concatenated, N x R·D."""
   u_NxRxD = jnp.asarray(unembedding_AxD)[answers_RxN.T]
   return u_NxRxD.reshape(len(u_NxRxD), -1)
 
@@ -67,7 +67,7 @@ def attribute_vectors(unembedding_AxD: Array, answers_RxN: Array) -> jax.Array:
 def fit_maps(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, ridge: Array | float = 1e-6
 ) -> Maps:
-  """e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map per relation: (M_RxDxE, b_E)."""
+  """Fit e_s ≈ Σ_r M_r u_{g_r(s)} + b, one linear map per relation: (M_RxDxE, b_E)."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   w_PxE, b_E = affine(attribute_vectors(unembedding_AxD, answers_RxN), embedding_NxE, ridge)
   return w_PxE.reshape(len(answers_RxN), -1, w_PxE.shape[1]), b_E
@@ -82,14 +82,14 @@ def superpose(maps: Maps, unembedding_AxD: Array, answers_RxN: Array) -> jax.Arr
 
 
 def best_ridge(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array) -> jax.Array:
-  """Of `RIDGES` the one whose maps explain a quarter of the subjects best, fitted to the others."""
+  """The value in `RIDGES` whose maps, fitted to three quarters of the subjects, best explain the other quarter."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   return _best_ridge(attribute_vectors(unembedding_AxD, answers_RxN), jnp.asarray(embedding_NxE))
 
 
 @jax.default_matmul_precision('highest')
 def _best_ridge(x_TxP: Array, y_TxQ: Array) -> jax.Array:
-  """Maps with nearly as many coefficients as there are rows fit what is not there."""
+  """Choose the ridge on the last quarter of the rows: maps with nearly as many coefficients as rows overfit."""
   last = len(x_TxP) - max(1, len(x_TxP) // 4)
 
   def judged(ridge):
@@ -101,7 +101,7 @@ def _best_ridge(x_TxP: Array, y_TxQ: Array) -> jax.Array:
 
 
 def fit_best_maps(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array) -> Maps:
-  """As `fit_maps`, by the best ridge."""
+  """As `fit_maps`, with the best ridge."""
   known = embedding_NxE, unembedding_AxD, answers_RxN
   return fit_maps(*known, best_ridge(*known))
 
@@ -109,7 +109,7 @@ def fit_best_maps(embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Arr
 def superposition_r2(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
-  """R² on held-out subjects of the best superposition; how far to trust its maps the others say."""
+  """R² on held-out subjects of the best superposition; the ridge is chosen on the other subjects."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
   guess_SxE = superpose(fit_best_maps(*known), unembedding_AxD, answers_RxN[:, held_S])
@@ -119,7 +119,7 @@ def superposition_r2(
 def shared_map_r2(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
-  """The control of `superposition_r2` that has one map for all relations, e_s ≈ M Σ_r u_{g_r(s)} + b."""
+  """Control for `superposition_r2` with one map for all relations, e_s ≈ M Σ_r u_{g_r(s)} + b."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   sum_NxD = jnp.sum(jnp.asarray(unembedding_AxD)[answers_RxN], axis=0)
   return linear_r2(sum_NxD, embedding_NxE, fit_T, held_S)
@@ -129,10 +129,10 @@ def shared_map_r2(
 def shared_probe_accuracy(
   embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
-  """The control of `probe_accuracy` that reads all relations by one linear map: at most right about one of them."""
+  """Control for `probe_accuracy` with one linear map for all relations: right about at most one of them."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD = jnp.asarray(unembedding_AxD)
-  mean_NxD = jnp.mean(u_AxD[answers_RxN], axis=0)  # which fits all the pairs (s, r) best
+  mean_NxD = jnp.mean(u_AxD[answers_RxN], axis=0)  # the best fit to all pairs (s, r)
   w_DxD, b_D = affine(embedding_NxD[fit_T], mean_NxD[fit_T])
   nearest_S = _nearest(embedding_NxD[held_S] @ w_DxD + b_D[None], u_AxD)
   return jnp.mean(nearest_S[None] == jnp.asarray(answers_RxN)[:, held_S], dtype=jnp.float32)
@@ -142,10 +142,10 @@ def shared_probe_accuracy(
 def from_other_attributes(
   unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
-  """Every attribute's vector as the others of its subject give it away, RxSxD: no embedding is looked at.
+  """Every attribute's vector predicted from the other attributes of its subject, RxSxD, without using embeddings.
 
-  A trained unembedding has seen which attributes share a subject, so of subjects that it was trained on this may
-  say as much as their embeddings do. Of subjects that it never saw it can say nothing.
+  A trained unembedding has seen which attributes share a subject, so for subjects that it was trained on this may
+  predict as much as their embeddings do. For subjects that it never saw it can predict nothing.
   """
   u_AxD = jnp.asarray(unembedding_AxD)
   vectors_RxNxD = u_AxD[answers_RxN]
@@ -163,7 +163,7 @@ def from_other_attributes(
 def other_attributes_scores(
   embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The controls of `superposition_r2` and `probe_accuracy` that know of each attribute what the others say."""
+  """Controls for `superposition_r2` and `probe_accuracy` that predict each attribute from the subject's others."""
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   guess_RxSxD = from_other_attributes(unembedding_AxD, answers_RxN, fit_T, held_S)
   known = embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T]
@@ -182,16 +182,16 @@ def calibrate(
   maps: Maps, embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array,
   ridge: Array | float = 1e-6, folds: int = 4,
 ) -> Maps:  # fmt: skip
-  """The maps, each as much longer as the embeddings of subjects that it was not fitted to say: a ridge shortens them.
+  """The maps, each rescaled by cross-validation, because a ridge shrinks them.
 
-  Every fold's embeddings are regressed on its components, one number a relation, of maps fitted to the other folds.
+  Every fold's embeddings are regressed on their components M_r u, with M_r fitted to the other folds; the
+  coefficient of a relation, one number for all folds, multiplies its map.
   """
   _check(embedding_NxE, unembedding_AxD, answers_RxN)
   relations, subjects = answers_RxN.shape
   embedding_NxE, answers_RxN = jnp.asarray(embedding_NxE), jnp.asarray(answers_RxN)
-  fold_N = (
-    np.arange(subjects - subjects % folds) % folds
-  )  # of one size, so that all are one program
+  # Folds of equal size, so that all share one compiled program.
+  fold_N = np.arange(subjects - subjects % folds) % folds
 
   def judge(held_S, fit_T):
     m_RxDxE, _ = fit_maps(embedding_NxE[fit_T], unembedding_AxD, answers_RxN[:, fit_T], ridge)
@@ -217,7 +217,7 @@ def calibrate(
 def probe(
   embedding_NxD: Array, unembedding_AxD: Array, answers_RxN: Array, fit_T: Array, held_S: Array
 ) -> jax.Array:
-  """The attributes RxS, of all A, to which a linear map per relation, e_s to u_{g_r(s)}, lands nearest."""
+  """A linear probe per relation, e_s to u_{g_r(s)}: for its outputs, the nearest of all A attributes, RxS."""
   _check(embedding_NxD, unembedding_AxD, answers_RxN)
   u_AxD, e_NxD = jnp.asarray(unembedding_AxD), jnp.asarray(embedding_NxD)
 
@@ -231,7 +231,7 @@ def probe(
 
 @jax.default_matmul_precision('highest')
 def _nearest(guess_SxD: Array, u_AxD: Array) -> jax.Array:
-  """The attributes whose vectors are nearest."""
+  """The attribute with the nearest vector, for every guess."""
   distance_SxA = jnp.sum(u_AxD**2, axis=1)[None] - 2 * guess_SxD @ u_AxD.T
   return jnp.argmin(distance_SxA, axis=1)
 

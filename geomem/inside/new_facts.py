@@ -1,6 +1,6 @@
-"""Freeze a trained model and give it other facts: does what it learned to do with superpositions hold for them?
+"""Freeze a trained model and give it new facts: does what it learned to do with superpositions transfer to them?
 
-Shapes: R relations, D width, A attributes; B subjects in a step, each with attributes at random.
+Shapes: R relations, D width, A attributes; B subjects per step, each with random attributes.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from geomem.training.recipe import Recipe
 def fit_maps_through_model(
   config: Config, params: dict, maps: Maps, key: Array, steps: int, batch: int, rate: float = 1e-3
 ) -> tuple[Maps, Array]:
-  """The maps (M_RxDxE, b_E) from which the frozen model answers best, by gradient descent from `maps`.
+  """Fit the maps (M_RxDxE, b_E) from which the frozen model answers best, by gradient descent from `maps`.
 
-  Every step draws subjects anew, their attributes independent and uniform: no table of facts is seen twice.
+  Every step draws new subjects with independent uniform attributes, so no table of facts is seen twice.
   """
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   adam = optax.adam(optax.cosine_decay_schedule(rate, steps))
@@ -54,14 +54,15 @@ def fit_maps_through_model(
 def learn_embeddings(
   config: Config, recipe: Recipe, params: dict, job: Job, answers_RxS: Array, start_SxD: Array | None = None
 ) -> Array:  # fmt: skip
-  """Embeddings SxD of subjects that the model never saw, learned as it learned its own: by the same recipe, but with
-  all else frozen and with other random numbers. A subject is as often in a batch as one of the model's was. They
-  start at `start_SxD`, or where the model's own would.
+  """Embeddings SxD of subjects that the model never saw, learned with the model's own recipe.
+
+  All other weights are frozen, and the random numbers differ. A subject is in a batch as often as one of the model's
+  own was. The embeddings start at `start_SxD`, or from the initialization of the model's own.
   """
   chex.assert_shape(answers_RxS, (config.relations, None))
   if recipe.hops > 1 or recipe.loss != 'answer' or config.tied:
     raise InputError(
-      'fresh subjects are learned of one hop, by the answer, and with an unembedding of its own'
+      "fresh subjects need a one-hop recipe with loss 'answer', and an unembedding that is not tied"
     )
   count = answers_RxS.shape[1]
   batch = recipe.batch and max(1, round(recipe.batch * count / config.subjects))

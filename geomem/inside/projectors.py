@@ -1,11 +1,11 @@
-"""Which dimensions of an embedding a relation occupies: a projector for each, learned by interchange.
+"""Find the dimensions of an embedding that each relation occupies: one projector per relation, learned by interchange.
 
-A projector P_r of rank K says what of an embedding is relation r's. Where it is right, the model answers r as subject
-t and all other relations as subject s once it is given e_s + P_r (e_t − e_s). Projectors are oblique: the parts of an
-embedding that belong to different relations add up, but need not be orthogonal. Learned orthogonal ones, which share
-`into` and `along`, are the distributed alignment search of Geiger et al. (2023).
+A projector P_r of rank K extracts relation r's part of an embedding. If it is right, then given e_s + P_r (e_t − e_s)
+the model answers r as for subject t, and all other relations as for subject s. Projectors are oblique: the parts of an
+embedding that belong to different relations add up, but need not be orthogonal. Learned orthogonal projectors, whose
+`into` and `along` are the same, are the distributed alignment search of Geiger et al. (2023).
 
-Shapes: N subjects, R relations, E width of the embedding; K columns; B pairs of subjects in a step, S judged.
+Shapes: N subjects, R relations, E width of the embedding; K columns; B pairs of subjects per step, S evaluated.
 """
 
 import chex
@@ -20,19 +20,18 @@ from geomem.inside import intervene
 from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
 
-Frames = tuple[Array, Array]  # into_RxExK: what the projectors write; along_RxExK: what they read
-SMALLEST = (
-  1e-4  # of a relation's largest principal variance: dimensions with less it does not occupy
-)
+Frames = tuple[Array, Array]  # into_RxExK: the directions written; along_RxExK: those read
+# Dimensions with less than this fraction of a relation's largest principal variance count as unoccupied.
+SMALLEST = 1e-4
 
 
 @jax.default_matmul_precision('highest')
 def from_maps(
   maps: Maps, embedding_NxE: Array, unembedding_AxD: Array, answers_RxN: Array
 ) -> Frames:
-  """Of every relation the principal directions of its part M_r u, and what predicts its place along them from e.
+  """Every relation's principal directions of its part M_r u, and the regression of its coordinates along them on e.
 
-  There are E // R columns; those past the rank of the part are 0.
+  There are E // R columns; those beyond the rank of the part are 0.
   """
   m_RxDxE, b_E = maps
   columns = len(b_E) // len(answers_RxN)
@@ -53,21 +52,21 @@ def from_maps(
 
 
 def at_random(key: Array, relations: int, dim: int) -> Frames:
-  """Directions at random, E // R columns for every relation: nothing is known of the model."""
+  """Random directions, E // R columns for every relation, independent of the model."""
   shape = relations, dim, dim // relations
   into, along = (jax.random.normal(k, shape) / dim**0.5 for k in jax.random.split(key))
   return into, along
 
 
 def first(frames: Frames, rank: Array | int) -> Frames:
-  """The same, but of `rank` columns."""
+  """The frames with their first `rank` columns; the others are set to 0."""
   kept_K = jnp.arange(frames[0].shape[2]) < rank
   return jax.tree.map(lambda frame: jnp.where(kept_K[None, None], frame, 0.0), frames)
 
 
 @jax.default_matmul_precision('highest')
 def project(frames: Frames, x_SxE: Array) -> Array:
-  """P_r x of every relation, RxSxE, where P_r = B (CᵀB)⁻¹ Cᵀ, B what is written and C what is read; without columns of 0."""
+  """P_r x for every relation, RxSxE, where P_r = B (CᵀB)⁻¹ Cᵀ, B is `into` and C is `along`; columns of 0 are left out."""
   into_RxExK, along_RxExK = frames
   chex.assert_equal_shape(frames)
   length = lambda frame: jnp.sqrt(jnp.sum(frame**2, axis=1, keepdims=True))
@@ -87,10 +86,10 @@ def learn(
   config: Config, params: dict, frames: Frames, embedding_NxE: Array, answers_RxN: Array, key: Array, steps: int,
   batch: int, orthogonal: bool = False, rate: float = 1e-2,
 ) -> Frames:  # fmt: skip
-  """The projectors whose interchanges the frozen model answers best, by gradient descent from these.
+  """Train the projectors by gradient descent from `frames`, so that the frozen model answers interchanges best.
 
-  Every step draws pairs of these subjects anew. Every answer of a pair counts as much, the one that is to change and
-  the others. Columns of 0 stay so. `orthogonal`: what is read is what is written.
+  Every step draws new pairs of the given subjects. All answers of a pair have equal weight, the one that is to change
+  and the others. Columns of 0 stay 0. `orthogonal`: `along` is the same as `into`.
   """
   e_NxE, targets_NxR = jnp.asarray(embedding_NxE), jnp.asarray(answers_RxN).T
   chex.assert_shape(targets_NxR, (len(e_NxE), config.relations))
@@ -125,8 +124,8 @@ def learn(
 def interchanged(
   config: Config, params: dict, frames: Frames, e_SxE: Array, answers_RxS: Array
 ) -> tuple[Array, Array]:
-  """Every subject given the relation of the next one, one at a time: how often the answer becomes the other's, and how
-  often the other answers stay what they were."""
+  """Give every subject the next subject's part, one relation at a time: how often that answer becomes the next
+  subject's, and how often the other answers stay unchanged."""
   wanted_SxR = jnp.roll(jnp.asarray(answers_RxS).T, -1, axis=0)
   vectors_RxSxE = project(frames, jnp.roll(e_SxE, -1, axis=0) - e_SxE)
   swapped = intervene.swap_effects(config, params, e_SxE, vectors_RxSxE, wanted_SxR, jnp.ones(1))

@@ -1,13 +1,15 @@
-"""Other weights for the same function: what a transformer of ours can be changed by without changing a logit.
+"""Other weights for the same function: changes to one of our transformers that change no logit.
 
-Residual stream: x → xQ, the same in all that writes and reads it. Q is orthogonal, and keeps the vector (1 … 1) under a
-  LayerNorm. A norm's scale is first moved into what reads it; where the unembedding is tied, the final norm's cannot be.
-Hidden layer: its units in any order, each times a positive number, for ReLU(cx) = c·ReLU(x).
-Attention: heads in any order; query·A and key·A⁻ᵀ, value·B and B⁻¹·output within each.
+Residual stream: x → xQ, in all weights that write or read it. Q is orthogonal, and under a LayerNorm it also fixes the
+  vector (1 … 1). A norm's scale is first folded into the weights that read it; with a tied unembedding, the final
+  norm's scale cannot be.
+Hidden layer: its units in any order, each times a positive number c, since ReLU(cx) = c·ReLU(x).
+Attention: heads in any order; within each, query·A with key·A⁻ᵀ, and value·B with B⁻¹·output.
 `answer_dim`: its coordinates rotated, and answers' vectors of any length, as only their directions count.
 
-Those are drawn. There are others: without norms Q, and always A and B, may be any invertible matrices, of which
-orthogonal ones (times a number) round least; and a vector may be moved from all tokens' embeddings into all positions'.
+`rotate` draws from these. There are others: Q (without norms) and A and B (always) may be any invertible matrices, of
+which orthogonal ones (times a number) round least; and a vector may be moved from all token embeddings into all
+position embeddings.
 
 Shapes: D residual width, F hidden units, H heads, K coordinates of a head.
 """
@@ -30,8 +32,8 @@ LARGEST = 4.0  # units and heads are scaled by 1/4 … 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Symmetry:
-  """How one model's parts became another's: a residual x is x·rotation there, unit f of a block's layer was
-  `units[block][layer][f]`, head h of a block `heads[block][h]`."""
+  """How the parts of one model map to those of another: a residual x becomes x·rotation, unit f of a block's layer was
+  unit `units[block][layer][f]` before, and head h of a block was head `heads[block][h]`."""
 
   rotation_DxD: np.ndarray
   units: tuple[tuple[np.ndarray, ...], ...]
@@ -39,13 +41,13 @@ class Symmetry:
 
 
 def disguise(model: FactModel, seed: int) -> tuple[FactModel, Symmetry]:
-  """The same function by other weights, in which no coordinate, unit or head is where it was or has a name.
+  """The same function with other weights: coordinates rotated, units and heads shuffled and scaled, names removed.
 
   >>> hidden, _ = disguise(constructions.build('selector', Facts.bijections(8, 2)), seed=0)
   >>> hidden.verify().accuracy
   1.0
   """
-  config = model.config.replace(precision='highest')  # its sums are no longer exact
+  config = model.config.replace(precision='highest')  # sums are no longer exact
   params, symmetry = rotate(config, model.params, seed)
   changes: dict[str, Any] = {'layout': Layout.of(Slot('stream', (('direction', config.dim),)))}
   if isinstance(model, Construction):
@@ -55,7 +57,7 @@ def disguise(model: FactModel, seed: int) -> tuple[FactModel, Symmetry]:
 
 
 def rotate(config: Config, params: dict, seed: int) -> tuple[dict, Symmetry]:
-  """Parameters of the same function by symmetries that the seed draws; computed in float64."""
+  """Parameters of the same function, by symmetries drawn with `seed`; computed in float64."""
   rng = np.random.default_rng((seed, 3))
   params = copy.deepcopy(jax.tree.map(lambda a: np.asarray(a, np.float64), params))
   _fold_norms(config, params)
@@ -82,13 +84,13 @@ def _norms(params: dict) -> list[dict]:
 
 
 def _fold_norms(config: Config, params: dict) -> None:
-  """Every norm's scale moved into what reads it, so that a rotation can pass."""
+  """Fold every norm's scale into the weights that read it, so that the norm commutes with a rotation."""
   if config.norm == 'none':
     return
   final = params['norm_final']
   if config.tied:
     if np.ptp(final['scale']):
-      raise InputError('tied embeddings cannot take the scale of the final norm: nothing to rotate')
+      raise InputError("with tied embeddings, the final norm's scale must be the same everywhere")
   else:
     name = 'answers' if config.answer_dim is None else 'project'
     table = params['unembed'][name]
@@ -102,7 +104,7 @@ def _fold_norms(config: Config, params: dict) -> None:
 
 
 def _fold(norm: dict, readers: list[np.ndarray]) -> None:
-  """Scale and shift, y = scale·x + shift, become y = x + shift/scale; the rows of what reads y are scaled."""
+  """Replace y = scale·x + shift by y = x + shift/scale, and scale the rows of the weights that read y."""
   scale_D = norm['scale'].copy()
   if 'shift' in norm:
     if not scale_D.all():
@@ -114,7 +116,7 @@ def _fold(norm: dict, readers: list[np.ndarray]) -> None:
 
 
 def _orthogonal(rng, size: int, keep_ones: bool = False) -> np.ndarray:
-  """Uniform among the orthogonal matrices, or among those that keep (1 … 1)."""
+  """A random orthogonal matrix, uniform among all or among those that fix (1 … 1)."""
   if keep_ones:
     basis = np.linalg.qr(np.column_stack([np.ones(size), rng.standard_normal((size, size - 1))]))[0]
     rest = basis[:, 1:]

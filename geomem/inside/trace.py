@@ -1,7 +1,8 @@
 """One forward pass on one prompt, described by the names of the facts and of the coordinates.
 
 Shapes: L length, D residual width, H heads, F hidden width, A answers; a slot holds E entries of M
-coordinates each. The *answer positions* are the last one or, with chain of thought, the k last.
+coordinates each. The *answer positions* are the last one or, with chain of thought, all from the last
+relation on.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ COLUMNS, SHOWN, TOP = 100, 8, 5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BlockTrace:
-  """`read_LxD`: the residual after attention; `written_LxD`: after the MLP, the same without one."""
+  """`read_LxD`: the residual after attention; `written_LxD`: after the MLP (equal to `read_LxD` without one)."""
 
   attention_HxLxL: np.ndarray
   read_LxD: np.ndarray
@@ -37,7 +38,7 @@ class BlockTrace:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Trace:
-  """What `construction`, a model of any kind, does with one prompt; printed, it is told in words.
+  """The forward pass of `construction`, a model of any kind, on one prompt; printing it describes it in words.
 
   >>> seen = constructions.build('selector', Facts.bijections(8, 2)).trace('s1 r0')
   >>> print(str(seen).splitlines()[-1])
@@ -53,7 +54,7 @@ class Trace:
 
   @property
   def positions(self) -> range:
-    """Where an answer is due."""
+    """The positions at which an answer is due."""
     last = len(self.tokens_L)
     return range(self.construction.hops if self.construction.chain_of_thought else last - 1, last)
 
@@ -64,7 +65,7 @@ class Trace:
     return facts.relation_name(token - facts.subjects)
 
   def top(self, position: int) -> list[tuple[str, float]]:
-    """The names of the largest logits."""
+    """The largest logits, each with its answer's name."""
     logits_A = self.logits_LxA[position]
     best = np.argsort(-logits_A, kind='stable')[:TOP]
     return [(self.construction.facts.attribute_name(int(a)), float(logits_A[a])) for a in best]
@@ -85,12 +86,12 @@ class Trace:
 
 
 def join_names(names: Sequence[str]) -> str:
-  """Names of a query side by side, as one can be asked: by | where spaces are inside them."""
+  """Join names into a query that can be asked, separated by | where a name contains spaces."""
   return (' | ' if any(' ' in name for name in names) else ' ').join(names)
 
 
 def trace_prompt(construction: FactModel, tokens_L: ArrayLike, dtype: str = 'float32') -> Trace:
-  """One forward pass with everything it sows."""
+  """Run one forward pass and collect everything it sows."""
   c, tokens_L = construction, _checked(construction, np.asarray(tokens_L))
   logits, sown = _sow(c.config.replace(dtype=dtype), c.params, tokens_L)
   sown = jax.tree.map(lambda a: np.asarray(a[0], np.float32), sown['trace'])
@@ -104,7 +105,7 @@ def trace_prompt(construction: FactModel, tokens_L: ArrayLike, dtype: str = 'flo
 
 
 def _checked(c: FactModel, tokens_L: np.ndarray) -> np.ndarray:
-  """A prompt that the model reads: a subject, its relations, and thoughts before the last step."""
+  """Check that tokens are a prompt of the model: a subject, its relations, and thoughts before the last step."""
   if tokens_L.ndim != 1 or not np.issubdtype(tokens_L.dtype, np.integer):
     raise InputError(
       f'tokens are {tokens_L.dtype} of shape {tokens_L.shape}; give a row of integers'
@@ -131,7 +132,7 @@ def _sow(config: Config, params, tokens_L):
 
 
 def head_outputs(trace: Trace, block: int, position: int) -> np.ndarray:
-  """What the block's heads write at `position` for each token attended to, LxD; attention adds their sum."""
+  """The block's heads' output at `position` from each attended token, LxD; attention adds the sum over tokens."""
   config, params = trace.construction.config, trace.construction.params[f'blocks_{block}']
   scale = {'params': params.get('norm_attention', {})}
   x_LxD = np.asarray(model.Norm(config).apply(scale, jnp.asarray(trace.before(block))))
@@ -142,16 +143,16 @@ def head_outputs(trace: Trace, block: int, position: int) -> np.ndarray:
 
 
 def relation_outputs(trace: Trace, block: int, position: int) -> np.ndarray:
-  """What the heads write at `position` for the relations alone: the part of attention that closes gates."""
+  """The heads' output at `position` from relation tokens alone: the part of attention that closes gates."""
   relation_L = trace.tokens_L >= trace.construction.facts.subjects
   return head_outputs(trace, block, position)[relation_L].sum(axis=0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decoded:
-  """For each of E entries the nearest codeword c: the values are `scale`·c up to `error`.
+  """For each of E entries, the nearest codeword c: the values are `scale`·c up to `error`.
 
-  Kinds: 'empty' (all zero), 'exact', 'closed' (nothing that a ReLU would let through), 'near'.
+  Kinds: 'empty' (all zero), 'exact', 'closed' (no value that a ReLU would let through), 'near'.
   """
 
   kind_E: np.ndarray
@@ -163,8 +164,10 @@ class Decoded:
 def decode(
   values_ExM: ArrayLike, code: codes.Code, relations_ExM: ArrayLike | None = None
 ) -> Decoded:
-  """What entries hold. Values alone do not tell a closed entry from a word without positive
-  coordinates; `relations_ExM`, what the relations added there, does: it is negative where one was closed.
+  """Decode what entries hold.
+
+  Values alone do not distinguish a closed entry from a word without positive coordinates. `relations_ExM`, what
+  the relation tokens added there, does: it is negative where an entry was closed.
   """
   values = np.asarray(values_ExM, np.float32)
   symbol_E = _nearest(values, code)
@@ -190,7 +193,7 @@ def _words(code: codes.Code) -> np.ndarray:
 
 
 def _nearest(values_ExM, code: codes.Code) -> np.ndarray:
-  """The word of the largest ⟨v, c⟩, less ½|c|² where words differ in length."""
+  """The word c with the largest ⟨v, c⟩, minus ½|c|² where words differ in norm."""
   words = _words(code)
   if type(code) is codes.Sign:
     symbol_E = (values_ExM > 0) @ (1 << np.arange(code.width))
@@ -209,10 +212,10 @@ def symbol_name(facts: Facts, of: str, index: int) -> str:
 
 
 def entry_label(facts: Facts, slot: Slot, entry: int) -> str:
-  """`blocks[r2]`, `tree[r0 r1]`, `memory[s17, r2]`."""
+  """An entry's label, such as `blocks[r2]`, `tree[r0 r1]` or `memory[s17, r2]`."""
   parts = []
   for (kind, size), i in zip(slot.axes, np.unravel_index(entry, slot.shape), strict=True):
-    if kind == 'hop':  # among those of one block: not the query's
+    if kind == 'hop':  # numbered within one block, not within the query
       parts += [f"block's hop {i + 1}"] * (size > 1)
     elif kind != BRANCH:
       parts.append(symbol_name(facts, kind, int(i)))
@@ -231,7 +234,7 @@ def describe(
     return number(values_ExM[entry, 0], 4)
   kind, symbol = decoded.kind_E[entry], int(decoded.symbol_E[entry])
   name = symbol_name(facts, slot.of, symbol)
-  if slot.of == OWN_ANSWER:  # a set that is smaller than the largest leaves words without a meaning
+  if slot.of == OWN_ANSWER:  # relations with fewer answers leave some words without a meaning
     own = np.unique(facts.answers_RxN[entry])
     name = facts.attribute_name(own[symbol]) if symbol < len(own) else name
   if kind == 'empty' and symbol == 0 and slot.code and slot.code.has_levels:
@@ -245,9 +248,9 @@ def describe(
 def changes(
   trace: Trace, values_D: np.ndarray, before_D: np.ndarray, relations_D: np.ndarray | None = None
 ) -> Iterator[tuple]:
-  """Every slot: its values ExM, what they mean (None: plain numbers), which are new, which closed.
+  """Yield every slot, its values ExM, their decoding (None: plain numbers), which are new and which closed.
 
-  Beside entries that a gate has closed, those left open are new too.
+  Where a gate has closed some entries of a slot, the entries left open count as new too.
   """
   layout = trace.construction.layout
   for slot in layout.slots:
@@ -267,7 +270,7 @@ def changes(
 
 
 def unit_name(c: FactModel, block: int, layer: int, unit: int) -> str:
-  """`selected[r1] bit 2`, `memory[s17, r2]`, `detector = s3`."""
+  """A hidden unit's name, such as `selected[r1] bit 2`, `memory[s17, r2]` or `detector = s3`."""
   if not c.hidden:
     return f'unit {unit}'
   for slot in c.hidden[block][layer].slots:
@@ -284,7 +287,7 @@ def unit_name(c: FactModel, block: int, layer: int, unit: int) -> str:
 
 
 def idle(trace: Trace, block: int, layer: int, position: int) -> str:
-  """What to say of a hidden layer without a unit that fires."""
+  """The text for a hidden layer in which no unit fires."""
   seen = trace.blocks[block]
   written = np.any(seen.written_LxD[position] != seen.read_LxD[position])
   last = layer == len(seen.hidden) - 1
@@ -292,7 +295,7 @@ def idle(trace: Trace, block: int, layer: int, position: int) -> str:
 
 
 def number(value: float, digits: int = 2, gap: float = 0) -> str:
-  """To as many decimals as show `digits` digits of the value, or of the gap to another value."""
+  """Format with enough decimals to show `digits` digits of the value, or of its gap to another value."""
   value, size = float(value), abs(float(gap or value))
   if not math.isfinite(size) or not (gap or 1e-4 <= size < 1e6):
     return f'{value:.{digits}g}'
@@ -302,12 +305,12 @@ def number(value: float, digits: int = 2, gap: float = 0) -> str:
 
 
 def lines(trace: Trace) -> list[str]:
-  """The trace for a terminal."""
+  """The trace as lines for a terminal."""
   return [line for label, items in rows(trace) for line in _row(label, items)]
 
 
 def rows(trace: Trace) -> Iterator[tuple[str, list[str]]]:
-  """A label and what is to be said: what tokens hold, then block by block what each answer position does."""
+  """Yield labels and items: what each token holds, then block by block what happens at each answer position."""
   c = trace.construction
   yield f'{c.name} in {trace.dtype}', []
   for p in range(len(trace.tokens_L)):
@@ -345,7 +348,7 @@ def _block_rows(trace: Trace, i: int, p: int) -> Iterator[tuple[str, list[str]]]
 
 
 def _held(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
-  """What is new, in words."""
+  """The new and the closed entries, in words."""
   facts, held, closed = trace.construction.facts, [], []
   for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, relations_D):
     closed += [entry_label(facts, slot, int(e)) for e in np.flatnonzero(closed_E)]
@@ -371,7 +374,7 @@ def _more(count: int) -> list[str]:
 
 
 def _row(label: str, items: list[str]) -> list[str]:
-  """Items side by side, none broken across lines."""
+  """The items side by side, with no item broken across lines."""
   text = '; '.join(item.replace(' ', '\xa0') for item in items)
   wrap = textwrap.TextWrapper(COLUMNS, f'{label:<19} ', ' ' * 20, break_on_hyphens=False).wrap
   return [row.replace('\xa0', ' ') for row in wrap(text)] or [label]

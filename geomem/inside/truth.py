@@ -1,6 +1,6 @@
-"""What is known of a construction's inside, in a form that programs read, that symmetries carry along and ablation tests.
+"""The ground truth about a construction's internals: read by programs, carried along by symmetries, tested by ablation.
 
-The names of its coordinates and units say which units serve which relation, which subspace of a subject's embedding
+The names of coordinates and units say which units serve which relation, which subspace of a subject's embedding
 holds its answer to which relation or path of relations, and which slots every head reads and writes.
 
 Shapes: N subjects, R relations, W paths of relations, D residual width, F hidden units, K dimensions of a subspace.
@@ -30,8 +30,10 @@ STORED = 'stored'  # an axis of partly_precomputed: the first relations, whose a
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subspace:
-  """Orthonormal rows that span what a subject's embedding holds of its answers to `paths`: of one, or of several that
-  follow from one another; of no path where it is who the subject is."""
+  """Orthonormal rows that span the part of a subject's embedding that holds its answers to `paths`.
+
+  There is one path, or several whose answers follow from one another, or none where the part is the subject's identity.
+  """
 
   name: str
   paths: tuple[Path, ...]
@@ -40,7 +42,7 @@ class Subspace:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """The slots that a head's query, key and value read, and that it writes; `relations`: those it is for, if not all."""
+  """The slots that a head's query, key and value read and that it writes; `relations`: those it serves (empty: all)."""
 
   query: tuple[str, ...]
   key: tuple[str, ...]
@@ -51,8 +53,10 @@ class Head:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Truth:
-  """`slots`: orthonormal rows of every named slot of the residual stream. `units[block][layer][f]`: a unit's name;
-  `serves_RxF[block][layer]`: whether it is for this relation and not for all. `heads[block][h]`.
+  """What is known about a model's internals.
+
+  `slots`: orthonormal rows of every named slot of the residual stream. `units[block][layer][f]`: a unit's name;
+  `serves_RxF[block][layer]`: whether a unit serves a relation in particular, not all. `heads[block][h]`: a head's slots.
 
   >>> of(constructions.build('selector', Facts.bijections(8, 2))).units[0][0][3]
   'selected[r1] bit 0'
@@ -65,7 +69,7 @@ class Truth:
   heads: tuple[tuple[Head, ...], ...]
 
   def carried(self, by: Symmetry) -> 'Truth':
-    """The truth of the model that the symmetry makes of this one's."""
+    """The truth about the model that the symmetry turns this one's model into."""
     q_DxD = by.rotation_DxD
     turned = lambda s: dataclasses.replace(s, frame_KxD=s.frame_KxD @ q_DxD)
     each = lambda parts, orders, take: tuple(
@@ -81,7 +85,7 @@ class Truth:
     )
 
   def plain(self) -> dict[str, Any]:
-    """As JSON has it."""
+    """The truth as plain values for JSON."""
     units = [
       [
         [{'name': name, 'relations': np.flatnonzero(serves).tolist()} for name, serves in zip(names, of_F.T, strict=True)]
@@ -101,7 +105,7 @@ class Truth:
 
   @classmethod
   def from_plain(cls, plain: dict[str, Any], relations: int) -> 'Truth':
-    """What `plain` made plain."""
+    """The truth that `plain` wrote out."""
     array = lambda rows: np.asarray(rows, np.float64)
     every = np.arange(relations)[:, None]
     serves = lambda layer: np.hstack([np.isin(every, unit['relations']) for unit in layer])
@@ -121,7 +125,7 @@ class Truth:
 
 
 def of(built: Construction) -> Truth:
-  """What its names say."""
+  """The truth about a construction, from the names of its coordinates and units."""
   R, eye = built.facts.relations, np.eye(built.config.dim)
   name = lambda i, j: lambda f: trace.unit_name(built, i, j, f)
   units = tuple(
@@ -140,12 +144,12 @@ def of(built: Construction) -> Truth:
 
 
 def _serves(layer: Layout, relations: int) -> np.ndarray:
-  """RxF: whether the relation is in the unit's name, alone or on a path."""
+  """RxF: whether a unit's name contains the relation, alone or on a path."""
   columns = [np.zeros((relations, 0), bool)]
   for slot in layer.slots:
     serves_RxE = np.zeros((relations, slot.size // slot.width), bool)
     for e in range(serves_RxE.shape[1]):
-      # A stored answer on a branch is for that branch, whatever comes last.
+      # A stored answer on a branch serves that branch, whichever relation comes last.
       paths = _paths(slot, e, relations, stored=len(slot.axes) == 1)
       serves_RxE[[r for path in paths for r in path], e] = True
     serves_RxF = np.repeat(serves_RxE, slot.width, axis=1)
@@ -156,7 +160,7 @@ def _serves(layer: Layout, relations: int) -> np.ndarray:
 
 
 def _paths(slot: Slot, entry: int, R: int, stored: bool = True) -> list[Path]:
-  """The path of relations that an entry is about; where an axis has fewer relations than there are, they are the last."""
+  """The paths of relations that an entry is about; an axis shorter than the number of relations covers the last ones."""
   found: list[Path] = [()]
   index = np.unravel_index(entry, slot.shape)
   for (kind, size), i in zip(slot.axes, map(int, index), strict=True):
@@ -166,14 +170,14 @@ def _paths(slot: Slot, entry: int, R: int, stored: bool = True) -> list[Path]:
       hops = next(h for h in itertools.count() if R**h >= size)
       found = [(*path, *queries.paths(R, hops, i).tolist()) for path in found]
     elif kind == STORED and stored:
-      # The first answer says which subject this is, and the weights know the others of it.
+      # The first answer identifies the subject, whose other answers the weights know.
       more = range(size, R) if i == 0 and len(slot.axes) > 1 else ()
       found = [(*path, r) for path in found for r in (i, *more)]
   return found
 
 
 def _encoded(built: Construction) -> list[Subspace]:
-  """Of every path what changes in an embedding when the answer to it does."""
+  """For every path, the subspace in which an embedding changes when the answer to that path does."""
   assert built.encode is not None
   paths = queries.every_path(built.facts.relations, built.hops).tolist()
   choices = built.choices or (np.arange(built.facts.attributes),) * len(paths)
@@ -188,7 +192,7 @@ def _encoded(built: Construction) -> list[Subspace]:
 
 
 def _named(built: Construction) -> list[Subspace]:
-  """The entries of the slots in which subjects differ."""
+  """The subspaces of the slots in which subjects differ: one per entry, or per slot without a code."""
   e_NxD, found = np.asarray(built.params['embed']['subjects']), []
   for slot in built.layout.slots:
     if not np.ptp(e_NxD[:, built.layout[slot.name]], axis=0).any():
@@ -209,7 +213,7 @@ def _span(rows_AxD: np.ndarray) -> np.ndarray:
 
 
 def _heads(built: Construction, i: int) -> tuple[Head, ...]:
-  """A head is for one relation where there are as many as relations and no units to choose among them."""
+  """The heads of block i; each serves one relation where there are as many as relations and no units to choose."""
   attention = built.params[f'blocks_{i}']['attention']
   own = not built.hidden and built.config.blocks[i].heads == built.facts.relations > 1
 
@@ -224,11 +228,11 @@ def _heads(built: Construction, i: int) -> tuple[Head, ...]:
   return tuple(map(head, range(built.config.blocks[i].heads)))
 
 
-# --- what is known, tested -------------------------------------------------------------------------
+# --- testing the truth -----------------------------------------------------------------------------
 
 
 def without_units(params: dict, off_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
-  """The model without these units of every block and layer: what reads them is zero."""
+  """The model with these hidden units of every block and layer ablated (the weights that read them set to zero)."""
   params = dict(params)
   for i, layers in enumerate(off_F):
     mlp = dict(params[f'blocks_{i}'].get('mlp', {}))
@@ -241,9 +245,11 @@ def without_units(params: dict, off_F: tuple[tuple[np.ndarray, ...], ...]) -> di
 
 
 def units_found(known: FactModel, truth: Truth) -> float | None:
-  """Without the units of a relation, how much more the logits change in queries that name it than in others, as a part of
-  both changes; the least of all relations, None where no unit is for a relation alone. 1: nothing else changes; 0: all
-  queries change alike, as they do without units that are for none.
+  """How specific to a relation the effect of ablating its units is; the least over relations.
+
+  The mean change of the logits in queries that name the relation, minus that in other queries, divided by their sum.
+  1: no other query changes; 0: all queries change alike, as they do when the ablated units serve no relation in
+  particular. None where no unit serves a relation in particular.
   """
   off = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
   cuts = [(r, off(r)) for r in range(known.facts.relations)]
@@ -252,7 +258,7 @@ def units_found(known: FactModel, truth: Truth) -> float | None:
 
 
 def heads_found(known: FactModel, truth: Truth) -> float | None:
-  """The same without the head of a relation, for heads that are for one."""
+  """As `units_found`, ablating the head of a relation, for heads that serve one."""
   own = [
     (r, _without_head(known.params, i, h))
     for i, heads in enumerate(truth.heads) for h, head in enumerate(heads) for r in head.relations
@@ -268,7 +274,7 @@ def _without_head(params: dict, block: int, head: int) -> dict:
 
 
 def _specific(known: FactModel, cut: list[tuple[int, dict]]) -> float | None:
-  """Of the mean change in logits, that in queries that name the relation less that in others; the least of all."""
+  """(a − b)/(a + b), a and b the mean logit changes in queries that name the relation and in others; the least of all."""
   paths_WxK = queries.every_path(known.facts.relations, known.hops)
   before, found = _logits(known)[0], []
   for r, params in cut:
@@ -280,17 +286,18 @@ def _specific(known: FactModel, cut: list[tuple[int, dict]]) -> float | None:
 
 
 def subspaces_found(known: FactModel, truth: Truth) -> float | None:
-  """Every subject given what another holds of a path: how often that path is then answered as the other's, or how often
-  every other path as before, whichever is less often; the least of all subspaces, None where none is of a path.
+  """Interchange: give every subject the next subject's part in a subspace, and ask all queries.
 
-  What is of a path is told from the rest by least squares over all subspaces. In a chain of thought a path is one
-  relation, and all chains are followed in the facts that this makes.
+  Returns how often the subspace's paths are then answered as for the next subject, or how often all other paths are
+  answered as before, whichever is less often; the least over subspaces, None where no subspace holds a path. Least
+  squares over all subspaces separates their parts. With chain of thought a path is one relation, and all chains are
+  followed in the facts that result.
   """
   e_NxD = np.asarray(known.params['embed']['subjects'])
   answers_WxN, R = _answers(known), known.facts.relations
   found: list[float] = []
   every_WxK = queries.every_path(R, known.hops)
-  # What a query depends on: in a chain of thought every relation of its path, else the path as a whole.
+  # A query depends on every relation of its path in a chain of thought, else on the path as a whole.
   asks_WxV = every_WxK if known.chain_of_thought else np.arange(len(every_WxK))[:, None]
   parts_NxK = (np.roll(e_NxD, -1, axis=0) - e_NxD) @ np.linalg.pinv(
     np.concatenate([subspace.frame_KxD for subspace in truth.subspaces])
@@ -312,13 +319,13 @@ def subspaces_found(known: FactModel, truth: Truth) -> float | None:
 
 
 def answered(known: FactModel) -> tuple[float, float]:
-  """The fraction of all queries that are right, at every step of a chain of thought, and the least margin."""
+  """The fraction of queries that are right (at every step of a chain of thought), and the least margin."""
   margin_NxW = _margins(*_logits(known))
   return float((margin_NxW > 0).mean()), float(margin_NxW.min())
 
 
 def _answers(known: FactModel) -> np.ndarray:
-  """What a chain of thought follows, or the answers to all paths outright, WxN."""
+  """The one-hop answers that a chain of thought follows, or the answers to all paths directly, WxN."""
   hops = 1 if known.chain_of_thought else known.hops
   return queries.tree(known.facts.answers_RxN, hops)
 
@@ -326,7 +333,7 @@ def _answers(known: FactModel) -> np.ndarray:
 def _logits(
   known: FactModel, params: dict | None = None, answers_WxN: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """All logits of all queries, those of the right chain of thought, NxWxPxA; and the right answers."""
+  """All logits of all queries, NxWxPxA, read along the right chain of thought; and the right answers."""
   every = np.arange(known.facts.subjects), queries.every_path(known.facts.relations, known.hops)
   params = known.params if params is None else params
   answers_WxN = _answers(known) if answers_WxN is None else answers_WxN
@@ -347,7 +354,7 @@ def _run(config: Config, params, answers, subjects_N, paths_WxK, chain, said):
 
 
 def _margins(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
-  """The right answer's logit less the largest other one, the least of a chain of thought, NxW."""
+  """The right answer's logit minus the largest other one, the least over a chain of thought, NxW."""
   own = np.take_along_axis(logits, targets[..., None], axis=-1)
   others = np.where(np.arange(logits.shape[-1]) == targets[..., None], -np.inf, logits)
   return (own[..., 0] - others.max(axis=-1)).min(axis=-1)

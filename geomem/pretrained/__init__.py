@@ -1,4 +1,4 @@
-"""Pretrained language models: read from files on this machine, run, changed in the middle, and given new subjects."""
+"""Pretrained language models: load them from local files, run them, patch them, and give them new subjects."""
 
 from geomem.pretrained.fact_encoder import FactEncoder, Training
 from geomem.pretrained.prompts import Relation

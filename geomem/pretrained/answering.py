@@ -1,4 +1,4 @@
-"""What a pretrained model says after a text: the tokens likeliest to come, and how likely whole answers are.
+"""A pretrained model's continuations of a text: greedy decoding, and log-probabilities of whole answers.
 
 Shapes: L length, V vocabulary, A answers.
 """
@@ -17,11 +17,11 @@ from geomem.pretrained import decoder
 if TYPE_CHECKING:
   from geomem.pretrained.load import Pretrained
 
-MULTIPLE = 8  # texts are padded to a multiple of so many tokens: fewer programs are compiled
+MULTIPLE = 8  # texts are padded to a multiple of this many tokens, to compile fewer programs
 
 
 def tokens_of(model: 'Pretrained', text: str) -> list[int]:
-  """The tokens of a text that the model can read whole."""
+  """The tokens of a text, which must fit into the model's context."""
   ids = model.tokenizer.encode(text).ids
   if not 0 < len(ids) <= model.config.length:
     raise InputError(f'{len(ids)} tokens; the model reads 1 … {model.config.length}: {text[:60]!r}')
@@ -29,12 +29,12 @@ def tokens_of(model: 'Pretrained', text: str) -> list[int]:
 
 
 def answer_tokens(model: 'Pretrained', text: str, answers: Sequence[str]) -> list[list[int]]:
-  """The tokens that each answer adds to a text, after a space; none may be how another one begins."""
+  """The tokens that each answer adds after a text and a space; none may be a prefix of another's."""
   before, found = tokens_of(model, text), []
   for answer in answers:
     whole = model.tokenizer.encode(f'{text} {answer}').ids
     if whole[: len(before)] != before:
-      raise InputError(f'{text!r} becomes other tokens when {answer!r} follows it')
+      raise InputError(f'{text!r} is tokenized differently when {answer!r} follows it')
     if len(whole) == len(before):
       raise InputError(f'{answer!r} adds no token to {text!r}')
     if len(whole) > model.config.length + 1:  # the last token is not read
@@ -42,19 +42,19 @@ def answer_tokens(model: 'Pretrained', text: str, answers: Sequence[str]) -> lis
         f'{len(whole)} tokens with {answer!r}; the model reads {model.config.length}'
       )
     if max(whole[len(before) :]) >= model.config.vocabulary:
-      raise InputError(f'{answer!r} has a name in it that the model cannot write')
+      raise InputError(f'{answer!r} contains a name that the model cannot write')
     found.append(whole[len(before) :])
   for i, own in enumerate(found):
     for j, other in enumerate(found):
       if i != j and other[: len(own)] == own:
         raise InputError(
-          f'{answers[j]!r} begins with the tokens of {answers[i]!r}, or has the same'
+          f'{answers[j]!r} begins with the tokens of {answers[i]!r}, or has the same ones'
         )
   return found
 
 
 def continuation(model: 'Pretrained', text: str, count: int = 8) -> str:
-  """The likeliest token, `count` times or to the end of a sentence, of a line or of what the model says, as text."""
+  """Greedy decoding of at most `count` tokens, to the end of a sentence or line or to a special token; as text."""
   ids = tokens_of(model, text)
   start, special = len(ids), model.tokenizer.get_added_tokens_decoder()
   while len(ids) < min(start + count, model.config.length):
@@ -69,7 +69,7 @@ def continuation(model: 'Pretrained', text: str, count: int = 8) -> str:
 
 
 def log_probabilities(model: 'Pretrained', text: str, answers: Sequence[str]) -> np.ndarray:
-  """Of every answer, all its tokens together: A."""
+  """The log-probability of every whole answer after the text: A."""
   if not answers:
     raise InputError('there are no answers to choose from')
   before, found = tokens_of(model, text), []
@@ -80,7 +80,7 @@ def log_probabilities(model: 'Pretrained', text: str, answers: Sequence[str]) ->
 
 
 def _after(model: 'Pretrained', ids: Sequence[int], last: int) -> jax.Array:
-  """log p of every token after each of the last tokens of a text, KxV."""
+  """log p of every next token after each of the `last` final tokens of a text, KxV."""
   padded = np.zeros(min(-(-len(ids) // MULTIPLE) * MULTIPLE, model.config.length), np.int32)
   padded[: len(ids)] = ids
   return _log_probabilities(model.config, last, model.params, padded, len(ids))

@@ -5,14 +5,14 @@ import dataclasses
 from geomem.errors import InputError
 
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
-LARGEST = 2**20  # of a size; of the vocabulary and the length 64 times that
+LARGEST = 2**20  # limit of a size; 64 times that for the vocabulary and the length
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """One decoder of the families Llama, GPT-2 and GPT-NeoX.
+  """A decoder of the Llama, GPT-2 or GPT-NeoX family.
 
-  `rotary`: how many coordinates of a head RoPE rotates; 0 means learned position embeddings.
+  `rotary`: the number of coordinates of a head that RoPE rotates; 0 means learned position embeddings.
   `parallel`: attention and MLP read the same residual stream. `gated`: the MLP has a gate (SwiGLU).
   """
 

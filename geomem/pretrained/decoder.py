@@ -1,11 +1,11 @@
 """A pretrained decoder whose residual stream can be read and patched at any layer and position.
 
-x ← x + Attn(norm x); x ← x + MLP(norm x), or both at once from the same x. All functions are of one
-prompt and pure, to be mapped over prompts with `jax.vmap`. Layers and positions of a patch are arrays,
-so a batch of prompts that are each patched somewhere else is one program. Layer 0 is the embedding,
-layer i the residual stream after the i-th block.
+x ← x + Attn(norm x); x ← x + MLP(norm x), or both in parallel from the same x. All functions are pure
+and take one prompt; map them over prompts with `jax.vmap`. The layers and positions of a patch are
+arrays, so one compiled program runs a batch of prompts that are each patched at a different place.
+Layer 0 is the embedding, layer i the residual stream after the i-th block.
 
-No token before the first patched one changes: these can be run once, and given as a `Prefix`.
+A patch changes no token before the first patched one, so these can be run once and passed as a `Prefix`.
 
 Shapes: L length, D residual width, T layers (depth + 1), H heads, K head width, V vocabulary,
 P patches of a prompt, O tokens of the prefix, M all tokens attended to (O + L), G key–value heads.
@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 @flax.struct.dataclass
 class Patch:
-  """At `layer` and `position`, x becomes scale · x + add. A prompt has P of them, one after another."""
+  """At `layer` and `position`, x becomes scale · x + add. A prompt has P patches, applied in order."""
 
   layer_P: chex.Array
   position_P: chex.Array
@@ -41,7 +41,7 @@ class Patch:
 
 @flax.struct.dataclass
 class Prefix:
-  """The keys and values of the tokens before, at every block; tokens from `count` on are padding."""
+  """The keys and values of the preceding tokens at every block; tokens from `count` on are padding."""
 
   k_TxOxGxK: chex.Array
   v_TxOxGxK: chex.Array
@@ -63,7 +63,7 @@ class Attention(nn.Module):
   def __call__(
     self, x_LxD: chex.Array, k_OxGxK: chex.Array, v_OxGxK: chex.Array, count: chex.Array
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """What it adds, and the keys and values of these tokens."""
+    """The attention output, and the keys and values of these tokens."""
     c, length, prefix = self.config, len(x_LxD), len(k_OxGxK)
     dense = functools.partial(nn.DenseGeneral, use_bias=c.attention_bias)
     position_M = jnp.concatenate([jnp.arange(prefix), count + jnp.arange(length)])
@@ -82,7 +82,7 @@ class Attention(nn.Module):
 
 
 def rotate(x_LxHxK: jax.Array, position_L: jax.Array, rotary: int, base: float) -> jax.Array:
-  """RoPE: coordinate i of the first half of `rotary` is rotated with coordinate i of the second half."""
+  """RoPE: rotates coordinate i of the first half of `rotary` coordinates with coordinate i of the second half."""
   frequency = base ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
   angle = position_L.astype(jnp.float32)[:, None, None] * frequency[None, None]
   a, b, rest = jnp.split(x_LxHxK, (rotary // 2, rotary), axis=-1)
@@ -110,7 +110,7 @@ class Block(nn.Module):
   def __call__(
     self, x_LxD: chex.Array, *before: chex.Array
   ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The stream after it, and the keys and values of these tokens; `before`: those of the prefix, and how many count."""
+    """The stream after the block, and these tokens' keys and values; `before`: the prefix's, and its count."""
     c = self.config
     norm, mlp = _norm(c, 'norm_attention'), MLP(c, name='mlp')
     norm_mlp = _norm(c, 'norm_mlp')
@@ -127,7 +127,7 @@ def _nothing_before(c: DecoderConfig) -> tuple[jax.Array, jax.Array, int]:
 
 
 def shapes(config: DecoderConfig) -> dict:
-  """The tree of parameters without their values; those of all blocks are stacked on the first axis."""
+  """The parameters' shapes and dtypes, without values; all blocks are stacked on the first axis."""
   c, key, x_LxD = config, jax.random.key(0), jnp.zeros((1, config.dim))
 
   def init():
@@ -146,7 +146,7 @@ def shapes(config: DecoderConfig) -> dict:
 def embed(
   config: DecoderConfig, params: dict, tokens_L: chex.Array, start: chex.Array | int = 0
 ) -> jax.Array:
-  """Layer 0 of tokens whose first position is `start`; those past the vocabulary are rows of their own."""
+  """Layer 0 of tokens whose first position is `start`; ids past the vocabulary index the added `rows`."""
   chex.assert_rank(tokens_L, 1)
   x_LxD = params['embed']['tokens'][tokens_L]
   if 'rows' in params['embed']:
@@ -169,8 +169,8 @@ def residuals(
 ) -> jax.Array:
   """The residual stream at every layer from `first` on, TxLxD, where `x_LxD` is the stream at layer `first`.
 
-  Positions of a patch count from the first token of x. `remember`: a gradient keeps what all matrix products gave,
-  and computes none of them again.
+  Positions of a patch count from the first token of x. `remember`: the backward pass keeps the
+  results of all matrix products instead of recomputing them.
   """
   return _run(config, params, x_LxD, patch, first, prefix, remember)[0]
 
@@ -178,7 +178,7 @@ def residuals(
 def keys_values(
   config: DecoderConfig, params: dict, tokens_O: chex.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """The keys and values of these tokens at every block, of which a `Prefix` is made."""
+  """The keys and values of these tokens at every block, from which a `Prefix` is made."""
   return _run(config, params, embed(config, params, tokens_O))[1]
 
 
@@ -204,7 +204,7 @@ def _run(
     x_LxD = _patched(x_LxD, i + 1, patch)
     return x_LxD, (x_LxD, own)
 
-  # With a checkpoint, a gradient slices the blocks' weights from the stack again and keeps no copy.
+  # With a checkpoint, the backward pass slices the blocks' weights from the stack again and keeps no copy.
   policy = jax.checkpoint_policies.dots_saveable if remember else None
   with jax.default_matmul_precision('highest'):
     blocks = jnp.arange(first, config.depth)
@@ -225,7 +225,7 @@ def _patched(x_LxD: chex.Array, layer: chex.Array | int, patch: Patch | None) ->
 def logits(
   config: DecoderConfig, params: dict, x_D: chex.Array, tokens_A: chex.Array | None = None
 ) -> jax.Array:
-  """The logits that a final residual gives to every token, or to `tokens` alone."""
+  """The logits that a final residual gives to every token, or only to `tokens_A`."""
   rows_VxD = params['embed']['tokens'] if config.tied else params['unembed']
   rows_AxD = rows_VxD if tokens_A is None else rows_VxD[tokens_A]
   with jax.default_matmul_precision('highest'):

@@ -1,10 +1,11 @@
-"""Subjects that a frozen language model never saw, given to it as rows: sums of vectors, one for each of their facts.
+"""New subjects for a frozen language model, each given as one embedding row: a sum of vectors, one per fact.
 
-Nothing of the model changes: a subject is a row of its token embedding, e = b + Σ_r v_{r, g_r}. The vectors are learned
-through the frozen model, of subjects with facts at random. They are compared with rows that are learned subject by
-subject, and with maps of the answers' own token embeddings, v_{r, a} = M_r u_a.
+The model itself does not change: a new subject is a row of its token embedding,
+e = b + Σ_r v_{r, g_r}. The vectors are learned by gradient descent through the frozen model, on
+subjects with random facts. They are compared with rows learned separately for each subject, and with
+linear maps of the answers' own token embeddings, v_{r, a} = M_r u_a.
 
-Shapes: N subjects, R relations, A answers of one, K rank of a map, D width, B examples of a step.
+Shapes: N subjects, R relations, A answers per relation, K rank of a map, D width, B examples per step.
 """
 
 import dataclasses
@@ -33,19 +34,20 @@ from geomem.training import optimization
 
 FORMAT, VERSION = 'geomem fact encoder', 1
 ADAM = optax.scale_by_adam()
-OnProgress = Callable[[int, int, float], None]  # steps done, of how many, the loss
+OnProgress = Callable[[int, int, float], None]  # steps done, total steps, loss
 
 
 def nobody(done: int, total: int, loss: float) -> None:
-  """Who is told of no progress."""
+  """The default `on_progress`: ignores progress."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-  """`rate`, at the start, and `noise`, which is added to every row, are multiples of how far token embeddings spread.
+  """`rate` (at the start) and `noise` (added to every row) are multiples of the token embeddings' `spread`.
 
-  No subject of the training has a tuple of answers that is held out: each is by a chance of `held_out`; nor so many
-  answers of each relation, `untrained_answers`. `seed` draws both.
+  `held_out`: the fraction of answer tuples that no training subject has (each tuple is held out
+  with this probability). `untrained_answers`: the number of answers of each relation that no
+  training subject has. `seed` determines both choices, and all other random draws of the training.
   """
 
   steps: int = 400
@@ -70,7 +72,7 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FactEncoder:
-  """Turns facts into rows for `model`, of which it holds the checksum.
+  """Turns facts into embedding rows for one model, whose checksum it stores.
 
   >>> encoder = FactEncoder.fit(model, [Relation('language', ('French', 'Thai'), ('The language of {} is',))])
   >>> told = model.with_rows(encoder({'Zorbla': {'language': 'Thai'}}))
@@ -84,7 +86,7 @@ class FactEncoder:
   vectors_RxAxD: np.ndarray
 
   def __call__(self, facts: Mapping[str, Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """A row for each name, of as many of its relations as are given."""
+    """A row for each subject, from its given facts; not every relation needs one."""
     names = [relation.name for relation in self.relations]
     answers_RxN = np.full((len(names), len(facts)), prompts.NONE)
     for n, (subject, own) in enumerate(facts.items()):
@@ -98,13 +100,13 @@ class FactEncoder:
     return dict(zip(facts, self.rows(answers_RxN), strict=True))
 
   def rows(self, answers_RxN: ArrayLike) -> np.ndarray:
-    """NxD; −1: that fact is not given."""
+    """The rows, NxD; an answer of −1 means that the fact is not given."""
     answers_RxN = np.asarray(answers_RxN)
     counts_R = np.array([len(relation.answers) for relation in self.relations])
     if answers_RxN.ndim != 2 or len(answers_RxN) != len(counts_R):
       raise InputError(f'needs a row of answers for each of {len(counts_R)} relations')
     if (answers_RxN < prompts.NONE).any() or (answers_RxN >= counts_R[:, None]).any():
-      raise InputError('an answer is none of its relation')
+      raise InputError('an answer has an index that its relation does not have')
     rows_NxD = np.tile(self.bias_D, (answers_RxN.shape[1], 1))
     for vectors_AxD, answers_N in zip(self.vectors_RxAxD, answers_RxN, strict=True):
       rows_NxD += np.where(answers_N[:, None] >= 0, vectors_AxD[answers_N], 0)
@@ -115,7 +117,7 @@ class FactEncoder:
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None,
     on_progress: OnProgress = nobody,
   ) -> 'FactEncoder':  # fmt: skip
-    """Vectors that are learned through the frozen model; of an answer that no subject of the training has it is 0."""
+    """Learn the vectors through the frozen model; the vector of an answer that no training subject has is 0."""
     asked, training = _tokenized(model, relations), training or Training()
     shape = *asked.answers_RxAxK.shape[:2], model.config.dim
     start = {
@@ -130,8 +132,9 @@ class FactEncoder:
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None, rank: int = 32,
     on_progress: OnProgress = nobody,
   ) -> 'FactEncoder':  # fmt: skip
-    """One linear map of this rank for every relation, from the mean of an answer's own token embeddings, less that of
-    all tokens and of length 1: also for answers that no subject of the training has."""
+    """Learn one linear map of rank `rank` per relation. Its input is the mean of an answer's token
+    embeddings, minus the mean of all tokens, scaled to length 1; so answers that no training
+    subject has get vectors too."""
     asked, training = _tokenized(model, relations), training or Training()
     token_NxD, answers_RxAxK = np.asarray(model.params['embed']['tokens']), asked.answers_RxAxK
     real_RxAxKx1 = (answers_RxAxK >= 0)[..., None]
@@ -155,7 +158,7 @@ class FactEncoder:
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, rows_NxD: ArrayLike, answers_RxN: ArrayLike,
     ridge: float = 1e-2,
   ) -> 'FactEncoder':  # fmt: skip
-    """The vectors whose sums are nearest to rows that are there, by ridge regression."""
+    """The vectors whose sums are nearest to the given rows, by ridge regression."""
     asked, answers_RxN = _tokenized(model, relations), np.asarray(answers_RxN)
     one_hot = [
       answers_N[:, None] == np.arange(asked.answers_RxAxK.shape[1]) for answers_N in answers_RxN
@@ -169,8 +172,9 @@ class FactEncoder:
   def _of(
     cls, asked: Prompts, learned: Mapping[str, ArrayLike], without: Sequence[np.ndarray] = ()
   ) -> 'FactEncoder':
-    """Vectors of mean 0 in every relation, so that a fact that is not given is the mean of all answers: `without` some,
-    of which nothing was learned."""
+    """Center every relation's vectors, so that a fact that is not given counts as the mean over
+    answers. `without`: the answers of each relation for which nothing was learned; the mean leaves
+    them out, and their vectors are 0."""
     bias_D, vectors_RxAxD = (np.array(learned[name], np.float32) for name in ('bias', 'vectors'))
     for r, count in enumerate(asked.counts_R):
       known = np.setdiff1d(np.arange(count), without[r] if len(without) else [])
@@ -182,7 +186,7 @@ class FactEncoder:
     return cls(asked.model.checksum(), asked.relations, bias_D, vectors_RxAxD)
 
   def save(self, path: str | os.PathLike) -> None:
-    """Write the encoder to the folder `path`, which must be new or hold another one."""
+    """Write the encoder to the folder `path`, which must be new or already hold an encoder."""
     path = Path(path)
     if path.exists() and not _is_encoder(path):
       raise InputError(f'{path} exists and is no fact encoder')
@@ -197,7 +201,7 @@ class FactEncoder:
 
   @classmethod
   def load(cls, path: str | os.PathLike, model: Pretrained) -> 'FactEncoder':
-    """The encoder in the folder `path`, which must be of this model."""
+    """Load the encoder in the folder `path`, which must have been learned through this model."""
     path = atomic.found(path)
     if not _is_encoder(path):
       raise InputError(f'{path}: no fact encoder there')
@@ -213,8 +217,8 @@ class FactEncoder:
       most = max(len(relation.answers) for relation in relations)
       chex.assert_shape(found.vectors_RxAxD, (len(relations), most, len(found.bias_D)))
       if not all(np.isfinite(own).all() for own in (found.bias_D, found.vectors_RxAxD)):
-        raise InputError('not all of it are finite numbers')
-    except Exception as error:  # what is there makes no sense
+        raise InputError('it holds numbers that are not finite')
+    except Exception as error:  # whatever is wrong with the files
       raise InputError(f'{path}: damaged fact encoder: {atomic.reason(error)}') from error
     if found.checksum != model.checksum():
       raise InputError(f'{path}: its vectors were learned through another model than {model.name}')
@@ -232,17 +236,17 @@ def _tokenized(model: Pretrained, relations: Sequence[Relation] | Prompts) -> Pr
   if not isinstance(relations, Prompts):
     return prompts.tokenize(model, relations)
   if relations.model is not model:
-    raise InputError('these prompts are tokens of another model')
+    raise InputError('these prompts were tokenized for another model')
   return relations
 
 
 def spread(model: Pretrained) -> float:
-  """How far token embeddings lie from their mean: the standard deviation, averaged over coordinates."""
+  """How far token embeddings are from their mean: the standard deviation, averaged over coordinates."""
   return float(np.std(np.asarray(model.params['embed']['tokens']), axis=0).mean())
 
 
 def _keys(training: Training) -> jax.Array:
-  """For where learning starts, and for its noise."""
+  """Random keys for the initial values and for the noise."""
   return jax.random.split(jax.random.key(training.seed))
 
 
@@ -264,15 +268,15 @@ def _mapped_vectors(free, unit_RxAxD):
 
 
 def each(rows_NxD, subject_B):
-  """Rows of their own."""
+  """Each subject's own row."""
   return rows_NxD[subject_B]
 
 
-# --- what subjects there are ----------------------------------------------------------------------
+# --- drawing subjects -----------------------------------------------------------------------------
 
 
 def is_held_out(answers_RxN: ArrayLike, training: Training) -> np.ndarray:
-  """Of every subject, whether no subject of the training has all of its answers together: a hash of the tuple says so."""
+  """Whether each subject's tuple of answers is held out from training, decided by a hash of the tuple."""
   code_N = np.full(np.shape(answers_RxN)[1], training.seed, np.uint64)
   with np.errstate(over='ignore'):
     for answers_N in np.asarray(answers_RxN).astype(np.uint64):
@@ -284,7 +288,7 @@ def is_held_out(answers_RxN: ArrayLike, training: Training) -> np.ndarray:
 
 
 def untrained_answers(asked: Prompts, training: Training) -> list[np.ndarray]:
-  """Of every relation the answers that no subject of the training has."""
+  """For every relation, the answers that no training subject has."""
   rng = np.random.default_rng((training.seed, 1))
   return [np.sort(rng.permutation(count)[: training.untrained_answers]) for count in asked.counts_R]
 
@@ -296,11 +300,11 @@ def draw_subjects(
   rng: np.random.Generator,
   held_out: bool | None = False,
 ) -> np.ndarray:
-  """Answers RxN at random: to be trained on, or tuples that are held out; None: any."""
+  """Random answers RxN, without untrained ones: training tuples, held-out tuples, or (None) any tuples."""
   apart = untrained_answers(asked, training)
   if training.untrained_answers > asked.counts_R.min() - 1:
     raise InputError(
-      f'{training.untrained_answers} answers cannot be kept from training: a relation has no more'
+      f'{training.untrained_answers} answers cannot be kept from training: a relation has no others'
     )
   allowed = [np.setdiff1d(np.arange(n), own) for n, own in zip(asked.counts_R, apart, strict=True)]
   found, tries = np.zeros((len(allowed), 0), int), 0
@@ -311,7 +315,7 @@ def draw_subjects(
     found, tries = np.concatenate([found, drawn], axis=1), tries + 1
     if tries > 1000:
       raise InputError(
-        f'of these answers no tuple is {"" if held_out else "not "}held out: change held_out'
+        f'too few tuples of answers are {"" if held_out else "not "}held out: change held_out'
       )
   return found[:, :count]
 
@@ -322,8 +326,10 @@ def draw_subjects(
 def learn(
   asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = nobody, *more: Any
 ) -> Any:  # fmt: skip
-  """From `start`, what makes the frozen model answer: `rows_of(it, answers RxB, *more)` are the rows of a batch of
-  subjects. Every step draws subjects, and a prompt for each, anew.
+  """Learn parameters, from `start`, whose rows make the frozen model answer.
+
+  `rows_of(learned, answers RxB, *more)` gives the rows of a batch of subjects. Every step draws new
+  subjects, and a prompt for each.
   """
   rng = np.random.default_rng((training.seed, 2))
 
@@ -340,7 +346,7 @@ def learn_rows(
   model: Pretrained, relations: Sequence[Relation] | Prompts, answers_RxN: ArrayLike, training: Training | None = None,
   on_progress: OnProgress = nobody,
 ) -> np.ndarray:  # fmt: skip
-  """A row for each of these subjects, learned one by one: what vectors have to be held against. NxD."""
+  """A row learned separately for each of these subjects, NxD: the baseline for the vectors."""
   asked, training = _tokenized(model, relations), training or Training()
   answers_RxN = np.asarray(answers_RxN)
   rng, shape = np.random.default_rng((training.seed, 3)), (answers_RxN.shape[1], model.config.dim)
@@ -354,14 +360,14 @@ def learn_rows(
 def facts_of(
   asked: Prompts, answers_RxN: np.ndarray, count: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, Examples]:
-  """So many facts of these subjects at random: which subjects, and prompts with their answers."""
+  """`count` random facts of these subjects: the subjects' indices, and prompts with their answers."""
   subject_B = rng.integers(answers_RxN.shape[1], size=count)
   prompt_B = rng.integers(len(asked.relation_P), size=count)
   return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
 
 
 def frozen(params: dict, free: Any) -> dict:
-  """The model's parameters, whatever is learned."""
+  """The model's parameters, unchanged by what is learned."""
   return params
 
 
@@ -369,9 +375,10 @@ def descend(
   asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = nobody,
   *more: Any, params_of: Callable = frozen,
 ) -> Any:  # fmt: skip
-  """From `start`, Adam, its rate falling to 0 along a cosine, on the mean loss of a batch.
+  """Minimize the mean loss of batches from `start`, by Adam with a cosine decay of the rate to 0.
 
-  `batch()`: what the rows are of, and examples; `rows_of(it, that, *more)`: the rows; `params_of(params, it)`: the model's.
+  `batch()` returns the rows' subjects or answers, `about`, and examples;
+  `rows_of(learned, about, *more)` the rows; `params_of(params, learned)` the model's parameters.
   """
   far, model = spread(asked.model), asked.model
   noise_key, state = _keys(training)[1], (start, ADAM.init(start))

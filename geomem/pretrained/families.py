@@ -1,7 +1,7 @@
-"""What the files of each family of models call the fields and tensors of one decoder.
+"""The names that each model family's files use for the fields and tensors of a decoder.
 
-A family is a table: from the fields of its configuration to a `DecoderConfig`, and from the names of
-its tensors to the tree of parameters of `decoder.shapes`.
+A family is a table: it maps the fields of its configuration to a `DecoderConfig`, and the names of
+its tensors to the parameter tree of `decoder.shapes`.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from geomem.errors import InputError
 from geomem.pretrained.config import DecoderConfig
 
 TYPES = {f.name: f.type for f in dataclasses.fields(DecoderConfig)}
-OPTIONAL = ('vocabulary', 'kv_heads', 'head_dim', 'hidden')  # follow from the others
+OPTIONAL = ('vocabulary', 'kv_heads', 'head_dim', 'hidden')  # derived from the others if absent
 ACTIVATIONS = {
   'silu': 'silu', 'swish': 'silu', 'gelu': 'gelu', 'gelu_new': 'gelu_tanh',
   'gelu_pytorch_tanh': 'gelu_tanh', 'gelu_fast': 'gelu_tanh',
@@ -26,11 +26,12 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """`fields` and `tensors`: our names to the file's; `block`: what stands before the names in block i.
+  """`fields` and `tensors`: from our names to the file's. `block`: the prefix of tensor names in block i.
 
-  `defaults`: of fields that may be left out. `only`: fields of which one value is supported. `fixed`: what
-  no field says. `rope`: the rotary part of the configuration. `read`: a tensor of a block, output
-  first. `ignored`: ends of the names of tensors that are no weights.
+  `defaults`: values of fields that may be missing. `only`: fields with just one supported value.
+  `fixed`: settings that no field gives. `rope`: computes the rotary part of the configuration.
+  `read`: reads a tensor outside the embeddings, output axis first. `ignored`: name suffixes of
+  tensors that are not weights.
   """
 
   fields: Mapping[str, str]
@@ -45,7 +46,7 @@ class Family:
 
 
 def field(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
-  """The field of that name, if it is of that type."""
+  """The field of that name, which must be of that type."""
   value = fields.get(name)
   if kind is float and type(value) is int and abs(value) < 2**53:
     value = float(value)
@@ -55,7 +56,7 @@ def field(fields: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 
 def config(family: Family, given: Mapping[str, Any], tensors: Collection[str]) -> DecoderConfig:
-  """The configuration that the fields of a file describe; null is as good as absent."""
+  """The configuration that the fields of a file describe; null counts as absent."""
   fields = {**family.defaults, **{name: v for name, v in given.items() if v is not None}}
   for name, value in family.only.items():
     if fields.get(name, value) != value:
@@ -80,7 +81,7 @@ def config(family: Family, given: Mapping[str, Any], tensors: Collection[str]) -
 def parameter(
   family: Family, c: DecoderConfig, take: Callable, path: tuple[str, ...], shape: Shape, block: int
 ) -> np.ndarray:
-  """A parameter by its path in the tree. `take(name, *shape)` is a tensor of the file, refused in another shape."""
+  """The parameter at a path in the tree. `take(name, *shape)` reads a tensor of the file, refusing other shapes."""
   *_, module, kind = ('', *path)
   if path[0] in ('embed', 'unembed'):
     return take(f'{family.tensors.get(kind, kind)}.weight', *shape)
@@ -93,7 +94,7 @@ def parameter(
 
 
 def _rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
-  """The base and the share of rotated coordinates, in the old and the new spelling; no scaling."""
+  """The base and the share of rotated coordinates, from old or new field names; scaling is refused."""
   new = field(fields, 'rope_parameters', dict)
   for about in (new, field(fields, 'rope_scaling', dict)):
     kind = about.get('rope_type', about.get('type', 'default'))
@@ -118,7 +119,7 @@ def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> d
 
 
 def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
-  """The format interleaves the two halves of a head's coordinates that RoPE rotates together."""
+  """Undoes GGUF's interleaving of the two halves of a head's coordinates that RoPE rotates together."""
   tensor = take(name, *shape)
   if module not in ('query', 'key'):
     return tensor
@@ -126,14 +127,14 @@ def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> 
 
 
 def _gpt2_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
-  """Input first; all queries, then all keys, then all values, side by side."""
+  """GPT-2 stores the input axis first, and all queries, all keys and all values side by side in one tensor."""
   if module not in QKV:
     return take(name, *shape[::-1]).T
   return np.split(take(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
 
 
 def _neox_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
-  """The query, key and value of the first head, then of the next."""
+  """GPT-NeoX stores the query, key and value of the first head, then those of the next, in one tensor."""
   if module not in QKV:
     return take(name, *shape)
   heads = take(name, 3 * shape[0], *shape[1:]).reshape(c.heads, 3, c.head_dim, *shape[1:])

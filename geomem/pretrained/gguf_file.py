@@ -1,7 +1,7 @@
 """GGUF files. The package `gguf` dequantizes the tensors, but this module reads the header.
 
-That package's reader believes a header. This one checks every size against the file's own before anything
-is allocated, so that a damaged or hostile file is refused.
+That package's reader trusts the header. This one checks every size against the file's own size before
+anything is allocated, so that a damaged or hostile file is refused.
 """
 
 import functools
@@ -18,12 +18,12 @@ from geomem.pretrained import mapped
 
 STRING, ARRAY = 8, 9
 NUMBERS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))  # their codes in `struct`
-MOST = 2**16  # fields, tensors, bytes of a name
+MOST = 2**16  # limit of fields, of tensors, and of the bytes of a name
 VERSIONS = (2, 3)
 
 
 class Tensor(NamedTuple):
-  """`shape` as NumPy has it; `kind`: the number of its quantization; where its bytes are."""
+  """`shape`: in NumPy's order; `kind`: the quantization's number; `start`, `size`: where its bytes are."""
 
   shape: tuple[int, ...]
   kind: int
@@ -44,7 +44,7 @@ class _Reader:
     return self.data[self.at - count : self.at]
 
   def unpack(self, code: str, count: int = 1) -> list:
-    """So many values of one type, or one of each of several types."""
+    """`count` values of one type, or one value of each of several types."""
     data = self.take(count * struct.calcsize(f'<{code}'))
     return list(struct.unpack(f'<{count}{code}', data))
 
@@ -69,7 +69,7 @@ class _Reader:
     return values if array else values[0]
 
   def named(self, count: int, what: str, read: Callable) -> dict:
-    """So many values, each after its name."""
+    """`count` values, each preceded by its name."""
     if count > MOST:
       raise InputError(f'{count:,} {what}s; at most {MOST:,} are allowed')
     found: dict = {}
@@ -80,7 +80,7 @@ class _Reader:
     return found
 
   def tensor(self) -> Tensor:
-    """Its size is not yet known, its start counts from the first tensor's."""
+    """A tensor's description: its size is not yet known, and its start is relative to the first tensor's."""
     (dims,) = self.unpack('I')
     if not 1 <= dims <= 4:
       raise InputError(f'a tensor of {dims:,} axes; 1 … 4 are allowed')
@@ -89,7 +89,7 @@ class _Reader:
 
 
 class GGUF:
-  """An open file: `fields` and `tensors` by name, and the values of one tensor at a time."""
+  """An open file: `fields` and `tensors` by name; `array` reads the values of one tensor."""
 
   def __init__(self, path: str | os.PathLike):
     self._bytes, found = mapped.opened(path, 'GGUF', lambda data: _header(_Reader(data)))
@@ -112,7 +112,7 @@ class GGUF:
 
 @functools.cache
 def _quantization(kind: int) -> tuple[int, int, Callable]:
-  """How many values a block has and how many bytes, and what dequantizes rows of blocks."""
+  """The values per block, the bytes per block, and the function that dequantizes rows of blocks."""
   import gguf  # imports slowly, and is missing without the extra `lm`
 
   try:
@@ -128,7 +128,7 @@ def _quantization(kind: int) -> tuple[int, int, Callable]:
 
 
 def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
-  """The fields and the tensors, each inside the file and none on top of another."""
+  """The fields and the tensors, after checking that tensors lie inside the file and do not overlap."""
   if (magic := bytes(read.take(4))) != b'GGUF':
     raise InputError(f'it begins with {magic!r}, not GGUF')
   version, tensors, count = read.unpack('IQQ')

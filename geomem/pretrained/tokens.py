@@ -1,6 +1,6 @@
 """The tokenizer that a model was trained with, from a GGUF file's fields or a tokenizer.json.
 
-Both are a `tokenizers.Tokenizer`, with byte-pair encoding alone. Special tokens in a text are recognized.
+Both give a `tokenizers.Tokenizer`; only byte-pair encoding is supported. Special tokens in a text are recognized.
 """
 
 import functools
@@ -13,7 +13,7 @@ from geomem.errors import InputError
 if TYPE_CHECKING:
   from tokenizers import Tokenizer
 
-CONTROL = 3  # the type of a token that no text is split into, but that may occur in it
+CONTROL = 3  # the type of special tokens: text is never split into them, but may contain them
 
 
 def from_gguf(fields: Mapping[str, Any], vocabulary: int) -> 'Tokenizer':
@@ -25,7 +25,7 @@ def from_gguf(fields: Mapping[str, Any], vocabulary: int) -> 'Tokenizer':
   if bos not in (None, False):
     raise InputError('a tokenizer that begins every text with a token of its own is not supported')
   if not _texts(tokens) or not _texts(merges) or len(set(tokens)) < len(tokens):
-    raise InputError('tokens or merges of the tokenizer are not lists of texts, each token once')
+    raise InputError('tokens and merges of the tokenizer must be lists of texts, each token once')
   if not isinstance(types, list) or len(types) != len(tokens):
     raise InputError('the tokenizer does not give every token a type')
   pairs = [(left, right) for left, _, right in (merge.partition(' ') for merge in merges)]
@@ -59,18 +59,18 @@ def from_folder(folder: Path, vocabulary: int) -> 'Tokenizer':
   tokenizer.no_padding()
   whole, bare = (tokenizer.encode('a', add_special_tokens=added).ids for added in (True, False))
   if whole[len(whole) - len(bare) :] != bare:
-    raise InputError(f'{path}: a tokenizer that ends every text with a token of its own')
+    raise InputError(f'{path}: a tokenizer that adds a token after every text is not supported')
   return tokenizer
 
 
 def with_names(tokenizer: 'Tokenizer', vocabulary: int, names: Iterable[str]) -> 'Tokenizer':
-  """The tokenizer with a token for each name, white space before it included; their ids begin at `vocabulary`."""
+  """The tokenizer with one token per name, which includes the white space before it; ids begin at `vocabulary`."""
   import tokenizers
 
   names = list(names)
   for name in names:
     if not name or name != ' '.join(name.split()):
-      raise InputError(f'{name!r} is no name: a word, or several with one space between them')
+      raise InputError(f'{name!r} is no name: use words separated by single spaces')
     if within := [other for other in names if other != name and f' {name} ' in f' {other} ']:
       raise InputError(f'{name!r} is a part of {within[0]!r}: they cannot be told apart everywhere')
   whole = tokenizers.Tokenizer.from_str(tokenizer.to_str())
@@ -81,16 +81,16 @@ def with_names(tokenizer: 'Tokenizer', vocabulary: int, names: Iterable[str]) ->
   filler = [
     new(f'<|no token {i}|>', special=True) for i in range(1 + max(ids.values()), vocabulary)
   ]
-  whole.add_tokens(filler)  # ids have no gaps
+  whole.add_tokens(filler)  # so that ids have no gaps
   whole.add_tokens([new(name, single_word=True, lstrip=True) for name in names])
   for i, name in enumerate(names):
     if whole.token_to_id(name) != vocabulary + i:
-      raise InputError(f'{name!r} has no place after the {vocabulary} tokens of this tokenizer')
+      raise InputError(f'{name!r} cannot be added after the {vocabulary} tokens of this tokenizer')
     for after in (' is', ',', "'s"):
       plain = whole.encode(f'a{after}', add_special_tokens=False).ids[1:]
       if whole.encode(name + after, add_special_tokens=False).ids != [vocabulary + i, *plain]:
         raise InputError(
-          f'this tokenizer takes {after!r} for other tokens after a new name: not supported'
+          f'this tokenizer splits {after!r} differently after a new name: not supported'
         )
   return whole
 
@@ -100,7 +100,7 @@ def _texts(values: Any) -> TypeGuard[list[str]]:
 
 
 def _guarded(what: object, vocabulary: int, build: Callable) -> 'Tokenizer':
-  """What the package `tokenizers` builds. It reports damage as a bare Exception, or as a Rust panic."""
+  """Build with the package `tokenizers`, which reports damage as a bare Exception or as a Rust panic."""
   try:
     import tokenizers
   except ImportError as error:

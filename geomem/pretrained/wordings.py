@@ -1,7 +1,8 @@
-"""How relations are asked of a language model, and a user's own facts: CSV files.
+"""CSV files: how to ask a language model for relations, and a user's own facts.
 
-A prompt is a frame with {} for the subject, and a wording of the relation: "Here are some facts about {}." and "The
-color of its flag is". New frames and wordings are kept from training, to be asked afterwards.
+A prompt is a frame with {} for the subject, followed by a wording of the relation: "Here are some
+facts about {}." and "The color of its flag is". New frames and new wordings are not trained on,
+only asked afterwards.
 """
 
 import csv
@@ -13,15 +14,16 @@ from geomem.errors import InputError
 from geomem.pretrained.prompts import Relation
 
 COLUMNS = ['relation', 'part', 'text']
-COMMON = 'frame', 'new frame', 'lead', 'no relation'  # of no relation
+COMMON = 'frame', 'new frame', 'lead', 'no relation'  # parts that belong to no relation
 PARTS = *COMMON, 'wording', 'new wording', 'answer'
 FACT = ['subject', 'relation', 'answer']
 
 
 @dataclasses.dataclass(frozen=True)
 class Wordings:
-  """`frames`, `new_frames`, `leads` (what a wording may begin with) and `no_relation` (wordings that ask for none) are of
-  all relations; `wordings`, `new_wordings` and `answers` are of each."""
+  """`frames`, `new_frames`, `leads` (optional beginnings of a wording) and `no_relation` (wordings
+  that ask for none) are shared by all relations; `wordings`, `new_wordings` and `answers` are per
+  relation."""
 
   frames: tuple[str, ...]
   new_frames: tuple[str, ...]
@@ -35,8 +37,10 @@ class Wordings:
     self, wordings: int | None = None, answers: int | None = None, names: Sequence[str] = (),
     new_frames: bool = False, new_wordings: bool = False,
   ) -> list[Relation]:  # fmt: skip
-    """Every wording in every frame. `wordings`: so many of each relation, those with leads last; `answers`: its first
-    so many; `names`: of these relations alone. New ones instead, if so asked."""
+    """Every wording in every frame. `wordings`: the number of wordings per relation, those with
+    leads last (default: all without a lead); `answers`: the number of answers per relation, the
+    first ones; `names`: only these relations. `new_frames`, `new_wordings`: use the new ones
+    instead."""
     frames = self.new_frames if new_frames else self.frames
     own = self.new_wordings if new_wordings else self.wordings
     return [
@@ -48,7 +52,7 @@ class Wordings:
     ]  # fmt: skip
 
   def _begun(self, wordings: Sequence[str], count: int | None) -> list[str]:
-    """With a capital, or with each of the leads before it."""
+    """The first `count` sentences: every wording without a lead, then with each of the leads."""
     every = [f'{lead} {text}' for lead in ('', *self.leads) for text in wordings]
     return [sentence(text.strip()) for text in every[: count or len(wordings)]]
 
@@ -58,8 +62,9 @@ def sentence(text: str) -> str:
 
 
 def read(path: str | os.PathLike) -> Wordings:
-  """A CSV file with the columns relation, part and text. A part is a frame, a new frame, a lead or a wording of no relation,
-  without one, or a wording, a new wording or an answer; an answer without a relation is one of every relation."""
+  """Read a CSV file with the columns relation, part and text. The parts `frame`, `new frame`,
+  `lead` and `no relation` have no relation; `wording`, `new wording` and `answer` have one, but an
+  answer without a relation belongs to all relations."""
   rows = _rows(path, COLUMNS)
   found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
   for relation, part, text in rows:
@@ -83,12 +88,12 @@ def read(path: str | os.PathLike) -> Wordings:
   own = Wordings(frames, new_frames, leads, of_none, asked, new, answers)
   if not own.frames or not names:
     raise InputError(f'{path}: needs a frame with {{}} for the subject, and relations')
-  own.relations()  # which says what is wrong with one
+  own.relations()  # raises if one is invalid
   return own
 
 
 def read_facts(path: str | os.PathLike) -> dict[str, dict[str, str]]:
-  """A CSV file with the columns subject, relation and answer: what a fact encoder makes rows of."""
+  """Read a CSV file with the columns subject, relation and answer: the facts that a fact encoder turns into rows."""
   found: dict[str, dict[str, str]] = {}
   for subject, relation, answer in _rows(path, FACT):
     own = found.setdefault(subject, {})
@@ -99,7 +104,7 @@ def read_facts(path: str | os.PathLike) -> dict[str, dict[str, str]]:
 
 
 def _rows(path: str | os.PathLike, columns: list[str]) -> list[list[str]]:
-  """The rows below the header, which must be there."""
+  """The rows below the header, which is required."""
   found = []
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:

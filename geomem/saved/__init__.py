@@ -1,1 +1,1 @@
-"""What outlives a process: models, and runs that can be killed at any time."""
+"""State on disk that outlives a process: models, and runs that can be killed at any time."""

@@ -1,7 +1,7 @@
-"""Folders that are written whole or not at all, and read back to the same bits or refused.
+"""Folders that are written completely or not at all, and read back to the same bits or refused.
 
-Such a folder is an Orbax checkpoint of a nested dict of arrays, and beside it config.json: fields
-of any kind, the arrays' shapes, a SHA-256 of every file and a checksum of config.json itself.
+Such a folder holds an Orbax checkpoint of a nested dict of arrays, and a config.json with fields of
+any kind, the arrays' shapes, a SHA-256 of every file and a checksum of config.json itself.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ REPLACED = '.replaced'
 
 
 class Damaged(InputError):
-  """What is there is not what was written. An error of the machine that reads it is no damage."""
+  """The content is not what was written. Errors of the machine that reads it are not damage."""
 
 
 def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
-  """Replace the folder `path`, whole, by one that holds these."""
+  """Replace the folder `path`, as a whole, by one that holds these fields and arrays."""
   path = Path(path)
   with replacing(path, sum(array.nbytes for array in jax.tree.leaves(arrays))) as new:
     try:
@@ -52,9 +52,9 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, need: int) -> Iterator[Path]:
-  """A new folder, for `need` bytes, that takes the place of `path` when it is filled.
+  """A new folder, for `need` bytes, that replaces `path` once it is filled.
 
-  Killed at any moment, this leaves the old one or the new one where `found` looks.
+  If killed at any moment, this leaves the old folder or the new one where `found` looks.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   if need > (free := shutil.disk_usage(path.parent).free):
@@ -82,20 +82,20 @@ def replacing(path: Path, need: int) -> Iterator[Path]:
 
 
 def found(path: str | os.PathLike) -> Path:
-  """Where to read what belongs at `path`: beside it, if a `write` was killed as it replaced that."""
+  """Where to read the folder `path`: next to it, if a `write` was killed while replacing it."""
   path = Path(path)
   return old if not path.exists() and (old := _replaced(path)).exists() else path
 
 
 def names(folder: str | os.PathLike) -> list[str]:
-  """What is in the folder, and what is `found` there."""
+  """The names in the folder, including those that only `found` can locate."""
   entries = {entry.name for entry in Path(folder).iterdir()}
   old = {name[1:].removesuffix(REPLACED) for name in entries if _is_replaced(name)}
   return sorted(old | {name for name in entries if not _is_replaced(name)})
 
 
 def read(path: str | os.PathLike) -> tuple[dict, dict]:
-  """The fields and the arrays, as NumPy; refuses any other bits than were written as `Damaged`."""
+  """The fields, and the arrays as NumPy; raises `Damaged` if any bit differs from what was written."""
   path = found(path)
   try:
     fields = json.loads((path / 'config.json').read_text())
@@ -104,14 +104,14 @@ def read(path: str | os.PathLike) -> tuple[dict, dict]:
     raise Damaged(reason(error)) from error
   if crc32 != _checksum(fields):
     raise Damaged('config.json is not what was saved')
-  for name, written in digests.items():  # before Orbax, which is not brief about damage
+  for name, written in digests.items():  # before Orbax, whose errors about damage are long
     if digest(path / name) != written:
       raise Damaged(f'{name} is missing, or not what was saved')
   return fields, _restore(path / 'arrays', described)
 
 
 def reason(error: Exception) -> str:
-  """The end of the first line, which says most."""
+  """The error's type and the end of its first line, which says most."""
   return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][-120:]}'
 
 
@@ -124,7 +124,7 @@ def _restore(path: Path, described: dict):
 
 
 def _manager(path: Path) -> ocp.CheckpointManager:
-  """Orbax, which by itself would wait for all processes to join in."""
+  """An Orbax manager for this process alone; by default Orbax would wait for all processes."""
   us = jax.process_index()
   alone = ocp.options.MultiprocessingOptions(us, {us}, f'process_{us}')
   options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=alone)
@@ -141,7 +141,7 @@ def _is_replaced(name: str) -> bool:
 
 
 def flush(*paths: Path) -> None:
-  """Have them on the disk before anything that comes after."""
+  """Sync these files or folders to disk before anything written later."""
   for path in paths:
     descriptor = os.open(path, os.O_RDONLY)
     try:

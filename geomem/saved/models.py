@@ -1,6 +1,7 @@
-"""A model on disk: parameters and facts as an Orbax checkpoint, the rest in config.json beside it.
+"""A model on disk: parameters and facts as an Orbax checkpoint, the rest in a config.json.
 
-Written to one side and moved into place whole; read back to the same bits or refused in one line.
+It is written to a temporary folder and moved into place as a whole; it is read back to the same bits
+or refused in one line.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ KINDS: dict[str, Any] = {
   if dataclasses.is_dataclass(kind)
 }
 KINDS['slice'] = lambda at: slice(*at)
-# Arrays, saved as such or made anew, and what only the maker of a model can do.
+# Not in config.json: arrays, saved as such or recomputed, and what only a model's builder provides.
 APART = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
 
 
@@ -38,7 +39,7 @@ def check_free(
   own: Collection[str] = ('arrays', 'config.json'),
   what: str = 'a geomem model',
 ) -> None:
-  """Refuse a place where something other than a model (or `what` has these `own` files) would be overwritten."""
+  """Refuse a path where anything but a model (or `what`, with the files `own`) would be overwritten."""
   path = Path(path)
   if not path.exists():
     return
@@ -52,7 +53,7 @@ def check_free(
 
 
 def save(path: str | os.PathLike, model: FactModel) -> None:
-  """Write `model` to the folder `path`, replacing a model that is there, and nothing else."""
+  """Write `model` to the folder `path`; an existing model is replaced, anything else is refused."""
   check_free(path)
   versions = {name: metadata.version(name) for name in ('jax', 'flax', 'orbax-checkpoint')}
   fields = {'format': FORMAT, 'version': VERSION, 'model': to_plain(model), 'versions': versions}
@@ -60,7 +61,7 @@ def save(path: str | os.PathLike, model: FactModel) -> None:
 
 
 def is_model(path: str | os.PathLike) -> bool:
-  """Whether the folder holds something that `save` wrote."""
+  """Whether the folder holds a model written by `save`."""
   try:
     return json.loads((atomic.found(path) / 'config.json').read_text())['format'] == FORMAT
   except (OSError, ValueError, KeyError, TypeError):
@@ -73,7 +74,7 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 
 def load(path: str | os.PathLike) -> FactModel:
-  """The model in the folder `path`, its parameters bit for bit, without what only its maker can do."""
+  """The model in the folder `path`: bit-exact parameters, without what only its builder provides."""
   path = atomic.found(path)
   if not path.is_dir():
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
@@ -90,7 +91,7 @@ def load(path: str | os.PathLike) -> FactModel:
     return assemble(fields['model'], **arrays)
   except MemoryError:
     raise
-  except Exception as error:  # fields that are there, and make no sense
+  except Exception as error:  # fields that are present but make no sense
     raise InputError(f'{path}: damaged model: {atomic.reason(error)}') from error
 
 
@@ -102,7 +103,7 @@ def assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactMo
 
 
 def to_plain(value: Any) -> Any:
-  """As JSON has it: dataclasses say which they are, tuples are lists."""
+  """The value as JSON types: dataclasses are dicts that name their class, tuples are lists."""
   if dataclasses.is_dataclass(value):
     names = [field.name for field in dataclasses.fields(value) if field.name not in APART]
     return {
@@ -119,7 +120,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-  """What `to_plain` made plain."""
+  """The inverse of `to_plain`."""
   if isinstance(value, list):
     return tuple(map(from_plain, value))
   if not isinstance(value, dict):

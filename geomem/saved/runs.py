@@ -1,10 +1,10 @@
-"""A run that survives: its folder is locked, its state is saved now and then, and restored.
+"""A run that survives being killed: its folder is locked, its state saved now and then, and restored.
 
-A workdir holds config.json (what the run is), checkpoints/NUMBER (the newest two) and metrics.jsonl.
-Killed at any moment and started again, a run that is a function of its state ends in the same bits
-(a GPU may add up in another order every time: there, in the same to rounding).
+A workdir holds config.json (the run's description), checkpoints/NUMBER (the newest two) and
+metrics.jsonl. If killed at any moment and started again, a run that is a function of its state ends in
+the same bits (on a GPU, which may sum in a different order every time, in the same up to rounding).
 
-Of several processes each makes the same calls, and the first alone touches the folder.
+If there are several processes, each makes the same calls, and only the first touches the folder.
 """
 
 import fcntl
@@ -26,20 +26,20 @@ KEPT = 2
 
 
 def lock(folder: str | os.PathLike) -> TextIO:
-  """A run's folder for this process alone, until what is returned is closed; refused where another has it."""
+  """Lock a run's folder until the returned file is closed; refused if another process has it locked."""
   file = open(Path(folder, '.lock'), 'w')  # noqa: SIM115 (held as long as the run)
   try:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
     file.close()
     raise InputError(
-      f'{folder}: another process is at work there; wait, or name another'
+      f'{folder}: another process is at work there; wait, or choose another folder'
     ) from error
   return file
 
 
 class Run:
-  """The only process at work in `folder`. `description` says what the run is; another's is refused."""
+  """A run that has `folder` to itself. `description` says what it is; another run's folder is refused."""
 
   def __init__(
     self, folder: str | os.PathLike, description: dict, warn: Callable[[str], None] = print
@@ -68,7 +68,7 @@ class Run:
     try:
       known = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-      raise InputError(f'{path}: damaged; remove the folder, or name another') from error
+      raise InputError(f'{path}: damaged; remove the folder, or choose another') from error
     known, description = flatten_dict(known, sep='/'), flatten_dict(description, sep='/')
     for name in sorted(known.keys() | description.keys()):
       if known.get(name) != description.get(name):
@@ -89,9 +89,9 @@ class Run:
 
   @hosts.by_first
   def restore(self) -> tuple[int, dict] | None:
-    """The newest checkpoint that is whole, and its number; what is damaged is reported and set aside.
+    """The newest intact checkpoint's number and arrays; damaged ones are reported and set aside.
 
-    Refuses to begin anew beside damaged ones; what cannot be read just now stays as it is.
+    Refuses to start over if there are only damaged ones; what cannot be read just now stays as it is.
     """
     for path in reversed(self._checkpoints()):
       try:
@@ -116,7 +116,7 @@ class Run:
 
   @hosts.by_first
   def save(self, number: int, arrays: dict) -> None:
-    """Save the state, and remove all checkpoints but the newest few."""
+    """Save the state, and remove all but the newest few checkpoints."""
     metrics, size = self.folder / 'metrics.jsonl', 0
     if metrics.exists():
       atomic.flush(metrics)
@@ -127,7 +127,7 @@ class Run:
 
   @hosts.by_first
   def log(self, record: dict) -> None:
-    """A line of metrics.jsonl. Lines after the checkpoint that is restored are cut and written again."""
+    """Append a line to metrics.jsonl. Lines after a restored checkpoint are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
       file.write(json.dumps(record, allow_nan=False) + '\n')
 
@@ -140,10 +140,10 @@ class Run:
     return sorted(path for path in folder.iterdir() if path.name.isdigit())
 
   def _cut(self, size: int):
-    """Cut metrics.jsonl to what it held at the checkpoint.
+    """Truncate metrics.jsonl to what it held at the checkpoint.
 
-    What is missing from it is reported, and the run goes on after the last whole line: a lost log is no
-    reason to lose the training.
+    Missing bytes are reported, and the run goes on after the last whole line: a lost log is no reason
+    to lose the training.
     """
     metrics = self.folder / 'metrics.jsonl'
     held = metrics.read_bytes()[:size] if metrics.exists() else b''

@@ -1,1 +1,1 @@
-"""Training: one model, many at once, one over a mesh; what is learned at the smallest size."""
+"""Training: one model, many at once, one over a device mesh; and the smallest associative memory."""

@@ -1,9 +1,10 @@
-"""Many models trained at once: one compiled program for a batch of jobs, spread over all devices.
+"""Train many models at once: one compiled program for a batch of jobs, spread over all devices.
 
 Models of different sizes share a program by padding: parameters are drawn at their own size and
-copied into larger arrays of zeros, where zeros stay (nothing reads them, so no gradient reaches
-them), and `optimization.Job` says how much is in use. On an accelerator all models of a device advance
-together under `vmap`; on a CPU, a device per core, as many as its cache holds, batch after batch.
+copied into larger arrays of zeros. The padding stays zero (nothing reads it, so no gradient reaches
+it), and `optimization.Job` says how much is in use. On an accelerator all models on a device advance
+together under `vmap`. On a CPU, with one device per core, as many advance together as fit in the
+core's cache, one batch after another.
 
 Shapes: M models, N subjects, R relations.
 """
@@ -30,12 +31,12 @@ from geomem.training.optimization import Job, State
 from geomem.training.recipe import Recipe
 
 SIZES = ('subjects', 'relations', 'answers', 'dim')
-CACHE = 96 * 1024  # floats in a core's cache that models at work may fill
+CACHE = 96 * 1024  # floats of a core's cache that models trained together may fill
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """One model to train: its size, facts and rates; it starts from `params` if given, else as drawn by `seed`.
+  """One model to train: its size, facts and rates. It starts from `params` (default: drawn by `seed`).
 
   >>> Task(Config.trained(8, 2, dim=4), Facts.bijections(8, 2), seed=3).learning_rate
   0.01
@@ -52,23 +53,23 @@ class Task:
     fact.check_fit(self.facts, self.config)
     for name in ('learning_rate', 'weight_decay'):
       if not 0 <= getattr(self, name) < float('inf'):
-        raise InputError(f'{name} is {getattr(self, name)}; it must be a number from 0 on')
+        raise InputError(f'{name} is {getattr(self, name)}; it must be a finite number, at least 0')
     if not 0 <= self.seed < 2**32:
       raise InputError(f'seed is {self.seed}; it must be from 0 to 2^32 - 1')
 
 
 def differ_only_in_size(one: Config, other: Config) -> bool:
-  """Whether the two differ in their sizes alone."""
+  """Whether the two configs differ only in their sizes."""
   block = lambda b: BlockConfig(b.heads, hidden=(1,) * len(b.hidden))
   unsized = lambda c: c.replace(**dict.fromkeys(SIZES, 1), blocks=tuple(map(block, c.blocks)))
   return unsized(one) == unsized(other)
 
 
 def common_config(configs: Sequence[Config]) -> Config:
-  """The smallest config that all of these can be padded to; refuses what differs in more than size."""
+  """The smallest config that all of these can be padded to; refuses any difference but in size."""
   first = configs[0]
   if not all(differ_only_in_size(first, c) for c in configs):
-    raise InputError('models of one program may differ in their sizes alone')
+    raise InputError('the models of a sweep may differ in their sizes alone')
 
   def largest(*blocks):
     hidden = zip(*(b.hidden for b in blocks), strict=True)
@@ -80,7 +81,7 @@ def common_config(configs: Sequence[Config]) -> Config:
 
 
 def pad(params: dict, config: Config) -> dict:
-  """Parameters copied into the corner of zeros of the size of `config`."""
+  """Parameters padded with zeros at the end of every axis, to the size of `config`."""
   padded = lambda a, shape: np.pad(
     a, [(0, big - small) for small, big in zip(a.shape, shape.shape, strict=True)]
   )
@@ -88,14 +89,14 @@ def pad(params: dict, config: Config) -> dict:
 
 
 def crop(params: dict, config: Config) -> dict:
-  """The parameters that were padded by `pad`."""
+  """Undo `pad`: the parameters cropped to the size of `config`."""
   return jax.tree.map(
     lambda a, shape: a[tuple(map(slice, shape.shape))], params, model.shapes(config)
   )
 
 
 def job(task: Task, config: Config) -> Job:
-  """The task as data for the program of `config`."""
+  """The task as input data for the program compiled for `config`."""
   f = task.facts
   answers_RxN = np.zeros((config.relations, config.subjects), np.int32)
   answers_RxN[: f.relations, : f.subjects] = f.answers_RxN
@@ -109,8 +110,8 @@ def job(task: Task, config: Config) -> Job:
 class Sweep:
   """A batch of tasks set up for one program: task i is row `rows[i]` of `jobs` and of the states.
 
-  There are `row_count` rows, as many on every device, of which `vmap_size` advance at once; rows that
-  are no task's are inactive from the start. `platform`: of the devices, 'cpu' say.
+  There are `row_count` rows, equally many on every device, of which `vmap_size` advance at once; rows
+  without a task are inactive from the start. `platform`: that of the devices, e.g. 'cpu'.
   """
 
   recipe: Recipe
@@ -124,12 +125,12 @@ class Sweep:
 
   @functools.cached_property
   def jobs(self) -> Job:
-    """The tasks as data, each in its row."""
+    """The tasks as input data, each in its row."""
     jobs = [job(task, self.config) for task in self.tasks]
     return _put(self, _stack(jobs, _task_of_row(self, self.rows)))
 
   def train(self, states: State, steps: int) -> State:
-    """Up to so many steps more, in the memory of the states, which are used up."""
+    """Train for up to `steps` more steps; the buffers of `states` are donated."""
     static = (self.config, self.recipe, self.vmap_size, self.mesh)
     return _train_chunks(*static, np.int32(steps), self.jobs, states)
 
@@ -138,11 +139,11 @@ class Sweep:
     return dataclasses.replace(self, rows=rows)
 
   def of_tasks(self, values_M: Array) -> np.ndarray:
-    """A number of the states, for every task."""
+    """A value per row of the states, reordered to one per task."""
     return np.asarray(hosts.to_host(values_M))[self.rows]
 
   def state_of(self, states: State, i: int) -> State:
-    """The state of task i, on this host, its parameters at their own size."""
+    """The state of task i on this host, with parameters at their own size."""
     state = jax.tree.map(lambda a: np.asarray(a)[self.rows[i]], hosts.to_host(states))
     return state.replace(params=crop(state.params, self.tasks[i].config))
 
@@ -153,17 +154,17 @@ def set_up(
 ) -> tuple[Sweep, State]:  # fmt: skip
   """The sweep and its states before the first step, padded as needed.
 
-  `devices`: by default all of this process and those that it has joined; `platform`: what they are planned as, if it is
-  not what they are.
+  `devices`: by default all devices of this process and those it has joined. `platform`: the platform
+  to plan for, if not that of the devices.
   """
   tasks = tuple(tasks)
   used = np.array(jax.devices() if devices is None else devices)
   platform = platform or used[0].platform
-  if len(hosts.processes(used)) == 1:  # no more than there is work for: a row is a whole state
+  if len(hosts.processes(used)) == 1:  # no more devices than tasks: every row holds a whole state
     used = used[: len(tasks)]
   config = common_config([task.config for task in tasks])
   check(recipe, tasks, config)
-  # Neighbours in the list tend to cost the same: deal them out, one to each device in turn.
+  # Neighbouring tasks tend to cost the same: assign them to the devices in turn.
   each = -(-len(tasks) // used.size)
   if vmap_size is None:
     vmap_size = min(each, _vmap_size(config, recipe)) if platform == 'cpu' else each
@@ -180,7 +181,7 @@ def set_up(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(recipe: Recipe, mesh, params):
-  """With the sharding that `_train_chunks` returns: with another one that would be compiled twice."""
+  """Initial states, with the sharding that `_train_chunks` returns: another would compile it twice."""
   initial_states = jax.vmap(functools.partial(optimization.initial_state, recipe))
   return jax.shard_map(
     initial_states, mesh=mesh, in_specs=P('models'), out_specs=P('models'), check_vma=False
@@ -188,7 +189,10 @@ def _start(recipe: Recipe, mesh, params):
 
 
 def _vmap_size(config: Config, recipe: Recipe) -> int:
-  """Models whose activations fit in a core's cache: fewer calls, as long as they do."""
+  """How many models advance together on a CPU: as many as have activations that fit in a core's cache.
+
+  A power of two, at most 8; more models at a time mean fewer calls.
+  """
   prompts = (recipe.batch or config.subjects) * config.relations**recipe.hops
   widths = (
     optimization.softmax_size(config, recipe)
@@ -200,48 +204,51 @@ def _vmap_size(config: Config, recipe: Recipe) -> int:
 
 
 def _put(sweep: Sweep, tree):
-  """Arrays with a row per model, the rows split evenly over the devices."""
+  """Put arrays with one row per model onto the devices, rows split evenly."""
   return hosts.put(tree, jax.tree.map(lambda _: NamedSharding(sweep.mesh, P('models')), tree))
 
 
 def _task_of_row(sweep: Sweep, rows: np.ndarray) -> np.ndarray:
-  """A task for every row; rows that are no task's are copies of the first."""
+  """The task index of every row; rows without a task are copies of the first."""
   tasks = np.zeros(sweep.row_count, int)
   tasks[rows] = np.arange(len(rows))
   return tasks
 
 
 def check(recipe: Recipe, tasks: Sequence[Task], config: Config) -> None:
-  """Refuse a recipe that these models cannot be trained by."""
+  """Refuse a recipe that cannot train these models."""
   trained, frozen = optimization.split(recipe, model.shapes(config))
   for name in recipe.frozen:
     if not optimization.params_below(name, frozen):
       raise InputError(
-        f'frozen names {name!r}, which the model has not; it has {", ".join({**trained, **frozen})}'
+        f'frozen names {name!r}, but the model has no such parameters; '
+        f'it has {", ".join({**trained, **frozen})}'
       )
   if recipe.lazy and (config.tied or optimization.SUBJECTS in frozen):
     raise InputError(
-      'lazy training needs embeddings of subjects that are trained, and answers with vectors of their own'
+      'lazy training needs subject embeddings that are trained, and an untied unembedding'
     )
   if config.length < recipe.length():
-    raise InputError(f'the recipe reads {recipe.length()} tokens, the models {config.length}')
+    raise InputError(
+      f'the recipe needs {recipe.length()} positions; the models have {config.length}'
+    )
   for facts in (task.facts for task in tasks):
     if recipe.hops > 1:
       fact.check_closed(facts, recipe.hops)
     if recipe.loss == 'every' and facts.attributes > facts.subjects:
       raise InputError(
-        f"loss='every' asks for relations too, in the rows after the {facts.subjects} subjects': "
-        f'no room for {facts.attributes} attributes; choose another loss'
+        "loss='every' predicts relations too, in the unembedding rows after the "
+        f'{facts.subjects} subjects: no room for {facts.attributes} attributes; choose another loss'
       )
   if recipe.loss == 'every' and any(t.config.answers != config.vocabulary for t in tasks):
     raise InputError(
-      "loss='every' asks for every token: give all models of a program the same subjects, and "
+      "loss='every' predicts every token: all models of a sweep need the same number of subjects, and "
       'answers = subjects + relations'
     )
 
 
 def parameters(task: Task, config: Config) -> dict:
-  """Before training, at the size of `config`."""
+  """The task's initial parameters, padded to the size of `config`."""
   if task.params is None:
     return pad(model.draw(task.config, task.seed), config)
   chex.assert_trees_all_equal_shapes(task.params, model.shapes(task.config))
@@ -253,10 +260,10 @@ def _stack(trees, index):
 
 
 def fit(sweep: Any, states: State, steps: int) -> Iterator[tuple[Any, State]]:
-  """Advance by so many steps at a time until no model is under way; yields after each chunk.
+  """Advance by `steps` steps at a time until every model is done; yields after each chunk.
 
-  `sweep`: a `Sweep`, or what trains as one does, like `sharded.Sharded`. The states given stay as they are;
-  those yielded are used up when the next chunk begins.
+  `sweep`: a `Sweep`, or an object with the same methods such as `sharded.Sharded`. The given states
+  stay valid; the yielded ones are donated to the next chunk.
   """
   states = optimization.copy(states)
   while _running(sweep, states).any():
@@ -266,13 +273,13 @@ def fit(sweep: Any, states: State, steps: int) -> Iterator[tuple[Any, State]]:
 
 
 def _running(sweep, states: State) -> np.ndarray:
-  """By row, whether there is anything left to do."""
+  """Whether each row's model is still training."""
   status, step = map(np.asarray, hosts.to_host((states.status, states.step)))
   return (status == optimization.RUNNING) & (step < sweep.recipe.steps)
 
 
 def _balance(sweep, states: State):
-  """Rows dealt out anew where a device has more batches under way than an even split gives it."""
+  """Reassign rows to devices if one has more unfinished batches than an even split would give it."""
   if sweep.row_count <= sweep.vmap_size * sweep.mesh.size:
     return sweep, states
   running = _running(sweep, states)
@@ -285,14 +292,14 @@ def _balance(sweep, states: State):
 
 
 def advance(sweep: Any, states: State, steps: int) -> State:
-  """Up to so many steps more of every model that is not done."""
+  """Train every model that is not done for up to `steps` more steps; `states` stay valid."""
   return sweep.train(optimization.copy(states), steps)
 
 
 def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> Any:
-  """`function(params, job, *more)` of every model: a tree of arrays with a row a task, as the tasks come.
+  """`function(params, job, *more)` for every model: a tree of arrays with one row per task, in order.
 
-  `more_M`: trees of arrays with a row a task.
+  `more_M`: trees of arrays with one row per task.
   """
   index = _task_of_row(sweep, sweep.rows)
   more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
@@ -303,11 +310,11 @@ def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> A
 def map_models(
   function: Callable, mesh: jax.sharding.Mesh, platform: str, *arguments_M: Any
 ) -> Any:
-  """`function` of every row: on a CPU one after another on every core, elsewhere under `vmap`.
+  """`function` of every row: on a CPU, every core processes its rows in turn; elsewhere under `vmap`.
 
-  Partials of one function with equal arguments, which must be hashable, share a program.
+  Partials of the same function with equal arguments, which must be hashable, share a compiled program.
   """
-  call = functools.partial(function)  # which equals itself alone: its parts are compared
+  call = functools.partial(function)  # a partial equals only itself, so its parts are compared
   parts = call.func, call.args, tuple(sorted(call.keywords.items()))
   return _map_models(parts, mesh, platform, arguments_M)
 

@@ -1,14 +1,15 @@
-"""Tables with a row a word, of which a step touches only the rows that it reads.
+"""Lazy training: of tables with one row per word, a step updates only the rows that it reads.
 
-A row keeps its own clock. Adam's moments are of the steps in which the row was read, and corrected for their number;
-in the steps between the row waits: the decay that it has missed is made up for, exactly, when it is read again, and the
-drift by its momentum is dropped. A row that every p-th step reads moves √p times as far in one as its rate says: that
-is how far dense Adam, whose second moment counts the steps between as zeros, takes it in p. Where every step reads
-every row, this is AdamW to the last rounding.
+Every row keeps its own clock. Its Adam moments cover only the steps that read the row, and are
+bias-corrected for their number. Between these steps the row stays as it is: the weight decay it has
+missed is made up for, exactly, when it is next read, and the drift from its momentum is dropped. A row
+read every p-th step moves √p times as far in that step as its learning rate says, which is how far
+dense Adam, whose second moment counts the steps in between as zeros, moves it in p steps. If every
+step reads every row, this is AdamW up to the last rounding.
 
-Subjects come in passes, each over all of them in an order of its own, which is computed, not kept. Of very many
-answers the softmax is over some: those due in the batch, some at random, and for every query the wrong answer
-that has come nearest so far, its confuser.
+Subjects come in passes over all of them, each in its own random order, which is computed rather than
+stored. With very many answers, the softmax can be over some of them: the batch's targets, some at
+random, and for every query its confuser, the wrong answer that has come nearest so far.
 
 Shapes: N rows of a table, of which a step reads C; D width; B subjects of a batch, Q its queries.
 """
@@ -20,12 +21,15 @@ import jax.numpy as jnp
 from chex import Array
 
 NONE = -1  # a query has no confuser yet
-ROUNDS = 5  # of the network that shuffles
+ROUNDS = 5  # of the Feistel network that shuffles
 
 
 class Rows(flax.struct.PyTreeNode):
-  """Of every row of a table: Adam's moments, how often it was read, and up to which logarithm it has decayed; `decay`:
-  the logarithm of what a row that was never read would have left. Logarithms are sums of two floats."""
+  """The optimizer state of every row of a table: Adam's moments, how often it was read, its decay.
+
+  `decayed_Nx2`: the logarithm of the decay factor applied to the row so far; `decay_2`: that of the
+  factor due by now, for a row that was never read. Every logarithm is a sum of two floats.
+  """
 
   mu_NxD: chex.Array
   nu_NxD: chex.Array
@@ -35,13 +39,16 @@ class Rows(flax.struct.PyTreeNode):
 
   @classmethod
   def of(cls, table_NxD: Array) -> 'Rows':
-    """Before the first step."""
+    """The state before the first step."""
     n, zeros = len(table_NxD), jnp.zeros(table_NxD.shape, jnp.float32)
     return cls(zeros, zeros, jnp.zeros(n, jnp.int32), jnp.zeros((n, 2)), jnp.zeros(2))
 
 
 def read(table_NxD: Array, rows: Rows | None, index_C: Array) -> Array:
-  """These rows, decayed up to now; of an index past the end, the last row. A table without `rows` is not trained."""
+  """The indexed rows, decayed up to now; an index past the end reads the last row.
+
+  A table without `rows` is not trained, and read as it is.
+  """
   index_C = jnp.minimum(index_C, len(table_NxD) - 1)
   if rows is None:
     return table_NxD[index_C]
@@ -53,9 +60,10 @@ def write(
   table_NxD: Array, rows: Rows, index_C: Array, values_CxD: Array, grads_CxD: Array, rate: Array, decay: Array,
   betas: tuple[float, float, float],
 ) -> tuple[Array, Rows]:  # fmt: skip
-  """The table after a step of AdamW on these rows, which were read as `values_CxD`; what is past the end is dropped.
+  """The table after a step of AdamW on the indexed rows, which were read as `values_CxD`.
 
-  A row may be named once. `decay`: this step takes so much of every row.
+  Indices past the end are dropped; no row may occur twice. `decay`: the fraction of every row that
+  this step's weight decay removes.
   """
   b1, b2, eps = betas
   at_C = jnp.minimum(index_C, len(table_NxD) - 1)
@@ -74,14 +82,14 @@ def write(
 
 
 def settle(table_NxD: Array, rows: Rows) -> tuple[Array, Rows]:
-  """Every row decayed up to now."""
+  """The table with every row decayed up to now."""
   everything = jnp.arange(len(table_NxD))
   decayed_Nx2 = jnp.broadcast_to(rows.decay_2, rows.decayed_Nx2.shape)
   return read(table_NxD, rows, everything), rows.replace(decayed_Nx2=decayed_Nx2)
 
 
 def _add(sum_2: Array, term: Array) -> Array:
-  """A running sum of 10^5 small terms would lose their digits: its rounding error is kept beside it."""
+  """Compensated addition: a plain running sum of 10^5 small terms would lose their digits."""
   total = sum_2[0] + term
   of_term = total - sum_2[0]
   lost = (sum_2[0] - (total - of_term)) + (term - of_term)
@@ -92,7 +100,7 @@ def _add(sum_2: Array, term: Array) -> Array:
 
 
 def in_passes(key: Array, step: Array, subjects: Array, batch: int) -> tuple[Array, Array]:
-  """The subjects of a batch, and which of them count: the last batch of a pass has what is left."""
+  """The subjects of a step's batch, and which of them count: a pass's last batch has what is left."""
   steps = -(-subjects // batch)
   place_B = step % steps * batch + jnp.arange(batch)
   of_pass = jax.random.bits(jax.random.fold_in(key, step // steps), (ROUNDS,))
@@ -101,8 +109,10 @@ def in_passes(key: Array, step: Array, subjects: Array, batch: int) -> tuple[Arr
 
 
 def shuffled(keys_K: Array, count: Array, place_B: Array) -> Array:
-  """Where a permutation of 0 … count − 1 takes these places: a Feistel network over pairs, taken again while it leads
-  past the end."""
+  """The images of these places under a pseudorandom permutation of 0 … count − 1.
+
+  A Feistel network over pairs, applied again as long as its result is past the end.
+  """
   count = jnp.asarray(count, jnp.uint32)
   side = jnp.ceil(jnp.sqrt(count.astype(jnp.float32))).astype(jnp.uint32)
   side = jnp.where(side * side < count, side + 1, side)  # the root is of a rounded number
@@ -120,21 +130,23 @@ def shuffled(keys_K: Array, count: Array, place_B: Array) -> Array:
 
 
 def _mixed(x_B: Array) -> Array:
-  """Bits of which each depends on all of x, by multiplication and shift."""
+  """A hash of x by multiplication and shift."""
   for multiplier, shift in ((0x85EBCA6B, 15), (0xC2B2AE35, 13)):
     x_B = x_B * jnp.uint32(multiplier)
     x_B = x_B ^ (x_B >> shift)
   return x_B
 
 
-# --- over which answers a softmax is --------------------------------------------------------------
+# --- which answers the softmax is over ------------------------------------------------------------
 
 
 def candidates(
   key: Array, targets_Q: Array, confusers_Q: Array, drawn: int, answers: Array, most: int
 ) -> tuple[Array, Array]:
-  """Answers C, each once, in ascending order; and where the target of every query stands among them. `most`, which
-  is past the end of all tables, fills the rest."""
+  """The C answers of the softmax, distinct and ascending, and every query's target as an index into them.
+
+  `most`, an index past the end of all tables, fills the remaining places.
+  """
   drawn_K = jax.random.randint(key, (drawn,), 0, answers)
   confusers_Q = jnp.where(confusers_Q == NONE, most, confusers_Q)
   every = jnp.concatenate([targets_Q, drawn_K, confusers_Q])

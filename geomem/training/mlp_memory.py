@@ -1,9 +1,9 @@
-"""The associative memory in its smallest form, trained: random embeddings in and out, an MLP between.
+"""The smallest associative memory, trained: an MLP between fixed random input and output embeddings.
 
 N keys x_n and N values u_n, random and of length 1, are fixed; the MLP's output for key n must be
-nearer to u_n than to any other. This is the MLP memory of Nichani et al. (2025), as they trained it:
-no transformer around it, full batch, AdamW without decay at a constant rate, success if at one of the
-evaluations the accuracy is reached.
+nearer to u_n than to any other value. This is the MLP memory of Nichani et al. (2025), as they trained
+it: no transformer around it, full batch, AdamW without weight decay at a constant learning rate; a run
+succeeds if it reaches the target accuracy at one of the evaluations.
 
 Shapes: N facts, D width of the embeddings, F hidden units; M models.
 """
@@ -22,12 +22,12 @@ from chex import Array
 
 from geomem.training import batched, optimization
 
-ROWS = 32  # facts are padded to a multiple of: compiling anew costs more than rows of zeros
+ROWS = 32  # facts are padded to a multiple of this: recompiling costs more than rows of zeros
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """How they are trained; an evaluation after every `check` steps."""
+  """How the memories are trained; they are evaluated every `check` steps."""
 
   dim: int
   width: int
@@ -39,7 +39,7 @@ class Recipe:
 
 @flax.struct.dataclass
 class Memory:
-  """One model: its facts (the first `count` rows), its weights."""
+  """One model: its facts (the first `count` rows) and its weights."""
 
   count: chex.Array
   keys_NxD: chex.Array
@@ -48,7 +48,7 @@ class Memory:
 
 
 def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
-  """Facts and initial weights, in arrays of `rows` facts. Weights as flax's Dense draws them."""
+  """Facts and initial weights, in arrays of `rows` facts. Weights are drawn as by Flax's Dense."""
   d, f = recipe.dim, recipe.width
   rng = np.random.default_rng((seed, facts, d, f))
 
@@ -59,7 +59,7 @@ def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
 
   def dense(a, b):
     w = rng.standard_normal((a, b))
-    while (far := np.abs(w) > 2).any():  # cut off at two standard deviations
+    while (far := np.abs(w) > 2).any():  # truncated at two standard deviations
       w[far] = rng.standard_normal(far.sum())
     return np.asarray(w / (0.87962566 * np.sqrt(a)), np.float32)
 
@@ -68,7 +68,7 @@ def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
 
 
 def logits(memory: Memory, params: dict) -> tuple[Array, Array]:
-  """NxN; what is no fact cannot be the answer."""
+  """Logits NxN, where padding cannot be the answer, and the mask of real facts."""
   hidden_NxF = jax.nn.relu(memory.keys_NxD @ params['in'] + params['in_bias'][None])
   logits_NxN = (hidden_NxF @ params['out']) @ memory.values_NxD.T
   inside_N = jnp.arange(len(memory.keys_NxD)) < memory.count
@@ -91,7 +91,7 @@ def accuracy(params: dict, memory: Memory) -> Array:
 
 
 def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
-  """The best accuracy seen, and the steps it took."""
+  """The best accuracy of all evaluations, and the number of steps trained."""
   adam = optax.adam(recipe.rate)
 
   def step(_, state):
@@ -118,12 +118,12 @@ def learn_all(
   recipe: Recipe, sizes: Sequence[int], seeds: Sequence[int], devices: Sequence[jax.Device] | None = None,
   platform: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-  """`learn` for many (facts, seed), split over all devices; they and their platform as in `batched.set_up`."""
+  """`learn` for many (facts, seed) over all devices; `devices` and `platform` as in `batched.set_up`."""
   used = np.array(jax.devices() if devices is None else devices)[: len(sizes)]
   rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // used.size) * used.size
   models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
   row_M, model_of_row = np.zeros(len(sizes), int), np.zeros(count, int)
-  order = np.argsort(-np.array(sizes), kind='stable')  # the costly ones dealt out first
+  order = np.argsort(-np.array(sizes), kind='stable')  # assign the costly ones first
   row_M[order] = np.arange(count).reshape(used.size, -1).T.ravel()[: len(order)]
   model_of_row[row_M] = np.arange(len(sizes))
   memories = jax.tree.map(lambda *leaves: np.stack(leaves)[model_of_row], *models)

@@ -1,8 +1,8 @@
 """Training one model: its loss, its step, and chunks of steps that end early when the model is done.
 
-Everything that differs between the models of a sweep is data (`Job`), so that one compiled program
-trains them all: facts, sizes (a model may be padded to larger arrays, where zeros stay zero),
-learning rate, weight decay. What all of them have in common is a `Recipe`, which shapes the program.
+Everything that differs between the models of a sweep is input data (`Job`), so that one compiled
+program trains them all: facts, sizes (a model may be padded to larger arrays, whose padding stays
+zero), learning rate, weight decay. Everything they share is in a `Recipe`, which shapes the program.
 
 Shapes: N subjects, R relations, K hops, C = R^K paths, B subjects in a step, A answers, D width.
 """
@@ -28,15 +28,15 @@ from geomem.training import lazy
 from geomem.training.recipe import Recipe
 
 SUBJECTS, ANSWERS = 'embed/subjects', 'unembed/answers'
-# Trained, a head may stop attending to the subject for all relations but one, early in training, and
-# then has no gradient that would bring it back.
+# If these are trained, a head may early on stop attending to the subject for all relations but one,
+# and then no gradient brings it back.
 QK_PARAMS = ('blocks_0/attention/query', 'blocks_0/attention/key')
-QUERIES_PER_BLOCK = 2**13  # when the accuracy is evaluated
+QUERIES_PER_BLOCK = 2**13  # in evaluations of the accuracy
 RUNNING, SOLVED, DIVERGED, INACTIVE = 0, 1, 2, 3
 
 
 class Job(flax.struct.PyTreeNode):
-  """What is a model's own. The sizes say how much of its padded arrays is in use."""
+  """The data specific to one model. The sizes say how much of its padded arrays is in use."""
 
   answers_RxN: chex.Array
   subjects: chex.Array
@@ -49,7 +49,11 @@ class Job(flax.struct.PyTreeNode):
 
 
 class Lazy(flax.struct.PyTreeNode):
-  """Adam's state of the arrays that every step reads, the tables' rows where the parameters have the table, and confusers."""
+  """Optimizer state of lazy training.
+
+  `whole`: Adam's state of the arrays that every step reads; `rows`: the tables' row states, at the
+  paths of the tables in the parameters; `confusers_CxN`: every query's confuser.
+  """
 
   whole: optax.ScaleByAdamState
   rows: dict
@@ -57,7 +61,7 @@ class Lazy(flax.struct.PyTreeNode):
 
 
 class State(flax.struct.PyTreeNode):
-  """Where a model's training stands: the loss of its last batch, its accuracy when last evaluated."""
+  """A model's training state, with the loss of its last batch and its last evaluated accuracy."""
 
   params: dict
   opt_state: optax.ScaleByAdamState | Lazy
@@ -68,10 +72,10 @@ class State(flax.struct.PyTreeNode):
 
 
 def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
-  """Before the first step.
+  """The state before the first step.
 
-  The optimizer sees one long vector, which is faster for small models. Or it keeps the arrays `apart`,
-  so that each can be spread over devices in its own way.
+  The optimizer works on one long vector, which is faster for small models, or, with `apart`, on
+  separate arrays, so that each can be sharded in its own way.
   """
   trained, _ = split(recipe, params)
   tables = {name: trained.pop(name) for name in _tables(recipe) if name in trained}
@@ -90,25 +94,25 @@ def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
 
 
 def _tables(recipe: Recipe) -> tuple[str, ...]:
-  """What is lazy."""
+  """The paths of the tables that are trained lazily."""
   return (SUBJECTS, ANSWERS)[: recipe.lazy + (recipe.negatives is not None)]
 
 
 @jax.jit
 def copy(states: State) -> State:
-  """Arrays of their own on the same devices, for training to use up."""
+  """A copy on the same devices, whose buffers training may donate."""
   return jax.tree.map(jnp.copy, states)
 
 
 def split(recipe: Recipe, params: dict) -> tuple[dict, dict]:
-  """Parameters by path: those that are trained, and the frozen ones."""
+  """The parameters by path: the trained ones and the frozen ones."""
   flat = flatten_dict(params, sep='/')
   frozen = {name for start in recipe.frozen for name in params_below(start, flat)}
   return {n: w for n, w in flat.items() if n not in frozen}, {n: flat[n] for n in frozen}
 
 
 def params_below(start: str, names: Iterable[str]) -> list[str]:
-  """Parameters whose path begins so."""
+  """The names that equal the path `start` or lie below it."""
   return [name for name in names if f'{name}/'.startswith(f'{start}/')]
 
 
@@ -117,7 +121,7 @@ def merge(trained: dict, frozen: dict) -> dict:
 
 
 def _apart(trained: dict):
-  """As `ravel_pytree`, with the arrays as they are: the arrays, and the way back."""
+  """Like `ravel_pytree`, but with the arrays as they are: a nested dict of them, and its inverse."""
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
 
@@ -128,13 +132,13 @@ def _adam(recipe: Recipe):
 def adam_update(
   adam: optax.GradientTransformation, grads: ArrayTree, opt_state: Any
 ) -> tuple[Any, Any]:
-  """Adam's updates, and its new state."""
+  """Adam's updates and its new state."""
   with jax.numpy_dtype_promotion('standard'):  # optax raises a float to an integer's power
     return adam.update(grads, opt_state)
 
 
 def schedule(recipe: Recipe, step: Array) -> Array:
-  """Linear warm-up, then a cosine to zero; the peak is 1."""
+  """Linear warm-up, then cosine decay to zero; the peak is 1."""
   step = jnp.asarray(step, jnp.float32)
   rising = (step + 1) / (recipe.warmup + 1)
   done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
@@ -142,7 +146,7 @@ def schedule(recipe: Recipe, step: Array) -> Array:
 
 
 def softmax_size(config: Config, recipe: Recipe) -> int:
-  """Over how many answers the softmax of a step is."""
+  """The number of answers in a step's softmax."""
   if recipe.negatives is None:
     return config.answers
   return (
@@ -151,7 +155,7 @@ def softmax_size(config: Config, recipe: Recipe) -> int:
 
 
 def _asked(config, recipe, job, subjects_B, valid_B):
-  """All paths, every subject with every path, and whether that pair counts."""
+  """All paths, all pairs of a subject and a path, and whether each pair counts."""
   chex.assert_equal_shape([subjects_B, valid_B])
   paths_CxK = jnp.asarray(queries.every_path(config.relations, recipe.hops))
   c, b = len(paths_CxK), len(subjects_B)
@@ -160,7 +164,7 @@ def _asked(config, recipe, job, subjects_B, valid_B):
 
 
 def _rows(config, recipe, params, job, subjects_B, valid_B, mesh):
-  """Final residuals, the answers due there, and each one's weight, as the head takes them."""
+  """Final residuals, their targets and their weights, in the form that the head takes."""
   chex.assert_shape(job.answers_RxN, (config.relations, config.subjects))
   apply = functools.partial(model.apply, config, params, used=job.dim, mesh=mesh)
   every_B = jnp.arange(config.subjects) if subjects_B is None else subjects_B
@@ -193,7 +197,7 @@ def loss(
 
 
 def _in_use(config: Config, recipe: Recipe, job: Job):
-  """Answers that this model has; where every token is asked for, relations are tokens too."""
+  """Mask of this model's answers; if the loss is on every token, these include the relations."""
   answer_A = jnp.arange(config.answers)
   in_use_A = answer_A < job.attributes
   if recipe.loss == 'every':
@@ -239,13 +243,13 @@ def _after(state: State, params: dict, opt_state, value: Array) -> State:
 
 
 def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, opt_state):
-  """The arrays and the optimizer's state after a step."""
+  """The parameters and the optimizer state after a step."""
   ravel = _apart if isinstance(opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
   weights, restore = ravel(trained)
   updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], opt_state)
   rate = job.learning_rate * schedule(recipe, step)
 
-  def per_parameter(number):  # one number for every parameter, in arrays like the weights
+  def per_parameter(number):  # one number per parameter, in arrays like the weights
     full = {name: jnp.full(w.shape, number(name, w), w.dtype) for name, w in trained.items()}
     return ravel(full)[0]
 
@@ -261,19 +265,19 @@ def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, op
 
 
 def _decay_ratio(recipe: Recipe) -> float:
-  """Of the decay that embeddings have to the one that their learning rate would give them."""
+  """The ratio of the embeddings' decay to the decay that their learning rate alone would give."""
   multiplier, decay_multiplier = recipe.embedding_lr_multiplier, recipe.embedding_decay_multiplier
   return 1.0 if decay_multiplier in (None, multiplier) else decay_multiplier / multiplier
 
 
 def _in_passes(recipe: Recipe, job: Job, step: Array) -> tuple[Array, Array]:
-  key = jax.random.fold_in(jax.random.key(job.seed), 2**31)  # no step has this number
+  key = jax.random.fold_in(jax.random.key(job.seed), 2**31)  # not the number of any step
   assert recipe.batch
   return lazy.in_passes(key, step, job.subjects, recipe.batch)
 
 
 def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> State:
-  """As `step`; of the tables it reads and writes the rows of the batch alone."""
+  """Like `_step`, but reads and writes only the batch's rows of the tables."""
   assert isinstance(state.opt_state, Lazy)
   subjects_B, valid_B = _in_passes(recipe, job, state.step)
   paths_CxK, pairs, weights_BxC = _asked(config, recipe, job, subjects_B, valid_B)
@@ -315,7 +319,7 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
 
 
 def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict, dict]:
-  """The tables that are trained, and what is known of their rows, after a step."""
+  """The trained tables and the state of their rows after a step."""
   rate, betas = job.learning_rate * schedule(recipe, step), (recipe.b1, recipe.b2, recipe.eps)
   tables_after, rows_after = {}, {}
   for name, own in rows.items():
@@ -329,7 +333,7 @@ def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict,
 
 
 def settled(recipe: Recipe, state: State) -> State:
-  """With all rows of all tables decayed up to now; for whoever reads them from outside."""
+  """The state with all rows of lazy tables decayed up to now, for code that reads them directly."""
   if not recipe.lazy:
     return state
   flat, rows = flatten_dict(state.params, sep='/'), {}
@@ -342,7 +346,7 @@ def settled(recipe: Recipe, state: State) -> State:
 
 
 def _noise(recipe: Recipe, job: Job, e_NxD, key):
-  """For the embeddings in use; padding stays zero."""
+  """Noise for the embeddings in use; padding stays zero."""
   square = jnp.sum(jax.lax.stop_gradient(e_NxD) ** 2) / (job.subjects * job.dim).astype(jnp.float32)
   drawn_NxD = jax.random.normal(jax.random.fold_in(key, 1), e_NxD.shape)
   in_use_NxD = (jnp.arange(len(e_NxD)) < job.subjects)[:, None] & (
@@ -360,12 +364,14 @@ def accuracy(
   mesh: Mesh | None = None,
   each: bool = False,
 ) -> Array:
-  """The fraction of all queries that are answered right, whatever the loss is of; with chain of thought, at every
-  step, unless the loss is of the last answer alone: then after the right chain. `each`: the fraction of all steps,
-  each after the right ones before it.
+  """The fraction of all queries that are answered correctly, whatever the training loss.
 
-  Not a number where a residual is not finite. Blocks of subjects, one after another: as many as have
-  `QUERIES_PER_BLOCK` queries, and at least one, on every device.
+  With chain of thought, a query is correct if every step is; if the loss is on the last answer alone,
+  only that answer counts, given the correct chain. `each`: the fraction of correct steps instead, each
+  given the correct steps before it.
+
+  NaN if a residual is not finite. Evaluated in blocks of subjects, one after another: on every device
+  as many as have `QUERIES_PER_BLOCK` queries, but at least one and at most 1024.
   """
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   asked = dataclasses.replace(recipe, loss='chain' if chained else 'answer')
@@ -384,7 +390,10 @@ def accuracy(
 
 @jax.default_matmul_precision('highest')
 def cross_entropy(config: Config, recipe: Recipe, job: Job, params: dict) -> tuple[Array, Array]:
-  """Of the last answer, over all answers, in nats, its mean over all queries; and the accuracy. Not numbers as in `accuracy`."""
+  """Mean cross-entropy of the last answer, over all answers, in nats, and its accuracy, on all queries.
+
+  NaN as in `accuracy`.
+  """
 
   def total(x_BxD, targets_B, weights_B, unembedding_AxD, *head_of):
     return head.cross_entropy(x_BxD, unembedding_AxD, targets_B, weights_B, *head_of)
@@ -394,8 +403,11 @@ def cross_entropy(config: Config, recipe: Recipe, job: Job, params: dict) -> tup
 
 
 def _mean_over_queries(config, recipe, job, params, in_use_A, function, mesh=None):
-  """Of sums that are made block after block, of (residuals, targets, weights, unembedding, answers in use, rows of the head
-  at once, precision)."""
+  """The mean over all queries of `function`, whose sums are accumulated block by block.
+
+  `function` takes (residuals, targets, weights, unembedding, answers in use, rows of the head at once,
+  precision).
+  """
   per_device = min(1024, max(1, QUERIES_PER_BLOCK // config.relations**recipe.hops))
   size = min(per_device * (mesh.size if mesh else 1), config.subjects)
   unembedding_AxD = model.apply(config, params, method='unembedding')
@@ -422,9 +434,10 @@ def _mean_over_queries(config, recipe, job, params, in_use_A, function, mesh=Non
 def train_chunk(
   config: Config, recipe: Recipe, steps: Array, job: Job, state: State, mesh: Mesh | None = None
 ) -> State:
-  """Up to `steps` more, with an evaluation over all queries whenever one is due; a model that is done stays as it is.
+  """Train for up to `steps` more steps, with an evaluation over all queries whenever one is due.
 
-  When one is due does not depend on how training is cut into chunks.
+  A finished model stays as it is. When an evaluation is due does not depend on how training is split
+  into chunks.
   """
   until = jnp.minimum(state.step + steps, recipe.steps)
   every = recipe.check if recipe.target else recipe.steps

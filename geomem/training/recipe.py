@@ -1,4 +1,4 @@
-"""How to train, the same for all models of a sweep: what a compiled program of training is shaped by."""
+"""Training options that all models of a sweep share, and that shape the compiled program."""
 
 import dataclasses
 from typing import Any
@@ -13,23 +13,24 @@ LOSSES = ('answer', 'chain', 'every')
 class Recipe:
   """How to train; the same for all models of a sweep.
 
-  `loss`: of the answer alone, of every step of the chain of thought, or of every next token.
-  `shorter`: the queries of fewer hops are trained as well, each number of hops with equal weight.
-  `batch`: subjects in a step, each with all its paths; None: all of them.
-  `target`: stop at this accuracy over all queries, evaluated every `check` steps; None: train to the end,
-  and evaluate there.
-  `frozen`: parameters that are not trained, by the start of their path: 'unembed', 'embed/subjects'.
-  `noise`: standard deviation of Gaussian noise added to the subjects' embeddings at every step, as a
+  `loss`: on the answer alone, on every step of the chain of thought, or on every next token.
+  `shorter`: also train on the queries of fewer hops, each number of hops with equal weight.
+  `batch`: subjects per step, each with all its paths; None: all subjects.
+  `target`: stop at this accuracy over all queries, evaluated every `check` steps; None: train to the
+  end, and evaluate there.
+  `frozen`: parameters that are not trained, by prefixes of their paths: 'unembed', 'embed/subjects'.
+  `noise`: standard deviation of Gaussian noise added to the subject embeddings at every step, as a
   multiple of their root mean square.
-  `embedding_lr_multiplier`: the subjects' embeddings are trained with this multiple of the learning rate.
-  `embedding_decay_multiplier`: in a step they decay by this multiple of learning rate × weight decay;
-  None: the same multiple, as if the whole step of AdamW were taken so many times as long.
-  `label_smoothing`: the label is mixed with so much of the uniform distribution over the answers.
-  `passes`: subjects come in passes, each over all of them in an order of its own; otherwise each batch is drawn anew.
-  `lazy`: of the subjects' embeddings a step touches only those that it reads, as in `geomem.training.lazy`.
-  `negatives`: the softmax is over the answers due in the batch, so many drawn uniformly, and confusers, and `lazy`
-  holds of answers' vectors too; None: over all answers.
-  `precision`: of the products of a step, 'default' or 'highest'; on CPUs they are the same.
+  `embedding_lr_multiplier`: multiple of the learning rate at which the subject embeddings are trained.
+  `embedding_decay_multiplier`: multiple of learning rate × weight decay by which they decay per step;
+  None: the same as `embedding_lr_multiplier`, as if the whole AdamW step were scaled by it.
+  `label_smoothing`: weight of the uniform distribution over the answers in the label.
+  `passes`: subjects come in passes over all of them, each in its own random order; otherwise every
+  batch is drawn independently.
+  `lazy`: a step updates only the subject embeddings that it reads, as in `geomem.training.lazy`.
+  `negatives`: the softmax is over the batch's targets, this many uniformly drawn answers, and the
+  confusers, and `lazy` then applies to the answer vectors too; None: over all answers.
+  `precision`: of a step's matrix products, 'default' or 'highest'; on CPUs they are the same.
 
   >>> Recipe.with_warmup(steps=50, target=None).warmup
   5
@@ -66,7 +67,7 @@ class Recipe:
     for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
       value = getattr(self, name)
       if value is not None and not 0 <= value < float('inf'):
-        raise InputError(f'{name} is {value}; it must be a number from 0 on')
+        raise InputError(f'{name} is {value}; it must be a finite number, at least 0')
     if self.embedding_decay_multiplier and not self.embedding_lr_multiplier:
       raise InputError(
         'embedding_lr_multiplier is 0: embeddings that are not trained do not decay; leave '
@@ -83,14 +84,11 @@ class Recipe:
     if self.loss == 'chain' and not self.chain_of_thought:
       raise InputError("loss='chain' needs chain_of_thought=True: there is no chain otherwise")
     if (self.passes or self.lazy) and not self.batch:
-      raise InputError('a pass is in batches, and lazy is what no batch reads: name a batch')
+      raise InputError('passes=True and lazy=True need batches of subjects: set batch')
     if self.lazy and (not self.passes or self.loss != 'answer' or self.chain_of_thought):
-      raise InputError(
-        "lazy training is of a pass after another, and of answers alone: it needs passes=True, loss='answer' and no "
-        'chain of thought'
-      )
+      raise InputError("lazy training needs passes=True, loss='answer' and no chain of thought")
     if self.lazy and (self.noise or self.shorter):
-      raise InputError('lazy training has no noise, and no shorter queries')
+      raise InputError('lazy training supports neither noise nor shorter; leave them out')
     if self.negatives is not None and not self.lazy:
       raise InputError('negatives need lazy=True: otherwise the softmax is over all answers')
     if self.target is not None and not 0 < self.target <= 1:
@@ -98,9 +96,9 @@ class Recipe:
 
   @classmethod
   def with_warmup(cls, steps: int, **changes: Any) -> 'Recipe':
-    """With the usual warm-up: a tenth of the steps, a hundred at most."""
+    """A recipe with the usual warm-up: a tenth of the steps, at most a hundred."""
     return cls(steps, min(100, steps // 10), **changes)
 
   def length(self) -> int:
-    """Tokens that a model reads."""
+    """The number of tokens that a model reads."""
     return 2 * self.hops if self.chain_of_thought else self.hops + 1

@@ -1,4 +1,4 @@
-"""How long a step takes, estimated from sizes alone, and how many are taken between two returns to the host."""
+"""Estimates of a step's duration, from sizes alone, and of the steps between two returns to the host."""
 
 import dataclasses
 import itertools
@@ -8,14 +8,16 @@ from geomem.config import Config
 from geomem.training import optimization
 from geomem.training.recipe import Recipe
 
-CHUNK_EVALUATIONS = 4  # evaluations of all queries between two returns to the host, at most,
-CHUNK_SECONDS = 10.0  # and about so long
+CHUNK_EVALUATIONS = 4  # maximum evaluations of all queries between two returns to the host
+CHUNK_SECONDS = 10.0  # approximate time between two returns to the host
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What an estimate needs: seconds of a model's step that does next to nothing and of one of all models of a sweep, and
-  multiplications a second. Orders of magnitude do.
+  """What an estimate needs; orders of magnitude suffice.
+
+  `model`: overhead in seconds of one model's step; `sweep`: that of a step of all models of a sweep
+  (unused); `products`: multiplications per second.
   """
 
   model: float = 8e-5
@@ -35,7 +37,10 @@ def chunk_steps(sweep: Any) -> int:
 
 
 def multiplications(config: Config, recipe: Recipe) -> int:
-  """Of a forward pass over a batch; a step has three times as many, and as many additions."""
+  """Multiplications of a forward pass over a batch.
+
+  A step has three times as many, and as many additions.
+  """
   c, d = config, config.dim
   subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
   prompts = subjects * paths
@@ -52,5 +57,5 @@ def multiplications(config: Config, recipe: Recipe) -> int:
 
 
 def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
-  """Estimated time of a model's step on one device: forward, and backward twice as much."""
+  """Estimated time of one model's step on one device: a forward pass, and twice that for backward."""
   return costs.model + 3 * multiplications(config, recipe) / costs.products

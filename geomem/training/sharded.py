@@ -1,9 +1,9 @@
-"""One large model trained over a mesh of devices: its vocabulary in slices, its batches split over all devices.
+"""Train one large model on a device mesh: its vocabulary sharded, its batches split over all devices.
 
-What is as long as the vocabulary (the subjects' embeddings, the unembedding, their moments) lies in
-slices along the axis 'vocabulary' and is never whole on a device; the rest is small, and everywhere.
-The rows of a batch are split over all devices, and the head brings both together block by block.
-Training is that of `optimization`: XLA partitions the model's products by where their inputs lie.
+Arrays as long as the vocabulary (the subject embeddings, the unembedding, their moments) are sharded
+along the axis 'vocabulary' and are never whole on a device; the rest is small, and replicated. The
+rows of a batch are split over all devices, and the head combines both block by block. The training
+step is that of `optimization`: XLA partitions the model's products by the sharding of their inputs.
 
 A model whose sizes do not divide evenly among the devices is padded, as in a sweep.
 """
@@ -27,12 +27,12 @@ from geomem.training.batched import Task
 from geomem.training.optimization import Job, State
 from geomem.training.recipe import Recipe
 
-WORDS = ('subjects', 'answers')  # parameters with a row for every word
+WORDS = ('subjects', 'answers')  # parameters with one row per word
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sharded:
-  """A task set up on a mesh; it is used like a `batched.Sweep` of one model."""
+  """A task set up on a mesh; used like a `batched.Sweep` of one model."""
 
   recipe: Recipe
   tasks: tuple[Task]
@@ -45,29 +45,29 @@ class Sharded:
 
   @property
   def platform(self) -> str:
-    """Of its devices."""
+    """The platform of its devices."""
     return self.mesh.devices.flat[0].platform
 
   def train(self, state: State, steps: int) -> State:
-    """Up to so many steps more, in the memory of the state, which is used up."""
+    """Train for up to `steps` more steps; the buffers of `state` are donated."""
     return _train_chunk(self.config, self.recipe, self.mesh, np.int32(steps), self.job, state)
 
   def with_rows(self, _: np.ndarray) -> 'Sharded':
-    """There is only one row."""
+    """Itself, as there is only one row."""
     return self
 
   def of_tasks(self, value: Array) -> np.ndarray:
-    """A number of the state, for every task."""
+    """A value of the state, as an array with one entry per task."""
     return np.asarray(hosts.to_host(value))[None]
 
   def state_of(self, state: State, i: int = 0) -> State:
-    """The state, on this host, its parameters at their own size."""
+    """The state on this host, with parameters at their own size."""
     state = jax.tree.map(np.asarray, hosts.to_host(state))
     return state.replace(params=batched.crop(state.params, self.tasks[i].config))
 
 
 def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
-  """The model on the mesh (default: of all devices), and its state before the first step."""
+  """The model on the mesh (default: all devices), and its state before the first step."""
   mesh = meshes.whole() if mesh is None else mesh
   batched.check(recipe, (task,), task.config)
   config, shapes = planned(recipe, task.config, mesh)
@@ -81,11 +81,13 @@ def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharde
 
 
 def planned(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[Config, State]:
-  """The sizes on a mesh, and of the state the shapes with their places: no array is made."""
+  """The padded config, and the state's shapes with their shardings; no array is allocated."""
   if mesh.axis_names != AXES:
     raise InputError(f'the axes of the mesh are {mesh.axis_names}; they must be {AXES}')
   if recipe.lazy:
-    raise InputError('lazy training is of models that are whole on a device: use a sweep of one')
+    raise InputError(
+      'lazy training needs a model that is whole on a device: use a sweep of one model'
+    )
   config = _padded(recipe, config, mesh)
   begin = functools.partial(optimization.initial_state, recipe, apart=True)
   state = jax.eval_shape(begin, model.shapes(config))
@@ -94,7 +96,7 @@ def planned(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[Config, State]:
 
 
 def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
-  """Sizes that divide evenly: subjects over all devices, answers over the slices."""
+  """A config with sizes that divide evenly: subjects over all devices, answers over the slices."""
   if recipe.batch and recipe.batch % mesh.size:
     raise InputError(f'batch is {recipe.batch}; {mesh.size} devices need a multiple of {mesh.size}')
   up = lambda size, by: -(-size // by) * by
@@ -109,13 +111,13 @@ def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
 
 
 def _places(mesh: Mesh, tree):
-  """Where every array of a tree belongs; a parameter and its moments have one name, their last key."""
+  """The sharding of every array in a tree; a parameter and its moments share their last key, a name."""
   sliced = lambda path: getattr(path[-1], 'key', None) in WORDS
   place = lambda path, _: NamedSharding(mesh, SLICED if sliced(path) else P())
   return jax.tree_util.tree_map_with_path(place, tree)
 
 
-fit, advance = batched.fit, batched.advance  # one model is trained as many are
+fit, advance = batched.fit, batched.advance  # one model is trained like many
 
 
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)

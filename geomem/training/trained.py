@@ -1,4 +1,4 @@
-"""Training in one call: a model, or many at once."""
+"""Training in one call: one model, or many at once."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -19,9 +19,9 @@ Progress = Callable[[int, int], None]
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Trained(FactModel):
-  """A model that gradient descent made, by `recipe`, from what `seed` drew.
+  """A model trained by gradient descent, with this `recipe` and `seed`.
 
-  `accuracy` over all queries, when it was last evaluated; the `loss` of the last batch; the `steps` taken.
+  `accuracy`: over all queries, at the last evaluation; `loss`: of the last batch; `steps`: those taken.
 
   >>> model = train(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), steps=200)
   >>> model.accuracy, model.ask('s1 r0').correct
@@ -43,7 +43,7 @@ def train(
   weight_decay: float = 0.1, seed: int = 0, on_progress: Progress | None = None,
   **recipe_options: Any,
 ) -> Trained:  # fmt: skip
-  """One model trained, as `sweep` trains many.
+  """Train one model; options as in `sweep`.
 
   >>> train(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), steps=200).steps
   100
@@ -59,10 +59,10 @@ def sweep(
   on_progress: Progress | None = None,
   **recipe_options: Any,
 ) -> list[Trained]:
-  """Models trained together in one program, each until it knows its facts or for so many steps.
+  """Train models together in one program, each up to the target accuracy or for `steps` steps.
 
-  `recipe_options`: fields of a `Recipe`, the same for all. `on_progress` is told, now and then, how many steps
-  are taken, and of how many.
+  `recipe_options`: fields of a `Recipe`, the same for all. `on_progress` is called now and then with
+  the number of steps taken and their total number.
 
   >>> tasks = [Task(Config.trained(4, 2, dim=8), Facts.bijections(4, 2), seed=s) for s in range(3)]
   >>> [model.accuracy for model in sweep(tasks, steps=200)]
@@ -71,7 +71,7 @@ def sweep(
   known = [field.name for field in dataclasses.fields(Recipe)]
   for name in recipe_options:
     if name not in known:
-      raise InputError(f'there is no option {name!r} of training; there are {", ".join(known)}')
+      raise InputError(f'unknown training option {name!r}; the options are {", ".join(known)}')
   recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
   if not (some := list(tasks)):
     return []
