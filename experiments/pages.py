@@ -172,9 +172,18 @@ def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
 
 
 def overview(folder: str = '') -> str:
-  """The verdicts on all claims about trained models, for a page from which `folder` leads to the others."""
-  trained = [stem for stem in stems() if stem != 'construct' and not stem.endswith(FULL)]
-  return verdicts(map(committed, trained), lambda name: f'{folder}{page(name).name}#{name}')
+  """The verdicts on all claims at both presets, for a page from which `folder` leads to the others."""
+  measured, rows = stems(), []
+  for study in studies.load_all().values():
+    for i, claim in enumerate(study.claims if study.name != 'construct' else ()):
+      row = {'claim': claim.name, 'what it says': claim.says}
+      for scale, stem in ('laptop', study.name), ('full', study.name + FULL):
+        row[scale] = 'not run'
+        if stem in measured:
+          word = verdict(committed(stem).claims[i][1])[1]
+          row[scale] = f'[{word}]({folder}{page(stem).name}#{stem})'
+      rows.append(row)
+  return render.table(rows, 'markdown')
 
 
 def decisions() -> str:
