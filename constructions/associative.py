@@ -95,7 +95,7 @@ def mlp(
   params['embed']['subjects'][:] = e_NxD
   params['embed']['relations'][:] = e_RxD
   # Attention averages both tokens; e_r minus that mean is (e_r − e_s) / 2, both with equal weight.
-  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(own, own, times=-1))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(own, own, scale=-1))
   w_DxF = math.sqrt(2) * rng.standard_normal((dim, width), np.float32)
   params['blocks_0']['mlp']['in'][:] = w_DxF
   params['blocks_0']['mlp']['out'][:] = _solve(facts, e_NxD, e_RxD, u_AxD, w_DxF)

@@ -29,7 +29,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 
 # ε: at the default size a draw of directions fails with at most this probability; it is then redrawn.
-FAILURE = 0.25
+EPSILON = 0.25
 MAX_LOGITS = 2**31  # with more logits than this, directions are drawn once and not checked
 MAX_SEARCHED = 2**24  # most logits for `search`, as each of its draws is checked
 DRAWS = 16  # of directions at one size, before another size is tried or the build fails
@@ -43,7 +43,7 @@ def superposition_coded(
   `search`: bisect from there for the smallest width at which one of 16 draws of directions answers
   every query correctly. This is a search over seeds: a single draw needs more dimensions.
   """
-  R, code = facts.relations, coded(facts)
+  R, code = facts.relations, linear_code(facts)
   memory = memory_dim(code, facts.subjects, R)
   if search:
     if dim is not None or facts.answers_RxN.size * facts.attributes > MAX_SEARCHED:
@@ -83,12 +83,12 @@ def selector_coded(facts: Facts, noise: float = 0.5, error: float = 0.01) -> Con
   )
 
 
-def coded(facts: Facts) -> codes.Linear:
+def linear_code(facts: Facts) -> codes.Linear:
   """The code of `superposition_coded`."""
   return codes.best_linear(facts.attributes, 4 * max(1, codes.log2_ceil(facts.attributes)))
 
 
-def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float = FAILURE) -> int:
+def memory_dim(code: codes.Linear, subjects: int, relations: int, failure: float = EPSILON) -> int:
   """The least D ≥ m with N·R·Σ_h A_h·exp(−hD/(2m(R−1))) ≤ ε."""
   if code.weights[0]:
     raise InputError('two words of the code are the same: no D tells them apart')
@@ -110,19 +110,19 @@ def noise_code(count: int, noise: float, error: float) -> codes.Linear:
   length = math.ceil((codes.log2_ceil(count) - 1 - math.log2(error)) / rate)
   for seed in range(10**4):
     code = codes.Linear(count, max(1, length), seed)
-    if _confused(code, noise) <= error:
+    if _error_bound(code, noise) <= error:
       return code
   raise InputError(f'no code found for {count:,} words at noise {noise} and error {error}')
 
 
-def _confused(code: codes.Linear, noise: float) -> float:
+def _error_bound(code: codes.Linear, noise: float) -> float:
   """Σ_h A_h·Q(√h/σ), a union bound on the probability that noise brings another word nearer."""
   return float(code.weights @ [_tail(math.sqrt(h), noise) for h in range(code.length + 1)])
 
 
 def _noise_gate(code: codes.Linear, relations: int, noise: float, error: float) -> float:
   """The least G = 2^j at which any closed gate opens with probability at most ε − Σ_h A_h·Q(√h/σ)."""
-  gate, left, units = 2.0, error - _confused(code, noise), 2 * (relations - 1) * code.width
+  gate, left, units = 2.0, error - _error_bound(code, noise), 2 * (relations - 1) * code.width
   while units * _tail(gate - 1, noise) > left:
     gate *= 2
   return gate

@@ -31,7 +31,7 @@ def disjoint(facts: Facts) -> Construction:
   built.params['embed']['relations'][:, layout['relation']] = rho.words()
   # Attention averages both tokens; a relation's blocks are empty, so twice the mean is the subject's.
   blocks = layout['blocks']
-  parts.write_ov(built.params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, times=2))
+  parts.write_ov(built.params['blocks_0']['attention'], 0, parts.copy_ov(blocks, blocks, scale=2))
   choices = tuple(np.flatnonzero(relation_A == r) for r in range(R))
   readout = OwnReadout(layout, relation_A, index_A)
   return parts.finish(built, 2, readout, encode, choices=choices)

@@ -32,7 +32,7 @@ def literal(facts: Facts) -> Construction:
   attention, mlp = (built.params['blocks_0'][part] for part in ('attention', 'mlp'))
   built.params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Attention averages both tokens; a relation's blocks are empty, so twice the mean is the subject's.
-  parts.write_ov(attention, 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
+  parts.write_ov(attention, 0, parts.copy_ov(layout['blocks'], layout['blocks'], scale=2))
   mlp['in'][layout['blocks']] = np.eye(R * m)
   mlp['in'][layout['relation']] = 2 * np.repeat(np.eye(R), m, axis=1)
   mlp['in_bias'][:] = -2

@@ -46,7 +46,7 @@ def normed(facts: Facts) -> Construction:
   closed = 1 + rms_subject / rms_relation
   block = built.params['blocks_0']
   parts.write_ov(
-    block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=undo)
+    block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], scale=undo)
   )
   selected_square = w + (R - 1) * (w * (1 - closed) ** 2 + (m - w) * closed**2)
   rms_selected = math.sqrt(selected_square / d + eps)

@@ -76,10 +76,10 @@ def fact_bits(subjects: int, relations: int, hops: int, stored: int) -> tuple[in
 
 def _stored(R: int, beta: float | None) -> int:
   """S, the number of last relations whose answers are in the embedding."""
-  share = -(-R // 2) if beta is None else beta * R
-  if not (math.isfinite(share) and abs(share - round(share)) < 0.05 and 0 <= round(share) <= R):
+  stored = -(-R // 2) if beta is None else beta * R
+  if not (math.isfinite(stored) and abs(stored - round(stored)) < 0.05 and 0 <= round(stored) <= R):
     raise InputError(f'beta is {beta}; it must be one of 0, 1/{R}, … 1, steps of one relation')
-  return round(share)
+  return round(stored)
 
 
 def _words(facts: Facts, S: int) -> tuple[np.ndarray, int]:

@@ -45,13 +45,13 @@ def encoder(
 
 def draft(
   name: str, facts: Facts, layout: Layout, *blocks: BlockConfig, hops: int = 1,
-  hidden: tuple[tuple[Layout, ...], ...] = (), length: int | None = None, **switches: Any,
+  hidden: tuple[tuple[Layout, ...], ...] = (), length: int | None = None, **config_options: Any,
 ) -> Construction:  # fmt: skip
   """A construction with all weights zero, to be filled in; `hidden` names the hidden units of each block's MLP."""
   sizes = facts.subjects, facts.relations, facts.attributes, length or hops + 1, layout.dim
   widths = [tuple(units.dim for units in layers) for layers in hidden] or [()] * len(blocks)
   shaped = [dataclasses.replace(b, hidden=f) for b, f in zip(blocks, widths, strict=True)]
-  config = Config(*sizes, tuple(shaped), **switches)
+  config = Config(*sizes, tuple(shaped), **config_options)
   return Construction(name, config, blank(config), layout, facts, hops, hidden)
 
 
@@ -81,8 +81,8 @@ def write_ov(attention: dict, head: int, *writes: Write) -> None:
     channel += width
 
 
-def copy_ov(source: slice, target: slice, times: float = 1) -> Write:
-  return source, target, times * np.eye(source.stop - source.start)
+def copy_ov(source: slice, target: slice, scale: float = 1) -> Write:
+  return source, target, scale * np.eye(source.stop - source.start)
 
 
 def off_path(paths_WxK: np.ndarray, hop: int, relations: int, width: int) -> np.ndarray:

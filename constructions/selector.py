@@ -4,7 +4,7 @@ d = R·m and F = R·m exactly, one head, one hidden layer; a word of m coordinat
 attributes. The residual stream is R blocks of m coordinates. Block r of e_s holds the word of g_r(s);
 that is all the memory there is. The relation's embedding e_r is 0 on block r and negative on all
 others. Queries and keys are zero, so the last token averages both tokens, and W_V·W_O, which copies
-the blocks, doubles the mean (`times=2`). At the last token, which already holds e_r, this leaves
+the blocks, doubles the mean (`scale=2`). At the last token, which already holds e_r, this leaves
 
   x = e_s + 2 e_r       the answer's word in block r, and nothing positive elsewhere,
   hidden = ReLU(x)      keeps what is positive in block r: the gate *is* the sum,
@@ -54,7 +54,7 @@ def _selector(name, facts, code, *, gain, bias, margin) -> Construction:
   built = parts.draft(name, facts, layout, sized, hidden=((hidden,),), bias=bias)
   block = built.params['blocks_0']
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m) / 2
-  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
+  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], scale=2))
   block['mlp']['in'][:] = np.eye(R * m)
   block['mlp']['out'][:, layout['blocks', 0]] = gain * parts.sum_of_blocks(R, m)
   readout = Readout(layout['blocks', 0], code)
@@ -79,7 +79,7 @@ def selector_residual(facts: Facts) -> Construction:
   asked[0] = -parts.all_but_own(R, m)[0]
   asked[1:] = -2 * parts.all_but_own(R, m)[1:]
   asked[1:, layout['blocks', 0]] = -1
-  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], times=2))
+  parts.write_ov(block['attention'], 0, parts.copy_ov(layout['blocks'], layout['blocks'], scale=2))
   if R > 1:
     rest = slice(m, R * m)
     block['mlp']['in'][rest] = np.eye(gated.dim)
@@ -114,7 +114,7 @@ def multilevel(facts: Facts, bits: int = 4) -> Construction:
   )
   block = built.params['blocks_0']
   built.params['embed']['relations'][:, layout['blocks']] = -code.top / 2 * parts.all_but_own(R, m)
-  parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, times=2))
+  parts.write_ov(block['attention'], 0, parts.copy_ov(memory, memory, scale=2))
   block['mlp']['in'][layout['blocks']] = np.eye(R * m)
   block['mlp']['out'][:, layout['answer']] = parts.sum_of_blocks(R, m)
   readout = Readout(slice(layout['one'].start, layout['answer'].stop), code)

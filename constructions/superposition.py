@@ -64,7 +64,7 @@ def build(
   params, directions_DxRM = built.params, draw()
   params['embed']['relations'][:, layout['relation']] = np.eye(R)
   # Attention averages both tokens; a relation's memory is empty, so twice the mean is the subject's.
-  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, times=2))
+  parts.write_ov(params['blocks_0']['attention'], 0, parts.copy_ov(memory, memory, scale=2))
   _filter(params['blocks_0']['mlp'], layout, hidden, R, m, directions_DxRM, gate)
   encode = _encoder(layout, code, directions_DxRM)
   return parts.finish(built, margin, Readout(layout['answer'], code), encode)
@@ -117,12 +117,12 @@ def _filter(
   relations: int,
   m: int,
   directions_DxRM: np.ndarray,
-  least: float,
+  min_gate: float,
 ) -> None:
   """Write the matched filter, with G large enough for every table of facts: |⟨A_ri, e_s⟩| ≤ Σ |⟨A_ri, A_qj⟩|."""
   bound = np.abs(directions_DxRM.T @ directions_DxRM).sum(axis=1).max()
   gate = 2.0 ** math.ceil(
-    math.log2(max(1.01 * bound, least))
+    math.log2(max(1.01 * bound, min_gate))
   )  # exact in bfloat16, with room for rounding
   for half, sign in (('positive', 1), ('negative', -1)):
     mlp['in'][layout['memory'], hidden[half]] = sign * directions_DxRM

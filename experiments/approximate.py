@@ -41,6 +41,10 @@ from geomem.training.recipe import Recipe
 
 EXACT = ('selector', 'keyvalue')
 EMBEDDINGS = 'learned', 'written'
+LABELS = {  # in the figure, of the lower bounds
+  'least at 1 bit a coordinate': 'lower bound, 1 bit per coordinate',
+  'least for all contents, half the signal as margin': 'lower bound, all contents, margin of half the signal',
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,7 @@ def measure(progress, preset, seeds):
 def dimensions(n: int, seed: int, relations: int = 4) -> list[dict]:
   """D of a superposition for bijections of n subjects: as proved, as found, and lower bounds."""
   facts, bits = instances.bijections(n, relations, seed), max(1, (n - 1).bit_length())
-  code = coded.coded(facts)
+  code = coded.linear_code(facts)
   found = coded.superposition_coded(facts, seed=seed, search=True).layout['memory'].stop
   signal, radius = code.distance, math.sqrt(relations * code.width)
   half = embedding_bounds.from_margin(n, relations, radius, 2 * math.sqrt(code.width), signal)
@@ -167,13 +171,13 @@ def expect(table):
   """Accuracy at the largest size, a check for the exact constructions; no embedding has fewer
   dimensions than the bound requires at its error."""
   for (noise, what), own in groups(select(table, measurement='noise'), 'noise', 'what'):
-    text = f'noise {noise:g}: {what}'
+    text = f'noise σ = {noise:g}, {what} embeddings'
     ratios = own['dim'] / own['least_dim'].clip(1e-9)
     yield from over_seeds(
-      f'{text}, the least d / the bound at its error', [ratios.min()], 1.0, check=True
+      f'{text}: d / lower bound at its error, minimum', [ratios.min()], 1.0, check=True
     )
     widest = own[own['dim'] == own['dim'].max()]
-    yield from over_seeds(f'{text}, accuracy at the largest d', widest['value'])
+    yield from over_seeds(f'{text}: accuracy at the largest d', widest['value'])
   table = select(table, measurement='accuracy')
   for (name,), own in groups(table, 'construction'):
     right = own['value'][own['parameters'] == own['parameters'].max()]
@@ -202,8 +206,8 @@ def plot(table):
 
 def _plot_dimensions(ax, rows):
   for i, ((what,), own) in enumerate(groups(rows, 'what')):
-    color, marker = plotting.cycle(i)
-    ax.plot(own['subjects'], own['value'], color=color, marker=marker, markersize=4, label=what)
+    (color, marker), label = plotting.cycle(i), LABELS.get(what, what)
+    ax.plot(own['subjects'], own['value'], color=color, marker=marker, markersize=4, label=label)
   plotting.logarithmic(ax.xaxis, ax.yaxis)
   ax.set(xlabel='subjects N', ylabel='D / $R\\log_2N$')
   plotting.legend_beside(ax)
@@ -218,7 +222,7 @@ def _plot_noise(ax, rows):
     means = select(own, what='written').groupby('dim')['value'].mean()
     ax.plot(means.index, means, ':', color=color, label=f'{label}, written')
     least = [least_dim(n, r, noise, error) for error in errors]
-    ax.plot(least, 1 - errors, '--', color=color, label=f'{label}, no more than')
+    ax.plot(least, 1 - errors, '--', color=color, label=f'{label}, upper bound')
   ax.set(xlim=(0, None), ylim=(0, 1.03), xlabel='dimensions d', ylabel='accuracy under noise')
   plotting.legend_beside(ax)
 
@@ -226,8 +230,8 @@ def _plot_noise(ax, rows):
 STUDY = Study(
   name='approximate', title='accuracy against size of constructions that are not exact',
   terms='Accuracy: over all queries. D: the number of dimensions of the superposition. Noise: of σ times the root mean '
-  'square of the embeddings’ coordinates, drawn anew for every evaluation; the bound at its error: the least d that '
-  'the lower bound allows at the measured error.',
+  'square of the embeddings’ coordinates, drawn anew for every evaluation; the lower bound at its error: the '
+  'smallest d that it allows at the measured error.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('measurement', 'construction', 'what', 'noise', 'constant', 'subjects', 'dim', 'width', 'parameters'),
   minutes=3, first_seed=0, resumes=False,

@@ -131,7 +131,7 @@ def main(options: Options) -> None:
       records.write(folder / records.FILE, records.Records(about, table))
       print(render.table(rows, columns=columns), flush=True)
   if not rows:
-    raise InputError(f'no query; {asking.wanted(c.facts, c.hops)}')
+    raise InputError(f'no query; {asking.query_form(c.facts, c.hops)}')
 
 
 if __name__ == '__main__':

@@ -123,10 +123,10 @@ def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=
   for n, r, d in shapes:
     tasks = [task(n, r, d, seed + i) for i in range(models)]
     for name in names:
-      yield about(name, N=n, R=r, d=d, models=models) | beside(name, ENDLESS, tasks, steps, rounds)
+      yield about(name, N=n, R=r, d=d, models=models) | compare(name, ENDLESS, tasks, steps, rounds)
 
 
-def beside(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, rounds: int) -> dict:
+def compare(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, rounds: int) -> dict:
   """A step of a model: ours, with all of them trained together, compared with a peer's, one after another."""
   run = sweep_of(recipe, tasks) if len(tasks) > 1 else one_model(recipe, *tasks).run
   loops = [peers.make(name, recipe, one) for one in tasks]
@@ -150,7 +150,7 @@ def batches(
       tasks = [task(n, r, d, seed + i) for i in range(count)]
       for name in names[:1] if negatives else names:
         sizes = about(name, N=n, R=r, d=d, batch=batch, models=count, negatives=negatives or 0)
-        yield sizes | beside(name, recipe, tasks, steps, rounds)
+        yield sizes | compare(name, recipe, tasks, steps, rounds)
 
 
 def sweep(
@@ -227,7 +227,7 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
       taken.append(timing.least_seconds(partial(run, steps), 3) / steps / models)
       sizes = about(N=n, R=r, d=d, models=models)
       yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], **sizes}
-    exponent = statistics.line(np.log(values).tolist(), np.log(taken).tolist())[1]
+    exponent = statistics.linear_fit(np.log(values).tolist(), np.log(taken).tolist())[1]
     yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 
@@ -296,9 +296,9 @@ def expect(table):
     kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
     words = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
     rest = {'ours_seconds', 'theirs_seconds', 'peak_gigabytes'} - {kind}
-    beside = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
+    controls = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
     what = f'{", ".join(words)}: {kind}'.replace('_', ' ')
-    yield Finding(what, known[kind], *statistics.NONE, seeds=1, controls=beside)
+    yield Finding(what, known[kind], *statistics.NO_INTERVAL, seeds=1, controls=controls)
 
 
 def plot(table):

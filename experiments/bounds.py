@@ -51,7 +51,7 @@ def measure(progress, preset, seeds):
   fact.check_sizes(*sizes)
   records = tradeoff.measure(*sizes, seeds[0], progress)
   large = preset.line_subjects, preset.line_relations
-  return records + [record for hops in (2, 3) for record in tradeoff.shares(*large, hops)]
+  return records + [record for hops in (2, 3) for record in tradeoff.line(*large, hops)]
 
 
 def expect(table):
@@ -59,24 +59,24 @@ def expect(table):
   built = select(table, kind='construction', chain_of_thought=False)
   for name, times in zip(built['construction'], built['times_bound'].astype(float), strict=True):
     if times > 0:
-      what = f'{name.replace("_", " ")}: B_int / the highest lower bound at its B_emb'
+      what = f'{name.replace("_", " ")}: B_int / highest lower bound at its B_emb'
       yield from over_seeds(what, [times], 1.0)
   for kind, what in (
     ('global', 'global bound: ours / the paper’s'),
-    ('local', 'local bound, both ours: the sharper / by trees'),
+    ('local', 'our local bounds: sharper / by trees'),
   ):
     bits = [select(table, bound=b)['internal_bits'].to_numpy() for b in (kind, f'sharp_{kind}')]
     ratios = [sharp / plain for plain, sharp in zip(*bits, strict=True) if plain]
-    yield from over_seeds(f'{what}, the least over B_emb', [min(ratios)] if ratios else [], 1.0)
+    yield from over_seeds(f'{what}, minimum over B_emb', [min(ratios)] if ratios else [], 1.0)
   for (hops,), some in groups(select(table, kind='share', beta=0.5), 'hops'):
     bits, bound = (some[name].astype(float).tolist() for name in ('fact_bits', 'bound_bits'))
     unit = (
       some.iloc[0]['subjects'] * some.iloc[0]['relations'] * math.log2(some.iloc[0]['subjects'])
     )
     what = f'k = {hops:.0f}, β = ½: '
-    yield from over_seeds(f'{what}the bound / N·R·log₂N', [bound[0] / unit], 0.389)
+    yield from over_seeds(f'{what}lower bound / N·R·log₂N', [bound[0] / unit], 0.389)
     yield from over_seeds(
-      f'{what}bits of facts inside / the bound', [bits[0] / bound[0]], 1.0, 1.25
+      f'{what}internal bits that depend on the facts / lower bound', [bits[0] / bound[0]], 1.0, 1.25
     )
 
 
@@ -102,7 +102,7 @@ def _plot_built(ax, built, bounds):
     color, marker = plotting.cycle(i)
     face, name = color, point['construction']
     if not point['exact'] and point['accuracy'] >= 0:
-      name += f' ({point["accuracy"]:.1%} right)'
+      name += f' (accuracy {point["accuracy"]:.1%})'
     if point['chain_of_thought']:
       face, name = 'white', f'{name} (global bounds)'
     at = point['subject_bits'], point['internal_bits']
@@ -115,14 +115,14 @@ def _plot_built(ax, built, bounds):
   plotting.legend_beside(ax)
 
 
-def _plot_line(ax, shares):
-  for i, ((hops,), some) in enumerate(groups(shares, 'hops')):
+def _plot_line(ax, rows):
+  for i, ((hops,), some) in enumerate(groups(rows, 'hops')):
     N, R = some.iloc[0]['subjects'], some.iloc[0]['relations']
     x = some['subject_bits'] / (R**hops * math.log2(N))
     (color, _), whole = plotting.cycle(i), N * R * math.log2(N)
     for column, style, what in (
-      ('internal_bits', 's:', 'partly_precomputed, all words'),
-      ('fact_bits', 'o-', 'partly_precomputed, what depends on the facts'),
+      ('internal_bits', 's:', 'partly_precomputed, all bits'),
+      ('fact_bits', 'o-', 'partly_precomputed, bits that depend on the facts'),
       ('bound_bits', '--', 'lower bound'),
     ):
       label = f'k = {hops:.0f}: {what}'

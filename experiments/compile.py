@@ -43,7 +43,7 @@ from geomem.facts import Facts
 from geomem.training import batched, sharded
 from geomem.training.recipe import Recipe
 
-MOST_GPUS = 8  # the most that programs are lowered for
+MAX_GPUS = 8  # the most that programs are lowered for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,14 @@ def of_train(options: Options, target: Target) -> Wanted:
   )
   config, recipe = train.configure(own)
   if not options.models:
-    mesh = meshes.whole(target.devices)
+    mesh = meshes.make_mesh(target.devices)
     of_size = lambda n: _over_all_chips(recipe, config.replace(subjects=n, answers=n), mesh)
     return Wanted('train', 'shard', of_size(config.subjects), config.subjects, 'subjects', of_size)
   chips, facts = len(target.devices), Facts.bijections(config.subjects, config.relations)
   tasks = [batched.Task(config, facts)] * options.models
-  where: Any = {'devices': target.devices, 'platform': target.platform}
+  placement: Any = {'devices': target.devices, 'platform': target.platform}
   with programs.recording(target.devices[0]) as found:
-    batched.advance(*batched.set_up(recipe, tasks, **where), 1)
+    batched.advance(*batched.set_up(recipe, tasks, **placement), 1)
   fewer = lambda count: found[-1].with_models(count * chips)
   return Wanted('train', 'sweep', found[-1], found[-1].models // chips, 'models a chip', fewer)
 
@@ -182,7 +182,7 @@ def main(options: Options):
   folder = cli.writable(options.workdir)
   if any(name.partition(':')[0] in targets.GPUS for name in options.target):
     with contextlib.suppress(RuntimeError):  # JAX has started, and keeps the devices that it has
-      jax.config.update('jax_num_cpu_devices', MOST_GPUS)
+      jax.config.update('jax_num_cpu_devices', MAX_GPUS)
   every = [targets.find(name) for name in options.target]
   rows = earlier(folder)
   about = {

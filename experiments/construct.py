@@ -140,14 +140,14 @@ def expect(table):
     known, name = registry.entry(r['construction']), r['construction'].replace('_', ' ')
     name += f', N = {r["subjects"]}, R = {r["relations"]}, k = {r["hops"]}'
     yield from over_seeds(
-      f'{name}: fraction of {r["queries"]:,} queries right', [r['accuracy']],
+      f'{name}: accuracy on {r["queries"]:,} queries', [r['accuracy']],
       1.0 if known.exact else None, claim=known.theorem,
       facts_of_others=[] if r['check'] != 'exhaustive' else [r['others_facts']],
     )  # fmt: skip
     if r['exact']:
       ratio = r['min_margin'] / r['promised_margin']
       yield from over_seeds(
-        f'{name}: least margin / margin proved', [ratio], 1.0, claim=known.theorem
+        f'{name}: smallest margin / proved margin', [ratio], 1.0, claim=known.theorem
       )
 
 

@@ -34,7 +34,12 @@ from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
 BATCH = 64  # pairs of subjects per step
-ARMS = 'of fitted maps', 'oblique, learned from these', 'orthogonal, learned from random ones'
+SHOWN = {  # the names in the records, and in findings and the legend
+  'of fitted maps': 'projectors of fitted maps',
+  'oblique, learned from these': 'learned oblique projectors',
+  'orthogonal, learned from random ones': 'learned orthogonal projectors',
+}
+ARMS = tuple(SHOWN)
 CONTROLS = 'untrained', 'random weights'
 ENOUGH = 0.95
 
@@ -92,14 +97,14 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
   frames = projectors.from_maps(linear_maps.fit_best_maps(*known), *known)
   key, start_key = instances.eval_keys(job.seed, 2)
 
-  blind = projectors.at_random(start_key, config.relations, config.dim)
+  blind = projectors.random_frames(start_key, config.relations, config.dim)
 
   def at(rank):
     learn = lambda start, orthogonal: projectors.learn(
-      config, params, projectors.first(start, rank), e_NxD, job.answers_RxN, key, preset.projector_steps, BATCH, orthogonal
+      config, params, projectors.truncate(start, rank), e_NxD, job.answers_RxN, key, preset.projector_steps, BATCH, orthogonal
     )  # fmt: skip
-    found = projectors.first(frames, rank), learn(frames, False), learn(blind, True)
-    judged = [projectors.interchanged(config, params, f, e_SxD, new_RxS) for f in found]
+    found = projectors.truncate(frames, rank), learn(frames, False), learn(blind, True)
+    judged = [projectors.interchange(config, params, f, e_SxD, new_RxS) for f in found]
     return jnp.stack([jnp.stack(pair) for pair in judged])
 
   found_TxAx2 = jax.lax.map(at, jnp.array(preset.ranks))
@@ -132,7 +137,7 @@ def cases(table):
   ):
     text = f'N = {subjects:,}, R = {relations}, {name}'
     if name == 'trained':
-      text += f', answers of {answer_dim:g} dimensions'
+      text += f', answer vectors of {answer_dim:g} dimensions'
     yield name, text, rows
 
 
@@ -152,15 +157,15 @@ def expect(table):
     bits, built = max(1, (int(rows['subjects'].iloc[0]) - 1).bit_length()), name == 'constructed'
     rank = bits if built else int(rows['answer_dim'].iloc[0])
     for arm in ARMS:
-      found, about = by_rank(rows, arm), f'{text}; projectors {arm}'
+      found, about = by_rank(rows, arm), f'{text}; {SHOWN[arm]}'
       exact = built and arm != ARMS[2]  # random directions may not converge in a few hundred steps
       least = 0.999 if exact else ENOUGH if name == 'trained' and arm != ARMS[0] else None
-      what = f'{about}: changed and stayed at rank {rank}'
+      what = f'{about}: lower of changed and stayed at rank {rank}'
       yield from over_seeds(what, found.loc[rank].tolist(), least, check=exact)
       enough = found >= ENOUGH
       if enough.any().all():  # every seed has such a rank
         built_in = bits if exact else None
-        what = f'{about}: least rank that is enough'
+        what = f'{about}: smallest sufficient rank tried'
         yield from over_seeds(what, enough.idxmax().tolist(), built_in, built_in, check=exact)
 
 
@@ -176,10 +181,10 @@ def plot(table):
     for i, arm in enumerate(ARMS):
       for what, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=f'{what}, {arm}')
-        plotting.spread(ax, some, 'rank', i, arm if line == '-' else None, linestyle=line)
+        plotting.spread(ax, some, 'rank', i, SHOWN[arm] if line == '-' else None, linestyle=line)
     ax.axvline(math.log2(rows['subjects'].iloc[0]), color=plotting.GREY, linewidth=1)
-    ax.set(title=text.replace(', answers', ',\nanswers'), xlabel='rank', ylim=(-0.03, 1.03))
-  panels[0][0].set(ylabel='changed (full), stayed (dotted)')
+    ax.set(title=text.replace(', answer', ',\nanswer'), xlabel='rank', ylim=(-0.03, 1.03))
+  panels[0][0].set(ylabel='changed (solid), stayed (dotted)')
   figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=3)
   return figure
 
@@ -192,9 +197,9 @@ STUDY = Study(
   terms='A relation’s projector picks out the part of an embedding that belongs to the relation: given that part of '
   'another subject, the model should answer this relation as for that subject (changed) and all others as before '
   '(stayed). Projectors are learned by gradient descent on pairs of the model’s own subjects and judged on pairs of '
-  'fresh ones. Oblique: the directions that are read and those that are written are learned separately; orthogonal: '
-  'they are the same (distributed alignment search), and start from random directions; of fitted maps: the principal '
-  f'directions of the maps’ images, whose rank is at most that of the answers’ vectors. Enough: {ENOUGH} of both. '
+  'fresh ones. Oblique: the directions that are read and those that are written are learned separately, starting from '
+  'those of fitted maps; orthogonal: they are the same (distributed alignment search), and start from random directions; of fitted maps: the principal '
+  f'directions of the maps’ images, whose rank is at most that of the answers’ vectors. Sufficient: both fractions are at least {ENOUGH}. '
   'Grey line: log₂N.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
 )  # fmt: skip

@@ -32,16 +32,16 @@ from geomem.training.recipe import Recipe
 CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
 MEASURED = {
-  'accuracy': 'facts answered', 'fresh_accuracy': 'fresh subjects answered', 'readout': 'linear readout of fresh subjects',
-  'superposition_r2': '$R^2$ of fresh subjects', 'swapped': 'swaps that flip and keep',
+  'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout, fresh subjects',
+  'superposition_r2': '$R^2$, fresh subjects', 'swapped': 'swaps, lower of flipped and kept',
 }  # fmt: skip
 STRUCTURE = 'readout', 'superposition_r2', 'swapped'
 BY_RELATION = {
-  'accuracy': 'facts answered',
-  'readout': 'linear readout of fresh subjects',
-  'flipped': 'swaps that flip',
+  'accuracy': 'accuracy',
+  'readout': 'linear readout, fresh subjects',
+  'flipped': 'answers flipped by swaps',
 }
-LATEST = 1.25  # times the step at which the facts are learned; anything later counts as after them
+MAX_LAG = 1.25  # times the step at which the facts are learned; anything later counts as after them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per number and stop, and per relation where there is a number for each."""
   first, stops = preset.recipe(), (*preset.stops, preset.steps)
   found = {
-    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.where))
+    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.placement))
     for kind in (first, dataclasses.replace(first, model=CONTROL))
   }
   return [
@@ -103,18 +103,18 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   ]  # fmt: skip
 
 
-def train(kind: Kind, stops, seeds, where) -> dict:
+def train(kind: Kind, stops, seeds, placement) -> dict:
   """Trains the models of all seeds; scores them at the start and at every stop."""
   facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
   tasks = [kind.task(facts(seed), seed) for seed in seeds]
-  sweep, states = batched.set_up(kind.recipe(), tasks, **where)
+  sweep, states = batched.set_up(kind.recipe(), tasks, **placement)
   others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
   recipe = dataclasses.replace(kind.recipe(), frozen=())
   function = functools.partial(scores, sweep.config, recipe)
   return evaluate_at(sweep, states, stops, function, others)
 
 
-def reached(rows, level: float) -> float:
+def first_crossing(rows, level: float) -> float:
   """The step at which a value first reaches the level, interpolated linearly between two stops; NaN
   if it never does."""
   steps, found = rows['step'].to_numpy(float), rows['value'].to_numpy(float)
@@ -137,26 +137,26 @@ def expect(table):
     end, control = (values(last, model=kind, measurement=name) for kind in ('trained', CONTROL))
     level = (float(np.mean(end)) + max(0.0, float(np.mean(control)))) / 2
     rows = select(trained, measurement=name)
-    when[name] = np.array([reached(own, level) for _, own in groups(rows, 'seed')])
-    yield from over_seeds(f'{words}, in the end', end, random_weights=control)
-    yield from over_seeds(f'{words}: the step at which it passes {level:.2f}', when[name].tolist())
+    when[name] = np.array([first_crossing(own, level) for _, own in groups(rows, 'seed')])
+    yield from over_seeds(f'{words}: final value', end, random_weights=control)
+    yield from over_seeds(f'{words}: midpoint step, at {level:.2f}', when[name].tolist())
     if name != 'accuracy':
-      most = LATEST if name in STRUCTURE else None
+      most = MAX_LAG if name in STRUCTURE else None
       ratio = (when[name] / when['accuracy']).tolist()
-      yield from over_seeds(f'{words}: that step / that of the facts', ratio, at_most=most)
+      yield from over_seeds(f'{words}: midpoint step / that of accuracy', ratio, at_most=most)
   half = {name: by_relation(table, name) for name in BY_RELATION}
   for name, steps in half.items():
-    what = f'{BY_RELATION[name]}, half of a relation: the step of the last relation / of the first'
+    what = f'{BY_RELATION[name]}: step at which a relation reaches ½, last relation / first'
     yield from over_seeds(what, (steps.max(axis=1) / steps.min(axis=1)).tolist())
     if name != 'accuracy':
-      what = f'{BY_RELATION[name]}, half of a relation: that step / that of its own facts, the most of all relations'
+      what = f'{BY_RELATION[name]}: step at which a relation reaches ½ / that of its accuracy, maximum over relations'
       yield from over_seeds(what, (steps / half['accuracy']).max(axis=1).tolist())
 
 
 def by_relation(table, measurement: str) -> np.ndarray:
   """The step at which each relation's score reaches one half, seeds × relations."""
   trained = select(table, model='trained', measurement=measurement)
-  steps = lambda rows: [reached(own, 0.5) for _, own in groups(rows, 'relation')]
+  steps = lambda rows: [first_crossing(own, 0.5) for _, own in groups(rows, 'relation')]
   return np.array([steps(rows) for _, rows in groups(trained, 'seed')])
 
 
@@ -177,10 +177,10 @@ def plot(table):
         rows['step'], rows['value'], line, color=color, marker=marker, markersize=3, linewidth=0.8
       )
   left.set(
-    xlabel='step', ylabel='of all; random weights dotted', xscale='symlog', ylim=(-0.3, 1.03)
+    xlabel='step', ylabel='score (random weights dotted)', xscale='symlog', ylim=(-0.3, 1.03)
   )
-  right.set(xlabel='step', ylabel='facts answered; swaps that flip, dotted', xscale='symlog')
-  right.set(title='a line a relation, a colour a seed')
+  right.set(xlabel='step', ylabel='accuracy (flipped by swaps dotted)', xscale='symlog')
+  right.set(title='one line per relation, one colour per seed')
   plotting.legend(left)
   return figure
 
@@ -190,7 +190,8 @@ STUDY = Study(
   claims=(Claim('Dynamics', 'The structure appears with the facts, not after them.'),),
   terms='Fresh subjects: subjects that the model never saw; it is frozen as it is at that step, and they learn only their '
   'embeddings. Swaps: at α = 1 along fitted maps; for every relation the lower of two fractions: swaps that flip '
-  'its answer, and other answers that are kept.',
+  'its answer, and other answers that are kept. Midpoint step: the step at which a score first reaches the mean of its '
+  'own final value and that of random weights (at least 0).',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1,
 )  # fmt: skip
 

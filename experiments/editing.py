@@ -35,15 +35,15 @@ from geomem.inside import edits, intervene, linear_maps
 from geomem.inside.edits import Edits
 from geomem.training import optimization
 
-ROWS, BLIND, LEARNED = 'row, closed form', 'row, random direction', 'row, learned'
+ROWS, RANDOM, LEARNED = 'row, closed form', 'row, random direction', 'row, learned'
 TUNED, ROME, MEMIT = 'fine-tuning', 'MLP, rank one', 'MLP, least squares'
 OPTIONS: dict[str, tuple[float, ...]] = {
-  ROWS: (0.0,), BLIND: (0.0,), ROME: (0.0,),
+  ROWS: (0.0,), RANDOM: (0.0,), ROME: (0.0,),
   LEARNED: (0.003, 0.01, 0.03), TUNED: (1e-4, 1e-3, 1e-2),  # learning rates
   MEMIT: (1.0, 0.1, 0.01),  # weight of a fact to be kept, relative to one that is changed
 }  # fmt: skip
-ASKED = 'changed', 'kept, of the same subjects', 'kept, of others'
-TIMES = 5  # how often a single edit is timed
+SCORES = 'changed', 'kept, of the same subjects', 'kept, of others'
+REPEATS = 5  # how often a single edit is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,14 +113,14 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
   records = [{'measurement': 'accuracy', 'value': float(own['accuracy'])}]
   for (count, in_turn), (method, options) in itertools.product(counts, OPTIONS.items()):
     some = edits.draw(draw_key, own['answers_RxN'], config.answers, count)
-    known = own | {'maps': blind if method == BLIND else own['maps']}
+    known = own | {'maps': blind if method == RANDOM else own['maps']}
     for option in options:
       after = apply(config, method, in_turn, preset.edit_steps, known, option, some)
       about = {'method': method, 'option': option, 'edits': count, 'in_turn': in_turn}
-      numbers = asked(config, own, after, some)
+      numbers = scores(config, own, after, some)
       records += [
         {'measurement': what, **about, 'value': float(value)}
-        for what, value in zip(ASKED, numbers, strict=True)
+        for what, value in zip(SCORES, numbers, strict=True)
       ]
       if in_turn:
         first = jax.tree.map(lambda a: a[:1], some)
@@ -133,29 +133,29 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
 def apply(config: Config, method: str, in_turn: bool, steps: int, known, option, some: Edits):
   """The parameters after these edits."""
   nats = known['nats']
-  descend = lambda own, few: edits.by_descent(
+  fine_tune = lambda own, few: edits.fine_tune(
     config, option, steps, nats, own, few, method == LEARNED
   )
-  by_rows = functools.partial(
-    edits.by_rows, config, (known['maps'], known['offset']), known['answers_RxN']
+  edit_rows = functools.partial(
+    edits.edit_rows, config, (known['maps'], known['offset']), known['answers_RxN']
   )
-  by_mlp = functools.partial(edits.by_mlp, config, known['moments'], option, nats)
-  ways: dict[str, Callable[[dict, Edits], dict]] = {
-    ROWS: by_rows,
-    BLIND: by_rows,
-    LEARNED: descend,
-    TUNED: descend,
-    ROME: by_mlp,
-    MEMIT: by_mlp,
+  edit_mlp = functools.partial(edits.edit_mlp, config, known['moments'], option, nats)
+  edit_with: dict[str, Callable[[dict, Edits], dict]] = {
+    ROWS: edit_rows,
+    RANDOM: edit_rows,
+    LEARNED: fine_tune,
+    TUNED: fine_tune,
+    ROME: edit_mlp,
+    MEMIT: edit_mlp,
   }
-  way = ways[method]
+  edit = edit_with[method]
   if in_turn or method == ROME:
-    return edits.one_by_one(way, known['params'], some)
-  return way(known['params'], some)
+    return edits.sequential(edit, known['params'], some)
+  return edit(known['params'], some)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def asked(config: Config, known: dict, after: dict, some: Edits) -> tuple:
+def scores(config: Config, known: dict, after: dict, some: Edits) -> tuple:
   """The fractions of changed facts that get the new answer, and of other answers that are kept:
   those of the same subjects, and those of other subjects."""
   before_SxR, now_SxR = (
@@ -163,10 +163,10 @@ def asked(config: Config, known: dict, after: dict, some: Edits) -> tuple:
   )
   nothing_RxN = jnp.zeros_like(known['answers_RxN'])
   changed_SxR = (
-    edits.in_table(nothing_RxN, some.replace(attribute_E=jnp.ones_like(some.attribute_E))).T > 0
+    edits.edit_table(nothing_RxN, some.replace(attribute_E=jnp.ones_like(some.attribute_E))).T > 0
   )
   same_SxR = jnp.any(changed_SxR, axis=1, keepdims=True) & ~changed_SxR
-  wanted_SxR = edits.in_table(known['answers_RxN'], some).T
+  wanted_SxR = edits.edit_table(known['answers_RxN'], some).T
   fraction = lambda of, what: jnp.sum(of & what) / jnp.maximum(jnp.sum(of), 1)
   return (
     fraction(changed_SxR, now_SxR == wanted_SxR),
@@ -179,7 +179,7 @@ def seconds(function) -> float:
   """The median time of a compiled call."""
   jax.block_until_ready(function())
   taken = []
-  for _ in range(TIMES):
+  for _ in range(REPEATS):
     start = time.perf_counter()
     jax.block_until_ready(function())
     taken.append(time.perf_counter() - start)
@@ -195,7 +195,7 @@ def least(rows):
 
 def cases(table):
   """Yields (model, description, whether edits are made in turn, rows of scores after them)."""
-  asked_of = table[table['measurement'].isin(ASKED)]
+  asked_of = table[table['measurement'].isin(SCORES)]
   for (name, count, in_turn), rows in groups(asked_of, 'model', 'edits', 'in_turn'):
     text = f'{name}, {count:.0f} facts {"one by one" if in_turn else "at once"}'
     yield name, text, bool(in_turn), rows
@@ -206,16 +206,16 @@ def expect(table):
   constructed one, edits of rows should suffice."""
   for name, text, _, rows in cases(table):
     found = {method: least(own) for (method,), own in groups(rows, 'method')}
-    controls = {method: found[method].iloc[0].tolist() for method in (BLIND, TUNED, MEMIT)}
+    controls = {method: found[method].iloc[0].tolist() for method in (RANDOM, TUNED, MEMIT)}
     for method, each in found.items():
       bound = {'trained': 0.95, 'constructed': 1.0}.get(name) if method == ROWS else None
       yield from over_seeds(
-        f'{text}: {method}, the least of changed and kept', each.iloc[0].tolist(), bound,
+        f'{text}: {method}, lowest of changed and kept', each.iloc[0].tolist(), bound,
         check=name == 'constructed', **controls if bound else {},
       )  # fmt: skip
   for (name, method), rows in groups(select(table, measurement='seconds'), 'model', 'method'):
     yield from over_seeds(
-      f'{name}: milliseconds of one edit, {method}',
+      f'{name}: milliseconds per edit, {method}',
       (1000 * rows.groupby('seed')['value'].min()).tolist(),
     )
 
@@ -245,7 +245,7 @@ def plot(table):
         )
     plotting.logarithmic(ax.xaxis)
     ax.set(title=name, xlabel='facts changed', ylim=(-0.03, 1.03))
-  panels[0][0].set(ylabel='least of changed and kept')
+  panels[0][0].set(ylabel='lowest of changed and kept')
   figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
   return figure
 

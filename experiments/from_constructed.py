@@ -35,14 +35,18 @@ from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
 MEASURED = {
-  'accuracy': 'right answers in the end', 'half_way': 'right answers of the model half way to the built one',
-  'linear_r2': 'embeddings a linear map of the built ones, held-out R²',
-  'built_r2': 'built embeddings a linear map of them, held-out R²',
-  'distance': 'distance from the built weights / their size',
-  'superposition_r2': 'embeddings a superposition of its own attribute vectors, held-out R²',
+  'accuracy': 'final accuracy', 'half_way': 'accuracy half way to the built weights',
+  'linear_r2': 'held-out R² of a linear map from built to final embeddings',
+  'built_r2': 'held-out R² of a linear map from final to built embeddings',
+  'distance': 'distance from the built weights / their norm',
+  'superposition_r2': 'held-out superposition R², own attribute vectors',
+}  # fmt: skip
+AXES = {  # what the figure calls them
+  'half_way': 'accuracy half way', 'linear_r2': 'R², built to final', 'built_r2': 'R², final to built',
+  'superposition_r2': 'superposition R²', 'distance': 'relative distance',
 }  # fmt: skip
 BASIN = 'half_way', 'linear_r2', 'built_r2'  # what tells the construction's basin from another
-NEAR = 'exact', 'noise 0.03', 'noise 0.1'  # starts from which training should end in that basin
+NEARBY = 'exact', 'noise 0.03', 'noise 0.1'  # starts from which training should end in that basin
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +95,9 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
     batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
   )
   for noise in preset.noises:
-    shaken = depths.shaken(built.config, built.params, noise, rng, seed)
+    noised = depths.noised(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'
-    yield start, task(learning_rate=depths.LEARNING_RATE, params=shaken)
+    yield start, task(learning_rate=depths.LEARNING_RATE, params=noised)
   yield 'scratch', task(learning_rate=depths.FROM_SCRATCH)
 
 
@@ -133,7 +137,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
     tasks = [task for _, task in started]
-    found = trainer.cached(functools.partial(evaluations, preset, name, tasks, trainer.where))
+    found = trainer.cached(functools.partial(evaluations, preset, name, tasks, trainer.placement))
     config = tasks[0].config
     about = {
       'construction': name, 'subjects': config.subjects, 'relations': config.relations,
@@ -151,7 +155,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   return records
 
 
-def evaluations(preset: Preset, name: str, tasks, where) -> dict:
+def evaluations(preset: Preset, name: str, tasks, placement) -> dict:
   """Scores of all starts of a construction in the course of training."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
@@ -159,7 +163,7 @@ def evaluations(preset: Preset, name: str, tasks, where) -> dict:
   built, other_built = (stack([b.params for b in some]) for some in (own, others))
   more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
-  sweep, states = batched.set_up(recipe, tasks, **where)
+  sweep, states = batched.set_up(recipe, tasks, **placement)
   return evaluate_at(sweep, states, preset.evaluation_steps, function, *more)
 
 
@@ -172,11 +176,11 @@ def expect(table):
     of = lambda rows, name, control=None: values(rows, measurement=name, control=control)
     if exact:
       worst = summarize(select(rows, measurement='accuracy'), 'seed')['least'].tolist()
-      yield from over_seeds(about + 'right answers at the worst evaluation', worst, 1.0)
+      yield from over_seeds(about + 'lowest accuracy during training', worst, 1.0)
       shrunk = np.divide(of(end, 'loss'), of(first, 'loss')).tolist()
-      yield from over_seeds(about + 'loss in the end / at the start', shrunk, at_most=1.0)
+      yield from over_seeds(about + 'final loss / initial loss', shrunk, at_most=1.0)
     scratch = select(table, construction=name, weight_decay=decay, start='scratch', step=last)
-    bounds = dict.fromkeys(BASIN, 0.9) if start in NEAR else {}
+    bounds = dict.fromkeys(BASIN, 0.9) if start in NEARBY else {}
     for measurement, text in MEASURED.items():
       at_least = bounds.get(measurement)
       if measurement == 'accuracy' and start != 'scratch':
@@ -205,7 +209,7 @@ def plot(table):
     for (start, decay), rows in groups(own, 'start', 'weight_decay'):
       label, line = f'{start}, decay {decay:g}', '-' if decay == decays[0] else '--'
       plotting.spread(ax, rows, 'step', starts.index(start), label, linestyle=line)
-    ax.set(xlabel='step', ylabel=measurement.replace('_', ' '), xscale='symlog')
+    ax.set(xlabel='step', ylabel=AXES.get(measurement, measurement), xscale='symlog')
     ax.set(title=name.replace('_', ' '), yscale='log' if measurement == 'loss' else 'linear')
   plotting.legend(panels[0][0], fontsize=5)
   return figure
@@ -217,8 +221,8 @@ STUDY = Study(
     Claim('From built to learned', 'Gradient descent stays in the basin of a construction, also when its weights are perturbed a little.'),
   ),
   terms='Exact: training starts at the built weights; noise: Gaussian noise of this many times each array’s RMS is added '
-  'to them first; scratch: it starts at random weights, with ten times the learning rate. The worst evaluation: the '
-  'lowest accuracy during training. Decay: weight decay. Half way: the weights are the mean of those found and '
+  'to them first; scratch: it starts at random weights, with ten times the learning rate. Lowest '
+  'accuracy: over all evaluations during training. Decay: weight decay. Half way: the weights are the mean of those found and '
   'those built. Weights found from scratch would first have to be matched to the built ones, unit by unit and up to '
   'the maps that change no answer; that is not tried.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,

@@ -25,7 +25,7 @@ import numpy as np
 
 from experiments.harness import curves, instances, plotting, recovered
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, line, select
+from experiments.harness.statistics import groups, linear_fit, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem import model
 from geomem.config import Config
@@ -37,9 +37,9 @@ FROZEN = ('embed/subjects', 'unembed')
 PUBLISHED = {8: 43, 11: 65, 16: 166}  # d = F: N, one seed each, by the code of Nichani et al.
 BITS = 3.0  # of facts per parameter: the guess around which n₅₀ is sought
 COUNTS = 0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0  # values of n, relative to that guess
-AROUND = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # values of N, relative to the published one
+RATIOS = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # values of N, relative to the published one
 LAWS = {'bits': lambda n: n * np.log2(n), 'facts': lambda n: n}
-WITHIN = 1.15
+MAX_CHANGE = 1.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       recipe = mlp_memory.Recipe(preset.dim, width, steps)
       records += memories(trainer, recipe, counts, seeds, 'memory')
   for dim in preset.published:
-    counts = [round(PUBLISHED[dim] * c) for c in AROUND]
+    counts = [round(PUBLISHED[dim] * c) for c in RATIOS]
     recipe = mlp_memory.Recipe(dim, dim, preset.protocol_steps)
     records += memories(trainer, recipe, counts, seeds, 'protocol')
   for (n, r), kind in itertools.product(preset.sizes, ('learned', 'fixed')):
@@ -112,7 +112,7 @@ def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind:
   """The best accuracy that a memory reached, for every number of facts and seed."""
   asked = list(itertools.product(counts, seeds))
   counts_of, seeds_of = zip(*asked, strict=True)
-  learn = lambda: mlp_memory.learn_all(recipe, counts_of, seeds_of, **trainer.where)[0]
+  learn = lambda: mlp_memory.learn_all(recipe, counts_of, seeds_of, **trainer.placement)[0]
   found = trainer.cached(learn)
   return [
     {
@@ -133,7 +133,7 @@ def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> l
   configs = [Config.trained(n, r, dim=d) for d in sizes]
   if kind == 'fixed':
     wanted = [trained_parameters(Recipe(), config) for config in configs]
-    configs = [config for p in wanted if (config := fixed_of(recipe, n, r, preset.fixed_dim, p))]
+    configs = [config for p in wanted if (config := match_size(recipe, n, r, preset.fixed_dim, p))]
   tasks = [
     Task(config, instances.bijections(n, r, seed), 0.03 if kind == 'learned' else 0.01, 0.03, seed)
     for config, seed in itertools.product(configs, seeds)
@@ -151,7 +151,7 @@ def trained_parameters(recipe: Recipe, config: Config) -> int:
   return sum(math.prod(weight.shape) for weight in trained.values())
 
 
-def fixed_of(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Config | None:
+def match_size(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Config | None:
   """The model of this d whose F gives it about this many trained parameters, if there is one."""
   one, two = (trained_parameters(recipe, Config.trained(n, r, dim, width)) for width in (1, 2))
   width = 1 + round((parameters - one) / (two - one))
@@ -172,7 +172,7 @@ def half_of_widths(memory) -> dict[float, np.ndarray]:
   return {width: np.array(half_counts(rows)) for (width,), rows in groups(shared, 'width')}
 
 
-def longest(memory):
+def longest_trained(memory):
   """The memories that were trained for the most steps."""
   return memory[memory['steps'] == memory['steps'].max()]
 
@@ -182,26 +182,28 @@ def _memory(memory):
   steps changes."""
   if not len(memory):
     return
-  half, dim = half_of_widths(longest(memory)), memory['dim'].iloc[0]
+  half, dim = half_of_widths(longest_trained(memory)), memory['dim'].iloc[0]
   n_WxS = np.array(list(half.values()))
   range_of = f'F = {min(half):.0f} … {max(half):.0f}'
   for name, size in LAWS.items():
     held_WxS = size(n_WxS) / (2 * dim * np.array(list(half))[:, None])
     for width, values in zip(half, held_WxS, strict=True):
-      what = f'memory, d = {dim}, F = {width:.0f}: {name} a parameter at n₅₀'
+      what = f'memory, d = {dim}, F = {width:.0f}: {name} per parameter at n₅₀'
       yield from over_seeds(what, list(values))
     claimed = name == 'bits' and len(half) > 1
     grows = [
-      line(np.log(n_W), np.log(held_W))[1] * np.log(n_W[-1] / n_W[0])
+      linear_fit(np.log(n_W), np.log(held_W))[1] * np.log(n_W[-1] / n_W[0])
       for n_W, held_W in zip(n_WxS.T, held_WxS.T, strict=True)
     ]
     yield from over_seeds(
-      f'memory, d = {dim}, {range_of}: {name} a parameter, from the least n₅₀ to the largest', list(np.exp(grows)),
-      1 / WITHIN if claimed else None, WITHIN if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
+      f'memory, d = {dim}, {range_of}: {name} per parameter, largest n₅₀ / smallest (fitted power)', list(np.exp(grows)),
+      1 / MAX_CHANGE if claimed else None, MAX_CHANGE if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
   for (width,), rows in groups(memory, 'width'):
     found = curves.last_change(rows, 'steps', half_counts)
-    what = f'memory, d = {dim}, F = {width:.0f}: n₅₀ changes by, in the last doubling of steps'
+    what = (
+      f'memory, d = {dim}, F = {width:.0f}: relative change of n₅₀ at the last doubling of steps'
+    )
     yield from over_seeds(what, found, at_most=curves.SETTLED, check=True)
 
 
@@ -214,16 +216,21 @@ def expect(table):
     for (kind,), own in groups(rows, 'model'):
       most[kind] = own.groupby('seed')['value'].max()
       yield from over_seeds(
-        f'N = {n:,}, R = {r}, {kind}: most bits of facts a trained parameter', list(most[kind])
+        f'N = {n:,}, R = {r}, {kind}: largest bits of facts per trained parameter', list(most[kind])
       )
     if len(most) == 2:
       fixed, learned = most['fixed embeddings'], most['learned embeddings']
-      yield from over_seeds(f'N = {n:,}, R = {r}: the same, fixed / learned', list(fixed / learned))
+      yield from over_seeds(
+        f'N = {n:,}, R = {r}: largest bits of facts per trained parameter, fixed / learned embeddings',
+        list(fixed / learned),
+      )
   for (dim,), rows in groups(select(table, kind='protocol'), 'dim'):
     held = [own.loc[own['value'] >= 0.99, 'subjects'].max() for _, own in groups(rows, 'seed')]
     published = [float(PUBLISHED[int(dim)])]
     yield from over_seeds(
-      f'protocol, d = F = {dim:.0f}: largest N held', held, their_code=published
+      f'protocol of Nichani et al., d = F = {dim:.0f}: largest N with accuracy ≥ 0.99',
+      held,
+      their_code=published,
     )
 
 
@@ -231,7 +238,7 @@ def plot(table):
   """Accuracy of memories against n, what a parameter holds at n₅₀ by both laws, and transformers
   against parameter count."""
   figure, panels = plotting.new(11, 3.2, 1, 3)
-  memory = longest(select(table, kind='memory'))
+  memory = longest_trained(select(table, kind='memory'))
   for i, ((width,), rows) in enumerate(groups(memory, 'width')):
     plotting.spread(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
   panels[0].set(
@@ -251,10 +258,10 @@ def plot(table):
       held = size(n) / (2 * memory['dim'].iloc[0] * width)
       unit = held[width == width.min()].mean()
       panels[1].plot(
-        n, held / unit, marker, color=color, label=f'{name} a parameter, of {unit:.3g}'
+        n, held / unit, marker, color=color, label=f'{name} per parameter, in units of {unit:.3g}'
       )
   panels[1].set(
-    xlabel='$n_{50}$', ylabel='over that of the least F', ylim=(0, None), title='two laws'
+    xlabel='$n_{50}$', ylabel='relative to the smallest F', ylim=(0, None), title='two laws'
   )
   if halves:
     plotting.logarithmic(panels[1].xaxis)
@@ -264,7 +271,7 @@ def plot(table):
     plotting.spread(panels[2], rows, 'parameters', i, f'N = {n:,}, R = {r}, {kind}')
   panels[2].set(
     xlabel='trained parameters',
-    ylabel='bits of facts a parameter',
+    ylabel='bits of facts per parameter',
     ylim=(0, None),
     title='transformers',
   )

@@ -143,20 +143,20 @@ def expect(table: pd.DataFrame) -> Iterator[Finding]:
     """The mean over the runs, and of their intervals over subjects. A control differs from it in one column."""
     mean = lambda rows: rows[['value', 'low', 'high']].mean(skipna=False).tolist()
     if len(rows := select(own, **about)):
-      beside = {name: select(own, **about | {column: name}) for column, name in controls}
-      means = {name: mean(some)[0] for name, some in beside.items() if len(some)}
+      control_rows = {name: select(own, **about | {column: name}) for column, name in controls}
+      means = {name: mean(some)[0] for name, some in control_rows.items() if len(some)}
       value, low, high = mean(rows)
       yield Finding(what, value, low, high, len(rows), at_least, controls=means)
 
   text, at = f'after block {middle}: R² of attributes', {'layer': middle, 'control': None}
-  beside = ('control', 'shuffled facts'), ('features', 'own token')
-  yield from finding(text, 0.05, *beside, measurement='R2', features='attributes', **at)
+  controls = ('control', 'shuffled facts'), ('features', 'own token')
+  yield from finding(text, 0.05, *controls, measurement='R2', features='attributes', **at)
   gain = {'measurement': 'gain', 'features': 'own token + attributes'}
-  yield from finding(f'{text} beyond the own token', 0.01, **gain, **at)
+  yield from finding(f'{text}, gain over the own token', 0.01, **gain, **at)
   swaps = {'chosen': True, 'relation': None, 'control': 'superposition'}
   others = [('control', name) for name in (*swapping.CONTROLS, swapping.DONOR)]
-  yield from finding('swaps that flip the answer', 0.5, *others, measurement='flipped', **swaps)
-  yield from finding('other answers kept', 0.9, *others, measurement='kept', **swaps)
+  yield from finding('answers flipped by swaps', 0.5, *others, measurement='flipped', **swaps)
+  yield from finding('other answers kept by swaps', 0.9, *others, measurement='kept', **swaps)
 
 
 def examples(table: pd.DataFrame) -> str:
@@ -211,7 +211,7 @@ def _swaps(ax, data: pd.DataFrame):
     ax.plot(curve['flipped'], curve['kept'], marker, linestyle='-', color=color, markersize=4,
             markerfacecolor='white', linewidth=0.8)  # fmt: skip
     ax.plot(chosen['flipped'], chosen['kept'], marker, color=color, label=method)
-  ax.set(xlabel='answers flipped as wanted', ylabel='other answers kept', ylim=(-0.03, 1.03))
+  ax.set(xlabel='answers flipped', ylabel='other answers kept', ylim=(-0.03, 1.03))
   ax.set(title='swapping one attribute', xlim=(-0.03, 1.8), xticks=(0, 0.5, 1))  # for the legend
   plotting.legend(ax, loc='upper right')
 
@@ -220,7 +220,7 @@ def _depth(ax, data: pd.DataFrame):
   for i, (relation, rows) in enumerate(data.groupby('relation', sort=False)):
     color, marker = plotting.cycle(i)
     _line(ax, rows, relation, color, marker=marker, markersize=3)
-  ax.set(xlabel="donor's vector put in after block", ylabel="gives the donor's answer")
+  ax.set(xlabel="donor's vector patched in after block", ylabel="fraction with the donor's answer")
   ax.set(title='where the fact leaves the subject', ylim=(-0.03, 1.03))
   plotting.legend(ax)
 
@@ -234,7 +234,7 @@ def _faithful(ax, data: pd.DataFrame):
     ax.bar(x, own['value'], 0.22, color=plotting.cycle(i)[0], label=method)
     ax.vlines(x, own['low'], own['high'], color=plotting.BLACK, linewidth=0.8)
   ax.set_xticks(range(len(relations)), relations)
-  ax.set(ylabel='agrees with the model', ylim=(0, 1.03), title='linear predictions')
+  ax.set(ylabel='agreement with the model', ylim=(0, 1.03), title='linear predictions')
   plotting.legend(ax)
 
 

@@ -36,14 +36,14 @@ from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
-FEW = 4  # this few sizes do not determine a law of four numbers
-PROVED = 10.0  # by which the AIC of a rival must be larger
-SAME = 1.5
-OTHERS = {  # what d₅₀ might be proportional to instead
+FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
+MIN_AIC_GAP = 10.0  # by which the AIC of a rival must be larger
+MAX_RATIO = 1.5
+OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
-RIVALS = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
+ALTERNATIVES = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ def expect(table):
     cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= curves.SETTLED
   ]
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
-  if len(read) > FEW:
+  if len(read) > FREE_PARAMETERS:
     yield from _law(settled, decides=set(changes) >= CELLS)
   halves = {cell: half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
@@ -171,25 +171,27 @@ def expect(table):
       (small, few), (large, more) = some[0], some[-1]
       pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
       controls: dict[str, Any] = {
-        f'if it were {name}': [size(large, more) / size(small, few)]
-        for name, size in OTHERS.items()
+        f'if d₅₀ ∝ {name}': [size(large, more) / size(small, few)]
+        for name, size in OTHER_SCALINGS.items()
       }
       what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
-      yield from over_seeds(what, [a / b for a, b in pairs], 1 / SAME, SAME, **controls)
+      yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
   for (n, r), of_S in changes.items():
-    what = f'N = {n:,}, R = {r}: d₅₀ changes by, in the last doubling of passes'
+    what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
     yield from over_seeds(what, of_S, at_most=curves.SETTLED, check=True)
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
       yield from over_seeds(
-        f'N = {n:,}, R = {r}, d = {rows["dim"].iloc[0]}: of all facts right', rows['accuracy']
+        f'N = {n:,}, R = {r}, d = {rows["dim"].iloc[0]}: accuracy', rows['accuracy']
       )
     same = select(table, subjects=n, relations=r)
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().dropna().tolist()
       best = same.loc[same['model'] != 'trained', column].max()
       yield from over_seeds(
-        f'N = {n:,}, R = {r}: most bits of facts a {unit}, of all d', most, best_construction=[best]
+        f'N = {n:,}, R = {r}: largest bits of facts per {unit}, over all d',
+        most,
+        best_construction=[best],
       )
 
 
@@ -205,14 +207,14 @@ def _law(settled: pd.DataFrame, decides: bool):
 
   joint = functools.partial(_of_all_seeds, by_seed)
   sizes = settled.groupby(list(CELL)).ngroups
-  yield joint(f'{LAW}, {sizes} sizes, q', lambda some: fits(seeds(some)).q, 0.8, 1.25, primary=decides)  # fmt: skip
-  yield joint(f'{LAW}, {sizes} sizes, p', lambda some: fits(seeds(some)).p)
+  yield joint(f'{LAW}, fitted to {sizes} sizes: q', lambda some: fits(seeds(some)).q, 0.8, 1.25, primary=decides)  # fmt: skip
+  yield joint(f'{LAW}, fitted to {sizes} sizes: p', lambda some: fits(seeds(some)).p)
   every = seeds(by_seed)
   rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
-  for name, (size, q) in RIVALS.items():
+  for name, (size, q) in ALTERNATIVES.items():
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
-    what = f'AIC of {name} for (log₂N)^q, more by, the least without one seed'
-    yield from over_seeds(what, [min(worse)], PROVED)
+    what = f'AIC increase with {name} for (log₂N)^q, minimum over left-out seeds'
+    yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
 
 
 def _of_all_seeds(
@@ -262,12 +264,12 @@ def plot(table):
     plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
   plotting.logarithmic(panels[0].xaxis)
   panels[2].set_xlim(0, 1.6)  # larger models hold next to nothing per parameter
-  panels[0].set(xlabel='d', ylabel='accuracy', title='all facts, whole curves')
-  panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, by bits of a subject')
+  panels[0].set(xlabel='d', ylabel='accuracy', title='whole accuracy curves')
+  panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, per bit of a subject')
   panels[2].set(
     xlabel='d / (R log₂ N)',
-    ylabel='bits of facts a parameter',
-    title='what a parameter holds (×: constructions)',
+    ylabel='bits of facts per parameter',
+    title='capacity per parameter (×: constructions)',
   )
   plotting.legend(panels[0])
   return figure

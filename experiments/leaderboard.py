@@ -21,14 +21,15 @@ import numpy as np
 
 from constructions import registry
 from experiments.harness import depths, instances, methods, plotting
-from experiments.harness.depths import DEPTHS, Hidden
+from experiments.harness.depths import DEPTHS, ZooModel
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import Study
 
 ANSWERS = {'units': methods.UNITS, 'subspaces': methods.SUBSPACES}
-EFFECTS = {'units': methods.separated, 'subspaces': methods.interchanged}
+EFFECTS = {'units': methods.ablation_effect, 'subspaces': methods.patch_effect}
 TRUTH, CONTROLS = 'the truth', ('random', 'next relation')
+TESTS = {'units': 'the truth, specificity of ablation', 'subspaces': 'the truth, interchange accuracy'}  # fmt: skip
 BY_COORDINATE = 'activation patching', 'ablation'  # for subspaces: they select coordinates
 DICTIONARY = 'sparse dictionary'
 
@@ -45,12 +46,12 @@ class Preset:
   seeds: int
 
 
-MANY = 'selector', 'selector_normed', 'superposition_coded'
+ZOO = 'selector', 'selector_normed', 'superposition_coded'
 DRAWS = 64  # number of random answers, whose mean score is taken
 PRESETS = {
-  'smoke': Preset(constructions=MANY[:1], subjects=16, relations=2, noise=0.1, steps=100, seeds=1),
-  'laptop': Preset(constructions=MANY[:2], subjects=32, relations=3, noise=0.1, steps=300, seeds=3),
-  'full': Preset(constructions=MANY, subjects=128, relations=4, noise=0.1, steps=2000, seeds=10),
+  'smoke': Preset(constructions=ZOO[:1], subjects=16, relations=2, noise=0.1, steps=100, seeds=1),
+  'laptop': Preset(constructions=ZOO[:2], subjects=32, relations=3, noise=0.1, steps=300, seeds=3),
+  'full': Preset(constructions=ZOO, subjects=128, relations=4, noise=0.1, steps=2000, seeds=10),
 }
 
 
@@ -68,24 +69,24 @@ def measure_construction(preset: Preset, name: str, seeds: list[int]) -> list[di
   sizes = preset.subjects, preset.relations
   built = [registry.build(name, instances.bijections(*sizes, seed)) for seed in seeds]
   rows = depths.at_all_depths(built, seeds, (preset.noise,), preset.steps)
-  models = [(seed, hidden) for seed, row in zip(seeds, rows, strict=True) for hidden in row]
+  models = [(seed, member) for seed, row in zip(seeds, rows, strict=True) for member in row]
   about = {'construction': name, 'subjects': sizes[0], 'relations': sizes[1], 'dim': built[0].config.dim}  # fmt: skip
   records = [
-    {**about, 'depth': hidden.depth, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
-    for seed, hidden in models
+    {**about, 'depth': member.depth, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
+    for seed, member in models
     for question, what, value in (
-      ('facts', 'right answers', hidden.accuracy),
-      ('units', 'truth borne out', hidden.found['units']), ('subspaces', 'truth borne out', hidden.found['subspaces']),
+      ('facts', 'right answers', member.accuracy),
+      ('units', 'truth borne out', member.found['units']), ('subspaces', 'truth borne out', member.found['subspaces']),
     )
     if value is not None
   ]  # fmt: skip
   for question in ANSWERS:
     for answer, given, effects in answers(question, models):
       records += [
-        {**about, 'depth': hidden.depth, 'seed': seed, 'question': question, 'answer': answer, 'measurement': what, 'value': round(float(value), 6)}
-        for (seed, hidden), one, effect in zip(models, given, effects, strict=True)
-        for what, value in (('score', score(question, answer, one, hidden, seed)), ('effect', effect))
-        if np.isfinite(value) and (hidden.truth or answer in ANSWERS[question])
+        {**about, 'depth': member.depth, 'seed': seed, 'question': question, 'answer': answer, 'measurement': what, 'value': round(float(value), 6)}
+        for (seed, member), one, effect in zip(models, given, effects, strict=True)
+        for what, value in (('score', score(question, answer, one, member, seed)), ('effect', effect))
+        if np.isfinite(value) and (member.truth or answer in ANSWERS[question])
       ]  # fmt: skip
   return records
 
@@ -102,23 +103,23 @@ def answers(question: str, models):
     given = each(method)(stacked, facts, keys)
     yield answer, np.asarray(given, np.float64), np.asarray(effect(stacked, facts, given))
   for answer in (TRUTH, *CONTROLS):
-    planted = np.stack([plant(question, answer, h, seed) for seed, h in models])
+    planted = np.stack([reference(question, answer, h, seed) for seed, h in models])
     yield answer, planted, np.asarray(effect(stacked, facts, jnp.asarray(planted, jnp.float32)))
 
 
-def plant(question: str, answer: str, hidden: Hidden, seed: int, draw: int = 0) -> np.ndarray:
+def reference(question: str, answer: str, member: ZooModel, seed: int, draw: int = 0) -> np.ndarray:
   """The truth in the form of a method's answer, that of the next relation, or random scores of units or subspaces of the
   same dimensions.
 
   Where nothing is known, nothing serves any relation.
   """
-  if hidden.truth is None:
-    config = hidden.model.config
+  if member.truth is None:
+    config = member.model.config
     size = config.blocks[0].hidden[-1:] if question == 'units' else (config.dim,) * 2
     return np.zeros((config.relations, *size))
-  right = np.asarray(hidden.truth.serves_RxF[0][-1], np.float64)
+  right = np.asarray(member.truth.serves_RxF[0][-1], np.float64)
   if question == 'subspaces':
-    right = np.stack([s.frame_KxD.T @ s.frame_KxD for s in hidden.truth.subspaces])
+    right = np.stack([s.frame_KxD.T @ s.frame_KxD for s in member.truth.subspaces])
   if answer == 'random':
     rng = np.random.default_rng((seed, draw, 4))
     if question == 'units':
@@ -128,17 +129,17 @@ def plant(question: str, answer: str, hidden: Hidden, seed: int, draw: int = 0) 
   return np.roll(right, 1, axis=0) if answer == 'next relation' else right
 
 
-def score(question: str, answer: str, given: np.ndarray, hidden: Hidden, seed: int) -> float:
+def score(question: str, answer: str, given: np.ndarray, member: ZooModel, seed: int) -> float:
   """The score against the truth, for random answers the mean of many draws; NaN where nothing is known."""
-  if hidden.truth is None:
+  if member.truth is None:
     return np.nan
   every = [given]
   if answer == 'random':
-    every = [plant(question, answer, hidden, seed, draw) for draw in range(DRAWS)]
+    every = [reference(question, answer, member, seed, draw) for draw in range(DRAWS)]
   if question == 'units':
-    serves_RxF = hidden.truth.serves_RxF[0][-1]
+    serves_RxF = member.truth.serves_RxF[0][-1]
     return float(np.mean([methods.unit_score(one, serves_RxF, seed) for one in every]))
-  frames = [s.frame_KxD for s in hidden.truth.subspaces]
+  frames = [s.frame_KxD for s in member.truth.subspaces]
   return float(np.mean([methods.subspace_score(one, frames) for one in every]))
 
 
@@ -163,16 +164,18 @@ def expect(table):
           text + answer, scores, 0.8 if known and not blind else None, 0.2 if blind else None, random=random, effect=effects
         )  # fmt: skip
         if not scores:
-          yield from over_seeds(f'{text}effect of {answer}', effects)
+          yield from over_seeds(f'{text}{answer}, effect', effects)
       check = functools.partial(over_seeds, check=True)
       yield from check(text + TRUTH, mean(answer=TRUTH, measurement='score'), 0.999)
-      yield from check(text + 'random', mean(answer='random', measurement='score'), -0.1, 0.1)
+      yield from check(
+        text + 'random answers', mean(answer='random', measurement='score'), -0.1, 0.1
+      )
       wrong = mean(answer='next relation', measurement='score')
       yield from check(text + 'truth of the next relation', wrong, at_most=0)
-      yield from check(text + 'truth borne out', mean(measurement='truth borne out'), 0.7)
+      yield from check(text + TESTS[question], mean(measurement='truth borne out'), 0.7)
   for depth in DEPTHS:
     right = by_seed(table, question='facts', depth=depth)
-    yield from over_seeds(f'{depth}: right answers', right, 0.99, check=True)
+    yield from over_seeds(f'{depth}: accuracy', right, 0.99, check=True)
 
 
 def plot(table):
@@ -192,7 +195,7 @@ def plot(table):
         )  # fmt: skip
     ax.set(title=question, xticks=range(len(DEPTHS)), xticklabels=DEPTHS)
     plotting.legend(ax)
-  panels[0].set(ylabel='score (full), effect (dotted)')
+  panels[0].set(ylabel='score (solid), effect (dotted)')
   return figure
 
 
@@ -206,8 +209,9 @@ STUDY = Study(
   'random weights, where nothing is known. Units: average precision; subspaces: tr(PQ) over the larger rank; 0 is the mean score of '
   'random answers, 1 that of the truth. Effect, which needs no truth: for units, accuracy on other relations minus accuracy on the '
   'relation whose units are ablated; for subspaces, with that part taken from another subject, the lower of the fractions of '
-  'answers that become that subject’s and of other answers that stay. A mean is over the constructions of a seed. Truth borne out: '
-  'by ablation of units, by interchange of subspaces.',
+  'answers that become that subject’s and of other answers that stay. A mean is over the constructions of a seed. The truth is '
+  'tested too, by its worst relation. Specificity of ablation: the logit change in queries with the relation whose units are '
+  'ablated minus that in other queries, over their sum; interchange accuracy: as the effect of subspaces, with the true ones.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3,
 )  # fmt: skip
 

@@ -85,7 +85,7 @@ def measure(trainer, preset, seeds):
     for depth in preset.depths if mode == 'direct' else (1,):
       records += trained(trainer, preset, mode, hops, depth, seeds)
   if 'chain' in preset.modes:
-    records += [row for rule in (False, True) for row in longer(trainer, preset, seeds, rule)]
+    records += [row for rule in (False, True) for row in long_chains(trainer, preset, seeds, rule)]
   if 'direct' not in preset.modes or 1 not in preset.depths:
     return records
   most = max(r.get('subject_bits', 0.0) for r in records)
@@ -126,7 +126,7 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
   return records
 
 
-def longer(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
+def long_chains(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
   """Records of models trained on chains of one hop less than the most: accuracy of the steps of
   these chains and of chains of the most hops."""
   n, r, most = preset.subjects, preset.relations, max(preset.hops)
@@ -155,7 +155,7 @@ def longer(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
     def of(hops):
       own = with_positions(params, hops) if rule else params
       asked = dataclasses.replace(recipe, hops=hops)
-      return optimization.accuracy(config, asked, job, own, each=True)
+      return optimization.accuracy(config, asked, job, own, per_step=True)
 
     return {f'{hops}': of(hops) for hops in (learned, most)}
 
@@ -215,34 +215,36 @@ def expect(table):
     name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
     scores = ('each_step', 'accuracy') if mode == 'chain' else ('accuracy',)
     for score in scores:
-      text = name + {'each_step': ', a step, the way given'}.get(
+      text = name + {'each_step': ', one step, correct chain given'}.get(
         score, ', whole chains' * (mode == 'chain')
       )
       size = {hops: half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
-        yield from over_seeds(f'{text}: d₅₀ of {hops:.0f} hops', values)
+        yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
       if most > 1 and 1 in size:
         bounds: dict = {('direct', 1): {'at_least': 5.0}, ('chain', 1): {'at_most': 1.3}}.get(
           (mode, depth), {}
         )
         bounds = bounds if score == scores[0] else {}
         grown = growth(own, score)
-        beside: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
+        controls: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
         yield from over_seeds(
-          f'{text}: d₅₀ of {most:.0f} hops / of one', grown,
-          primary=bool(decides and bounds and np.isfinite(grown).all()), **bounds, **beside,
+          f'{text}: d₅₀ at k = {most:.0f} / at k = 1', grown,
+          primary=bool(decides and bounds and np.isfinite(grown).all()), **bounds, **controls,
         )  # fmt: skip
   built = select(table, kind='construction')
   known = rows[rows['internal_bits'].notna()]
   for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
     least = some.loc[some.groupby('seed')['internal_bits'].idxmin(), 'internal_bits']
     like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
-    text = f'{NAMES[mode]}, depth {depth:.0f}: least bits inside / those of the smallest built'
+    text = f'{NAMES[mode]}, depth {depth:.0f}: fewest bits inside / fewest of a construction'
     yield from over_seeds(text, list(least / like.min()) if len(like) else [])
   for (positions, hops, learned), own in groups(
     select(table, kind='longer'), 'positions', 'hops', 'trained_to'
   ):
-    text = f'positions {positions}, {learned:.0f} hops learned, {hops:.0f} asked: steps right'
+    text = (
+      f'positions {positions}, trained on {learned:.0f} hops, asked {hops:.0f}: accuracy per step'
+    )
     chance = [1 / float(own['subjects'].iloc[0])]
     yield from over_seeds(
       text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
@@ -265,9 +267,9 @@ def _plot_curves(ax, table):
   rows = select(table, kind='trained', depth=1)
   for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
     score = 'each_step' if mode == 'chain' else 'accuracy'
-    plotting.spread(ax, own.assign(value=own[score]), 'dim', i, f'{NAMES[mode]}, {hops:.0f} hops')
+    plotting.spread(ax, own.assign(value=own[score]), 'dim', i, f'{NAMES[mode]}, k = {hops:.0f}')
   plotting.logarithmic(ax.xaxis)
-  ax.set(xlabel='$d$', ylabel='accuracy, of a step in chains', ylim=(0, 1.03), title='one layer')
+  ax.set(xlabel='$d$', ylabel='accuracy (chains: per step)', ylim=(0, 1.03), title='one layer')
 
 
 def _plot_halves(ax, table):
@@ -276,7 +278,7 @@ def _plot_halves(ax, table):
     score = 'each_step' if mode == 'chain' else 'accuracy'
     sizes = [(hops, half) for hops, some in own.groupby('hops') for half in half_sizes(some, score)]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
-    label = NAMES[mode] + (', a step' if mode == 'chain' else f', depth {depth:.0f}')
+    label = NAMES[mode] + (', per step' if mode == 'chain' else f', depth {depth:.0f}')
     if len(drawn):
       plotting.spread(ax, drawn, 'hops', i, label)
   ax.set(
@@ -288,7 +290,7 @@ def _plot_bits(ax, table):
   """Trained models that know 0.99, at the bits that they need, and the bounds without chain of
   thought."""
   tradeoff.draw_bounds(ax, table)
-  for chain, label in ((False, 'built'), (True, 'built, chain of thought')):
+  for chain, label in ((False, 'constructions'), (True, '… with chain of thought')):
     built = select(table, kind='construction', chain_of_thought=chain)
     ax.plot(built['subject_bits'], built['internal_bits'], 'P', color=plotting.BLACK, markersize=4,
             markerfacecolor='white' if chain else plotting.BLACK, label=label)  # fmt: skip
@@ -312,7 +314,7 @@ STUDY = Study(
   terms='d₅₀: the d, at F = 4d, at which half of the answers are right. At once: the model says only the answer. Chain of '
   'thought: every subject on the way is said and trained; a step is asked given the right chain before it, a whole '
   'chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
-  'another, as many as there are paths of k hops.',
+  'another, as many as there are paths of k hops. Bits inside: those outside the subject’s embedding.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip

@@ -37,7 +37,7 @@ class Preset:
 
   Vectors are learned in `steps` steps of `batch` prompts. `held_out`: the fraction of answer tuples that no training
   subject has. `shuffled`: prompts are reassigned across relations. `asked`: number of subjects asked. `what`: names of
-  the measurements. `skip`: number of seeds used by another part.
+  the measurements. `skip_seeds`: number of seeds used by another part.
   """
 
   tables: tuple[str, ...] = ('colours',)
@@ -50,7 +50,7 @@ class Preset:
   asked: int = 48
   what: tuple[str, ...] = ('recall',)
   seeds: int
-  skip: int = 0
+  skip_seeds: int = 0
   model: Annotated[
     str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
   ] = None
@@ -78,13 +78,13 @@ PRESETS = {
   'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=('recall', 'swaps')),
   'full': {
     'shared_1': Preset(**INSIDE, seeds=1),
-    'shared_2': Preset(**INSIDE, seeds=1, skip=1),
-    'shared_3': Preset(**ALL, seeds=2, skip=2),
-    'shared_4': Preset(**ALL, seeds=1, skip=4),
+    'shared_2': Preset(**INSIDE, seeds=1, skip_seeds=1),
+    'shared_3': Preset(**ALL, seeds=2, skip_seeds=2),
+    'shared_4': Preset(**ALL, seeds=1, skip_seeds=4),
     'shuffled': Preset(steps=1200, seeds=2, shuffled=True),
     'sparse': Preset(steps=1200, seeds=2, held_out=0.95),
     'disjoint_1': Preset(**CUSTOMS_ALL, seeds=3),
-    'disjoint_2': Preset(**CUSTOMS_ALL, seeds=2, skip=3),
+    'disjoint_2': Preset(**CUSTOMS_ALL, seeds=2, skip_seeds=3),
     'wordings': Preset(wordings=(8,), steps=1200, seeds=2),
     'capacity': Preset(tables=('names',), sizes=NAMES, wordings=(1,), steps=300, seeds=1, what=('recall', 'noise')),
     'random_weights': Preset(steps=600, seeds=2, what=('random weights',)),
@@ -117,7 +117,7 @@ def prepare(preset: Preset) -> Preset:
 
 
 MEASURED: dict[str, Any] = {
-  'recall': recalled.recall, 'swaps': recalled.swaps, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.told,
+  'recall': recalled.recall, 'swaps': recalled.swaps, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
   'maps': recalled.maps, 'hops': recalled.hops, 'places': places.readouts, 'blocks': places.blocks, 'transplants': places.transplants,
   'countries': natural.countries, 'adapters': natural.adapters,
@@ -130,7 +130,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   model, records = loaded(preset.model), []
   cases = itertools.product(preset.tables, preset.sizes, preset.wordings)
   for (table, size, number), seed in itertools.product(
-    cases, [seed + preset.skip for seed in seeds]
+    cases, [seed + preset.skip_seeds for seed in seeds]
   ):
     case = Case(model, table, size, number, preset, seed)
     if not TRAIN_ANEW.issuperset(preset.what):
@@ -145,7 +145,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 
 DECISIVE = ('colours, R = 3, A = 12, wordings: 2',)
-ON = 'sums', 'rows of their own'  # swaps are judged on both
+ROW_KINDS = 'sums', 'rows of their own'  # swaps are judged on both
 CUSTOMS = 'customs, R = 4, A = 12, wordings: 2'
 BOUNDS = {  # for held-out tuples: (case, measurement, prompts) → at least
   (DECISIVE[0], 'top-1', 'trained'): 0.95, (DECISIVE[0], 'top-1', 'new frames'): 0.9,
@@ -172,7 +172,7 @@ def expect(table):
       }
       bound = BOUNDS.get((text, what, asked)) if tuples == 'held out' else None
       yield from over_seeds(
-        f'{text}, {SCORES[what]}, tuples {tuples}, {asked} prompts', own['value'].tolist(), bound,
+        f'{text}, {SCORES[what]}, {TUPLES[tuples]}, {PROMPTS[asked]}', own['value'].tolist(), bound,
         claim='Rows', primary=decides and bound is not None, **controls,
       )  # fmt: skip
     trained = select(rows, measurement='top-1', tuples='held out', prompts='trained')
@@ -182,29 +182,37 @@ def expect(table):
       if (own := values(trained, control=name))
     ]
     beyond = [value - max(controls) for value in values(trained, control=None) if controls]
-    what = f'{text}, the likeliest token, tuples held out, beyond the best of what knows no relation and the nearest tuple'
+    what = f'{text}, {SCORES["top-1"]}, held-out tuples, margin over the best baseline (blind, type or nearest)'
     least = None if domain.endswith('shuffled') else BEYOND
     yield from over_seeds(what, beyond, least, claim='Rows')
-    for what, words in (('flipped', 'that flip'), ('kept', 'that keep the other answers')):
-      for place, on in zip((None, ON[1]), ON, strict=True):
+    for what, words in (('flipped', 'answers flipped'), ('kept', 'other answers kept')):
+      for place, on in zip((None, ROW_KINDS[1]), ROW_KINDS, strict=True):
         of = functools.partial(values, rows, measurement=what, alpha=1.0, place=place)
         random: Any = {'random direction': of(control='random direction')}
         yield from over_seeds(
-          f'{text}, on {on}, swaps at α = 1 {words}', own := of(control=None), SWAPPED, claim='Rows, swapped',
+          f'{text}, on {on}, {words} by swaps at α = 1', own := of(control=None), SWAPPED, claim='Rows, swapped',
           primary=decides and bool(own), **random,
         )  # fmt: skip
     yield from _compared(text, rows)
 
 
 SCORES = {
-  'top-1': 'the likeliest token', 'candidates': 'the likeliest candidate', 'another own': "another relation's own answer instead",
-  'bits': 'bits of a subject',
+  'top-1': 'accuracy among all tokens', 'candidates': 'accuracy among candidates',
+  'another own': "confused with another relation's answer", 'bits': 'bits per subject',
+}  # fmt: skip
+TUPLES = {
+  'allowed': 'allowed tuples', 'held out': 'held-out tuples', 'answers never trained': 'answers never trained', None: None,
+}  # fmt: skip
+PROMPTS = {
+  'trained': 'trained prompts', 'new frames': 'new frames', 'new wordings': 'new wordings', 'two hops': 'two-hop prompts',
+  'new frames and new wordings': 'new frames and wordings', 'neighbour': None, None: None,
 }  # fmt: skip
 COMPARED = {
-  'pushed': 'an own answer is the likeliest candidate where no relation is asked', 'known': 'real countries right',
+  'pushed': 'an own answer is the top candidate when no relation is asked', 'known': 'accuracy on real countries',
   'real flipped': 'real countries, languages flipped', 'real kept': 'real countries, capitals kept',
-  'nearest': 'languages’ vectors nearest to the row of their own country', 'size': 'sum of vectors / spread of token embeddings',
-  'transplanted': "another relation's put in, and its answer given", 'bound': 'bits that can be in a row under noise', "the neighbour's": "the neighbour's answer instead", **SCORES,
+  'nearest': 'language vectors nearest to their own country’s row', 'size': 'RMS of vector sums / spread of token embeddings',
+  'transplanted': "patched in from another relation's prompt", 'bound': 'upper bound on the bits in a noisy row',
+  "the neighbour's": "confused with the neighbour's answer", **SCORES,
 }  # fmt: skip
 
 
@@ -224,9 +232,9 @@ def _compared(text: str, rows):
       continue
     about = [
       COMPARED[what],
-      control,
-      tuples and f'tuples {tuples}',
-      asked and f'{asked} prompts',
+      control or ("that relation's answer" if what == 'transplanted' else None),
+      TUPLES[tuples],
+      PROMPTS[asked],
       place,
     ]
     about += [f'{name} = {size:g}' if size else None for name, size in (('α', alpha), ('σ', sigma))]
@@ -234,7 +242,8 @@ def _compared(text: str, rows):
   for (place,), own in groups(select(rows, measurement='without', control=None), 'place'):
     worst = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
     yield from over_seeds(
-      f'{text}, the least right without the {place} of one block', worst.tolist()
+      f'{text}, lowest accuracy with the {place.replace("mlp", "MLP")} of one block ablated',
+      worst.tolist(),
     )
   for (place,), own in groups(select(rows, measurement='patched'), 'place'):
     last = [
@@ -244,7 +253,8 @@ def _compared(text: str, rows):
     if not np.isnan(last).any():
       end = 'last' if place == 'subject' else 'first'
       yield from over_seeds(
-        f"{text}, the {end} block after which a donor's {place} decides", list(map(float, last))
+        f"{text}, {end} block after which a donor's {place} flips half of the answers",
+        list(map(float, last)),
       )
 
 
@@ -292,7 +302,7 @@ def _plot_recall(ax, table):
       )
   names = 'allowed tuples', 'held-out tuples', '… new frames', '… new wordings', '… both new'
   ax.set_xticks(range(len(names)), names, rotation=25, ha='right', fontsize=6)
-  ax.set(ylim=(-0.03, 1.03), ylabel='likeliest of all tokens', title='new subjects asked')
+  ax.set(ylim=(-0.03, 1.03), ylabel='accuracy among all tokens', title='recall of new subjects')
   plotting.legend(ax)
 
 
@@ -303,7 +313,7 @@ def _plot_swaps(ax, table):
       label = about[0] if line == '-' else None
       plotting.spread(ax, select(rows, measurement=measurement), 'alpha', i, label, linestyle=line)
   ax.set(
-    xlabel='α', ylabel='flipped (full), others kept (dotted)', ylim=(-0.03, 1.03), title='swaps'
+    xlabel='α', ylabel='flipped (solid), others kept (dotted)', ylim=(-0.03, 1.03), title='swaps'
   )
   plotting.legend(ax)
 
@@ -317,9 +327,9 @@ def _plot_noise(ax, table):
       bound.index, np.minimum(bound, r * np.log2(a)), ':', color=plotting.cycle(i)[0], linewidth=0.8
     )
   ax.set(
-    xlabel='noise / size of the sum',
-    ylabel='bits read (dotted: in the row)',
-    title='what a row holds',
+    xlabel='noise / RMS of the sums',
+    ylabel='bits read (dotted: upper bound)',
+    title='capacity of a row',
     xscale='log',
   )
   plotting.legend(ax)
@@ -327,8 +337,8 @@ def _plot_noise(ax, table):
 
 def _plot_places(ax, table):
   some = select(table, measurement='probe')
-  names = ('subject', None, 'asked, at the subject'), ('last token', None, 'asked, at the last token'), (
-    'last token', 'not asked', 'not asked, at the last token',
+  names = ('subject', None, 'asked attribute, at the subject'), ('last token', None, 'asked attribute, at the last token'), (
+    'last token', 'not asked', 'other attributes, at the last token',
   )  # fmt: skip
   for i, (place, control, label) in enumerate(names):
     plotting.spread(ax, select(some, place=place, control=control), 'layer', i, label)
@@ -336,9 +346,9 @@ def _plot_places(ax, table):
     plotting.spread(ax, rows, 'layer', i, f'patched at the {place}', linestyle=':')
   ax.set(
     xlabel='after block',
-    ylabel='read by a map; answers flipped',
+    ylabel='probe accuracy (dotted: answers flipped)',
     ylim=(-0.03, 1.03),
-    title='where it is selected',
+    title='where the attribute is selected',
   )
   plotting.legend(ax)
 
@@ -347,7 +357,7 @@ STUDY = Study(
   name='new_subjects', title='new subjects for a frozen language model, as sums of attribute vectors',
   claims=(
     Claim('Rows', 'A frozen language model answers for subjects that it never saw, each given as one row: the sum of a vector for each of its facts.', DECISIVE),
-    Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other, also on rows that are no sums.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ON)),
+    Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other, also on rows that are no sums.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ROW_KINDS)),
   ),
   terms='Tuple: all answers of a subject together; held out: no training subject has it; allowed: any other tuple. Frames '
   'introduce the subject, wordings ask for a relation; new: in no training prompt. Candidates: the relation’s '

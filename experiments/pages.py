@@ -46,7 +46,7 @@ SIZES = {
   'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
   'steps': '{} steps', 'batch': 'batch = {}',
 }  # fmt: skip
-MARK = '<!-- {}: written by python -m experiments.pages -->\n'
+BEGIN = '<!-- {}: written by python -m experiments.pages -->\n'
 END = '<!-- end of table -->\n'
 
 
@@ -224,7 +224,7 @@ def timings() -> str:
     ours, theirs = (seconds(float(f'{r[key]:.3g}')) for key in ('ours_seconds', 'theirs_seconds'))
     ratio, least, most = (f'{value:.2g}' for value in (r['ratio'], *r['ratio_range']))
     rows.append({
-      'measurement': r['measurement'], 'beside': (r['peer'] or 'matrix products').replace('_', ' '), 'sizes': r['sizes'],
+      'measurement': r['measurement'], 'compared with': (r['peer'] or 'matrix products').replace('_', ' '), 'sizes': r['sizes'],
       'ours': ours, 'theirs': theirs, 'ratio': ratio, 'range': f'{least} to {most}',
     })  # fmt: skip
   return render.table(rows, 'markdown')
@@ -236,9 +236,9 @@ def published() -> str:
   for r in records.read(RESULTS / 'published.json').table.to_dict('records'):
     every = r['parameters'] + r['tables']
     rows.append({
-      'beside': r['measurement'], 'model': ('ours: ' if r['side'] == 'ours' else '') + r['model'], 'N': f'{r["subjects"]:,.0f}',
-      'R': f'{r["relations"]:.0f}', 'right': '' if pd.isna(r['accuracy']) else f'{r["accuracy"]:.3g}', 'parameters': f'{every:,.0f}',
-      'bits a parameter': f'{r["bits"] / every:.3g}', 'without tables': f'{r["bits"] / r["parameters"]:.3g}',
+      'compared with': r['measurement'], 'model': ('ours: ' if r['side'] == 'ours' else '') + r['model'], 'N': f'{r["subjects"]:,.0f}',
+      'R': f'{r["relations"]:.0f}', 'accuracy': '' if pd.isna(r['accuracy']) else f'{r["accuracy"]:.3g}', 'parameters': f'{every:,.0f}',
+      'bits per parameter': f'{r["bits"] / every:.3g}', 'without tables': f'{r["bits"] / r["parameters"]:.3g}',
       'CPU seconds': f'{r["cpu_seconds"]:.3g}',
     })  # fmt: skip
   return render.table(rows, 'markdown')
@@ -282,10 +282,10 @@ def compiled() -> str:
   for r in table.to_dict('records'):
     if r['peak_bytes'] and r['flops']:  # the others only copy and initialize
       rows.append({
-        'chips': r['target'], 'of': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
+        'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
         'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
         'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
-        'of the chip': f'{r["peak_bytes"] / r["available_bytes"]:.1%}', 'operations': number(r['flops']),
+        'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}', 'operations': number(r['flops']),
         'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
       })  # fmt: skip
   return render.table(rows, 'markdown')
@@ -293,7 +293,7 @@ def compiled() -> str:
 
 def splice(path: Path, name: str, table: str):
   """Replace one of a page's tables: the text between its mark and the next end."""
-  text, begin = path.read_text(encoding='utf-8'), MARK.format(name)
+  text, begin = path.read_text(encoding='utf-8'), BEGIN.format(name)
   if begin not in text:
     raise InputError(
       f'{path}: the line that marks a table is missing from the page: {begin.strip()}'

@@ -29,7 +29,7 @@ from geomem.training.recipe import Recipe
 
 NEW = 128  # subjects with new facts
 SHOWN = {
-  'old_maps': 'zero-shot (a)', 'probe_accuracy': 'readout of fresh subjects', 'swapped': 'swaps at α = 1',
+  'old_maps': 'zero-shot (a)', 'probe_accuracy': 'linear readout, fresh subjects', 'swapped': 'swaps at α = 1',
   'memorised': 'memorised',
 }  # fmt: skip
 AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N', 'relations': 'R'}
@@ -125,13 +125,14 @@ def expect(table):
   for (name,), rows in groups(table, 'map'):
     axis, best = ('dim', rows['dim'].max()) if name.startswith('dim') else ('weight_decay', 1.0)
     found = select(rows, measurement='old_maps', **{axis: best}).groupby('seed')['value'].mean()
-    what = f'{name}: zero-shot (a) where {AXES[axis]} is {best:g}, mean of the cells'
+    title = ' × '.join(AXES[own] for own in name.split(' × '))
+    what = f'{title}: zero-shot (a) at {AXES[axis]} = {best:g}, mean over cells'
     yield from over_seeds(what, found.tolist(), 0.95)
     if name == 'dim × width':
       narrow = rows[rows['dim'] <= rows['answer_dim'].iloc[0]]
       large = select(narrow, measurement='memorised', width=narrow['width'].max())
       what = (
-        f'{name}: memorised where d is at most {narrow["dim"].max()} and F the largest, the most'
+        f'{title}: memorised at d ≤ {narrow["dim"].max()} and the largest F, maximum over cells'
       )
       yield from over_seeds(what, large.groupby('seed')['value'].max().tolist(), 0.2)
     if name in ('dim × subjects', 'dim × relations'):
@@ -140,14 +141,14 @@ def expect(table):
     learned = mean[mean['accuracy'] >= 0.99]
     geometric, memory = learned['old_maps'] >= 0.95, learned['memorised'] >= 0.2
     counts = {
-      'how many': len(learned), 'of these (a) at least 0.95': geometric.sum(),
-      'of these 0.2 or more memorised': memory.sum(),
+      'number': len(learned), 'number with (a) ≥ 0.95': geometric.sum(),
+      'number with memorised ≥ 0.2': memory.sum(),
     }  # fmt: skip
     if geometric.any():
       least = learned['random_directions'][geometric].min()
-      counts['the least that random directions could answer where (a) is 0.95'] = least
+      counts['lowest accuracy of random directions (filters) where (a) ≥ 0.95'] = least
     for what, count in counts.items():
-      yield from over_seeds(f'{name}, cells with their facts learned: {what}', [float(count)])
+      yield from over_seeds(f'{title}, cells with learned facts: {what}', [float(count)])
 
 
 def _smallest(axis: str, rows):
@@ -159,7 +160,7 @@ def _smallest(axis: str, rows):
     )
     n, r, k = (column[name].iloc[0] for name in ('subjects', 'relations', 'answer_dim'))
     for law, size in (('R·log₂N', r * math.log2(n)), (f'{k:g}·R', k * r)):
-      what = f'{AXES[axis]} = {value:,}: smallest d with zero-shot (a) of 0.95 / {law}'
+      what = f'{AXES[axis]} = {value:,}: (smallest d with zero-shot (a) ≥ 0.95) / {law}'
       yield from over_seeds(what, (own / size).tolist())
 
 
@@ -184,12 +185,12 @@ def plot(table):
         grids[name].mean(axis=1) for name in ('random_directions', 'least_squares')
       )
       labels = [f'{d}  {bits[d]:.1f}  {filters[d]:.2f}  {solved[d]:.2f}' for d in bits.index]
-      row[0].set(ylabel='d;  d / R log₂N;\nat random: filters, least squares')
+      row[0].set(ylabel='d;  d / R log₂N;  random\ndirections: filters, least squares')
     elif y == 'dim':
       for color, name in (('red', 'random_directions'), ('white', 'least_squares')):
         if grids[name].min(axis=None) < 0.95 < grids[name].max(axis=None):
           row[0].contour(grids[name], [0.95], colors=color)
-      row[0].set(ylabel='d;  at random .95 by filters (red),\nleast squares (white)')
+      row[0].set(ylabel='d;  random directions reach .95:\nfilters red, least squares white')
     row[0].set_yticks(range(len(labels)), labels)
   figure.colorbar(image, ax=panels, shrink=0.6)
   return figure

@@ -39,7 +39,7 @@ from geomem.facts import Facts
 from geomem.training import mlp_memory
 
 MINUTE = 60
-ASKED = 100  # queries of Tracr's models, which are assembled anew for each
+SAMPLED = 100  # queries of Tracr's models, which are assembled anew for each
 TABLES = ('subjects', 'relations', 'positions', 'answers')
 HEBBIAN = {  # their names for the variants, with the options of their own study of capacity
   'random features': {'variant': 'unwhitened'},
@@ -54,19 +54,19 @@ def checkout(path: str, module: str, inside: str = '') -> tuple[Callable, str]:
   if not (folder / module.split('.')[0]).exists() and not (folder / f'{module}.py').exists():
     raise InputError(f'{path}: no {module} there; name a checkout of it')
   sys.path.insert(0, str(folder))
-  told = subprocess.run(
+  revision = subprocess.run(
     ['git', '-C', path, 'rev-parse', '--short=10', 'HEAD'],
     check=False, capture_output=True, text=True,
   )  # fmt: skip
 
-  def take(name: str):
+  def load(name: str):
     try:
       return importlib.import_module(name)
     except ImportError as error:
       raise InputError(f'{path}: {name} needs what is not installed: {error}') from error
 
-  take(module)
-  return take, told.stdout.strip() or 'unknown'
+  load(module)
+  return load, revision.stdout.strip() or 'unknown'
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict]:
@@ -79,7 +79,7 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict]:
 
 
 @contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
   """Stop work that takes more seconds of CPU time, with TimeoutError."""
 
   def stop(*_):
@@ -96,7 +96,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def built_and_checked(build: Callable[[], Any], check: Callable[[Any], float]) -> tuple[Any, dict]:
   """A model and its accuracy, with the seconds of each; TimeoutError if building takes more than a minute of CPU time."""
-  with within(MINUTE):
+  with time_limit(MINUTE):
     model, seconds = timed(build)
   accuracy, checked = timed(functools.partial(check, model))
   return model, {'accuracy': accuracy, **seconds, 'check_cpu_seconds': checked['cpu_seconds']}
@@ -150,8 +150,8 @@ def lookups(rasp, facts: Facts) -> dict[str, Callable]:
 
 def tracr(preset: 'Preset', seed: int) -> Iterator[dict]:
   """Every program at N = 8, 16, … until compiling it, or building ours, would take more than a minute of CPU time."""
-  take, commit = checkout(preset.tracr, 'tracr')
-  compiling, rasp = take('tracr.compiler.compiling'), take('tracr.rasp.rasp')
+  load, commit = checkout(preset.tracr, 'tracr')
+  compiling, rasp = load('tracr.compiler.compiling'), load('tracr.rasp.rasp')
   done: set[str] = set()
   for n in preset.subjects:
     facts = Facts.bijections(n, preset.relations, seed)
@@ -174,7 +174,7 @@ def compiled(compiling, program, facts: Facts, commit: str) -> dict:
   def right(model) -> float:
     said = lambda s, r: model.apply(['compiler_bos', s, facts.subjects + r]).decoded[-1]
     every = list(np.ndenumerate(facts.answers_RxN))
-    some = np.random.default_rng(0).permutation(len(every))[:ASKED]
+    some = np.random.default_rng(0).permutation(len(every))[:SAMPLED]
     return float(np.mean([said(s, r) == a for (r, s), a in (every[i] for i in some)]))
 
   build = lambda: compiling.compile_rasp_to_model(program(), vocabulary, max_seq_len=2)
@@ -188,26 +188,26 @@ def compiled(compiling, program, facts: Facts, commit: str) -> dict:
 
 def hebbian(preset: 'Preset', seed: int) -> Iterator[dict]:
   """Each of their constructions with the smallest hidden layer that is right on all facts; ours for as many facts."""
-  take, commit = checkout(preset.hebbian, 'hebbian', inside='src')
-  run = take('hebbian.expts.mlp_capacity.helpers').run_mlp_experiment
-  dtype, d, n = take('torch').float64, preset.dim, preset.facts
+  load, commit = checkout(preset.hebbian, 'hebbian', inside='src')
+  run = load('hebbian.expts.mlp_capacity.helpers').run_mlp_experiment
+  dtype, d, n = load('torch').float64, preset.dim, preset.facts
   facts = Facts.bijections(n, 1, seed)
-  tell = {**sizes(facts), 'dim': d}
+  fields = {**sizes(facts), 'dim': d}
   for name, options in HEBBIAN.items():
     spec = {'mlp_method': 'hebbian', 'mlp_dtype': dtype, 'mlp_method_kwargs': options}
     build = functools.partial(
       _seeded, run, seed, d_model=d, num_facts=n, method_label=name, method_spec=spec, device='cpu'
     )
-    width = smallest(functools.partial(_right, build))
+    width = smallest(functools.partial(_succeeds, build))
     found, seconds = timed(functools.partial(build, width=width))
-    yield tell | {
+    yield fields | {
       'side': 'theirs', 'model': f'hebbian-mlps, {name}', 'width': width, 'accuracy': found['best_acc'],
       'parameters': found['param_count'], 'tables': n * d,  # one table for input and output
       **seconds, 'commit': commit,
     }  # fmt: skip
   exact = lambda m: registry.build('associative_mlp', facts, dim=d, width=m).verify().accuracy == 1
   width = smallest(exact)
-  yield tell | {'width': width} | ours('associative_mlp', facts, dim=d, width=width)
+  yield fields | {'width': width} | ours('associative_mlp', facts, dim=d, width=width)
   yield from (ours(name, facts) for name in ('keyvalue', 'selector'))
 
 
@@ -217,18 +217,18 @@ def _seeded(run: Callable[..., dict], seed: int, width: int, **options) -> dict:
   return run(m=width, seed=seed, **options)
 
 
-def _right(build: Callable[..., dict], width: int) -> bool:
+def _succeeds(build: Callable[..., dict], width: int) -> bool:
   return build(width=width)['success']
 
 
 def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
   """The most facts that an MLP with d = F holds, by their search and by ours with their rule, for one seed."""
-  take, commit = checkout(preset.nichani, 'mlp_sweep')
-  sweep, RNG = take('mlp_sweep').binary_sweep, take('util').RNG
+  load, commit = checkout(preset.nichani, 'mlp_sweep')
+  sweep, RNG = load('mlp_sweep').binary_sweep, load('util').RNG
   for d in preset.dims:
     found = timed(functools.partial(sweep, d, d, d, d * d, [3e-2], RNG(seed), None, False))
     holds = functools.partial(_learns, mlp_memory.Recipe(d, d), seed)
-    own = timed(functools.partial(most, holds, d, d * d))
+    own = timed(functools.partial(largest, holds, d, d * d))
     for side, (n, seconds) in {'theirs': found, 'ours': own}.items():
       yield {'side': side, 'model': 'trained MLP', 'subjects': n, 'relations': 1, 'dim': d, 'width': d,
              'parameters': d * d * 2 + d, 'tables': 2 * n * d, 'bits': n * math.log2(n), **seconds,
@@ -240,7 +240,7 @@ def _learns(recipe: mlp_memory.Recipe, seed: int, facts: int) -> bool:
   return bool(best[0] >= recipe.target)
 
 
-def most(holds: Callable[[int], bool], low: int, high: int) -> int:
+def largest(holds: Callable[[int], bool], low: int, high: int) -> int:
   """As in their search: bisection, to within one in a hundred."""
   while high / low > 1.01 and high - low > 1:
     low, high = (half, high) if holds(half := (low + high) // 2) else (low, half)
@@ -279,19 +279,19 @@ def expect(table):
   """Bits per parameter, tables counted and not, and CPU seconds; the most subjects within a minute of CPU time."""
   for row in table.to_dict('records'):
     size = f'N={row["subjects"]:,.0f}, R={row["relations"]:.0f}'
-    beside = {'without tables': row['bits'] / row['parameters'], 'accuracy': row['accuracy'],
+    controls = {'without tables': row['bits'] / row['parameters'], 'accuracy': row['accuracy'],
               'parameters': row['parameters'] + row['tables'], 'CPU seconds': row['cpu_seconds']}  # fmt: skip
-    what = f'{row["measurement"]}, {row["side"]}: {row["model"]}, {size}: bits a parameter'
+    what = f'{row["measurement"]}, {row["side"]}: {row["model"]}, {size}: bits per parameter'
     value = row['bits'] / (row['parameters'] + row['tables'])
-    yield Finding(what, value, *statistics.NONE, seeds=1, controls=beside)
+    yield Finding(what, value, *statistics.NO_INTERVAL, seeds=1, controls=controls)
   tried = statistics.select(table, measurement='tracr')
   for (side, model), rows in statistics.groups(tried, 'side', 'model'):
-    what = f'tracr, {side}: {model}: most subjects in a minute, of those tried'
-    yield Finding(what, float(rows['subjects'].max()), *statistics.NONE, seeds=1)
+    what = f'tracr, {side}: {model}: largest N tried that takes less than a minute'
+    yield Finding(what, float(rows['subjects'].max()), *statistics.NO_INTERVAL, seeds=1)
 
 
 STUDY = Study(
-  name='published', title='geomem beside published code', measure=measure, expect=expect,
+  name='published', title='geomem compared with published code', measure=measure, expect=expect,
   presets={
     'smoke': Preset(subjects=(8,), dim=16, facts=32, dims=(4,)), 'laptop': Preset(),
     'full': Preset(subjects=tuple(2**i for i in range(3, 17)), dims=(8, 11, 16)),

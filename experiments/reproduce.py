@@ -33,7 +33,7 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 from geomem.saved import runs
 
-MOST_AT_ONCE = 4  # they take as many gigabytes, or more
+MAX_PARALLEL = 4  # they take as many gigabytes, or more
 Cores = set[int] | None  # None: all
 
 
@@ -116,7 +116,7 @@ def partition_cores(scale: str) -> list[Cores]:
   if subprocess.run(ask, capture_output=True, text=True).stdout.strip() != 'cpu':
     return [None]
   cores = sorted(os.sched_getaffinity(0))
-  count = min(MOST_AT_ONCE, len(cores))
+  count = min(MAX_PARALLEL, len(cores))
   return [set(cores[i::count]) for i in range(count)]
 
 
@@ -178,7 +178,7 @@ def measure(
   return failed
 
 
-def leave_when_told():
+def exit_on_signal():
   """Make a signal to end, or a closed terminal, end this process as an error does, and with it what it has started."""
   for number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -193,7 +193,7 @@ def main(options: Options):
     ]
     print(render.table(rows))
     return
-  leave_when_told()
+  exit_on_signal()
   folder, asked = cli.writable(options.workdir) / options.scale, chosen(options.only)
   failed = measure(asked, options.scale, folder, partition_cores(options.scale), options.again)
   for path in report.write(folder, options.scale, report.gather(folder, options.scale)):

@@ -39,9 +39,10 @@ ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 OTHERS, SHARED, SHUFFLED, DIRECTION = (
   'other attributes alone', 'one map for all relations', 'shuffled facts', 'random direction',
 )  # fmt: skip
-REFIT = 'fitted to the other half of them'
+REFIT = 'fitted to the other half of them'  # in the records; as shown:
+OTHER_HALF = 'maps fitted to their other half'
 MAPS = 'fitted maps', 'calibrated maps', 'maps through the model'
-ON = 'embedding', 'reconstruction'
+EMBEDDING_KINDS = 'embedding', 'reconstruction'
 WIDE = 'random weights, wide'
 CONTROLS = 'untrained', 'random weights', WIDE, 'associative'
 NAMES = 'model', 'relations', 'unembedding', 'answer_dim'  # the fields that distinguish cases
@@ -197,8 +198,8 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
   arms: dict[tuple, tuple] = {}
   for maps, e_hat_SxD, own in zip(MAPS, rebuilt, vectors, strict=True):
     arms |= {
-      (f', {maps}, {ON[0]}', 1.0): (e_SxD, own),
-      (f', {maps}, {ON[1]}', 1.0): (e_hat_SxD, own),
+      (f', {maps}, {EMBEDDING_KINDS[0]}', 1.0): (e_SxD, own),
+      (f', {maps}, {EMBEDDING_KINDS[1]}', 1.0): (e_hat_SxD, own),
     }
   for control, some in (('', vectors[-1]), (f'|{DIRECTION}', random)):
     arms |= {(control, alpha): (e_SxD, alpha * some) for alpha in ALPHAS}
@@ -227,13 +228,13 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
   inputs, hidden_NxRxF = intervene.mlp_activations(config, params, e_NxD[:FRESH])
   units = intervene.unit_selectivity(hidden_NxRxF)
   own_F, held = units['own'], (config, params, e_SxD, targets_SxR)
-  cut = lambda owner_F: intervene.accuracy_without_units(*held, owner_F)
+  cut = lambda owner_F: intervene.ablated_accuracy(*held, owner_F)
   keep = lambda owner_F: intervene.accuracy_with_own_units_only(*held, owner_F)
   shuffled_F, nobody_F = jax.random.permutation(key, own_F), jnp.full_like(own_F, config.relations)
   owners = jnp.stack([own_F, shuffled_F, nobody_F])
-  without_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)
+  ablated_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)
   # `nobody_F` assigns no unit to any relation: none is ablated (whole), and none is kept (floor).
-  whole_R, floor_R = without_TxRxR[2, 0], only_TxR[2]
+  whole_R, floor_R = ablated_TxRxR[2, 0], only_TxR[2]
   counts_R = whole_R - floor_R >= 0.1
   part = lambda right_R: (right_R - floor_R) / jnp.where(counts_R, whole_R - floor_R, 1.0)
   mean = lambda part_R: (
@@ -251,9 +252,9 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
     'patched_accuracy': patched[0], f'patched_accuracy|{DIRECTION}': patched[1],
   }  # fmt: skip
   for i, arm in enumerate(('', '|random units')):
-    others_R = jnp.mean(without_TxRxR[i], axis=0, where=others_RxR)  # rows: the ablated relation
+    others_R = jnp.mean(ablated_TxRxR[i], axis=0, where=others_RxR)  # rows: the ablated relation
     found[f'own_units_keep{arm}'] = mean(part(only_TxR[i]))
-    found[f'own_units_lose{arm}'] = mean(1 - part(jnp.diagonal(without_TxRxR[i])))
+    found[f'own_units_lose{arm}'] = mean(1 - part(jnp.diagonal(ablated_TxRxR[i])))
     found[f'other_units_lose{arm}'] = mean(1 - part(others_R))
   return found
 
@@ -276,25 +277,25 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
 
 LINEAR = OTHERS, SHARED, SHUFFLED
 MEASURED: tuple = (  # claim, measurement, label, lower bound, controls on the same model
-  (2, 'fresh_superposition_r2', 'superposition, R² of fresh subjects', 0.75, LINEAR),
-  (2, 'own_superposition_r2', 'superposition, R² of its own subjects, held out', None, LINEAR),
-  (2, f'fresh, {REFIT}_superposition_r2', f'superposition, R² of fresh subjects, {REFIT}', None, ()),
-  (3, 'fresh_probe_accuracy', 'linear readout of fresh subjects', 0.95, LINEAR),
-  (3, 'own_probe_accuracy', 'linear readout of its own subjects, held out', None, LINEAR),
-  (3, f'fresh, {REFIT}_probe_accuracy', f'linear readout of fresh subjects, {REFIT}', None, ()),
-  (4, 'flipped, maps through the model, embedding', 'swaps at α = 1 that flip the answer', 0.95, ()),
-  (4, 'kept, maps through the model, embedding', 'other answers kept at α = 1', 0.99, ()),
-  (4, 'relation_selectivity', 'units keep to one relation', None, ()),
-  (4, 'without_units', 'right without any hidden unit', None, ()),
-  (4, 'own_units_keep', 'of what the MLP does for a relation, kept by its own units alone', None, ('random units',)),
-  (4, 'own_units_lose', 'of what the MLP does for a relation, lost without its own units', None, ('random units',)),
-  (4, 'other_units_lose', "of what the MLP does for a relation, lost without another's units", None, ('random units',)),
-  (4, 'patched_accuracy', 'relation patched, its answer given', None, (DIRECTION,)),
-  (5, 'reconstruction answered, fitted maps', 'new facts answered zero-shot (a), fitted maps', 0.95, ()),
-  (5, 'reconstruction answered, calibrated maps', 'new facts answered zero-shot, calibrated maps', None, ()),
-  (5, 'reconstruction answered, maps through the model', 'new facts answered (b), maps through the model', None, ()),
-  (5, 'old_tuples', 'old tuples of held-out subjects answered zero-shot', None, ()),
-  (5, 'memorised', 'memorised: held-out old tuples less new ones', None, ()),
+  (2, 'fresh_superposition_r2', 'superposition R², fresh subjects', 0.75, LINEAR),
+  (2, 'own_superposition_r2', 'superposition R², own subjects held out', None, LINEAR),
+  (2, f'fresh, {REFIT}_superposition_r2', f'superposition R², fresh subjects, {OTHER_HALF}', None, ()),
+  (3, 'fresh_probe_accuracy', 'linear readout accuracy, fresh subjects', 0.95, LINEAR),
+  (3, 'own_probe_accuracy', 'linear readout accuracy, own subjects held out', None, LINEAR),
+  (3, f'fresh, {REFIT}_probe_accuracy', f'linear readout accuracy, fresh subjects, {OTHER_HALF}', None, ()),
+  (4, 'flipped, maps through the model, embedding', 'answers flipped by swaps at α = 1', 0.95, ()),
+  (4, 'kept, maps through the model, embedding', 'other answers kept by swaps at α = 1', 0.99, ()),
+  (4, 'relation_selectivity', 'relation selectivity of hidden units', None, ()),
+  (4, 'without_units', 'accuracy with all hidden units ablated', None, ()),
+  (4, 'own_units_keep', "fraction of the MLP's accuracy gain kept by own units alone", None, ('random units',)),
+  (4, 'own_units_lose', "fraction of the MLP's accuracy gain lost without own units", None, ('random units',)),
+  (4, 'other_units_lose', "fraction of the MLP's accuracy gain lost without another relation's units", None, ('random units',)),
+  (4, 'patched_accuracy', 'another relation patched in: its answer given', None, (DIRECTION,)),
+  (5, 'reconstruction answered, fitted maps', 'zero-shot accuracy on new facts (a), fitted maps', 0.95, ()),
+  (5, 'reconstruction answered, calibrated maps', 'zero-shot accuracy on new facts, calibrated maps', None, ()),
+  (5, 'reconstruction answered, maps through the model', 'zero-shot accuracy on new facts (b), maps through the model', None, ()),
+  (5, 'old_tuples', 'zero-shot accuracy on old tuples of held-out subjects', None, ()),
+  (5, 'memorised', 'memorised: accuracy on held-out old tuples minus new ones', None, ()),
 )  # fmt: skip
 DECISIVE = tuple(f'N = 2,048, R = {r}' for r in (2, 4, 8))  # the sizes that decide the claims
 MARGIN = 0.3  # by which R² must exceed its controls
@@ -302,12 +303,12 @@ PERFECT = {  # scores of a constructed model, by claim, with fresh subjects as i
   2: ('accuracy', 'fresh_accuracy', *(f'{where}_superposition_r2' for where in ('fresh', 'own'))),
   3: ('own_probe_accuracy', 'fresh_probe_accuracy'),
   4: ('relation_selectivity', 'own_units_keep', 'own_units_lose', 'patched_accuracy',
-      *(f'{name}, {maps}, {on}' for name in ('flipped', 'kept', 'all swapped') for maps in MAPS for on in ON)),
+      *(f'{name}, {maps}, {on}' for name in ('flipped', 'kept', 'all swapped') for maps in MAPS for on in EMBEDDING_KINDS)),
   5: ('old_tuples', *(f'reconstruction answered, {maps}' for maps in MAPS)),
 }  # fmt: skip
 LEARNED = (
-  ('learned_accuracy', 'right answers', 0.99), ('learned_probe_accuracy', 'linear readout', 0.99),
-  ('learned_superposition_r2', 'superposition, R²', None),
+  ('learned_accuracy', 'accuracy', 0.99), ('learned_probe_accuracy', 'linear readout accuracy', 0.99),
+  ('learned_superposition_r2', 'superposition R²', None),
 )  # fmt: skip
 
 
@@ -325,24 +326,24 @@ def expect(table):
   of as many relations as controls."""
   for text, rows, claimed in cases(table):
     relations, fixed = rows['relations'].iloc[0], rows['unembedding'].iloc[0] == 'fixed'
-    beside = {name: select(table, model=name, relations=relations) for name in CONTROLS}
+    control_rows = {name: select(table, model=name, relations=relations) for name in CONTROLS}
     for measurement, words in (
-      ('accuracy', 'right answers'),
-      ('fresh_accuracy', 'fresh subjects answered once they are learned'),
+      ('accuracy', 'accuracy'),
+      ('fresh_accuracy', 'accuracy on fresh subjects, embeddings learned'),
     ):
       learned = values(rows, measurement=measurement)
-      beside_it: Any = {
-        name: values(some, measurement=measurement) for name, some in beside.items()
+      accuracies: Any = {
+        name: values(some, measurement=measurement) for name, some in control_rows.items()
       }
       least = 0.99 if claimed else None
-      yield from over_seeds(f'{text}: {words}', learned, least, check=True, **beside_it)
+      yield from over_seeds(f'{text}: {words}', learned, least, check=True, **accuracies)
     for claim, measurement, words, bound, names in MEASURED:
       of = functools.partial(values, measurement=measurement, alpha=None)
       own, at_least = of(rows, control=None), bound if claimed else None
       decides = at_least is not None and text.startswith(DECISIVE) and (fixed or claim == 3)
       about: Any = {'claim': f'Claim {claim}', 'primary': decides}
       controls: Any = {name: of(rows, control=name) for name in names}
-      controls |= {name: of(some, control=None) for name, some in beside.items()}
+      controls |= {name: of(some, control=None) for name, some in control_rows.items()}
       if bound and claim == 4:  # random directions of the same lengths
         what = measurement.partition(',')[0]
         controls[DIRECTION] = values(rows, measurement=what, alpha=1.0, control=DIRECTION)
@@ -355,43 +356,50 @@ def expect(table):
         above = np.subtract(own, np.maximum(reached, 0)).tolist()
         least = MARGIN if claimed and name != 'random weights' else None
         counts = about | {'primary': decides and least is not None}
-        yield from over_seeds(f'{text}: {words}, above {name}', above, least, **counts)
-    for maps, on in itertools.product(MAPS, ON):
+        yield from over_seeds(f'{text}: {words}, margin over {name}', above, least, **counts)
+    for maps, on in itertools.product(MAPS, EMBEDDING_KINDS):
       swaps = lambda rows, what, arm=f'{maps}, {on}': values(rows, measurement=f'{what}, {arm}')
-      controls = {'others kept': swaps(rows, 'kept'), 'all at once': swaps(rows, 'all swapped')}
-      controls |= {f'{name} flips': swaps(some, 'flipped') for name, some in beside.items()}
-      what = f'{text}: swaps at α = 1 that flip, {maps}, on the {on}'
+      controls = {
+        'others kept': swaps(rows, 'kept'),
+        'all swapped at once': swaps(rows, 'all swapped'),
+      }
+      controls |= {name: swaps(some, 'flipped') for name, some in control_rows.items()}
+      what = f'{text}: answers flipped at α = 1, {maps}, on the {on}'
       yield from over_seeds(what, swaps(rows, 'flipped'), claim='Claim 4', **controls)
-    yield from _generalised(text, rows, beside)
+    yield from _generalised(text, rows, control_rows)
   yield from _passed(table)
   memory = select(table, model='associative', measurement='accuracy')
   for (relations, width), rows in groups(memory, 'relations', 'width'):
-    text = f'associative memory, R = {relations}, F = {width:,}: right answers'
+    text = f'associative memory, R = {relations}, F = {width:,}: accuracy'
     yield from over_seeds(text, rows['value'].tolist(), 0.99, check=True)
   built = select(table, model='constructed', control=None)
   for claim, names in PERFECT.items():
     worst = built[built['measurement'].isin(names)].groupby('seed')['value'].min().tolist()
-    yield from over_seeds(f'constructed: the worst score, claim {claim}', worst, 0.999, check=True)
+    yield from over_seeds(f'constructed: lowest score, claim {claim}', worst, 0.999, check=True)
   for (relations,), rows in groups(built, 'relations'):
     for name, words, least in LEARNED:
       what = f'R = {relations}: embeddings learned through the constructed selector: {words}'
       yield from over_seeds(what, values(rows, measurement=name), least, check=True)
 
 
-def _generalised(text: str, rows, beside: dict):
+def _generalised(text: str, rows, control_rows: dict):
   """R² extrapolated to maps fitted to ever more subjects, and unit selectivity rescaled so that
   untrained models score 0 and perfect selectivity 1."""
   of = functools.partial(values, rows, control=None)
   half, whole = (of(measurement=f'fresh of {part:g}_superposition_r2') for part in FRACTIONS[-2:])
   more = (2 * np.array(whole) - half).tolist()
-  what = f'{text}: superposition, R² of fresh subjects, extrapolated to maps of ever more subjects'
+  what = (
+    f'{text}: superposition R², fresh subjects, extrapolated to infinitely many fitted subjects'
+  )
   yield from over_seeds(what, more, claim='Claim 2')
-  chance = values(beside['untrained'], measurement='relation_selectivity')
+  chance = values(control_rows['untrained'], measurement='relation_selectivity')
   if chance:
     own = np.array(of(measurement='relation_selectivity'))
     above = ((own - np.mean(chance)) / (1 - np.mean(chance))).tolist()
     yield from over_seeds(
-      f'{text}: units keep to one relation, above untrained ones', above, claim='Claim 4'
+      f'{text}: relation selectivity of hidden units, rescaled (untrained: 0)',
+      above,
+      claim='Claim 4',
     )
 
 
@@ -403,7 +411,7 @@ def _passed(table):
     for (n, r), rows in groups(select(table, model=name, control=None), 'subjects', 'relations'):
       bounds = [(measurement, bound) for own, measurement, bound in decisive if own == claim]
       parts = [np.divide(values(rows, measurement=m), bound) for m, bound in bounds]
-      what = f'N = {n:,}, R = {r}, {name}: the least primary outcome of claim {claim} / its bound'
+      what = f'N = {n:,}, R = {r}, {name}: claim {claim}, smallest outcome / its bound'
       yield from over_seeds(
         what, np.min(parts, axis=0).tolist(), at_most=1.0, claim=f'Claim {claim}'
       )
@@ -434,9 +442,9 @@ def _legend(figure, axes, **options):
 
 
 SHOWN = {  # claim: (its decisive measurement, axis label)
-  2: ('fresh_superposition_r2', '$R^2$ of fresh subjects'),
-  3: ('fresh_probe_accuracy', 'linear readout of fresh subjects'),
-  5: ('reconstruction answered, fitted maps', 'new facts answered zero-shot'),
+  2: ('fresh_superposition_r2', '$R^2$, fresh subjects'),
+  3: ('fresh_probe_accuracy', 'linear readout, fresh subjects'),
+  5: ('reconstruction answered, fitted maps', 'zero-shot accuracy on new facts'),
 }
 
 
@@ -456,7 +464,8 @@ def plot(table):
         some = select(rows, measurement=measurement, control=None)
         plotting.spread(swaps, some, 'alpha', i, linestyle=line)
     swaps.set(
-      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$', ylabel='flipped (full), others kept (dotted)'
+      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$',
+      ylabel='flipped (solid), others kept (dotted)',
     )
     swaps.set(title=f'claim 4, R = {relations}')
   _legend(figure, panels[:, 0], ncols=7)
@@ -495,10 +504,10 @@ def details(table):
       )
       units.plot(*own, marker, color=color, alpha=0.6, label=name)
     curve.set(
-      xlabel='subjects that maps are fitted to', ylabel='$R^2$ of fresh subjects', ylim=(-0.3, 1.02)
+      xlabel='subjects used to fit the maps', ylabel='$R^2$, fresh subjects', ylim=(-0.3, 1.02)
     )
     curve.set(title=f'R = {relations}')
-    units.set(xlabel='of the MLP’s part, lost without own units', ylabel='kept by own units alone')
+    units.set(xlabel='MLP’s gain lost without own units', ylabel='kept by own units alone')
     units.set(xlim=(-0.3, 1.3), ylim=(-0.3, 1.3))
   _legend(figure, panels[1], ncols=3 + len(every))
   return figure
@@ -515,16 +524,16 @@ STUDY = Study(
   terms='Fresh subjects: subjects that the model never saw. The model is frozen, and they learn only their embeddings, by '
   'the recipe that trained it; maps are fitted to the model’s own subjects and judged on the fresh ones. Other '
   'attributes alone: each attribute’s vector as a linear map predicts it from the subject’s other attributes, '
-  'without looking at the embedding. A swap moves an embedding, or its reconstruction, by M_r(u_a′ − u_a); all at '
-  'once: the swaps of all relations together. Maps are fitted (ridge), calibrated (each rescaled to the length that '
+  'without looking at the embedding; in a margin over a control, a negative R² counts as 0. A swap moves an embedding, or its reconstruction, by M_r(u_a′ − u_a); all '
+  'swapped at once: the swaps of all relations together. Maps are fitted (ridge), calibrated (each rescaled to the length that '
   'held-out subjects support) or trained through the frozen model on random attributes. A unit’s own relation is '
-  'the one for which it fires most; what the MLP does for a relation: the accuracy that it adds to that without any '
-  'hidden unit. Random weights: embeddings trained, everything else as initialized; wide: several times the width '
+  'the one for which it fires most; the MLP’s accuracy gain: what it adds to a relation’s accuracy with all '
+  'hidden units ablated. Random weights: embeddings trained, everything else as initialized; wide: several times the width '
   'and the hidden units. Associative: embeddings fixed, everything else trained. Plain AdamW: the recipe’s weight '
   'decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as '
   'wide as the model, and none of the recipe’s other parts. Unembedding trained: the answers’ vectors are trained, '
-  f'their projection into the model is not. {REFIT[0].upper()}{REFIT[1:]}: maps fitted to one half of the fresh '
-  'subjects; where maps of the model’s own subjects say nothing, as with fixed embeddings, these maps may. '
+  f'their projection into the model is not. {OTHER_HALF[0].upper()}{OTHER_HALF[1:]}: fitted to one half of the fresh '
+  'subjects and judged on the other; where maps of the model’s own subjects say nothing, as with fixed embeddings, these maps may. '
   'Zero-shot (a): new facts whose embeddings are sums of linear maps of their attributes’ vectors, with maps fitted '
   'to the old embeddings; (b): with maps trained through the frozen model. Memorised: with maps fitted to three '
   'quarters of the subjects, the accuracy on the old tuples of the remaining ones less that on other tuples of the '

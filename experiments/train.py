@@ -131,7 +131,7 @@ def main(options: Options):
   machine.one_device_per_core()
   join(options)
   config, recipe = configure(options)
-  folder = hosts.by_first(cli.writable)(options.workdir)
+  folder = hosts.on_first_process(cli.writable)(options.workdir)
   seeds = cli.seeds(options.seed, options.seeds)
   facts = {s: Facts.bijections(config.subjects, config.relations, s) for s in seeds}
   tasks = [
@@ -152,8 +152,8 @@ def main(options: Options):
   with training('train', folder, about, options.save_seconds, options.profile) as trainer:
     train = lambda: trainer.run_to_end(batched.fit, sweep, states)
     table = tabulate(sweep, trainer.cached(lambda: outcome(*train())))
-    hosts.by_first(records.write)(folder / records.FILE, Records(about, table))
-  if hosts.first():
+    hosts.on_first_process(records.write)(folder / records.FILE, Records(about, table))
+  if hosts.is_first():
     print(render.table(summary(table)))
     print(f'records: {folder / records.FILE}, curves: {folder / "metrics.jsonl"}')
 

@@ -35,31 +35,32 @@ NEW = 256  # subjects with new facts
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # fractions of the subjects to which the maps of (a) are fitted
 CONTROLS = ('untrained', 'random weights', 'associative')
 ARMS = {
-  'old_maps': '(a) maps of the old facts', 'fitted_maps': '(b) maps fitted through the model',
-  'learned_embeddings': '(c) embeddings trained', 'memorised': 'memorised: held-out old tuples less new ones',
+  'old_maps': '(a) accuracy on new facts, fitted maps', 'fitted_maps': '(b) accuracy on new facts, maps through the model',
+  'learned_embeddings': '(c) accuracy on new facts, embeddings trained',
+  'memorised': 'memorised: accuracy on held-out old tuples minus new ones',
 }  # fmt: skip
-WORDS = {  # labels of the fields that distinguish cases
+LABELS = {  # labels of the fields that distinguish cases
   'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}', 'width': 'F = {:,}',
-  'answer_dim': 'answers of {} dimensions', 'label_smoothing': 'label smoothing = {:g}',
-  'weight_decay': 'decay = {:g}', 'embedding_lr_multiplier': 'lr multiplier = {:g}',
+  'answer_dim': 'answer vectors of {} dimensions', 'label_smoothing': 'label smoothing = {:g}',
+  'weight_decay': 'weight decay = {:g}', 'embedding_lr_multiplier': 'lr multiplier = {:g}',
   'embedding_decay_multiplier': 'decay multiplier = {}', 'noise': 'noise = {:g}',
   'unembedding': 'unembedding {}', 'attention': 'attention {}',
 }  # fmt: skip
-NAMES = tuple(WORDS)
-LOST = 0.05  # the drop that counts when a part is removed
-TOGETHER = 'old_maps', 'probe_accuracy', 'swapped'  # scores that are high in a geometric memory
+FIELDS = tuple(LABELS)
+MIN_DROP = 0.05  # the drop that counts when a part is removed
+GEOMETRIC = 'old_maps', 'probe_accuracy', 'swapped'  # scores that are high in a geometric memory
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
   """`first`: the sizes of the first case. Every other case makes one of the `changes`, or all
-  changes of `together`. `memory_width`: F of the associative memory that is added as a control; 0:
+  changes of `combined`. `memory_width`: F of the associative memory that is added as a control; 0:
   none. `map_steps`: steps in which (b) fits its maps.
   """
 
   first: dict[str, Any]
   changes: dict[str, tuple] = dataclasses.field(default_factory=dict)
-  together: dict[str, Any] = dataclasses.field(default_factory=dict)
+  combined: dict[str, Any] = dataclasses.field(default_factory=dict)
   memory_width: int = 0
   map_steps: int
   seeds: int
@@ -70,33 +71,33 @@ class Preset:
     yield first
     for name, others in self.changes.items():
       yield from (dataclasses.replace(first, **{name: other}) for other in others)
-    if self.together:
-      yield dataclasses.replace(first, **self.together)
+    if self.combined:
+      yield dataclasses.replace(first, **self.combined)
     if self.memory_width:
       yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
 
 
-BESIDE = {'model': ('untrained', 'random weights', 'constructed')}
-WITHOUT = {  # each entry removes one part of the recipe
+CONTROL_KINDS = {'model': ('untrained', 'random weights', 'constructed')}
+ABLATIONS = {  # each entry removes one part of the recipe
   'answer_dim': (None, 32), 'label_smoothing': (0.0,), 'weight_decay': (0.0,), 'embedding_lr_multiplier': (1.0,),
   'embedding_decay_multiplier': (0.0,), 'noise': (0.0,), 'attention': ('trained',), 'unembedding': ('trained',),
 }  # fmt: skip
 # R = 8 needed neither of these two parts, so the bound is also stated without both, for R = 2, 4 and 8.
 SIMPLER: dict[str, Any] = {'noise': 0.0, 'unembedding': 'trained'}
 PRESETS = {
-  'smoke': Preset(first=sizes(32, 2, 8, 300), changes=BESIDE, memory_width=64, map_steps=10, seeds=1),
+  'smoke': Preset(first=sizes(32, 2, 8, 300), changes=CONTROL_KINDS, memory_width=64, map_steps=10, seeds=1),
   'laptop': Preset(
-    first=sizes(256, 2, 64, 1000), changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | BESIDE,
+    first=sizes(256, 2, 64, 1000), changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | CONTROL_KINDS,
     memory_width=256, map_steps=200, seeds=5,
   ),
   'full': {  # at R = 8, where every part is expected to matter
-    'recipe': Preset(first=sizes(1024, 8, 256, 1000), changes=WITHOUT, map_steps=300, seeds=4),
+    'recipe': Preset(first=sizes(1024, 8, 256, 1000), changes=ABLATIONS, map_steps=300, seeds=4),
     'units': Preset(
-      first=sizes(1024, 8, 256, 1000), changes={'width': (64, 512)} | BESIDE, together=SIMPLER, memory_width=1024,
+      first=sizes(1024, 8, 256, 1000), changes={'width': (64, 512)} | CONTROL_KINDS, combined=SIMPLER, memory_width=1024,
       map_steps=300, seeds=4,
     ),
     **{
-      f'R{relations}': Preset(first=sizes(1024, relations, 256, 1000), together=SIMPLER, map_steps=300, seeds=4)
+      f'R{relations}': Preset(first=sizes(1024, relations, 256, 1000), combined=SIMPLER, map_steps=300, seeds=4)
       for relations in (2, 4)
     },
     'subjects': Preset(first=sizes(512, 8, 128, 1000), changes={'width': (64, 512)}, map_steps=300, seeds=4),
@@ -133,7 +134,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   return records
 
 
-def plain(value):
+def display(value):
   """A value as displayed: None as 'all', and whole floats as integers, because pandas stores
   integers as floats in a column with missing values."""
   if value is None:
@@ -145,12 +146,12 @@ def cases(table):
   """Yields every case as (its fields, those that differ from the first case of its size,
   description, rows)."""
   firsts: dict[tuple, dict] = {}
-  table = table.drop_duplicates([*NAMES, 'measurement', 'seed'])  # parts share their first case
-  for keys, rows in groups(table, *NAMES):
-    case = dict(zip(NAMES, keys, strict=True))
+  table = table.drop_duplicates([*FIELDS, 'measurement', 'seed'])  # parts share their first case
+  for keys, rows in groups(table, *FIELDS):
+    case = dict(zip(FIELDS, keys, strict=True))
     first = firsts.setdefault((case['relations'], case['subjects']), case)
-    differs = [name for name in NAMES if case[name] != first[name]]
-    words = {name: WORDS[name].format(plain(value)) for name, value in case.items()}
+    differs = [name for name in FIELDS if case[name] != first[name]]
+    words = {name: LABELS[name].format(display(value)) for name, value in case.items()}
     size = f'{words["subjects"]}, {words["relations"]}'
     if case is first:
       text = ', '.join(words[name] for name in ('subjects', 'relations', 'dim', 'width'))
@@ -164,7 +165,7 @@ def cases(table):
 def expect(table):
   """Zero-shot transfer in every case. It is expected at R = 8 with the whole recipe, and for every
   R without the two parts of `SIMPLER`; at R = 8 removing any one part is expected to cost at least
-  `LOST`.
+  `MIN_DROP`.
   """
   best: dict[int, np.ndarray] = {}
   for case, differs, text, rows in cases(table):
@@ -172,25 +173,25 @@ def expect(table):
     whole = first and case['relations'] == 8
     right = values(rows, measurement='accuracy')
     learned = 0.99 if first or built else None
-    yield from over_seeds(f'{text}: right on the facts learned', right, learned, check=True)
+    yield from over_seeds(f'{text}: accuracy on trained facts', right, learned, check=True)
     for name, arm in ARMS.items():
-      beside = select(
+      control_rows = select(
         table, measurement=name, relations=case['relations'], subjects=case['subjects']
       )
-      controls: Any = {kind: values(beside, model=kind) for kind in CONTROLS} if first else {}
+      controls: Any = {kind: values(control_rows, model=kind) for kind in CONTROLS} if first else {}
       exact = 0.999 if built and name != 'memorised' else None
       own = values(rows, measurement=name)
       yield from over_seeds(f'{text}: {arm}', own, exact, check=built, **controls)
-    least = np.min([values(rows, measurement=name) for name in TOGETHER], axis=0).tolist()
-    without = case['relations'] == 8 and len(differs) == 1 and differs[0] in WITHOUT
-    what = f'{text}: the least of (a), fresh readout and swaps'
+    least = np.min([values(rows, measurement=name) for name in GEOMETRIC], axis=0).tolist()
+    ablation = case['relations'] == 8 and len(differs) == 1 and differs[0] in ABLATIONS
+    what = f'{text}: lowest of (a), fresh readout and swaps'
     simpler = {*differs} == {*SIMPLER}
     yield from over_seeds(what, least, 0.95 if whole or simpler else None)
     if whole:
       best[case['subjects']] = np.array(least)
-    if without:  # paired by seed
+    if ablation:  # paired by seed
       lost = (best[case['subjects']] - least).tolist()
-      yield from over_seeds(f'{what}: how much less it is', lost, LOST)
+      yield from over_seeds(f'{what}: drop from the full recipe', lost, MIN_DROP)
 
 
 def plot(table):
@@ -212,7 +213,7 @@ def plot(table):
       left.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
     i = CONTROLS.index(case['model']) if case['model'] in CONTROLS else 3 + bool(differs)
     color, marker = plotting.cycle(i)
-    label = case['model'] if i < 3 else ('recipe', 'recipe, one part changed')[i - 3]
+    label = case['model'] if i < 3 else ('recipe', 'recipe changed, or constructed')[i - 3]
     known = middle.get_legend_handles_labels()[1]
     middle.plot(values(rows, measurement='memorised'), values(rows, measurement='old_maps'), marker, color=color,
                 alpha=0.6, markersize=4, markeredgewidth=0, label=None if label in known else label)  # fmt: skip
@@ -224,11 +225,9 @@ def plot(table):
   left.set_yticks(range(len(texts)), texts, fontsize=6)
   left.set_ylim(len(texts) - 0.4, -0.6)
   left.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
-  left.set(xlabel='right answers on new bijections', xlim=(-0.1, 1.03), title='freeze and swap')
-  middle.set(xlabel='memorised: held-out old tuples less new ones', ylabel='zero-shot (a)')
-  right.set(
-    xlabel='subjects that the maps are fitted to', ylabel='zero-shot (a)', ylim=(-0.03, 1.03)
-  )
+  left.set(xlabel='accuracy on new bijections', xlim=(-0.1, 1.03), title='frozen models, new facts')
+  middle.set(xlabel='memorised (old minus new tuples)', ylabel='zero-shot (a)')
+  right.set(xlabel='subjects used to fit the maps', ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
   for ax in (left, middle, right):
     plotting.legend(ax)
   return figure
@@ -246,10 +245,10 @@ STUDY = Study(
   'accuracy on the old tuples of the remaining ones less that on other tuples of the same attributes; a model that '
   'answers neither also scores 0. Where a case says “but”, the parts of the recipe that it names are changed and no '
   'others; lr multiplier: a factor on the embeddings’ learning rate and weight decay, decay multiplier: on their '
-  'decay alone, both relative to the rest; answers of all dimensions: the unembedding is as wide as the model, its '
+  'decay alone, both relative to the rest; answer vectors of all dimensions: the unembedding is as wide as the model, its '
   'rows of any length. Random weights: embeddings trained, everything else as initialized. Associative: embeddings '
   'fixed, everything else trained.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*NAMES, 'measurement'), minutes=3,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*FIELDS, 'measurement'), minutes=3,
 )  # fmt: skip
 
 if __name__ == '__main__':

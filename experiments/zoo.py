@@ -28,7 +28,7 @@ import numpy as np
 
 from constructions import registry
 from experiments.harness import cli, depths, instances, machine, records, render
-from experiments.harness.depths import DEPTHS, Hidden
+from experiments.harness.depths import DEPTHS, ZooModel
 from experiments.harness.trainer import Progress
 from geomem import export
 from geomem.errors import InputError
@@ -156,36 +156,36 @@ def write_kind(
     own, seeds = [built[i] for i in group], [sized[i][1] for i in group]
     for i, row in zip(group, depths.at_all_depths(own, seeds, NOISES, STEPS), strict=True):
       size, seed = sized[i]
-      for hidden in row:
-        if not hidden.confirmed and hidden.depth in DEPTHS[:2] and registry.entry(kind.name).exact:
-          raise AssertionError(f'{kind.title}: its truth is not borne out: {hidden.found}')
-        entry = described(kind, size, seed, hidden)
-        if hidden.confirmed:
-          entry['files'] = write(folder, entry['id'], hidden)
-        yield entry, hidden.confirmed
+      for member in row:
+        if not member.confirmed and member.depth in DEPTHS[:2] and registry.entry(kind.name).exact:
+          raise AssertionError(f'{kind.title}: its truth is not borne out: {member.found}')
+        entry = described(kind, size, seed, member)
+        if member.confirmed:
+          entry['files'] = write(folder, entry['id'], member)
+        yield entry, member.confirmed
 
 
-def described(kind: Kind, size: tuple[int, int], seed: int, hidden: Hidden) -> dict[str, Any]:
-  model = hidden.model
+def described(kind: Kind, size: tuple[int, int], seed: int, member: ZooModel) -> dict[str, Any]:
+  model = member.model
   return {
-    'id': kind.identity(size, seed, hidden.depth), 'construction': kind.name, 'options': kind.options,
+    'id': kind.identity(size, seed, member.depth), 'construction': kind.name, 'options': kind.options,
     'subjects': size[0], 'relations': size[1], 'hops': model.hops, 'chain_of_thought': model.chain_of_thought,
-    'seed': seed, 'depth': hidden.depth, 'noise': hidden.noise, 'dim': model.config.dim,
+    'seed': seed, 'depth': member.depth, 'noise': member.noise, 'dim': model.config.dim,
     'parameters': sum(np.size(weight) for weight in jax.tree.leaves(model.params)),
-    'queries': model.queries, 'accuracy': hidden.accuracy, 'min_margin': hidden.min_margin, 'found': hidden.found,
+    'queries': model.queries, 'accuracy': member.accuracy, 'min_margin': member.min_margin, 'found': member.found,
   }  # fmt: skip
 
 
-def write(folder: Path, name: str, hidden: Hidden) -> dict[str, str | None]:
+def write(folder: Path, name: str, member: ZooModel) -> dict[str, str | None]:
   """Write the model and its truth; return the checksums of all files."""
-  place = folder / 'models' / name
-  export.write(place, hidden.model.replace(name=name))
+  target = folder / 'models' / name
+  export.write(target, member.model.replace(name=name))
   truth = folder / 'truth' / f'{name}.json'
   truth.parent.mkdir(parents=True, exist_ok=True)
-  facts = hidden.model.facts.answers_RxN.tolist()
-  known = hidden.truth.plain() if hidden.truth else None
+  facts = member.model.facts.answers_RxN.tolist()
+  known = member.truth.plain() if member.truth else None
   records.write_text(truth, json.dumps({'facts': facts, 'known': known}))
-  files = (place / export.WEIGHTS, place / export.DESCRIPTION, truth)
+  files = (target / export.WEIGHTS, target / export.DESCRIPTION, truth)
   return {path.relative_to(folder).as_posix(): atomic.digest(path) for path in files}
 
 

@@ -33,18 +33,18 @@ def rows_at_once(answers: int) -> int:
 def cross_entropy(
   x_BxD: Array, u_AxD: Array, targets_B: Array, weights_B: Array | None = None,
   in_use_A: Array | None = None, block: int | None = None, precision: str | None = None,
-  mesh: Mesh | None = None, smoothing: float = 0.0, rivals: bool = False,
+  mesh: Mesh | None = None, smoothing: float = 0.0, runner_ups: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
   """Σ_b w_b (log Σ_a exp⟨x_b, u_a⟩ − ⟨x_b, u_target⟩), and Σ_b w_b [the target's logit is strictly largest].
 
-  With `rivals`, the second value is instead, for every row, the answer with the largest logit other
+  With `runner_ups`, the second value is instead, for every row, the answer with the largest logit other
   than the target. The sums over a are over the answers `in_use_A` (default all; for padded models).
   `smoothing`: weight of the uniform distribution over these answers in the smoothed labels.
   Differentiable in x and u; the second value has no gradient. On a `mesh` the rows must divide evenly
   among all devices, and the answers among those along the vocabulary axis.
   """
   rows = _rows(x_BxD, u_AxD, targets_B, weights_B, in_use_A)
-  static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing, rivals
+  static = block or rows_at_once(len(u_AxD)), precision, mesh, smoothing, runner_ups
   return _head(static, x_BxD, u_AxD, rows)
 
 
@@ -79,9 +79,9 @@ def _forward(static, x_BxD, u_AxD, rows):
   return _pass(static, x_BxD, u_AxD, rows, gradients=True)
 
 
-def _backward(static, kept, cotangents):
+def _backward(static, grads, cotangents):
   scale, _ = cotangents
-  return *((scale * g.astype(jnp.float32)).astype(g.dtype) for g in kept), None
+  return *((scale * g.astype(jnp.float32)).astype(g.dtype) for g in grads), None
 
 
 _head.defvjp(_forward, _backward)
@@ -90,14 +90,14 @@ _head.defvjp(_forward, _backward)
 def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
   """(loss, right), and the gradients in x and u or, without `gradients`, which rows are right.
 
-  With `rivals`, every row's rival takes the place of both `right` and the rows that are right.
+  With `runner_ups`, every row's runner-up takes the place of both `right` and the rows that are right.
   """
-  block, precision, mesh, smoothing, rivals = static
+  block, precision, mesh, smoothing, runner_ups = static
   if mesh is None:
-    about = block, precision, False, smoothing, rivals, gradients
+    about = block, precision, False, smoothing, runner_ups, gradients
     return _per_device(*about, x_BxD, u_AxD, rows)
-  if rivals:
-    raise InputError('rivals=True is not supported on a mesh')
+  if runner_ups:
+    raise InputError('runner_ups=True is not supported on a mesh')
   per_device_block = max(1, block // mesh.shape[VOCABULARY])
   return jax.shard_map(
     functools.partial(_per_device, per_device_block, precision, True, smoothing, False, gradients),
@@ -108,7 +108,7 @@ def _pass(static, x_BxD, u_AxD, rows, gradients: bool):
   )(x_BxD, u_AxD, rows)
 
 
-def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, u_AxD, rows):
+def _per_device(block, precision, sharded, smoothing, runner_ups, gradients, x_BxD, u_AxD, rows):
   """One device's part of `_pass`, block by block."""
   targets_B, weights_B, in_use_A = rows
   dot = functools.partial(product, precision=precision)
@@ -120,7 +120,7 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
   u32_AxD = u_AxD.astype(jnp.float32)
   if smoothing:  # the label's mass on every answer in use
     count_in_use = add(jnp.sum(in_use_A, dtype=jnp.float32))
-    part_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
+    smoothing_A = jnp.where(in_use_A, smoothing / count_in_use, 0.0)
 
   def step(carry, xs):
     loss, right, du_DxA = carry
@@ -128,32 +128,32 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
     target_S, row_S = target_S - first, jnp.arange(len(target_S))
     logits_SxA = dot('sd,ad->sa', x_SxD, u_AxD)
     logits_SxA = jnp.where(in_use_A[None], logits_SxA, -jnp.inf)
-    own_S = add(_own(logits_SxA, target_S))
+    target_logit_S = add(_target_logits(logits_SxA, target_S))
     top_S = largest(jnp.max(logits_SxA, axis=1))
-    odds_SxA = jnp.exp(logits_SxA - top_S[:, None])
-    sum_S = add(jnp.sum(odds_SxA, axis=1))
-    each_S = jnp.log(sum_S) + top_S - own_S
+    exp_SxA = jnp.exp(logits_SxA - top_S[:, None])
+    sum_S = add(jnp.sum(exp_SxA, axis=1))
+    loss_S = jnp.log(sum_S) + top_S - target_logit_S
     if smoothing:
-      mean_S = add(jnp.sum(jnp.where(in_use_A[None], part_A[None] * logits_SxA, 0.0), axis=1))
-      each_S = each_S + smoothing * own_S - mean_S
-    loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * each_S, 0.0))
-    alone_S = add(jnp.sum(logits_SxA >= own_S[:, None], axis=1, dtype=jnp.int32)) == 1
-    right = right + jnp.sum(jnp.where(alone_S, weight_S, 0.0))
-    rival_S = _rival(logits_SxA, target_S) if rivals else jnp.zeros(0, jnp.int32)
+      mean_S = add(jnp.sum(jnp.where(in_use_A[None], smoothing_A[None] * logits_SxA, 0.0), axis=1))
+      loss_S = loss_S + smoothing * target_logit_S - mean_S
+    loss = loss + jnp.sum(jnp.where(weight_S > 0, weight_S * loss_S, 0.0))
+    right_S = add(jnp.sum(logits_SxA >= target_logit_S[:, None], axis=1, dtype=jnp.int32)) == 1
+    right = right + jnp.sum(jnp.where(right_S, weight_S, 0.0))
+    runner_up_S = _runner_up(logits_SxA, target_S) if runner_ups else jnp.zeros(0, jnp.int32)
     if not gradients:
-      return (loss, right, du_DxA), rival_S if rivals else own_rows(alone_S)
+      return (loss, right, du_DxA), runner_up_S if runner_ups else own_rows(right_S)
     # (p − label) up to a factor per row, which is applied to the narrow arrays instead.
     label_S = (1.0 - smoothing) * sum_S
-    odds_SxA = odds_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
+    dlogits_SxA = exp_SxA.at[row_S, _inside(target_S, count)].add(-label_S, mode='drop')
     if smoothing:
-      odds_SxA = odds_SxA - sum_S[:, None] * part_A[None]
+      dlogits_SxA = dlogits_SxA - sum_S[:, None] * smoothing_A[None]
     scale_Sx1 = (weight_S / sum_S)[:, None]
-    dx_SxD = scale_Sx1 * dot('sa,ad->sd', odds_SxA, u32_AxD)
+    dx_SxD = scale_Sx1 * dot('sa,ad->sd', dlogits_SxA, u32_AxD)
     # Transposed, narrow side first: XLA's CPU matrix products are several times as fast this way.
     x_DxS = jax.lax.optimization_barrier((scale_Sx1 * x_SxD.astype(jnp.float32)).T)
-    du_DxA = du_DxA + dot('ds,sa->da', x_DxS, odds_SxA)
+    du_DxA = du_DxA + dot('ds,sa->da', x_DxS, dlogits_SxA)
     dx_SxD = scatter(dx_SxD)
-    return (loss, right, du_DxA), (dx_SxD.astype(x_BxD.dtype), rival_S)
+    return (loss, right, du_DxA), (dx_SxD.astype(x_BxD.dtype), runner_up_S)
 
   du_DxA = jnp.zeros((dim, count) if gradients else (), jnp.float32)
   start = jnp.float32(0), jnp.float32(0), du_DxA
@@ -161,10 +161,10 @@ def _per_device(block, precision, sharded, smoothing, rivals, gradients, x_BxD, 
   loss, right, du_DxA = jax.tree.map(add_facts, sums)
   join = lambda a: a.reshape(-1, *a.shape[2:])[:total]
   if not gradients:
-    return (loss, join(each) if rivals else right), join(each)
-  dx_BxD, rival_B = map(join, each)
+    return (loss, join(each) if runner_ups else right), join(each)
+  dx_BxD, runner_up_B = map(join, each)
   du_AxD = jax.lax.optimization_barrier(du_DxA).T
-  return (loss, rival_B if rivals else right), (dx_BxD, du_AxD.astype(u_AxD.dtype))
+  return (loss, runner_up_B if runner_ups else right), (dx_BxD, du_AxD.astype(u_AxD.dtype))
 
 
 def _in_blocks(size, a):
@@ -180,14 +180,14 @@ def _reductions(sharded):
   def over(axis, reduce, **how):
     return (lambda a: reduce(a, axis, **how)) if sharded else (lambda a: a)
 
-  def own(a):
+  def own_rows(a):
     count = len(a) // jax.lax.axis_size(VOCABULARY)
     return jax.lax.dynamic_slice_in_dim(a, count * jax.lax.axis_index(VOCABULARY), count)
 
   return (
     over(VOCABULARY, jax.lax.all_gather, tiled=True),
     over(VOCABULARY, jax.lax.psum_scatter, tiled=True),
-    own if sharded else (lambda a: a),
+    own_rows if sharded else (lambda a: a),
     over(VOCABULARY, jax.lax.pmax),
     over(VOCABULARY, jax.lax.psum),
     over(FACTS, jax.lax.psum),
@@ -199,7 +199,7 @@ def _inside(target_S, count):
   return jnp.where((target_S >= 0) & (target_S < count), target_S, count)
 
 
-def _rival(logits_SxA, target_S):
+def _runner_up(logits_SxA, target_S):
   """The answer with the largest logit other than the target's.
 
   Computed by two reductions, for which XLA's CPU backend generates better code than for an argmax.
@@ -210,7 +210,7 @@ def _rival(logits_SxA, target_S):
   return jnp.max(jnp.where(others_SxA == top_Sx1, answer_A[None], 0), axis=1)
 
 
-def _own(logits_SxA, target_S):
+def _target_logits(logits_SxA, target_S):
   """The target's logit; 0 if the target is not among these answers."""
   count = logits_SxA.shape[1]
   here_S = jnp.clip(target_S, 0, count - 1)

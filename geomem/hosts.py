@@ -1,7 +1,7 @@
 """Several processes, on one machine or many, that run the same program on the devices of all.
 
 Every process makes the same calls in the same order; the results are spread over all their devices.
-Only the first process handles files and output: `by_first` runs a function on it alone and sends the
+Only the first process handles files and output: `on_first_process` runs a function on it alone and sends the
 result to the others.
 """
 
@@ -36,7 +36,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
     raise InputError(f'{coordinator}: {processes} processes could not connect: {error}') from error
 
 
-def first() -> bool:
+def is_first() -> bool:
   """Whether this is the process that writes files and output."""
   return jax.process_index() == 0
 
@@ -46,14 +46,14 @@ def processes(devices: Iterable[jax.Device]) -> set[int]:
   return {device.process_index for device in devices}
 
 
-def put(tree: Any, places: Any) -> Any:
-  """Put arrays, which every process holds whole, onto the devices that `places` names for each."""
+def put(tree: Any, shardings: Any) -> Any:
+  """Put arrays, which every process holds whole, onto devices with the sharding given for each."""
   if jax.process_count() == 1:
-    return jax.device_put(tree, places)
-  make = lambda a, place: jax.make_array_from_callback(
-    np.shape(a), place, np.asarray(a).__getitem__
+    return jax.device_put(tree, shardings)
+  make = lambda a, sharding: jax.make_array_from_callback(
+    np.shape(a), sharding, np.asarray(a).__getitem__
   )
-  return jax.tree.map(make, tree, places)
+  return jax.tree.map(make, tree, shardings)
 
 
 def to_host(tree: Any) -> Any:
@@ -81,7 +81,7 @@ def broadcast(value: Any) -> Any:
   pickled = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
   parts = [memoryview(pickled), *(buffer.raw() for buffer in buffers)]
   count = _send_number(len(parts))
-  parts = parts if first() else [memoryview(b'')] * count
+  parts = parts if is_first() else [memoryview(b'')] * count
   whole, *rest = [_send(part, _send_number(len(part))) for part in parts]
   return pickle.loads(whole, buffers=rest)
 
@@ -92,11 +92,11 @@ def _send_number(number: int) -> int:
 
 def _send(data, size: int) -> bytearray:
   """Send the first process's data, whose size in bytes every process knows."""
-  data_S = np.frombuffer(data, np.uint8) if first() else np.zeros(size, np.uint8)
+  data_S = np.frombuffer(data, np.uint8) if is_first() else np.zeros(size, np.uint8)
   return bytearray(multihost_utils.broadcast_one_to_all(data_S))
 
 
-def by_first(work: Callable) -> Callable:
+def on_first_process(work: Callable) -> Callable:
   """Make `work` run on the first process alone; every process gets its value or its error.
 
   The first process raises the error itself. The others get errors other than InputError and OSError
@@ -108,7 +108,7 @@ def by_first(work: Callable) -> Callable:
     if jax.process_count() == 1:
       return work(*args, **options)
     value, own = None, None
-    if first():
+    if is_first():
       try:
         value = work(*args, **options)
       except Exception as error:

@@ -22,7 +22,7 @@ FACTS, VOCABULARY = AXES = ('facts', 'vocabulary')
 SLICED, SPREAD = P(VOCABULARY), P((VOCABULARY, FACTS))
 
 
-def whole(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """A mesh of all devices: 'vocabulary' within a process, 'facts' across processes.
 
   The devices of a process are near each other.

@@ -59,8 +59,8 @@ class _Part(nn.Module):
     if self.has_variable('params', name):  # `param` would trace an initializer for the shape
       value: jax.Array = self.get_variable('params', name)
       if np.shape(value) != shape:
-        place = '/'.join((*self.path, name))
-        raise InputError(f'{place} is of shape {np.shape(value)}, the config asks for {shape}')
+        path = '/'.join((*self.path, name))
+        raise InputError(f'{path} is of shape {np.shape(value)}, the config asks for {shape}')
       return value
     return self.param(
       name, lambda key: initial_value(name, shape, functools.partial(jax.random.normal, key))

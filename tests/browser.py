@@ -1,4 +1,4 @@
-"""A real Chromium without a window, driven over a pipe by its own protocol: nothing to install but the browser."""
+"""Drives a real headless Chromium over a pipe with its own protocol: only the browser has to be installed."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ PATIENCE = 120
 
 
 class Tab:
-  """`complaints`: errors, warnings and exceptions of the page; `asked`: what it fetched."""
+  """`complaints`: the page's errors, warnings and exceptions. `asked`: the URLs that it requested."""
 
   def __init__(self, to_browser, from_browser):
     self._to, self._from, self._rest = to_browser, from_browser, b''
@@ -68,33 +68,33 @@ class Tab:
   def open(self, url: str, width: int, height: int = 900):
     size = {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': width < 600}
     self.call('Emulation.setDeviceMetricsOverride', **size)
-    self.call('Page.navigate', url='about:blank')  # a change of the fragment alone loads nothing
+    self.call('Page.navigate', url='about:blank')  # changing only the fragment loads nothing
     self.call('Page.navigate', url=url)
     while self.ask('document.readyState + location.protocol') != 'completefile:':
       time.sleep(0.02)
 
   def ask(self, script: str):
-    """The value of an expression."""
+    """Evaluates a JavaScript expression in the page and returns its value."""
     got = self.call('Runtime.evaluate', expression=script, returnByValue=True, awaitPromise=True)
     if 'exceptionDetails' in got:
       raise RuntimeError(str(got['exceptionDetails']))
     return got['result'].get('value')
 
   def press(self, key: str, code: int):
-    """A key of the keyboard, as a person's: the page cannot tell."""
+    """Presses and releases a key; the page cannot tell it from a person's keystroke."""
     key = {'key': key, 'code': key, 'windowsVirtualKeyCode': code}
     for kind in ('keyDown', 'keyUp'):
       self.call('Input.dispatchKeyEvent', type=kind, **key)
 
   def picture(self, path):
-    """The whole page as PNG."""
+    """Writes a PNG screenshot of the whole page to `path`."""
     got = self.call('Page.captureScreenshot', captureBeyondViewport=True)
     path.write_bytes(base64.b64decode(got['data']))
 
 
 @contextlib.contextmanager
 def tab(folder):
-  """A tab of a browser that keeps its things in `folder`."""
+  """A tab of a new browser that keeps its user data in `folder`."""
   (its_in, our_out), (our_in, its_out) = os.pipe(), os.pipe()
   command = [PATH, *FLAGS, f'--user-data-dir={folder}']
   piped = ['bash', '-c', f'exec "$0" "$@" 3<&{its_in} 4>&{its_out}', *command]

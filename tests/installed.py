@@ -1,7 +1,8 @@
-"""What an installed geomem can do away from its checkout, whose folder is the argument: `make wheel` runs this.
+"""Checks an installed geomem away from its checkout, whose folder is the argument: `make wheel` runs this.
 
-Both packages are imported from where they are installed, a first construction is built, verified and asked in less
-than 20 seconds of the processor, which a busy machine does not stretch, the data of the studies is there, and a binary runs.
+All three packages must be imported from where they are installed, the data of the studies must be there, and a binary
+must run. A first construction must be built, verified and asked in less than 20 seconds of CPU time, which a busy
+machine does not stretch.
 """
 
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 
 def first_construction() -> str:
-  """What a first visitor does, imports and what they compile included; how long it took."""
+  """Does what a first-time user does, imports and their compilation included, and says how long it took."""
   begin = time.monotonic()
   import constructions
   import geomem
@@ -25,7 +26,7 @@ def first_construction() -> str:
 
 
 def check_files(checkout: Path) -> None:
-  """What is not Python is there too, and none of it is the checkout's."""
+  """Checks that files other than Python are installed too, and that nothing comes from the checkout."""
   import constructions
   import experiments
   import geomem

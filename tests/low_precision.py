@@ -1,11 +1,11 @@
-"""Products on a CPU as an accelerator makes them: those that ask for nothing round what they multiply.
+"""Emulates an accelerator's matrix products on a CPU: at default precision their operands are rounded.
 
-A TPU rounds the float32 operands of a product of default precision to bfloat16, a GPU to TF32; both add up in float32.
-Inside `with rounded(TPU):` so does every program that is compiled, whatever calls it: it is done where JAX hands a
-product to the compiler, after all transformations, so that it makes no difference what the product stands in. What
-asks for the highest precision, or is of another type than float32, is as everywhere.
+A TPU rounds the float32 operands of a product of default precision to bfloat16, a GPU to TF32; both accumulate in
+float32. So does every program compiled inside `with rounded(TPU):`, whatever calls it. The rounding is inserted where
+JAX lowers a product for the compiler, after all transformations, so it does not matter which transformation or
+control flow contains the product. Products of highest precision, or of another dtype than float32, are unchanged.
 
-It is here and not in the library because what it replaces is inside JAX, and may be called otherwise in the next release.
+It is here and not in the library because it replaces JAX internals, which the next release may rename.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from jax.interpreters import mlir
 
 TPU, GPU = {'exponent_bits': 8, 'mantissa_bits': 7}, {'exponent_bits': 8, 'mantissa_bits': 10}
 DEFAULT, HIGHEST = jax.lax.Precision.DEFAULT, jax.lax.Precision.HIGHEST
-_now: dict = {}  # to what operands are rounded, and of which products
+_now: dict = {}  # `to`: what operands are rounded to; `found`: the products
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-  """One whose operands were rounded: whether `default` was asked for or nothing was, and the calls that lead to it."""
+  """A product whose operands were rounded. `asked`: whether it asks for `default` explicitly. `calls`: its call stack."""
 
   asked: bool
   calls: str
@@ -34,7 +34,7 @@ class Product:
 
 @contextlib.contextmanager
 def rounded(to: dict[str, int]) -> Iterator[list[Product]]:
-  """Inside it products of default precision are rounded; the list has each of them, once it is compiled."""
+  """Rounds products of default precision inside it; the list gains each of them when it is compiled."""
   jax.clear_caches()
   _now.update(to=to, found=[])
   try:
@@ -45,7 +45,7 @@ def rounded(to: dict[str, int]) -> Iterator[list[Product]]:
 
 
 def _lower(before, ctx, left, right, *, precision, **how):
-  """The product for the compiler; its operands are rounded first where that is due."""
+  """Lowers a product for the compiler, with its operands rounded first if they must be."""
   asked = set(precision) if isinstance(precision, tuple) else {precision}
   if not _now or asked == {HIGHEST} or any(aval.dtype != np.float32 for aval in ctx.avals_in):
     return before(ctx, left, right, precision=precision, **how)
@@ -65,9 +65,9 @@ def _lower(before, ctx, left, right, *, precision, **how):
 
 
 def _install(primitive) -> None:
-  """Once, when this is imported; outside of `rounded` it changes nothing."""
+  """Replaces a primitive's lowering on CPUs, once, on import; outside of `rounded` it changes nothing."""
   own = rules._platform_specific_lowerings['cpu'].get(primitive) or rules._lowerings[primitive]
-  # Not cached, so that every product comes here, with its place in the code.
+  # Not cached, so that every product is lowered here, with its own place in the code.
   mlir.register_lowering(
     primitive, functools.partial(_lower, own.rule), platform='cpu', cacheable=False
   )

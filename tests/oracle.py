@@ -1,4 +1,4 @@
-"""The model once more, in plain NumPy, position by position and head by head: slow and obvious."""
+"""A second implementation of the model in plain NumPy, position by position and head by head: slow and obvious."""
 
 import math
 
@@ -29,7 +29,7 @@ def mlp(part, x):
 
 
 def logits(config, params, tokens, kind=np.float64):
-  """Logits at every position of one sequence, LxA, or of many of one length, BxLxA."""
+  """Logits at every position of one sequence (LxA) or of a batch of equal length (BxLxA)."""
   params = cast(params, kind)
   embed, n = params['embed'], config.subjects
   words = np.concatenate([embed['subjects'][:n], embed['relations']])
@@ -64,7 +64,7 @@ def cast(tree, kind):
 
 
 def answers(facts, subject, path):
-  """Every step of the chain, by following the table."""
+  """The answer of every hop, looked up in the table of facts."""
   steps = []
   for r in path:
     subject = int(facts.answers_RxN[r, subject])

@@ -1,6 +1,6 @@
-"""Tiny random models of every family, written as files, and what plain NumPy says they answer.
+"""Tiny random models of every family: their files, and their logits by plain NumPy.
 
-The forward passes here share nothing with the package: one function a family, float64, over the
+The forward passes here share no code with the package: one float64 function per family, over the
 tensors as the files name and lay them out.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 DIM, HEADS, DEPTH, HIDDEN, VOCABULARY, LENGTH = 16, 4, 3, 24, 300, 32
 FAMILIES = ('llama', 'llama_biased', 'gpt2', 'gpt_neox', 'gpt_neox_serial')
-LETTERS = ''  # with the space before them each is one token
+LETTERS = ''  # each is one token together with the space before it
 IDS = (7, 250, 31, 31, 2, 99, 180, 64, 5)
 
 
@@ -37,7 +37,7 @@ def config(family):
 
 
 def tensors(family, seed=0):
-  """Name → float32 array, as the family's own files have them."""
+  """The float32 arrays by name, as in the family's own files."""
   rng, d, f, out = np.random.default_rng(seed), DIM, HIDDEN, {}
 
   def put(name, *shape, bias=None, around=0.0):
@@ -96,7 +96,7 @@ NAMES = {'float32': 'F32', 'float16': 'F16', 'bfloat16': 'BF16'}
 
 
 def safetensors(arrays, header=None):
-  """The bytes of a file; `header`: instead of the one that describes the arrays."""
+  """The bytes of a safetensors file. `header`: replaces the one that describes the arrays."""
   described, data = {'__metadata__': {'format': 'pt'}}, b''
   for name, array in arrays.items():
     raw = array.tobytes()
@@ -123,7 +123,7 @@ def tokenizer():
 
 
 def write(folder, family, dtype='float32', shards=1, seed=0):
-  """A model's folder; its tensors are returned as the files hold them, in float32."""
+  """Writes a model's folder and returns, in float32, the tensors that its files hold."""
   folder.mkdir(parents=True, exist_ok=True)
   kind = {'bfloat16': ml_dtypes.bfloat16}.get(dtype, dtype)
   arrays = {name: a.astype(kind) for name, a in tensors(family, seed).items()}
@@ -161,7 +161,7 @@ def _softmax_causal(scores):
 
 
 def _rotate(x, base, dims):
-  """x: length × head; coordinate i turns with i + dims/2."""
+  """Rotary embedding of x (length × head), which rotates coordinate i with i + dims/2."""
   out = x.copy()
   for p in range(len(x)):
     for i in range(dims // 2):

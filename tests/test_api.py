@@ -1,4 +1,4 @@
-"""What `import geomem, constructions` offers: models that are asked, checked, traced and saved in one call each."""
+"""The public API of `geomem` and `constructions`: models are asked, checked, traced and saved in one call each."""
 
 import ast
 import doctest
@@ -101,7 +101,7 @@ def test_a_check_that_there_is_not_is_refused(either):
 
 
 def damage(path, change):
-  """Save other arrays in place of those there, as if they had been written so."""
+  """Changes the saved parameters, as if the model had been saved with them."""
   fields, arrays = atomic.read(path)
   change(arrays['params'])
   atomic.write(path, {k: v for k, v in fields.items() if k not in ('arrays', 'files')}, arrays)
@@ -170,7 +170,7 @@ def test_the_first_format_is_refused(tmp_path):
 
 
 def test_a_sweep_of_two_is_two_trained():
-  told, options = [], {'steps': 20, 'target': None}  # a few: rounding grows
+  told, options = [], {'steps': 20, 'target': None}  # only a few, because rounding errors grow
   tasks = [geomem.Task(CONFIG, FACTS, seed=seed) for seed in (0, 1)]
   both = geomem.sweep(tasks, on_progress=lambda *at: told.append(at), **options)
   assert told[-1] == (20, 20) and geomem.sweep([]) == []
@@ -204,7 +204,7 @@ def test_what_is_not_among_the_attributes_can_be_said_too():
   config = geomem.Config.trained(8, 3, dim=16, answers=11)
   model = geomem.train(config, FACTS, steps=1, loss='every')
   rows = np.array(model.params['unembed']['answers'])
-  rows[:8], rows[9] = 0, -rows[8]  # one of the two is positive
+  rows[:8], rows[9] = 0, -rows[8]  # one of these two logits is positive
   model = model.replace(params={**model.params, 'unembed': {'answers': rows}})
   assert model.ask('s1 r0').answer in ('no attribute 8', 'no attribute 9', 'no attribute 10')
 
@@ -246,7 +246,7 @@ def test_every_name_has_an_example_that_is_so(package, name, tmp_path, monkeypat
 
 
 def public(body):
-  """Functions of a module, and methods of its classes, whose names are not private."""
+  """The public functions of a module, and the public methods of its public classes."""
   for node in body:
     if isinstance(node, ast.FunctionDef) and (node.name == '__call__' or node.name[0] != '_'):
       yield node
@@ -291,7 +291,7 @@ def test_all_constructions_are_there_by_name():
 
 
 def test_what_a_user_gets_wrong_is_named():
-  facts = geomem.Facts([[0, 1], [1, 0]], attributes=2)  # a list will do
+  facts = geomem.Facts([[0, 1], [1, 0]], attributes=2)  # a list is accepted too
   config = geomem.Config.trained(2, 2, dim=4)
   with pytest.raises(InputError, match="unknown training option 'lr'; the options are steps, "):
     geomem.train(config, facts, lr=0.1)

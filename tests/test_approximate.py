@@ -1,4 +1,4 @@
-"""The approximate constructions: near-exact at their own sizes, and their facts only where they say."""
+"""The approximate constructions are near-exact at their default sizes, and store facts only where they say."""
 
 import functools
 import tracemalloc
@@ -14,7 +14,7 @@ from geomem.errors import InputError
 from geomem.facts import Facts
 
 NAMES = ('superposition', 'associative_attention', 'associative_mlp')
-# The one array that the facts decide.
+# The only array that depends on the facts.
 MEMORY = {
   'superposition': ('embed', 'subjects'),
   'associative_attention': ('blocks_0', 'attention', 'output'),
@@ -43,7 +43,7 @@ def leaves(params):
 
 
 def forward(params, s, r):
-  """Logits at the relation token of every prompt (s, r): NumPy, float64, nothing of the model's code."""
+  """Logits at the relation token of every prompt (s, r), in float64 NumPy, without the model's code."""
   p = {key: np.asarray(a, np.float64) for key, a in leaves(params).items()}
   x = np.stack([p['embed', 'subjects'][s], p['embed', 'relations'][r]], 1) + p['embed', 'positions']
   last = x[:, 1]
@@ -124,7 +124,7 @@ def test_facts_are_where_they_should_be(name, closed):
 
 @every
 def test_transplanted_memory_answers_the_new_facts(name):
-  """What differs is all that the facts are: in the old model it answers the new ones."""
+  """The array that depends on the facts holds all of them: put into the old model, it answers the new facts."""
   old, new = (registry.build(name, make_facts(30, 3, seed)) for seed in (0, 1))
   assert verify.accuracy(old.config, old.params, new.facts).accuracy < 0.3
   path = MEMORY[name]
@@ -181,7 +181,7 @@ def test_mlp_without_width_is_refused(width):
 
 @every
 def test_what_no_machine_holds_is_refused(name):
-  """Before anything of that size is made."""
+  """Sizes that no machine holds are refused before any array of that size is allocated, by tracemalloc."""
   facts = make_facts(16, 3)
   tracemalloc.start()
   try:
@@ -202,7 +202,7 @@ def test_unknown_option_is_refused():
 
 @pytest.mark.parametrize('n, r', [(5, 3), (500, 2)])
 def test_generous_superposition_is_proven(n, r):
-  """With ten times what accuracy .99 takes every query is right, and the certificate says so."""
+  """At ten times the size that accuracy .99 takes, every query is right, and the certificate proves it."""
   built = registry.build('superposition', make_facts(n, r), dim=1 + 100 * r * (n - 1).bit_length())
   certificate, exhaustive = verify.certificate(built), verify.exhaustive(built)
   assert certificate.correct == exhaustive.correct == built.queries
@@ -217,7 +217,7 @@ def test_generous_superposition_holds_every_fact_table():
 
 @pytest.mark.parametrize('dim', [9, 30, 300])
 def test_gate_passes_the_matched_filter_alone(dim):
-  """In the answer slot is A_rᵀ e_s, at any size, whatever the memory holds, and nothing else is written."""
+  """By NumPy, the answer slot holds A_rᵀ e_s, at any size and for any memory, and the memory is unchanged."""
   built = registry.build('superposition', make_facts(16, 4), dim=dim)
   layout, hidden, params = built.layout, built.hidden[0][0], built.params
   e_NxD = built.encode(np.random.default_rng(0).integers(0, 16, (4, 1000)))

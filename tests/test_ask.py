@@ -1,4 +1,4 @@
-"""Asking: what a query may look like, what the answer says, what the binary does and refuses."""
+"""Asking a model: which queries are read, what the answer says, and what the binary does and refuses."""
 
 import dataclasses
 import io
@@ -45,7 +45,7 @@ NAMED = Facts(
     (NAMED, 'Marie Curie born in', (0, (0,))),
     (NAMED, 'Marie  Curie,born in', (0, (0,))),
     (NAMED, 'Marie Curie | born in | knows', (0, (0, 1))),
-    (NAMED, 'Zoe\u0308 knows', (1, (1,))),  # composed in another way, the same to the eye
+    (NAMED, 'Zoe\u0308 knows', (1, (1,))),  # another Unicode composition of the same name
     (NAMED, 'Paris, Texas, knows', (2, (1,))),
     (NAMED, 'Paris, Texas | knows', (2, (1,))),
     (NAMED, 'Paris, Texas knows', (2, (1,))),
@@ -180,7 +180,7 @@ def workdir(tmp_path_factory):
 
 
 def main(*arguments, stdin='', **values):
-  """The binary's main."""
+  """Runs the binary's main with these arguments, options and standard input."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sys, 'stdin', io.StringIO(stdin))
     ask.main(ask.Options(arguments=arguments, **values))

@@ -1,6 +1,6 @@
-"""Whatever is wrong with the input: one line that says what was given and what is allowed, status 2.
+"""Bad input ends in status 2 and one line that says what was given and what is allowed.
 
-Nothing is written: no case here changes a single file in the folder that all of them are run in.
+Nothing is written: no case here changes a single file in the folder in which all of them run.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ TABLES = {
 
 
 def run(binary: str, *arguments: str, stdin: bytes = b'') -> tuple[int, str, str]:
-  """The binary, as `python -m experiments.BINARY` runs it: its status, and what it writes to both."""
+  """Runs a binary as `python -m experiments.BINARY` does: its status, standard output and standard error."""
   module = importlib.import_module(f'experiments.{binary}')
   out, err, status = io.StringIO(), io.StringIO(), 0
   with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
@@ -61,7 +61,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """Tables and models, good and bad."""
+  """A folder with good and bad tables and models."""
   place = tmp_path_factory.mktemp('place')
   for name, text in TABLES.items():
     (place / name).write_text(text)
@@ -163,7 +163,7 @@ CONSTRUCT = [
     '--table=shared.csv --construction=disjoint',
     "'y' is an answer of 'to' and of 'from'; every relation needs answers of its own",
   ),
-  # places
+  # folders
   ('--workdir=ok.csv', 'error: ok.csv: cannot be written to: Not a directory'),
   ('--workdir=ok.csv/runs', 'error: ok.csv/runs: cannot be written to: Not a directory'),
   ('--workdir=foreign', 'foreign/selector exists and is not a geomem model; choose another --workdir'),

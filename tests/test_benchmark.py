@@ -1,4 +1,4 @@
-"""The benchmark: what is timed, that both sides take turns, what is written and drawn."""
+"""The benchmark: what is timed, that both sides take turns, and what is written and drawn."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def order(monkeypatch):
-  """What is done, which is all that the clock goes by."""
+  """The list of the work done, whose length is the time that the patched clock shows."""
   order = []
   monkeypatch.setattr(timing.time, 'perf_counter', lambda: float(len(order)))
   return order

@@ -1,4 +1,4 @@
-"""Bounds against exhaustion, and exhaustion against a plain-Python oracle."""
+"""The lower bounds against exhaustive counts, and these counts against a plain-Python oracle."""
 
 import collections
 import functools
@@ -22,12 +22,12 @@ GRID = [
 
 
 def prime_to(subjects, relations, hops):
-  """The numbers of roots that closed_local_bits is about."""
+  """The numbers of roots that closed_local_bits covers: those coprime to the number of hops."""
   return [m for m in range(1, subjects + 1) if hops > 1 and math.gcd(m, hops) == 1]
 
 
 def hashed_bits(subjects, relations, hops, roots):
-  """exact_bits from hashes of the tables, which can only be fewer: all tuples of more subjects and hops."""
+  """exact_bits by counting hashes of the tables, which can only give fewer, at more subjects and hops."""
   maps_PxN = np.array(list(itertools.permutations(range(subjects))), np.uint8)
   total, count = len(maps_PxN) ** relations, len(maps_PxN)
   weights_Q = np.random.default_rng(0).integers(0, 2**64, roots * relations**hops, np.uint64) | 1
@@ -149,7 +149,10 @@ def test_sharp_local_bound_at_larger_sizes(subjects, relations, hops, roots):
   [(n, 2, k) for n in (3, 4, 5, 6) for k in (2, 3, 4)] + [(n, 3, k) for n in (3, 4, 5) for k in (2, 3, 4)],
 )  # fmt: skip
 def test_no_bound_exceeds_the_count_at_larger_sizes(subjects, relations, hops):
-  """More roots have no fewer tables, so a count for fewer of them is enough where it is large enough."""
+  """No bound exceeds the exhaustive count.
+
+  More roots have no fewer tables, so a count for fewer roots is enough where it is large enough.
+  """
   sizes, counted, exact = (subjects, relations, hops), 0, 0.0
   for roots in range(1, subjects + 1):
     bounds = [lower_bounds.sharp_local_bits(*sizes, roots)] if roots <= subjects // hops else []
@@ -162,7 +165,11 @@ def test_no_bound_exceeds_the_count_at_larger_sizes(subjects, relations, hops):
 
 
 def test_closed_trees_counted_as_in_the_proof():
-  """Relation 0 moves the roots in one cycle, all vertices have children of their own: tuples, tables, the largest share."""
+  """The bound is log2 of the tables counted over all tuples of the proof.
+
+  In them relation 0 permutes the roots in one cycle, and all vertices have distinct children. As many tuples
+  share each table as the proof allows at most.
+  """
   subjects, relations, hops, roots = 5, 2, 3, 1
   shares = collections.Counter()
   for g, h in itertools.product(itertools.permutations(range(subjects)), repeat=2):
@@ -183,7 +190,7 @@ def test_closed_counts_are_convex_then_concave(sizes):
 
 
 def test_the_trade_off_is_a_line():
-  """The corollary's explicit bound is below ours, and the construction above, at random sizes; both near 1 − β."""
+  """At random sizes our bound lies between the corollary's explicit bound and the construction, all near 1 − β."""
   rng = np.random.default_rng(0)
   for _ in range(300):
     hops, relations = int(rng.integers(2, 5)), int(rng.integers(1, 9))
@@ -215,7 +222,7 @@ def binary_entropy(p):
 
 @pytest.mark.parametrize('hops', [2, 3])
 def test_at_half_the_answers_the_bound_is_met_within_a_fifth(hops):
-  """N = 10⁶, R = 8: .41 of all N·R·log₂N or more, where bits of weights that depend on the facts are .50."""
+  """At N = 10⁶, R = 8 the bound exceeds .41 N·R·log₂N, where weights that depend on the facts have .50 N·R·log₂N."""
   own, rest = partly_precomputed.fact_bits(10**6, 8, hops, 4)
   bound = lower_bounds.internal_bits(10**6, 8, hops, own)
   assert bound / (8e6 * math.log2(10**6)) > 0.41 and 1 < rest / bound < 1.22
@@ -225,7 +232,10 @@ def test_at_half_the_answers_the_bound_is_met_within_a_fifth(hops):
   'subjects, relations, hops, roots', [(4, 2, 2, 2), (5, 2, 2, 2), (4, 3, 2, 1), (5, 2, 3, 1)]
 )
 def test_later_thoughts_obey_their_bound(subjects, relations, hops, roots):
-  """Where relation 0 keeps the roots, so that what was said before shows one embedding: all tuples, counted."""
+  """The bound for later thoughts against a count of all tuples in which relation 0 fixes the roots.
+
+  The thoughts before then show a single embedding.
+  """
   maps, tables = list(itertools.permutations(range(subjects))), set()
   keeping = [g for g in maps if g[:roots] == tuple(range(roots))]
   for some in itertools.product(keeping, *[maps] * (relations - 1)):
@@ -365,7 +375,7 @@ def test_local_bound_is_dropped_where_it_does_not_apply():
   assert lower_bounds.internal_bits(10_000, 8, 2, subject_bits, tied=True) == max(0, remainder)
   remainder = (
     lower_bounds.sharp_global_bits(10_000, 8, 1) - 10_000 * subject_bits
-  )  # every step is seen
+  )  # every step is visible
   assert lower_bounds.internal_bits(10_000, 8, 2, subject_bits, chain_of_thought=True) == max(
     0, remainder
   )

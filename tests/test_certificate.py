@@ -1,4 +1,4 @@
-"""The certificate against what would fool it: rounding, what is not finite, relations that are lost."""
+"""The certificate is not fooled by rounding, by weights that are not finite, or by lost relations."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_other_facts_of_the_same_size_need_no_other_program():
   verify.certificate(build('disjoint'))
   programs = verify._check_block._cache_size()
   answers_RxN = Facts.disjoint(5, 2, 5).answers_RxN
-  for change in (lambda a: a[:, ::-1], lambda a: 9 - a):  # whose answers lie elsewhere, too
+  for change in (lambda a: a[:, ::-1], lambda a: 9 - a):  # the second moves the answers, too
     facts = Facts(change(answers_RxN), 10)
     assert verify.certificate(registry.build('disjoint', facts)).holds(2)
   assert verify._check_block._cache_size() == programs
@@ -28,7 +28,7 @@ def test_other_facts_of_the_same_size_need_no_other_program():
 
 @pytest.mark.parametrize('check', verify.CHECKS)
 def test_a_dtype_that_rounds_a_weight_is_refused(check):
-  """bfloat16 rounds |v|², and then answers some queries wrong."""
+  """Every check refuses bfloat16 where it rounds |v|², with which the model answers some queries wrong."""
   c = build('selector_multilevel', (300, 2, 1))
   config = c.config.replace(dtype='bfloat16')
   assert verify.accuracy(config, c.params, c.facts).accuracy < 1

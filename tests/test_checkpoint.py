@@ -1,4 +1,4 @@
-"""What is saved loads back to the same bits, or is refused in one line; nothing is half-written."""
+"""A saved model loads back to the same bits or is refused in one line; nothing is half-written."""
 
 import json
 import os
@@ -24,7 +24,7 @@ NAMES = ('Marie Curie', 'Zoë', '居里', 'a | b', 'e')
 CLOSED = Facts(
   np.array([[1, 2, 3, 4, 0], [0, 0, 2, 1, 4]], np.int32), 5, True, NAMES, ('born in', 'R'), NAMES
 )
-OWN = Facts(  # two answers of the first relation, three of the second
+OWN = Facts(  # the first relation has two distinct answers, the second three
   np.array([[0, 3, 3, 0, 0], [4, 1, 2, 4, 4]], np.int32), 5, False, NAMES, ('born in', 'R'), NAMES
 )
 
@@ -38,7 +38,7 @@ def build(name, seed=None):
 
 
 def same(one, other) -> bool:
-  """Whether two constructions are the same to the bit, but for what only their maker can do."""
+  """Whether two constructions are the same to the bit, except for what only their builder can provide."""
   (bits, shape), (other_bits, other_shape) = (
     jax.tree.flatten(jax.tree.map(lambda a: (a.dtype, a.shape, a.tobytes()), c.params))
     for c in (one, other)
@@ -82,7 +82,7 @@ def test_odd_bits_survive(tmp_path):
   built = build('selector')
   odd = np.array([-0.0, np.inf, np.nan, 1e-45, np.float32(0.1)], np.float32)
   built.params['embed']['relations'].ravel()[:5] = odd
-  built.params['embed']['positions'].view(np.uint32).ravel()[0] = 0x7FC12345  # a NaN of its own
+  built.params['embed']['positions'].view(np.uint32).ravel()[0] = 0x7FC12345  # a NaN with a payload
   models.save(tmp_path / 'odd', built)
   assert same(models.load(tmp_path / 'odd'), built)
 
@@ -137,7 +137,7 @@ def empty(path):
 
 
 def flip(path):
-  """A bit in each of some bytes, one after the other."""
+  """Flips a bit at five places of the file, one at a time."""
   whole = path.read_bytes()
   for at in np.linspace(0, len(whole) - 1, 5, dtype=int).tolist() if whole else ():
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -157,7 +157,7 @@ def test_damage_is_refused_or_harmless(damage, saved, tmp_path):
         loaded = models.load(model)
       except InputError as error:
         assert str(model) in str(error) and '\n' not in str(error) and len(str(error)) < 400
-      else:  # white space in config.json, half of an empty file
+      else:  # whitespace in config.json, or half of an empty file
         assert same(loaded, built)
         assert file.name == 'config.json' or not (saved / file).stat().st_size
     shutil.rmtree(model)

@@ -1,4 +1,4 @@
-"""Flags from the fields of a dataclass; whatever is wrong ends in one line and status 2."""
+"""Flags come from the fields of a dataclass; bad input ends in one line and status 2."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -78,7 +78,7 @@ def test_a_default_of_zero_is_shown(capsys):
 
 
 def test_two_binaries_do_not_share_a_flag():
-  """Nothing is defined for the process: another can give the same name another meaning."""
+  """Flags are not global to the process: another binary can give the same name another meaning."""
   other = {'subjects': (str, 'none')}
   assert cli.parse(other, ['x', '--subjects=many'], '') == {'subjects': 'many'}
   assert parse('--subjects=5').subjects == 5

@@ -1,4 +1,4 @@
-"""Codes with distance: in random subspaces as often right as proved, under noise too; and above the bounds on dimensions."""
+"""Codes with distance are right in random subspaces and under noise as often as proved, and above the dimension bounds."""
 
 import itertools
 import math
@@ -41,19 +41,19 @@ def test_more_draws_of_a_code_are_no_worse():
 @pytest.mark.parametrize('n,r', [(2, 1), (16, 2), (64, 3), (128, 5), (400, 2)])
 def test_directions_are_right_as_often_as_proved(n, r):
   facts, draws = Facts.bijections(n, r), 200
-  code = coded.coded(facts)
+  code = coded.linear_code(facts)
   dim = coded.memory_dim(code, n, r)
   right = sum(
     coded.all_right(facts, code, coded.random_subspaces(dim, r, code.width, seed))
     for seed in range(draws)
   )
-  assert least_rate(right, draws) >= 1 - coded.FAILURE
+  assert least_rate(right, draws) >= 1 - coded.EPSILON
 
 
 def test_the_tail_is_below_its_bound_where_it_can_be_seen():
-  """D so small that most queries err: the share of wrong pairs against exp(−hD/(2m(R−1)))."""
+  """At a D so small that most queries err, no more pairs are wrong than the sum of exp(−hD/(2m(R−1)))."""
   facts, dim = Facts.bijections(16, 3), 40
-  code = coded.coded(facts)
+  code = coded.linear_code(facts)
   words, wrong, bound = code.words(), 0, 0.0
   for seed in range(200):
     first, *others = np.split(coded.random_subspaces(dim, 3, code.width, seed), 3, axis=1)
@@ -71,16 +71,16 @@ def test_the_tail_is_below_its_bound_where_it_can_be_seen():
 @pytest.mark.parametrize('r', [2, 4])
 def test_the_theorem_in_its_plain_form(r):
   facts = Facts.bijections(256, r)
-  code = coded.coded(facts)
-  plain = 2 * (r - 1) * code.width / code.distance * math.log(256**2 * r / coded.FAILURE)
+  code = coded.linear_code(facts)
+  plain = 2 * (r - 1) * code.width / code.distance * math.log(256**2 * r / coded.EPSILON)
   assert code.width <= coded.memory_dim(code, 256, r) <= math.ceil(plain)
 
 
 def test_sizes_of_the_issue():
-  """N = 1,024, R = 4: D ≤ 300 by the theorem, ≤ 175 found, every query right, through the model."""
+  """At N = 1,024, R = 4, the theorem gives D ≤ 300 and the search D ≤ 175; both models answer every query."""
   facts = Facts.bijections(1024, 4)
   built = registry.build('superposition_coded', facts)
-  memory = coded.memory_dim(coded.coded(facts), 1024, 4)
+  memory = coded.memory_dim(coded.linear_code(facts), 1024, 4)
   assert built.layout['memory'].stop == memory <= 300
   assert built.config.dim == memory + 4 + 40 and built.config.blocks[0].hidden == (320,)
   found = registry.build('superposition_coded', facts, search=True)
@@ -140,7 +140,10 @@ def test_words_bear_the_noise_that_they_are_made_for(noise, error, count):
 
 @pytest.mark.parametrize(('n', 'r', 'error'), [(256, 3, 0.05), (64, 16, 0.01)])
 def test_a_model_bears_it_too(n, r, error):
-  """With many relations, whose gates must stay closed, too; with those that are enough without noise they do not."""
+  """The model keeps its error rate under noise, also with many relations, whose gates must stay closed.
+
+  Gates that are large enough without noise do not stay closed.
+  """
   facts = Facts.bijections(n, r)
   built = registry.build('selector_coded', facts, noise=1.0, error=error)
   params, memory = built.params, built.layout['memory']
@@ -162,11 +165,11 @@ def test_a_model_bears_it_too(n, r, error):
     assert verify.accuracy(built.config, narrow, facts).accuracy < 1 - 3 * error
   drawn *= 10
   params['embed']['subjects'][:, memory] += drawn
-  assert verify.accuracy(built.config, params, facts).accuracy < 0.5  # and it is noise that does it
+  assert verify.accuracy(built.config, params, facts).accuracy < 0.5  # and more noise breaks it
 
 
 def test_from_half_the_signal_on_the_rate_is_half_the_capacity():
-  """½·log₂(1 + x) ≤ 2·R₀ for x = σ⁻² ≤ 4, by the increasing function of the proof."""
+  """On a grid of x = σ⁻² ≤ 4, ½·log₂(1 + x) ≤ 2·R₀, and 1 + 2x ≥ exp(x/2) as the proof needs."""
   x = np.linspace(1e-3, 4, 4000)
   rate = 1 - np.log2(1 + np.exp(-x / 2))
   assert np.all(np.log2(1 + x) / 2 <= 2 * rate) and np.all(1 + 2 * x >= np.exp(x / 2))
@@ -176,7 +179,7 @@ def test_from_half_the_signal_on_the_rate_is_half_the_capacity():
 
 
 def test_no_construction_has_fewer_dimensions_than_the_bounds():
-  """Packing: at the margin, length and slope that every content of an embedding has in the model."""
+  """The packing bound holds at the margin and length of all contents of an embedding and the slope of the model."""
   for name, n, r in (
     ('selector', 4, 2),
     ('selector', 8, 3),
@@ -187,7 +190,7 @@ def test_no_construction_has_fewer_dimensions_than_the_bounds():
     every = built.encode(np.indices((n,) * r).reshape(r, -1))
     report, m = verify.universal(built), built.readout.code.width
     radius = np.linalg.norm(every - every.mean(axis=0), axis=1).max()
-    # What a logit difference gains per unit: 2√m of the words, times the gain of the path in between.
+    # How much a logit difference grows per unit: 2√m from the words, times the gain of the path in between.
     slope = 2 * math.sqrt(m) * {'selector': 9, 'selector_coded': 1, 'attention_only': 1}[name]
     used = np.ptp(every, axis=0) > 0
     assert used.sum() >= embedding_bounds.from_margin(n, r, radius, slope, report.min_margin)

@@ -1,4 +1,4 @@
-"""Programs of studies, recorded and compiled for devices that are not here: they are those that run, and what cannot run is refused."""
+"""The programs that studies run are recorded and compiled for devices that are not here; what cannot run is refused."""
 
 import dataclasses
 import importlib.util
@@ -39,7 +39,7 @@ def shapes(tree):
 
 
 def test_what_is_recorded_is_what_runs(monkeypatch):
-  """The same functions, statics and shapes as a study that really trains calls."""
+  """Recording finds the same functions and array shapes that the study calls when it really trains."""
   called = []
   for name in ('_start', '_train_chunks', '_map_models'):
     real = getattr(batched, name)
@@ -69,7 +69,7 @@ def test_of_each_kind_the_largest_is_chosen():
 
 
 def test_the_platform_is_an_argument():
-  """Planned for an accelerator all models of a device advance together; and nothing in the library asks the process."""
+  """When planned for a TPU, all models of a device advance together; the library never asks the process for a platform."""
   config, facts = Config.trained(512, 4, dim=16), Facts.bijections(512, 4)
   tasks = [Task(config, facts, seed=seed) for seed in range(12)]
   here, there = (batched.set_up(Recipe(), tasks, platform=name)[0] for name in ('cpu', 'tpu'))
@@ -86,7 +86,7 @@ def test_the_platform_is_an_argument():
 
 
 def asks_the_host(x):
-  """In a loop in a branch, where it is easily missed."""
+  """Calls back to the host in a branch in a loop, where it is easily missed."""
   told = lambda x: jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
   return jax.lax.fori_loop(0, 3, lambda _, x: jax.lax.cond(x[0] > 0, told, jnp.cos, x), x)
 
@@ -104,7 +104,7 @@ def test_host_callbacks_are_refused(name):
   ) as told:
     targets.build(on(target, asks_the_host, 4), target)
   assert '\n' not in str(told.value)
-  shown = lambda x: jax.debug.print('{}', x)  # of a JAX before 0.10 it is a debug_callback
+  shown = lambda x: jax.debug.print('{}', x)  # before JAX 0.10 it is a debug_callback
   assert [*targets.callbacks(jax.make_jaxpr(shown)(1.0).jaxpr)] in (
     ['debug_print'],
     ['debug_callback'],
@@ -114,7 +114,7 @@ def test_host_callbacks_are_refused(name):
 
 @libtpu
 def test_what_does_not_fit_is_refused_with_the_largest_that_does(tmp_path, monkeypatch, capsys):
-  """In one line, with status 2; and one more than fits is refused again."""
+  """The refusal is one line with status 2; the size that it names compiles, and 1.2 times that size is refused again."""
   target = targets.find('v5e:1x1')
 
   def of_size(rows):
@@ -185,7 +185,7 @@ def test_collectives_and_precisions_are_read():
 
 
 def test_padding_is_read():
-  """Rows of 16 in tiles of 8 by 128 fill an eighth; with 512 of them side by side they fill all."""
+  """In tiles of 8 by 128, rows of 16 fill an eighth; transposed, with 512 values side by side, they fill all."""
   line = '  %f = f32[512,16]{{{}:T(8,128)S(1)}} fusion(%x), kind=kLoop\n'
   assert targets.padding(line.format('1,0')) == 8
   assert targets.padding(line.format('0,1')) == 1

@@ -1,4 +1,4 @@
-"""Every exact construction: its size to the letter, every query right, by the promised margin."""
+"""Every exact construction has exactly the stated size and answers every query with the promised margin."""
 
 import itertools
 import math
@@ -27,18 +27,19 @@ TRIPLES = [
   (5, 2, 2), (5, 4, 1), (6, 2, 4), (7, 3, 2), (8, 2, 3), (9, 3, 1), (11, 5, 2), (16, 4, 2),
   (17, 2, 5), (33, 3, 2), (100, 2, 2),
 ]  # fmt: skip
-# N·R^k ≥ 10⁶, where it costs each construction least; if that is half a minute, something smaller first.
+# Sizes with N·R^k ≥ 10⁶ that cost each construction least; if they take half a minute, a smaller one first or instead.
 LARGE = {
   'keyvalue': [(2, 80, 2), (2, 27, 4)], 'factored': [(16, 16, 3), (2, 14, 5)],
   'chain_of_thought': [(500_000, 2, 1)], 'few_thoughts': [(262_144, 2, 2)], 'chain_of_thought_compact': [(262_144, 2, 2)],
   'precomputed': [(500_000, 2, 1)], 'partly_precomputed': [(100, 8, 2)], 'precomputed_depth1': [(262_144, 2, 2)],
 }  # fmt: skip
-# Of half a million words of a code every pair of long ones would be compared.
+# Not selector_coded at half a million subjects: every pair of its long words would be compared.
 CASES = [
   (name, n, r, 1) for name in ONE_HOP for n, r in PAIRS if name != 'selector_coded' or n < 10**4
 ]
 CASES += [(name, *sizes) for name in MULTI_HOP for sizes in [*TRIPLES, *LARGE[name]]]
-# Asked of the model itself, in bfloat16 too: edges, some between, and the largest. The others are asked of NumPy.
+# Sizes at which the model itself is run, in bfloat16 too: edge cases, some in between, and the largest. At the others
+# the NumPy oracle is run.
 COMPILED = {
   *[(*pair, 1) for pair in [(2, 1), (2, 5), (33, 7), *PAIRS[-3:]]],
   *[(2, 1, 3), (3, 2, 3), (11, 5, 2), (17, 2, 5), (100, 2, 2)],
@@ -70,7 +71,7 @@ def words_under_noise(n, noise=0.5, error=0.01):
 
 
 def expected_size(name, n, r, k):
-  """d and the hidden widths of each layer, written out a second time."""
+  """d and the hidden widths of each block, written out a second time."""
   m, w, b = max(1, lg(n)), words_of_constant_weight(n), 4
   levels = math.ceil(lg(n) / b)
   p, pc, lr = lg(k + 1), lg(2 * k + 1), lg(r)
@@ -88,7 +89,7 @@ def expected_size(name, n, r, k):
     'attention_only': (r * m + lr + 2, [()]),
     'disjoint': (r * lg(n) + lr, [()]),
     'keyvalue': (2 * m + 2 * lr + p + 1, [(n * r,)] * k),
-    # One AND-unit fewer than the obvious count, whose constant unit nothing needs.
+    # One AND unit fewer than the obvious count, which includes a constant unit that nothing needs.
     'factored': (2 * m + 2 * r + p + 1, [(n + r, r * m + m + r)] * k),
     'precomputed': (
       m * sum(r**j for j in range(k + 1)) + r + p + 1,
@@ -116,7 +117,7 @@ def few_thoughts_size(n, r, k, t):
 
 @pytest.fixture
 def hasty():
-  """Puts what conftest.py has set back after a test without it."""
+  """Restores the setting of conftest.py after a test that changes it."""
   yield
   jax.config.update('jax_disable_most_optimizations', True)
 
@@ -137,11 +138,11 @@ def test_sizes_and_every_query(name, n, r, k):
     return
   jax.config.update('jax_disable_most_optimizations', not large)
   check = verify.certificate if large and n > 1000 else verify.exhaustive
-  # What is rounded to eight bits depends on N by the length of words alone: of half a million one construction is enough.
+  # Rounding to eight bits depends on N only through the word length: at half a million one construction is enough.
   both = (n, r, k) in COMPILED and (not large or name == 'selector')
   for dtype in ('float32', 'bfloat16')[: 1 + both]:
     if name == 'selector_multilevel' and dtype == 'bfloat16':
-      built = build(name, n, r, k, bits=2)  # with more |v|² can be too long for it
+      built = build(name, n, r, k, bits=2)  # with more bits bfloat16 may not hold |v|²
     report = check(built, dtype)
     assert report.queries == n * r**k
     assert report.accuracy == 1.0
@@ -149,7 +150,7 @@ def test_sizes_and_every_query(name, n, r, k):
 
 
 def asked_of_numpy(built, kind=np.float32):
-  """How many queries are right at every step, and the least margin, by an independent forward pass."""
+  """The number of queries that are right at every step, and the least margin, by an independent forward pass."""
   facts = built.facts
   paths = itertools.product(range(facts.relations), repeat=built.hops)
   asked = list(itertools.product(range(facts.subjects), paths))
@@ -167,7 +168,7 @@ def asked_of_numpy(built, kind=np.float32):
 @pytest.mark.accelerator
 @pytest.mark.parametrize('name', EXACT)
 def test_agrees_with_numpy_on_every_query(name):
-  """An independent forward pass gives the answer by the same margin, and the certificate bounds it."""
+  """The NumPy oracle answers every query by the same least margin, and the certificate bounds it from below."""
   n, r, k = (7, 3, 2) if name in MULTI_HOP else (7, 3, 1)
   built = build(name, n, r, k)
   right, least = asked_of_numpy(built, np.float64)
@@ -192,7 +193,7 @@ def test_highest_precision_changes_nothing():
 )
 @pytest.mark.parametrize('n,r', [(2, 1), (3, 3), (5, 2), (8, 3)])
 def test_universal(name, n, r):
-  """Every content of the superposition, hence every table of facts, bijections or not."""
+  """Every content of the superposition is answered, hence every table of facts, bijections or not."""
   report = verify.universal(build(name, n, r, 1))
   assert report.queries == n**r * r
   assert report.accuracy == 1.0
@@ -218,7 +219,7 @@ def test_universal_for_trees(name, n, r, k):
 
 @pytest.mark.parametrize('name', EXACT)
 def test_arbitrary_maps(name):
-  """Nothing needs a bijection, except that disjoint needs sets of its own."""
+  """By the NumPy oracle no construction needs bijections, except that disjoint needs separate answers per relation."""
   if registry.entry(name).own_answers:
     facts = Facts.disjoint(11, 3, 4, 1)
   else:
@@ -372,7 +373,7 @@ def test_codes_tell_all_symbols_apart(kind, count):
 
 @pytest.mark.parametrize('code', [codes.Sign(6), codes.ConstantWeight(6), codes.MultiLevel(50, 2)])
 def test_margin_bounds_are_bounds(code):
-  """On random slots: never above the true margin, positive only if the answer truly wins."""
+  """On random slots a positive margin_bound never exceeds the true margin, and the answer truly wins."""
   rng = np.random.default_rng(0)
   rows = code.rows()
   answers = rng.integers(0, len(rows), 4000)

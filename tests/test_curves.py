@@ -1,4 +1,4 @@
-"""Laws fitted to accuracy curves: planted ones are found again, with their rivals told apart."""
+"""Fits to accuracy curves recover planted laws and tell them from the alternatives."""
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ CELLS = (64, 2), (64, 8), (256, 6), (4096, 2), (4096, 4), (65536, 3)
 
 
 def planted(half, width=0.15, seed=0, seeds=3):
-  """Models of all cells at eight sizes, their accuracy more spread than independent queries would be."""
+  """Models of all cells at eight sizes, with more spread in accuracy than independent queries would have."""
   rng, rows = np.random.default_rng(seed), []
   for n, r in CELLS:
     for d in np.unique(np.round(half(n, r) * np.linspace(0.5, 1.9, 8)).clip(1)):

@@ -1,4 +1,4 @@
-"""What docs/design.md, docs/theory.md and the pages around them say: imports, examples, statements."""
+"""docs/design.md, docs/theory.md and the pages around them are right about imports, examples and statements."""
 
 import ast
 import functools
@@ -26,7 +26,7 @@ ALLOWED = {
 
 @functools.cache
 def imported(path, anywhere=True):
-  """All modules that a file imports, as dotted names: wherever it does, or as it is imported itself."""
+  """Dotted names of all modules that a file imports: anywhere, or only at its top level."""
   found, tree = set(), ast.parse(path.read_text(encoding='utf-8'))
   for node in ast.walk(tree) if anywhere else tree.body:
     if isinstance(node, ast.Import):
@@ -60,12 +60,12 @@ def test_no_modules_import_each_other(package):
 
 @functools.cache
 def examples():
-  """The Python of the page: a construction, its use, an experiment."""
+  """The page's Python examples: a construction, its use, an experiment."""
   return re.findall(r'```python\n(.*?)```', (ROOT / 'docs/design.md').read_text(), re.DOTALL)
 
 
 def test_every_module_is_on_the_map():
-  """But for constructions, binaries and figures, which are many and alike."""
+  """The page links all modules but constructions, binaries, figures and geomem/pretrained, and all folders."""
   text = (ROOT / 'docs/design.md').read_text(encoding='utf-8')
   shown = [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'experiments/harness').glob('*.py'),
            *ROOT.glob('experiments/page/*.py'), *ROOT.glob('experiments/language/*.py')]  # fmt: skip
@@ -79,7 +79,7 @@ def test_every_module_is_on_the_map():
 
 
 def test_no_folders_of_the_library_import_each_other():
-  """Nor do the modules beside them import any, but for the façade, whose methods pass on to all."""
+  """Imports between the folders have no cycle; no module next to them imports one, except the façade in its methods."""
   folders = {path.parent.name for path in ROOT.glob('geomem/*/__init__.py')}
   facade = ROOT / 'geomem/facade.py'
 
@@ -96,7 +96,7 @@ def test_no_folders_of_the_library_import_each_other():
 
 
 def code_lines(source):
-  """Lines that are neither blank nor of the docstring."""
+  """Lines that are neither blank nor part of the docstring."""
   body = source.split('"""', 2)[2]
   return [line for line in body.splitlines() if line.strip()]
 
@@ -115,7 +115,7 @@ def test_the_construction_of_the_page(capsys):
 
 
 def test_the_experiment_of_the_page(tmp_path, capsys, monkeypatch):
-  """As if it lay in its folder."""
+  """The example runs as if it were a module of experiments."""
   assert len(code_lines(examples()[2])) < 50
   module = types.ModuleType('experiments.noise')
   monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -145,7 +145,7 @@ def theory():
 
 @pytest.mark.parametrize('name', registry.REGISTRY)
 def test_every_construction_has_its_statement(name):
-  """Its size to the letter, its module, and a test."""
+  """docs/theory.md has each construction's theorem, size (if it is exact), module and test."""
   known = registry.entry(name)
   module = known.builder.__module__.replace('.', '/') + '.py'
   assert f'](../{module})' in theory() and f'`{name}`' in theory()
@@ -176,7 +176,7 @@ def test_the_corollary_follows_from_the_bounds(relations, hops):
 
 
 def test_random_directions_hold_whole_tables_as_often_as_proved():
-  """Default D is that of δ = ¼: at least three in four draws of directions have every query right."""
+  """The default D is the theorem's for δ = ¼: at least three in four draws of directions answer every query."""
   table = Facts.bijections(16, 2)
   right = [
     verify.exhaustive(registry.build('superposition', table, seed=seed)).accuracy == 1

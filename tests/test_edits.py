@@ -1,4 +1,4 @@
-"""Facts changed in a model: what each way promises, held against the formula or the table, and planted faults."""
+"""Editing facts in a model: each method's promise against its formula or the table of facts, and planted faults."""
 
 import functools
 
@@ -39,7 +39,7 @@ def test_the_facts_drawn_are_all_different_and_so_are_their_attributes(built):
   some = edits.draw(jax.random.key(0), answers_RxN, N, 40)
   assert len({*zip(some.subject_E.tolist(), some.relation_E.tolist(), strict=True)}) == 40
   assert (np.asarray(some.attribute_E) != answers_RxN[some.relation_E, some.subject_E]).all()
-  table_RxN = np.array(edits.in_table(answers_RxN, some))
+  table_RxN = np.array(edits.edit_table(answers_RxN, some))
   assert (table_RxN != answers_RxN).sum() == 40
 
 
@@ -47,16 +47,16 @@ def test_the_facts_drawn_are_all_different_and_so_are_their_attributes(built):
 def test_in_a_selector_rows_are_edited_without_an_error(built, in_turn):
   config, params, answers_RxN = built
   some = edits.draw(jax.random.key(1), answers_RxN, N, N * R)
-  way = functools.partial(edits.by_rows, config, maps_of(*built), answers_RxN)
-  after = edits.one_by_one(way, params, some) if in_turn else way(params, some)
-  np.testing.assert_array_equal(answered(config, after), edits.in_table(answers_RxN, some))
+  edit = functools.partial(edits.edit_rows, config, maps_of(*built), answers_RxN)
+  after = edits.sequential(edit, params, some) if in_turn else edit(params, some)
+  np.testing.assert_array_equal(answered(config, after), edits.edit_table(answers_RxN, some))
 
 
 def test_maps_of_other_facts_edit_nothing_right(built):
   config, params, answers_RxN = built
   wrong = maps_of(config, params, np.asarray(answers_RxN)[:, ::-1])
   some = edits.draw(jax.random.key(1), answers_RxN, N, N)
-  after = edits.by_rows(config, wrong, answers_RxN, params, some)
+  after = edits.edit_rows(config, wrong, answers_RxN, params, some)
   now_E = answered(config, after)[some.relation_E, some.subject_E]
   assert np.mean(now_E == some.attribute_E) < 0.5
 
@@ -68,17 +68,17 @@ def random_model():
 
 
 def test_a_rank_one_edit_is_that_of_the_formula():
-  """W + (v − W k)ᵀ C⁻¹k / kᵀC⁻¹k in NumPy; and the edited query puts out v."""
+  """The edited weights are W + (v − W k)ᵀ C⁻¹k / kᵀC⁻¹k, by NumPy, and the edited query outputs v."""
   config, params, answers_RxN = random_model()
   moments = edits.second_moments(config, params)
   some = edits.draw(jax.random.key(0), answers_RxN, N, 1)
-  after = edits.by_mlp(config, moments, 0.0, 0.5, params, some)
-  (hidden_F,), (change_D,) = map(np.asarray, edits._wanted(config, 0.5, params, some))
+  after = edits.edit_mlp(config, moments, 0.0, 0.5, params, some)
+  (hidden_F,), (change_D,) = map(np.asarray, edits._target_changes(config, 0.5, params, some))
   size = np.trace(np.asarray(moments)) / len(moments)
   jittered_FxF = np.asarray(moments, float) + edits.JITTER * size * np.eye(len(moments))
   update = np.asarray(after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out'])
-  # Where few queries fire a unit the solution is what rounding makes of it, and another library's is another's: what
-  # it solves is not.
+  # Where few queries activate a unit, rounding decides the solution, which differs between libraries; the equation
+  # that it solves does not.
   unit = lambda a: a / np.linalg.norm(a)
   moved = unit(jittered_FxF @ update)
   np.testing.assert_allclose(moved, unit(np.outer(hidden_F, change_D)), atol=1e-4)
@@ -88,12 +88,12 @@ def test_a_rank_one_edit_is_that_of_the_formula():
 
 
 def test_least_squares_minimises_what_it_says():
-  """No other matrix near it is better: weight · Σ over old queries |ΔW h|² + Σ over edited ones |ΔW h − δ|²."""
+  """No nearby ΔW has a smaller weight · Σ over old queries |ΔW h|² + Σ over edited ones |ΔW h − δ|²."""
   config, params, answers_RxN = random_model()
   moments, weight = edits.second_moments(config, params), 0.1
   some = edits.draw(jax.random.key(0), answers_RxN, N, 5)
-  hidden_ExF, change_ExD = edits._wanted(config, 0.5, params, some)
-  after = edits.by_mlp(config, moments, weight, 0.5, params, some)
+  hidden_ExF, change_ExD = edits._target_changes(config, 0.5, params, some)
+  after = edits.edit_mlp(config, moments, weight, 0.5, params, some)
   update = after['blocks_0']['mlp']['out'] - params['blocks_0']['mlp']['out']
   cost = lambda u: weight * jnp.sum(u * (moments @ u)) + jnp.sum((hidden_ExF @ u - change_ExD) ** 2)
   least = float(cost(update))
@@ -103,11 +103,11 @@ def test_least_squares_minimises_what_it_says():
     assert float(cost(update + step)) >= least - 1e-4 * abs(least)
 
 
-@pytest.mark.parametrize('rows_alone', [True, False])
-def test_fine_tuning_makes_the_new_facts_right_and_rows_alone_touch_nothing_else(rows_alone):
+@pytest.mark.parametrize('rows_only', [True, False])
+def test_fine_tuning_makes_the_new_facts_right_and_rows_alone_touch_nothing_else(rows_only):
   config, params, answers_RxN = random_model()
   some = edits.draw(jax.random.key(0), answers_RxN, N, 3)
-  after = edits.by_descent(config, 0.03, 200, jnp.float32(0.5), params, some, rows_alone)
+  after = edits.fine_tune(config, 0.03, 200, jnp.float32(0.5), params, some, rows_only)
   now_E = answered(config, after)[some.relation_E, some.subject_E]
   assert (now_E == some.attribute_E).all()
   changed = {
@@ -117,7 +117,7 @@ def test_fine_tuning_makes_the_new_facts_right_and_rows_alone_touch_nothing_else
     )
     if not np.array_equal(old, new)
   }
-  assert (changed == {'embed/subjects'}) == rows_alone and 'embed/subjects' in changed
+  assert (changed == {'embed/subjects'}) == rows_only and 'embed/subjects' in changed
   moved_N = np.any(np.asarray(after['embed']['subjects'] != params['embed']['subjects']), axis=1)
   assert {*np.flatnonzero(moved_N)} <= {*some.subject_E.tolist()}
 
@@ -126,11 +126,11 @@ def test_what_is_asked_afterwards_is_counted_apart(built):
   config, params, answers_RxN = built
   known = {'params': params, 'answers_RxN': answers_RxN}
   some = edits.draw(jax.random.key(3), answers_RxN, N, 6)
-  assert [float(x) for x in editing.asked(config, known, params, some)] == [0, 1, 1]
+  assert [float(x) for x in editing.scores(config, known, params, some)] == [0, 1, 1]
   touched = np.unique(np.asarray(some.subject_E))
   sick = params['embed']['subjects'].at[touched].multiply(-1.0)
   after = {**params, 'embed': {**params['embed'], 'subjects': sick}}
-  changed, same, others = editing.asked(config, known, after, some)
+  changed, same, others = editing.scores(config, known, after, some)
   assert same < 0.5 and others == 1 and changed < 0.5
 
 
@@ -139,8 +139,8 @@ def test_the_best_option_of_a_way_is_told_by_its_worst_number():
     {'model': 'trained', 'method': method, 'option': option, 'edits': 5, 'in_turn': False, 'seed': seed, 'measurement': what, 'value': value}
     for method in editing.OPTIONS for seed in (0, 1)
     for option, numbers in ((0.1, (1.0, 0.2, 1.0)), (0.2, (0.97, 0.99, 0.98)))
-    for what, value in zip(editing.ASKED, numbers, strict=True)
+    for what, value in zip(editing.SCORES, numbers, strict=True)
   ])  # fmt: skip
   found = {f.what: f for f in editing.STUDY.findings(rows)}
-  own = found['trained, 5 facts at once: row, closed form, the least of changed and kept']
+  own = found['trained, 5 facts at once: row, closed form, lowest of changed and kept']
   assert own.value == pytest.approx(0.97) and own.holds and len(own.controls) == 3

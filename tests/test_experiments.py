@@ -1,4 +1,4 @@
-"""Studies that build and compute, without training: construct, bounds, approximate; and what the README says."""
+"""The studies that do not train (construct, bounds, approximate), and the README's commands and examples."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def test_a_promise_that_is_broken_fails(few, tmp_path, monkeypatch):
   lame = lambda name, *about, **more: build(name, *about, **more).replace(margin=1e6)
   monkeypatch.setattr(registry, 'build', lame)
   sizes = '--construction=selector', '--subjects=4', '--relations=2'
-  with pytest.raises(SystemExit, match='FAILED: selector, N = 4, R = 2, k = 1: least margin'):
+  with pytest.raises(SystemExit, match='FAILED: selector, N = 4, R = 2, k = 1: smallest margin'):
     construct.STUDY.main(['construct', *sizes, f'--workdir={tmp_path}'])
   assert records.read(tmp_path).table['accuracy'].tolist() == [1]
 
@@ -101,11 +101,11 @@ def test_curves_are_in_order_and_below_every_point(table):
 def test_only_the_global_bound_is_called_the_papers(table):
   papers = [name for name, style in tradeoff.STYLES.items() if 'the paper' in style[0]]
   assert papers == ['global']
-  curves = pd.DataFrame(tradeoff.bounds(64, 4, 2, reach=500))
+  curves = pd.DataFrame(tradeoff.bounds(64, 4, 2, max_bits=500))
   mixed = pd.concat([select(table, kind='construction'), curves])
   assert [f.what for f in bounds.expect(mixed) if 'B_int' not in f.what] == [
-    'global bound: ours / the paper’s, the least over B_emb',
-    'local bound, both ours: the sharper / by trees, the least over B_emb',
+    'global bound: ours / the paper’s, minimum over B_emb',
+    'our local bounds: sharper / by trees, minimum over B_emb',
   ]
 
 
@@ -152,7 +152,7 @@ def in_readme(language):
 
 
 def as_a_new_user(lines, folder):
-  """What the last of the lines says, run in a folder; the environment is already active here."""
+  """Runs the lines in a folder, in the active environment, and returns the output of the last one."""
   (folder / 'docs').symlink_to(ROOT / 'docs')
   path = {
     **os.environ,
@@ -173,7 +173,7 @@ BLOCKS = [[line for line in b.splitlines() if line not in SMOKE] for b in in_rea
 
 @pytest.mark.parametrize('lines', [lines for lines in BLOCKS if lines], ids=lambda lines: lines[0])
 def test_the_lines_of_the_readme_run(lines, tmp_path):
-  """Of every block, but for the presets that other tests run; `train` takes no more than a few steps."""
+  """The lines of every block run, except presets that other tests run; `train` takes only a few steps."""
   few = lambda line: 'experiments.train ' in line and '--steps' not in line
   as_a_new_user([line + ' --steps=60' * few(line) for line in lines], tmp_path)
 

@@ -1,4 +1,4 @@
-"""The explorer tells what the library says: in its data, and in a real browser on every query."""
+"""The explorer shows what the library computes, in its data and in a real browser on every query."""
 
 import json
 import re
@@ -28,7 +28,7 @@ PAGE = (
 
 @pytest.fixture(scope='module')
 def all_models():
-  """All models; the trained one hardly, so that it is wrong now and then."""
+  """All models; the trained one is trained so little that it is sometimes wrong."""
   return models(steps=20)
 
 
@@ -38,7 +38,7 @@ def section(all_models):
 
 
 def page(found) -> str:
-  """The piece of the report that shows these data."""
+  """The part of the report that shows these data."""
   return report.page('explorer.html', explorer=found)
 
 
@@ -49,7 +49,7 @@ def told(section):
 
 
 def answers(one) -> list[list[str]]:
-  """By the model itself, every step of every query in order."""
+  """The model's own answers at every step of every query, in order."""
   c = one.model
   subjects_B = np.array([s for s, _ in one.queries()], np.int32)
   paths_BxK = np.array([path for _, path in one.queries()], np.int32)
@@ -82,7 +82,7 @@ def test_probes_tell_a_superposition_from_an_associative_memory(all_models, told
   assert found['superposition'] == [1, 1] and found['selector'] is None
   assert found['associative_mlp'][0] < 0.1 and found['associative_mlp'][1] < 0.2
   for one in all_models:
-    if one.probes:  # taken apart, an embedding is the sum of its parts
+    if one.probes:  # the parts add up to the embedding
       embed = one.model.params['embed']
       whole = embed['subjects'][one.subjects] + embed['positions'][0][None]
       parts = one.probes.parts_SxPxD.sum(axis=1)
@@ -144,7 +144,7 @@ CHECK = """((number) => {
 
 
 def fired(one, query) -> list[list[str]]:
-  """The names of all units that fire, layer by layer, where these are few enough to be named."""
+  """The names of all units that fire, layer by layer, for models whose units are few enough to be named."""
   c, (subject, path) = one.model, query
   seen = trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path)])
   layers = [(i, j, v[-1]) for i, b in enumerate(seen.blocks) for j, v in enumerate(b.hidden)]
@@ -171,7 +171,7 @@ def test_in_a_browser(all_models, section, told, tmp_path):
 
 
 def check_answers(one, shown: dict, found: list):
-  """Every query in a narrow window: the answer, whether it is right, which units fire, no overflow."""
+  """Checks every query in a narrow window: its answer, whether it is right, which units fire, and no overflow."""
   said = [f'{q} → {" → ".join(a)}' for q, a in zip(asked(one), answers(one), strict=True)]
   assert [answer for answer, *_ in found] == said
   right = [query['answer'][-1] == query['truth'] for query in shown['queries']]
@@ -187,7 +187,7 @@ ANSWER = "document.querySelector('#explorer-answer b').textContent"
 
 
 def check_link(tab, page, shown: dict):
-  """A link selects a query; a wide window holds it."""
+  """Checks that a link selects a query, and that a wide window holds the page."""
   query = shown['queries'][-1]
   link = urlencode({'model': shown['name'], 'query': query['query']})
   tab.open(f'{page.as_uri()}#explorer:{link}', 1280)
@@ -196,7 +196,7 @@ def check_link(tab, page, shown: dict):
 
 
 def check_keys(tab, page):
-  """The arrow keys select another query, and the link follows, without new history."""
+  """Checks that the arrow keys select another query and update the link, without adding to the history."""
   tab.open(page.as_uri() + '#explorer:model=selector&query=s2+r1', 1280)
   before = tab.ask('history.length')
   assert tab.ask(ANSWER).startswith('s2 r1 → ')
@@ -212,7 +212,7 @@ def check_keys(tab, page):
 
 
 def check_wrong_links(tab, page):
-  """A link that names no model, or no query of it, shows what the page shows without one."""
+  """Checks that a link to an unknown model or query shows what the page shows without a link."""
   tab.open(page.as_uri(), 1280)
   without = tab.ask(ANSWER)
   for words in ('model=typo&query=s2+r1', 'model=factored&query=typo', 'model=factored&query='):

@@ -1,4 +1,4 @@
-"""An export reads back to the same bits, or is refused in one line."""
+"""An exported model reads back to the same bits or is refused in one line."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ def change(path, **fields):
 
 
 def with_arrays(path, change_header, more=b''):
-  """The weights with another header, and a description that goes with them."""
+  """Writes the weights with another header, and their new checksum into the description."""
   data = (path / 'model.safetensors').read_bytes()
   size = int.from_bytes(data[:8], 'little')
   header = json.dumps(change_header(json.loads(data[8 : 8 + size]))).encode()
@@ -221,7 +221,7 @@ def test_what_is_no_export_is_refused(written, text):
 
 
 def native(sizes, arrays, tokens):
-  """The logits of TransformerLens' own decoder, as it is documented, in NumPy: BxLxA."""
+  """The logits (BxLxA) of TransformerLens' own decoder, in NumPy after its documentation."""
   linear = lambda name, x: x @ arrays[f'{name}.weight'].T + arrays[f'{name}.bias']
   x_BxLxD = arrays['embed.weight'][tokens] + arrays['pos_embed.weight'][: tokens.shape[1]]
   later = np.triu(np.ones((tokens.shape[1],) * 2, bool), 1)
@@ -259,7 +259,7 @@ BLOCKS = BlockConfig(2, 3, 1, (5, 3)), BlockConfig(3, 1, 4, ()), BlockConfig(1, 
   ],
 )  # fmt: skip
 def test_the_form_of_transformer_lens_has_the_same_logits(changes):
-  """At every position of random prompts, with random weights, biases and scales, in float64."""
+  """In float64 NumPy, logits agree at every position of random prompts, for random weights, biases and scales."""
   blocks = BlockConfig(2, 3, 2, (5,)), BlockConfig(1, 1, 4)
   config = Config(5, 2, answers=4, length=3, dim=6, blocks=blocks).replace(**changes)
   rng = np.random.default_rng(0)

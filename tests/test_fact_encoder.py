@@ -1,6 +1,6 @@
-"""New subjects of a pretrained model: rows that are read where their names stand, vectors that are learned through it.
+"""New subjects of a pretrained model: rows that are read in place of their names, and vectors learned through the model.
 
-On tiny random models of two families, one with learned positions; whole prompts and plain NumPy say what is right.
+Tested on tiny random models of two families, one with learned positions, against whole prompts and plain NumPy.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ RELATIONS = (
   Relation('letter', ('x', 'y', 'than'), ('the {} has', 'an {} is')),
   Relation('digit', ('1', '7'), ('so the {} of', 'an {} at')),
 )
-SHORT = tuple(dataclasses.replace(r, answers=r.answers[:2]) for r in RELATIONS)  # of one token each
+SHORT = tuple(dataclasses.replace(r, answers=r.answers[:2]) for r in RELATIONS)  # one token each
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +71,7 @@ def test_a_prompt_without_new_names_has_the_same_logits_to_the_last_bit(model):
   )
   assert (
     answering._after(told, ids, 1).shape[1] == model.config.vocabulary
-  )  # no name is ever written
+  )  # no new name can be predicted
 
 
 def test_a_row_is_read_in_the_place_of_its_name(model):
@@ -125,7 +125,7 @@ def test_answers_are_as_likely_as_plain_numpy_says(family, weights):
 
 
 def test_prompts_with_a_row_say_what_whole_texts_with_its_name_say(model):
-  """Padded, behind prefixes that were run once, several at a time, answers of one token and of several."""
+  """Batches of padded prompts after cached prefixes give the losses of whole texts, for answers of any length."""
   asked = prompts.tokenize(model, RELATIONS)
   assert asked.answers_RxAxK.shape == (2, 3, 3) and len(asked.prefixes.count) == 3
   own = rows(model, 4)
@@ -232,7 +232,7 @@ def test_rows_that_are_sums_give_their_vectors_back(model):
 
 @pytest.fixture(scope='module')
 def fitted(weights):
-  """Vectors learned through a model in which attention carries more than random weights let it."""
+  """Vectors learned through a model whose attention is scaled up to carry more than random weights do."""
   model = load.load(weights['llama'][0])
   params = jax.tree.map(lambda leaf: leaf, model.params)
   params['embed']['tokens'] /= 3
@@ -299,7 +299,7 @@ def test_the_same_training_gives_the_same_vectors(fitted):
 
 
 def test_maps_are_of_the_answers_own_token_embeddings(fitted):
-  """Of low rank, so that vectors of five answers lie in as many dimensions."""
+  """Maps of rank 2 give five answers vectors that span two dimensions."""
   model = fitted[0]
   letters = Relation('letter', tuple('vwxyz'), ('the {} has',))
   found = FactEncoder.fit_maps(model, [letters], Training(steps=2), rank=2)

@@ -1,4 +1,4 @@
-"""Facts: what is drawn, how hops compose, how queries are counted off, and what a file may say."""
+"""Facts: how they are drawn, how hops compose, how queries are enumerated, and which files are accepted."""
 
 import csv
 import itertools
@@ -117,7 +117,7 @@ def test_impossible_facts_are_refused(make):
 
 
 def test_facts_are_closed_only_where_that_is_said():
-  """As many attributes as subjects need not be the subjects: 0 may be a colour."""
+  """Attributes that are as many as the subjects need not be the subjects: attribute 0 may be a colour."""
   answers_RxN = np.array([[1, 0], [0, 1]])
   colours = Facts(answers_RxN, 2)
   assert not colours.closed and colours.attribute_name(0) == 'a0'

@@ -1,4 +1,4 @@
-"""Controls of superposition and readout, on subjects that nothing has seen: they see the leak, and not the structure."""
+"""The superposition and readout controls, on unseen subjects: they detect the leak, and not the structure."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ N, R = 96, 3
 
 
 def with_fresh(encode, old: Facts, fresh: Facts):
-  """Embeddings and answers of subjects fitted to, followed by those of fresh ones; and which are which."""
+  """Embeddings and answers of the fitted subjects, followed by those of fresh ones, and the indices of both."""
   e = np.concatenate([encode(old.answers_RxN), encode(fresh.answers_RxN)])
   answers = np.concatenate([old.answers_RxN, fresh.answers_RxN], axis=1)
   return jnp.asarray(e), answers, jnp.arange(N), N + jnp.arange(N)
@@ -36,7 +36,7 @@ def test_rows_that_a_selector_has_written_are_superposed_and_read_and_the_contro
 
 
 def test_other_attributes_alone_expose_an_unembedding_that_has_seen_the_subjects():
-  """Every relation has attributes of its own, and their vectors say, each in its way, whose they are."""
+  """The attribute vectors encode their subjects, each relation's by a map of its own; fresh subjects show no leak."""
   rng = np.random.default_rng(0)
   own_sets = np.arange(R)[:, None] * N
   old, fresh = (own_sets + Facts.bijections(N, R, seed).answers_RxN for seed in (0, 1))
@@ -45,10 +45,10 @@ def test_other_attributes_alone_expose_an_unembedding_that_has_seen_the_subjects
     u[answers_N] = subject_NxD @ rng.standard_normal((16, 16))
   e = jnp.asarray(
     rng.standard_normal((2 * N, 8), dtype=np.float32)
-  )  # says nothing of any attribute
+  )  # independent of all attributes
   fit, held = linear_maps.hold_out(jax.random.key(0), N)
   _, right = linear_maps.other_attributes_scores(e[:N], u, old, fit, held)
-  assert right > 0.9  # of subjects that were held out from the maps, but not from the unembedding
+  assert right > 0.9  # on subjects held out from the maps, but not from the unembedding
   both = np.concatenate([old, fresh], axis=1)
   _, right = linear_maps.other_attributes_scores(e, u, both, jnp.arange(N), N + jnp.arange(N))
   assert right < 0.1

@@ -1,4 +1,4 @@
-"""The fused head against the plain formula, values and gradients."""
+"""The fused head against the plain formula, in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from geomem import head
 
 
 def plain(x, u, targets, weights, in_use):
-  """Through autodiff, in float64 where it matters: NumPy has no gradient, so float32 with care."""
+  """The summed cross-entropy by optax in float32, for autodiff: NumPy has no gradients."""
   logits = jnp.where(in_use[None], x.astype(jnp.float32) @ u.astype(jnp.float32).T, -jnp.inf)
   return jnp.sum(weights * optax.softmax_cross_entropy_with_integer_labels(logits, targets))
 
@@ -136,7 +136,7 @@ def test_memory_grows_with_the_block_and_not_with_rows_times_answers():
 
 
 def test_rows_that_fill_up_a_block_do_not_count():
-  """Filling rows ask for answer 0, and it may be one that is not in use."""
+  """Padding rows have target 0, which may be an answer that is not in use."""
   x, u = jnp.ones((3, 2)), jnp.ones((4, 2))
   in_use = jnp.array([False, True, True, True])
   blocks = [

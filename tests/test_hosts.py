@@ -1,4 +1,4 @@
-"""Two processes that meet on the loopback address: the same results as one, written once."""
+"""Two processes that connect over the loopback address give the results of one, written once."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def tasks():
 
 
 def trained() -> list:
-  """The loss, the accuracy and the parameters of three models of a sweep, and of one on two meshes."""
+  """Loss, accuracy and parameters of three models of a sweep, and of one sharded model on each of two meshes."""
   sweep, states = batched.set_up(RECIPE, tasks())
   states = batched.advance(sweep, states, RECIPE.steps)
   results = [sweep.state_of(states, i) for i in range(3)]
@@ -64,18 +64,18 @@ mine = {'word': sys.argv[2], 'bits': np.array([[-0.0, np.nan], [1, 2]], np.float
 told = hosts.broadcast(mine)
 assert told['word'] == '0' and told['bits'].tobytes() == mine['bits'].tobytes() and told['none'].size == 0
 acted = []
-assert hosts.by_first(lambda: acted.append(1) or 7)() == 7 and len(acted) == (sys.argv[2] == '0')
+assert hosts.on_first_process(lambda: acted.append(1) or 7)() == 7 and len(acted) == (sys.argv[2] == '0')
 def refuse():
   raise InputError(f'no, says {sys.argv[2]}')
 try:
-  hosts.by_first(refuse)()
+  hosts.on_first_process(refuse)()
 except InputError as error:
   assert str(error) == 'no, says 0'
   print('refused')
 def break_off():
   raise KeyError('x')
 try:
-  hosts.by_first(break_off)()
+  hosts.on_first_process(break_off)()
 except (KeyError, RuntimeError) as error:
   print(repr(error))
 """
@@ -102,7 +102,7 @@ def start(*arguments, folder, name):
 
 
 def end(processes, folder, statuses=(0, 0), seconds=300):
-  """Wait for all; when one fails the others are killed, and all that was said is shown."""
+  """Waits for all processes and returns their outputs; if one fails, kills the others and shows all errors."""
   deadline = time.monotonic() + seconds
   try:
     while any(p.poll() is None for p in processes):
@@ -172,7 +172,7 @@ def test_a_sharded_model_of_two_processes_resumes_to_the_same_bits(tmp_path):
   whole = written(tmp_path)
   assert whole[1].count('\n') == 2
   (tmp_path / 'run' / 'results.json').unlink()
-  # As if killed before the last one was written.
+  # As if killed before the last checkpoint was written.
   shutil.rmtree(max((tmp_path / 'run' / 'checkpoints').iterdir()))
   end(launch(tmp_path, *options), tmp_path)
   assert written(tmp_path) == whole
@@ -198,5 +198,5 @@ def test_alone_an_error_stays_what_it_is():
     raise broken
 
   with pytest.raises(TypeError) as error:
-    hosts.by_first(work)()
+    hosts.on_first_process(work)()
   assert error.value is broken and error.traceback[-1].name == 'work'

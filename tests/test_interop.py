@@ -1,4 +1,4 @@
-"""Exported models in other people's tools: the same logits in TransformerLens, and in plain PyTorch.
+"""Exported models have the same logits in other people's tools: in TransformerLens and in plain PyTorch.
 
 Needs the extra `interop`; `make interop` runs these tests in an environment of their own.
 """
@@ -24,7 +24,7 @@ from geomem.training import trained
 MISSING = [n for n in ('transformer_lens', 'safetensors') if importlib.util.find_spec(n) is None]
 if MISSING:
   pytest.skip(f'{MISSING[0]} is not installed: make interop', allow_module_level=True)
-# Both tools warn, while they are imported, of things that are theirs.
+# Both tools emit warnings of their own on import.
 pytestmark = pytest.mark.filterwarnings('ignore')
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ TRAINED = {
 
 @functools.cache
 def built(name, subjects=8):
-  """A construction by name, three hops where it has any; or a model trained for a moment."""
+  """A construction by name, with three hops if it takes several, or a model trained for a moment."""
   if name in TRAINED:
     config = Config.trained(subjects, 2, dim=8, **TRAINED[name])
     return trained.train(config, Facts.bijections(subjects, 2, seed=1), steps=300)
@@ -47,7 +47,7 @@ def built(name, subjects=8):
 
 
 def prompts(known):
-  """The tokens of every query, with its chain of thought; and the positions at which something is due."""
+  """The tokens of every query with its chain of thought, and the positions at which an answer is due."""
   facts, hops = known.facts, known.hops
   paths = queries.every_path(facts.relations, hops)
   asked = np.repeat(np.arange(facts.subjects), len(paths)), np.tile(paths, (facts.subjects, 1))
@@ -59,7 +59,7 @@ def prompts(known):
 
 
 def check_the_same(known, theirs):
-  """All logits of all queries, up to rounding; what is answered where something is due, to the letter."""
+  """Checks that all logits of all queries agree up to rounding, and the answers that are due exactly."""
   tokens, due = prompts(known)
   apply = jax.jit(model.apply, static_argnums=0)
   ours = np.array(apply(known.config, jax.tree.map(np.asarray, known.params), tokens))
@@ -122,7 +122,7 @@ def test_the_residual_stream_and_the_hidden_units_are_where_the_layout_says(name
 
 
 def test_a_fault_in_the_folding_is_seen():
-  """A weight that is off by a little, scores that are half as large: neither passes for the same."""
+  """check_the_same rejects a weight that is off by a little, and scores that are half as large."""
   import torch
 
   known = built('attention_only')
@@ -133,7 +133,7 @@ def test_a_fault_in_the_folding_is_seen():
     check_the_same(known, in_torch(bridge))
   bridge = export.to_transformer_lens(known := built('plain'))
   with torch.no_grad():
-    bridge.blocks[0].attn.q.weight.mul_(0.5)  # as if the queries did not make up for the scale
+    bridge.blocks[0].attn.q.weight.mul_(0.5)  # as if queries did not compensate for the scale
   with pytest.raises(AssertionError):
     check_the_same(known, in_torch(bridge))
 
@@ -145,7 +145,7 @@ def test_the_plain_module_is_asked_by_name(name, tmp_path):
   names = ['s5', 'r1', 'r0', 'r1'][: 1 + known.hops]
   truth = known.ask(' '.join(names)).truth
   assert plain_module().Model(tmp_path / 'out').ask(*names) == truth
-  if name == 'few_thoughts':  # as a program, once: it takes its time to load PyTorch
+  if name == 'few_thoughts':  # as a program, once: loading PyTorch is slow
     command = [sys.executable, ROOT / 'docs/torch_model.py', tmp_path / 'out', *names]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == truth

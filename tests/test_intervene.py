@@ -1,4 +1,4 @@
-"""Interventions on a built selector do exactly what they must; on models where they mean nothing, nothing."""
+"""Interventions do exactly what they must on a built selector, and nothing on models where they mean nothing."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def test_a_subject_told_is_a_subject_named(depth, paths):
 
 @pytest.mark.parametrize('norm', ['none', 'rms', 'layer'])
 def test_answers_are_those_of_the_model(norm):
-  """More subjects than are looked at together, and not a multiple of it."""
+  """Answers are those of model.apply, for more subjects than one block holds, and not a multiple of it."""
   n = intervene.ROWS_AT_ONCE + 13
   config = Config.trained(n, 2, 8, norm=norm)
   params, table = model.draw(config, 0), Facts.bijections(n, 2)
@@ -85,9 +85,9 @@ def test_units_of_a_memory_keep_to_one_fact_and_dead_ones_to_nothing():
 def test_cutting_a_relations_units_takes_that_relation_alone(built):
   e, _, g = parts(built)
   units = intervene.unit_selectivity(intervene.mlp_activations(built.config, built.params, e)[1])
-  left = intervene.accuracy_without_units(built.config, built.params, e, g.T, units['own'])
+  left = intervene.ablated_accuracy(built.config, built.params, e, g.T, units['own'])
   assert np.all(np.diagonal(left) < 0.1) and np.all(np.array(left)[~np.eye(R, dtype=bool)] == 1)
-  spared = intervene.accuracy_without_units(
+  spared = intervene.ablated_accuracy(
     built.config, built.params, e, g.T, jnp.full_like(units['own'], R)
   )
   assert np.all(spared == 1)
@@ -156,7 +156,7 @@ def test_subjects_that_a_model_never_saw_are_learned_as_its_own_were():
     own = dataclasses.replace(recipe, steps=steps, warmup=0)
     found_NxD = learn(recipe=own, answers_RxS=other_RxN)
     right.append(intervene.accuracy(config, params, found_NxD, other_RxN.T))
-  assert right[0] < 0.2 and right[1] > 0.6  # as this or that version rounds
+  assert right[0] < 0.2 and right[1] > 0.6  # loose: versions round differently
   assert learn(recipe=own, answers_RxS=other_RxN[:, :5]).shape == (5, 32)
   with pytest.raises(InputError, match='one-hop recipe'):
     learn(recipe=dataclasses.replace(recipe, hops=2), answers_RxS=other_RxN)

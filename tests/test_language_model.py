@@ -1,6 +1,6 @@
-"""The language-model experiment: what is linear is found, nothing leaks, the binary survives.
+"""The language-model experiment: linear structure is found, nothing leaks, and the binary survives.
 
-Most of it runs on tiny random models; what needs the packaged weights is skipped where they are not.
+Most tests run on tiny random models; those that need the packaged weights are skipped without them.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ WEIGHTS = pytest.mark.skipif(load.missing() is not None, reason=str(load.missing
 
 
 def planted(seed=0, subjects=90, noise=0.0, both=0.0):
-  """Features of two groups, and vectors that are their sum, and a share of their products."""
+  """Features of two groups, and vectors that are linear in them plus `both` times a map of their products."""
   rng = np.random.default_rng(seed)
   groups = [np.eye(4)[rng.integers(4, size=subjects)] for _ in range(2)]
   maps = [rng.standard_normal((4, 40)) for _ in range(2)]
@@ -95,7 +95,7 @@ def test_the_dual_form_is_ridge_regression(monkeypatch):
 
 
 def test_every_target_chooses_for_itself():
-  """Two together are fitted as each alone: one that the features explain, and noise."""
+  """Two targets fitted together, one that the features explain and one of noise, score as each does alone."""
   rng = np.random.default_rng(0)
   x, fold = rng.standard_normal((50, 6)), ridge.folds(rng, 50, 5)
   y = np.stack([x @ rng.standard_normal((6, 3)), rng.standard_normal((50, 3))])
@@ -155,7 +155,7 @@ def test_a_relation_of_which_no_subject_is_drawn_is_left_out(tmp_path):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A random model, and a table of made-up facts with holes and several values."""
+  """A random model, and a table of made-up facts with missing and multiple values."""
   folder = tmp_path_factory.mktemp('language')
   models.write(folder / 'tiny', 'gpt_neox')
   about = {**models.config('gpt_neox'), 'max_position_embeddings': 128}
@@ -184,7 +184,7 @@ def prompts(folder):
 
 
 def whole(prompts, s, r):
-  """Residuals of the whole prompt at once, its subject's position and its end."""
+  """Residuals of the whole prompt in one pass, and the position of its subject's last token."""
   words = prompts.table.templates[0]
   subject = prompts.table.subjects[s]
   text = words.before + subject + words.after[prompts.relations[r].name]
@@ -252,7 +252,7 @@ def test_the_subject_is_never_first_and_must_end_in_a_token(prompts):
   ('at', 'he', 'tokenized differently'), ('to', '', 'no token'), ('to', 'the', None),
 ])  # fmt: skip
 def test_an_attribute_begins_where_the_prompt_ends(prompt, value, error, prompts):
-  """Of a tokenizer that reads over spaces, 'at he' is a, the."""
+  """A tokenizer that ignores spaces reads 'at he' as a, the, so the attribute 'he' is refused."""
 
   inner = prompts.runner.model.tokenizer
 
@@ -317,7 +317,7 @@ def test_of_a_relation_of_which_a_group_knows_nothing_there_is_no_relational_emb
 
 
 def test_prompts_asked_together_say_what_they_say_alone(prompts):
-  """Those of other lengths are in other batches, and come back in the order asked."""
+  """Prompts of different lengths run in different batches and come back in the order asked."""
   r_B, subjects = np.tile([1, 0], 15), np.arange(30) % 24
   add = np.random.default_rng(0).standard_normal((30, prompts.observed['subject'].shape[-1]))
   together = prompts.patched(r_B, subjects, 2, 1.0, add)
@@ -328,7 +328,7 @@ def test_prompts_asked_together_say_what_they_say_alone(prompts):
 
 
 def test_fits_do_not_see_the_subjects_they_are_judged_on(prompts, monkeypatch):
-  """Other residuals and facts of those who are not fitted to leave every map as it was."""
+  """Other residuals of the subjects outside the fit leave every steering vector as it was."""
   fit_T = swapping.split(3, 24)[0]
   swaps = pd.DataFrame({'relation': 0, 'subject': fit_T[:3], 'attribute': [0, 1, 2]})
   before = swapping.SteeringVectors(prompts, 0, fit_T, 2).vectors('superposition', swaps)
@@ -356,7 +356,7 @@ def own(folder):
 
 @pytest.fixture(scope='module')
 def whole_run(folder):
-  """A run of the tiny model that nothing interrupted."""
+  """An uninterrupted run of the tiny model."""
   return run(folder / 'run', *own(folder))
 
 
@@ -394,7 +394,7 @@ def test_an_interrupted_run_is_taken_up_and_ends_in_the_same_records(
       run(folder / 'cut', *own(folder))
   assert list((folder / 'cut').glob('checkpoints/*'))
   with monkeypatch.context() as patch:
-    patch.setattr(probing, 'r2', interrupt)  # it is known by now
+    patch.setattr(probing, 'r2', interrupt)  # already in the checkpoint
     pd.testing.assert_frame_equal(run(folder / 'cut', *own(folder)), whole_run)
   with pytest.raises(SystemExit, match='2'):
     run(folder / 'cut', '--seed=1', *own(folder))

@@ -1,4 +1,4 @@
-"""The studies of whole curves: killed they end in the same bits; planted laws and memories are told apart."""
+"""The studies of whole curves: a killed run ends in the same bits; planted laws and memories are told apart."""
 
 import functools
 import itertools
@@ -48,7 +48,7 @@ def test_the_command_that_redoes_it_is_recorded(whole):
 
 
 def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
-  """The rows' clocks, the order of the pass and the confusers are in the checkpoint."""
+  """The checkpoint holds the rows' clocks, the order of the pass and the confusers."""
   folder = tmp_path / 'killed'
   lines = len((whole[0] / 'metrics.jsonl').read_text().splitlines())
   process = start(folder, *SMALL)
@@ -99,7 +99,7 @@ def the_bits_are_the_weights_times_the_parameters(table):
 
 
 class Untrained:
-  """Evaluates what a trainer would, of models as they were drawn, or of given parameters."""
+  """A trainer that does not train: it evaluates models as they are initialized, or with given parameters."""
 
   def train_and_evaluate(self, recipe, tasks, function):
     sweep, states = batched.set_up(recipe, tasks)
@@ -156,7 +156,7 @@ def test_sizes_are_different_and_around_the_middle():
 
 
 def planted(half):
-  """Records of models whose accuracy passes ½ where a law says."""
+  """Records of models whose accuracy passes ½ at the dimension `half(n, r)` that a law gives."""
   rng, rows = np.random.default_rng(0), []
   for n, r in ((64, 8), (256, 6), (4096, 4), (64, 2), (4096, 8)):
     for factor, passes, seed in itertools.product(
@@ -177,7 +177,7 @@ def test_the_law_is_told_from_its_rivals(monkeypatch):
   cells = set(zip(right['subjects'], right['relations'], strict=True))
   monkeypatch.setattr(laws, 'CELLS', cells)
   found = {f.what: f for f in laws.STUDY.findings(right)}
-  q, beside = f'{laws.LAW}, 5 sizes, q', 'for (log₂N)^q, more by, the least without one seed'
+  q, beside = f'{laws.LAW}, fitted to 5 sizes: q', 'for (log₂N)^q, minimum over left-out seeds'
   exponent = found[q]
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
@@ -185,10 +185,10 @@ def test_the_law_is_told_from_its_rivals(monkeypatch):
   assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
   assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
-  assert not wrong[q].holds and not wrong[f'AIC of √N {beside}'].holds
+  assert not wrong[q].holds and not wrong[f'AIC increase with √N {beside}'].holds
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
   monkeypatch.setattr(laws, 'CELLS', {*cells, (65536, 3)})
-  assert not any(f.primary for f in laws.STUDY.findings(right))  # a size is still to be measured
+  assert not any(f.primary for f in laws.STUDY.findings(right))  # one size is not measured yet
 
 
 def test_training_that_would_have_gone_on_is_told(monkeypatch):
@@ -196,7 +196,7 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
-  told = [f for f in laws.STUDY.findings(table) if 'd₅₀ changes by' in f.what]
+  told = [f for f in laws.STUDY.findings(table) if 'relative change of d₅₀' in f.what]
   assert len(told) == 5 and not any(f.holds for f in told)
   assert not any(f.what.startswith(laws.LAW) for f in laws.STUDY.findings(table))
 
@@ -209,7 +209,7 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   rows = []
   for width, seed in itertools.product((8, 16, 32, 64), (0, 1, 2)):
     if (width, seed) == (64, 2):
-      continue  # of another part of the preset, with fewer seeds
+      continue  # in another part of the preset, with fewer seeds
     of = {'bits': lambda n: n * math.log2(n) / 2, 'facts': lambda n: 5 * n}[law]
     half = next(n for n in range(2, 10**5) if of(n) >= 2 * 64 * width)
     for factor in (0.5, 0.8, 1.25, 2):
@@ -220,11 +220,11 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   told = [
     f
     for f in frozen_embeddings.STUDY.findings(pd.DataFrame(rows))
-    if 'from the least n₅₀ to the largest' in f.what
+    if 'largest n₅₀ / smallest' in f.what
   ]
   (primary,) = (f for f in told if f.primary)
-  assert 'bits a parameter' in primary.what and primary.holds == (law == 'bits')
-  (own,) = (f for f in told if f'{law} a parameter' in f.what)
+  assert 'bits per parameter' in primary.what and primary.holds == (law == 'bits')
+  (own,) = (f for f in told if f'{law} per parameter' in f.what)
   assert own.value == pytest.approx(1, abs=0.02) and own.seeds == 2
   assert max(abs(math.log(f.value)) for f in told) > math.log(1.15)
 
@@ -232,9 +232,9 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
 def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():
   recipe = Recipe(frozen=frozen_embeddings.FROZEN)
   wanted = frozen_embeddings.trained_parameters(Recipe(), Config.trained(256, 4, dim=9))
-  config = frozen_embeddings.fixed_of(recipe, 256, 4, 32, wanted)
+  config = frozen_embeddings.match_size(recipe, 256, 4, 32, wanted)
   assert frozen_embeddings.trained_parameters(recipe, config) == pytest.approx(wanted, abs=40)
-  assert frozen_embeddings.fixed_of(recipe, 256, 4, 32, 100) is None
+  assert frozen_embeddings.match_size(recipe, 256, 4, 32, 100) is None
 
 
 def test_the_guess_of_a_memory_solves_its_equation():
@@ -246,7 +246,10 @@ def test_the_guess_of_a_memory_solves_its_equation():
 
 
 def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
-  """A query at a hop fits best, of all keys of the prompt, the relation of that hop; the current subject only at the start."""
+  """At every hop the query, turned by one index, fits the key of that hop's relation best of the prompt's keys.
+
+  Only tokens of the prompt have keys, and only its last token and those after it have queries.
+  """
   wide = 2 * multihop.HARMONICS
   for hops in (2, 3, 4):
     params = {'embed': {'positions': np.zeros((8, 16), np.float32)}}
@@ -257,14 +260,14 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
     for hop in range(hops):
       cos, sin = np.split(queries[hops + hop], 2)
       c, s = np.split(both, 2)
-      turned = np.concatenate([cos * c - sin * s, sin * c + cos * s])  # one index on
-      scores = keys @ turned
+      rotated = np.concatenate([cos * c - sin * s, sin * c + cos * s])  # one index on
+      scores = keys @ rotated
       assert scores[: hops + 1].argmax() == hop + 1
     assert not keys[hops + 1 :].any() and not queries[:hops].any()
 
 
 def test_unrelated_relations_are_as_many_as_there_are_paths():
-  """The control of two hops at once: one hop of R² relations, whose facts are drawn apart."""
+  """The control of two hops at once is one hop of R² relations, whose facts are drawn independently."""
   preset = multihop.Preset(subjects=8, relations=3, sizes=1, steps=1, batch=8, seeds=1)
   asked = []
 
@@ -283,7 +286,7 @@ def test_a_step_is_right_more_often_than_a_chain():
   task = Task(Config.trained(n, r, dim=6, length=recipe.length()), Facts.bijections(n, r), seed=1)
   sweep, states = batched.set_up(recipe, [task])
   score = lambda each: (
-    lambda params, job: optimization.accuracy(sweep.config, recipe, job, params, each=each)
+    lambda params, job: optimization.accuracy(sweep.config, recipe, job, params, per_step=each)
   )
   step, chain = (float(batched.evaluate(sweep, states, score(each))[0]) for each in (True, False))
   params, right = sweep.state_of(states, 0).params, []
@@ -319,5 +322,5 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
     }
   ]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
-  growth = told['N = 1,024, at once, depth 1: d₅₀ of 4 hops / of one']
+  growth = told['N = 1,024, at once, depth 1: d₅₀ at k = 4 / at k = 1']
   assert np.isnan(growth.value) and growth.holds is not True and not growth.primary  # still open

@@ -1,4 +1,4 @@
-"""Training that touches only the rows that it reads: against dense AdamW, NumPy and the plain formula."""
+"""Training that updates only the rows that it reads, against dense AdamW, NumPy and the plain formula."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ def train(recipe, tasks=(TASK,), steps=1000, **options):
 
 
 def test_taken_up_from_a_checkpoint_it_ends_in_the_same_bits(tmp_path):
-  """Clocks, moments and confusers of the rows are in it, and where the pass stands follows from the step."""
+  """The checkpoint holds the rows' clocks, moments and confusers; the step gives the position in the pass."""
   recipe = lazily(batch=8, negatives=6)
   sweep, states = batched.set_up(recipe, [TASK])
   half = batched.advance(sweep, states, 17)
@@ -69,7 +69,7 @@ def test_batches_of_a_pass_hold_everyone_and_of_two_passes_in_another_order():
 
 def test_where_every_step_reads_every_row_it_is_adamw():
   dense, *others = (train(r)[0] for r in (DENSE, lazily(), lazily(negatives=20 * N)))
-  for other in others:  # at random, 20·N answers are all of them
+  for other in others:  # 20·N random answers are all of them
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), dense.params, other.params
     )
@@ -77,7 +77,7 @@ def test_where_every_step_reads_every_row_it_is_adamw():
 
 
 def test_rows_that_are_read_rarely_learn_as_fast_as_by_dense_adamw():
-  """Every sixteenth step; at the same rate but without the longer steps the loss is some times as large."""
+  """Each row is read every sixteenth step; at the same rate without the longer steps, the loss is several times as large."""
   n, seeds = 256, (1, 2, 3)
   tasks = [
     Task(Config.trained(n, R, dim=6), Facts.bijections(n, R, s), weight_decay=0.03, seed=s)
@@ -104,13 +104,13 @@ def test_rows_that_are_not_read_wait_and_then_decay_as_if_they_had_not():
   for decay in rates.astype(np.float32):
     table, rows = step(table, rows, decay)
   np.testing.assert_array_equal(np.delete(table, 1, axis=0), np.delete(start, 1, axis=0))
-  settled, _ = lazy.settle(table, rows)
+  settled, _ = lazy.apply_decay(table, rows)
   np.testing.assert_allclose(settled, start * np.prod(1 - rates), rtol=1e-5)
   np.testing.assert_array_equal(np.asarray(rows.read_N), [0, 500, 0, 0])
 
 
 def test_a_row_has_the_moments_of_the_steps_in_which_it_was_read():
-  """AdamW in NumPy, of a single row with a clock of its own, while other rows are read in between."""
+  """A row is updated as by AdamW in NumPy with a clock of its own, while other rows are read in between."""
   rng = np.random.default_rng(1)
   table = jnp.asarray(rng.standard_normal((3, 2)), jnp.float32)
   rows, w, mu, nu = lazy.Rows.of(table), np.array(table[0], float), np.zeros(2), np.zeros(2)
@@ -126,7 +126,7 @@ def test_a_row_has_the_moments_of_the_steps_in_which_it_was_read():
       w = w - rate * update - decay * w
     else:
       w = w * (1 - decay)
-  np.testing.assert_allclose(lazy.settle(table, rows)[0][0], w, rtol=1e-4)
+  np.testing.assert_allclose(lazy.apply_decay(table, rows)[0][0], w, rtol=1e-4)
 
 
 def test_candidates_are_each_once_with_every_target():
@@ -142,18 +142,18 @@ def test_the_rival_is_the_best_of_the_other_answers():
   rng = np.random.default_rng(2)
   x, u = (rng.standard_normal((n, 4)).astype(np.float32) for n in (70, 33))
   targets, in_use = rng.integers(0, 30, 70), np.arange(33) < 30
-  ask = lambda x: head.cross_entropy(x, u, targets, None, jnp.asarray(in_use), 16, rivals=True)
-  (loss, rivals), grads = jax.value_and_grad(ask, has_aux=True)(jnp.asarray(x))
+  ask = lambda x: head.cross_entropy(x, u, targets, None, jnp.asarray(in_use), 16, runner_ups=True)
+  (loss, runner_ups), grads = jax.value_and_grad(ask, has_aux=True)(jnp.asarray(x))
   logits = np.where(in_use, x @ u.T, -np.inf)
   logits[np.arange(70), targets] = -np.inf
-  np.testing.assert_array_equal(rivals, logits.argmax(axis=1))
+  np.testing.assert_array_equal(runner_ups, logits.argmax(axis=1))
   plain = lambda x: head.cross_entropy(x, u, targets, None, jnp.asarray(in_use), 16)[0]
   np.testing.assert_array_equal(grads, jax.grad(plain)(jnp.asarray(x)))
-  assert loss == plain(jnp.asarray(x)) and np.array_equal(ask(jnp.asarray(x))[1], rivals)
+  assert loss == plain(jnp.asarray(x)) and np.array_equal(ask(jnp.asarray(x))[1], runner_ups)
 
 
 def test_a_step_over_some_answers_is_one_of_the_plain_formula_over_these():
-  """Two batches of a pass: only rows that were read move, and the loss is that over the candidates."""
+  """In a step only the rows that it reads move, and the loss is the plain formula over the candidates."""
   recipe = lazily(batch=5, negatives=3, steps=2, warmup=0)
   sweep, states = batched.set_up(recipe, [TASK])
   before = sweep.state_of(states, 0)
@@ -177,8 +177,8 @@ def test_a_step_over_some_answers_is_one_of_the_plain_formula_over_these():
   expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - own)
   assert after.loss == pytest.approx(expected, rel=1e-5)
   logits[np.arange(len(targets)), [asked.index(t) for t in targets]] = -np.inf
-  rivals = np.array(asked)[logits.argmax(axis=1)].reshape(-1, R)
-  np.testing.assert_array_equal(after.opt_state.confusers_CxN[:, subjects].T, rivals)
+  runner_ups = np.array(asked)[logits.argmax(axis=1)].reshape(-1, R)
+  np.testing.assert_array_equal(after.opt_state.confusers_CxN[:, subjects].T, runner_ups)
   others = np.delete(after.opt_state.confusers_CxN, subjects, axis=1)
   assert (others == lazy.NONE).all()
 

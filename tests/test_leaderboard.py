@@ -1,4 +1,4 @@
-"""Scores are chance-corrected, methods turn with the model, wrong answers score nothing."""
+"""Scores are chance-corrected, methods rotate with the model, and wrong answers score nothing."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ def test_average_precision_is_of_a_random_order_zero_and_of_the_right_one_one():
   assert np.mean(scores) == pytest.approx(0, abs=1e-12) and max(scores) == 1 and min(scores) < 0
   assert scores.count(1) == 2 * 6
   tied = [methods.unit_score(np.zeros((1, 5)), serves, seed) for seed in range(300)]
-  assert np.mean(tied) == pytest.approx(0, abs=0.06)  # nothing is told by answering alike
+  assert np.mean(tied) == pytest.approx(0, abs=0.06)  # equal answers score nothing
   assert np.isnan(methods.unit_score(np.ones((1, 3)), np.zeros((1, 3), bool)))
 
 
@@ -37,7 +37,7 @@ def test_overlap_is_of_random_subspaces_zero_whatever_their_rank():
   score = lambda columns: methods.subspace_score((columns.T @ columns)[None], [frame])
   assert score(np.eye(12)[:3]) == pytest.approx(1) and score(np.eye(12)) == 0
   assert score(np.eye(12)[3:6]) < 0
-  # Too little or too much is not all of it.
+  # A subspace that is too small or too large does not score one.
   assert 0 < score(np.eye(12)[:6]) < score(np.eye(12)[:4]) < 1 and 0 < score(np.eye(12)[:1]) < 1
 
 
@@ -60,9 +60,9 @@ def test_units_are_found_wherever_they_are(name, pair):
   serves = truth.of(built).serves_RxF[0][0]
   found = asked(methods.UNITS[name], built)
   assert methods.unit_score(found, serves) == pytest.approx(1)
-  turned = asked(methods.UNITS[name], hidden)
-  assert methods.unit_score(turned, serves[:, by.units[0][0]]) == pytest.approx(1)
-  assert methods.unit_score(turned, serves) < 0.8
+  rotated = asked(methods.UNITS[name], hidden)
+  assert methods.unit_score(rotated, serves[:, by.units[0][0]]) == pytest.approx(1)
+  assert methods.unit_score(rotated, serves) < 0.8
 
 
 @pytest.mark.parametrize(
@@ -70,17 +70,17 @@ def test_units_are_found_wherever_they_are(name, pair):
 )
 def test_a_method_sees_directions_or_coordinates(name, pair):
   built, hidden, by = pair
-  frames, carried = (
-    [s.frame_KxD for s in t.subspaces] for t in (truth.of(built), truth.of(built).carried(by))
+  frames, transformed = (
+    [s.frame_KxD for s in t.subspaces] for t in (truth.of(built), truth.of(built).transformed(by))
   )
-  found, turned = (asked(methods.SUBSPACES[name], model) for model in (built, hidden))
+  found, rotated = (asked(methods.SUBSPACES[name], model) for model in (built, hidden))
   assert methods.subspace_score(found, frames) == pytest.approx(1, abs=1e-2)
   blind = name in leaderboard.BY_COORDINATE
-  score = methods.subspace_score(turned, carried)
+  score = methods.subspace_score(rotated, transformed)
   assert score < 0.5 if blind else score == pytest.approx(1, abs=1e-2)
   if not blind:
     q = by.rotation_DxD
-    np.testing.assert_allclose(turned, q.T @ found @ q, atol=2e-2)
+    np.testing.assert_allclose(rotated, q.T @ found @ q, atol=2e-2)
 
 
 def test_the_effect_tells_the_truth_from_what_is_planted(pair):
@@ -88,8 +88,8 @@ def test_the_effect_tells_the_truth_from_what_is_planted(pair):
   known = truth.of(built)
   right = np.stack([s.frame_KxD.T @ s.frame_KxD for s in known.subspaces])
   for effect, answer in (
-    (methods.interchanged, right),
-    (methods.separated, known.serves_RxF[0][0]),
+    (methods.patch_effect, right),
+    (methods.ablation_effect, known.serves_RxF[0][0]),
   ):
     worth = lambda given, effect=effect: float(
       effect(built.config, built.params, jnp.asarray(given, jnp.float32), built.facts.answers_RxN)
@@ -99,7 +99,7 @@ def test_the_effect_tells_the_truth_from_what_is_planted(pair):
 
 
 def test_the_study_measures_what_it_says(tmp_path, monkeypatch):
-  few = {'units': ('ablation',), 'subspaces': ('linear probe',)}  # those that compile soonest
+  few = {'units': ('ablation',), 'subspaces': ('linear probe',)}  # those that compile fastest
   answers = {q: {name: leaderboard.ANSWERS[q][name] for name in few[q]} for q in few}
   monkeypatch.setattr(leaderboard, 'ANSWERS', answers)
   smoke = dataclasses.replace(leaderboard.PRESETS['smoke'], steps=100)

@@ -1,4 +1,4 @@
-"""The ledger: every weight counted once, its bits by counting values, and no bound beaten."""
+"""The ledger counts every weight once, and its bits by counting values; no construction beats a bound."""
 
 import functools
 import math
@@ -39,7 +39,7 @@ def ledger_of(c):
 
 
 def counted(values):
-  """Bits a value, by np.unique."""
+  """Bits per value, by np.unique."""
   _, counts = np.unique(values, return_counts=True)
   if len(counts) > 256:
     return 8 * values.dtype.itemsize
@@ -81,7 +81,7 @@ def test_entropy_is_a_count_of_values(values, size):
     (range(257), math.log2(257)),
     ([i / 10 for i in range(257)], 32),
     ([i / 16 - 3 for i in range(257)], math.log2(257)),  # fixed point
-    ([*[0] * 100_000, *range(300)], math.log2(300)),  # too many, though few show in a sample
+    ([*[0] * 100_000, *range(300)], math.log2(300)),  # too many, though a sample shows few
   ],
 )
 def test_entropy_by_hand(values, bits):
@@ -99,7 +99,7 @@ def test_width_of_a_random_weight_is_its_dtype():
 @pytest.mark.parametrize('r', [1, 3, 5])
 @pytest.mark.parametrize('m', [1, 3, 6])
 def test_selector_of_a_power_of_two(r, m):
-  """Half of all subjects have any given bit: R·m bits per subject, not one more or less."""
+  """Each bit is set for half of all subjects, so there are exactly R·m bits per subject."""
   n, c = 2**m, build('selector', 2**m, r)
   book = ledger_of(c)
   assert (
@@ -188,14 +188,14 @@ def test_random_weights_cost_their_width():
 
 
 def test_nan_is_a_value_too():
-  """A run that diverged has a ledger like any other."""
+  """A diverged model, whose weights are all NaN, has a ledger like any other."""
   c = build('selector', 8, 2)
   book = ledger_of(c.replace(params=jax.tree.map(lambda a: np.full_like(a, np.nan), c.params)))
   assert sum(book.bits.values()) == 0 and book.subject_bits == 0
 
 
 def test_only_the_bound_that_applies_is_used():
-  """The local bound is not about thoughts, nor about a tied unembedding."""
+  """The local bound does not apply with a chain of thought, nor with a tied unembedding."""
   c = build('chain_of_thought', 64, 2, 3)
   params = jax.tree.map(np.copy, c.params)
   params['embed']['subjects'][:, 8:] = 0
@@ -230,7 +230,7 @@ def test_information_in_facts(facts, bits):
 
 
 def at_random(name, multi_hop, count=2):
-  """Sizes of at most 2,000 queries."""
+  """Random sizes with at most 2,000 queries."""
   rng = np.random.default_rng(list(name.encode()))
   while count:
     n, r, k = rng.integers(2, 41), rng.integers(1, 6), rng.integers(1, 4) if multi_hop else 1
@@ -241,7 +241,7 @@ def at_random(name, multi_hop, count=2):
 
 @pytest.mark.parametrize('name', EXACT)
 def test_no_construction_beats_a_lower_bound(name):
-  """Whatever the table, the trivial one included, which takes the fewest bits to write down."""
+  """No construction takes fewer bits than the lower bounds, at the listed sizes and at random ones."""
   above = []
   multi_hop = registry.entry(name).multi_hop
   for n, r, k in [*(SIZES if multi_hop else ONE_HOP), *at_random(name, multi_hop)]:
@@ -263,7 +263,7 @@ def test_no_construction_beats_a_lower_bound(name):
   ('chain_of_thought', 2, 1, 2),
 ])  # fmt: skip
 def test_nor_does_the_table_that_says_least(name, n, r, k):
-  """Where every relation is the identity, the arrays are as regular as they can be."""
+  """Nor do facts whose relations are all the identity, with which the arrays are as regular as they can be."""
   facts = Facts(np.tile(np.arange(n, dtype=np.int32), (r, 1)), n, closed=True)
   book = ledger_of(registry.build(name, facts, k))
   assert book.bound_bits <= book.internal_bits

@@ -1,4 +1,4 @@
-"""Every page's links: relative ones lead to a file and a heading that exist, our own address is one."""
+"""The pages' links: relative ones lead to existing files and headings, and the repository has one address."""
 
 import json
 import re
@@ -16,12 +16,12 @@ CODE = re.compile(r'```.*?```|`[^`\n]*`', re.DOTALL)
 
 
 def prose(text):
-  """A page without its code, where brackets are no links."""
+  """A page without its code, in which brackets are not links."""
   return CODE.sub('', text)
 
 
 def anchors(path):
-  """The names that GitHub gives a page's headings, and those that stand in it."""
+  """The anchors that GitHub gives a page's headings, and those written in the page."""
   text = re.sub(r'```.*?```', '', path.read_text(encoding='utf-8'), flags=re.DOTALL)
   titles = re.findall(r'^#+ +(.+?) *$', text, re.MULTILINE)
   names = [re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles]
@@ -30,7 +30,7 @@ def anchors(path):
 
 
 def broken(page, link):
-  """Why a link of `page` leads nowhere; None if it is fine, or leads elsewhere in the world."""
+  """Why a link of `page` is broken; None if it is fine or leads to another site."""
   if re.match(r'[a-z]+:', link):
     return None
   path, _, anchor = urllib.parse.unquote(link).partition('#')
@@ -62,7 +62,7 @@ def test_a_broken_link_is_seen():
 
 
 def test_the_repository_has_one_address():
-  """Where pages and notebooks name their own files, these exist; nobody uses another form of the address."""
+  """The repository's files that pages and notebooks link to exist, and none uses another form of the address."""
   texts = {path: path.read_text(encoding='utf-8') for path in [*PAGES, ROOT / 'CITATION.cff']}
   for path in NOTEBOOKS:
     cells = json.loads(path.read_text(encoding='utf-8'))['cells']

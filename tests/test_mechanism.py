@@ -1,4 +1,4 @@
-"""The mechanism studies, whole, at their smoke presets: records, controls, figures, bad claims caught."""
+"""The mechanism studies run as a whole at their smoke presets: records, controls, figures, and bad claims caught."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
 
 
 def structure(table):
-  """A construction scores one everywhere, and its controls do not; the controls of trained models reach no bound."""
+  """A construction scores one, its controls do not, and the controls of trained models reach no bound."""
   study = studies.load('structure')
   checks = [f for f in study.findings(table) if f.what.startswith('constructed')]
   assert len(checks) == 4 and all(f.value == pytest.approx(1, abs=1e-4) for f in checks)
@@ -38,7 +38,7 @@ def structure(table):
   assert built(measurement='learned_accuracy')[0] > 0.95
   assert (
     built(measurement='learned_probe_accuracy')[0] > 0.5
-  )  # in the few steps of the smoke preset
+  )  # with the few steps of the smoke preset
   for name in (
     'fresh_superposition_r2',
     'fresh_probe_accuracy',
@@ -56,7 +56,7 @@ def structure(table):
 
 
 def from_constructed(table):
-  """Gradient descent starts at what was built, and does not leave the right answers."""
+  """Gradient descent starts at the construction and keeps all answers right."""
   exact = functools.partial(values, select(table, start='exact'))
   assert exact(step=0, measurement='accuracy') == [1] and exact(step=0, measurement='distance') == [
     0
@@ -69,7 +69,7 @@ def from_constructed(table):
 
 
 def transfer(table):
-  """A construction answers for facts that it was not built for; models that do not store them in embeddings do not."""
+  """A construction answers facts that it was not built for; models that store no facts in embeddings do not."""
   built = select(table, model='constructed')
   for name in (
     'accuracy',
@@ -85,7 +85,7 @@ def transfer(table):
     assert values(table, model=control, measurement='old_maps')[0] < 0.95
 
 
-# Of the smoke presets no more kinds of model than the checks below look at.
+# Restricts the smoke presets to the kinds of model that CHECKS look at.
 FEWER = {
   'structure': {'only': ('trained', 'untrained', 'random weights', 'associative', 'constructed')},
   'phases': {'maps': ({'dim': (8, 16), 'width': (8,)},)},
@@ -122,16 +122,16 @@ def test_a_study_records_what_it_measured_and_draws_that(name, folder, capsys, m
 
 @pytest.mark.parametrize('name', ['selector_normed', 'selector', 'attention_only'])
 def test_noise_shakes_every_array(name):
-  """Also those that are all zeros, like a selector's query: unshaken they would get no gradient."""
+  """Noise also reaches all-zero arrays, like a selector's query, which would otherwise get no gradient."""
   preset = dataclasses.replace(experiment.PRESETS['smoke'], subjects=16, relations=3)
-  exact, shaken, _ = (task.params for _, task in experiment.starts(preset, name, 0.0, 0))
+  exact, noised, _ = (task.params for _, task in experiment.starts(preset, name, 0.0, 0))
   for path, old in jax.tree_util.tree_leaves_with_path(exact):
-    new = functools.reduce(lambda tree, key: tree[key.key], path, shaken)
+    new = functools.reduce(lambda tree, key: tree[key.key], path, noised)
     assert 0.01 < np.std(new - old) and new.dtype == old.dtype, jax.tree_util.keystr(path)
 
 
 def test_when_a_level_is_reached():
-  reached = lambda values: dynamics.reached(
+  reached = lambda values: dynamics.first_crossing(
     pd.DataFrame({'step': [0, 10, 20, 30], 'value': values}), 0.5
   )
   assert reached([0.0, 0.25, 0.75, 1.0]) == 15 and reached([0.6, 0.0, 0.0, 1.0]) == 0
@@ -181,7 +181,7 @@ def test_random_directions_are_read_better_the_wider_they_are_and_alone_always()
   assert (np.diff(found, axis=0)[:2] > 0).all() and found['random_directions'].iloc[3] > 0.95
   assert (
     found['least_squares'][2:] == 1
-  ).all()  # where there is a coordinate for every one of all codes
+  ).all()  # where d is at least R times the width of the codes
   assert right(1, 16) == {'random_directions': 1, 'least_squares': 1}
 
 
@@ -193,7 +193,7 @@ def test_random_directions_are_read_better_the_wider_they_are_and_alone_always()
   ],
 )
 def test_a_kind_trains_what_it_says(model, trained):
-  """By the last names of the parameters, which are those of the MLP beside."""
+  """The last parts of the names of the trained parameters are those listed, and those of the MLP if it is trained."""
   kind = Kind(model=model, subjects=8, relations=2, steps=1, dim=32, width=4, batch=4, **RECIPE)
   free, _ = optimization.split(kind.recipe(), draw(kind.task(Facts.bijections(8, 2), 0).config, 0))
   mlp = {'in', 'in_bias', 'out', 'out_bias'} if model == 'trained' else set()
@@ -201,23 +201,23 @@ def test_a_kind_trains_what_it_says(model, trained):
 
 
 def test_parts_of_the_recipe_are_taken_away_one_by_one_or_together():
-  """A case says what it lacks; that without all that is not needed has a bound of its own, at every R."""
+  """Each case names what it lacks; the one that lacks all unneeded parts has a bound of its own, at every R."""
   preset = transfer_study.Preset(
     first=sizes(16, 2, 4, 10), changes={'noise': (0.0,), 'answer_dim': (None,)}, map_steps=1, seeds=2,
-    together=transfer_study.SIMPLER,
+    combined=transfer_study.SIMPLER,
   )  # fmt: skip
   rows = [
     {**dataclasses.asdict(kind), 'measurement': measurement, 'control': None, 'seed': seed, 'value': 0.9}
     for kind in preset.kinds() for seed in (0, 1)
-    for measurement in ('accuracy', *transfer_study.ARMS, *transfer_study.TOGETHER)
+    for measurement in ('accuracy', *transfer_study.ARMS, *transfer_study.GEOMETRIC)
   ]  # fmt: skip
   table = pd.DataFrame(rows)
   texts = [text for _, _, text, _ in transfer_study.cases(table)]
   assert texts == [
-    'N = 16, R = 2, d = 64, F = 64', 'N = 16, R = 2, but noise = 0', 'N = 16, R = 2, but answers of all dimensions',
+    'N = 16, R = 2, d = 64, F = 64', 'N = 16, R = 2, but noise = 0', 'N = 16, R = 2, but answer vectors of all dimensions',
     'N = 16, R = 2, but noise = 0, unembedding trained',
   ]  # fmt: skip
   bound = {
-    f.what: f.at_least for f in transfer_study.STUDY.findings(table) if 'the least of' in f.what
+    f.what: f.at_least for f in transfer_study.STUDY.findings(table) if 'lowest of' in f.what
   }
   assert list(bound.values()) == [None, None, None, 0.95]

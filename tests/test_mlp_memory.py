@@ -1,4 +1,4 @@
-"""The MLP memory: what it computes, that padding and company change nothing, what it can hold."""
+"""The MLP memory: what it computes, that padding and batching change nothing, and what it can hold."""
 
 import jax
 import jax.numpy as jnp

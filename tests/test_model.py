@@ -16,8 +16,8 @@ from geomem import model, queries
 from geomem.config import DTYPES, NORMS, BlockConfig, Config
 from geomem.errors import InputError
 
-FLOAT32 = 2e-5  # the largest error allowed, as a share of the largest value
-BFLOAT16 = 0.06  # eight significant bits, a handful of roundings one after the other
+FLOAT32 = 2e-5  # the largest allowed error, relative to the largest value
+BFLOAT16 = 0.06  # eight significant bits, a handful of roundings in a row
 HIDDEN = ((), (5,), (7, 4))
 N, R, L = 5, 3, 4
 
@@ -36,7 +36,7 @@ CONFIGS = [
 
 
 def make_params(config, seed):
-  """Random everywhere, norms and biases included."""
+  """Random parameters, norms and biases included."""
   rng = np.random.default_rng(seed)
   scale = lambda a: 1.3 / math.sqrt(a.shape[-2]) if a.ndim > 1 else 0.7
   draw = lambda a: (rng.normal(size=a.shape) * scale(a)).astype(np.float32)
@@ -49,7 +49,7 @@ def close(got, want, tolerance):
 
 
 def share_prefixes():
-  """Tokens of both kinds, and L−1 sequences that part from them after position p = 0 … L−2."""
+  """A sequence of both kinds of tokens, and L−1 sequences that differ from it after position p = 0 … L−2."""
   base = np.array([1, N + 2, 3, N])
   other = np.array([2, 0, N + 1, 4])
   parted = [np.where(np.arange(L) <= p, base, other) for p in range(L - 1)]
@@ -84,7 +84,7 @@ def test_agrees_with_numpy_at_every_position(config):
     assert close(tail, logits[:, -2:], FLOAT32)
     assert close(pairs, one_by_one, FLOAT32)
     assert np.ptp(pairs, axis=(0, 1)).min() > 1e-3
-    for p in range(L - 1):  # what comes later is not seen, to the last bit
+    for p in range(L - 1):  # later tokens are not seen, to the last bit
       np.testing.assert_array_equal(logits[0, : p + 1], logits[p + 1, : p + 1])
       assert np.any(logits[0, p + 1 :] != logits[p + 1, p + 1 :])
 
@@ -146,7 +146,7 @@ def test_gradient_flows_from_earlier_positions_only(config):
 
 
 def query_loss(logits, answers):
-  """Cross-entropy at the last position, in whichever NumPy `logits` is of."""
+  """Cross-entropy at the last position, in NumPy or jax.numpy as `logits` is."""
   xp = jnp if isinstance(logits, jax.Array) else np
   last = logits[:, -1]
   return xp.mean(xp.log(xp.sum(xp.exp(last), axis=-1)) - last[np.arange(len(answers)), answers])
@@ -157,7 +157,7 @@ def query_loss(logits, answers):
   [('float32', False, 1e-4), ('float32', True, 1e-4), ('bfloat16', True, 0.1)],
 )
 def test_gradients_of_a_batch_of_models(dtype, tied, tolerance):
-  """jit ∘ vmap ∘ grad is as steep as the NumPy model, by finite differences uphill."""
+  """jit ∘ vmap ∘ grad agrees with finite differences of the NumPy model along the gradient."""
   config = make_config('rms', (5,), tied, dtype=dtype)
   tokens, answers = share_prefixes(), np.array([0, 1, 3, 2])
   loss = lambda params: query_loss(model.apply(config, params, tokens), answers)
@@ -291,7 +291,7 @@ def test_bad_block_is_refused(fields):
 
 @pytest.mark.parametrize('depth', [1, 2])
 def test_more_tokens_than_positions_are_refused(depth):
-  """Not even where the rows at hand could be broadcast."""
+  """They are refused even where the rows of positions could be broadcast."""
   config = make_config('none', (), False, depth=depth).replace(length=2)
   params, subjects = model.zeros(config), np.arange(N)
   for hops in (2, 3):

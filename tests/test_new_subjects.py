@@ -1,4 +1,4 @@
-"""The study of new subjects, and the files that say how relations are asked: on a tiny random model."""
+"""The study of new subjects and the files of its wordings, on a tiny random model."""
 
 import dataclasses
 import functools
@@ -75,7 +75,7 @@ def case(table, model):
 
 
 def perfect(blind, asked, rows_NxD, answers_RxN, prompt_P=None):
-  """As of a model that reads its answers from the first coordinates of a row; a blind one always from the very first."""
+  """The recall of a model that reads relation r's answer at coordinate r of a row; a blind one always at coordinate 0."""
   prompt_P = np.arange(len(asked.relation_P)) if prompt_P is None else np.asarray(prompt_P)
   relation_P = np.zeros_like(prompt_P) if blind else asked.relation_P[prompt_P]
   chosen_NxP = np.round(np.asarray(rows_NxD)[:, relation_P]).astype(int)
@@ -95,9 +95,9 @@ def test_the_packaged_tables_are_read(name):
   shared = len(set(own.answers.values())) == 1
   assert shared == (name != 'customs')
   for name_, others in own.wordings.items():
-    assert not set(others) & set(own.new_wordings[name_])  # new ones are new
+    assert not set(others) & set(own.new_wordings[name_])  # new wordings are new
   every = [text for texts in own.wordings.values() for text in texts]
-  assert len(set(every)) == len(every)  # none asks for two relations
+  assert len(set(every)) == len(every)  # no wording asks for two relations
   if name == 'homes':
     assert set(own.answers['country']) == set(natural.COUNTRIES)
 
@@ -105,7 +105,7 @@ def test_the_packaged_tables_are_read(name):
 @pytest.mark.skipif(load.missing() is not None, reason='needs the packaged model')
 @pytest.mark.parametrize('name', ['colours', 'names'])
 def test_relations_that_share_answers_are_asked_in_as_many_tokens(name):
-  """So that where a prompt ends does not say which one is asked."""
+  """The position at which a prompt ends then does not reveal the relation."""
   own, tokenizer = wordings.read(cases.DATA / f'{name}.csv'), load.load().tokenizer
   lengths = [[len(tokenizer.encode(text).ids) for text in texts] for texts in own.wordings.values()]
   assert all(some == lengths[0] for some in lengths)
@@ -186,7 +186,7 @@ def test_it_records_what_it_measured_and_draws_that(run):
 
 
 def test_every_measurement_runs(case):
-  real = 'hops', 'countries', 'adapters'  # of places that the tiny model has no tokens for
+  real = 'hops', 'countries', 'adapters'  # these need places that the tiny model has no tokens for
   for name, function in new_subjects.MEASURED.items():
     if name not in real:
       found = pd.DataFrame(function(case))
@@ -215,7 +215,7 @@ def test_a_selector_scores_one_and_what_knows_no_relation_does_not(case, monkeyp
 
 
 def test_what_a_map_that_knows_no_relation_can_reach(case):
-  """Of answers that relations share, the commonest; among answers of their own, every one."""
+  """It can reach the commonest of the answers that relations share, and every answer among their own."""
   of = lambda own: {r['measurement']: r['value'] for r in recalled.blind(case.asked, np.array(own))}
   assert of([[0, 1, 2], [0, 1, 2]]) == {'top-1': 0.5, 'candidates': 1}
   same = np.broadcast_to(case.asked.answers_RxAxK[:1], case.asked.answers_RxAxK.shape)
@@ -241,7 +241,7 @@ def test_swaps_lead_to_tuples_that_are_held_out_too(case):
 
 
 def test_dealt_out_every_relation_has_prompts_of_all(case):
-  mixed = cases.dealt_out(case.asked)
+  mixed = cases.reassigned(case.asked)
   for r in range(2):
     assert set(case.asked.relation_P[mixed.relation_P == r]) == {0, 1}
   assert sorted(mixed.relation_P) == sorted(case.asked.relation_P)
@@ -261,8 +261,8 @@ def test_random_weights_have_the_same_entries_and_their_own_biases(case, monkeyp
     np.testing.assert_array_equal(np.sort(own[1], axis=None), np.sort(other[1], axis=None))
 
 
-def table_of(right, on=(None, new_subjects.ON[1])):
-  """Records of the decisive case, all as right as that."""
+def table_of(right, on=(None, new_subjects.ROW_KINDS[1])):
+  """Records of the decisive case, all with values of about `right`."""
   about = {'domain': 'colours', 'relations': 3, 'answers': 12, 'wordings': 2, **new_subjects.BLANK}
   rows = [
     about | {'measurement': 'top-1', 'tuples': 'held out', 'prompts': asked}
@@ -309,7 +309,7 @@ def test_what_cannot_be_measured_is_named(change, message, table, model):
 
 
 def test_real_places_are_asked_before_and_after(case, monkeypatch):
-  """Of three, put in for those that the tiny model has no tokens for."""
+  """Three stand-ins replace the places that the tiny model has no tokens for."""
   places = {'a': ('x', '1'), 'b': ('y', '7'), 'c': ('z', '8')}
   relations = [
     prompts.Relation(name, tuple(own), ('the {} has',))
@@ -332,7 +332,7 @@ def test_real_places_are_asked_before_and_after(case, monkeypatch):
 
 
 def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-  """With a tiny random model for the real one, in two steps."""
+  """It runs with a tiny random model in place of the real one, for two steps."""
   monkeypatch.setattr(models, 'LENGTH', 256)
   models.write(tmp_path / 'llama', 'llama')
   tiny = load.load(tmp_path / 'llama')
@@ -366,7 +366,7 @@ def test_what_is_put_in_from_the_same_prompt_changes_nothing_and_from_another_on
 
 
 def test_a_donor_decides_at_the_first_layer_of_the_subject_and_at_the_end_of_the_last_token(case):
-  """Put in there, its residual is its whole prompt's."""
+  """Patched in at these places, its residual gives the answers of its whole prompt."""
   answers_RxN = case.tuples()
   rows_NxD, p = case.encoder.rows(answers_RxN), case.first_P[0]
   donors_NxD = np.roll(rows_NxD, 1, axis=0)

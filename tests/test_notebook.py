@@ -1,4 +1,4 @@
-"""Every notebook has its form; those without an interpreter of their own run from top to bottom, at sizes of seconds; interop.ipynb in test_interop.py."""
+"""Every notebook is well-formed, and all but interop.ipynb (see test_interop.py) run from top to bottom within seconds."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ assert sweep.mesh.size == len(jax.devices()) == 2
 
 
 def cells(path):
-  """The source of every cell, by its id, with its kind."""
+  """The kind and the source of every cell, by its id."""
   notebook = json.loads(path.read_text(encoding='utf-8'))
   return {c['id']: (c['cell_type'], ''.join(c['source'])) for c in notebook['cells']}
 
@@ -67,13 +67,13 @@ def test_colab_opens_this_file(path):
 
 
 class Shell:
-  """As much of IPython's as the notebooks use: what may change a cell before it runs."""
+  """The part of IPython's shell that the notebooks use: transformers that may change a cell before it runs."""
 
   def __init__(self):
     self.input_transformers_post = []
 
   def run(self, path, change=lambda source: source):
-    """Every cell of code; what is defined in the end."""
+    """Runs every code cell and returns what is defined at the end."""
     space = {'__name__': 'notebook', 'get_ipython': lambda: self}
     for name, (kind, source) in cells(path).items():
       lines = change(source).splitlines(keepends=True)
@@ -86,7 +86,7 @@ class Shell:
 
 @pytest.fixture
 def small(tmp_path, monkeypatch):
-  """Sizes of seconds, in a folder of its own, without a screen."""
+  """Sizes that take seconds, a folder of its own, and no display."""
   monkeypatch.setenv('GEOMEM_SMALL', '1')
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(plt, 'show', lambda: None)
@@ -102,7 +102,7 @@ def test_it_runs_from_top_to_bottom(name, small):
 
 
 def test_new_subjects_runs_from_top_to_bottom(tmp_path, monkeypatch, small):
-  """With a tiny random model for the real one, in two steps."""
+  """It runs with a tiny random model in place of the real one, for two steps."""
   pytest.importorskip('tokenizers')
   monkeypatch.setattr(models, 'LENGTH', 128)
   monkeypatch.setattr(models, 'LETTERS', 'rbgvwo')  # colours begin with different tokens

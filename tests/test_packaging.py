@@ -1,4 +1,4 @@
-"""What is installed: the lock says exactly which versions, the matrix which were tested, the changelog what has changed."""
+"""Packaging: the lock pins the installed versions, the matrix names the tested ones, the changelog says what changed."""
 
 import configparser
 import re
@@ -25,7 +25,7 @@ def setup():
 
 
 def locked():
-  """Every line of the lock that is no comment and no hash, with its hashes."""
+  """Yields every requirement of the lock, with its hashes."""
   text = (ROOT / 'requirements.lock').read_text(encoding='utf-8')
   text = re.sub('^#.*\n', '', text, flags=re.MULTILINE).replace('\\\n', '')
   for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""What the pages say was measured is what the committed records say."""
+"""The measurements on the pages are those of the committed records."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_the_sizes_are_those_that_were_asked_for():
 
 
 def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark(tmp_path):
-  page, mark = tmp_path / 'page.md', pages.MARK
+  page, mark = tmp_path / 'page.md', pages.BEGIN
   page.write_text(f'a\n{mark.format("m")}old\n{pages.END}b\n{mark.format("n")}kept\n{pages.END}')
   pages.splice(page, 'm', 'new\n')
   new = page.read_text()
@@ -113,7 +113,7 @@ def test_parts_that_are_run_one_by_one_are_committed_together(tmp_path, monkeypa
 
 
 def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
-  """Every `value [low, high]` of the text is some group of records, averaged over its runs."""
+  """Every `value [low, high]` in the text is the mean of some group of records over its runs."""
   text = (ROOT / 'docs/language_model.md').read_text(encoding='utf-8').replace('−', '-')
   quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
   table = pages.committed('language_model_full').records.table

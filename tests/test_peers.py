@@ -1,4 +1,4 @@
-"""The peers of the benchmark train the same model: step by step, the same losses."""
+"""The benchmark's peers train the same model: step by step, they have the same losses."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TORCH = pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch: pip install t
 @pytest.mark.parametrize(
   'name', ['jax', *(pytest.param(name, marks=TORCH) for name in ('torch', 'torch_compile'))]
 )
-@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # of torch.compile, about torch
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')  # from torch.compile, about torch
 def test_a_peer_takes_the_same_steps(name):
   recipe, one = Recipe(steps=12, warmup=4, target=None), benchmark.task(10, 3, 6, seed=4)
   ours, theirs = benchmark.one_model(recipe, one), peers.make(name, recipe, one)
@@ -21,13 +21,13 @@ def test_a_peer_takes_the_same_steps(name):
     loss, their_loss = ours.step(), theirs.step()
     np.testing.assert_allclose(loss, float(their_loss), rtol=2e-5)
   assert theirs.accuracy() == pytest.approx(ours.accuracy(), abs=1e-6)
-  assert np.isfinite(float(theirs.step()))  # beyond the last step the rate stays what it was there
+  assert np.isfinite(float(theirs.step()))  # after the last step the rate stays as it is
 
 
 @pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch')
 @pytest.mark.parametrize('negatives', [None, 32])
 def test_in_batches_pytorch_learns_as_much(negatives):
-  """In another order, with other negatives: by about the same loss, from the same parameters."""
+  """From the same parameters, but in another order and with other negatives, it ends at about the same loss."""
   one = benchmark.task(128, 2, 8)
   recipe = Recipe(
     steps=600, warmup=10, batch=32, passes=True, lazy=True, target=None, negatives=negatives

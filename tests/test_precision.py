@@ -1,4 +1,4 @@
-"""Precision is said, not inherited: what holds where products round their operands, as on a TPU or a GPU."""
+"""Precision is requested, not inherited: what holds where products round their operands, as on a TPU or a GPU."""
 
 import functools
 import importlib
@@ -31,7 +31,7 @@ A_4x6, B_6x3, W_4x3 = (
 
 
 def to_bits(a, bits):
-  """Rounded to so many bits after the leading one, to even where there are two nearest: by integers, in NumPy."""
+  """Rounds to `bits` bits after the leading one, ties to even, by integer arithmetic in NumPy."""
   dropped = 23 - bits
   whole = np.asarray(a, np.float32).view(np.uint32)
   half = (1 << (dropped - 1)) - 1 + ((whole >> dropped) & 1)
@@ -97,7 +97,7 @@ def test_a_planted_product_is_rounded_and_added_up_in_float32(where, to, bits):
   few = functools.partial(to_bits, bits=bits)
   with rounded(to) as found:
     np.testing.assert_allclose(plain(A_4x6, B_6x3), few(A_4x6) @ few(B_6x3), rtol=1e-5)
-    if where != 'while':  # which has no gradient backwards
+    if where != 'while':  # which has no reverse-mode gradient
       np.testing.assert_allclose(slope(plain), few(W_4x3) @ few(B_6x3).T, rtol=1e-5)
     assert found and not any(product.asked for product in found)
     assert all('test_precision.py' in product.calls for product in found)
@@ -109,7 +109,7 @@ def test_a_planted_product_is_rounded_and_added_up_in_float32(where, to, bits):
       assert not found
   assert np.array_equal(left_alone, before[1])
   assert np.abs(before[0] - few(A_4x6) @ few(B_6x3)).max() > 2.0**-bits / 10
-  assert np.array_equal(plain(A_4x6, B_6x3), before[0])  # as it was
+  assert np.array_equal(plain(A_4x6, B_6x3), before[0])  # unchanged outside
 
 
 def test_other_types_are_left_alone_and_a_convolution_is_not():
@@ -133,7 +133,10 @@ def test_a_precision_whose_rounding_is_not_known_is_refused():
 
 @pytest.mark.parametrize('name', EXACT)
 def test_constructions_are_exact_where_products_are_not(name):
-  """Every margin is what NumPy finds in float64, to the last bit unless a norm takes a root; TF32 only has more bits."""
+  """With rounded operands the least margin is NumPy's in float64, exactly unless a norm takes a root.
+
+  Only the TPU's rounding is tried; TF32 only has more bits.
+  """
   built = build(name, *((7, 3, 2) if name in MULTI_HOP else (7, 3, 1)))
   right, least = asked_of_numpy(built, np.float64)
   with rounded(TPU):
@@ -160,7 +163,7 @@ KIND = Kind(**sizes(24, 2, 12, 10), **RECIPE)
 
 @pytest.fixture(scope='module')
 def drawn():
-  """A model that nothing has trained: its config, how it would be, parameters, job, and other facts."""
+  """An untrained model: its config, recipe, parameters and job, and other facts."""
   own, other = Facts.bijections(24, 2), Facts.bijections(24, 2, seed=1)
   task = KIND.task(own, 0)
   params = model.draw(task.config, 0)
@@ -168,7 +171,7 @@ def drawn():
 
 
 def asking(function, *arguments):
-  """Of the products of default precision in a program those that ask for it, and those that do not."""
+  """The products of default precision in a program: those that request it, and those that inherit it."""
   with rounded(TPU) as found:
     jax.jit(function).lower(*arguments)
   return [p.calls for p in found if p.asked], [p.calls for p in found if not p.asked]
@@ -176,7 +179,7 @@ def asking(function, *arguments):
 
 @pytest.mark.parametrize('study', ['structure', 'transfer', 'dimensions', 'dynamics'])
 def test_no_product_of_a_measurement_inherits_its_precision(study, drawn):
-  """Those of embeddings that are learned while measuring are of a training, which says what it wants."""
+  """Only those that learn embeddings while measuring have default precision; being training, they request it."""
   config, recipe, params, job, other_RxN = drawn
   scores = importlib.import_module(f'experiments.{study}').scores
   first = {'structure': (2,), 'transfer': (2,), 'dimensions': (dimensions.PRESETS['smoke'],)}
@@ -221,7 +224,7 @@ def test_a_model_trained_with_rounded_products_knows_its_facts():
 
 
 def scores(config, params, job):
-  """By name what analyses find of a model, and what they make."""
+  """The scores and arrays that analyses compute from a model, by name."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   known = e_NxD, u_AxD, job.answers_RxN
   judged = *known, jnp.arange(18), jnp.arange(18, 24)
@@ -233,7 +236,7 @@ def scores(config, params, job):
     'readout': linear_maps.probe_accuracy(*judged), 'calibrated': linear_maps.calibrate(maps, *known),
     'projected': projectors.project(frames, e_NxD),
     'steered': intervene.steering_vectors(maps[0], u_AxD, targets_NxR, jnp.roll(targets_NxR, 1, 0)),
-    'interchanged': projectors.interchanged(config, params, frames, e_NxD, job.answers_RxN),
+    'interchanged': projectors.interchange(config, params, frames, e_NxD, job.answers_RxN),
     'residuals': intervene.final_residuals(config, params, e_NxD),
     'new facts': fresh.zero_shot(config, params, maps, job.answers_RxN),
     'cross-entropy': optimization.cross_entropy(config, KIND.recipe(), job, params),

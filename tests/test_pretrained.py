@@ -1,6 +1,6 @@
-"""The packaged language model: what another implementation says, frozen; patches; where a fact lies.
+"""The packaged language model: the frozen outputs of another implementation, patches, and where a fact lies.
 
-Skipped where the weights are not installed; the files themselves are tested in test_pretrained_files.
+Skipped if the weights are not installed; the files themselves are tested in test_pretrained_files.
 """
 
 import json
@@ -28,7 +28,7 @@ def frozen():
 
 @pytest.fixture(scope='module')
 def run(model):
-  """Residuals BxTxLxD of prompts of one length, patched or not."""
+  """Residuals (BxTxLxD) of prompts of equal length, patched or not."""
 
   @jax.jit
   def run(params, tokens_BxL, patch):
@@ -128,7 +128,7 @@ def test_a_donors_vector_brings_its_fact_until_the_fact_has_left(model, run, pro
 
 
 def test_gradients_of_a_patch_are_its_effect(model, prompts):
-  """The Jacobian by which relational embeddings are made, against a small change."""
+  """The gradient that relational embeddings are built from, against finite differences."""
   tokens_L, position = jnp.array(prompts[0][0]), prompts[1]
   x_LxD = decoder.embed(model.config, model.params, tokens_L)
 

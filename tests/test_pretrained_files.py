@@ -1,6 +1,6 @@
-"""Files of models: every family against plain NumPy and frozen values; what is not sound is refused.
+"""Model files: every family against plain NumPy and frozen values; files that are not sound are refused.
 
-No weights are needed: models here are tiny and random. Refusals come in one line, and cost no memory.
+No weights are needed: models here are tiny and random. Refusals take one line and no memory.
 """
 
 import json
@@ -81,7 +81,7 @@ def test_a_prompts_padding_and_later_tokens_change_nothing_before(tmp_path):
 
 
 def refused(model, *words):
-  """One line that names the file or folder and these words; and next to no memory."""
+  """Checks that loading is refused in one line with the path and these words, using next to no memory."""
   tracemalloc.start()
   try:
     with pytest.raises(InputError) as caught:
@@ -273,7 +273,7 @@ def text(s):
 
 
 def gguf(tensors=(), fields=(), data=bytes(256), magic=b'GGUF', version=3, counts=None):
-  """A file of these tensors (name, shape, kind, offset) and fields (bytes, as they stand)."""
+  """The bytes of a GGUF file with these tensors (name, shape, kind, offset) and fields (raw bytes)."""
   count_t, count_f = counts or (len(tensors), len(fields))
   out = magic + struct.pack('<IQQ', version, count_t, count_f) + b''.join(fields)
   for name, shape, kind, offset in tensors:
@@ -370,7 +370,7 @@ def test_flipped_and_cut_gguf_files_are_refused_or_read_and_nothing_else(seed, t
 
 
 def small_gguf(folder, **more):
-  """The tiny Llama as a GGUF file, its queries and keys permuted as that format has them."""
+  """Writes the tiny Llama as a GGUF file, with queries and keys permuted as that format requires."""
   weights = models.tensors('llama')
   names = {'self_attn.q_proj': 'attn_q', 'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v',
            'self_attn.o_proj': 'attn_output', 'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up',

@@ -1,4 +1,4 @@
-"""Projectors of relations: planted ones are found, learned ones take one relation along and leave the others."""
+"""Projectors of relations: planted ones are found; learned ones move one relation and leave the others."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ N, R, K, E = 300, 3, 5, 24
 
 @pytest.fixture(scope='module')
 def planted():
-  """Parts of relations whose directions are far from orthogonal, their embeddings, and frames of their maps."""
+  """Relations' parts, in directions that are far from orthogonal, the embeddings they sum to, and frames of their maps."""
   rng = np.random.default_rng(0)
   u = rng.standard_normal((N, K), dtype=np.float32)
   g = np.asarray(Facts.bijections(N, R, 1).answers_RxN)
@@ -28,7 +28,7 @@ def planted():
 
 
 def matrices(frames):
-  """P_r of every relation."""
+  """The matrix P_r of every relation."""
   return np.swapaxes(projectors.project(frames, jnp.eye(frames[0].shape[1])), 1, 2)
 
 
@@ -42,8 +42,8 @@ def test_of_a_superposition_they_take_one_part_and_leave_the_others(planted):
 
 @pytest.mark.parametrize('rank', [0, 1, 3, 5, 7])
 def test_they_are_projectors_of_their_rank(planted, rank):
-  """But no relation occupies more dimensions than its attributes' vectors have: the other columns are 0."""
-  frames = projectors.first(planted[2], rank)
+  """The rank is at most the dimension of the attributes' vectors: further columns are 0."""
+  frames = projectors.truncate(planted[2], rank)
   for matrix in matrices(frames):
     np.testing.assert_allclose(matrix @ matrix, matrix, atol=1e-3)
     assert np.linalg.matrix_rank(matrix, tol=1e-3) == min(rank, K)
@@ -73,11 +73,11 @@ def test_of_a_constructed_selector_they_have_a_dimension_for_every_bit(built, or
 
   @jax.jit
   def judged(rank):
-    some = projectors.first(frames, rank)
+    some = projectors.truncate(frames, rank)
     learned = projectors.learn(
       one.config, one.params, some, *own, jax.random.key(0), 50, 16, orthogonal
     )
-    return projectors.interchanged(one.config, one.params, learned, *fresh)
+    return projectors.interchange(one.config, one.params, learned, *fresh)
 
   assert np.array(judged(5)).tolist() == [1, 1]
   assert judged(4)[0] < 0.7
@@ -85,11 +85,11 @@ def test_of_a_constructed_selector_they_have_a_dimension_for_every_bit(built, or
 
 def test_directions_at_random_become_the_bits_of_a_selector(built):
   one, other = built
-  start = projectors.first(projectors.at_random(jax.random.key(1), 2, one.config.dim), 5)
+  start = projectors.truncate(projectors.random_frames(jax.random.key(1), 2, one.config.dim), 5)
   own = one.params['embed']['subjects'], one.facts.answers_RxN, jax.random.key(0), 300, 32
   learned = projectors.learn(one.config, one.params, start, *own, orthogonal=True)
   fresh = jnp.asarray(other.params['embed']['subjects']), other.facts.answers_RxN
-  judged = lambda frames: np.min(projectors.interchanged(one.config, one.params, frames, *fresh))
+  judged = lambda frames: np.min(projectors.interchange(one.config, one.params, frames, *fresh))
   assert judged((start[0], start[0])) < 0.5 and judged(learned) > 0.9
 
 
@@ -100,6 +100,6 @@ def test_learning_mends_what_was_spoilt(built):
   shake = lambda frame: frame + 0.3 * np.std(frame) * rng.standard_normal(frame.shape)
   frames = map(np.asarray, frames_of(one))
   spoilt = tuple(np.where(f == 0, 0, shake(f)).astype(np.float32) for f in frames)
-  judged = lambda frames: np.mean(projectors.interchanged(one.config, one.params, frames, *own))
+  judged = lambda frames: np.mean(projectors.interchange(one.config, one.params, frames, *own))
   learned = projectors.learn(one.config, one.params, spoilt, *own, jax.random.key(0), 300, 32)
   assert judged(spoilt) < 0.9 < judged(learned)

@@ -1,4 +1,4 @@
-"""Published code beside ours: what is searched, counted and refused; with stand-ins for their checkouts."""
+"""Published code compared with ours: what is searched, counted and refused, with stand-ins for the checkouts."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ def test_the_smallest_size_is_found_up_to_its_precision(least):
 
 @pytest.mark.parametrize('held', [5, 11, 23, 62])
 def test_the_most_facts_are_searched_as_they_search(held):
-  assert published.most(lambda facts: facts <= held, 5, 64) == held
+  assert published.largest(lambda facts: facts <= held, 5, 64) == held
 
 
 def test_our_side_is_checked_and_counted():
@@ -38,7 +38,7 @@ def test_our_side_is_checked_and_counted():
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-  """Writes files of a checkout, which is forgotten afterwards."""
+  """Writes the files of a checkout, whose modules are unloaded afterwards."""
   known = set(sys.modules)
   monkeypatch.setattr(sys, 'path', sys.path[:])
   for name in [name for name in known if name.split('.')[0] == 'torch']:
@@ -121,7 +121,7 @@ def run_mlp_experiment(d_model, num_facts, m, method_label, method_spec, device,
 
 
 def test_both_sides_are_counted_in_the_same_way(write):
-  """Where 37 hidden units of theirs are enough."""
+  """The stand-in for theirs needs 37 hidden units."""
   path = write(src__hebbian__expts__mlp_capacity__helpers=HEBBIAN, src__torch='float64 = 8')
   preset = published.Preset(hebbian=path, dim=8, facts=8)
   theirs, *_, keyvalue, selector = rows = list(published.hebbian(preset, seed=0))

@@ -1,4 +1,4 @@
-"""Tables on disk come back as they were, whatever their fields read."""
+"""Tables come back from disk as they were, whatever their fields contain."""
 
 import json
 

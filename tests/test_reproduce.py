@@ -1,4 +1,4 @@
-"""One command for all: what is finished is kept, what failed is said, the report says what the records say."""
+"""The command for all studies keeps finished ones and names failed ones; its report says what the records say."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ measured_by('{machine.code_hash()}')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fake(Study):
-  """Runs a line of Python instead, and has records of this code; how often is in counted.txt."""
+  """A study that runs a line of Python and writes records of this code; counted.txt counts its runs."""
 
   line: str = 'pass'
 
@@ -52,7 +52,7 @@ def fake(name, line='pass', minutes=0.01, **options):
 
 
 def run(folder, *lines, cores=(None,), again=False):
-  """Whether each succeeded."""
+  """Runs a fake study for each line and returns whether each succeeded."""
   fakes = [fake(f'fake{i}', line) for i, line in enumerate(lines or ('pass',))]
   failed = reproduce.measure(fakes, 'smoke', folder, cores, again)
   return [fake.name not in failed for fake in fakes]
@@ -75,7 +75,7 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
 
 
 def test_code_that_changes_during_a_run_is_other_code(tmp_path, capsys):
-  """What counts is the code that the records say, not the one that started the study."""
+  """The code that the records name decides, not the code that started the study."""
   assert run(tmp_path, 'measured_by("edited meanwhile")') == [True]
   assert 'other code' in report.measured(fake('fake0'), tmp_path / 'fake0').origin
   capsys.readouterr()
@@ -89,7 +89,7 @@ def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path
   assert 'no luck' in (tmp_path / 'fake0' / 'log.txt').read_text()
   assert report.measured(fake('fake0'), tmp_path / 'fake0') is None
   assert run(tmp_path, 'pass', 'pass') == [True, True]
-  assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run takes itself up
+  assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run can resume
   assert counted(tmp_path / 'fake1') == 1
 
 
@@ -118,7 +118,7 @@ def test_a_folder_in_which_a_run_is_at_work_is_not_removed(again, tmp_path):
   assert not (folder / 'config.json').exists()
 
 
-# Ends once another has begun, or after a minute.
+# A study that ends once another has begun, or after a minute.
 MEETS = """
 import json, os, pathlib, time
 own, start = pathlib.Path(sys.argv[-1].split('=')[1]), time.time()
@@ -196,7 +196,7 @@ def test_the_time_left_is_by_the_pace_of_what_is_finished():
   assert run_of(10, 4).minutes_left(1.0) == pytest.approx(6, abs=0.01)
   assert run_of(10, 4).minutes_left(4.0) == pytest.approx(9, abs=0.01)
   assert run_of(10, 400).minutes_left(1.0) == 0.5
-  assert run_of(10, 400).minutes_left(float('inf')) == 10  # nothing is known of the pace yet
+  assert run_of(10, 400).minutes_left(float('inf')) == 10  # the pace is not known yet
 
 
 @pytest.mark.parametrize('name', ['nonsense', ''])
@@ -264,7 +264,7 @@ def test_committed_records_are_of_the_scale_if_there_are_any(scale, tmp_path, mo
 
 
 class Page(HTMLParser):
-  """What a page refers to, and its text."""
+  """Collects the ids, the links and the text of a page."""
 
   def __init__(self):
     super().__init__()
@@ -304,7 +304,7 @@ def test_a_run_is_held_against_the_committed_records():
 
 
 def write_report(folder, monkeypatch):
-  """Of the smaller committed records, and of one run whose command is hostile."""
+  """Writes a report of the smaller committed records, and of one run whose command contains markup."""
   kept = pages.committed('construct').records
   own, committed = folder / 'construct', folder / 'committed'
   about = {'command': 'python -m experiments.construct <b>&', 'code': '', 'device': 'here'}
@@ -314,7 +314,7 @@ def write_report(folder, monkeypatch):
   for name in SMALLER:
     shutil.copy(pages.RESULTS / f'{name}.json', committed)
   monkeypatch.setattr(pages, 'RESULTS', committed)
-  # tests/test_explorer.py has the real one
+  # tests/test_explorer.py tests the real one
   monkeypatch.setattr(report.explorer, 'kept', lambda path: {'models': '<explored>'})
   report.write(folder, 'laptop', report.gather(folder, 'laptop'))
 

@@ -1,4 +1,4 @@
-"""Rounding keeps what few bits can say, zeros above all, and finds how many are needed."""
+"""Rounding keeps what few bits can represent, zeros above all, and finds how many bits are needed."""
 
 import jax.numpy as jnp
 import numpy as np

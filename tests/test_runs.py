@@ -1,4 +1,4 @@
-"""Runs that survive: killed at any moment, damaged, started twice, or taken for another."""
+"""Runs survive when they are killed at any moment, damaged, started twice, or taken for another."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from geomem.errors import InputError
 from geomem.saved import runs
 
 ROOT = Path(__file__).parents[1]
-# A run whose state is a function of its number: 40 steps, a checkpoint and a line at each.
+# A run whose state is a function of its step number: 40 steps, each with a checkpoint and a line.
 LOOP = """
 import sys, numpy as np
 from geomem.saved import runs

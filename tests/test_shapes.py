@@ -1,4 +1,4 @@
-"""Arrays that do not fit together are refused at the door: JAX would broadcast them, or read the last row."""
+"""Arrays whose shapes do not fit are refused where they enter: JAX would broadcast them, or read the last row."""
 
 import subprocess
 import sys
@@ -101,7 +101,7 @@ MISFITS = {
   'one column of targets, patched': lambda: intervene.patched_accuracy(
     CONFIG, PARAMS, E, relations(1), np.zeros((R, D), np.float32), 1
   ),
-  'one column of targets, ablated': lambda: intervene.accuracy_without_units(
+  'one column of targets, ablated': lambda: intervene.ablated_accuracy(
     CONFIG, PARAMS, E, relations(1), np.zeros(8, np.int32)
   ),
   'one addition for all relations': lambda: intervene.final_residuals(
@@ -112,7 +112,7 @@ MISFITS = {
   'one column of wishes': lambda: swapped(wanted=(N, 1)),
   'wishes of other subjects': lambda: intervene.steering_vectors(MAPS[0], U, G.T, G.T[:1]),
   'units without relations': lambda: intervene.unit_selectivity(E),
-  'rows of other subjects': lambda: intervene.by_blocks(
+  'rows of other subjects': lambda: intervene.map_blocks(
     jnp.add, jnp.asarray(E), jnp.asarray(E[:3])
   ),
   'facts of fewer subjects': lambda: loss(G[:, :4]),

@@ -1,7 +1,7 @@
-"""One model over many devices is the same model: the head, the training, what no device may hold.
+"""A model sharded over many devices is the same model: the head, the training, and what no device may hold.
 
-All of this needs four devices, which the first test finds in a process of its own; sweeps of many
-models are there too.
+All of this needs four devices, which the first test provides by running this file in a process of its own; sweeps of
+many models run there too.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The site's own rules: pages are found by their names, links lead on, and the reference has every public name."""
+"""The site's own rules: every anchor is unique, links lead somewhere, and the reference has every public name."""
 
 import json
 import re
@@ -18,13 +18,13 @@ def conf():
 
 
 def test_every_public_name_must_be_in_the_reference(conf):
-  """The check that a build makes, of which a warning is an error: it sees a name that is left out."""
+  """The check that a build makes, in which a warning is an error, finds a name that is left out."""
   text = (DOCS / 'api.md').read_text(encoding='utf-8')
   public = set(conf['missing'](()))
   assert {'geomem.train', 'geomem.Facts', 'constructions.build'} < public and len(public) > 18
   assert conf['missing'](public) == []
   assert conf['missing'](public - {'geomem.Trace'}) == ['geomem.Trace']
-  for package in conf['PACKAGES']:  # all that it names in __all__
+  for package in conf['PACKAGES']:  # all names in its __all__
     assert re.search(rf'automodule:: {package}\n   :members:\n', text), package
 
 
@@ -44,14 +44,14 @@ def test_links_lead_to_pages_of_the_site_to_pictures_and_else_to_github(conf):
 
 
 def test_no_place_has_two_names(conf):
-  """A link to a place of another page is to its name alone."""
+  """Links to a place on another page use the place's name alone."""
   names = [name for page in DOCS.glob('*.md') for name in conf['ANCHOR'].findall(page.read_text())]
   assert len(names) == len(set(names)) and set(names) == conf['anchors']()
 
 
 @pytest.mark.parametrize('planted', [False, True])
 def test_it_is_built_without_a_warning(planted, tmp_path, monkeypatch, conf):
-  """A few pages of it, with a notebook that is not run; a link that leads nowhere is an error."""
+  """A few pages, with a notebook that is not run, build without a warning; a broken link is an error."""
   pytest.importorskip('sphinx', reason="needs pip install -e '.[docs]'")
   pytest.importorskip('myst_nb')
   from sphinx.cmd.build import build_main

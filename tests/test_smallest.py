@@ -1,4 +1,4 @@
-"""How few hidden units select, by mixed-integer programs: all contents of one bit a relation, a unit less than relations.
+"""The fewest hidden units that select, by mixed-integer programs over all contents of one bit per relation: R−1.
 
 The residual of content e ∈ {±1}^R under relation r gives the logit difference
 ⟨u, e⟩ + β_r + Σ_j o_j·ReLU(⟨α_j, e⟩ + γ_rj), o_j = ±1, which must have the sign of e_r.
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-WEIGHT = 8.0  # the largest |u| and |α| where the margin is 1: the programs are about such models
+WEIGHT = 8.0  # the largest |u| and |α| at margin 1: the programs cover only such models
 
 
 def selects(relations, units, signs):
-  """Whether such a model exists: True, False, or None where the solver was not done."""
+  """Whether such a model exists: True, False, or None if the solver did not finish."""
   contents_CxR = np.array(list(itertools.product((-1, 1), repeat=relations)))
   cases = len(contents_CxR) * relations
   largest = WEIGHT * (2 * relations + 1)
@@ -36,7 +36,7 @@ def selects(relations, units, signs):
       out, on = at('out', j * cases + case), at('on', j * cases + case)
       logit.append((out, e[r] * signs[j]))
       less = [(at('alpha', j * relations + i), -e[i]) for i in range(relations)]
-      less += [(at('gamma', j * relations + r), -1), (out, 1)]  # out − what goes into the unit
+      less += [(at('gamma', j * relations + r), -1), (out, 1)]  # out − the unit's input
       require(less, 0, np.inf)
       require([*less, (on, largest)], -np.inf, largest)
       require([(out, 1), (on, -largest)], -np.inf, 0)
@@ -63,7 +63,7 @@ def test_a_unit_less_than_relations_is_the_least(relations, units, enough):
 
 
 def test_one_unit_ranks_the_relations_in_one_order():
-  """What the proof rests on: ReLU(a + γ) − ReLU(−a + γ) is monotone in γ, up or down by the sign of a."""
+  """As the proof needs, ReLU(a + γ) − ReLU(−a + γ) is monotone in γ, up or down by the sign of a."""
   rng = np.random.default_rng(0)
   a, gamma = rng.normal(size=(1000, 1)), np.linspace(-5, 5, 200)
   odd = np.maximum(a + gamma, 0) - np.maximum(-a + gamma, 0)

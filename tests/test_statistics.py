@@ -1,4 +1,4 @@
-"""Intervals hold the truth about as often as they say."""
+"""Confidence intervals contain the truth about as often as they claim."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ def coverage(interval, truth, draws) -> float:
 
 
 def test_the_interval_of_a_mean_covers_it():
-  """Student's t of five values; resampling them, as is often done, would cover .84."""
+  """Student's t interval of five values covers .95; resampling them, as is often done, would cover .84."""
   rng = np.random.default_rng(0)
   draws = rng.standard_normal((4000, 5)) + 3
   assert 0.94 < coverage(statistics.mean_interval, 3, draws) < 0.96
@@ -26,9 +26,9 @@ def test_the_interval_of_a_mean_covers_it():
 
 
 def test_the_interval_of_a_slope_fitted_to_all_seeds_covers_it():
-  """Each sample is a seed: a line whose points share the seed's own error."""
+  """Each sample is a seed: a line whose points share the seed's error of the slope."""
   rng, x = np.random.default_rng(1), np.arange(6.0)
-  slope = lambda seeds: statistics.line(np.tile(x, len(seeds)), np.concatenate(seeds))[1]
+  slope = lambda seeds: statistics.linear_fit(np.tile(x, len(seeds)), np.concatenate(seeds))[1]
   draws = [
     [2 * x + rng.standard_normal() * x + 0.1 * rng.standard_normal(6) for _ in range(6)]
     for _ in range(600)
@@ -42,9 +42,9 @@ def test_no_interval_where_there_is_nothing_to_say(values):
 
 
 def test_a_line_and_its_r2():
-  assert statistics.line([1, 2, 3], [3, 5, 7]) == pytest.approx((1, 2, 1))
-  assert np.isnan(statistics.line([2, 2], [1, 3])[1])
-  assert statistics.line([1, 2, 3], [4, 4, 4]) == pytest.approx((4, 0, np.nan), nan_ok=True)
+  assert statistics.linear_fit([1, 2, 3], [3, 5, 7]) == pytest.approx((1, 2, 1))
+  assert np.isnan(statistics.linear_fit([2, 2], [1, 3])[1])
+  assert statistics.linear_fit([1, 2, 3], [4, 4, 4]) == pytest.approx((4, 0, np.nan), nan_ok=True)
 
 
 def test_a_group_in_which_a_seed_found_nothing_has_no_mean():
@@ -57,21 +57,21 @@ def test_a_group_in_which_a_seed_found_nothing_has_no_mean():
 
 def test_how_likely_values_would_be_at_the_bound():
   draws = np.random.default_rng(0).normal(0.9, 0.05, (4000, 5))
-  ps = np.array([statistics.p_beyond(values, 0.9, None) for values in draws])
-  for level in (0.05, 0.5):  # of experiments whose true mean is the bound, so many say less
+  ps = np.array([statistics.p_value(values, 0.9, None) for values in draws])
+  for level in (0.05, 0.5):  # at a true mean equal to the bound, p is uniform
     assert abs((ps < level).mean() - level) < 0.03
-  assert statistics.p_beyond([0.95, 0.96, 0.97], 0.9, 1.0) == pytest.approx(
+  assert statistics.p_value([0.95, 0.96, 0.97], 0.9, 1.0) == pytest.approx(
     max(
-      statistics.p_beyond([0.95, 0.96, 0.97], 0.9, None),
-      statistics.p_beyond([0.03, 0.04, 0.05], 0.0, None),
+      statistics.p_value([0.95, 0.96, 0.97], 0.9, None),
+      statistics.p_value([0.03, 0.04, 0.05], 0.0, None),
     )
   )
-  alike = [statistics.p_beyond([1.0] * n, 0.95, None) for n in (5, 6)]
-  assert 0 < alike[1] < alike[0] < 1e-4  # no spread is no certainty
-  assert statistics.p_beyond([0.9] * 5, 0.95, None) > 0.999
-  assert statistics.p_beyond([np.nan, 1.0], 0.95, None) == 1
-  assert np.isnan(statistics.p_beyond([1.0], 0.95, None)) and np.isnan(
-    statistics.p_beyond([1, 1], None, None)
+  alike = [statistics.p_value([1.0] * n, 0.95, None) for n in (5, 6)]
+  assert 0 < alike[1] < alike[0] < 1e-4  # no spread does not mean certainty
+  assert statistics.p_value([0.9] * 5, 0.95, None) > 0.999
+  assert statistics.p_value([np.nan, 1.0], 0.95, None) == 1
+  assert np.isnan(statistics.p_value([1.0], 0.95, None)) and np.isnan(
+    statistics.p_value([1, 1], None, None)
   )
 
 

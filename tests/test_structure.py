@@ -1,4 +1,4 @@
-"""Linear structure: planted superpositions score 1, everything else what it must; nothing leaks."""
+"""Linear structure: planted superpositions score 1, everything else scores what it must, and nothing leaks."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ probe_accuracy = jax.jit(linear_maps.probe_accuracy)
 
 
 def planted(noise=0.0):
-  """Embeddings that are Σ_r M_r u_{g_r(s)} + b, the unembedding, the facts."""
+  """Embeddings Σ_r M_r u_{g_r(s)} + b (plus noise), the unembedding, and the facts."""
   rng = np.random.default_rng(0)
   u = rng.standard_normal((N, D), dtype=np.float32)
   g = np.asarray(Facts.bijections(N, R, 1).answers_RxN)
@@ -75,7 +75,7 @@ def test_a_leak_would_be_seen():
 
 @pytest.mark.parametrize('leaks', [False, True])
 def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
-  """Random embeddings, wider than there are subjects: what was fitted to is explained, and fresh subjects never are."""
+  """With random embeddings wider than there are subjects, scores are high exactly if the fit sees the judged subjects."""
   config, table = Config.trained(60, 2, 64, 8), instances.bijections(60, 2, 0)
   job = batched.job(batched.Task(config, table), config)
   if leaks:

@@ -1,4 +1,4 @@
-"""Every study: one object, whose numbers are those of before it was one, and which imports no other."""
+"""Every study is one object, imports no other study, and has the numbers that the code before it had."""
 
 import ast
 import dataclasses
@@ -22,7 +22,7 @@ from geomem.errors import InputError
 ROOT = Path(__file__).parents[1]
 FROZEN = json.loads((ROOT / 'tests/data/findings.json').read_text())
 LANGUAGE = 'language_model', 'new_subjects'  # the studies of a pretrained model
-# What has come since, by the beginning of its findings; and sizes that have become those of another preset.
+# Findings added since, by how they begin; and studies whose sizes have become those of another preset.
 ADDED = {
   'construct': ('selector residual', 'selector coded', 'superposition coded', 'partly precomputed', 'few thoughts')
 }  # fmt: skip
@@ -55,7 +55,7 @@ def imports(path):
 
 @pytest.mark.parametrize('name', studies.NAMES)
 def test_a_study_imports_no_other(name):
-  """Nor, but for those of a language model, the pretrained models."""
+  """Nor does it import geomem.pretrained, unless it is a study of a language model."""
   allowed = ('experiments.harness',) + ('experiments.language',) * (name in LANGUAGE)
   for module in imports(ROOT / 'experiments' / f'{name}.py'):
     if module.startswith('experiments.'):
@@ -79,7 +79,7 @@ def test_importing_a_study_loads_neither_the_others_nor_a_language_model():
 
 @pytest.mark.parametrize('stem', FROZEN)
 def test_numbers_and_verdicts_are_what_they_were(stem):
-  """Those that the code before studies made of the committed records; intervals changed on purpose."""
+  """They are those that the code before studies found in the committed records; intervals changed on purpose."""
   old, found = FROZEN[stem], pages.committed(MOVED.get(stem, stem)).findings
   found = [f for f in found if not f.what.startswith(ADDED.get(stem, 'no'))]
   new = [{**vars(f), 'holds': f.holds} for f in found]
@@ -181,7 +181,7 @@ class Preset:
 
 
 def counting(calls, **options):
-  """A study of nothing that counts how often it was measured."""
+  """A dummy study that counts in `calls` how often it was measured."""
 
   def measure(trainer, preset, seeds):
     count = lambda seed: calls.append(seed) or np.array(float(seed))

@@ -1,4 +1,4 @@
-"""Sweeps: padding changes nothing, nor do devices, order, batching, or what happens to a neighbour."""
+"""Sweeps train each model as alone: padding, devices, order, batching and the fate of a neighbour change nothing."""
 
 import contextlib
 import functools
@@ -107,7 +107,7 @@ def test_attributes_that_are_no_subjects_are_not_chained(attributes, options, to
 
 @pytest.mark.parametrize('together', [1, 2])
 def test_models_dealt_out_anew_end_as_alone(together):
-  """The models of one device succeed early: those of the other are shared out, and stay who they are."""
+  """The models of one device succeed early; those of the other are redistributed, and keep their identity."""
   recipe = Recipe(steps=400, warmup=10, check=10, target=0.99)
   quick = lambda s: task(8, 16, f=64, seed=2 * s, weight_decay=0.0)
   slow = lambda s: task(8, 16, f=64, seed=s, learning_rate=1e-6 * (s + 1))

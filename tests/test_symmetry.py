@@ -1,4 +1,4 @@
-"""Symmetries keep every logit, against plain NumPy; the truth goes along with them, and a wrong one is caught."""
+"""Symmetries keep every logit, against plain NumPy; the truth is carried along, and a wrong truth is caught."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ from geomem.inside.truth import Truth
 
 
 def same_scale(config, params):
-  """A tied unembedding cannot take a final norm's scale, if it has one."""
+  """Makes a final norm's scale constant if the unembedding is tied, which then cannot absorb it."""
   if config.tied and config.norm != 'none':
     params['norm_final']['scale'] = np.full(config.dim, 0.7, np.float32)
   return params
@@ -26,13 +26,13 @@ def same_scale(config, params):
 @pytest.mark.parametrize('config', CONFIGS, ids=str)
 def test_no_logit_changes(config):
   params = same_scale(config, make_params(config, 1))
-  turned, by = symmetry.rotate(config, params, seed=2)
+  rotated, by = symmetry.rotate(config, params, seed=2)
   tokens = np.array(list(itertools.product(range(N), [N, N + 1], [N + 2, 1])))
-  want, got = (oracle.logits(config, p, tokens) for p in (params, turned))
+  want, got = (oracle.logits(config, p, tokens) for p in (params, rotated))
   assert np.abs(got - want).max() <= 2e-5 * np.abs(want).max()
   rotation = by.rotation_DxD
   np.testing.assert_allclose(rotation @ rotation.T, np.eye(config.dim), atol=1e-9)
-  embed = turned['embed']['subjects']
+  embed = rotated['embed']['subjects']
   assert np.abs(embed - params['embed']['subjects']).max() > 0.1
   np.testing.assert_allclose(embed, params['embed']['subjects'] @ rotation, atol=1e-5)
   assert [len(order) for order in by.heads] == [block.heads for block in config.blocks]
@@ -40,19 +40,19 @@ def test_no_logit_changes(config):
 
 @pytest.mark.parametrize('part', ['units', 'heads', 'rotation'])
 def test_a_part_left_out_changes_logits(part):
-  """The test above would notice: the symmetry of one part, undone on one side."""
+  """The test above would notice one part's symmetry undone on one side: logits then differ."""
   config = make_config('rms', HIDDEN[1], tied=False)
   params = make_params(config, 1)
-  turned, by = symmetry.rotate(config, params, seed=2)
-  block = turned['blocks_0']
+  rotated, by = symmetry.rotate(config, params, seed=2)
+  block = rotated['blocks_0']
   if part == 'units':
     block['mlp']['out'] = block['mlp']['out'][np.argsort(by.units[0][0])]
   elif part == 'heads':
     block['attention']['output'] = block['attention']['output'][::-1]
   else:
-    turned['unembed']['answers'] = params['unembed']['answers']
+    rotated['unembed']['answers'] = params['unembed']['answers']
   tokens = np.array(list(itertools.product(range(N), [N, N + 1])))
-  want, got = (oracle.logits(config, p, tokens) for p in (params, turned))
+  want, got = (oracle.logits(config, p, tokens) for p in (params, rotated))
   assert np.abs(got - want).max() > 1e-2 * np.abs(want).max()
 
 
@@ -69,11 +69,11 @@ def test_what_cannot_be_rotated_is_refused():
 
 # --- what is known goes along ----------------------------------------------------------------------
 
-SHAPES = {  # of every kind: one and two hidden layers, norms, no units, many blocks, thoughts, more stored than asked
+SHAPES = {  # every kind: one and two hidden layers, norms, no units, many blocks, thoughts, more stored than asked
   'selector': 1, 'selector_residual': 1, 'selector_literal': 1, 'selector_normed': 1, 'superposition_coded': 1,
   'attention_only': 1, 'factored': 2, 'partly_precomputed': 2, 'chain_of_thought_compact': 2,
 }  # fmt: skip
-TESTS = truth.units_found, truth.heads_found, truth.subspaces_found
+TESTS = truth.unit_specificity, truth.head_specificity, truth.interchange_accuracy
 
 
 @pytest.fixture(scope='module', params=SHAPES)
@@ -83,25 +83,25 @@ def built(request):
 
 
 def test_the_truth_of_a_construction_and_of_its_disguise(built):
-  """Ablation and interchange bear out what the names say, also of the disguise: in its units and in its directions."""
+  """Ablation and interchange confirm the truth of a construction and of its disguise, for units and directions."""
   known = truth.of(built)
   hidden, by = symmetry.disguise(built, seed=0)
-  carried = known.carried(by)
-  assert truth.answered(built) == (1, pytest.approx(built.verify().min_margin, abs=1e-4))
-  assert truth.answered(hidden) == (1, pytest.approx(truth.answered(built)[1], rel=1e-3))
+  moved = known.transformed(by)
+  assert truth.evaluate(built) == (1, pytest.approx(built.verify().min_margin, abs=1e-4))
+  assert truth.evaluate(hidden) == (1, pytest.approx(truth.evaluate(built)[1], rel=1e-3))
   some = []
   for test in TESTS:
     found = test(built, known)
     assert found == (None if found is None else pytest.approx(1, abs=1e-4))
-    assert test(hidden, carried) == (None if found is None else pytest.approx(1, abs=1e-3))
+    assert test(hidden, moved) == (None if found is None else pytest.approx(1, abs=1e-3))
     some += [test] * (found is not None)
   assert some
-  # Where it was is where it no longer is; and the truth about one relation is not that about another.
+  # The truth before the disguise no longer holds, and the truth about one relation is not that about another.
   wrong = dataclasses.replace(
-    carried, serves_RxF=tuple(tuple(np.roll(s, 1, axis=0) for s in b) for b in carried.serves_RxF)
+    moved, serves_RxF=tuple(tuple(np.roll(s, 1, axis=0) for s in b) for b in moved.serves_RxF)
   )
-  for test in set(some) - {truth.heads_found}:
-    planted = wrong if test is truth.units_found else known
+  for test in set(some) - {truth.head_specificity}:
+    planted = wrong if test is truth.unit_specificity else known
     assert test(hidden, planted) < 0.3
 
 

@@ -1,4 +1,4 @@
-"""A trace tells what the theory says: where heads look, what slots hold, which units fire."""
+"""A trace shows what the theory says: where heads look, what slots hold, which units fire."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def build(name, n=N, r=R, k=2, seed=0):
 
 
 def ask(c, subject, path):
-  """The trace of the right chain, and its steps by the table."""
+  """The trace of a query with its right chain of thought, and the steps by the table."""
   steps = oracle.answers(c.facts, subject, path)
   thoughts = steps[:-1] if c.chain_of_thought else []
   return trace.trace_prompt(c, [subject, *(c.facts.subjects + r for r in path), *thoughts]), steps
@@ -37,7 +37,7 @@ def queries(c):
 
 
 def decoded_slots(seen, values_D, laid_D=None):
-  """Slot by slot what its entries hold."""
+  """The decoded entries of each slot, by its name."""
   found = trace.changes(seen, values_D, np.zeros_like(values_D), laid_D)
   return {slot.name: decoded for slot, _, decoded, _, _ in found if decoded}
 
@@ -72,7 +72,7 @@ def test_the_answer_slot_decodes_to_the_answer(name):
 
 
 def heads(seen, p):
-  """Where each head of each block looks from position p: a position, or none if it spreads."""
+  """Where each head of each block looks from position p: a position, or None if its attention is spread."""
   return [
     [int(np.argmax(w)) if np.max(w) == 1 else None for w in block.attention_HxLxL[:, p]]
     for block in seen.blocks
@@ -99,7 +99,7 @@ def test_heads_of_a_chain_of_thought_follow_it():
   assert list(seen.positions) == [3, 4, 5]
   assert [heads(seen, p) for p in seen.positions] == [[[0, 1]], [[4, 2]], [[5, 3]]]
   seen, _ = ask(build('chain_of_thought_compact', k=3), 4, (1, 0, 1))
-  # Once it thinks, the subject is in place and the first head rests on the relations.
+  # After the first thought the subject is in place, and the first head rests on the relations.
   assert [heads(seen, p) for p in seen.positions] == [[[0, 1]], [[None, 2]], [[None, 3]]]
 
 
@@ -127,7 +127,7 @@ def test_the_relation_closes_every_block_but_its_own(name):
 
 @pytest.mark.parametrize('name', ['precomputed_depth1', 'chain_of_thought_compact'])
 def test_one_branch_is_left_open(name):
-  """Also where a closed branch reads like a word, or an open word has nothing positive."""
+  """Only one branch decodes as open, even if a closed one reads like a word, or an open word has nothing positive."""
   c = build(name)
   slot = c.layout.slots[0].name
   for subject, path in queries(c):
@@ -215,7 +215,7 @@ def test_decode():
   assert decoded.symbol_E[[0, 1, 2, 5]].tolist() == [5, 5, 5, 0]
   np.testing.assert_allclose(decoded.scale_E[:3], [1, 4, 13 / 3], rtol=1e-6)
   np.testing.assert_allclose(decoded.error_E[:3], [0, 0, 2 / 3], rtol=1e-6)
-  # What was laid over it tells a closed word from an open one that looks the same.
+  # What the relation added to it tells a closed word from an open one that looks the same.
   laid = np.array([[0, 0, 0], [-2, -2, -2]])
   assert trace.decode(words[[0, 0]], codes.Sign(8), laid).kind_E.tolist() == ['exact', 'closed']
 
@@ -242,7 +242,7 @@ def test_every_word_decodes_to_itself(code):
 
 
 def test_a_pattern_that_is_no_word_decodes_to_a_near_one():
-  decoded = trace.decode(np.ones((1, 3)), codes.Sign(5))  # 7 of 0 … 4
+  decoded = trace.decode(np.ones((1, 3)), codes.Sign(5))  # word 7, beyond 0 … 4
   assert decoded.kind_E[0] == 'near' and decoded.symbol_E[0] == 3
 
 

@@ -1,4 +1,4 @@
-"""A drawing of a trace: what is written in it, and that it can be drawn at all."""
+"""Drawings of traces: which texts they contain, and that they can be drawn at all."""
 
 import html
 import re
@@ -25,7 +25,7 @@ def test_drawing(name, tmp_path):
 
 
 def drawn(seen, path):
-  """The texts of a drawing."""
+  """Draws a trace and returns the texts of the drawing."""
   with matplotlib.rc_context({'svg.fonttype': 'none'}):
     trace_figure.draw(seen, path)
   return [html.unescape(text) for text in re.findall('<text[^>]*>(.*?)<', path.read_text())]

@@ -1,4 +1,4 @@
-"""Training: the step against autodiff and optax written out, what is frozen, what stops it, what it learns."""
+"""Training: the step against plain autodiff and optax, what is frozen, what stops it, and what it learns."""
 
 import dataclasses
 import functools
@@ -129,7 +129,7 @@ def test_divergence_is_marked():
     c, recipe, 50, job, optimization.initial_state(recipe, model.draw(c, 0))
   )
   assert state.status == optimization.DIVERGED and state.step < 10
-  recipe = Recipe(steps=1, warmup=0, target=None)  # the loss was that of what came before
+  recipe = Recipe(steps=1, warmup=0, target=None)  # its loss is that before the step
   state = optimization.train_chunk(
     c, recipe, 1, job, optimization.initial_state(recipe, model.draw(c, 0))
   )
@@ -152,7 +152,7 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
   t = batched.Task(c, Facts.bijections(n, r))
   job, params, everyone = batched.job(t, c), model.draw(c, 0), jnp.arange(n)
-  params['embed']['subjects'] *= 3  # or all answer alike
+  params['embed']['subjects'] *= 3  # or all answers are alike
   got = jax.jit(functools.partial(optimization.loss, c, recipe))(
     params, job, everyone, everyone < n
   )
@@ -169,7 +169,7 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
       last_right.append(log[-1].argmax() == whole[-1])
   assert float(got) == pytest.approx(np.mean(terms), rel=1e-5)
   right = verify.accuracy(c, params, t.facts, hops, chain_of_thought=cot).accuracy
-  if cot and loss == 'answer':  # nothing else was asked for
+  if cot and loss == 'answer':  # no other token is trained
     right = np.mean(last_right)
   assert optimization.accuracy(c, recipe, job, params) == pytest.approx(right) and right > 0
 
@@ -179,7 +179,7 @@ def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
   c = config(n=n, r=r, length=3, blocks=(BlockConfig(2, 3, 4, (64,)),) * 2)
   t = task(c)
   params = jax.tree.map(np.asarray, model.draw(c, 0))
-  params['embed']['subjects'] *= 3  # or all answer alike
+  params['embed']['subjects'] *= 3  # or all answers are alike
   look = jax.jit(functools.partial(optimization.accuracy, c, recipe))
   job = batched.job(t, c)
   assert look.lower(job, params).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20

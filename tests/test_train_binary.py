@@ -1,4 +1,4 @@
-"""The training binary: killed and started again, its results are the same to the last bit."""
+"""The training binary gives the same results, to the last bit, when it is killed and started again."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The checks against planted faults: what NumPy says is wrong, no check calls right."""
+"""The checks against planted faults: no check calls right what NumPy finds wrong."""
 
 import functools
 import itertools
@@ -47,7 +47,7 @@ def queries(facts, hops):
 
 
 def oracle_margins(config, params, facts, hops, chain_of_thought=False):
-  """Query by query, the least logit(answer) − largest other logit at any step."""
+  """For every query, the least margin logit(answer) − largest other logit at any step."""
   margins, prompts, asked = [], [], []
   for s, path in queries(facts, hops):
     steps = oracle.answers(facts, s, path)
@@ -58,9 +58,7 @@ def oracle_margins(config, params, facts, hops, chain_of_thought=False):
     last = zip(rows[-len(due) :], due, strict=True)
     margins.append(np.min([row[a] - np.delete(row, a).max() for row, a in last]))
   margins = np.array(margins)
-  return np.where(
-    np.abs(margins) < 1e-12, 0, margins
-  )  # float64 tells apart what float32 adds up alike
+  return np.where(np.abs(margins) < 1e-12, 0, margins)  # float64 separates what is a tie in float32
 
 
 def margins_of(c):
@@ -68,7 +66,7 @@ def margins_of(c):
 
 
 def changed(c, path, change):
-  """One weight of one array changed: its first that is not 0, if it has one."""
+  """The construction with one weight of one array changed: its first that is not 0, if it has one."""
   (*parents, leaf), params = path, jax.tree.map(np.copy, c.params)
   weights = functools.reduce(dict.__getitem__, parents, params)[leaf]
   at = next(iter(np.argwhere(weights)), np.zeros(weights.ndim, int))
@@ -84,7 +82,7 @@ def names_of(c):
 
 @functools.cache
 def faults(name):
-  """In every array a sign flipped (a zero made large) and a weight lost, if an answer breaks."""
+  """Models with a flipped sign (a zero made large) or a NaN in one array, for every array, if an answer breaks."""
   c, found = build(name), []
   for path in names_of(c):
     for change in (lambda w: -w if w else 100.0, lambda w: np.nan):
@@ -97,7 +95,7 @@ def faults(name):
 
 @pytest.mark.parametrize('name', SIZES)
 def test_a_fault_in_any_array_breaks_an_answer(name):
-  """But in queries and keys where each is all zero, which only lost weights spoil."""
+  """Both faults do, except in queries and keys that are all zero, which only a NaN spoils."""
   c = build(name)
   found = [path for path, _, _ in faults(name)]
   for path in names_of(c):
@@ -186,7 +184,7 @@ def random_model(n, r, length, answers, norm='rms', tied=False):
   (30, 2, 1, 2 * verify.ANSWER_BLOCK + 300, False, (verify.ANSWER_BLOCK,)),
 ])  # fmt: skip
 def test_margins_are_those_of_numpy(n, r, k, answers, tied, blocks):
-  """Every query's, for random weights and facts of which the model is right about two in three."""
+  """Every query's margin agrees, for random weights and facts of which the model is right about two in three."""
   config, params = random_model(n, r, k + 1, answers, tied=tied)
   table = np.random.default_rng(0).integers(0, answers, (r, n)).astype(np.int32)
   if k == 1:
@@ -246,7 +244,7 @@ def test_block_size_changes_nothing(name, check):
   ('precomputed_depth1', (5, 2, 2), 'bfloat16'), ('chain_of_thought_compact', (6, 2, 2), 'float32'),
 ])  # fmt: skip
 def test_a_certificate_never_says_too_much(name, sizes, dtype):
-  """Under noise on all other weights: what it proves is right, by the margin that it says."""
+  """With noise on all weights but the unembedding, what it proves is right, by the margin that it says."""
   c = build(name, sizes)
   config, subjects = c.config.replace(dtype=dtype), np.arange(sizes[0], dtype=np.int32)
 
@@ -262,9 +260,7 @@ def test_a_certificate_never_says_too_much(name, sizes, dtype):
   for scale in (0.01, 0.03, 0.1, 0.2, 0.4):
     noise = jax.tree.map(lambda a: rng.normal(size=a.shape).astype('f'), c.params)
     params = jax.tree.map(lambda a, e, scale=scale: a + scale * e, c.params, noise)
-    if (
-      name == 'selector_multilevel'
-    ):  # its constant must be 1 to the last bit: noise in the memory alone
+    if name == 'selector_multilevel':  # its constant must be exactly 1: noise in the memory alone
       memory, levels = np.copy(c.params['embed']['subjects']), c.layout['blocks']
       memory[:, levels] = params['embed']['subjects'][:, levels]
       params = {**c.params, 'embed': {**c.params['embed'], 'subjects': memory}}
@@ -308,7 +304,7 @@ def test_universal_is_refused_for_a_loaded_model_and_says_that_it_was_loaded(tmp
 
 
 def test_universal_is_refused_for_too_many_contents():
-  verify.universal_contents(build('selector', (4, 11, 1)))  # 2²², just as many as are allowed
+  verify.universal_contents(build('selector', (4, 11, 1)))  # 2²² contents, just allowed
   for name, sizes in (
     ('selector', (4, 12, 1)),
     ('precomputed', (64, 2, 2)),

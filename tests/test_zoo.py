@@ -1,4 +1,4 @@
-"""The zoo: written, listed, read back, refused where a file has changed; its models answer in plain NumPy."""
+"""The zoo is written, listed, read back, and refused if a file has changed; its models answer in plain NumPy."""
 
 import json
 
@@ -36,9 +36,9 @@ def test_every_depth_is_there_with_its_truth(folder):
     assert np.array_equal(logits.argmax(axis=1), model.facts.answers_RxN.T.ravel())
     others = np.sort(logits, axis=1)
     assert (others[:, -1] - others[:, -2]).min() == pytest.approx(entry['min_margin'], abs=1e-3)
-    for name in ('units', 'subspaces') if known else ():
-      found = getattr(truth, f'{name}_found')(model, known)
-      assert found == pytest.approx(entry['found'][name], abs=1e-4)
+    tests = {'units': truth.unit_specificity, 'subspaces': truth.interchange_accuracy}
+    for name, test in tests.items() if known else ():
+      assert test(model, known) == pytest.approx(entry['found'][name], abs=1e-4)
 
 
 def test_the_files_are_those_of_the_manifest_and_readable_without_us(folder):
@@ -75,7 +75,7 @@ def test_what_is_not_there_is_refused(folder, tmp_path):
 
 
 def test_a_truth_that_is_not_so_is_not_written(tmp_path, monkeypatch):
-  """Planted: every construction's units are said to be for the next relation."""
+  """A planted truth that assigns every construction's units to the next relation is refused."""
   of = truth.of
 
   def wrong(built):

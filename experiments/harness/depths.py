@@ -26,7 +26,7 @@ CONFIRMED = {'units': 0.5, 'heads': 0.5, 'subspaces': 0.9}  # the same for a ret
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Hidden:
+class ZooModel:
   """A model at one depth, and its truth, if any is known. `found`: how much of the truth about units, heads and subspaces
   is confirmed by ablation and interchange, None where there is nothing to confirm. `noise`: the noise it was retrained from."""
 
@@ -47,28 +47,28 @@ class Hidden:
     )
 
 
-def judged(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> Hidden:
+def zoo_model(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> ZooModel:
   """The model with its accuracy on all queries and the results of the ablations."""
-  tests = {'units': truth.units_found, 'heads': truth.heads_found, 'subspaces': truth.subspaces_found}  # fmt: skip
+  tests = {'units': truth.unit_specificity, 'heads': truth.head_specificity, 'subspaces': truth.interchange_accuracy}  # fmt: skip
   found = {name: test(model, known) if known else None for name, test in tests.items()}
-  return Hidden(depth, model, known, *truth.answered(model), found, noise)
+  return ZooModel(depth, model, known, *truth.evaluate(model), found, noise)
 
 
 def at_all_depths(
   built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int
-) -> list[list[Hidden]]:
+) -> list[list[ZooModel]]:
   """A model at each depth for each of these constructions, which are of one kind and differ only in size. The retrained
   model has the first noise level from which it learns its facts again and the truth is confirmed, else the last."""
-  known = [truth.of(one) for one in built]
-  turned = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
-  carried = [k.carried(by) for k, (_, by) in zip(known, turned, strict=True)]
+  truths = [truth.of(one) for one in built]
+  disguised = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
+  transformed = [k.transformed(by) for k, (_, by) in zip(truths, disguised, strict=True)]
   task = lambda one, seed, rate, params: batched.Task(
     one.config, one.facts, rate, 0.0, seed, params
   )
   tasks = []
-  for (one, _), seed in zip(turned, seeds, strict=True):
+  for (one, _), seed in zip(disguised, seeds, strict=True):
     for noise in noises:
-      params = shaken(one.config, one.params, noise, np.random.default_rng((seed, 2)), seed)
+      params = noised(one.config, one.params, noise, np.random.default_rng((seed, 2)), seed)
       tasks.append(task(one, seed, LEARNING_RATE, params))
     tasks.append(task(one, seed, FROM_SCRATCH, None))
   chain = built[0].chain_of_thought
@@ -79,15 +79,15 @@ def at_all_depths(
     )
   )  # fmt: skip
   rows = []
-  for one, k, (hidden, _), c in zip(built, known, turned, carried, strict=True):
-    retrained = [judged('retrained', next(learned), c, noise) for noise in noises]
+  for one, k, (model, _), c in zip(built, truths, disguised, transformed, strict=True):
+    retrained = [zoo_model('retrained', next(learned), c, noise) for noise in noises]
     best = next((r for r in retrained if r.confirmed), retrained[-1])
-    scratch = judged('scratch', next(learned), None)
-    rows.append([judged('built', one, k), judged('disguised', hidden, c), best, scratch])
+    scratch = zoo_model('scratch', next(learned), None)
+    rows.append([zoo_model('built', one, k), zoo_model('disguised', model, c), best, scratch])
   return rows
 
 
-def shaken(config: Config, params: dict, noise: float, rng: np.random.Generator, seed: int) -> dict:
+def noised(config: Config, params: dict, noise: float, rng: np.random.Generator, seed: int) -> dict:
   """Add noise to every weight, relative to its array's root mean square, or to a fresh initialization's where that is 0."""
   arrays, fresh = flatten_dict(params), flatten_dict(transformer.draw(config, seed))
   rms = lambda w: float(np.sqrt(np.mean(np.square(w))))

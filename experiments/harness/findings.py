@@ -69,7 +69,7 @@ def over_seeds(
   }
   low, high = statistics.mean_interval(values)
   return [Finding(what, float(np.mean(values)), low, high, len(values), at_least, at_most,
-                  claim, check, primary, statistics.p_beyond(values, at_least, at_most), means)]  # fmt: skip
+                  claim, check, primary, statistics.p_value(values, at_least, at_most), means)]  # fmt: skip
 
 
 def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict]:

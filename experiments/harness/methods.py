@@ -20,7 +20,7 @@ from geomem.config import Config
 from geomem.inside import intervene, linear_maps, projectors
 from geomem.training import optimization
 
-SHARE = 0.1  # of a relation's largest effect, or singular value: anything smaller is ignored
+THRESHOLD = 0.1  # of a relation's largest effect, or singular value: anything smaller is ignored
 ENOUGH = 0.95  # of the best interchange score: the smallest rank that reaches it is chosen
 RANKS = 4
 STEPS, BATCH = 200, 32
@@ -30,7 +30,7 @@ ATOMS, SPARSITY = 2, 0.03  # of a dictionary: atoms per dimension; weight of the
 # --- effects of interventions ----------------------------------------------------------------------
 
 
-def _gap(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> tuple[Array, Array]:
+def _gaps(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> tuple[Array, Array]:
   """The right answer's logit minus the largest other one; and minus that of the next subject's answer."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   logits = jnp.einsum('nrd,ad->nra', x_NxRxD, u_AxD, precision='highest')
@@ -40,8 +40,8 @@ def _gap(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> tu
   return take(own_NxR) - wrong.max(axis=2), take(own_NxR) - take(jnp.roll(own_NxR, -1, axis=0))
 
 
-def _of_embeddings(config: Config, params: dict, e_NxD: Array, answers_RxN: Array):
-  return _gap(config, params, intervene.final_residuals(config, params, e_NxD), answers_RxN)
+def _embedding_gaps(config: Config, params: dict, e_NxD: Array, answers_RxN: Array):
+  return _gaps(config, params, intervene.final_residuals(config, params, e_NxD), answers_RxN)
 
 
 def _activations(config: Config, params: dict) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ def _unit_effects(config: Config, params: dict, answers_RxN: Array, change: Call
   out_FxD = jnp.asarray(params['blocks_0']['mlp']['out'])
 
   def gaps(x_NxRxD):
-    return _gap(config, params, _to_answers(config, params, x_NxRxD), answers_RxN)
+    return _gaps(config, params, _to_answers(config, params, x_NxRxD), answers_RxN)
 
   def one(f):
     change_NxR = change(hidden_NxRxF[..., f])
@@ -78,7 +78,7 @@ def _embedding_effects(
   config: Config, params: dict, answers_RxN: Array, changed: Callable, count: int
 ) -> Array:
   """The same for embeddings changed by `changed(c)`: 2xCxR."""
-  gaps = lambda e_NxD: jnp.stack(_of_embeddings(config, params, e_NxD, answers_RxN)).mean(axis=1)
+  gaps = lambda e_NxD: jnp.stack(_embedding_gaps(config, params, e_NxD, answers_RxN)).mean(axis=1)
   after_Cx2xR = jax.lax.map(lambda c: gaps(changed(c)), jnp.arange(count))
   return (gaps(params['embed']['subjects'])[None] - after_Cx2xR).swapaxes(0, 1)
 
@@ -113,24 +113,24 @@ def ablated_units(config: Config, params: dict, answers_RxN: Array, key: Array) 
 # --- which subspace of an embedding belongs to a relation ------------------------------------------
 
 
-def span(columns_DxC: Array) -> Array:
-  """The projector onto the directions with a singular value of more than SHARE of the largest."""
+def projector(columns_DxC: Array) -> Array:
+  """The projector onto the directions with a singular value of more than THRESHOLD of the largest."""
   u_DxK, size_K, _ = jnp.linalg.svd(columns_DxC, full_matrices=False)
-  kept = u_DxK * (size_K > SHARE * jnp.maximum(size_K[0], 1e-30)).astype(jnp.float32)[None]
+  kept = u_DxK * (size_K > THRESHOLD * jnp.maximum(size_K[0], 1e-30)).astype(jnp.float32)[None]
   return kept @ kept.T
 
 
-def own(effects_CxR: Array) -> Array:
-  """Which components belong to a relation, RxC: they matter most for it, and more than SHARE of what matters most."""
+def assigned(effects_CxR: Array) -> Array:
+  """Which components belong to a relation, RxC: they matter most for it, and more than THRESHOLD of what matters most."""
   best = effects_CxR.max(axis=0, keepdims=True)
   most = effects_CxR == effects_CxR.max(axis=1, keepdims=True)
-  return (most & (effects_CxR > SHARE * best)).T.astype(jnp.float32)
+  return (most & (effects_CxR > THRESHOLD * best)).T.astype(jnp.float32)
 
 
 def probed_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
   """Linear probe: the subspace that a regression from embeddings to the answers' vectors reads."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  probe = lambda answers_N: span(linear_maps.affine(e_NxD, u_AxD[answers_N], 1e-2)[0])
+  probe = lambda answers_N: projector(linear_maps.affine(e_NxD, u_AxD[answers_N], 1e-2)[0])
   return jax.lax.map(probe, jnp.asarray(answers_RxN))
 
 
@@ -138,7 +138,7 @@ def mapped_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arra
   """Superposition: the subspace that a regression of embeddings on all answers' vectors writes for one relation's."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   maps_RxDxE, _ = linear_maps.fit_best_maps(e_NxD, u_AxD, answers_RxN)
-  parts = lambda pair: span(((u_AxD - u_AxD.mean(axis=0)[None])[pair[1]] @ pair[0]).T)
+  parts = lambda pair: projector(((u_AxD - u_AxD.mean(axis=0)[None])[pair[1]] @ pair[0]).T)
   return jax.lax.map(parts, (maps_RxDxE, jnp.asarray(answers_RxN)))
 
 
@@ -147,7 +147,7 @@ def patched_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
   e_NxD = params['embed']['subjects']
   other = lambda c: e_NxD.at[:, c].set(jnp.roll(e_NxD, -1, axis=0)[:, c])
   effects = _embedding_effects(config, params, answers_RxN, other, config.dim)[1]
-  return jax.vmap(jnp.diag)(own(effects))
+  return jax.vmap(jnp.diag)(assigned(effects))
 
 
 def ablated_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
@@ -155,7 +155,7 @@ def ablated_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
   e_NxD = params['embed']['subjects']
   mean = lambda c: e_NxD.at[:, c].set(e_NxD[:, c].mean())
   effects = _embedding_effects(config, params, answers_RxN, mean, config.dim)[0]
-  return jax.vmap(jnp.diag)(own(effects))
+  return jax.vmap(jnp.diag)(assigned(effects))
 
 
 def dictionary_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
@@ -166,7 +166,7 @@ def dictionary_subspaces(config: Config, params: dict, answers_RxN: Array, key: 
   codes_NxC, atoms_CxD = dictionary(centred_NxD / size, key)
   less = lambda c: e_NxD - size * codes_NxC[:, c, None] * atoms_CxD[c][None]
   effects = _embedding_effects(config, params, answers_RxN, less, len(atoms_CxD))[0]
-  return jax.lax.map(lambda own_C: span((atoms_CxD * own_C[:, None]).T), own(effects))
+  return jax.lax.map(lambda own_C: projector((atoms_CxD * own_C[:, None]).T), assigned(effects))
 
 
 def dictionary(x_NxD: Array, key: Array, steps: int = 1000) -> tuple[Array, Array]:
@@ -199,18 +199,18 @@ def aligned_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
   well as the best."""
   e_NxD = params['embed']['subjects']
   start_key, learn_key = jax.random.split(key)
-  start = projectors.at_random(start_key, config.relations, config.dim)
+  start = projectors.random_frames(start_key, config.relations, config.dim)
   most = start[0].shape[2]
   ranks_T = jnp.asarray(sorted({max(1, round(most * (i + 1) / RANKS)) for i in range(RANKS)}))
 
   def at(rank):
-    first = projectors.first(start, rank)
+    first = projectors.truncate(start, rank)
     into, _ = projectors.learn(
       config, params, first, e_NxD, answers_RxN, learn_key, STEPS, BATCH, True
     )
     unit = into / jnp.maximum(jnp.linalg.norm(into, axis=1, keepdims=True), 1e-30)
     projector_RxDxD = jax.vmap(lambda b: b @ jnp.linalg.pinv(b, rtol=1e-4))(unit)
-    return projector_RxDxD, interchanged(config, params, projector_RxDxD, answers_RxN)
+    return projector_RxDxD, patch_effect(config, params, projector_RxDxD, answers_RxN)
 
   found_TxRxDxD, worth_T = jax.lax.map(at, ranks_T)
   return found_TxRxDxD[jnp.argmax(worth_T >= ENOUGH * worth_T.max())]
@@ -226,7 +226,7 @@ SUBSPACES = {
 # --- scores that need no truth ---------------------------------------------------------------------
 
 
-def interchanged(config: Config, params: dict, projector_RxDxD: Array, answers_RxN: Array) -> Array:
+def patch_effect(config: Config, params: dict, projector_RxDxD: Array, answers_RxN: Array) -> Array:
   """Patch the next subject's part into every subject: the lower of two fractions, answers that become that subject's and
   other answers that stay."""
   e_NxD = params['embed']['subjects']
@@ -236,12 +236,12 @@ def interchanged(config: Config, params: dict, projector_RxDxD: Array, answers_R
   return jnp.minimum(swapped[0].mean(), swapped[1].mean())
 
 
-def separated(config: Config, params: dict, scores_RxF: Array, answers_RxN: Array) -> Array:
+def ablation_effect(config: Config, params: dict, scores_RxF: Array, answers_RxN: Array) -> Array:
   """Assign each unit to the relation that it scores highest for and ablate a relation's units: accuracy on other
   relations minus accuracy on this one."""
   e_NxD, most_F = params['embed']['subjects'], scores_RxF.max(axis=0)
   own_F = jnp.where(most_F > scores_RxF.min(axis=0), jnp.argmax(scores_RxF, axis=0), -1)
-  right_RxR = intervene.accuracy_without_units(config, params, e_NxD, answers_RxN.T, own_F)
+  right_RxR = intervene.ablated_accuracy(config, params, e_NxD, answers_RxN.T, own_F)
   relations = config.relations
   lost = jnp.trace(right_RxR) / relations
   return (right_RxR.sum() - jnp.trace(right_RxR)) / (relations * (relations - 1)) - lost

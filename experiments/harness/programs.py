@@ -103,15 +103,15 @@ def _shape(leaf: Any, default: Any) -> Any:
   """The shape of an array; anything else stays as it is."""
   if not _is_array(leaf):
     return leaf
-  where = leaf.sharding if isinstance(leaf, Ones) and leaf.sharding is not None else default
-  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=where)
+  sharding = leaf.sharding if isinstance(leaf, Ones) and leaf.sharding is not None else default
+  return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
 class Recorded:
   """Stands for a compiled function while programs are recorded."""
 
-  def __init__(self, function: Any, device: jax.Device, programs: list[Program], places: Any):
-    self.function, self.device, self.programs, self.places = function, device, programs, places
+  def __init__(self, function: Any, device: jax.Device, programs: list[Program], declared: Any):
+    self.function, self.device, self.programs, self.declared = function, device, programs, declared
     functools.update_wrapper(self, function)
 
   def __call__(self, *args, **options):
@@ -128,17 +128,17 @@ class Recorded:
     args, options = jax.tree.map(lambda leaf: _shape(leaf, default), (args, options))
     self.programs.append(Program(self.function, args, options))
     found = self.function.eval_shape(*args, **options)
-    return jax.tree.map(ones, found, self._places(found, (*args, *options.values()), given))
+    return jax.tree.map(ones, found, self._shardings(found, (*args, *options.values()), given))
 
-  def _places(self, found: Any, args: tuple, given: list) -> Any:
+  def _shardings(self, found: Any, args: tuple, given: list) -> Any:
     """The declared shardings; or those of the argument of the same structure; or that of all arguments, if they agree."""
     tree: Any = jax.tree.structure(found)
-    if self.places is not None:
-      return self.places
+    if self.declared is not None:
+      return self.declared
     for arg in args:
       if jax.tree.structure(arg) == tree:
         return jax.tree.map(lambda leaf: getattr(leaf, 'sharding', None), arg)
-    alike = given[0] if given and all(place == given[0] for place in given) else None
+    alike = given[0] if given and all(sharding == given[0] for sharding in given) else None
     return jax.tree.unflatten(tree, [alike] * tree.num_leaves)
 
 
@@ -153,8 +153,8 @@ def recording(device: jax.Device) -> Iterator[list[Program]]:
       return functools.partial(jit, **how)
     return Recorded(real(function, **how), device, programs, how.get('out_shardings'))
 
-  def put(tree, places):
-    return jax.tree.map(lambda a, place: _placed(np.asarray(a), place), tree, places)
+  def put(tree, shardings):
+    return jax.tree.map(lambda a, s: _with_sharding(np.asarray(a), s), tree, shardings)
 
   with contextlib.ExitStack() as patches:
     patch = lambda owner, name, own: patches.enter_context(mock.patch.object(owner, name, own))
@@ -168,9 +168,9 @@ def recording(device: jax.Device) -> Iterator[list[Program]]:
     yield programs
 
 
-def _placed(a: np.ndarray, place: Any) -> Ones:
+def _with_sharding(a: np.ndarray, sharding: Any) -> Ones:
   found = a.view(Ones)
-  found.sharding = place
+  found.sharding = sharding
   return found
 
 
@@ -178,7 +178,7 @@ class Recorder(Trainer):
   """Takes the place of a trainer, or of a progress line: nothing is trained, kept or shown."""
 
   def __init__(self, folder: Path, devices: Sequence[jax.Device], platform: str):
-    self.folder, self.where = folder, {'devices': devices, 'platform': platform}
+    self.folder, self.placement = folder, {'devices': devices, 'platform': platform}
     self.resume_from = self.trace = None
 
   def __call__(self, *_, **__):

@@ -48,7 +48,7 @@ def measure(
     recipe, tasks, functools.partial(_scores, config, recipe, whole)
   )
   return [
-    {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_held(recipe, task.config, values)}
+    {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_capacity(recipe, task.config, values)}
     for i, (task, own) in enumerate(zip(tasks, about, strict=True))
     for values in [{name: float(of_model[i]) for name, of_model in found.items()}]
   ]  # fmt: skip
@@ -60,7 +60,7 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> 
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   score = functools.partial(optimization.accuracy, config, recipe, job)
   whole = score(params) if chained else last
-  step = score(params, each=True) if chained else last
+  step = score(params, per_step=True) if chained else last
 
   def kept(own):
     if chained:
@@ -79,7 +79,7 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> 
   }
 
 
-def _held(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:
+def _capacity(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:
   """Accuracy, and the bits of the facts: in total, per trained parameter, and per bit of those parameters."""
   trained, _ = optimization.split(recipe, model.shapes(config))
   parameters = sum(math.prod(weight.shape) for weight in trained.values())

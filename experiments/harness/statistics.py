@@ -7,7 +7,7 @@ import pandas as pd
 import scipy.stats
 from numpy.typing import ArrayLike
 
-NONE = float('nan'), float('nan')
+NO_INTERVAL = float('nan'), float('nan')
 RESOLUTION = 1 / 512  # one answer, for 256 subjects with two relations
 
 
@@ -40,12 +40,12 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
   """The 95% interval, by Student's t. NaN for fewer than two values, or if all agree: their spread says nothing of other seeds."""
   x = np.asarray(values, float)
   if len(x) < 2 or not np.isfinite(x).all() or np.ptp(x) == 0:
-    return NONE
+    return NO_INTERVAL
   low, high = scipy.stats.t.interval(0.95, len(x) - 1, x.mean(), scipy.stats.sem(x))
   return float(low), float(high)
 
 
-def p_beyond(values: ArrayLike, at_least: float | None, at_most: float | None) -> float:
+def p_value(values: ArrayLike, at_least: float | None, at_most: float | None) -> float:
   """The probability of a mean this far beyond the bound if the true mean were at it; Student's t, the larger of two bounds.
 
   If all seeds agree there is no spread to judge by: then one of them is taken to be nearer to the bound by
@@ -79,13 +79,13 @@ def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[fl
   """The 95% interval of what is fitted to all samples (one per seed) together, by leaving out each in turn."""
   n, whole = len(samples), statistic(list(samples))
   if n < 2 or not np.isfinite(whole):
-    return NONE
+    return NO_INTERVAL
   rest = [statistic([*samples[:i], *samples[i + 1 :]]) for i in range(n)]
   low, high = mean_interval(n * whole - (n - 1) * np.array(rest))
   return whole - (high - low) / 2, whole + (high - low) / 2
 
 
-def line(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
+def linear_fit(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
   """Least squares y = intercept + slope·x, and its R². No slope and R² (NaN) if all x agree, no R² if all y agree."""
   if np.ptp(xs) == 0:
     return float(np.mean(ys)), np.nan, np.nan

@@ -167,7 +167,7 @@ class Study:
       trains = training(self.name, own, about, save_seconds, profile) if self.resumes else None
       with trains or Progress(self.name, own) as at_work:
         table = pd.DataFrame(self.measure(at_work, preset, seeds))
-        hosts.by_first(records.write)(own / records.FILE, Records(about, table))
+        hosts.on_first_process(records.write)(own / records.FILE, Records(about, table))
     return self._merged(folder, scale, presets)
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:

@@ -63,8 +63,8 @@ class Target:
     """The bytes that a chip has for a program, from the compiler's message about a program that needs more."""
     if self.platform != 'tpu':
       return None
-    place = jax.sharding.SingleDeviceSharding(self.devices[0])
-    large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=place)
+    sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
+    large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=sharding)
     try:
       jax.jit(lambda a: a + 1).lower(large).compile()
     except jax.errors.JaxRuntimeError as error:

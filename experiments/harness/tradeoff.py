@@ -13,7 +13,7 @@ from geomem.checks import lower_bounds
 from geomem.errors import InputError
 
 MAX_QUERIES = 2**17  # larger instances are not verified here; experiments.construct does that
-GRID = 300  # points of a curve, and the most root counts that are tried for a local bound
+POINTS = 300  # points of a curve, and the most root counts that are tried for a local bound
 STYLES = {
   'global': ('global, the paper', plotting.BLUE, '--'),
   'sharp_global': ('global, ours', plotting.BLUE, '-'),
@@ -46,8 +46,8 @@ def measure(
   return records + bounds(subjects, relations, hops, 4 * largest)
 
 
-def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]:
-  """The lower bounds on B_int as records, for B_emb from 1 to `reach` bits."""
+def bounds(subjects: int, relations: int, hops: int, max_bits: float) -> list[dict]:
+  """The lower bounds on B_int as records, for B_emb from 1 to `max_bits` bits."""
   sizes = subjects, relations, hops
   lines = {  # bound → [(M, bits)]: B_int ≥ bits − M·B_emb
     'global': [(subjects, lower_bounds.global_bits(*sizes))],
@@ -56,24 +56,24 @@ def bounds(subjects: int, relations: int, hops: int, reach: float) -> list[dict]
     'sharp_local': _local(lower_bounds.sharp_local_bits, sizes, subjects // hops),
   }
   if hops > 1:
-    lines['closed_local'] = _local(lower_bounds.closed_local_bits, sizes, subjects, prime_to=hops)
+    lines['closed_local'] = _local(lower_bounds.closed_local_bits, sizes, subjects, coprime=hops)
   with contextlib.suppress(InputError):  # too many tables to count
     lines['exact'] = _local(lower_bounds.exact_bits, sizes, subjects)
-  price_P = np.geomspace(1, reach, GRID)
-  highest = lambda line: np.max([0 * price_P, *(bits - m * price_P for m, bits in line)], axis=0)
+  emb_P = np.geomspace(1, max_bits, POINTS)
+  highest = lambda line: np.max([0 * emb_P, *(bits - m * emb_P for m, bits in line)], axis=0)
   return [
-    {'kind': 'bound', 'bound': name, 'subject_bits': price, 'internal_bits': bits}
+    {'kind': 'bound', 'bound': name, 'subject_bits': emb_bits, 'internal_bits': bits}
     for name, line in lines.items()
-    for price, bits in zip(price_P.tolist(), highest(line).tolist(), strict=True)
+    for emb_bits, bits in zip(emb_P.tolist(), highest(line).tolist(), strict=True)
   ]
 
 
-def _local(bound: Callable, sizes: tuple, limit: int, prime_to: int = 1) -> list[tuple[int, float]]:
-  roots = np.unique(np.geomspace(1, max(1, limit), GRID).round().astype(int)).tolist()
-  return [(m, bound(*sizes, m)) for m in roots if m <= limit and math.gcd(m, prime_to) == 1]
+def _local(bound: Callable, sizes: tuple, limit: int, coprime: int = 1) -> list[tuple[int, float]]:
+  roots = np.unique(np.geomspace(1, max(1, limit), POINTS).round().astype(int)).tolist()
+  return [(m, bound(*sizes, m)) for m in roots if m <= limit and math.gcd(m, coprime) == 1]
 
 
-def shares(subjects: int, relations: int, hops: int) -> list[dict]:
+def line(subjects: int, relations: int, hops: int) -> list[dict]:
   """The line that `partly_precomputed` traces, by its formulas: a record for every S = 1 … R.
 
   `fact_bits` depend on the facts; `internal_bits` also count the N·m bits each of detectors and unembedding.

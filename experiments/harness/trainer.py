@@ -44,7 +44,7 @@ class Progress(rich.progress.Progress):
     columns = rich.progress.BarColumn(20), rich.progress.MofNCompleteColumn()
     super().__init__(
       '{task.description}', *columns, rich.progress.TimeRemainingColumn(), console=console,
-      transient=True, disable=not (console.is_terminal and hosts.first()),
+      transient=True, disable=not (console.is_terminal and hosts.is_first()),
     )  # fmt: skip
     self.folder, self.line = folder, self.add_task(label, total=None)
 
@@ -59,7 +59,7 @@ def training(
   """A trainer for a new or resumed run in a folder. `about` describes the run; the folder of another run is refused."""
   machine.keep_compiled(folder.parent)
   with Progress(label, folder) as progress, runs.Run(folder, about, cli.warn) as run:
-    trace = folder / 'profile' if profile and hosts.first() else None
+    trace = folder / 'profile' if profile and hosts.is_first() else None
     trainer = Trainer(run, save_seconds, progress, trace)
     yield trainer
     if trainer.unsaved:
@@ -71,10 +71,10 @@ def training(
 class Trainer:
   """Trains sweeps in a run. `on_progress(done, total, label)` is called after every chunk; `trace`: a folder for a profile.
 
-  `where`: the devices that hold the models, and their platform, unless all devices are used.
+  `placement`: the devices that hold the models, and their platform, unless all devices are used.
   """
 
-  where: Mapping[str, Any] = {}
+  placement: Mapping[str, Any] = {}
 
   def __init__(self, run: runs.Run, save_seconds: float, on_progress: Progress, trace: Path | None):
     self.run, self.save_seconds = run, save_seconds
@@ -91,7 +91,7 @@ class Trainer:
     """The results of `batched.evaluate` for the tasks once they are trained, or untrained."""
 
     def work():
-      sweep, states = batched.set_up(recipe, tasks, **self.where)
+      sweep, states = batched.set_up(recipe, tasks, **self.placement)
       if trained:
         sweep, states = self.run_to_end(batched.fit, sweep, states)
       return batched.evaluate(sweep, states, function, *more)

@@ -54,7 +54,7 @@ class Case:
     self.shuffled = preset.shuffled
     if self.shuffled:
       self.label += ', shuffled'
-      self.asked = dealt_out(self.asked)
+      self.asked = reassigned(self.asked)
     if len(self.asked.relations) == 1:  # then a held-out tuple is an answer that was never trained
       self.training = dataclasses.replace(self.training, held_out=0.0)
     first = np.unique(self.asked.relation_P, return_index=True)[1]
@@ -94,18 +94,18 @@ class Case:
     return fact_encoder.draw_subjects(*about)
 
 
-def dealt_out(asked: Prompts) -> Prompts:
+def reassigned(asked: Prompts) -> Prompts:
   """The same prompts, with each relation's wordings taken from all relations in turn: what a relation means is arbitrary."""
   count = len(asked.relations)
-  place_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
-  return dataclasses.replace(asked, relation_P=(asked.relation_P + place_P) % count)
+  position_P = np.concatenate([np.arange(np.sum(asked.relation_P == r)) for r in range(count)])
+  return dataclasses.replace(asked, relation_P=(asked.relation_P + position_P) % count)
 
 
 def in_few_frames(asked: Prompts, frames: int) -> np.ndarray:
   """The prompts in the first `FRAMES` of `frames` frames; a relation's prompts are consecutive, one frame after another."""
   of_relation = np.bincount(asked.relation_P)
-  place_P = np.concatenate([np.arange(count) // (count // frames) for count in of_relation])
-  return np.flatnonzero(place_P < FRAMES)
+  position_P = np.concatenate([np.arange(count) // (count // frames) for count in of_relation])
+  return np.flatnonzero(position_P < FRAMES)
 
 
 def new_prompts(own: Wordings) -> list[tuple[str, ...]]:

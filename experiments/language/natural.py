@@ -137,7 +137,7 @@ def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray) -> Pretrained:
 
   batch = functools.partial(fact_encoder.facts_of, asked, answers_RxN, training.batch, rng)
   training = dataclasses.replace(training, rate=RATE / fact_encoder.spread(case.model), noise=0.0)
-  about = asked, start, _as_given, training, batch, fact_encoder.nobody, jnp.asarray(rows_NxD)
+  about = asked, start, _as_given, training, batch, fact_encoder.silent, jnp.asarray(rows_NxD)
   free = fact_encoder.descend(*about, params_of=_with)
   return dataclasses.replace(case.model, params=_with(case.model.params, free))
 

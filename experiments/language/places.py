@@ -72,7 +72,7 @@ def own_answers(asked: Prompts, answers_RxN: np.ndarray) -> np.ndarray:
   return np.take_along_axis(answer_ids(asked), np.asarray(answers_RxN), axis=1)
 
 
-def whose(asked: Prompts, answers_RxN, relation_P, chosen_NxP) -> tuple[np.ndarray, np.ndarray]:
+def classify(asked: Prompts, answers_RxN, relation_P, chosen_NxP) -> tuple[np.ndarray, np.ndarray]:
   """Whether the answer chosen is right, and whether it is instead the subject's answer to another relation, NxP."""
   right_NxP = chosen_NxP == np.asarray(answers_RxN)[relation_P].T
   said_NxP = answer_ids(asked)[relation_P[None], chosen_NxP]
@@ -154,7 +154,7 @@ def blocks(case) -> list[dict]:
       params = case.model.params | {'blocks': case.model.params['blocks'] | {part: without}}
       asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
       chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
-      right_NxR, other_NxR = whose(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
+      right_NxR, other_NxR = classify(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
       for control, some in ((None, right_NxR), ("another relation's answer", other_NxR)):
         found.append(
           {
@@ -211,12 +211,12 @@ def _transplanted(
   blank = {name: np.zeros((len(own.last_N), 0), np.float32) for name in parts}
   token_A, ids_RxA = asked.answers_RxAxK[r, : asked.counts_R[r], 0], answer_ids(asked)
 
-  def run(stream: Stream, given: dict, put: tuple[str, ...]):
+  def run(stream: Stream, given: dict, patched: tuple[str, ...]):
     about = stream.embedded, stream.prefix, stream.last_N, given
-    return stream.runner.map(_intercepted, (put,), *about)
+    return stream.runner.map(_intercepted, (patched,), *about)
 
-  def said(given: dict, put: tuple[str, ...]) -> np.ndarray:
-    final_NxD, _ = run(own, given, put)
+  def said(given: dict, patched: tuple[str, ...]) -> np.ndarray:
+    final_NxD, _ = run(own, given, patched)
     return ids_RxA[r, np.argmax(own.runner.logits(final_NxD, token_A), axis=1)]
 
   _, given = run(other, blank, ())
@@ -232,8 +232,8 @@ def _transplanted(
   return found
 
 
-def _intercepted(config, params, x_LxD, prefix, last, given, put):
-  """The final residual, and the queries and inputs to the MLP gates at every block. Those in `put` are replaced by the
+def _intercepted(config, params, x_LxD, prefix, last, given, patched):
+  """The final residual, and the queries and inputs to the MLP gates at every block. Those in `patched` are replaced by the
   `given` ones, except at the first token."""
   at = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
 
@@ -244,7 +244,7 @@ def _intercepted(config, params, x_LxD, prefix, last, given, put):
       out, name = call(*arguments, **options), context.module.name
       if name in given and context.method_name == '__call__':
         seen[name] = out
-        out = out.at[1:].set(at(given[name], i)[1:]) if name in put else out
+        out = out.at[1:].set(at(given[name], i)[1:]) if name in patched else out
       return out
 
     block = jax.tree.map(lambda a: at(a, i), params['blocks'])

@@ -30,7 +30,7 @@ def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> lis
   answer to another relation; how many bits the answers give about all facts of a subject."""
   right_NxP, chosen_NxP, log_p_NxP = prompts.recall(asked, rows_NxD, answers_RxN, prompt_P)
   relation_P = asked.relation_P if prompt_P is None else asked.relation_P[prompt_P]
-  chosen_right_NxP, other_NxP = places.whose(asked, answers_RxN, relation_P, chosen_NxP)
+  chosen_right_NxP, other_NxP = places.classify(asked, answers_RxN, relation_P, chosen_NxP)
   bits_P = np.log2(asked.counts_R[relation_P]) + np.mean(log_p_NxP, axis=0) / np.log(2)
   found = {
     'top-1': right_NxP.mean(), 'candidates': chosen_right_NxP.mean(), 'another own': other_NxP.mean(),
@@ -172,10 +172,10 @@ def noise(case: Case) -> list[dict]:
   size, found = float(np.sqrt(np.trace(spread_DxD) / len(spread_DxD))), []
   power_D = np.maximum(np.linalg.eigvalsh(spread_DxD), 0)
   for sigma in NOISES:
-    shaken_NxD = rows_NxD + sigma * size * case.rng(8).standard_normal(
+    noisy_NxD = rows_NxD + sigma * size * case.rng(8).standard_normal(
       rows_NxD.shape, dtype=np.float32
     )
-    found += scores(case.asked, shaken_NxD, answers_RxN, case.some_P, sigma=sigma, control='noise')
+    found += scores(case.asked, noisy_NxD, answers_RxN, case.some_P, sigma=sigma, control='noise')
     bound = float(np.sum(np.log2(1 + power_D / (sigma * size) ** 2)) / 2)
     found.append({'measurement': 'bound', 'sigma': sigma, 'control': 'noise', 'value': bound})
   return [*found, {'measurement': 'size', 'value': size / fact_encoder.spread(case.model)}]
@@ -199,7 +199,7 @@ def no_relation(case: Case) -> list[dict]:
   return found
 
 
-def told(case: Case) -> list[dict]:
+def in_context(case: Case) -> list[dict]:
   """Baseline: the facts are told in the prompt, in another wording and in any order, and the subject is only a name."""
   right, among, rng = [], [], case.rng(9)
   frame, own = case.own.frames[0].replace('{}', NAME), case.own.wordings
@@ -231,11 +231,11 @@ def neighbour(case: Case) -> list[dict]:
     others = rows_NxD[n + 1 :], answers_RxN[:, n + 1 :]
     found += scores(asked, *others, control='a neighbour', prompts='neighbour')
     chosen_NxR = prompts.recall(asked, *others).chosen_NxP
-    told_N = np.mean((chosen_NxR == answers_RxN[:, n]) & (answers_RxN[:, n] != others[1].T))
+    neighbour_rate = np.mean((chosen_NxR == answers_RxN[:, n]) & (answers_RxN[:, n] != others[1].T))
     found.append(
       {
         'measurement': "the neighbour's",
-        'value': float(told_N),
+        'value': float(neighbour_rate),
         'control': 'a neighbour',
         'prompts': 'neighbour',
       }

@@ -174,16 +174,16 @@ def exact_bits(subjects: int, relations: int, hops: int, roots: int) -> float:
 
 def _check_sizes(**sizes: int) -> None:
   for name, size in sizes.items():
-    if not _whole(size) or size < 1:
+    if not _is_integer(size) or size < 1:
       raise InputError(f'bounds: {name} = {size!r}; give an integer ≥ 1')
 
 
-def _whole(size) -> bool:
+def _is_integer(size) -> bool:
   return isinstance(size, int | np.integer) and not isinstance(size, bool)
 
 
 def _check_roots(roots: int, limit: int) -> None:
-  if not _whole(roots) or not 0 <= roots <= limit:
+  if not _is_integer(roots) or not 0 <= roots <= limit:
     raise InputError(f'bounds: {roots!r} roots; give an integer in 0 … {limit}')
 
 

@@ -49,14 +49,14 @@ def to_transformer_lens(source: str | os.PathLike | FactModel) -> Any:
 
 def converted(config: Config, params: dict) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   """The fields of a TransformerBridgeConfig, and the arrays for the model that `boot_native` makes from them."""
-  beside = [block.hidden[1] if len(block.hidden) == 2 else 0 for block in config.blocks]
-  if any(beside) and config.norm != 'none':
+  extra = [block.hidden[1] if len(block.hidden) == 2 else 0 for block in config.blocks]
+  if any(extra) and config.norm != 'none':
     raise InputError(
       f'TransformerLens has one hidden layer per block; two with norm {config.norm!r} cannot be converted'
     )
   blocks = config.blocks
   sizes = {
-    'd_model': config.dim + sum(beside), 'n_layers': len(blocks) + sum(map(bool, beside)),
+    'd_model': config.dim + sum(extra), 'n_layers': len(blocks) + sum(map(bool, extra)),
     'n_heads': max(block.heads for block in blocks),
     'd_head': max(max(block.key_dim, block.head_dim) for block in blocks),
     'd_mlp': max(width for block in blocks for width in (*block.hidden, 1)),
@@ -72,20 +72,20 @@ def converted(config: Config, params: dict) -> tuple[dict[str, Any], dict[str, n
   _write_norm(arrays, 'ln_final', params.get('norm_final'))
   layer, first = 0, D
   for i, block in enumerate(blocks):
-    place, part = f'blocks.{layer}.', params[f'blocks_{i}']
-    _write_norm(arrays, f'{place}ln1', part.get('norm_attention'))
-    _write_norm(arrays, f'{place}ln2', part.get('norm_mlp'))
-    _write_attention(arrays, f'{place}attn.', part['attention'], sizes)
+    prefix, part = f'blocks.{layer}.', params[f'blocks_{i}']
+    _write_norm(arrays, f'{prefix}ln1', part.get('norm_attention'))
+    _write_norm(arrays, f'{prefix}ln2', part.get('norm_mlp'))
+    _write_attention(arrays, f'{prefix}attn.', part['attention'], sizes)
     if len(block.hidden) == 2:
-      mlp, middle = part['mlp'], slice(first, first + beside[i])
+      mlp, middle = part['mlp'], slice(first, first + extra[i])
       one = {'in': mlp['in'], 'in_bias': mlp.get('in_bias', 0)}
       one |= {'out': mlp['middle'], 'out_bias': mlp.get('middle_bias', 0)}
-      two = {'in': np.eye(beside[i]), 'out': mlp['out'], 'out_bias': mlp.get('out_bias', 0)}
-      _write_mlp(arrays, f'{place}mlp.', one, slice(D), middle)
+      two = {'in': np.eye(extra[i]), 'out': mlp['out'], 'out_bias': mlp.get('out_bias', 0)}
+      _write_mlp(arrays, f'{prefix}mlp.', one, slice(D), middle)
       _write_mlp(arrays, f'blocks.{layer + 1}.mlp.', two, middle, slice(D))
     elif block.hidden:
-      _write_mlp(arrays, f'{place}mlp.', part['mlp'], slice(D), slice(D))
-    layer, first = layer + max(1, len(block.hidden)), first + beside[i]
+      _write_mlp(arrays, f'{prefix}mlp.', part['mlp'], slice(D), slice(D))
+    layer, first = layer + max(1, len(block.hidden)), first + extra[i]
   return sizes, arrays
 
 
@@ -125,29 +125,29 @@ def _answer_rows(config: Config, params: dict) -> np.ndarray:
   )
 
 
-def _write_norm(arrays: dict, place: str, norm: dict | None) -> None:
+def _write_norm(arrays: dict, prefix: str, norm: dict | None) -> None:
   for name, own in {'weight': 'scale', 'bias': 'shift'}.items():
     if norm and own in norm:
-      arrays[f'{place}.{name}'][:] = norm[own]
+      arrays[f'{prefix}.{name}'][:] = norm[own]
 
 
-def _write_attention(arrays: dict, place: str, attention: dict, sizes: dict[str, Any]) -> None:
+def _write_attention(arrays: dict, prefix: str, attention: dict, sizes: dict[str, Any]) -> None:
   """Write attention weights, a head's rows one after another; the query undoes the division of scores."""
   d, width = sizes['d_model'], sizes['d_head']
   for name, own in {'q': 'query', 'k': 'key', 'v': 'value'}.items():
     heads_HxDxK = np.asarray(attention[own])
     H, D, K = heads_HxDxK.shape
-    rows = arrays[f'{place}{name}.weight'].reshape(-1, width, d)
+    rows = arrays[f'{prefix}{name}.weight'].reshape(-1, width, d)
     rows[:H, :K, :D] = heads_HxDxK.swapaxes(1, 2) * (SCALE if name == 'q' else 1)
   out_HxKxD = np.asarray(attention['output'])
   H, K, D = out_HxKxD.shape
-  arrays[f'{place}o.weight'].reshape(d, -1, width)[:D, :H, :K] = np.moveaxis(out_HxKxD, 2, 0)
+  arrays[f'{prefix}o.weight'].reshape(d, -1, width)[:D, :H, :K] = np.moveaxis(out_HxKxD, 2, 0)
 
 
-def _write_mlp(arrays: dict, place: str, mlp: dict, read: slice, write: slice) -> None:
+def _write_mlp(arrays: dict, prefix: str, mlp: dict, read: slice, write: slice) -> None:
   """Write a hidden layer that reads coordinates `read` of the residual stream and writes into `write`."""
   F = len(mlp['out'])
-  arrays[f'{place}in.weight'][:F, read] = np.asarray(mlp['in']).T
-  arrays[f'{place}in.bias'][:F] = mlp.get('in_bias', 0)
-  arrays[f'{place}out.weight'][write, :F] = np.asarray(mlp['out']).T
-  arrays[f'{place}out.bias'][write] = mlp.get('out_bias', 0)
+  arrays[f'{prefix}in.weight'][:F, read] = np.asarray(mlp['in']).T
+  arrays[f'{prefix}in.bias'][:F] = mlp.get('in_bias', 0)
+  arrays[f'{prefix}out.weight'][write, :F] = np.asarray(mlp['out']).T
+  arrays[f'{prefix}out.bias'][write] = mlp.get('out_bias', 0)

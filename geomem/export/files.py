@@ -47,7 +47,7 @@ def write(path: str | os.PathLike, model: FactModel, license: str = 'Apache-2.0'
       f'{json.dumps(name)}: {json.dumps(fields[name], ensure_ascii=False)}' for name in fields
     ]
     text = '{' + ',\n'.join(lines) + '}\n'
-    if len(text.encode()) > safetensors_file.LONGEST:
+    if len(text.encode()) > safetensors_file.MAX_BYTES:
       raise InputError(
         f'{path}: the names and facts of {model!r} are too many to export; save the model instead'
       )
@@ -57,7 +57,7 @@ def write(path: str | os.PathLike, model: FactModel, license: str = 'Apache-2.0'
 def is_export(path: str | os.PathLike) -> bool:
   """Whether the folder holds an export that `write` wrote."""
   try:
-    fields = safetensors_file.read_json(atomic.found(path) / DESCRIPTION)
+    fields = safetensors_file.read_json(atomic.locate(path) / DESCRIPTION)
   except (InputError, OSError):
     return False
   return fields.get('format') == FORMAT
@@ -70,7 +70,7 @@ def load(path: str | os.PathLike) -> FactModel:
   >>> load('mine').verify().accuracy
   1.0
   """
-  path = atomic.found(path)
+  path = atomic.locate(path)
   if not is_export(path):
     raise InputError(f'{path}: not an export of a geomem model (no {DESCRIPTION} that says so)')
   fields = safetensors_file.read_json(path / DESCRIPTION)
@@ -93,8 +93,8 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
   header, end = {}, 0
   for name, array in arrays.items():
     kind = next(kind for kind, dtype in DTYPES.items() if dtype == array.dtype)
-    place = [end, end := end + array.nbytes]
-    header[name] = {'dtype': kind, 'shape': array.shape, 'data_offsets': place}
+    offsets = [end, end := end + array.nbytes]
+    header[name] = {'dtype': kind, 'shape': array.shape, 'data_offsets': offsets}
   text = json.dumps(header).encode()
   text += b' ' * (-len(text) % 8)  # so that numbers are aligned to 8 bytes
   with open(path, 'wb') as file:

@@ -64,14 +64,14 @@ def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float3
   config, facts, name = c.config.replace(dtype=dtype), c.facts, c.facts.attribute_name
   tokens = [subject, *(facts.subjects + r for r in path)]
   steps: list[int] = []
-  seconds = []
+  runner_ups = []
   for step in range(1, 1 + len(c.said)):
     tokens += steps[-1:]
     logits_A = np.array(_logits(config, c.params, np.array(tokens, np.int32)), np.float32)
     steps.append(int(np.argmax(logits_A)))
     best, logits_A[steps[-1]] = logits_A[steps[-1]], -np.inf
-    seconds.append((float(best - logits_A.max()), name(int(np.argmax(logits_A))), step))
-  margin, runner_up, least = min(reversed(seconds), key=lambda second: second[0])
+    runner_ups.append((float(best - logits_A.max()), name(int(np.argmax(logits_A))), step))
+  margin, runner_up, least = min(reversed(runner_ups), key=lambda one: one[0])
   walked = queries.walk(facts.answers_RxN, subject, path)
   truths = [walked[hop - 1] for hop in c.said]
   pairs = enumerate(zip(steps, truths, strict=True), 1)
@@ -103,7 +103,7 @@ def parse_query(facts: Facts, text: str, hops: int) -> tuple[int, tuple[int, ...
   subjects, relations, longest = _numbers(facts)
   text = plain(text)
   if not text:
-    raise InputError(f'empty query; {wanted(facts, hops)}')
+    raise InputError(f'empty query; {query_form(facts, hops)}')
   for separator, glue in (r'\|', ' | '), (',', ', '), (' ', ' '), (r' ?[|,] ?| ', ' '):
     fields = [field.strip() for field in re.split(separator, text)]
     readings = _readings(fields, glue.join, [subjects] + [relations] * hops, longest)
@@ -152,7 +152,7 @@ def _complaint(facts: Facts, text: str, hops: int) -> InputError:
       break
     known, at = known + 1, stop
   if at == len(fields):
-    return InputError(f'{text!r} has {known - 1} relation(s); {wanted(facts, hops)}')
+    return InputError(f'{text!r} has {known - 1} relation(s); {query_form(facts, hops)}')
   # Where spaces separate names and also occur inside them, surplus words count as part of the unknown name.
   spare = len(fields) - at - (hops + 1 - known) if separator == ' ' else 0
   given = separator.join(fields[at : at + 1 + max(0, min(spare, longest - 1))])
@@ -165,7 +165,7 @@ def _complaint(facts: Facts, text: str, hops: int) -> InputError:
   return InputError(f'unknown {kind} {given!r}; {hint}')
 
 
-def wanted(facts: Facts, hops: int) -> str:
+def query_form(facts: Facts, hops: int) -> str:
   """The form of a valid query, with an example."""
   example = join_names([facts.subject_name(0)] + [facts.relation_name(0)] * hops)
   return f'the model answers a subject and {hops} relation(s), like "{example}"'

@@ -45,18 +45,18 @@ def draw(key: Array, answers_RxN: Array, attributes: int, count: int) -> Edits:
   return Edits(subject_E, relation_E, intervene.other_attributes(other_key, attributes, old_E))
 
 
-def in_table(answers_RxN: Array, edits: Edits) -> Array:
+def edit_table(answers_RxN: Array, edits: Edits) -> Array:
   """The table of facts after the edits."""
   return jnp.asarray(answers_RxN).at[edits.relation_E, edits.subject_E].set(edits.attribute_E)
 
 
-def one_by_one(edit: Callable[[dict, Edits], dict], params: dict, edits: Edits) -> dict:
+def sequential(edit: Callable[[dict, Edits], dict], params: dict, edits: Edits) -> dict:
   """Apply the edits one after another, each to the model that the previous edit left."""
   each = jax.tree.map(lambda a: a[:, None], edits)
   return jax.lax.scan(lambda own, fact: (edit(own, fact), None), params, each)[0]
 
 
-def by_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits: Edits) -> dict:
+def edit_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits: Edits) -> dict:
   """Edit the subject's embedding in closed form: subtract M_r u of the old attribute and add M_r u of the new one.
 
   `maps`: the superposition maps of the model's embeddings, as `linear_maps` fits them; `answers_RxN`: the facts
@@ -76,19 +76,19 @@ def second_moments(config: Config, params: dict) -> Array:
   return jnp.einsum('nrf,nrg->fg', hidden_NxRxF, hidden_NxRxF)
 
 
-def by_mlp(
-  config: Config, moments_FxF: Array, weight: Array | float, nats: Array, params: dict, edits: Edits
+def edit_mlp(
+  config: Config, second_moment_FxF: Array, weight: Array | float, nats: Array, params: dict, edits: Edits
 ) -> dict:  # fmt: skip
   """Change W_out by least squares, so that the MLP's output at every edited query yields the new answer.
 
-  `weight`: the weight of every query in `moments_FxF`, whose MLP output is to stay the same, relative to an edited
+  `weight`: the weight of every query in `second_moment_FxF`, whose MLP output is to stay the same, relative to an edited
   query: the least-squares edit of MEMIT. For a single edit and weight 0 the edit is exact (up to `JITTER`), and is that
   of ROME. `nats`: the new answer's cross-entropy at which the search for its output stops.
   """
-  hidden_ExF, change_ExD = _wanted(config, nats, params, edits)
-  size = jnp.trace(moments_FxF) / len(moments_FxF)
-  moments_FxF = moments_FxF + JITTER * size * jnp.eye(len(moments_FxF))
-  spread_FxE = jnp.linalg.solve(moments_FxF, hidden_ExF.T)
+  hidden_ExF, change_ExD = _target_changes(config, nats, params, edits)
+  size = jnp.trace(second_moment_FxF) / len(second_moment_FxF)
+  second_moment_FxF = second_moment_FxF + JITTER * size * jnp.eye(len(second_moment_FxF))
+  spread_FxE = jnp.linalg.solve(second_moment_FxF, hidden_ExF.T)
   gram_ExE = hidden_ExF @ spread_FxE
   gram_ExE = gram_ExE + (weight + JITTER * jnp.trace(gram_ExE) / len(gram_ExE)) * jnp.eye(
     len(gram_ExE)
@@ -99,16 +99,16 @@ def by_mlp(
   return {**params, 'blocks_0': block}
 
 
-def _wanted(config: Config, nats, params: dict, edits: Edits) -> tuple[Array, Array]:
+def _target_changes(config: Config, nats, params: dict, edits: Edits) -> tuple[Array, Array]:
   """Hidden activations at every edited query, ExF, and the MLP output changes that yield the new answers, ExD."""
   e_ExP = jnp.asarray(params['embed']['subjects'])[edits.subject_E]
   _, hidden_ExRxF = intervene.mlp_activations(config, params, e_ExP)
   hidden_ExF = jnp.take_along_axis(hidden_ExRxF, edits.relation_E[:, None, None], axis=1)[:, 0]
-  change = functools.partial(_wanted_change, config, nats, params)
+  change = functools.partial(_target_change, config, nats, params)
   return hidden_ExF, jax.vmap(change)(e_ExP, edits.relation_E, edits.attribute_E)
 
 
-def _wanted_change(config: Config, nats, params: dict, e_P, r, attribute):
+def _target_change(config: Config, nats, params: dict, e_P, r, attribute):
   """The MLP output change, by gradient descent from 0 until the new answer's cross-entropy is at most `nats`."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   adam = optax.adam(1.0)
@@ -140,18 +140,18 @@ def _add_to_mlp(change_P):
   return intercept
 
 
-def by_descent(
-  config: Config, rate: Array | float, steps: int, nats: Array, params: dict, edits: Edits, rows_alone: bool = False
+def fine_tune(
+  config: Config, rate: Array | float, steps: int, nats: Array, params: dict, edits: Edits, rows_only: bool = False
 ) -> dict:  # fmt: skip
   """Fine-tune with Adam on the edited facts until all are right and their mean cross-entropy is at most `nats`.
 
-  Trains all weights, or with `rows_alone` only the subjects' embeddings, for at most `steps` steps.
+  Trains all weights, or with `rows_only` only the subjects' embeddings, for at most `steps` steps.
   """
-  moving = params['embed']['subjects'] if rows_alone else params
+  moving = params['embed']['subjects'] if rows_only else params
   adam = optax.adam(1.0)
 
   def whole(moving):
-    return {**params, 'embed': {**params['embed'], 'subjects': moving}} if rows_alone else moving
+    return {**params, 'embed': {**params['embed'], 'subjects': moving}} if rows_only else moving
 
   def loss(moving):
     own = whole(moving)

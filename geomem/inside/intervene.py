@@ -40,14 +40,14 @@ def answers(config: Config, params: dict, e_SxD: Array, add_RxD: Array | None = 
   """The model's answers to every one-hop query, SxR."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
 
-  def some(e_BxD):
+  def answer(e_BxD):
     x_BxRxD = final_residuals(config, params, e_BxD, add_RxD).astype(jnp.float32)
     return jnp.argmax(jnp.einsum('brd,ad->bra', x_BxRxD, u_AxD), axis=-1)
 
-  return by_blocks(some, e_SxD)
+  return map_blocks(answer, e_SxD)
 
 
-def by_blocks(function: Callable[..., Array], *rows: Array) -> Array:
+def map_blocks(function: Callable[..., Array], *rows: Array) -> Array:
   """Apply `function` to matrices with a row per subject, block by block, and concatenate the resulting rows."""
   chex.assert_rank(rows, 2)
   chex.assert_equal_shape_prefix(rows, 1)
@@ -103,30 +103,30 @@ def unit_selectivity(hidden_SxRxF: Array) -> dict[str, Array]:
   total_F = jnp.sum(mass_RxF, axis=0)
   own_F = jnp.argmax(mass_RxF, axis=0)
   relations = len(mass_RxF)
-  relation_F = (relations * jnp.max(mass_RxF, axis=0) / _some(total_F) - 1) / max(1, relations - 1)
+  relation_F = (relations * jnp.max(mass_RxF, axis=0) / _clip(total_F) - 1) / max(1, relations - 1)
   fired_SxF = jnp.take_along_axis(hidden_SxRxF, own_F[None, None], axis=1)[:, 0]
-  spread_F = jnp.mean(fired_SxF, axis=0) ** 2 / _some(jnp.mean(fired_SxF**2, axis=0))
+  spread_F = jnp.mean(fired_SxF, axis=0) ** 2 / _clip(jnp.mean(fired_SxF**2, axis=0))
   return {
     'own': own_F,
     'relation': jnp.where(total_F > 0, relation_F, 0.0),
     'attribute': jnp.where(total_F > 0, 1 - spread_F, 0.0),
-    'activation_fraction': total_F / _some(jnp.sum(total_F)),
+    'activation_fraction': total_F / _clip(jnp.sum(total_F)),
   }
 
 
-def _some(x):
+def _clip(x):
   return jnp.maximum(x, 1e-30)
 
 
-def ablate_units(params: dict, off_F: Array) -> dict:
+def ablate_units(params: dict, ablated_F: Array) -> dict:
   """The model with these hidden units ablated (their output weights set to zero)."""
   mlp = params['blocks_0']['mlp']
-  chex.assert_shape(off_F, mlp['out'].shape[:1])
-  out = jnp.where(off_F[:, None], 0.0, mlp['out'])
+  chex.assert_shape(ablated_F, mlp['out'].shape[:1])
+  out = jnp.where(ablated_F[:, None], 0.0, mlp['out'])
   return {**params, 'blocks_0': {**params['blocks_0'], 'mlp': {**mlp, 'out': out}}}
 
 
-def accuracy_without_units(
+def ablated_accuracy(
   config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
 ) -> Array:
   """RxR: the accuracy on every relation (column) with the units of one relation (row) ablated."""

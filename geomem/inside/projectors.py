@@ -51,14 +51,14 @@ def from_maps(
   return jax.vmap(one)(m_RxDxE, jnp.asarray(answers_RxN))
 
 
-def at_random(key: Array, relations: int, dim: int) -> Frames:
+def random_frames(key: Array, relations: int, dim: int) -> Frames:
   """Random directions, E // R columns for every relation, independent of the model."""
   shape = relations, dim, dim // relations
   into, along = (jax.random.normal(k, shape) / dim**0.5 for k in jax.random.split(key))
   return into, along
 
 
-def first(frames: Frames, rank: Array | int) -> Frames:
+def truncate(frames: Frames, rank: Array | int) -> Frames:
   """The frames with their first `rank` columns; the others are set to 0."""
   kept_K = jnp.arange(frames[0].shape[2]) < rank
   return jax.tree.map(lambda frame: jnp.where(kept_K[None, None], frame, 0.0), frames)
@@ -121,7 +121,7 @@ def learn(
   return both(free)
 
 
-def interchanged(
+def interchange(
   config: Config, params: dict, frames: Frames, e_SxE: Array, answers_RxS: Array
 ) -> tuple[Array, Array]:
   """Give every subject the next subject's part, one relation at a time: how often that answer becomes the next

@@ -27,7 +27,7 @@ from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.layout import Layout, Slot
 
-LARGEST = 4.0  # units and heads are scaled by 1/4 … 4
+MAX_SCALE = 4.0  # units and heads are scaled by 1/4 … 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,13 +67,13 @@ def rotate(config: Config, params: dict, seed: int) -> tuple[dict, Symmetry]:
   units, heads = [], []
   for i, sized in enumerate(config.blocks):
     block = params[f'blocks_{i}']
-    heads.append(_turn_heads(rng, block['attention'], q_DxD))
+    heads.append(_rotate_heads(rng, block['attention'], q_DxD))
     units.append(_shuffle_units(rng, block['mlp'], q_DxD) if sized.hidden else ())
   for norm in _norms(params):
     if 'shift' in norm:
       norm['shift'] = norm['shift'] @ q_DxD
   if not config.tied:
-    _turn_answers(rng, config, params['unembed'], q_DxD)
+    _rotate_answers(rng, config, params['unembed'], q_DxD)
   symmetry = Symmetry(q_DxD, tuple(units), tuple(heads))
   return jax.tree.map(lambda a: np.asarray(a, np.float32), params), symmetry
 
@@ -126,22 +126,22 @@ def _orthogonal(rng, size: int, keep_ones: bool = False) -> np.ndarray:
 
 
 def _scales(rng, count: int) -> np.ndarray:
-  return LARGEST ** rng.uniform(-1, 1, count)
+  return MAX_SCALE ** rng.uniform(-1, 1, count)
 
 
-def _turn_heads(rng, attention: dict, q_DxD: np.ndarray) -> np.ndarray:
+def _rotate_heads(rng, attention: dict, q_DxD: np.ndarray) -> np.ndarray:
   heads = len(attention['query'])
   order_H = rng.permutation(heads)
   for one, other in (('query', 'key'), ('value', 'output')):
     size = attention[one].shape[2]
-    turn = np.stack([_orthogonal(rng, size) for _ in range(heads)])
+    rotation = np.stack([_orthogonal(rng, size) for _ in range(heads)])
     scale = _scales(rng, heads)[:, None, None]
-    attention[one] = q_DxD.T @ attention[one][order_H] @ turn * scale
+    attention[one] = q_DxD.T @ attention[one][order_H] @ rotation * scale
     second = attention[other][order_H]
     if other == 'key':
-      attention[other] = q_DxD.T @ second @ turn / scale
+      attention[other] = q_DxD.T @ second @ rotation / scale
     else:
-      attention[other] = turn.swapaxes(1, 2) @ second @ q_DxD / scale
+      attention[other] = rotation.swapaxes(1, 2) @ second @ q_DxD / scale
   return order_H
 
 
@@ -163,10 +163,10 @@ def _shuffle_units(rng, mlp: dict, q_DxD: np.ndarray) -> tuple[np.ndarray, ...]:
   return tuple(orders)
 
 
-def _turn_answers(rng, config: Config, unembed: dict, q_DxD: np.ndarray) -> None:
+def _rotate_answers(rng, config: Config, unembed: dict, q_DxD: np.ndarray) -> None:
   if config.answer_dim is None:
     unembed['answers'] = unembed['answers'] @ q_DxD
     return
-  turn_ExE = _orthogonal(rng, config.answer_dim)
-  unembed['project'] = q_DxD.T @ unembed['project'] @ turn_ExE
-  unembed['answers'] = unembed['answers'] @ turn_ExE * _scales(rng, config.answers)[:, None]
+  rotation_ExE = _orthogonal(rng, config.answer_dim)
+  unembed['project'] = q_DxD.T @ unembed['project'] @ rotation_ExE
+  unembed['answers'] = unembed['answers'] @ rotation_ExE * _scales(rng, config.answers)[:, None]

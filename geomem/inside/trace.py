@@ -314,7 +314,7 @@ def rows(trace: Trace) -> Iterator[tuple[str, list[str]]]:
   c = trace.construction
   yield f'{c.name} in {trace.dtype}', []
   for p in range(len(trace.tokens_L)):
-    held = _held(trace, trace.embedded_LxD[p], np.zeros(c.config.dim, np.float32))
+    held = _changed(trace, trace.embedded_LxD[p], np.zeros(c.config.dim, np.float32))
     yield f'token {p}: {trace.token(p)}', held
   for p in trace.positions:
     yield '', []
@@ -333,7 +333,7 @@ def _block_rows(trace: Trace, i: int, p: int) -> Iterator[tuple[str, list[str]]]
   for h, weights_L in enumerate(block.attention_HxLxL[:, p]):
     seen = [q for q in np.argsort(-weights_L, kind='stable') if weights_L[q] > 0]
     yield f'  head {h + 1} reads', [f'{trace.token(q)}@{q} {number(weights_L[q], 3)}' for q in seen]
-  held = _held(trace, read_D, trace.before(i)[p], relation_outputs(trace, i, p))
+  held = _changed(trace, read_D, trace.before(i)[p], relation_outputs(trace, i, p))
   yield '  after attention', held
   for j, hidden_LxF in enumerate(block.hidden):
     fired = np.flatnonzero(hidden_LxF[p])
@@ -344,10 +344,10 @@ def _block_rows(trace: Trace, i: int, p: int) -> Iterator[tuple[str, list[str]]]
     count = f'{len(fired):,} of {hidden_LxF.shape[1]:,}'
     yield '  units firing', [count, *names, *_more(len(fired))]
   if block.hidden:
-    yield '  after MLP', _held(trace, block.written_LxD[p], read_D, np.zeros_like(read_D))
+    yield '  after MLP', _changed(trace, block.written_LxD[p], read_D, np.zeros_like(read_D))
 
 
-def _held(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
+def _changed(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
   """The new and the closed entries, in words."""
   facts, held, closed = trace.construction.facts, [], []
   for slot, values, decoded, new_E, closed_E in changes(trace, values_D, before_D, relations_D):

@@ -1,4 +1,4 @@
-"""The ground truth about a construction's internals: read by programs, carried along by symmetries, tested by ablation.
+"""The ground truth about a construction's internals: read by programs, transformed by symmetries, tested by ablation.
 
 The names of coordinates and units say which units serve which relation, which subspace of a subject's embedding
 holds its answer to which relation or path of relations, and which slots every head reads and writes.
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from geomem import codes, model, queries
+from geomem import codes, queries
+from geomem import model as transformer
 from geomem.checks import verify
 from geomem.config import Config
 from geomem.construction import Construction
@@ -68,20 +69,20 @@ class Truth:
   serves_RxF: tuple[tuple[np.ndarray, ...], ...]
   heads: tuple[tuple[Head, ...], ...]
 
-  def carried(self, by: Symmetry) -> 'Truth':
+  def transformed(self, symmetry: Symmetry) -> 'Truth':
     """The truth about the model that the symmetry turns this one's model into."""
-    q_DxD = by.rotation_DxD
-    turned = lambda s: dataclasses.replace(s, frame_KxD=s.frame_KxD @ q_DxD)
+    q_DxD = symmetry.rotation_DxD
+    rotated = lambda s: dataclasses.replace(s, frame_KxD=s.frame_KxD @ q_DxD)
     each = lambda parts, orders, take: tuple(
       tuple(map(take, part, order)) for part, order in zip(parts, orders, strict=True)
     )
     pick = lambda items, order: tuple(items[i] for i in order)
     return Truth(
       {name: rows @ q_DxD for name, rows in self.slots.items()},
-      tuple(map(turned, self.subspaces)),
-      each(self.units, by.units, pick),
-      each(self.serves_RxF, by.units, lambda serves, order: serves[:, order]),
-      tuple(pick(h, order) for h, order in zip(self.heads, by.heads, strict=True)),
+      tuple(map(rotated, self.subspaces)),
+      each(self.units, symmetry.units, pick),
+      each(self.serves_RxF, symmetry.units, lambda serves, order: serves[:, order]),
+      tuple(pick(h, order) for h, order in zip(self.heads, symmetry.heads, strict=True)),
     )
 
   def plain(self) -> dict[str, Any]:
@@ -231,61 +232,61 @@ def _heads(built: Construction, i: int) -> tuple[Head, ...]:
 # --- testing the truth -----------------------------------------------------------------------------
 
 
-def without_units(params: dict, off_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
+def ablate_units(params: dict, ablated_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
   """The model with these hidden units of every block and layer ablated (the weights that read them set to zero)."""
   params = dict(params)
-  for i, layers in enumerate(off_F):
+  for i, layers in enumerate(ablated_F):
     mlp = dict(params[f'blocks_{i}'].get('mlp', {}))
     names = ('middle', 'out') if len(layers) == 2 else ('out',)
-    for name, off in zip(names, layers, strict=bool(layers)):
-      mlp[name] = np.where(off[:, None], np.float32(0), mlp[name])
+    for name, ablated in zip(names, layers, strict=bool(layers)):
+      mlp[name] = np.where(ablated[:, None], np.float32(0), mlp[name])
     if layers:
       params[f'blocks_{i}'] = {**params[f'blocks_{i}'], 'mlp': mlp}
   return params
 
 
-def units_found(known: FactModel, truth: Truth) -> float | None:
+def unit_specificity(model: FactModel, truth: Truth) -> float | None:
   """How specific to a relation the effect of ablating its units is; the least over relations.
 
   The mean change of the logits in queries that name the relation, minus that in other queries, divided by their sum.
   1: no other query changes; 0: all queries change alike, as they do when the ablated units serve no relation in
   particular. None where no unit serves a relation in particular.
   """
-  off = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
-  cuts = [(r, off(r)) for r in range(known.facts.relations)]
+  mask = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
+  cuts = [(r, mask(r)) for r in range(model.facts.relations)]
   some = [(r, o) for r, o in cuts if any(layer.any() for layers in o for layer in layers)]
-  return _specific(known, [(r, without_units(known.params, o)) for r, o in some])
+  return _specificity(model, [(r, ablate_units(model.params, o)) for r, o in some])
 
 
-def heads_found(known: FactModel, truth: Truth) -> float | None:
-  """As `units_found`, ablating the head of a relation, for heads that serve one."""
+def head_specificity(model: FactModel, truth: Truth) -> float | None:
+  """As `unit_specificity`, ablating the head of a relation, for heads that serve one."""
   own = [
-    (r, _without_head(known.params, i, h))
+    (r, _ablate_head(model.params, i, h))
     for i, heads in enumerate(truth.heads) for h, head in enumerate(heads) for r in head.relations
   ]  # fmt: skip
-  return _specific(known, own)
+  return _specificity(model, own)
 
 
-def _without_head(params: dict, block: int, head: int) -> dict:
+def _ablate_head(params: dict, block: int, head: int) -> dict:
   own = params[f'blocks_{block}']
   output = np.array(own['attention']['output'])
   output[head] = 0
   return {**params, f'blocks_{block}': {**own, 'attention': {**own['attention'], 'output': output}}}
 
 
-def _specific(known: FactModel, cut: list[tuple[int, dict]]) -> float | None:
+def _specificity(model: FactModel, ablated: list[tuple[int, dict]]) -> float | None:
   """(a − b)/(a + b), a and b the mean logit changes in queries that name the relation and in others; the least of all."""
-  paths_WxK = queries.every_path(known.facts.relations, known.hops)
-  before, found = _logits(known)[0], []
-  for r, params in cut:
-    change = np.abs(_logits(known, params)[0] - before)
+  paths_WxK = queries.every_path(model.facts.relations, model.hops)
+  before, found = _logits(model)[0], []
+  for r, params in ablated:
+    change = np.abs(_logits(model, params)[0] - before)
     named_W = (paths_WxK == r).any(axis=1)
     own, others = change[:, named_W].mean(), change[:, ~named_W].mean()
     found.append(float((own - others) / max(own + others, 1e-30)))
   return min(found) if found else None
 
 
-def subspaces_found(known: FactModel, truth: Truth) -> float | None:
+def interchange_accuracy(model: FactModel, truth: Truth) -> float | None:
   """Interchange: give every subject the next subject's part in a subspace, and ask all queries.
 
   Returns how often the subspace's paths are then answered as for the next subject, or how often all other paths are
@@ -293,12 +294,12 @@ def subspaces_found(known: FactModel, truth: Truth) -> float | None:
   squares over all subspaces separates their parts. With chain of thought a path is one relation, and all chains are
   followed in the facts that result.
   """
-  e_NxD = np.asarray(known.params['embed']['subjects'])
-  answers_WxN, R = _answers(known), known.facts.relations
+  e_NxD = np.asarray(model.params['embed']['subjects'])
+  answers_WxN, R = _answers(model), model.facts.relations
   found: list[float] = []
-  every_WxK = queries.every_path(R, known.hops)
+  every_WxK = queries.every_path(R, model.hops)
   # A query depends on every relation of its path in a chain of thought, else on the path as a whole.
-  asks_WxV = every_WxK if known.chain_of_thought else np.arange(len(every_WxK))[:, None]
+  asks_WxV = every_WxK if model.chain_of_thought else np.arange(len(every_WxK))[:, None]
   parts_NxK = (np.roll(e_NxD, -1, axis=0) - e_NxD) @ np.linalg.pinv(
     np.concatenate([subspace.frame_KxD for subspace in truth.subspaces])
   )
@@ -310,37 +311,37 @@ def subspaces_found(known: FactModel, truth: Truth) -> float | None:
       rows = [functools.reduce(lambda w, r: w * R + r, path, 0) for path in subspace.paths]
       wanted_WxN = answers_WxN.copy()
       wanted_WxN[rows] = np.roll(answers_WxN, -1, axis=1)[rows]
-      params = {**known.params, 'embed': {**known.params['embed'], 'subjects': e_new}}
-      right_NxW = _margins(*_logits(known, params, wanted_WxN)) > 0
+      params = {**model.params, 'embed': {**model.params['embed'], 'subjects': e_new}}
+      right_NxW = _margins(*_logits(model, params, wanted_WxN)) > 0
       named_W = np.isin(asks_WxV, rows).any(axis=1)
       both = right_NxW[:, named_W], right_NxW[:, ~named_W]
       found.extend(float(some.mean()) for some in both if some.size)
   return min(found) if found else None
 
 
-def answered(known: FactModel) -> tuple[float, float]:
+def evaluate(model: FactModel) -> tuple[float, float]:
   """The fraction of queries that are right (at every step of a chain of thought), and the least margin."""
-  margin_NxW = _margins(*_logits(known))
+  margin_NxW = _margins(*_logits(model))
   return float((margin_NxW > 0).mean()), float(margin_NxW.min())
 
 
-def _answers(known: FactModel) -> np.ndarray:
+def _answers(model: FactModel) -> np.ndarray:
   """The one-hop answers that a chain of thought follows, or the answers to all paths directly, WxN."""
-  hops = 1 if known.chain_of_thought else known.hops
-  return queries.tree(known.facts.answers_RxN, hops)
+  hops = 1 if model.chain_of_thought else model.hops
+  return queries.tree(model.facts.answers_RxN, hops)
 
 
 def _logits(
-  known: FactModel, params: dict | None = None, answers_WxN: np.ndarray | None = None
+  model: FactModel, params: dict | None = None, answers_WxN: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """All logits of all queries, NxWxPxA, read along the right chain of thought; and the right answers."""
-  every = np.arange(known.facts.subjects), queries.every_path(known.facts.relations, known.hops)
-  params = known.params if params is None else params
-  answers_WxN = _answers(known) if answers_WxN is None else answers_WxN
-  config = known.config.replace(precision='highest')  # one program for a model and its disguises
-  said = known.said if known.chain_of_thought else None
+  every = np.arange(model.facts.subjects), queries.every_path(model.facts.relations, model.hops)
+  params = model.params if params is None else params
+  answers_WxN = _answers(model) if answers_WxN is None else answers_WxN
+  config = model.config.replace(precision='highest')  # one program for a model and its disguises
+  said = model.said if model.chain_of_thought else None
   given = config, params, np.int32(answers_WxN), np.int32(every[0]), np.int32(every[1])
-  logits, targets = _run(*given, known.chain_of_thought, said)
+  logits, targets = _run(*given, model.chain_of_thought, said)
   return np.asarray(logits), np.asarray(targets)
 
 
@@ -349,7 +350,7 @@ def _run(config: Config, params, answers, subjects_N, paths_WxK, chain, said):
   target = queries.compose if chain else queries.look_up
   asked = subjects_N, paths_WxK, chain, target, said
   x_NxWxPxD, targets = verify.residuals(config, params, answers, *asked)
-  rows_AxD = model.apply(config, params, method='unembedding')
+  rows_AxD = transformer.apply(config, params, method='unembedding')
   return jnp.einsum('nwpd,ad->nwpa', x_NxWxPxD, rows_AxD, precision='highest'), targets
 
 

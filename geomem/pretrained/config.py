@@ -5,7 +5,7 @@ import dataclasses
 from geomem.errors import InputError
 
 ACTIVATIONS = ('silu', 'gelu', 'gelu_tanh')
-LARGEST = 2**20  # limit of a size; 64 times that for the vocabulary and the length
+MAX_SIZE = 2**20  # limit of a size; 64 times that for the vocabulary and the length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class DecoderConfig:
   def __post_init__(self) -> None:
     sizes = ('vocabulary', 'length', 'dim', 'depth', 'heads', 'kv_heads', 'head_dim', 'hidden')
     for name in sizes:
-      size, most = getattr(self, name), LARGEST * (64 if name in ('vocabulary', 'length') else 1)
+      size, most = getattr(self, name), MAX_SIZE * (64 if name in ('vocabulary', 'length') else 1)
       if type(size) is not int or not 1 <= size <= most:
         raise InputError(f'{name} of the model is {size!r}; it must be a whole number, 1 … {most}')
     if self.heads % self.kv_heads:

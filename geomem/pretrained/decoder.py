@@ -121,7 +121,7 @@ class Block(nn.Module):
     return x_LxD + mlp(norm_mlp(x_LxD)), own
 
 
-def _nothing_before(c: DecoderConfig) -> tuple[jax.Array, jax.Array, int]:
+def _empty_prefix(c: DecoderConfig) -> tuple[jax.Array, jax.Array, int]:
   none_OxGxK = jnp.zeros((0, c.kv_heads, c.head_dim))
   return none_OxGxK, none_OxGxK, 0
 
@@ -131,7 +131,7 @@ def shapes(config: DecoderConfig) -> dict:
   c, key, x_LxD = config, jax.random.key(0), jnp.zeros((1, config.dim))
 
   def init():
-    block = lambda key: Block(c).init(key, x_LxD, *_nothing_before(c))['params']
+    block = lambda key: Block(c).init(key, x_LxD, *_empty_prefix(c))['params']
     embed = {'tokens': jnp.zeros((c.vocabulary, c.dim))}
     params = {
       'embed': embed if c.rotary else embed | {'positions': jnp.zeros((c.length, c.dim))},
@@ -165,14 +165,14 @@ def residuals(
   patch: Patch | None = None,
   first: int = 0,
   prefix: Prefix | None = None,
-  remember: bool = False,
+  save_products: bool = False,
 ) -> jax.Array:
   """The residual stream at every layer from `first` on, TxLxD, where `x_LxD` is the stream at layer `first`.
 
-  Positions of a patch count from the first token of x. `remember`: the backward pass keeps the
+  Positions of a patch count from the first token of x. `save_products`: the backward pass keeps the
   results of all matrix products instead of recomputing them.
   """
-  return _run(config, params, x_LxD, patch, first, prefix, remember)[0]
+  return _run(config, params, x_LxD, patch, first, prefix, save_products)[0]
 
 
 def keys_values(
@@ -183,7 +183,7 @@ def keys_values(
 
 
 def _run(
-  config, params, x_LxD, patch: Patch | None = None, first=0, prefix: Prefix | None = None, remember=False
+  config, params, x_LxD, patch: Patch | None = None, first=0, prefix: Prefix | None = None, save_products=False
 ):  # fmt: skip
   chex.assert_shape(x_LxD, (None, config.dim))
   if prefix is not None:
@@ -197,7 +197,7 @@ def _run(
 
   def step(x_LxD, i):
     block = jax.tree.map(lambda a: at(a, i), params['blocks'])
-    before: tuple = _nothing_before(config)
+    before: tuple = _empty_prefix(config)
     if prefix is not None:
       before = at(prefix.k_TxOxGxK, i), at(prefix.v_TxOxGxK, i), prefix.count
     x_LxD, own = Block(config).apply({'params': block}, x_LxD, *before)
@@ -205,7 +205,7 @@ def _run(
     return x_LxD, (x_LxD, own)
 
   # With a checkpoint, the backward pass slices the blocks' weights from the stack again and keeps no copy.
-  policy = jax.checkpoint_policies.dots_saveable if remember else None
+  policy = jax.checkpoint_policies.dots_saveable if save_products else None
   with jax.default_matmul_precision('highest'):
     blocks = jnp.arange(first, config.depth)
     _, (after_TxLxD, own) = jax.lax.scan(jax.checkpoint(step, policy=policy), x_LxD, blocks)

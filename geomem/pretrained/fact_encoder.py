@@ -37,7 +37,7 @@ ADAM = optax.scale_by_adam()
 OnProgress = Callable[[int, int, float], None]  # steps done, total steps, loss
 
 
-def nobody(done: int, total: int, loss: float) -> None:
+def silent(done: int, total: int, loss: float) -> None:
   """The default `on_progress`: ignores progress."""
 
 
@@ -115,7 +115,7 @@ class FactEncoder:
   @classmethod
   def fit(
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None,
-    on_progress: OnProgress = nobody,
+    on_progress: OnProgress = silent,
   ) -> 'FactEncoder':  # fmt: skip
     """Learn the vectors through the frozen model; the vector of an answer that no training subject has is 0."""
     asked, training = _tokenized(model, relations), training or Training()
@@ -124,13 +124,13 @@ class FactEncoder:
       'bias': jnp.asarray(np.mean(np.asarray(model.params['embed']['tokens']), axis=0)),
       'vectors': spread(model) * jax.random.normal(_keys(training)[0], shape),
     }
-    learned = learn(asked, start, summed, training, on_progress)
+    learned = learn(asked, start, sum_rows, training, on_progress)
     return cls._of(asked, learned, untrained_answers(asked, training))
 
   @classmethod
   def fit_maps(
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None, rank: int = 32,
-    on_progress: OnProgress = nobody,
+    on_progress: OnProgress = silent,
   ) -> 'FactEncoder':  # fmt: skip
     """Learn one linear map of rank `rank` per relation. Its input is the mean of an answer's token
     embeddings, minus the mean of all tokens, scaled to length 1; so answers that no training
@@ -149,7 +149,7 @@ class FactEncoder:
       'out': spread(model) * jax.random.normal(out, (count, rank, dim)) / np.sqrt(rank),
     }
     unit_RxAxD = jnp.asarray(unit_RxAxD, jnp.float32)
-    free = learn(asked, start, mapped, training, on_progress, unit_RxAxD)
+    free = learn(asked, start, map_rows, training, on_progress, unit_RxAxD)
     vectors_RxAxD = _mapped_vectors(free, unit_RxAxD)
     return cls._of(asked, {'bias': free['bias'], 'vectors': vectors_RxAxD})
 
@@ -170,14 +170,14 @@ class FactEncoder:
 
   @classmethod
   def _of(
-    cls, asked: Prompts, learned: Mapping[str, ArrayLike], without: Sequence[np.ndarray] = ()
+    cls, asked: Prompts, learned: Mapping[str, ArrayLike], untrained: Sequence[np.ndarray] = ()
   ) -> 'FactEncoder':
     """Center every relation's vectors, so that a fact that is not given counts as the mean over
-    answers. `without`: the answers of each relation for which nothing was learned; the mean leaves
+    answers. `untrained`: the answers of each relation for which nothing was learned; the mean leaves
     them out, and their vectors are 0."""
     bias_D, vectors_RxAxD = (np.array(learned[name], np.float32) for name in ('bias', 'vectors'))
     for r, count in enumerate(asked.counts_R):
-      known = np.setdiff1d(np.arange(count), without[r] if len(without) else [])
+      known = np.setdiff1d(np.arange(count), untrained[r] if len(untrained) else [])
       mean_D = vectors_RxAxD[r, known].mean(axis=0)
       bias_D += mean_D
       centred = vectors_RxAxD[r, known] - mean_D
@@ -202,7 +202,7 @@ class FactEncoder:
   @classmethod
   def load(cls, path: str | os.PathLike, model: Pretrained) -> 'FactEncoder':
     """Load the encoder in the folder `path`, which must have been learned through this model."""
-    path = atomic.found(path)
+    path = atomic.locate(path)
     if not _is_encoder(path):
       raise InputError(f'{path}: no fact encoder there')
     try:
@@ -227,7 +227,7 @@ class FactEncoder:
 
 def _is_encoder(path: Path) -> bool:
   try:
-    return json.loads((atomic.found(path) / 'config.json').read_text())['format'] == FORMAT
+    return json.loads((atomic.locate(path) / 'config.json').read_text())['format'] == FORMAT
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
@@ -250,7 +250,7 @@ def _keys(training: Training) -> jax.Array:
   return jax.random.split(jax.random.key(training.seed))
 
 
-def summed(free, answers_RxB):
+def sum_rows(free, answers_RxB):
   """b + Σ_r v_{r, g_r}."""
   own_RxBxD = jax.vmap(lambda vectors_AxD, answers_B: vectors_AxD[answers_B])(
     free['vectors'], answers_RxB
@@ -258,16 +258,16 @@ def summed(free, answers_RxB):
   return free['bias'][None] + jnp.sum(own_RxBxD, axis=0)
 
 
-def mapped(free, answers_RxB, unit_RxAxD):
+def map_rows(free, answers_RxB, unit_RxAxD):
   """b + Σ_r M_r u_{g_r}."""
-  return summed({'bias': free['bias'], 'vectors': _mapped_vectors(free, unit_RxAxD)}, answers_RxB)
+  return sum_rows({'bias': free['bias'], 'vectors': _mapped_vectors(free, unit_RxAxD)}, answers_RxB)
 
 
 def _mapped_vectors(free, unit_RxAxD):
   return jnp.einsum('rad,rdk,rke->rae', unit_RxAxD, free['in'], free['out'])
 
 
-def each(rows_NxD, subject_B):
+def own_rows(rows_NxD, subject_B):
   """Each subject's own row."""
   return rows_NxD[subject_B]
 
@@ -324,7 +324,7 @@ def draw_subjects(
 
 
 def learn(
-  asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = nobody, *more: Any
+  asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = silent, *more: Any
 ) -> Any:  # fmt: skip
   """Learn parameters, from `start`, whose rows make the frozen model answer.
 
@@ -344,7 +344,7 @@ def learn(
 
 def learn_rows(
   model: Pretrained, relations: Sequence[Relation] | Prompts, answers_RxN: ArrayLike, training: Training | None = None,
-  on_progress: OnProgress = nobody,
+  on_progress: OnProgress = silent,
 ) -> np.ndarray:  # fmt: skip
   """A row learned separately for each of these subjects, NxD: the baseline for the vectors."""
   asked, training = _tokenized(model, relations), training or Training()
@@ -354,7 +354,7 @@ def learn_rows(
   start = mean_D + spread(model) * rng.standard_normal(shape, dtype=np.float32)
 
   batch = functools.partial(facts_of, asked, answers_RxN, training.batch, rng)
-  return np.asarray(descend(asked, jnp.asarray(start), each, training, batch, on_progress))
+  return np.asarray(descend(asked, jnp.asarray(start), own_rows, training, batch, on_progress))
 
 
 def facts_of(
@@ -366,26 +366,26 @@ def facts_of(
   return subject_B, asked.examples(prompt_B, answers_RxN[asked.relation_P[prompt_B], subject_B])
 
 
-def frozen(params: dict, free: Any) -> dict:
+def unchanged(params: dict, free: Any) -> dict:
   """The model's parameters, unchanged by what is learned."""
   return params
 
 
 def descend(
-  asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = nobody,
-  *more: Any, params_of: Callable = frozen,
+  asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = silent,
+  *more: Any, params_of: Callable = unchanged,
 ) -> Any:  # fmt: skip
   """Minimize the mean loss of batches from `start`, by Adam with a cosine decay of the rate to 0.
 
   `batch()` returns the rows' subjects or answers, `about`, and examples;
   `rows_of(learned, about, *more)` the rows; `params_of(params, learned)` the model's parameters.
   """
-  far, model = spread(asked.model), asked.model
+  std, model = spread(asked.model), asked.model
   noise_key, state = _keys(training)[1], (start, ADAM.init(start))
   for number in range(training.steps):
     about, examples = batch()
     rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
-    scales = np.array([far * rate, far * training.noise], np.float32)
+    scales = np.array([std * rate, std * training.noise], np.float32)
     key = jax.random.fold_in(noise_key, number)
     functions = model.config, rows_of, params_of
     arrays = model.params, asked.prefixes, state, scales, key, about, examples, more

@@ -41,7 +41,7 @@ class Family:
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rope: Callable = lambda fields, config, tensors: {}
-  read: Callable = lambda take, config, module, name, shape: take(name, *shape)
+  read: Callable = lambda fetch, config, module, name, shape: fetch(name, *shape)
   ignored: tuple[str, ...] = ()
 
 
@@ -69,42 +69,42 @@ def config(family: Family, given: Mapping[str, Any], tensors: Collection[str]) -
   dim, heads, words = sizes['dim'], sizes['heads'], fields.get('tokenizer.ggml.tokens')
   if (name := sizes.pop('activation', 'silu')) not in ACTIVATIONS:
     raise InputError(f'activation {name[:40]!r} is not supported; {", ".join(ACTIVATIONS)} are')
-  follow = {
+  derived = {
     'vocabulary': len(words) if isinstance(words, list) else 0,
     'kv_heads': heads, 'head_dim': dim // max(1, heads), 'hidden': 4 * dim,
     'tied': f'{family.tensors["unembed"]}.weight' not in tensors,
   }  # fmt: skip
-  found = DecoderConfig(**{**follow, **sizes, **family.fixed, 'activation': ACTIVATIONS[name]})
+  found = DecoderConfig(**{**derived, **sizes, **family.fixed, 'activation': ACTIVATIONS[name]})
   return dataclasses.replace(found, **family.rope(fields, found, tensors))
 
 
 def parameter(
-  family: Family, c: DecoderConfig, take: Callable, path: tuple[str, ...], shape: Shape, block: int
+  family: Family, c: DecoderConfig, fetch: Callable, path: tuple[str, ...], shape: Shape, block: int
 ) -> np.ndarray:
-  """The parameter at a path in the tree. `take(name, *shape)` reads a tensor of the file, refusing other shapes."""
+  """The parameter at a path in the tree. `fetch(name, *shape)` reads a tensor of the file, refusing other shapes."""
   *_, module, kind = ('', *path)
   if path[0] in ('embed', 'unembed'):
-    return take(f'{family.tensors.get(kind, kind)}.weight', *shape)
+    return fetch(f'{family.tensors.get(kind, kind)}.weight', *shape)
   name = f'{family.tensors[module]}.{"bias" if kind == "bias" else "weight"}'
   if path[0] == 'blocks':
     name = family.block.format(block) + name
   inputs = math.prod(shape[: 2 if module == 'output' else 1])
   outputs_first = (math.prod(shape) // inputs, inputs) if kind == 'kernel' else (math.prod(shape),)
-  return family.read(take, c, module, name, outputs_first).T.reshape(shape)
+  return family.read(fetch, c, module, name, outputs_first).T.reshape(shape)
 
 
 def _rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
-  """The base and the share of rotated coordinates, from old or new field names; scaling is refused."""
+  """The base and the fraction of rotated coordinates, from old or new field names; scaling is refused."""
   new = field(fields, 'rope_parameters', dict)
   for about in (new, field(fields, 'rope_scaling', dict)):
     kind = about.get('rope_type', about.get('type', 'default'))
     if kind not in ('default', None):
       raise InputError(f'RoPE scaling {str(kind)[:40]!r} is not supported')
   defaults = {'rope_theta': c.rotary_base, 'partial_rotary_factor': fields['rotary_pct']}
-  base, share = (field({**defaults, **new}, name, float) for name in defaults)
-  if not 0 < share <= 1:
-    raise InputError(f'RoPE of {share:g} of the coordinates of a head; it must be in (0, 1]')
-  return {'rotary': int(share * c.head_dim), 'rotary_base': base}
+  base, fraction = (field({**defaults, **new}, name, float) for name in defaults)
+  if not 0 < fraction <= 1:
+    raise InputError(f'RoPE of {fraction:g} of the coordinates of a head; it must be in (0, 1]')
+  return {'rotary': int(fraction * c.head_dim), 'rotary_base': base}
 
 
 def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> dict:
@@ -118,26 +118,26 @@ def _gguf_rope(fields: Mapping, c: DecoderConfig, tensors: Collection[str]) -> d
   return {'rotary': rotary}
 
 
-def _gguf_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+def _gguf_read(fetch, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """Undoes GGUF's interleaving of the two halves of a head's coordinates that RoPE rotates together."""
-  tensor = take(name, *shape)
+  tensor = fetch(name, *shape)
   if module not in ('query', 'key'):
     return tensor
   return tensor.reshape(-1, c.head_dim // 2, 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
 
 
-def _gpt2_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+def _gpt2_read(fetch, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """GPT-2 stores the input axis first, and all queries, all keys and all values side by side in one tensor."""
   if module not in QKV:
-    return take(name, *shape[::-1]).T
-  return np.split(take(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
+    return fetch(name, *shape[::-1]).T
+  return np.split(fetch(name, *shape[:0:-1], 3 * shape[0]), 3, axis=-1)[QKV.index(module)].T
 
 
-def _neox_read(take, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
+def _neox_read(fetch, c: DecoderConfig, module: str, name: str, shape: Shape) -> np.ndarray:
   """GPT-NeoX stores the query, key and value of the first head, then those of the next, in one tensor."""
   if module not in QKV:
-    return take(name, *shape)
-  heads = take(name, 3 * shape[0], *shape[1:]).reshape(c.heads, 3, c.head_dim, *shape[1:])
+    return fetch(name, *shape)
+  heads = fetch(name, 3 * shape[0], *shape[1:]).reshape(c.heads, 3, c.head_dim, *shape[1:])
   return heads[:, QKV.index(module)].reshape(shape)
 
 

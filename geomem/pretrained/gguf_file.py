@@ -18,7 +18,7 @@ from geomem.pretrained import mapped
 
 STRING, ARRAY = 8, 9
 NUMBERS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))  # their codes in `struct`
-MOST = 2**16  # limit of fields, of tensors, and of the bytes of a name
+MAX_COUNT = 2**16  # limit of fields, of tensors, and of the bytes of a name
 VERSIONS = (2, 3)
 
 
@@ -70,11 +70,11 @@ class _Reader:
 
   def named(self, count: int, what: str, read: Callable) -> dict:
     """`count` values, each preceded by its name."""
-    if count > MOST:
-      raise InputError(f'{count:,} {what}s; at most {MOST:,} are allowed')
+    if count > MAX_COUNT:
+      raise InputError(f'{count:,} {what}s; at most {MAX_COUNT:,} are allowed')
     found: dict = {}
     for _ in range(count):
-      if (name := self.text(MOST)) in found:
+      if (name := self.text(MAX_COUNT)) in found:
         raise InputError(f'two {what}s have the name {name!r}')
       found[name] = read()
     return found

@@ -166,7 +166,7 @@ def _parameters(family: families.Family, config: DecoderConfig, file: GGUF | Fol
   known = {name.removeprefix('transformer.'): name for name in file.names}
   used = set()
 
-  def take(name: str, *shape: int) -> np.ndarray:
+  def fetch(name: str, *shape: int) -> np.ndarray:
     if name not in known:
       raise InputError(f'no tensor {name!r}')
     if (found := file.shape(known[name])) != shape:
@@ -179,7 +179,7 @@ def _parameters(family: families.Family, config: DecoderConfig, file: GGUF | Fol
     blocks = names[0] == 'blocks'
     value = np.empty(leaf.shape if blocks else (1, *leaf.shape), np.float32)
     for i, row in enumerate(value):
-      row[...] = families.parameter(family, config, take, names, row.shape, i)
+      row[...] = families.parameter(family, config, fetch, names, row.shape, i)
     if not np.isfinite(value).all():
       raise InputError(f'weights of {jax.tree_util.keystr(path)} are not finite numbers')
     return jax.numpy.asarray(value if blocks else value[0])

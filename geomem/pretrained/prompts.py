@@ -176,14 +176,14 @@ def final_logits(
 
   The gradient with respect to the rows computes no gradient of the weights, and no matrix product twice.
   """
-  places_K = jnp.arange(examples.targets_BxK.shape[1])
+  positions_K = jnp.arange(examples.targets_BxK.shape[1])
 
   def one(row_D, tokens_L, last, prefix):
     rows_MxD = jnp.concatenate([params['embed'].get('rows', row_D[None][:0]), row_D[None]])
     own = params | {'embed': params['embed'] | {'rows': rows_MxD}}
     x_LxD = decoder.embed(config, own, tokens_L, prefix.count)
-    x_LxD = decoder.residuals(config, params, x_LxD, prefix=prefix, remember=True)[-1]
-    return jax.vmap(lambda x_D: decoder.logits(config, params, x_D))(x_LxD[last + places_K])
+    x_LxD = decoder.residuals(config, params, x_LxD, prefix=prefix, save_products=True)[-1]
+    return jax.vmap(lambda x_D: decoder.logits(config, params, x_D))(x_LxD[last + positions_K])
 
   chosen = jax.tree.map(lambda leaf: leaf[examples.prefix_B], prefixes)
   return jax.vmap(one)(rows_BxD, examples.tokens_BxL, examples.last_B, chosen)

@@ -23,7 +23,7 @@ DTYPES = {
   'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 FLOATS = ('F32', 'F16', 'BF16')
-LONGEST = 32 * 2**20  # limit of the bytes of a header or a configuration
+MAX_BYTES = 32 * 2**20  # limit of the bytes of a header or a configuration
 INDEX = 'model.safetensors.index.json'
 
 
@@ -33,8 +33,8 @@ def read_json(path: Path) -> dict:
 
 def _object(data: bytes | mmap.mmap) -> dict:
   """Parse the JSON object in these bytes, in which no name may occur twice."""
-  if len(data) > LONGEST:
-    raise InputError(f'{len(data):,} bytes; at most {LONGEST:,} are allowed')
+  if len(data) > MAX_BYTES:
+    raise InputError(f'{len(data):,} bytes; at most {MAX_BYTES:,} are allowed')
 
   def once(pairs: list) -> dict:
     if len(names := dict(pairs)) < len(pairs):
@@ -69,7 +69,7 @@ class Safetensors:
 def _header(data: mmap.mmap) -> tuple[int, dict[str, tuple]]:
   """Where the tensors' bytes begin, and each tensor's description; there may be no gaps between them."""
   size = int.from_bytes(data[:8], 'little')
-  if size > min(LONGEST, len(data) - 8):
+  if size > min(MAX_BYTES, len(data) - 8):
     raise InputError(f'a header of {size:,} bytes in a file of {len(data):,}')
   header = _object(data[8 : 8 + size])
   header.pop('__metadata__', None)

@@ -46,12 +46,12 @@ class Wordings:
     return [
       Relation(
         name, self.answers[name][:answers],
-        tuple(f'{frame} {text}' for frame in frames for text in self._begun(own[name], wordings)),
+        tuple(f'{frame} {text}' for frame in frames for text in self._expand(own[name], wordings)),
       )
       for name in names or self.answers
     ]  # fmt: skip
 
-  def _begun(self, wordings: Sequence[str], count: int | None) -> list[str]:
+  def _expand(self, wordings: Sequence[str], count: int | None) -> list[str]:
     """The first `count` sentences: every wording without a lead, then with each of the leads."""
     every = [f'{lead} {text}' for lead in ('', *self.leads) for text in wordings]
     return [sentence(text.strip()) for text in every[: count or len(wordings)]]

@@ -51,14 +51,14 @@ def write(path: str | os.PathLike, fields: dict, arrays: dict) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, need: int) -> Iterator[Path]:
-  """A new folder, for `need` bytes, that replaces `path` once it is filled.
+def replacing(path: Path, size: int) -> Iterator[Path]:
+  """A new folder, for `size` bytes, that replaces `path` once it is filled.
 
-  If killed at any moment, this leaves the old folder or the new one where `found` looks.
+  If killed at any moment, this leaves the old folder or the new one where `locate` looks.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  if need > (free := shutil.disk_usage(path.parent).free):
-    raise InputError(f'{path}: {need:,} bytes do not fit on a disk with {free:,} free')
+  if size > (free := shutil.disk_usage(path.parent).free):
+    raise InputError(f'{path}: {size:,} bytes do not fit on a disk with {free:,} free')
   with tempfile.TemporaryDirectory(
     dir=path.parent.absolute(), prefix=f'.{path.name}-', ignore_cleanup_errors=True
   ) as aside:
@@ -81,14 +81,14 @@ def replacing(path: Path, need: int) -> Iterator[Path]:
       old.rename(Path(aside, 'old'))
 
 
-def found(path: str | os.PathLike) -> Path:
+def locate(path: str | os.PathLike) -> Path:
   """Where to read the folder `path`: next to it, if a `write` was killed while replacing it."""
   path = Path(path)
   return old if not path.exists() and (old := _replaced(path)).exists() else path
 
 
 def names(folder: str | os.PathLike) -> list[str]:
-  """The names in the folder, including those that only `found` can locate."""
+  """The names in the folder, including those that only `locate` can find."""
   entries = {entry.name for entry in Path(folder).iterdir()}
   old = {name[1:].removesuffix(REPLACED) for name in entries if _is_replaced(name)}
   return sorted(old | {name for name in entries if not _is_replaced(name)})
@@ -96,7 +96,7 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 def read(path: str | os.PathLike) -> tuple[dict, dict]:
   """The fields, and the arrays as NumPy; raises `Damaged` if any bit differs from what was written."""
-  path = found(path)
+  path = locate(path)
   try:
     fields = json.loads((path / 'config.json').read_text())
     crc32, digests, described = fields.pop('crc32'), fields['files'], fields['arrays']

@@ -21,32 +21,32 @@ from geomem.saved import atomic
 from geomem.training import optimization, trained
 
 FORMAT, VERSION = 'geomem model', 2
-PARTS = (codes, config, construction, facade, facts, layout, optimization, trained)
+MODULES = (codes, config, construction, facade, facts, layout, optimization, trained)
 KINDS: dict[str, Any] = {
   name: kind
-  for module in PARTS
+  for module in MODULES
   for name, kind in vars(module).items()
   if dataclasses.is_dataclass(kind)
 }
 KINDS['slice'] = lambda at: slice(*at)
 # Not in config.json: arrays, saved as such or recomputed, and what only a model's builder provides.
-APART = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
+EXCLUDED = ('params', 'answers_RxN', 'relation_A', 'index_A', 'encode', 'choices')
 
 
 def check_free(
   path: str | os.PathLike,
   is_ours: Callable[[Path], bool] | None = None,
-  own: Collection[str] = ('arrays', 'config.json'),
+  files: Collection[str] = ('arrays', 'config.json'),
   what: str = 'a geomem model',
 ) -> None:
-  """Refuse a path where anything but a model (or `what`, with the files `own`) would be overwritten."""
+  """Refuse a path where anything but a model (or `what`, with these `files`) would be overwritten."""
   path = Path(path)
   if not path.exists():
     return
   entries = {entry.name for entry in path.iterdir()} if path.is_dir() else {''}
   if entries and not (is_ours or is_model)(path):
     raise InputError(f'{path} exists and is not {what}; choose another --workdir')
-  if others := sorted(entries - set(own)):
+  if others := sorted(entries - set(files)):
     raise InputError(
       f'{path} holds {what} and {others[0]!r}, which would be lost; move that elsewhere'
     )
@@ -63,7 +63,7 @@ def save(path: str | os.PathLike, model: FactModel) -> None:
 def is_model(path: str | os.PathLike) -> bool:
   """Whether the folder holds a model written by `save`."""
   try:
-    return json.loads((atomic.found(path) / 'config.json').read_text())['format'] == FORMAT
+    return json.loads((atomic.locate(path) / 'config.json').read_text())['format'] == FORMAT
   except (OSError, ValueError, KeyError, TypeError):
     return False
 
@@ -75,7 +75,7 @@ def names(folder: str | os.PathLike) -> list[str]:
 
 def load(path: str | os.PathLike) -> FactModel:
   """The model in the folder `path`: bit-exact parameters, without what only its builder provides."""
-  path = atomic.found(path)
+  path = atomic.locate(path)
   if not path.is_dir():
     raise InputError(f'{path}: no model there; build one with python -m experiments.construct')
   if not is_model(path):
@@ -105,7 +105,7 @@ def assemble(model: dict[str, Any], params: dict, answers: np.ndarray) -> FactMo
 def to_plain(value: Any) -> Any:
   """The value as JSON types: dataclasses are dicts that name their class, tuples are lists."""
   if dataclasses.is_dataclass(value):
-    names = [field.name for field in dataclasses.fields(value) if field.name not in APART]
+    names = [field.name for field in dataclasses.fields(value) if field.name not in EXCLUDED]
     return {
       'kind': type(value).__name__,
       **{name: to_plain(getattr(value, name)) for name in names},

@@ -22,7 +22,7 @@ from geomem import hosts
 from geomem.errors import InputError
 from geomem.saved import atomic
 
-KEPT = 2
+MAX_CHECKPOINTS = 2
 
 
 def lock(folder: str | os.PathLike) -> TextIO:
@@ -48,7 +48,7 @@ class Run:
     self._lock: TextIO | None = None
     self._open(description)
 
-  @hosts.by_first
+  @hosts.on_first_process
   def _open(self, description: dict):
     self.folder.mkdir(parents=True, exist_ok=True)
     self._lock = lock(self.folder)
@@ -87,7 +87,7 @@ class Run:
     if self._lock:
       self._lock.close()
 
-  @hosts.by_first
+  @hosts.on_first_process
   def restore(self) -> tuple[int, dict] | None:
     """The newest intact checkpoint's number and arrays; damaged ones are reported and set aside.
 
@@ -103,7 +103,7 @@ class Run:
         path.rename(aside)
         self.warn(f'{path}: damaged checkpoint, set aside as {aside.name}: {error}')
         continue
-      self._cut(fields['metrics_bytes'])
+      self._truncate_metrics(fields['metrics_bytes'])
       return int(path.name), arrays
     folder = self.folder / 'checkpoints'
     if any(folder.glob('*.damaged')):
@@ -111,10 +111,10 @@ class Run:
         f'{folder}: every checkpoint is damaged; put back a whole one, or remove the folder to '
         'begin anew'
       )
-    self._cut(0)
+    self._truncate_metrics(0)
     return None
 
-  @hosts.by_first
+  @hosts.on_first_process
   def save(self, number: int, arrays: dict) -> None:
     """Save the state, and remove all but the newest few checkpoints."""
     metrics, size = self.folder / 'metrics.jsonl', 0
@@ -122,10 +122,10 @@ class Run:
       atomic.flush(metrics)
       size = metrics.stat().st_size
     atomic.write(self.folder / 'checkpoints' / f'{number:09d}', {'metrics_bytes': size}, arrays)
-    for path in self._checkpoints()[:-KEPT]:
+    for path in self._checkpoints()[:-MAX_CHECKPOINTS]:
       shutil.rmtree(path)
 
-  @hosts.by_first
+  @hosts.on_first_process
   def log(self, record: dict) -> None:
     """Append a line to metrics.jsonl. Lines after a restored checkpoint are cut and written again."""
     with open(self.folder / 'metrics.jsonl', 'a') as file:
@@ -139,7 +139,7 @@ class Run:
       shutil.rmtree(path, ignore_errors=True)
     return sorted(path for path in folder.iterdir() if path.name.isdigit())
 
-  def _cut(self, size: int):
+  def _truncate_metrics(self, size: int):
     """Truncate metrics.jsonl to what it held at the checkpoint.
 
     Missing bytes are reported, and the run goes on after the last whole line: a lost log is no reason

@@ -81,7 +81,7 @@ def write(
   )  # fmt: skip
 
 
-def settle(table_NxD: Array, rows: Rows) -> tuple[Array, Rows]:
+def apply_decay(table_NxD: Array, rows: Rows) -> tuple[Array, Rows]:
   """The table with every row decayed up to now."""
   everything = jnp.arange(len(table_NxD))
   decayed_Nx2 = jnp.broadcast_to(rows.decay_2, rows.decayed_Nx2.shape)
@@ -102,14 +102,14 @@ def _add(sum_2: Array, term: Array) -> Array:
 def in_passes(key: Array, step: Array, subjects: Array, batch: int) -> tuple[Array, Array]:
   """The subjects of a step's batch, and which of them count: a pass's last batch has what is left."""
   steps = -(-subjects // batch)
-  place_B = step % steps * batch + jnp.arange(batch)
+  position_B = step % steps * batch + jnp.arange(batch)
   of_pass = jax.random.bits(jax.random.fold_in(key, step // steps), (ROUNDS,))
-  valid_B = place_B < subjects
-  return shuffled(of_pass, subjects, jnp.where(valid_B, place_B, 0)), valid_B
+  valid_B = position_B < subjects
+  return shuffled(of_pass, subjects, jnp.where(valid_B, position_B, 0)), valid_B
 
 
-def shuffled(keys_K: Array, count: Array, place_B: Array) -> Array:
-  """The images of these places under a pseudorandom permutation of 0 … count − 1.
+def shuffled(keys_K: Array, count: Array, position_B: Array) -> Array:
+  """The images of these positions under a pseudorandom permutation of 0 … count − 1.
 
   A Feistel network over pairs, applied again as long as its result is past the end.
   """
@@ -125,7 +125,7 @@ def shuffled(keys_K: Array, count: Array, place_B: Array) -> Array:
 
   outside = lambda x_B: jnp.any(x_B >= count)
   again = lambda x_B: jnp.where(x_B < count, x_B, network(x_B))
-  found_B = jax.lax.while_loop(outside, again, network(place_B.astype(jnp.uint32)))
+  found_B = jax.lax.while_loop(outside, again, network(position_B.astype(jnp.uint32)))
   return found_B.astype(jnp.int32)
 
 
@@ -141,14 +141,14 @@ def _mixed(x_B: Array) -> Array:
 
 
 def candidates(
-  key: Array, targets_Q: Array, confusers_Q: Array, drawn: int, answers: Array, most: int
+  key: Array, targets_Q: Array, confusers_Q: Array, negatives: int, answers: Array, fill: int
 ) -> tuple[Array, Array]:
   """The C answers of the softmax, distinct and ascending, and every query's target as an index into them.
 
-  `most`, an index past the end of all tables, fills the remaining places.
+  `fill`, an index past the end of all tables, fills the remaining positions.
   """
-  drawn_K = jax.random.randint(key, (drawn,), 0, answers)
-  confusers_Q = jnp.where(confusers_Q == NONE, most, confusers_Q)
+  drawn_K = jax.random.randint(key, (negatives,), 0, answers)
+  confusers_Q = jnp.where(confusers_Q == NONE, fill, confusers_Q)
   every = jnp.concatenate([targets_Q, drawn_K, confusers_Q])
-  found_C = jnp.unique(every, size=len(every), fill_value=most)
+  found_C = jnp.unique(every, size=len(every), fill_value=fill)
   return found_C, jnp.searchsorted(found_C, targets_Q).astype(jnp.int32)

@@ -71,15 +71,15 @@ class State(flax.struct.PyTreeNode):
   status: jax.Array
 
 
-def initial_state(recipe: Recipe, params: dict, apart: bool = False) -> State:
+def initial_state(recipe: Recipe, params: dict, as_tree: bool = False) -> State:
   """The state before the first step.
 
-  The optimizer works on one long vector, which is faster for small models, or, with `apart`, on
+  The optimizer works on one long vector, which is faster for small models, or, with `as_tree`, on
   separate arrays, so that each can be sharded in its own way.
   """
   trained, _ = split(recipe, params)
   tables = {name: trained.pop(name) for name in _tables(recipe) if name in trained}
-  weights, _ = (_apart if apart or recipe.lazy else ravel_pytree)(trained)
+  weights, _ = (_as_tree if as_tree or recipe.lazy else ravel_pytree)(trained)
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   opt_state = _adam(recipe).init(weights)
   if recipe.lazy:
@@ -120,7 +120,7 @@ def merge(trained: dict, frozen: dict) -> dict:
   return unflatten_dict({**trained, **frozen}, sep='/')
 
 
-def _apart(trained: dict):
+def _as_tree(trained: dict):
   """Like `ravel_pytree`, but with the arrays as they are: a nested dict of them, and its inverse."""
   return unflatten_dict(trained, sep='/'), lambda weights: flatten_dict(weights, sep='/')
 
@@ -244,7 +244,7 @@ def _after(state: State, params: dict, opt_state, value: Array) -> State:
 
 def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, opt_state):
   """The parameters and the optimizer state after a step."""
-  ravel = _apart if isinstance(opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
+  ravel = _as_tree if isinstance(opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
   weights, restore = ravel(trained)
   updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], opt_state)
   rate = job.learning_rate * schedule(recipe, step)
@@ -298,21 +298,21 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
   def objective(free, values):
     params = merge({**free, **values}, {n: w for n, w in frozen.items() if n not in values})
     x_BxCxD = model.apply(small, params, None, paths_CxK, method='all_pairs', used=job.dim)
-    total, rival_Q = head.cross_entropy(
+    total, runner_up_Q = head.cross_entropy(
       x_BxCxD.reshape(len(targets_Q), -1), model.apply(small, params, method='unembedding'), targets_Q,
       weights_BxC.reshape(-1), in_use_C, recipe.block, config.precision, None, recipe.label_smoothing,
-      rivals=recipe.negatives is not None,
+      runner_ups=recipe.negatives is not None,
     )  # fmt: skip
-    return total / jnp.sum(weights_BxC, dtype=jnp.float32), rival_Q
+    return total / jnp.sum(weights_BxC, dtype=jnp.float32), runner_up_Q
 
   free = {name: w for name, w in trained.items() if name not in rows}
-  (value, rival_Q), (grads, row_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
+  (value, runner_up_Q), (grads, row_grads) = jax.value_and_grad(objective, (0, 1), has_aux=True)(
     free, values
   )
   free, whole = _adamw(recipe, job, state.step, free, grads, state.opt_state.whole)
   written, rows = _write(recipe, job, state.step, trained, rows, index, values, row_grads)
   if recipe.negatives is not None:
-    nearest_BxC = index[ANSWERS][rival_Q].reshape(len(subjects_B), -1)
+    nearest_BxC = index[ANSWERS][runner_up_Q].reshape(len(subjects_B), -1)
     confusers_CxN = confusers_CxN.at[:, index[SUBJECTS]].set(nearest_BxC.T, mode='drop')
   params = merge({**free, **written}, frozen)
   return _after(state, params, Lazy(whole, unflatten_dict(rows, sep='/'), confusers_CxN), value)
@@ -332,13 +332,13 @@ def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict,
   return tables_after, rows_after
 
 
-def settled(recipe: Recipe, state: State) -> State:
+def with_decay(recipe: Recipe, state: State) -> State:
   """The state with all rows of lazy tables decayed up to now, for code that reads them directly."""
   if not recipe.lazy:
     return state
   flat, rows = flatten_dict(state.params, sep='/'), {}
   for name, own in flatten_dict(state.opt_state.rows, sep='/').items():
-    flat[name], rows[name] = lazy.settle(flat[name], own)
+    flat[name], rows[name] = lazy.apply_decay(flat[name], own)
   return state.replace(
     params=unflatten_dict(flat, sep='/'),
     opt_state=state.opt_state.replace(rows=unflatten_dict(rows, sep='/')),
@@ -362,12 +362,12 @@ def accuracy(
   job: Job,
   params: dict,
   mesh: Mesh | None = None,
-  each: bool = False,
+  per_step: bool = False,
 ) -> Array:
   """The fraction of all queries that are answered correctly, whatever the training loss.
 
   With chain of thought, a query is correct if every step is; if the loss is on the last answer alone,
-  only that answer counts, given the correct chain. `each`: the fraction of correct steps instead, each
+  only that answer counts, given the correct chain. `per_step`: the fraction of correct steps instead, each
   given the correct steps before it.
 
   NaN if a residual is not finite. Evaluated in blocks of subjects, one after another: on every device
@@ -381,7 +381,7 @@ def accuracy(
     of = x_BxD, unembedding_AxD, targets_B, in_use_A, block, precision, mesh
     right_B = head.right(*of)
     right_QxS = right_B.reshape(-1, steps)
-    right_Q = jnp.mean(right_QxS, axis=1) if each else jnp.all(right_QxS, axis=1)
+    right_Q = jnp.mean(right_QxS, axis=1) if per_step else jnp.all(right_QxS, axis=1)
     return jnp.sum(jnp.where(weights_B.reshape(-1, steps)[:, 0], right_Q.astype(jnp.float32), 0.0))
 
   in_use_A = _in_use(config, recipe, job)
@@ -446,7 +446,7 @@ def train_chunk(
     return (state.step < until) & (state.status == RUNNING)
 
   def evaluate(state):
-    state = settled(recipe, state)
+    state = with_decay(recipe, state)
     right = accuracy(config, recipe, job, state.params, mesh)
     status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
     status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))

@@ -16,16 +16,14 @@ CHUNK_SECONDS = 10.0  # approximate time between two returns to the host
 class Costs:
   """What an estimate needs; orders of magnitude suffice.
 
-  `model`: overhead in seconds of one model's step; `sweep`: that of a step of all models of a sweep
-  (unused); `products`: multiplications per second.
+  `model`: overhead in seconds of one model's step; `products`: multiplications per second.
   """
 
   model: float = 8e-5
-  sweep: float = 0.0
   products: float = 2e10
 
 
-CPU, ACCELERATOR = Costs(), Costs(model=0.0, sweep=1e-3, products=1e13)
+CPU, ACCELERATOR = Costs(), Costs(model=0.0, products=1e13)
 
 
 def chunk_steps(sweep: Any) -> int:
@@ -45,13 +43,13 @@ def multiplications(config: Config, recipe: Recipe) -> int:
   subjects, paths = recipe.batch or c.subjects, c.relations**recipe.hops
   prompts = subjects * paths
   # Keys and values are computed per subject and per path, not per prompt.
-  once = len(c.blocks) == 1 and not recipe.chain_of_thought
-  tokens = subjects + paths * recipe.hops if once else prompts * recipe.length()
+  shared = len(c.blocks) == 1 and not recipe.chain_of_thought
+  tokens = subjects + paths * recipe.hops if shared else prompts * recipe.length()
   answers = optimization.softmax_size(c, recipe)
   total = prompts * (c.answer_dim * (d + answers) if c.answer_dim else d * answers)
   for b in c.blocks:
     widths = (d, *b.hidden, d) if b.hidden else ()
-    total += (prompts if once else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
+    total += (prompts if shared else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
     total += tokens * b.heads * d * (b.key_dim + 2 * b.head_dim)
   return total
 

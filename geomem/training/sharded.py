@@ -68,15 +68,15 @@ class Sharded:
 
 def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
   """The model on the mesh (default: all devices), and its state before the first step."""
-  mesh = meshes.whole() if mesh is None else mesh
+  mesh = meshes.make_mesh() if mesh is None else mesh
   batched.check(recipe, (task,), task.config)
   config, shapes = planned(recipe, task.config, mesh)
   params = batched.parameters(task, config)
-  params = hosts.put(params, _places(mesh, params))
-  begin = functools.partial(optimization.initial_state, recipe, apart=True)
+  params = hosts.put(params, _shardings(mesh, params))
+  begin = functools.partial(optimization.initial_state, recipe, as_tree=True)
   state = jax.jit(begin, out_shardings=jax.tree.map(lambda a: a.sharding, shapes))(params)
   job = batched.job(task, config)
-  job = hosts.put(job, _places(mesh, job))
+  job = hosts.put(job, _shardings(mesh, job))
   return Sharded(recipe, (task,), config, mesh, job), state
 
 
@@ -89,10 +89,10 @@ def planned(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[Config, State]:
       'lazy training needs a model that is whole on a device: use a sweep of one model'
     )
   config = _padded(recipe, config, mesh)
-  begin = functools.partial(optimization.initial_state, recipe, apart=True)
+  begin = functools.partial(optimization.initial_state, recipe, as_tree=True)
   state = jax.eval_shape(begin, model.shapes(config))
-  place = lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where)
-  return config, jax.tree.map(place, state, _places(mesh, state))
+  with_sharding = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
+  return config, jax.tree.map(with_sharding, state, _shardings(mesh, state))
 
 
 def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
@@ -110,11 +110,11 @@ def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
   return config.replace(subjects=subjects, answers=answers)
 
 
-def _places(mesh: Mesh, tree):
+def _shardings(mesh: Mesh, tree):
   """The sharding of every array in a tree; a parameter and its moments share their last key, a name."""
   sliced = lambda path: getattr(path[-1], 'key', None) in WORDS
-  place = lambda path, _: NamedSharding(mesh, SLICED if sliced(path) else P())
-  return jax.tree_util.tree_map_with_path(place, tree)
+  sharding = lambda path, _: NamedSharding(mesh, SLICED if sliced(path) else P())
+  return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 fit, advance = batched.fit, batched.advance  # one model is trained like many
@@ -123,4 +123,4 @@ fit, advance = batched.fit, batched.advance  # one model is trained like many
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)
 def _train_chunk(config, recipe, mesh, steps, job, state):
   state = optimization.train_chunk(config, recipe, steps, job, state, mesh)
-  return jax.lax.with_sharding_constraint(state, _places(mesh, state))
+  return jax.lax.with_sharding_constraint(state, _shardings(mesh, state))
