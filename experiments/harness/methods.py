@@ -7,6 +7,7 @@ Shapes: N subjects, R relations, D residual width, F units of the last hidden la
 time, A answers.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import optax
 from chex import Array
 
-from geomem import model
+from geomem import linalg, model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, projectors
 from geomem.training import optimization
@@ -113,10 +114,10 @@ def ablated_units(config: Config, params: dict, answers_RxN: Array, key: Array) 
 # --- which subspace of an embedding belongs to a relation ------------------------------------------
 
 
-def projector(columns_DxC: Array) -> Array:
-  """The projector onto the directions with a singular value of more than THRESHOLD of the largest."""
-  u_DxK, size_K, _ = jnp.linalg.svd(columns_DxC, full_matrices=False)
-  kept = u_DxK * (size_K > THRESHOLD * jnp.maximum(size_K[0], 1e-30)).astype(jnp.float32)[None]
+def projector(columns_DxC: Array, threshold: float = THRESHOLD) -> Array:
+  """The projector onto the directions with a singular value of more than `threshold` of the largest."""
+  u_DxK, size_K, _ = linalg.svd(columns_DxC)
+  kept = u_DxK * (size_K > threshold * jnp.maximum(size_K[0], 1e-30)).astype(jnp.float32)[None]
   return kept @ kept.T
 
 
@@ -209,7 +210,7 @@ def aligned_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arr
       config, params, first, e_NxD, answers_RxN, learn_key, STEPS, BATCH, True
     )
     unit = into / jnp.maximum(jnp.linalg.norm(into, axis=1, keepdims=True), 1e-30)
-    projector_RxDxD = jax.vmap(lambda b: b @ jnp.linalg.pinv(b, rtol=1e-4))(unit)
+    projector_RxDxD = jax.vmap(functools.partial(projector, threshold=1e-4))(unit)
     return projector_RxDxD, patch_effect(config, params, projector_RxDxD, answers_RxN)
 
   found_TxRxDxD, worth_T = jax.lax.map(at, ranks_T)

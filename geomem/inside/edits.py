@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from chex import Array
 
-from geomem import model
+from geomem import linalg, model
 from geomem.config import Config
 from geomem.inside import intervene
 from geomem.inside.linear_maps import Maps
@@ -88,12 +88,12 @@ def edit_mlp(
   hidden_ExF, change_ExD = _target_changes(config, nats, params, edits)
   size = jnp.trace(second_moment_FxF) / len(second_moment_FxF)
   second_moment_FxF = second_moment_FxF + JITTER * size * jnp.eye(len(second_moment_FxF))
-  spread_FxE = jnp.linalg.solve(second_moment_FxF, hidden_ExF.T)
+  spread_FxE = linalg.solve(second_moment_FxF, hidden_ExF.T)
   gram_ExE = hidden_ExF @ spread_FxE
   gram_ExE = gram_ExE + (weight + JITTER * jnp.trace(gram_ExE) / len(gram_ExE)) * jnp.eye(
     len(gram_ExE)
   )
-  update_FxD = spread_FxE @ jnp.linalg.solve(gram_ExE, change_ExD)
+  update_FxD = spread_FxE @ linalg.solve(gram_ExE, change_ExD)
   mlp = params['blocks_0']['mlp']
   block = {**params['blocks_0'], 'mlp': {**mlp, 'out': mlp['out'] + update_FxD}}
   return {**params, 'blocks_0': block}

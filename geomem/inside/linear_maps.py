@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from chex import Array
 
+from geomem import linalg
+
 Maps = tuple[Array, Array]  # M_RxDxE, b_E
 RIDGES = (1e-6, 1e-3, 1e-2, 1e-1, 1.0)  # fractions of the mean variance
 
@@ -30,9 +32,7 @@ def affine(x_TxP: Array, y_TxQ: Array, ridge: Array | float = 1e-6) -> tuple[jax
   x_TxP, y_TxQ = x_TxP - x_P[None], y_TxQ - y_Q[None]
   gram_PxP = x_TxP.T @ x_TxP
   size = jnp.trace(gram_PxP) / len(gram_PxP)
-  w_PxQ = jnp.linalg.solve(
-    gram_PxP + (ridge * size + 1e-30) * jnp.eye(len(gram_PxP)), x_TxP.T @ y_TxQ
-  )
+  w_PxQ = linalg.solve(gram_PxP + (ridge * size + 1e-30) * jnp.eye(len(gram_PxP)), x_TxP.T @ y_TxQ)
   return w_PxQ, y_Q - x_P @ w_PxQ
 
 
@@ -206,7 +206,8 @@ def calibrate(
   fitted = np.stack([np.flatnonzero(fold_N != fold) for fold in range(folds)])
   parts = jax.lax.map(lambda fold: judge(*fold), (jnp.asarray(held), jnp.asarray(fitted)))
   gram, moment = (jnp.sum(part, axis=0) for part in parts)
-  slope_R = jnp.linalg.solve(gram + 1e-12 * jnp.trace(gram) * jnp.eye(relations), moment)
+  gram = gram + 1e-12 * jnp.trace(gram) * jnp.eye(relations)
+  slope_R = linalg.solve(gram, moment[:, None])[:, 0]
   m_RxDxE, b_E = maps
   u_RxD = jnp.mean(jnp.asarray(unembedding_AxD)[answers_RxN], axis=1)
   longer_RxDxE = slope_R[:, None, None] * m_RxDxE

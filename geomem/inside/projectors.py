@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from chex import Array
 
-from geomem import head, model
+from geomem import head, linalg, model
 from geomem.config import Config
 from geomem.inside import intervene
 from geomem.inside.linear_maps import Maps
@@ -42,10 +42,10 @@ def from_maps(
 
   def one(m_DxE, answers_N):
     part_NxE = centred(jnp.asarray(unembedding_AxD)[answers_N]) @ m_DxE
-    variance_E, directions_ExE = jnp.linalg.eigh(part_NxE.T @ part_NxE)
+    variance_E, directions_ExE = linalg.eigh(part_NxE.T @ part_NxE)
     into_ExK = directions_ExE[:, ::-1][:, :columns]
     occupied_K = variance_E[::-1][:columns] > SMALLEST * variance_E[-1]
-    along_ExK = jnp.linalg.solve(whole_ExE, e_NxE.T @ (part_NxE @ into_ExK))
+    along_ExK = linalg.solve(whole_ExE, e_NxE.T @ (part_NxE @ into_ExK))
     return jnp.where(occupied_K[None], into_ExK, 0.0), jnp.where(occupied_K[None], along_ExK, 0.0)
 
   return jax.vmap(one)(m_RxDxE, jnp.asarray(answers_RxN))
@@ -78,7 +78,8 @@ def project(frames: Frames, x_SxE: Array) -> Array:
   inner_RxKxK = jnp.einsum('rek,req->rkq', along_RxExK, into_RxExK)
   inner_RxKxK = inner_RxKxK + jax.vmap(jnp.diag)(none_RxK.astype(jnp.float32))
   read_RxKxS = jnp.einsum('rek,se->rks', along_RxExK, x_SxE)
-  return jnp.einsum('rek,rks->rse', into_RxExK, jnp.linalg.solve(inner_RxKxK, read_RxKxS))
+  solved_RxKxS = jax.vmap(linalg.solve)(inner_RxKxK, read_RxKxS)
+  return jnp.einsum('rek,rks->rse', into_RxExK, solved_RxKxS)
 
 
 @jax.default_matmul_precision('highest')
