@@ -172,8 +172,12 @@ def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
 
 
 def overview(folder: str = '') -> str:
-  """The verdicts on all claims at both presets, for a page from which `folder` leads to the others."""
+  """The verdicts on all claims at both presets, for a page from which `folder` leads to the others.
+
+  Where a claim has primary outcomes, they alone decide at the full preset.
+  """
   measured, rows = stems(), []
+  decided = {row['claim']: row for row in decide() if row['primary outcomes']}
   for study in studies.load_all().values():
     for i, claim in enumerate(study.claims if study.name != 'construct' else ()):
       row = {'claim': claim.name, 'what it says': claim.says}
@@ -181,12 +185,14 @@ def overview(folder: str = '') -> str:
         row[scale] = 'not run'
         if stem in measured:
           word = verdict(committed(stem).claims[i][1])[1]
+          if scale == 'full' and (own := decided.get(claim.name)):
+            word = f'{own["verdict"]}: {own["within bounds"]} of {own["primary outcomes"]} primary outcomes'
           row[scale] = f'[{word}]({folder}{page(stem).name}#{stem})'
       rows.append(row)
   return render.table(rows, 'markdown')
 
 
-def decisions() -> str:
+def decide() -> list[dict]:
   """The decisions on the claims by the primary outcomes of the full presets, which were named before the runs."""
   full = [name + FULL for name in studies.NAMES]
   results = [committed(stem) for stem in full if stem in stems()]
@@ -196,7 +202,7 @@ def decisions() -> str:
     dataclasses.replace(f, claim=f.claim or found.study.claims[0].name)
     for found in results if found.study.claims for f in found.findings
   ]  # fmt: skip
-  return render.table(findings.decisions(claims, own), 'markdown')
+  return findings.decisions(claims, own)
 
 
 def theorems() -> str:
@@ -341,7 +347,7 @@ def main(options: Options):
     if stem != 'construct':
       splice(page(stem), stem, section(stem))
   splice(PAGE, 'overview', overview())
-  splice(PAGE, 'decisions', decisions())
+  splice(PAGE, 'decisions', render.table(decide(), 'markdown'))
   splice(README, 'overview', overview('docs/'))
   splice(README, 'theorems', theorems())
   splice(README, 'timings', timings())
