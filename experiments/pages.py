@@ -132,9 +132,9 @@ def section(stem: str) -> str:
   if not stem.endswith(FULL):  # once, not for each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
     parts.append(f'{"".join(claims)}> {own.terms}')
-  where = 'any device'
-  if 'device' in about:
-    where = f'{about["device"]}, jax {about["versions"]["jax"]}'
+  measured = about.get('parts', {'': about}).values()
+  where = {f'{m["device"]}, jax {m["versions"]["jax"]}' for m in measured if 'device' in m}
+  where = '; '.join(sorted(where)) or 'any device'
   parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
@@ -328,8 +328,13 @@ def commit_records(name: str, folder: Path):
     )
   path = RESULTS / f'{name}{FULL * (scale == "full")}.json'
   if (parts := records.split(found)) and path.exists():
-    parts = records.split(records.read(path)) | parts
-    order = [part for part in studies.load(name).parts(scale) if part in parts]
+    kept, presets = records.split(records.read(path)), studies.load(name).parts(scale)
+    for part in (kept.keys() - parts.keys()) & presets.keys():
+      setting = json.loads(json.dumps(dataclasses.asdict(presets[part])))
+      if kept[part].about.get('setting') != setting:
+        cli.warn(f'part {part} of {path.name} was measured by another preset than today’s')
+    parts = kept | parts
+    order = [part for part in presets if part in parts]
     found = records.merge(found.about, {part: parts[part] for part in order})
   table = found.table.drop(columns=[c for c in found.table.columns if c.endswith('_seconds')])
   about = {key: value for key, value in found.about.items() if key != 'code'}

@@ -225,7 +225,10 @@ def plot(table):
   left.set_yticks(range(len(texts)), texts, fontsize=6)
   left.set_ylim(len(texts) - 0.4, -0.6)
   left.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
-  left.set(xlabel='accuracy of frozen models on new bijections', xlim=(-0.1, 1.03))
+  left.set(
+    xlabel='accuracy of frozen models on new bijections; memorised: a difference of two',
+    xlim=(-0.1, 1.03),
+  )
   middle.set(xlabel='memorised (old minus new tuples)', ylabel='zero-shot (a)')
   right.set(xlabel='subjects used to fit the maps', ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
   plotting.legend(left, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)

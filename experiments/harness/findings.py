@@ -104,7 +104,7 @@ def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
   """A keyword and a short phrase: how many of the expectations hold."""
   expected = [f.holds for f in findings if f.holds is not None]
   if not expected:
-    return 'none', 'not measured'
+    return 'none', 'nothing expected' if findings else 'not measured'
   if all(expected):
     return 'holds', 'holds'
   if any(expected):

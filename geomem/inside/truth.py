@@ -232,7 +232,7 @@ def _heads(built: Construction, i: int) -> tuple[Head, ...]:
 # --- testing the truth -----------------------------------------------------------------------------
 
 
-def ablate_units(params: dict, ablated_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
+def ablate_everywhere(params: dict, ablated_F: tuple[tuple[np.ndarray, ...], ...]) -> dict:
   """The model with these hidden units of every block and layer ablated (the weights that read them set to zero)."""
   params = dict(params)
   for i, layers in enumerate(ablated_F):
@@ -255,7 +255,7 @@ def unit_specificity(model: FactModel, truth: Truth) -> float | None:
   mask = lambda r: tuple(tuple(serves[r] for serves in layers) for layers in truth.serves_RxF)
   cuts = [(r, mask(r)) for r in range(model.facts.relations)]
   some = [(r, o) for r, o in cuts if any(layer.any() for layers in o for layer in layers)]
-  return _specificity(model, [(r, ablate_units(model.params, o)) for r, o in some])
+  return _specificity(model, [(r, ablate_everywhere(model.params, o)) for r, o in some])
 
 
 def head_specificity(model: FactModel, truth: Truth) -> float | None:
