@@ -2,7 +2,7 @@
 
 H = R heads of width m, d = R·m + ⌈log₂R⌉ + 2. Block r of the subject's embedding holds the sign code
 of g_r(s); the relation token carries the sign code ρ_query, and its blocks are empty. At this token,
-head r scores the subject β(⟨ρ_r, ρ_query⟩ − (⌈log₂R⌉ − 1)), which is positive for the queried
+head r scores the subject Γ(⟨ρ_r, ρ_query⟩ − (⌈log₂R⌉ − 1)), which is positive for the queried
 relation only, and scores the relation token itself 0. So the head of the queried relation attends to
 the subject and copies its block r into block 0; every other head attends to the relation token and
 copies nothing. The unembedding reads the answer's word from block 0. Margin 2.

@@ -13,7 +13,7 @@ from geomem.facts import Facts
 from geomem.layout import Layout
 
 Write = tuple[slice, slice, Any]  # source, target, and the matrix or number between them
-SHARPNESS = 128  # β: a score gap of β makes every other softmax weight exactly 0 in float32
+SHARPNESS = 128  # Γ: a score gap of Γ makes every other softmax weight exactly 0 in float32
 
 
 def all_but_own(count: int, width: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def number_positions(built: Construction) -> None:
 
 
 def fetch(attention: dict, head: int, layout: Layout, position: int, *writes: Write) -> None:
-  """Make the head attend to one absolute position (query β π_position from the constant, keys π_p) and write."""
+  """Make the head attend to one absolute position (query Γ π_position from the constant, keys π_p) and write."""
   code = layout.code('position')
   attention['query'][head, layout['one'], : code.width] = SHARPNESS * code.words()[position]
   attention['key'][head, layout['position'], : code.width] = np.eye(code.width)

@@ -192,7 +192,7 @@ def plot(table):
 STUDY = Study(
   name='dimensions', title='projectors learned by interchange, rank by rank',
   claims=(
-    Claim('Dimensions', 'A relation occupies a few dimensions of the embedding, which carry it and nothing else.'),
+    Claim('Dimensions', 'A relation occupies as many dimensions of the embedding as its answers’ vectors have, and they carry nothing of the other relations.'),
   ),
   terms='A relation’s projector picks out the part of an embedding that belongs to the relation: given that part of '
   'another subject, the model should answer this relation as for that subject (changed) and all others as before '
@@ -200,6 +200,7 @@ STUDY = Study(
   'fresh ones. Oblique: the directions that are read and those that are written are learned separately, starting from '
   'those of fitted maps; orthogonal: they are the same (distributed alignment search), and start from random directions; of fitted maps: the principal '
   f'directions of the maps’ images, whose rank is at most that of the answers’ vectors. Sufficient: both fractions are at least {ENOUGH}. '
+  'The bound tests that the rank of the answers’ vectors is sufficient; the smallest sufficient rank tried shows whether a lower one is. '
   'Grey line: log₂N.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
 )  # fmt: skip

@@ -6,9 +6,9 @@ Training is stopped at intermediate steps. At each stop, subjects that the model
 their embeddings through the model as it is then, frozen, in as many steps as a whole training
 takes; maps fitted to the model's own subjects are judged on them. The study compares the steps at
 which facts are answered, fresh subjects' attributes can be read by linear maps, their embeddings
-are a superposition, and swaps at α = 1 flip one answer and no other. Each is timed at the midpoint
-between the level of the control, random weights of which only the embeddings are trained, and the
-model's own final level.
+are a superposition, and swaps at α = 1 along fitted maps flip one answer and no other. Each is
+timed at the midpoint between the level of the control, random weights of which only the embeddings
+are trained, and the model's own final level.
 """
 
 import dataclasses
@@ -33,13 +33,13 @@ CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
 MEASURED = {
   'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout, fresh subjects',
-  'superposition_r2': '$R^2$, fresh subjects', 'swapped': 'swaps, lower of flipped and kept',
+  'superposition_r2': '$R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
 }  # fmt: skip
 STRUCTURE = 'readout', 'superposition_r2', 'swapped'
 BY_RELATION = {
   'accuracy': 'accuracy',
   'readout': 'linear readout, fresh subjects',
-  'flipped': 'answers flipped by swaps',
+  'flipped': 'answers flipped by swaps along fitted maps',
 }
 MAX_LAG = 1.25  # times the step at which the facts are learned; anything later counts as after them
 
@@ -191,7 +191,8 @@ STUDY = Study(
   terms='Fresh subjects: subjects that the model never saw; it is frozen as it is at that step, and they learn only their '
   'embeddings. Swaps: at α = 1 along fitted maps; for every relation the lower of two fractions: swaps that flip '
   'its answer, and other answers that are kept. Midpoint step: the step at which a score first reaches the mean of its '
-  'own final value and that of random weights (at least 0).',
+  'own final value and that of random weights (at least 0). Last relation / first: the largest of '
+  'the relations’ steps over the smallest, at least 1 by construction.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1,
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ import pandas as pd
 import processes
 import pytest
 
-from experiments import frozen_embeddings, laws, multihop
+from experiments import frozen_embeddings, laws, multihop, pages
 from experiments.harness import curves, records, recovered
 from experiments.harness.statistics import select
 from geomem import model
@@ -242,6 +242,13 @@ def test_the_guess_of_a_memory_solves_its_equation():
   assert n * math.log2(n) == pytest.approx(frozen_embeddings.BITS * 4096, rel=1e-6)
 
 
+def test_the_protocol_is_tried_around_what_the_published_code_held():
+  theirs = select(
+    records.read(pages.RESULTS / 'published.json').table, measurement='nichani', side='theirs'
+  )
+  assert dict(zip(theirs['dim'], theirs['subjects'], strict=True)) == frozen_embeddings.PUBLISHED
+
+
 # --- chains ---------------------------------------------------------------------------------------
 
 
@@ -267,7 +274,7 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
 
 
 def test_unrelated_relations_are_as_many_as_there_are_paths():
-  """The control of two hops at once is one hop of R² relations, whose facts are drawn independently."""
+  """The control of two direct hops is one hop of R² relations, whose facts are drawn independently."""
   preset = multihop.Preset(subjects=8, relations=3, sizes=1, steps=1, batch=8, seeds=1)
   asked = []
 
@@ -322,5 +329,5 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
     }
   ]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
-  growth = told['N = 1,024, at once, depth 1: d₅₀ at k = 4 / at k = 1']
+  growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
   assert np.isnan(growth.value) and growth.holds is not True and not growth.primary  # still open
