@@ -137,7 +137,7 @@ STUDY = Study(
   name='bounds', title='the lower bounds, together with every construction',
   claims=(
     Claim('Theorem 4.2', 'Without chain of thought, bits inside the network trade off against bits in an embedding: no '
-          'construction lies below the bound. Our bounds are the sharper ones, and a construction runs along the straight line of this trade-off.'),
+          'construction lies below the bound. Our bounds are the sharper ones, and one construction runs along the line of this trade-off (in bits that depend on the facts, at large N).'),
   ),
   terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.3, first_seed=0,

@@ -157,7 +157,7 @@ STUDY = Study(
     Claim('Theorem 4.1', 'One layer answers all N·R facts with an embedding of width O(R log N): attributes are superposed, and an '
           'MLP of width O(R log N) or R attention heads select. Every query is right, by the margin proved.'),
     Claim('Theorem F.1', 'Where every relation has attributes of its own, no MLP is needed: sign codes of the relations suffice.'),
-    Claim('Theorem 4.3', 'Answering k hops at once takes an MLP of width N·R or an embedding of width R^k·log N. Ours: width N + R, and '
+    Claim('Theorem 4.3', 'Answering k hops directly takes an MLP of width N·R or an embedding of width R^k·log N. Ours: width N + R, and '
           'depth 1.'),
     Claim('Theorem 4.4', 'With chain of thought, one layer and an embedding of width O(R log N) answer any number of hops.'),
   ),
