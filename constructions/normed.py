@@ -6,7 +6,7 @@ embeddings, and for the residual streams of all queries before the MLP. So the R
 divide by known positive numbers. The first is undone in W_V; the second in the output gain, ReLU
 being positively homogeneous; the final norm cannot change an argmax. (ε of the norm only perturbs
 the scales. With R = 1 the relation's embedding is zero, and with ε > 0 it stays zero when
-normalized.)
+normalised.)
 """
 
 import math
@@ -39,7 +39,7 @@ def normed(facts: Facts) -> Construction:
   built.params['embed']['relations'][:] = -parts.all_but_own(R, m)
   rms_subject = math.sqrt(w / m + eps)
   rms_relation = math.sqrt((R - 1) / R + eps)
-  # Attention averages the normalized tokens, ½(e_s/rms_subject + e_r/rms_relation). Times
+  # Attention averages the normalised tokens, ½(e_s/rms_subject + e_r/rms_relation). Times
   # 2·rms_subject this adds e_s itself, and every block but r is closed by `closed`, which includes the
   # −1 of the relation's own embedding.
   undo = 2 * rms_subject

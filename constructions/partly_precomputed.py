@@ -11,7 +11,7 @@ Depth 2,
 
 In block 1 attention brings the subject's branches and closes (with −1) all but the queried path's,
 as in `precomputed_depth1`. The MLP writes the S words of the open branch into the slot `words`. In
-block 2, one detector per subject recognizes g_0(t) in the first word. If the queried relation r is
+block 2, one detector per subject recognises g_0(t) in the first word. If the queried relation r is
 not stored (r ≥ S), AND-units of detectors and relation flag give the bits of g_r(t); if it is,
 units ReLU(word + 2·1_r − 2) copy them from its word. The output layer writes the answer's word
 over the first word, where the unembedding reads it. Margin 2.

@@ -1,4 +1,4 @@
-"""How Sphinx makes the site of these pages, of the notebooks and of the packages' docstrings: `make docs`."""
+"""Sphinx configuration of the site (`make docs`): these pages, the notebooks and the packages' docstrings."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ import geomem
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 SOURCE = 'https://github.com/geomem/geomem'
-PACKAGES = 'geomem', 'constructions'  # whose public names the reference must have
+PACKAGES = 'geomem', 'constructions'  # docs/api.md must list their public names
 ANCHOR, LINK = re.compile(r'<a id="([^"]+)"></a>'), re.compile(r'(?<=\]\()([^()\s]+)(?=\))')
 
 project, author, copyright = 'geomem', 'The geomem authors', '2026, the geomem authors'
@@ -27,12 +27,12 @@ html_theme_options = {
 }  # fmt: skip
 
 myst_heading_anchors = 4
-# EXECUTE=off leaves the notebooks as they are.
+# EXECUTE=off: do not run the notebooks.
 nb_execution_mode = os.environ.get('EXECUTE', 'force')
-nb_execution_timeout = 600  # seconds a cell, on a busy machine
+nb_execution_timeout = 600  # seconds per cell, on a busy machine
 nb_execution_raise_on_error = True
-nb_execution_in_temp = True  # what they write is of no use to the checkout
-# What a notebook needs that the extra `docs` does not bring; where it is missing, the notebook is not run.
+nb_execution_in_temp = True  # the files that they write stay out of the checkout
+# Packages that notebooks need besides those of the extra `docs`; without its package, a notebook is not run.
 NEEDS = {'interop': 'transformer_lens'}
 nb_execution_excludepatterns = [
   f'notebooks/{name}.ipynb' for name, needed in NEEDS.items() if find_spec(needed) is None
@@ -40,16 +40,16 @@ nb_execution_excludepatterns = [
 
 autodoc_typehints = 'signature'
 autodoc_member_order = 'bysource'
-default_role = 'code'  # a name in single quotes, in docstrings
+default_role = 'code'  # for `names` in docstrings
 
 
 def anchors() -> set[str]:
-  """The names that pages give to places other than headings."""
+  """The anchors that pages define, apart from their headings."""
   return {name for page in DOCS.glob('*.md') for name in ANCHOR.findall(page.read_text('utf-8'))}
 
 
 def link(page: Path, target: str) -> str:
-  """Where a link of a page leads on the site: pages and pictures are there, other files are on GitHub."""
+  """The target of a page's link on the site: pages and pictures are local, other files are on GitHub."""
   path, _, name = target.partition('#')
   there = (page.parent / path).resolve() if path else page
   if re.match(r'[a-z]+:', target) or there.suffix in ('.png', '.svg') or not there.exists():
@@ -61,12 +61,12 @@ def link(page: Path, target: str) -> str:
 
 
 def for_site(page: Path, text: str) -> str:
-  """A page, written for GitHub, as MyST reads it."""
+  """Convert a page written for GitHub to MyST."""
   return ANCHOR.sub(r'(at-\1)=', LINK.sub(lambda found: link(page, found[1]), text))
 
 
 def missing(names) -> list[str]:
-  """The public names of the packages that are not among those that the reference describes."""
+  """The packages' public names that are not in `names`, those that the API reference describes."""
   public = [f'{own}.{name}' for own in PACKAGES for name in importlib.import_module(own).__all__]
   return sorted({*public} - {*names} - {'geomem.__version__'})
 

@@ -1,4 +1,4 @@
-"""A model that geomem exported, in plain PyTorch: reads the folder with `safetensors` and nothing of geomem.
+"""A model exported by geomem, in plain PyTorch: reads the folder with `safetensors` and without geomem.
 
 python docs/torch_model.py FOLDER s17 r2
 """
@@ -24,7 +24,7 @@ class Model(nn.Module):
     self.weights = nn.ParameterDict({name.replace('.', '/'): w for name, w in weights.items()})
 
   def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens, batch × length, to logits, batch × length × answers. Subjects are first, relations follow."""
+    """From tokens (batch × length; subjects first, then relations) to logits (batch × length × answers)."""
     w = self.weights
     x = torch.cat([w['embed/subjects'], w['embed/relations']])[tokens]
     x = x + w['embed/positions'][: tokens.shape[1]]
@@ -49,7 +49,7 @@ class Model(nn.Module):
     return x + self.weights[at + 'shift'] if self.config['norm'] == 'layer' else x
 
   def attention(self, at: str, x: torch.Tensor) -> torch.Tensor:
-    """Causal; scores are q · k, not divided by anything."""
+    """Causal attention with unscaled scores q · k."""
     into = lambda name: torch.einsum('bld,hdk->bhlk', x, self.weights[at + name])
     scores = into('query') @ into('key').transpose(2, 3)
     later = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1)
@@ -65,7 +65,7 @@ class Model(nn.Module):
 
   @torch.no_grad()
   def ask(self, *names: str) -> str:
-    """The answer to a subject and its relations, all by name; with chain of thought, the last thing said."""
+    """The answer to a subject and its relations, all by name; with chain of thought, the last token emitted."""
     tokens = [self.about['tokens'].index(name) for name in names]
     thoughts = self.about['hops'] - 1 if self.about['thoughts'] is None else self.about['thoughts']
     for _ in range(1 + (thoughts if self.about['chain_of_thought'] else 0)):

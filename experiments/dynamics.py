@@ -32,13 +32,13 @@ from geomem.training.recipe import Recipe
 CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
 MEASURED = {
-  'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout, fresh subjects',
-  'superposition_r2': '$R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
+  'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout accuracy, fresh subjects',
+  'superposition_r2': 'superposition $R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
 }  # fmt: skip
 STRUCTURE = 'readout', 'superposition_r2', 'swapped'
 BY_RELATION = {
   'accuracy': 'accuracy',
-  'readout': 'linear readout, fresh subjects',
+  'readout': 'linear readout accuracy, fresh subjects',
   'flipped': 'answers flipped by swaps along fitted maps',
 }
 MAX_LAG = 1.25  # times the step at which the facts are learned; anything later counts as after them
@@ -46,7 +46,7 @@ MAX_LAG = 1.25  # times the step at which the facts are learned; anything later 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
-  """A model trained by the recipe. `stops`: the steps at which it is analyzed, besides the start
+  """A model trained by the recipe. `stops`: the steps at which it is analysed, besides the start
   and the end."""
 
   stops: tuple[int, ...]
@@ -126,7 +126,7 @@ def first_crossing(rows, level: float) -> float:
 
 
 def expect(table):
-  """When each score is half-way between the level of random weights and its own final one; how far
+  """When each score is halfway between the level of random weights and its own final one; how far
   apart relations are."""
   by = ['model', 'measurement', 'seed', 'step']
   mean = table.groupby(by, sort=False, as_index=False)['value'].mean()

@@ -9,7 +9,7 @@ embeddings stay an invertible linear map of the built ones, which is one map per
 noisy weights accuracy recovers. Training from scratch learns the facts as well, so recovery by
 itself is no evidence of a basin. The evidence is where training ends, compared with where it ends
 from scratch: up to the best linear map, in both directions, on held-out subjects; and whether
-models half-way to the built weights still answer right.
+models halfway to the built weights still answer right.
 """
 
 import dataclasses
@@ -35,14 +35,14 @@ from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
 MEASURED = {
-  'accuracy': 'final accuracy', 'half_way': 'accuracy half way to the built weights',
+  'accuracy': 'final accuracy', 'half_way': 'accuracy halfway to the built weights',
   'linear_r2': 'held-out R² of a linear map from built to final embeddings',
   'built_r2': 'held-out R² of a linear map from final to built embeddings',
   'distance': 'distance from the built weights / their norm',
   'superposition_r2': 'held-out superposition R², own attribute vectors',
 }  # fmt: skip
 AXES = {  # what the figure calls them
-  'half_way': 'accuracy half way', 'linear_r2': 'R², built to final', 'built_r2': 'R², final to built',
+  'half_way': 'accuracy halfway', 'linear_r2': 'R², built to final', 'built_r2': 'R², final to built',
   'superposition_r2': 'superposition R²', 'distance': 'relative distance',
 }  # fmt: skip
 BASIN = 'half_way', 'linear_r2', 'built_r2'  # what tells the construction's basin from another
@@ -52,7 +52,7 @@ NEARBY = 'exact', 'noise 0.03', 'noise 0.1'  # starts from which training should
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
   """`noises`: noise of the perturbed starts, as a fraction of each array's root mean square, or of
-  a fresh initialization's where the array is all zeros."""
+  a fresh initialisation's where the array is all zeros."""
 
   constructions: tuple[str, ...] = BUILT
   subjects: int
@@ -222,7 +222,7 @@ STUDY = Study(
   ),
   terms='Exact: training starts at the built weights; noise: Gaussian noise of this many times each array’s RMS is added '
   'to them first; scratch: it starts at random weights, with ten times the learning rate. Lowest '
-  'accuracy: over all evaluations during training. Decay: weight decay. Half way: the weights are the mean of those found and '
+  'accuracy: over all evaluations during training. Decay: weight decay. Halfway: the weights are the mean of those found and '
   'those built. Weights found from scratch would first have to be matched to the built ones, unit by unit and up to '
   'the maps that change no answer; that is not tried.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,

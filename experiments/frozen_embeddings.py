@@ -198,7 +198,7 @@ def _memory(memory):
       for n_W, held_W in zip(n_WxS.T, held_WxS.T, strict=True)
     ]
     yield from over_seeds(
-      f'memory, d = {dim}, {range_of}: {name} per parameter, largest n₅₀ / smallest (fitted power)', list(np.exp(grows)),
+      f'memory, d = {dim}, {range_of}: {name} per parameter at the largest n₅₀ / at the smallest (fitted power)', list(np.exp(grows)),
       1 / MAX_CHANGE if claimed else None, MAX_CHANGE if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
   for (width,), rows in groups(memory, 'width'):

@@ -5,14 +5,14 @@
 For every N and R, models of several sizes d, with F = 4d, are trained on all facts for a fixed
 number of passes. Every model enters with its accuracy over all answers and with the bits of its
 facts that it holds, N·R·log₂N less the cross-entropy; there is no search for a smallest model. A
-law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are its rivals, with N^q, √N
-and N in place of (log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64 up,
-should have the same d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and
+law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are the alternatives, with
+N^q, √N and N in place of (log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64
+up, should have the same d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and
 √R·log₂N. The law is read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when
 the budget was last doubled.
 Expected: the 95% interval of q lies within 0.8 and 1.25; with any one seed left out, the AIC of
-every rival is larger by 10. What a parameter holds is reported at every d, with the fewest bits a
-weight can be rounded to, next to the exact constructions.
+every alternative is larger by 10. What a parameter holds is reported at every d, with the fewest
+bits a weight can be rounded to, next to the exact constructions.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from geomem.training.recipe import Recipe
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
-MIN_AIC_GAP = 10.0  # by which the AIC of a rival must be larger
+MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
 MAX_RATIO = 1.5
 OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
@@ -149,7 +149,7 @@ def largest(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def expect(table):
-  """The law of all curves and its rivals, sizes with the same R·log₂N, what more training would
+  """The law of all curves and its alternatives, sizes with the same R·log₂N, what more training would
   change, and bits per parameter."""
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # whole curves
@@ -196,8 +196,8 @@ def expect(table):
 
 
 def _law(settled: pd.DataFrame, decides: bool):
-  """The law fitted to these models with all seeds and with each one left out; its rivals with each
-  left out."""
+  """The law fitted to these models with all seeds and with each one left out; its alternatives with
+  each left out."""
   by_seed = [rows for _, rows in groups(settled, 'seed')]
   seeds = lambda some: tuple(rows['seed'].iloc[0] for rows in some)
 
@@ -213,7 +213,7 @@ def _law(settled: pd.DataFrame, decides: bool):
   rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
   for name, (size, q) in ALTERNATIVES.items():
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
-    what = f'AIC increase with {name} for (log₂N)^q, minimum over left-out seeds'
+    what = f'AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
 
 

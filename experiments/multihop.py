@@ -93,8 +93,8 @@ def measure(trainer, preset, seeds):
 
 
 def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) -> list[dict]:
-  """Models of several sizes; those that know nearly all facts with the bits inside them and in an
-  embedding."""
+  """Models of several sizes; those that know nearly all facts with their internal bits and the bits
+  in an embedding."""
   n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
   relations, asked = (r**hops, 1) if mode == UNRELATED else (r, hops)
   recipe = Recipe.with_warmup(
@@ -204,7 +204,7 @@ def growth(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
 
 
 def expect(table):
-  """d₅₀ at the most hops over that at one; whole chains; bits inside the network against those of
+  """d₅₀ at the most hops over that at one; whole chains; internal bits against those of
   the constructions; and chains of one hop more."""
   rows = select(table, kind='trained')
   decides = rows['subjects'].max() >= 1024
@@ -236,7 +236,7 @@ def expect(table):
   for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
     least = some.loc[some.groupby('seed')['internal_bits'].idxmin(), 'internal_bits']
     like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
-    text = f'{NAMES[mode]}, depth {depth:.0f}: fewest bits inside / fewest of a construction'
+    text = f'{NAMES[mode]}, depth {depth:.0f}: fewest internal bits of a model with accuracy ≥ 0.99 / fewest of a construction'
     yield from over_seeds(text, list(least / like.min()) if len(like) else [])
   for (positions, hops, learned), own in groups(
     select(table, kind='longer'), 'positions', 'hops', 'trained_to'
@@ -313,7 +313,7 @@ STUDY = Study(
   terms='d₅₀: the d, at F = 4d, at which half of the answers are right. Direct: without chain of thought, the model emits only the answer. Chain of '
   'thought: every intermediate subject is emitted and trained on; accuracy per step is teacher-forced (given the correct chain '
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
-  'another, as many as there are paths of k hops. Bits inside: those outside the subject’s embedding.',
+  'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip

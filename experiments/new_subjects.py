@@ -253,7 +253,7 @@ def _compared(text: str, rows):
     if not np.isnan(last).any():
       end = 'last' if place == 'subject' else 'first'
       yield from over_seeds(
-        f"{text}, {end} block after which a donor's {place} flips half of the answers",
+        f"{text}, {end} block after which patching in a donor's residual at the {place} flips half of the answers",
         list(map(float, last)),
       )
 
@@ -361,8 +361,8 @@ STUDY = Study(
   ),
   terms='Tuple: all answers of a subject together; held out: no training subject has it; allowed: any other tuple. Frames '
   'introduce the subject, wordings ask for a relation; new: in no training prompt. Candidates: the relation’s '
-  'answers. Colours: three relations that share their twelve answers; shuffled: their prompts reassigned across relations; '
-  'customs: four relations with separate answers, where a baseline that is blind to the relation is always right among the '
+  'answers. Colours: relations that share their answers (at full size three, with twelve); shuffled: their prompts '
+  'reassigned across relations; customs: four relations with separate answers, where a baseline that is blind to the relation is always right among the '
   'candidates. Blind to the relation: the best single order of preference for all relations of a subject. Type of the answer: '
   'the subject’s answer that fits the prompt best before anything is known of the subject. Nearest trained tuple: the largest '
   'fraction of answers in common with a training tuple. A swap adds the difference of two answers’ vectors to a row. '

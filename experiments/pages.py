@@ -99,7 +99,7 @@ class Result:
     device = self.records.about.get('device', 'any device')
     if self.seconds is None:
       return f'not measured in this run; from the committed records: {device}'
-    other = '' if self.of_this_code else '; measured by other code than this report’s'
+    other = '' if self.of_this_code else '; measured with different code from this report’s'
     return f'{device}, {render.duration(self.seconds)}{other}'
 
 
@@ -286,7 +286,7 @@ def compiled() -> str:
   size = lambda bytes: f'{bytes / 2**20:,.0f}'
   number = lambda value: '–' if value is None else f'{value:.2g}'
   for r in table.to_dict('records'):
-    if r['peak_bytes'] and r['flops']:  # the others only copy and initialize
+    if r['peak_bytes'] and r['flops']:  # the others only copy and initialise
       rows.append({
         'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
         'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),

@@ -4,7 +4,7 @@
   python -m experiments.report --scale=full
 
 Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes both pages.
-Studies that were not measured there are taken from docs/results, and marked so. The data of the explorer are kept in
+Studies that were not measured there are taken from docs/results, and marked as such. The explorer's data are cached in
 WORKDIR/SCALE/explorer.json until the code changes.
 """
 
@@ -28,7 +28,7 @@ from experiments.pages import Result
 from geomem import Facts
 from geomem.errors import InputError
 
-TRIES = 'reproduced.json'  # left by `experiments.reproduce`: the seconds of all tries, and whether it is finished
+TRIES = 'reproduced.json'  # written by `experiments.reproduce`: the seconds of all tries, and whether it is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,9 @@ def agreement(results: list[Result], scale: str) -> str:
     return ''
   other = [what for what, alike in expectations.items() if not alike]
   return (
-    f'Beside the committed records: of {len(intervals)} intervals {sum(intervals)} overlap; of {len(expectations)} '
-    f'expectations {sum(expectations.values())} come out alike{", all but: " * bool(other)}{"; ".join(other)}.'
+    f'Compared with the committed records, {sum(intervals)} of {len(intervals)} intervals overlap and '
+    f'{sum(expectations.values())} of {len(expectations)} expectations have the same outcome'
+    f'{"; exceptions: " * bool(other)}{"; ".join(other)}.'
   )
 
 
@@ -88,9 +89,9 @@ def answer(results: list[Result]) -> str:
   kinds = collections.Counter(verdict(found)[0] for own in results for _, found in own.claims)
   here = sum(len(own.claims) for own in results if own.seconds is not None)
   return (
-    f'Of {kinds.total()} statements, hold as expected: {kinds["holds"]}; in part: {kinds["part"]}; not: '
-    f'{kinds["short"]}; not measured: {kinds["none"]}. Of studies that were measured in this run: {here}; all '
-    'else is from the committed records.'
+    f'Of {kinds.total()} statements, {kinds["holds"]} held as expected, {kinds["part"]} held in part and '
+    f'{kinds["short"]} fell short; not measured: {kinds["none"]}. This run measured {here} of them; all other '
+    'results are from the committed records.'
   )
 
 

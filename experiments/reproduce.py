@@ -63,14 +63,14 @@ def finished(study: Study, folder: Path, again: bool) -> float | None:
   if before := report.measured(study, folder):
     if not again:
       if not before.of_this_code:
-        cli.warn(f'{study.name} was measured by other code; --again measures anew')
+        cli.warn(f'{study.name} was measured with different code; --again measures it again')
       return before.seconds
   else:
     begun = [*folder.glob('config.json'), *folder.glob('*/config.json')]
     codes = {json.loads(path.read_text(encoding='utf-8')).get('code') for path in begun}
     if codes <= {machine.code_hash()}:
       return None
-    cli.warn(f'{study.name} was begun by other code, and is begun anew')
+    cli.warn(f'{study.name} was started with different code, and starts again')
   with runs.lock(folder):  # fails if a process is at work there
     shutil.rmtree(folder)
   return None

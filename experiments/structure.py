@@ -66,7 +66,7 @@ class Preset(Sizes):
   only: tuple[str, ...] = ()
 
   def kinds(self):
-    """The kinds of model to analyze."""
+    """The kinds of model to analyse."""
     return [kind for kind in self._every() if not self.only or kind.model in self.only]
 
   def _every(self):
@@ -442,9 +442,9 @@ def _legend(figure, axes, **options):
 
 
 SHOWN = {  # claim: (its decisive measurement, axis label)
-  2: ('fresh_superposition_r2', '$R^2$, fresh subjects'),
-  3: ('fresh_probe_accuracy', 'linear readout, fresh subjects'),
-  5: ('reconstruction answered, fitted maps', 'zero-shot accuracy on new facts'),
+  2: ('fresh_superposition_r2', 'superposition $R^2$, fresh subjects'),
+  3: ('fresh_probe_accuracy', 'linear readout accuracy, fresh subjects'),
+  5: ('reconstruction answered, fitted maps', 'zero-shot accuracy on new facts (a)'),
 }
 
 
@@ -504,7 +504,9 @@ def details(table):
       )
       units.plot(*own, marker, color=color, alpha=0.6, label=name)
     curve.set(
-      xlabel='subjects used to fit the maps', ylabel='$R^2$, fresh subjects', ylim=(-0.3, 1.02)
+      xlabel='subjects used to fit the maps',
+      ylabel='superposition $R^2$, fresh subjects',
+      ylim=(-0.3, 1.02),
     )
     curve.set(title=f'R = {relations}')
     units.set(xlabel='MLP’s gain lost without own units', ylabel='kept by own units alone')
@@ -529,7 +531,7 @@ STUDY = Study(
   'held-out subjects support) or trained through the frozen model on random attributes; these, the maps through the model, '
   'decide claim 4. Must fail: a control has to miss at least one bound of a claim. A unit’s own relation is '
   'the one for which it fires most; the MLP’s accuracy gain: what it adds to a relation’s accuracy with all '
-  'hidden units ablated. Random weights: embeddings trained, everything else as initialized; wide: several times the width '
+  'hidden units ablated. Random weights: embeddings trained, everything else as initialised; wide: several times the width '
   'and the hidden units. Associative: embeddings fixed, everything else trained. Plain AdamW: the recipe’s weight '
   'decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as '
   'wide as the model, and none of the recipe’s other parts. Unembedding trained: the answers’ vectors are trained, '

@@ -35,8 +35,9 @@ NEW = 256  # subjects with new facts
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # fractions of the subjects to which the maps of (a) are fitted
 CONTROLS = ('untrained', 'random weights', 'associative')
 ARMS = {
-  'old_maps': '(a) accuracy on new facts, fitted maps', 'fitted_maps': '(b) accuracy on new facts, maps through the model',
-  'learned_embeddings': '(c) accuracy on new facts, embeddings trained',
+  'old_maps': 'zero-shot accuracy on new facts (a), fitted maps',
+  'fitted_maps': 'zero-shot accuracy on new facts (b), maps through the model',
+  'learned_embeddings': 'accuracy on new facts (c), embeddings learned',
   'memorised': 'memorised: accuracy on held-out old tuples minus new ones',
 }  # fmt: skip
 LABELS = {  # labels of the fields that distinguish cases
@@ -173,7 +174,7 @@ def expect(table):
     whole = first and case['relations'] == 8
     right = values(rows, measurement='accuracy')
     learned = 0.99 if first or built else None
-    yield from over_seeds(f'{text}: accuracy on trained facts', right, learned, check=True)
+    yield from over_seeds(f'{text}: accuracy', right, learned, check=True)
     for name, arm in ARMS.items():
       control_rows = select(
         table, measurement=name, relations=case['relations'], subjects=case['subjects']
@@ -184,7 +185,7 @@ def expect(table):
       yield from over_seeds(f'{text}: {arm}', own, exact, check=built, **controls)
     least = np.min([values(rows, measurement=name) for name in GEOMETRIC], axis=0).tolist()
     ablation = case['relations'] == 8 and len(differs) == 1 and differs[0] in ABLATIONS
-    what = f'{text}: lowest of (a), fresh readout and swaps'
+    what = f'{text}: lowest of zero-shot accuracy (a), linear readout accuracy and swaps'
     simpler = {*differs} == {*SIMPLER}
     yield from over_seeds(what, least, 0.95 if whole or simpler else None)
     if whole:
@@ -250,7 +251,7 @@ STUDY = Study(
   'answers neither also scores 0. Where a case says “but”, the parts of the recipe that it names are changed and no '
   'others; lr multiplier: a factor on the embeddings’ learning rate and weight decay, decay multiplier: on their '
   'decay alone, both relative to the rest; answer vectors of all dimensions: the unembedding is as wide as the model, its '
-  'rows of any length. Random weights: embeddings trained, everything else as initialized. Associative: embeddings '
+  'rows of any length. Random weights: embeddings trained, everything else as initialised. Associative: embeddings '
   'fixed, everything else trained.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*FIELDS, 'measurement'), minutes=3,
 )  # fmt: skip

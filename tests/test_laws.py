@@ -99,7 +99,7 @@ def the_bits_are_the_weights_times_the_parameters(table):
 
 
 class Untrained:
-  """A trainer that does not train: it evaluates models as they are initialized, or with given parameters."""
+  """A trainer that does not train: it evaluates models as they are initialised, or with given parameters."""
 
   def train_and_evaluate(self, recipe, tasks, function):
     sweep, states = batched.set_up(recipe, tasks)
@@ -171,13 +171,13 @@ def planted(half):
   return pd.DataFrame(rows)
 
 
-def test_the_law_is_told_from_its_rivals(monkeypatch):
+def test_the_law_is_told_from_its_alternatives(monkeypatch):
   monkeypatch.setattr(curves, 'STARTS', 2)
   right = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   cells = set(zip(right['subjects'], right['relations'], strict=True))
   monkeypatch.setattr(laws, 'CELLS', cells)
   found = {f.what: f for f in laws.STUDY.findings(right)}
-  q, beside = f'{laws.LAW}, fitted to 5 sizes: q', 'for (log₂N)^q, minimum over left-out seeds'
+  q, beside = f'{laws.LAW}, fitted to 5 sizes: q', 'replaces (log₂N)^q, minimum over left-out seeds'
   exponent = found[q]
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
@@ -185,7 +185,7 @@ def test_the_law_is_told_from_its_rivals(monkeypatch):
   assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
   assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
-  assert not wrong[q].holds and not wrong[f'AIC increase with √N {beside}'].holds
+  assert not wrong[q].holds and not wrong[f'AIC increase if √N {beside}'].holds
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
   monkeypatch.setattr(laws, 'CELLS', {*cells, (65536, 3)})
   assert not any(f.primary for f in laws.STUDY.findings(right))  # one size is not measured yet
@@ -220,7 +220,7 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   told = [
     f
     for f in frozen_embeddings.STUDY.findings(pd.DataFrame(rows))
-    if 'largest n₅₀ / smallest' in f.what
+    if 'at the largest n₅₀ / at the smallest' in f.what
   ]
   (primary,) = (f for f in told if f.primary)
   assert 'bits per parameter' in primary.what and primary.holds == (law == 'bits')

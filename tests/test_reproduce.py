@@ -69,18 +69,18 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
   assert 'kept' in capsys.readouterr().err
   monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
   assert run(tmp_path) == [True] and counted(folder) == 1
-  assert 'measured by other code' in capsys.readouterr().err
+  assert 'measured with different code' in capsys.readouterr().err
   (folder / 'old').touch()
   assert run(tmp_path, again=True) == [True] and not (folder / 'old').exists()
 
 
-def test_code_that_changes_during_a_run_is_other_code(tmp_path, capsys):
+def test_code_that_changes_during_a_run_is_different_code(tmp_path, capsys):
   """The code that the records name decides, not the code that started the study."""
   assert run(tmp_path, 'measured_by("edited meanwhile")') == [True]
-  assert 'other code' in report.measured(fake('fake0'), tmp_path / 'fake0').origin
+  assert 'different code' in report.measured(fake('fake0'), tmp_path / 'fake0').origin
   capsys.readouterr()
   assert run(tmp_path) == [True] and counted(tmp_path / 'fake0') == 1
-  assert 'fake0 was measured by other code' in capsys.readouterr().err
+  assert 'fake0 was measured with different code' in capsys.readouterr().err
 
 
 def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path, capsys):
@@ -93,7 +93,7 @@ def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path
   assert counted(tmp_path / 'fake1') == 1
 
 
-def test_what_other_code_has_begun_is_begun_anew(tmp_path, capsys):
+def test_what_different_code_has_started_starts_again(tmp_path, capsys):
   begun = {'fake0': {'code': machine.code_hash()}, 'fake1': {'code': 'other'}, 'fake2': {'seed': 0}}
   for name, about in begun.items():
     records.write_text(tmp_path / name / 'config.json', json.dumps(about))
@@ -101,7 +101,7 @@ def test_what_other_code_has_begun_is_begun_anew(tmp_path, capsys):
   assert run(tmp_path, 'pass', 'pass', 'pass') == [True] * 3
   assert [counted(tmp_path / name) for name in begun] == [2, 1, 1]
   told = capsys.readouterr().err
-  assert 'fake0 was begun' not in told and told.count('was begun by other code') == 2
+  assert 'fake0 was started' not in told and told.count('was started with different code') == 2
 
 
 @pytest.mark.parametrize('again', [False, True])
@@ -224,12 +224,12 @@ def measured(name, here=True, table=None, **about):
 @pytest.mark.parametrize(
   ('code', 'said'), [(None, True), ('other', True), (machine.code_hash(), False)]
 )
-def test_a_section_says_what_other_code_measured(code, said):
+def test_a_section_says_what_different_code_measured(code, said):
   here = measured('bounds', device='an abacus', code=code)
-  assert ('measured by other code' in here.origin) is said
+  assert ('measured with different code' in here.origin) is said
   parts = {'a': {'code': machine.code_hash()}, 'b': {'code': code}}
-  assert ('measured by other code' in measured('bounds', device='', parts=parts).origin) is said
-  assert 'other code' not in dataclasses.replace(here, seconds=None).origin
+  assert ('with different code' in measured('bounds', device='', parts=parts).origin) is said
+  assert 'different code' not in dataclasses.replace(here, seconds=None).origin
   assert pages.Result(here.study).origin == 'not measured'
 
 
@@ -246,8 +246,8 @@ def test_the_first_paragraph_counts_what_holds_and_what_was_measured_here():
   ]
   count = sum(len(study.claims) for study in studies.load_all().values())
   told = report.answer(results)
-  assert f'Of {count} statements, hold as expected: 4; in part: 0; not: 1' in told
-  assert f'; not measured: {count - 5}. ' in told and 'in this run: 4' in told
+  assert f'Of {count} statements, 4 held as expected, 0 held in part and 1 fell short; ' in told
+  assert f'; not measured: {count - 5}. ' in told and 'This run measured 4 of them' in told
 
 
 @pytest.mark.parametrize('scale', ['smoke', 'laptop', 'full'])
@@ -290,7 +290,7 @@ def test_a_run_is_held_against_the_committed_records():
   of = lambda table, here=True: [measured('multihop', here, table)]
   told = report.agreement(of(kept.table), 'laptop')
   count = re.search(
-    r'of (\d+) intervals \1 overlap; of (\d+) expectations \2 come out alike\.$', told
+    r'(\d+) of \1 intervals overlap and (\d+) of \2 expectations have the same outcome\.$', told
   )
   assert count and int(count[1]) > 5
   assert (
@@ -300,7 +300,7 @@ def test_a_run_is_held_against_the_committed_records():
   )
   grown = kept.table.assign(dim=kept.table['dim'] * kept.table['hops'])
   told = report.agreement(of(grown), 'laptop')
-  assert f'of {count[1]} intervals {count[1]} overlap' not in told and 'all but: ' in told
+  assert f'{count[1]} of {count[1]} intervals overlap' not in told and 'exceptions: ' in told
 
 
 def write_report(folder, monkeypatch):
@@ -330,7 +330,7 @@ def test_the_report_names_every_claim_and_shows_every_figure(tmp_path, monkeypat
     assert all(claim.says in page.text for claim in study.claims)
   assert '{"models": "\\u003cexplored\\u003e"}' in page.text
   assert 'experiments.construct <b>&' in page.text and '{{' not in text
-  assert '1.0 min; measured by other code' in page.text
+  assert '1.0 min; measured with different code' in page.text
   assert 'from the committed records' in page.text
   assert len(text) < 15 * 2**20
   text = (tmp_path / 'report.md').read_text(encoding='utf-8')

@@ -88,10 +88,10 @@ def at_all_depths(
 
 
 def noised(config: Config, params: dict, noise: float, rng: np.random.Generator, seed: int) -> dict:
-  """Add noise to every weight, relative to its array's root mean square, or to a fresh initialization's where that is 0."""
+  """Add noise to every weight, relative to its array's root mean square, or to a fresh initialisation's where that is 0."""
   arrays, fresh = flatten_dict(params), flatten_dict(transformer.draw(config, seed))
   rms = lambda w: float(np.sqrt(np.mean(np.square(w))))
-  # A bias is initialized to zero too: its noise is scaled like that of the matrix before it.
+  # A bias is initialised to zero too: its noise is scaled like that of the matrix before it.
   before = lambda path: (*path[:-1], path[-1].removesuffix('_bias'))
   size = {path: rms(w) or rms(fresh[before(path)]) for path, w in arrays.items()}
   return unflatten_dict({

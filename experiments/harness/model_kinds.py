@@ -61,11 +61,11 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-  """`model`: its name. An untrained one stays as initialized; a constructed one is a selector, at its own size.
+  """`model`: its name. An untrained one stays as initialised; a constructed one is a selector, at its own size.
   Of a model whose name starts with 'random weights', only the subjects' embeddings are trained.
 
   It learns `relations` facts about each of its `subjects`, in `steps` steps.
-  `embeddings`, `unembedding`, `attention` (its query and key): fixed as initialized, or trained.
+  `embeddings`, `unembedding`, `attention` (its query and key): fixed as initialised, or trained.
   `embedding_lr_multiplier` also scales the embeddings' decay, as a learning rate of their own does in AdamW, unless
   there is an `embedding_decay_multiplier`.
   """

@@ -14,7 +14,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
-# Bits per parameter reported for language models: knowledge, memorized text.
+# Bits per parameter reported for language models: knowledge, memorised text.
 LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
 KINDS = '.png', '.pdf'
 MARKERS = 'osD^v<>P*Xph'

@@ -20,7 +20,7 @@ CONTROL = {'control': 'relational embedding'}
 
 
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
-  """Faithfulness and edits of the model's own linearization, on the third group of subjects.
+  """Faithfulness and edits of the model's own linearisation, on the third group of subjects.
 
   Skips relations of which the model knows too few facts for the examples, or none in another group.
   """

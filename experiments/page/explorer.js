@@ -34,7 +34,7 @@
   const wide = (count) => `${Math.min(count * 18, 760)}px`
   const named = (slot, entry) => (entry ? `${slot}[${entry}]` : slot)
 
-  // Coordinates in a row, or in several where there are very many.
+  // Draws coordinates in one row, or in several rows if there are very many.
   function cells(values, fill, numbers) {
     const count = values.length, along = count > MOST ? 48 : count
     const lines = Math.ceil(count / along), width = count > FLUID ? 12 : CELL
@@ -67,7 +67,7 @@
     return made
   }
 
-  // Cards side by side, those of one slot under its name.
+  // Draws cards side by side, grouped under the name of their slot.
   function strip(cards, values, paint) {
     const made = element('div', cards.some(([, entry]) => entry) ? 'strip' : 'strip plain')
     let start = 0, slot = null
@@ -121,7 +121,7 @@
     return [line]
   }
 
-  // The embedding as a sum, in those of its coordinates that have no names.
+  // Draws the embedding as a sum of parts, in the coordinates that have no names.
   function taken(model, parts, top) {
     const made = element('div', 'parts'), count = model.cards[0][2]
     made.style.setProperty('--explorer-strip', wide(count))
@@ -135,10 +135,10 @@
 
   function tokens(model, query, step, asked) {
     const read = step.tokens.map((_, q) => Math.max(...step.blocks.flatMap((block) => block.heads.map((head) => head[q]))))
-    const made = stage('', 'Embeddings', 'what each token holds before anything is computed')
+    const made = stage('', 'Embeddings', 'of each token, before the first block')
     step.tokens.forEach((row, q) => {
       const unread = read[q] < 0.01 && q !== step.at
-      const about = q === step.at ? ', the answer is due here' : unread ? ', no head reads it here' : ''
+      const about = q === step.at ? ', the answer is predicted here' : unread ? ', no head attends to it here' : ''
       const line = element('p', '', element('b', '', query.tokens[q]), `token ${q + 1}${about}`)
       const token = element('div', `token ${unread ? 'unread' : ''}`, line, residual(model, row, step.held))
       if (q === 0 && step.parts) token.append(taken(model, step.parts, step.held), ...says(model, step.said?.embedding, asked, 'the embedding'))
@@ -190,31 +190,31 @@
       bar.style.left = `${place(Math.min(0, value))}%`
       bar.style.width = `${Math.abs(place(value) - place(0))}%`
       number.style.left = `${place(Math.max(0, value))}%`
-      if (right) number.title = 'the right answer'
+      if (right) number.title = 'the correct answer'
       made.append(label, element('div', 'bar', bar, number))
     })
     const more = answers - values.length
-    return more > 0 ? [made, element('p', 'note', `and ${more} answers with smaller logits`)] : [made]
+    return more > 0 ? [made, element('p', 'note', `and ${more} more answers with smaller logits`)] : [made]
   }
 
   function journey(model, query, found, i, asked) {
     const step = scaled(found)
     const made = element('div', 'step')
     if (query.steps.length > 1) {
-      made.append(element('h4', '', `Step ${i + 1} of ${query.steps.length}: the model says ${step.logits[0][0]}`))
+      made.append(element('h4', '', `Step ${i + 1} of ${query.steps.length}: the model emits ${step.logits[0][0]}`))
     }
     made.append(tokens(model, query, step, asked))
     const many = step.blocks.length > 1
     step.blocks.forEach((block, b) => {
       const where = many ? `, block ${b + 1}` : ''
-      made.append(boxed(`Attention${where}`, `what ${query.tokens[step.at]} reads${b ? ', of what the block before left there' : ''}`, attention(query, block.heads)))
-      made.append(stage('sum', `After attention${where}`, 'the residual stream where the answer is due', residual(model, block.read, step.top), ...says(model, step.said?.read, asked, 'this')))
+      made.append(boxed(`Attention${where}`, `what ${query.tokens[step.at]} attends to${b ? ', in the output of the previous block' : ''}`, attention(query, block.heads)))
+      made.append(stage('sum', `After attention${where}`, 'the residual stream where the answer is predicted', residual(model, block.read, step.top), ...says(model, step.said?.read, asked, 'this residual')))
       block.hidden.forEach((layer, l) => {
         const name = block.hidden.length > 1 ? `Hidden units, layer ${l + 1}${where}` : `Hidden units${where}`
         made.append(boxed(name, `${layer.count} of ${layer.values.length} fire`, units(model.hidden[b][l], layer), fired(layer)))
       })
       if (block.written) {
-        made.append(stage('sum', `After the MLP${where}`, 'with what these units wrote', residual(model, block.written, step.top), ...says(model, step.said?.written, asked, 'this')))
+        made.append(stage('sum', `After the MLP${where}`, 'with the output of these units added', residual(model, block.written, step.top), ...says(model, step.said?.written, asked, 'this residual')))
       }
     })
     made.append(stage('', 'Logits', `margin ${step.margin}`, ...logits(step, model.answers)))
@@ -224,7 +224,7 @@
   function answer(model, query) {
     const right = query.answer.at(-1) === query.truth
     const said = element('b', '', `${query.query} → ${query.answer.join(' → ')}`)
-    const verdict = right ? `right, by a margin of ${query.margin}` : `wrong: it is ${query.truth}`
+    const verdict = right ? `correct, by a margin of ${query.margin}` : `wrong: the answer is ${query.truth}`
     at('answer').replaceChildren(said, element('span', '', verdict))
     at('answer').classList.toggle('explorer-wrong', !right)
   }
@@ -259,7 +259,7 @@
     const now = state(), { model, path } = now, query = find(now)
     at('about').textContent = model.about
     const probes = model.probes
-    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (probes ? ` Where coordinates have no names, what is said of them is a linear probe, one map per relation, fitted to other subjects than those shown here. For such subjects the probes of the embedding find ${Math.round(100 * probes[1])} % of the answers, and a sum of one linear image of each answer explains R² = ${written(probes[0])} of the embedding.` : '')
+    at('sizes').textContent = `${model.sizes}; ${model.accuracy}.` + (probes ? ` Where coordinates have no names, linear probes read them, one map per relation, fitted to other subjects than those shown. On subjects that they were not fitted to, probes of the embedding find ${Math.round(100 * probes[1])} % of the answers, and the sum of one linear image of each answer explains the embedding with R² = ${written(probes[0])}.` : '')
     answer(model, query)
     at('journey').classList.toggle('explorer-roomy', model.cards.reduce((sum, [, , size]) => sum + size, 0) <= 20)
     at('journey').replaceChildren(...query.steps.map((step, i) => journey(model, query, step, i, path[0])))
@@ -279,7 +279,7 @@
     return true
   }
 
-  // Soon, not at once: a browser bears only so many changes of its address.
+  // With a delay, because browsers limit how often a page may change its address.
   let soon = 0
   function remember() {
     clearTimeout(soon)

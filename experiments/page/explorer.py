@@ -33,7 +33,7 @@ def _model(shown: ExplorerModel) -> dict:
   plain = [[[['units', '', width]] for width in block.hidden] for block in c.config.blocks]
   return {
     'name': c.name, 'title': shown.title, 'about': shown.about, 'sizes': _sizes(c), 'hops': c.hops,
-    'accuracy': f'{c.verify("exhaustive").correct:,} of its {c.queries:,} queries answered right',
+    'accuracy': f'{c.verify("exhaustive").correct:,} of its {c.queries:,} queries answered correctly',
     'subjects': [facts.subject_name(int(s)) for s in shown.subjects],
     'relations': [facts.relation_name(r) for r in range(facts.relations)],
     'answers': facts.attributes, 'cards': _cards(c, c.layout), 'hidden': hidden or plain,
@@ -136,7 +136,7 @@ def _probed(shown: ExplorerModel, probes: Probes, subject: int, asked: int) -> d
     for stage, found_SxQxR in probes.said.items()
   }  # fmt: skip
   images = [f'image of {facts.attribute_name(a)} under {facts.relation_name(r)}' for r, a in enumerate(answers_R)]  # fmt: skip
-  labels = ['mean of all subjects', *images, 'what is left over']
+  labels = ['mean of all subjects', *images, 'remainder']
   parts = zip(labels, probes.parts_SxPxD[row], strict=True)
   return {'said': said, 'parts': [[text, [_round(v) for v in x_D]] for text, x_D in parts]}
 
@@ -147,7 +147,7 @@ def kept(path: Path) -> dict:
     known = json.loads(path.read_text(encoding='utf-8'))
     if known['code'] == machine.code_hash():
       return known['data']
-  print('making the models of the explorer: about a minute, once', file=sys.stderr)
+  print('making the models of the explorer, once: about a minute', file=sys.stderr)
   found = data(models())
   records.write_text(path, json.dumps({'code': machine.code_hash(), 'data': found}))
   return found

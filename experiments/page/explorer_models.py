@@ -22,24 +22,24 @@ SHOWN = 16
 PROBED = ('superposition', 'associative_mlp')  # models without blocks, or without words in them
 OPTIONS = {'superposition': instances.memory_options('superposition', 4, 64, 3)}
 CONSTRUCTIONS = {  # name → number of hops, and what to look at
-  'selector': (1, 'Each block of a subject’s embedding holds one answer, as a word of ±1. The relation closes '
-    'all blocks but its own; the units of the open block fire, and the MLP writes its word over block 0.'),
-  'selector_constant_weight': (1, 'The selector without a single bias: words of 0 and 1, with as many ones in each.'),
-  'attention_only': (1, 'No MLP at all: a head a relation. The head that is asked for reads the subject, the '
-    'others rest on the relation’s token, where their blocks are empty.'),
+  'selector': (1, 'Each block of a subject’s embedding holds one answer, as a codeword of ±1. The relation closes '
+    'all blocks but its own; the units of the open block fire, and the MLP writes its codeword over block 0.'),
+  'selector_constant_weight': (1, 'The selector without biases: codewords of 0 and 1, all with the same number of ones.'),
+  'attention_only': (1, 'No MLP, and one head per relation. The head of the queried relation reads the subject; the '
+    'others attend to the relation’s token, where their blocks are empty.'),
   'factored': (2, 'The facts are in the MLP. One hidden layer detects the subject, the next combines it with the '
-    'relation, and the state moves on: one layer a hop.'),
+    'relation, and the state moves on to the next subject: one layer per hop.'),
   'precomputed_depth1': (2, 'The embedding holds the answers to all pairs of relations. The heads close every '
     'branch but one, so that one layer is enough for both hops.'),
-  'chain_of_thought_compact': (2, 'One layer for any number of hops: the model says the subject it has come to, '
-    'reads its own word, and goes on from there.'),
-  'superposition': (1, 'The embedding is a sum of random directions in fewer dimensions than exact answers need, '
-    'so a few are wrong. Its memory has no blocks, yet linear probes find every answer in it.'),
-  'associative_mlp': (1, 'The rival, an associative memory: embeddings are random and say nothing, the facts are '
-    'in the weights of the MLP. Probes of the embedding find nothing for subjects they were not fitted to.'),
+  'chain_of_thought_compact': (2, 'One layer for any number of hops: the model emits the subject that it has reached, '
+    'reads it as its next input, and continues from there.'),
+  'superposition': (1, 'The embedding is a sum of random directions, in fewer dimensions than exact answers need, so '
+    'a few answers are wrong. Its memory has no blocks, yet linear probes find every answer in it.'),
+  'associative_mlp': (1, 'The alternative, an associative memory: embeddings are random and carry no facts, which are '
+    'in the weights of the MLP. Probes of the embedding find nothing for subjects that they were not fitted to.'),
 }  # fmt: skip
 LEARNED = (
-  'Trained by gradient descent on random facts; nobody gave its coordinates a meaning. Its embedding '
+  'Trained by gradient descent on random facts; its coordinates have no assigned meaning. Its embedding '
   'has become nearly a sum of one linear image of each answer, as in the constructed superposition.'
 )
 

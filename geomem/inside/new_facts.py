@@ -57,7 +57,7 @@ def learn_embeddings(
   """Embeddings SxD of subjects that the model never saw, learned with the model's own recipe.
 
   All other weights are frozen, and the random numbers differ. A subject is in a batch as often as one of the model's
-  own was. The embeddings start at `start_SxD`, or from the initialization of the model's own.
+  own was. The embeddings start at `start_SxD`, or from the initialisation of the model's own.
   """
   chex.assert_shape(answers_RxS, (config.relations, None))
   if recipe.hops > 1 or recipe.loss != 'answer' or config.tied:

@@ -1,4 +1,4 @@
-"""Linear relational embeddings (Hernandez et al., 2023): the model itself, linearized from subject to object.
+"""Linear relational embeddings (Hernandez et al., 2023): the model itself, linearised from subject to object.
 
 o ≈ β W s + b. W is the Jacobian of the final residual at the prompt's end with respect to the
 subject's residual at some layer, averaged over a few subjects; b is the mean of o − J s, with each
