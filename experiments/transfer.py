@@ -41,7 +41,7 @@ ARMS = {
   'memorised': 'memorised: accuracy on held-out old tuples minus new ones',
 }  # fmt: skip
 LABELS = {  # labels of the fields that distinguish cases
-  'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}', 'width': 'F = {:,}',
+  'model': '{}', 'subjects': 'N = {:,}', 'relations': 'R = {}', 'dim': 'd = {}', 'width': 'F = {:,}', 'batch': 'batch = {:,}',
   'answer_dim': 'answer vectors of {} dimensions', 'label_smoothing': 'label smoothing = {:g}',
   'weight_decay': 'weight decay = {:g}', 'embedding_lr_multiplier': 'lr multiplier = {:g}',
   'embedding_decay_multiplier': 'decay multiplier = {}', 'noise': 'noise = {:g}',
@@ -101,7 +101,9 @@ PRESETS = {
       f'R{relations}': Preset(first=sizes(1024, relations, 256, 1000), combined=SIMPLER, map_steps=300, seeds=4)
       for relations in (2, 4)
     },
-    'subjects': Preset(first=sizes(512, 8, 128, 1000), changes={'width': (64, 512)}, map_steps=300, seeds=4),
+    'subjects': Preset(
+      first=sizes(512, 8, 256, 1000), changes={'batch': (128,), 'width': (64, 512)}, map_steps=300, seeds=4,
+    ),
   },
 }  # fmt: skip
 

@@ -166,7 +166,7 @@ def test_tokenizers_that_end_every_text_are_refused(around, tmp_path):
   if around == '<s> $A':
     assert load.load(tmp_path).tokenizer.encode('the').ids[0] == special[0][1]
   else:
-    refused(tmp_path, 'ends every text')
+    refused(tmp_path, 'adds a token after every text')
 
 
 @pytest.mark.parametrize('where, word', [
