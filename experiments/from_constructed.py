@@ -211,7 +211,8 @@ def plot(table):
       plotting.spread(ax, rows, 'step', starts.index(start), label, linestyle=line)
     ax.set(xlabel='step', ylabel=AXES.get(measurement, measurement), xscale='symlog')
     ax.set(title=name.replace('_', ' '), yscale='log' if measurement == 'loss' else 'linear')
-  plotting.legend(panels[0][0], fontsize=5)
+  handles = panels[0][0].get_legend_handles_labels()
+  figure.legend(*handles, loc='outside lower center', ncols=len(starts))
   return figure
 
 
