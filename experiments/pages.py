@@ -331,7 +331,7 @@ def commit_records(name: str, folder: Path):
     kept, presets = records.split(records.read(path)), studies.load(name).parts(scale)
     for part in (kept.keys() - parts.keys()) & presets.keys():
       setting = json.loads(json.dumps(dataclasses.asdict(presets[part])))
-      if kept[part].about.get('setting') != setting:
+      if any(setting.get(key) != value for key, value in kept[part].about['setting'].items()):
         cli.warn(f'part {part} of {path.name} was measured by another preset than today’s')
     parts = kept | parts
     order = [part for part in presets if part in parts]

@@ -93,7 +93,8 @@ def test_a_run_is_committed_with_its_device_and_versions(tmp_path, monkeypatch):
 def test_parts_that_are_run_one_by_one_are_committed_together(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(pages, 'RESULTS', tmp_path / 'results')
   part = lambda value: Records(
-    {'command': 'x'}, pd.DataFrame({'value': [value] * 3, 'seed': range(3)})
+    {'command': 'x', 'setting': {'seeds': 99}},
+    pd.DataFrame({'value': [value] * 3, 'seed': range(3)}),
   )
 
   def commit(**parts):
