@@ -133,8 +133,8 @@ def section(stem: str) -> str:
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
     parts.append(f'{"".join(claims)}> {own.terms}')
   measured = about.get('parts', {'': about}).values()
-  where = {f'{m["device"]}, jax {m["versions"]["jax"]}' for m in measured if 'device' in m}
-  where = '; '.join(sorted(where)) or 'any device'
+  devices = {f'{m["device"]}, jax {m["versions"]["jax"]}' for m in measured if 'device' in m}
+  where = '; '.join(sorted(devices)) or 'any device'
   parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
