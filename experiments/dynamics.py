@@ -141,14 +141,11 @@ def expect(table):
     when[name] = np.array([first_crossing(own, level) for _, own in groups(rows, 'seed')])
     yield from over_seeds(f'{words}: final value', end, random_weights=control)
     yield from over_seeds(f'{words}: midpoint step, at {level:.2f}', when[name].tolist())
-    if name != 'accuracy':
-      most = MAX_LAG if name in STRUCTURE else None
-      ratio = (when[name] / when['accuracy']).tolist()
-      yield from over_seeds(f'{words}: midpoint step / that of accuracy', ratio, at_most=most)
-    if name in STRUCTURE:
-      ratio = (when[name] / when['fresh_accuracy']).tolist()
-      what = f'{words}: midpoint step / that of accuracy on fresh subjects'
-      yield from over_seeds(what, ratio, at_most=MAX_LAG)
+    for base in ('accuracy', 'fresh_accuracy'):
+      if base in when and base != name:
+        ratio = (when[name] / when[base]).tolist()
+        what = f'{words}: midpoint step / that of {MEASURED[base]}'
+        yield from over_seeds(what, ratio, at_most=MAX_LAG if name in STRUCTURE else None)
   half = {name: by_relation(table, name) for name in BY_RELATION}
   for name, steps in half.items():
     what = f'{BY_RELATION[name]}: step at which a relation reaches ½, last relation / first'

@@ -132,8 +132,8 @@ def section(stem: str) -> str:
   if not stem.endswith(FULL):  # once, not for each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
     parts.append(f'{"".join(claims)}> {own.terms}')
-  measured = about.get('parts', {'': about}).values()
-  devices = {f'{m["device"]}, jax {m["versions"]["jax"]}' for m in measured if 'device' in m}
+  runs = about.get('parts', {'': about}).values()
+  devices = {f'{run["device"]}, jax {run["versions"]["jax"]}' for run in runs if 'device' in run}
   where = '; '.join(sorted(devices)) or 'any device'
   parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
@@ -176,19 +176,23 @@ def overview(folder: str = '') -> str:
 
   Where a claim has primary outcomes, they alone decide at the full preset.
   """
-  measured, rows = stems(), []
-  decided = {row['claim']: row for row in decide() if row['primary outcomes']}
+  with_records, rows = stems(), []
+  decisions = {
+    row['claim']: f'{row["verdict"]}: {row["within bounds"]} of {row["primary outcomes"]} primary outcomes'
+    for row in decide() if row['primary outcomes']
+  }  # fmt: skip
+
+  def cell(stem: str, i: int, decision: str | None = None) -> str:
+    if stem not in with_records:
+      return 'not run'
+    text = decision or verdict(committed(stem).claims[i][1])[1]
+    return f'[{text}]({folder}{page(stem).name}#{stem})'
+
   for study in studies.load_all().values():
     for i, claim in enumerate(study.claims if study.name != 'construct' else ()):
-      row = {'claim': claim.name, 'what it says': claim.says}
-      for scale, stem in ('laptop', study.name), ('full', study.name + FULL):
-        row[scale] = 'not run'
-        if stem in measured:
-          word = verdict(committed(stem).claims[i][1])[1]
-          if scale == 'full' and (own := decided.get(claim.name)):
-            word = f'{own["verdict"]}: {own["within bounds"]} of {own["primary outcomes"]} primary outcomes'
-          row[scale] = f'[{word}]({folder}{page(stem).name}#{stem})'
-      rows.append(row)
+      full = cell(study.name + FULL, i, decisions.get(claim.name))
+      presets = {'laptop': cell(study.name, i), 'full': full}
+      rows.append({'claim': claim.name, 'what it says': claim.says, **presets})
   return render.table(rows, 'markdown')
 
 

@@ -65,10 +65,7 @@ def test_values_and_gradient_are_those_of_jax():
 
 def test_nothing_goes_around_them():
   """No module asks JAX for a decomposition itself; a norm is none."""
-  for path in (
-    p
-    for folder in ('geomem', 'constructions', 'experiments')
-    for p in (ROOT / folder).rglob('*.py')
-  ):
-    used = re.findall(r'\bjnp\.linalg\.(\w+)', path.read_text(encoding='utf-8'))
-    assert path.name == 'linalg.py' or {*used} <= {'norm'}, path
+  for folder in ('geomem', 'constructions', 'experiments'):
+    for path in (ROOT / folder).rglob('*.py'):
+      used = re.findall(r'\bjnp\.linalg\.(\w+)', path.read_text(encoding='utf-8'))
+      assert path.name == 'linalg.py' or {*used} <= {'norm'}, path
