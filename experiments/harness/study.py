@@ -88,7 +88,7 @@ class Study:
 
   def main(self, argv: Sequence[str] | None = None):
     """The binary: parse the flags, run, print."""
-    doc = f'{inspect.getdoc(inspect.getmodule(self.measure))}\n\nThe laptop preset takes about {self.minutes:g} minutes.'
+    doc = f'{inspect.getdoc(inspect.getmodule(self.measure))}\n\nThe laptop preset takes about {self.minutes:g} min.'
     cli.run(self._main, dict, argv, doc, self._flags())
 
   def _flags(self) -> cli.Flags:
