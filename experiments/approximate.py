@@ -23,6 +23,7 @@ bound requires at this error.
 import dataclasses
 import functools
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,6 @@ from geomem.training.optimization import Job
 from geomem.training.recipe import Recipe
 
 EXACT = ('selector', 'keyvalue')
-EMBEDDINGS = 'learned', 'written'
 LABELS = {  # in the figure, of the lower bounds
   'least at 1 bit a coordinate': 'lower bound, 1 bit per coordinate',
   'least for all contents, half the signal as margin': 'lower bound, all contents, margin of half the signal',
@@ -52,9 +52,11 @@ class Preset:
   subjects: int = 1024
   relations: int = 8
   seeds: int = 3
-  dimension_subjects: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
-  noises: tuple[float, ...] = (0.5, 1.0, 2.0)
-  noisy_dims: tuple[int, ...] = (52, 96, 192)
+  dimension_subjects: Annotated[tuple[int, ...], 'An N of the second panel.', 1] = (
+    16, 32, 64, 128, 256, 512, 1024,
+  )  # fmt: skip
+  noises: Annotated[tuple[float, ...], 'A σ of the third panel.', 0] = (0.5, 1.0, 2.0)
+  noisy_dims: Annotated[tuple[int, ...], 'A d of the third panel.', 1] = (52, 96, 192)
 
 
 SMOKE = Preset(
@@ -75,9 +77,8 @@ def measure(progress, preset, seeds):
     options = instances.memory_options(name, constant, *sizes) | {'seed': seed} if constant else {}
     facts = instances.bijections(*sizes, seed)
     _, record = instances.build_and_check(name, facts, 1, **options)
-    value = record.pop('accuracy')
-    about = {'measurement': 'accuracy', 'constant': constant, 'seed': seed, 'value': value}
-    records.append(record | about)
+    own = {'measurement': 'accuracy', 'value': record.pop('accuracy')}
+    records.append(record | own | {'constant': constant, 'seed': seed})
   records += [record for n in preset.dimension_subjects for record in dimensions(n, seeds[0])]
   for noise in preset.noises:
     for dim in preset.noisy_dims:
@@ -100,28 +101,19 @@ def dimensions(n: int, seed: int, relations: int = 4) -> list[dict]:
     'least at 1 bit a coordinate': embedding_bounds.from_bits(n, relations, 1),
     'least for all contents, half the signal as margin': half,
   }
+  about = {'measurement': 'dimensions', 'subjects': n, 'relations': relations}
   unit = relations * math.log2(n)
-  return [
-    {
-      'measurement': 'dimensions',
-      'subjects': n,
-      'relations': relations,
-      'what': what,
-      'dim': d,
-      'value': d / unit,
-    }
-    for what, d in values.items()
-  ]
+  return [{**about, 'what': what, 'dim': d, 'value': d / unit} for what, d in values.items()]
 
 
 def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> list[dict]:
   """Accuracy of fresh subjects through a frozen `superposition_coded` of this width, under noise,
   with embeddings that were learned under other noise or are written by the construction."""
-  tables = [instances.bijections(n, relations, seed) for seed in seeds]
-  built = [
-    coded.superposition_coded(own, dim, seed) for own, seed in zip(tables, seeds, strict=True)
-  ]
-  new = [instances.bijections(n, relations, seed, other=True).answers_RxN for seed in seeds]
+  facts = functools.partial(instances.bijections, n, relations)
+  tables = [facts(seed) for seed in seeds]
+  pairs = zip(tables, seeds, strict=True)
+  built = [coded.superposition_coded(own, dim, seed) for own, seed in pairs]
+  new = [facts(seed, other=True).answers_RxN for seed in seeds]
   written = [own.encode(table_RxN) for own, table_RxN in zip(built, new, strict=True) if own.encode]
   config, recipe = built[0].config, Recipe.with_warmup(500, noise=noise, target=None)
   sizes = {'subjects': n, 'relations': relations}
@@ -141,18 +133,13 @@ def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> lis
 
     return jax.lax.map(once, instances.eval_keys(seed, 20)).mean()
 
+  learned = jax.jit(jax.vmap(learn))(params, tables_SxRxN, seed_S)
   records = []
-  for what, e_SxNxD in zip(
-    EMBEDDINGS,
-    (jax.jit(jax.vmap(learn))(params, tables_SxRxN, seed_S), jnp.stack(written)),
-    strict=True,
-  ):
-    scale = noise * jnp.sqrt(
-      jnp.mean(e_SxNxD**2)
-    )  # one scale for all tables, so that none can encode facts in its own
-    found = jax.jit(jax.vmap(functools.partial(answered, scale)))(
-      params, e_SxNxD, tables_SxRxN, seed_S
-    )
+  for what, e_SxNxD in {'learned': learned, 'written': jnp.stack(written)}.items():
+    # One scale for all tables, so that none can encode facts in its own.
+    scale = noise * jnp.sqrt(jnp.mean(e_SxNxD**2))
+    judge = jax.jit(jax.vmap(functools.partial(answered, scale)))
+    found = judge(params, e_SxNxD, tables_SxRxN, seed_S)
     records += [
       {'measurement': 'noise', **sizes, 'noise': noise, 'dim': dim, 'seed': seed, 'what': what, 'value': value,
        'least_dim': least_dim(n, relations, noise, 1 - value)}
@@ -173,9 +160,8 @@ def expect(table):
   for (noise, what), own in groups(select(table, measurement='noise'), 'noise', 'what'):
     text = f'noise σ = {noise:g}, {what} embeddings'
     ratios = own['dim'] / own['least_dim'].clip(1e-9)
-    yield from over_seeds(
-      f'{text}: d / lower bound at its error, minimum', [ratios.min()], 1.0, check=True
-    )
+    what = f'{text}: d / lower bound at its error, minimum'
+    yield from over_seeds(what, [ratios.min()], 1.0, check=True)
     widest = own[own['dim'] == own['dim'].max()]
     yield from over_seeds(f'{text}: accuracy at the largest d', widest['value'])
   table = select(table, measurement='accuracy')
@@ -197,9 +183,8 @@ def plot(table):
   first = table.iloc[0]
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
-  ax.set_title(
-    f'N = {first["subjects"]}, R = {first["relations"]}, {table["seed"].nunique()} seeds'
-  )
+  seeds = table['seed'].nunique()
+  ax.set_title(f'N = {first["subjects"]}, R = {first["relations"]}, {seeds} seeds')
   plotting.legend_beside(ax)
   return figure
 

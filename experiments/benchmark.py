@@ -49,10 +49,7 @@ AXES = {
 
 def about(peer: str | None = None, **sizes) -> dict:
   """The description of a record: the peer that ours is timed against, if any, and the sizes, as in N=1,024, R=4."""
-  in_words = lambda some: (
-    ','.join(map(str, some)) if isinstance(some, tuple | list) else f'{some:,}'
-  )
-  text = ', '.join(f'{name}={in_words(some)}' for name, some in sizes.items())
+  text = ', '.join(f'{name}={size:,}' for name, size in sizes.items())
   return {'sizes': text} if peer is None else {'peer': peer, 'sizes': text}
 
 
@@ -135,13 +132,9 @@ def compare(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, ro
 
 
 def batches(
-  steps=10,
-  shapes=((65_536, 3, 16, 512, 2048), (4096, 4, 64, 512, None)),
-  models=(1, 8),
-  names=peers.NAMES[1:],
-  rounds=5,
-  seed=0,
-):
+  steps=10, shapes=((65_536, 3, 16, 512, 2048), (4096, 4, 64, 512, None)), models=(1, 8),
+  names=peers.NAMES[1:], rounds=5, seed=0,
+):  # fmt: skip
   """Steps in batches of subjects, of one model and of several: with the softmax over some answers, drawn at random, and
   sparse gradients (PyTorch: SparseAdam, not compiled), or over all answers."""  # fmt: skip
   for n, r, d, batch, negatives in shapes:

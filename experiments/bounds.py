@@ -70,14 +70,12 @@ def expect(table):
     yield from over_seeds(f'{what}, minimum over B_emb', [min(ratios)] if ratios else [], 1.0)
   for (hops,), some in groups(select(table, kind='share', beta=0.5), 'hops'):
     bits, bound = (some[name].astype(float).tolist() for name in ('fact_bits', 'bound_bits'))
-    unit = (
-      some.iloc[0]['subjects'] * some.iloc[0]['relations'] * math.log2(some.iloc[0]['subjects'])
-    )
-    what = f'k = {hops:.0f}, β = ½: '
-    yield from over_seeds(f'{what}lower bound / N·R·log₂N', [bound[0] / unit], 0.389)
-    yield from over_seeds(
-      f'{what}internal bits that depend on the facts / lower bound', [bits[0] / bound[0]], 1.0, 1.25
-    )
+    N, R = some.iloc[0]['subjects'], some.iloc[0]['relations']
+    text = f'k = {hops:.0f}, β = ½: '
+    whole = [bound[0] / (N * R * math.log2(N))]
+    yield from over_seeds(f'{text}lower bound / N·R·log₂N', whole, 0.389)
+    what = f'{text}internal bits that depend on the facts / lower bound'
+    yield from over_seeds(what, [bits[0] / bound[0]], 1.0, 1.25)
 
 
 def plot(table):

@@ -15,6 +15,7 @@ untrained model, and random weights with learned embeddings.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
@@ -34,12 +35,12 @@ from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
 BATCH = 64  # pairs of subjects per step
-SHOWN = {  # the names in the records, and in findings and the legend
+ARMS = {  # the names in the records, and in findings and the legend
   'of fitted maps': 'projectors of fitted maps',
   'oblique, learned from these': 'learned oblique projectors',
   'orthogonal, learned from random ones': 'learned orthogonal projectors',
 }
-ARMS = tuple(SHOWN)
+FITTED, _, ORTHOGONAL = ARMS
 CONTROLS = 'untrained', 'random weights'
 ENOUGH = 0.95
 
@@ -96,7 +97,6 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
   known = e_NxD, u_AxD, job.answers_RxN
   frames = projectors.from_maps(linear_maps.fit_best_maps(*known), *known)
   key, start_key = instances.eval_keys(job.seed, 2)
-
   blind = projectors.random_frames(start_key, config.relations, config.dim)
 
   def at(rank):
@@ -105,36 +105,28 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
     )  # fmt: skip
     found = projectors.truncate(frames, rank), learn(frames, False), learn(blind, True)
     judged = [projectors.interchange(config, params, f, e_SxD, new_RxS) for f in found]
-    return jnp.stack([jnp.stack(pair) for pair in judged])
+    names = [f'{what}, {arm}' for arm in ARMS for what in ('flipped', 'kept')]
+    return dict(zip(names, itertools.chain(*judged), strict=True))
 
-  found_TxAx2 = jax.lax.map(at, jnp.array(preset.ranks))
-  return {
-    'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
-    **{f'flipped, {arm}': found_TxAx2[:, i, 0] for i, arm in enumerate(ARMS)},
-    **{f'kept, {arm}': found_TxAx2[:, i, 1] for i, arm in enumerate(ARMS)},
-  }
+  accuracy = intervene.accuracy(config, params, e_NxD, job.answers_RxN.T)
+  return {'accuracy': accuracy, **jax.lax.map(at, jnp.array(preset.ranks))}
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models, one number per rank."""
-  records = []
-  for kind in preset.kinds():
-    about, found = kind.evaluate(trainer, seeds, functools.partial(scores, preset))
-    control = kind.model if kind.model in CONTROLS else None
-    records += [
-      {'measurement': name, 'control': control, 'rank': rank, **about, 'seed': seed, 'value': float(number)}
-      for name, values_M in found.items()
-      for seed, own in zip(seeds, values_M, strict=True)
-      for rank, number in zip(preset.ranks if np.ndim(own) else (None,), np.atleast_1d(own), strict=True)
-    ]  # fmt: skip
-  return records
+  score, ranks = functools.partial(scores, preset), [{'rank': rank} for rank in preset.ranks]
+  control = lambda kind: kind.model if kind.model in CONTROLS else None
+  return [
+    record
+    for kind in preset.kinds()
+    for record in kind.records(trainer, seeds, score, ranks, control=control(kind))
+  ]
 
 
 def cases(table):
   """Yields every kind of model as (its name, description, rows)."""
-  for (name, subjects, relations, answer_dim), rows in groups(
-    table, 'model', 'subjects', 'relations', 'answer_dim'
-  ):
+  by = 'model', 'subjects', 'relations', 'answer_dim'
+  for (name, subjects, relations, answer_dim), rows in groups(table, *by):
     text = f'N = {subjects:,}, R = {relations}, {name}'
     if name == 'trained':
       text += f', answer vectors of {answer_dim:g} dimensions'
@@ -144,10 +136,11 @@ def cases(table):
 def by_rank(rows, arm: str):
   """The lower of the fractions of answers that change and of other answers that stay: a row per
   rank, a column per seed."""
-  pivot = lambda what: rows[rows['measurement'] == f'{what}, {arm}'].pivot(
-    index='rank', columns='seed', values='value'
+  own = lambda what: select(rows, measurement=f'{what}, {arm}')
+  flipped, kept = (
+    own(what).pivot(index='rank', columns='seed', values='value') for what in ('flipped', 'kept')
   )
-  return np.minimum(pivot('flipped'), pivot('kept'))
+  return np.minimum(flipped, kept)
 
 
 def expect(table):
@@ -156,10 +149,11 @@ def expect(table):
   for name, text, rows in cases(table):
     bits, built = max(1, (int(rows['subjects'].iloc[0]) - 1).bit_length()), name == 'constructed'
     rank = bits if built else int(rows['answer_dim'].iloc[0])
-    for arm in ARMS:
-      found, about = by_rank(rows, arm), f'{text}; {SHOWN[arm]}'
-      exact = built and arm != ARMS[2]  # random directions may not converge in a few hundred steps
-      least = 0.999 if exact else ENOUGH if name == 'trained' and arm != ARMS[0] else None
+    for arm, words in ARMS.items():
+      found, about = by_rank(rows, arm), f'{text}; {words}'
+      # Projectors from random directions may not converge in a few hundred steps.
+      exact = built and arm != ORTHOGONAL
+      least = 0.999 if exact else ENOUGH if name == 'trained' and arm != FITTED else None
       what = f'{about}: lower of changed and stayed at rank {rank}'
       yield from over_seeds(what, found.loc[rank].tolist(), least, check=exact)
       enough = found >= ENOUGH
@@ -172,16 +166,15 @@ def expect(table):
 def plot(table):
   """A panel per kind of model: the answers that change, and those that stay, against the rank."""
   every = list(cases(table))
-  figure, panels = plotting.new(
-    12, 2.6 * math.ceil(len(every) / 5), math.ceil(len(every) / 5), 5, squeeze=False, sharey=True
-  )
+  lines = math.ceil(len(every) / 5)
+  figure, panels = plotting.new(12, 2.6 * lines, lines, 5, squeeze=False, sharey=True)
   for ax in panels.flat[len(every) :]:
     ax.set_axis_off()
   for ax, (_, text, rows) in zip(panels.flat, every, strict=False):
-    for i, arm in enumerate(ARMS):
-      for what, line in (('flipped', '-'), ('kept', ':')):
+    for i, (arm, words) in enumerate(ARMS.items()):
+      for what, line, label in (('flipped', '-', words), ('kept', ':', None)):
         some = select(rows, measurement=f'{what}, {arm}')
-        plotting.spread(ax, some, 'rank', i, SHOWN[arm] if line == '-' else None, linestyle=line)
+        plotting.spread(ax, some, 'rank', i, label, linestyle=line)
     ax.axvline(math.log2(rows['subjects'].iloc[0]), color=plotting.GREY, linewidth=1)
     ax.set(title=text.replace(', answer', ',\nanswer'), xlabel='rank', ylim=(-0.03, 1.03))
   panels[0][0].set(ylabel='changed (solid), stayed (dotted)')

@@ -13,35 +13,28 @@ subjects at the same stop, so its structure is timed against the accuracy of bot
 """
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import Kind, Sizes, sizes
+from experiments.harness.model_kinds import Sizes, sizes
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
-from experiments.harness.trainer import evaluate_at
 from geomem import model
 from geomem.config import Config
 from geomem.inside import intervene, linear_maps, new_facts
-from geomem.training import batched
 from geomem.training.recipe import Recipe
 
 CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
-MEASURED = {
+SCORES = {
   'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout accuracy, fresh subjects',
   'superposition_r2': 'superposition $R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
 }  # fmt: skip
 STRUCTURE = 'readout', 'superposition_r2', 'swapped'
-BY_RELATION = {
-  'accuracy': 'accuracy',
-  'readout': 'linear readout accuracy, fresh subjects',
-  'swapped': 'swaps along fitted maps, lower of flipped and kept',
-}
+BY_RELATION = 'accuracy', 'readout', 'swapped'
 MAX_LAG = 1.25  # times the step at which the facts are learned; anything later counts as after them
 
 
@@ -65,7 +58,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(config: Config, recipe: Recipe, params, job, other_RxN):
+def scores(config: Config, recipe: Recipe, params, job, other_RxN, *_):
   """Scores of a model at a stop, per relation (R² for all relations together)."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   table_RxS = other_RxN[:, :FRESH]
@@ -88,7 +81,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per number and stop, and per relation where there is a number for each."""
   first, stops = preset.recipe(), (*preset.stops, preset.steps)
   found = {
-    kind.model: trainer.cached(functools.partial(train, kind, stops, seeds, trainer.placement))
+    kind.model: kind.evaluate(trainer, seeds, scores, stops)[1]
     for kind in (first, dataclasses.replace(first, model=CONTROL))
   }
   return [
@@ -102,17 +95,6 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     for seed, value in zip(seeds, values_M, strict=True)
     for r, number in enumerate(np.atleast_1d(value))
   ]  # fmt: skip
-
-
-def train(kind: Kind, stops, seeds, placement) -> dict:
-  """Trains the models of all seeds; scores them at the start and at every stop."""
-  facts = functools.partial(instances.bijections, kind.subjects, kind.relations)
-  tasks = [kind.task(facts(seed), seed) for seed in seeds]
-  sweep, states = batched.set_up(kind.recipe(), tasks, **placement)
-  others = np.stack([facts(seed, other=True).answers_RxN for seed in seeds])
-  recipe = dataclasses.replace(kind.recipe(), frozen=())
-  function = functools.partial(scores, sweep.config, recipe)
-  return evaluate_at(sweep, states, stops, function, others)
 
 
 def first_crossing(rows, level: float) -> float:
@@ -133,7 +115,7 @@ def expect(table):
   mean = table.groupby(by, sort=False, as_index=False)['value'].mean()
   last, trained = select(mean, step=mean['step'].max()), select(mean, model='trained')
   when = {}
-  for name, words in MEASURED.items():
+  for name, words in SCORES.items():
     words = words.replace('$R^2$', 'R²')
     end, control = (values(last, model=kind, measurement=name) for kind in ('trained', CONTROL))
     level = (float(np.mean(end)) + max(0.0, float(np.mean(control)))) / 2
@@ -144,14 +126,16 @@ def expect(table):
     for base in ('accuracy', 'fresh_accuracy'):
       if base in when and base != name:
         ratio = (when[name] / when[base]).tolist()
-        what = f'{words}: midpoint step / that of {MEASURED[base]}'
+        what = f'{words}: midpoint step / that of {SCORES[base]}'
         yield from over_seeds(what, ratio, at_most=MAX_LAG if name in STRUCTURE else None)
   half = {name: by_relation(table, name) for name in BY_RELATION}
   for name, steps in half.items():
-    what = f'{BY_RELATION[name]}: step at which a relation reaches ½, last relation / first'
-    yield from over_seeds(what, (steps.max(axis=1) / steps.min(axis=1)).tolist())
+    about = f'{SCORES[name]}: step at which a relation reaches ½'
+    yield from over_seeds(
+      f'{about}, last relation / first', (steps.max(axis=1) / steps.min(axis=1)).tolist()
+    )
     if name != 'accuracy':
-      what = f'{BY_RELATION[name]}: step at which a relation reaches ½ / that of its accuracy, maximum over relations'
+      what = f'{about} / that of its accuracy, maximum over relations'
       yield from over_seeds(what, (steps / half['accuracy']).max(axis=1).tolist())
 
 
@@ -165,7 +149,7 @@ def by_relation(table, measurement: str) -> np.ndarray:
 def plot(table):
   """All scores against steps, those of random weights dotted; and every relation of every seed."""
   figure, (left, right) = plotting.new(9, 3.4, 1, 2)
-  for i, (name, words) in enumerate(MEASURED.items()):
+  for i, (name, words) in enumerate(SCORES.items()):
     for kind, line in (('trained', '-'), (CONTROL, ':')):
       rows = select(table, model=kind, measurement=name)
       mean = rows.groupby(['seed', 'step'], as_index=False)['value'].mean()
@@ -175,14 +159,13 @@ def plot(table):
     some = select(table, model='trained', measurement=name)
     for (seed, _), rows in groups(some, 'seed', 'relation'):
       color, marker = plotting.cycle(seeds.index(seed))
-      right.plot(
-        rows['step'], rows['value'], line, color=color, marker=marker, markersize=3, linewidth=0.8
-      )
-  left.set(
-    xlabel='step', ylabel='score (random weights dotted)', xscale='symlog', ylim=(-0.3, 1.03)
-  )
-  right.set(xlabel='step', ylabel='accuracy (swaps that flip and keep dotted)', xscale='symlog')
-  right.set(title='one line per relation, one colour per seed')
+      style: dict = {'color': color, 'marker': marker, 'markersize': 3, 'linewidth': 0.8}
+      right.plot(rows['step'], rows['value'], line, **style)
+  for ax in (left, right):
+    ax.set(xlabel='step', xscale='symlog')
+  left.set(ylabel='score (random weights dotted)', ylim=(-0.3, 1.03))
+  right.set_ylabel('accuracy (swaps that flip and keep dotted)')
+  right.set_title('one line per relation, one colour per seed')
   plotting.legend(left)
   return figure
 

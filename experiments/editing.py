@@ -17,14 +17,13 @@ maps of the same size in random directions.
 import dataclasses
 import functools
 import itertools
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import instances, plotting
+from experiments.harness import instances, plotting, timing
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import ASSOCIATIVE, Kind, Sizes, sizes
 from experiments.harness.statistics import groups, select
@@ -117,11 +116,8 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
     for option in options:
       after = apply(config, method, in_turn, preset.edit_steps, known, option, some)
       about = {'method': method, 'option': option, 'edits': count, 'in_turn': in_turn}
-      numbers = scores(config, own, after, some)
-      records += [
-        {'measurement': what, **about, 'value': float(value)}
-        for what, value in zip(SCORES, numbers, strict=True)
-      ]
+      numbers = zip(SCORES, scores(config, own, after, some), strict=True)
+      records += [{'measurement': what, **about, 'value': float(value)} for what, value in numbers]
       if in_turn:
         first = jax.tree.map(lambda a: a[:1], some)
         one = lambda: apply(config, method, False, preset.edit_steps, known, option, first)  # noqa: B023
@@ -132,23 +128,16 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def apply(config: Config, method: str, in_turn: bool, steps: int, known, option, some: Edits):
   """The parameters after these edits."""
+  edit: Callable[[dict, Edits], dict]
   nats = known['nats']
-  fine_tune = lambda own, few: edits.fine_tune(
-    config, option, steps, nats, own, few, method == LEARNED
-  )
-  edit_rows = functools.partial(
-    edits.edit_rows, config, (known['maps'], known['offset']), known['answers_RxN']
-  )
-  edit_mlp = functools.partial(edits.edit_mlp, config, known['moments'], option, nats)
-  edit_with: dict[str, Callable[[dict, Edits], dict]] = {
-    ROWS: edit_rows,
-    RANDOM: edit_rows,
-    LEARNED: fine_tune,
-    TUNED: fine_tune,
-    ROME: edit_mlp,
-    MEMIT: edit_mlp,
-  }
-  edit = edit_with[method]
+  if method in (LEARNED, TUNED):
+    rows_only = method == LEARNED
+    edit = lambda own, few: edits.fine_tune(config, option, steps, nats, own, few, rows_only)
+  elif method in (ROME, MEMIT):
+    edit = functools.partial(edits.edit_mlp, config, known['moments'], option, nats)
+  else:
+    maps = known['maps'], known['offset']
+    edit = functools.partial(edits.edit_rows, config, maps, known['answers_RxN'])
   if in_turn or method == ROME:
     return edits.sequential(edit, known['params'], some)
   return edit(known['params'], some)
@@ -158,13 +147,10 @@ def apply(config: Config, method: str, in_turn: bool, steps: int, known, option,
 def scores(config: Config, known: dict, after: dict, some: Edits) -> tuple:
   """The fractions of changed facts that get the new answer, and of other answers that are kept:
   those of the same subjects, and those of other subjects."""
-  before_SxR, now_SxR = (
-    intervene.answers(config, own, own['embed']['subjects']) for own in (known['params'], after)
-  )
-  nothing_RxN = jnp.zeros_like(known['answers_RxN'])
-  changed_SxR = (
-    edits.edit_table(nothing_RxN, some.replace(attribute_E=jnp.ones_like(some.attribute_E))).T > 0
-  )
+  answers = lambda own: intervene.answers(config, own, own['embed']['subjects'])
+  before_SxR, now_SxR = answers(known['params']), answers(after)
+  marks = some.replace(attribute_E=jnp.ones_like(some.attribute_E))
+  changed_SxR = edits.edit_table(jnp.zeros_like(known['answers_RxN']), marks).T > 0
   same_SxR = jnp.any(changed_SxR, axis=1, keepdims=True) & ~changed_SxR
   wanted_SxR = edits.edit_table(known['answers_RxN'], some).T
   fraction = lambda of, what: jnp.sum(of & what) / jnp.maximum(jnp.sum(of), 1)
@@ -177,13 +163,9 @@ def scores(config: Config, known: dict, after: dict, some: Edits) -> tuple:
 
 def seconds(function) -> float:
   """The median time of a compiled call."""
-  jax.block_until_ready(function())
-  taken = []
-  for _ in range(REPEATS):
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    taken.append(time.perf_counter() - start)
-  return float(np.median(taken))
+  run = lambda: jax.block_until_ready(function())
+  run()
+  return float(np.median([timing.seconds(run) for _ in range(REPEATS)]))
 
 
 def least(rows):
@@ -195,8 +177,8 @@ def least(rows):
 
 def cases(table):
   """Yields (model, description, whether edits are made in turn, rows of scores after them)."""
-  asked_of = table[table['measurement'].isin(SCORES)]
-  for (name, count, in_turn), rows in groups(asked_of, 'model', 'edits', 'in_turn'):
+  scored = table[table['measurement'].isin(SCORES)]
+  for (name, count, in_turn), rows in groups(scored, 'model', 'edits', 'in_turn'):
     text = f'{name}, {count:.0f} facts {"one by one" if in_turn else "at once"}'
     yield name, text, bool(in_turn), rows
 
@@ -214,10 +196,8 @@ def expect(table):
         check=name == 'constructed', **controls if bound else {},
       )  # fmt: skip
   for (name, method), rows in groups(select(table, measurement='seconds'), 'model', 'method'):
-    yield from over_seeds(
-      f'{name}: milliseconds per edit, {method}',
-      (1000 * rows.groupby('seed')['value'].min()).tolist(),
-    )
+    taken = (1000 * rows.groupby('seed')['value'].min()).tolist()
+    yield from over_seeds(f'{name}: milliseconds per edit, {method}', taken)
 
 
 def plot(table):
@@ -230,19 +210,10 @@ def plot(table):
       color, marker = plotting.cycle(i)
       for in_turn, style in ((False, '-'), (True, '')):
         own = [rows for one, _, turn, rows in every if (one, turn) == (name, in_turn)]
-        points = [
-          (rows['edits'].iloc[0], least(select(rows, method=method)).iloc[0].mean()) for rows in own
-        ]
-        label = method if ax is panels[0][0] and not in_turn else None
-        fill = color if not in_turn else 'white'
-        ax.plot(
-          *zip(*points, strict=True),
-          marker + style,
-          color=color,
-          markersize=4,
-          markerfacecolor=fill,
-          label=label,
-        )
+        best = [least(select(rows, method=method)).iloc[0].mean() for rows in own]
+        look: dict = {'markerfacecolor': 'white'} if in_turn else {'label': method}
+        edited_facts = [rows['edits'].iloc[0] for rows in own]
+        ax.plot(edited_facts, best, marker + style, color=color, markersize=4, **look)
     plotting.logarithmic(ax.xaxis)
     ax.set(title=name, xlabel='facts changed', ylim=(-0.03, 1.03))
   panels[0][0].set(ylabel='lowest of changed and kept')

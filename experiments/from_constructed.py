@@ -26,7 +26,6 @@ from experiments.harness import depths, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
-from experiments.harness.trainer import evaluate_at
 from geomem import model
 from geomem.config import Config
 from geomem.inside import linear_maps
@@ -34,7 +33,7 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
-MEASURED = {
+LABELS = {
   'accuracy': 'final accuracy', 'half_way': 'accuracy halfway to the built weights',
   'linear_r2': 'held-out R² of a linear map from built to final embeddings',
   'built_r2': 'held-out R² of a linear map from final to built embeddings',
@@ -91,9 +90,8 @@ def build(preset: Preset, name: str, seed: int, other: bool = False):
 def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   """Yields (name, task) for every start of a construction."""
   built, rng = build(preset, name, seed), np.random.default_rng((seed, 2))
-  task = functools.partial(
-    batched.Task, built.config, built.facts, weight_decay=weight_decay, seed=seed
-  )
+  own = built.config, built.facts
+  task = functools.partial(batched.Task, *own, weight_decay=weight_decay, seed=seed)
   for noise in preset.noises:
     noised = depths.noised(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'
@@ -105,13 +103,9 @@ def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_
   """Accuracy, loss, and how near the embeddings and all weights are to the built ones; the control
   is a construction for other facts."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
-  split = fit_T, held_S = linear_maps.hold_out(jax.random.key(job.seed), config.subjects)
-
-  def map_r2(x_NxD, y_NxD):
-    """R² on held-out subjects of the best linear map from x to y; if x is built, it is one map per
-    relation."""
-    return linear_maps.linear_r2(x_NxD, y_NxD, fit_T, held_S)
-
+  split = linear_maps.hold_out(jax.random.key(job.seed), config.subjects)
+  # R² on held-out subjects of the best linear map from x to y; if x is built, it is one map per relation.
+  map_r2 = lambda x_NxD, y_NxD: linear_maps.linear_r2(x_NxD, y_NxD, *split)
   built_NxD = built['embed']['subjects']
   half_way = jax.tree.map(lambda a, b: (a + b) / 2, params, built)
   superposition_r2 = lambda table: linear_maps.superposition_r2(e_NxD, u_AxD, table, *split)
@@ -136,26 +130,22 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   records = []
   for name, weight_decay in itertools.product(preset.constructions, preset.weight_decays):
     started = [pair for seed in seeds for pair in starts(preset, name, weight_decay, seed)]
-    tasks = [task for _, task in started]
-    found = trainer.cached(functools.partial(evaluations, preset, name, tasks, trainer.placement))
-    config = tasks[0].config
+    found = evaluations(trainer, preset, name, [task for _, task in started])
+    config = started[0][1].config
     about = {
       'construction': name, 'subjects': config.subjects, 'relations': config.relations,
       'dim': config.dim, 'norm': config.norm, 'weight_decay': weight_decay,
     }  # fmt: skip
     records += [
-      {
-        **split_key(key), **about,
-        'start': start, 'step': step, 'seed': task.seed, 'value': float(values_TxM[i, j]),
-      }
+      {**split_key(key), **about, 'start': start, 'step': step, 'seed': task.seed, 'value': float(value)}
       for key, values_TxM in found.items()
-      for i, step in enumerate((0, *preset.evaluation_steps))
-      for j, (start, task) in enumerate(started)
+      for step, values_M in zip((0, *preset.evaluation_steps), values_TxM, strict=True)
+      for (start, task), value in zip(started, values_M, strict=True)
     ]  # fmt: skip
   return records
 
 
-def evaluations(preset: Preset, name: str, tasks, placement) -> dict:
+def evaluations(trainer, preset: Preset, name: str, tasks) -> dict:
   """Scores of all starts of a construction in the course of training."""
   recipe = Recipe(preset.evaluation_steps[-1], warmup=0, target=None)
   stack = lambda trees: jax.tree.map(lambda *arrays: np.stack(arrays), *trees)
@@ -163,8 +153,7 @@ def evaluations(preset: Preset, name: str, tasks, placement) -> dict:
   built, other_built = (stack([b.params for b in some]) for some in (own, others))
   more = built, other_built['embed']['subjects'], np.stack([b.facts.answers_RxN for b in others])
   function = functools.partial(scores, tasks[0].config, recipe)
-  sweep, states = batched.set_up(recipe, tasks, **placement)
-  return evaluate_at(sweep, states, preset.evaluation_steps, function, *more)
+  return trainer.evaluate_at(preset.evaluation_steps, recipe, tasks, function, *more)
 
 
 def expect(table):
@@ -181,7 +170,7 @@ def expect(table):
       yield from over_seeds(about + 'final loss / initial loss', shrunk, at_most=1.0)
     scratch = select(table, construction=name, weight_decay=decay, start='scratch', step=last)
     bounds = dict.fromkeys(BASIN, 0.9) if start in NEARBY else {}
-    for measurement, text in MEASURED.items():
+    for measurement, text in LABELS.items():
       at_least = bounds.get(measurement)
       if measurement == 'accuracy' and start != 'scratch':
         at_least = 0.99
@@ -196,15 +185,12 @@ def expect(table):
 def plot(table):
   """A row per construction, a panel per measurement; colours are starts, dashes weight decays."""
   shown = select(table, control=None)
-  names, measurements, starts, decays = (
-    shown[column].unique().tolist()
-    for column in ('construction', 'measurement', 'start', 'weight_decay')
-  )
+  columns = 'construction', 'measurement', 'start', 'weight_decay'
+  names, measurements, starts, decays = (shown[column].unique().tolist() for column in columns)
   size = len(names), len(measurements)
   figure, panels = plotting.new(14, 2.6 * len(names), *size, squeeze=False)
-  for ax, (name, measurement) in zip(
-    panels.flat, itertools.product(names, measurements), strict=True
-  ):
+  cells = itertools.product(names, measurements)
+  for ax, (name, measurement) in zip(panels.flat, cells, strict=True):
     own = select(shown, construction=name, measurement=measurement)
     for (start, decay), rows in groups(own, 'start', 'weight_decay'):
       label, line = f'{start}, decay {decay:g}', '-' if decay == decays[0] else '--'

@@ -190,16 +190,16 @@ def _angles(count_L: np.ndarray) -> np.ndarray:
   return np.where(count_L[:, None] < 0, 0, both)
 
 
-def half_sizes(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
+def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
   """d₅₀ of every seed; NaN where the sizes do not reach it."""
-  return [curves.half_size(own['dim'], own[measured]) for _, own in groups(rows, 'seed')]
+  return [curves.half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
 
 
-def growth(rows: pd.DataFrame, measured: str = 'accuracy') -> list[float]:
+def growth(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
   """d₅₀ at the most hops over that at one, for every seed."""
   if not len(rows):
     return []
-  one, most = (half_sizes(select(rows, hops=k), measured) for k in (1, rows['hops'].max()))
+  one, most = (half_sizes(select(rows, hops=k), score) for k in (1, rows['hops'].max()))
   return [a / b for a, b in zip(most, one, strict=True)]
 
 

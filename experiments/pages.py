@@ -28,7 +28,7 @@ from constructions import registry
 from experiments.harness import cli, findings, machine, records, render, studies
 from experiments.harness.findings import Claim, Finding, of_claim, verdict
 from experiments.harness.records import Records
-from experiments.harness.study import DETAILS, Study
+from experiments.harness.study import Study
 from geomem.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -143,8 +143,6 @@ def section(stem: str) -> str:
   parts.append(render.findings(shown, 'markdown').strip())
   if others := [f for f in rows if f not in shown]:
     table = render.findings(others, 'markdown')
-    if own.details:
-      table = f'![{stem}{DETAILS}](results/{stem}{DETAILS}.png)\n\n{table}'
     parts.append(f'<details><summary>{len(others)} more findings</summary>\n\n{table}\n</details>')
   return '\n\n'.join(parts) + '\n'
 
@@ -269,12 +267,11 @@ def sources() -> str:
       where = page(stem).name + f'#{stem}'
       if name == 'construct':
         where = '../README.md#theorem-module-size-result'
-      pictures = {'figure': f'results/{stem}.png', 'details': f'results/{stem}{DETAILS}.png'}
-      links = [f'[{word}]({at})' for word, at in pictures.items() if (MAP.parent / at).exists()]
+      picture = f'results/{stem}.png'
       command = about.get('command') or shlex.join(study.command('laptop'))
       rows.append({
         'table': f'[{stem}]({where})' if about else stem,
-        'figure': ', '.join(links),
+        'figure': f'[figure]({picture})' if (MAP.parent / picture).exists() else '',
         'shows': study.title,
         'command, and its study': f'[`{command}`](../experiments/{name}.py)',
         'records': f'[records](results/{stem}.json)' if about else 'none yet',
@@ -313,11 +310,11 @@ def splice(path: Path, name: str, table: str):
 
 
 def draw(stem: str):
-  """Draw the figures that the page shows."""
-  found, name = committed(stem), stem.removesuffix(FULL)
+  """Draw the figure that the page shows."""
+  found = committed(stem)
   with tempfile.TemporaryDirectory() as folder:
     for path in found.study.draw(found.records.table, Path(folder), ['.png']):
-      shutil.copyfile(path, RESULTS / f'{stem}{path.stem.removeprefix(name)}.png')
+      shutil.copyfile(path, RESULTS / f'{stem}.png')
 
 
 def commit_records(name: str, folder: Path):
@@ -358,10 +355,8 @@ def main(options: Options):
   splice(PAGE, 'overview', overview())
   splice(PAGE, 'decisions', render.table(decide(), 'markdown'))
   splice(README, 'overview', overview('docs/'))
-  splice(README, 'theorems', theorems())
-  splice(README, 'timings', timings())
-  splice(README, 'published', published())
-  splice(README, 'tested', tested())
+  for table in (theorems, timings, published, tested):
+    splice(README, table.__name__, table())
   splice(MAP, 'sources', sources())
   splice(ACCELERATORS, 'compiled', compiled())
   print(', '.join(map(str, (README, PAGE, MAP, ACCELERATORS, *dict.fromkeys(OWN_PAGES.values())))))

@@ -17,7 +17,6 @@ import math
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from experiments.harness import fresh, plotting
 from experiments.harness.findings import Claim, over_seeds
@@ -106,16 +105,14 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cells."""
   records = []
   for axes, kind in preset.kinds():
-    about, found = kind.evaluate(trainer, seeds, scores)
-    at_random = pd.DataFrame([random_directions(kind, seed) for seed in seeds])
-    about |= {
-      'map': ' × '.join(axes),
-      'coordinates': kind.dim / (kind.relations * math.log2(kind.subjects)),
-    }
+    coordinates = kind.dim / (kind.relations * math.log2(kind.subjects))
+    about = {'map': ' × '.join(axes), 'coordinates': coordinates}
+    records += kind.records(trainer, seeds, scores, **about)
+    about |= {'control': None, **dataclasses.asdict(kind)}
     records += [
-      {'measurement': name, 'control': None, **about, 'seed': seed, 'value': float(some[i])}
-      for i, seed in enumerate(seeds)
-      for name, some in {**found, **at_random}.items()
+      {'measurement': name, **about, 'seed': seed, 'value': value}
+      for seed in seeds
+      for name, value in random_directions(kind, seed).items()
     ]
   return records
 
@@ -131,9 +128,8 @@ def expect(table):
     if name == 'dim × width':
       narrow = rows[rows['dim'] <= rows['answer_dim'].iloc[0]]
       large = select(narrow, measurement='memorised', width=narrow['width'].max())
-      what = (
-        f'{title}: memorised at d ≤ {narrow["dim"].max()} and the largest F, maximum over cells'
-      )
+      most = narrow['dim'].max()
+      what = f'{title}: memorised at d ≤ {most} and the largest F, maximum over cells'
       yield from over_seeds(what, large.groupby('seed')['value'].max().tolist(), 0.2)
     if name in ('dim × subjects', 'dim × relations'):
       yield from _smallest(name.split(' × ')[1], rows)
@@ -155,9 +151,8 @@ def _smallest(axis: str, rows):
   """The smallest d of a geometric memory, divided by the sizes that would make this ratio the same
   in every column."""
   for (value,), column in groups(select(rows, measurement='old_maps'), axis):
-    own = (
-      column[column['value'] >= 0.95].groupby('seed')['dim'].min().reindex(column['seed'].unique())
-    )
+    enough = column[column['value'] >= 0.95].groupby('seed')['dim'].min()
+    own = enough.reindex(column['seed'].unique())
     n, r, k = (column[name].iloc[0] for name in ('subjects', 'relations', 'answer_dim'))
     for law, size in (('R·log₂N', r * math.log2(n)), (f'{k:g}·R', k * r)):
       what = f'{AXES[axis]} = {value:,}: (smallest d with zero-shot (a) ≥ 0.95) / {law}'

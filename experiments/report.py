@@ -11,6 +11,7 @@ WORKDIR/SCALE/explorer.json until the code changes.
 import base64
 import collections
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -98,13 +99,8 @@ def answer(results: list[Result]) -> str:
 def figures(results: list[Result], folder: Path) -> dict[str, Path]:
   """Draw every study's figures from its records; the paths of the PNGs by name."""
   folder.mkdir(parents=True, exist_ok=True)
-  drawn = [
-    path
-    for own in results
-    if own.records.about
-    for path in own.study.draw(own.records.table, folder)
-  ]
-  return {path.stem: path for path in drawn if path.suffix == '.png'}
+  paths = [own.study.draw(own.records.table, folder) for own in results if own.records.about]
+  return {path.stem: path for path in itertools.chain(*paths) if path.suffix == '.png'}
 
 
 def mechanism(path: Path) -> str:

@@ -26,7 +26,7 @@ import numpy as np
 from experiments.harness import fresh, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import ASSOCIATIVE, Sizes, sizes
-from experiments.harness.statistics import groups, select, split_key, values
+from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import FIRST_SEED, Study
 from geomem import model
 from geomem.config import Config
@@ -43,6 +43,7 @@ REFIT = 'fitted to the other half of them'  # in the records; as shown:
 OTHER_HALF = 'maps fitted to their other half'
 MAPS = 'fitted maps', 'calibrated maps', 'maps through the model'
 EMBEDDING_KINDS = 'embedding', 'reconstruction'
+SWAPS = 'flipped', 'kept', 'all swapped'  # the scores of a swap
 WIDE = 'random weights, wide'
 CONTROLS = 'untrained', 'random weights', WIDE, 'associative'
 NAMES = 'model', 'relations', 'unembedding', 'answer_dim'  # the fields that distinguish cases
@@ -66,21 +67,20 @@ class Preset(Sizes):
   only: tuple[str, ...] = ()
 
   def kinds(self):
-    """The kinds of model to analyse."""
-    return [kind for kind in self._every() if not self.only or kind.model in self.only]
-
-  def _every(self):
-    """All kinds of model; the last is trained with plain AdamW."""
+    """The kinds of model to analyse; the last is trained with plain AdamW."""
     first = self.recipe()
-    yield first
-    yield dataclasses.replace(first, unembedding='trained')
-    for name in ('untrained', 'random weights', 'constructed'):
-      yield dataclasses.replace(first, model=name)
+    every = [first, dataclasses.replace(first, unembedding='trained')]
+    every += [
+      dataclasses.replace(first, model=name)
+      for name in ('untrained', 'random weights', 'constructed')
+    ]
     if self.wide > 1:
       wider: Any = {'dim': self.wide * self.dim, 'width': self.wide * self.width}
-      yield dataclasses.replace(first, model=WIDE, **wider)
-    yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
-    yield self.plain()
+      every.append(dataclasses.replace(first, model=WIDE, **wider))
+    memory = dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
+    return [
+      kind for kind in (*every, memory, self.plain()) if not self.only or kind.model in self.only
+    ]
 
 
 EIGHT: Any = sizes(2048, 8, 256, 4000) | {
@@ -156,14 +156,16 @@ def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
     fit_T = np.arange(n) * round(fraction * n) // n
     return jnp.concatenate([table_RxN, table_RxS], 1), fit_T, first + np.arange(held)
 
-  all_own, half_own = (1.0, n), (0.5, n - held)
-  arms = {'fresh': arm(own_RxN, *all_own), 'own': arm(own_RxN, *half_own)}
-  for where, some in (('fresh', all_own), ('own', half_own)):
-    arms[f'{where}|{SHUFFLED}'] = arm(other_RxN, *some)
-  arms |= {f'fresh of {part:g}': arm(own_RxN, part, n) for part in FRACTIONS}
   half = len(e_SxD) // 2
-  refit = n + np.arange(n) * half // n, n + half + np.arange(held) % half
-  arms[f'fresh, {REFIT}'] = jnp.concatenate([own_RxN, table_RxS], 1), *refit
+  halves = n + np.arange(n) * half // n, n + half + np.arange(held) % half
+  arms = {
+    'fresh': arm(own_RxN, 1.0, n),
+    'own': arm(own_RxN, 0.5, n - held),
+    f'fresh|{SHUFFLED}': arm(other_RxN, 1.0, n),
+    f'own|{SHUFFLED}': arm(other_RxN, 0.5, n - held),
+    **{f'fresh of {part:g}': arm(own_RxN, part, n) for part in FRACTIONS},
+    f'fresh, {REFIT}': (jnp.concatenate([own_RxN, table_RxS], 1), *halves),
+  }
   stack = lambda arms: jax.tree.map(lambda *arrays: jnp.stack(arrays), *arms)
   judge = lambda score, arms: jax.lax.map(lambda arm: score(e_BxD, u_AxD, *arm), stack(arms))
   both = [arms['fresh'], arms['own']]
@@ -195,14 +197,15 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
   steer = lambda maps: intervene.steering_vectors(maps[0], u_AxD, targets_SxR, wanted_SxR)
   vectors = [steer(maps) for maps in all_maps]
   random = intervene.random_directions(keys[3], vectors[-1])
-  arms: dict[tuple, tuple] = {}
-  for maps, e_hat_SxD, own in zip(MAPS, rebuilt, vectors, strict=True):
-    arms |= {
-      (f', {maps}, {EMBEDDING_KINDS[0]}', 1.0): (e_SxD, own),
-      (f', {maps}, {EMBEDDING_KINDS[1]}', 1.0): (e_hat_SxD, own),
-    }
-  for control, some in (('', vectors[-1]), (f'|{DIRECTION}', random)):
-    arms |= {(control, alpha): (e_SxD, alpha * some) for alpha in ALPHAS}
+  arms = [
+    (f', {maps}, {on}', e_BxD, own)
+    for maps, e_hat_SxD, own in zip(MAPS, rebuilt, vectors, strict=True)
+    for on, e_BxD in zip(EMBEDDING_KINDS, (e_SxD, e_hat_SxD), strict=True)
+  ] + [
+    (control, e_SxD, alpha * some)
+    for control, some in (('', vectors[-1]), (f'|{DIRECTION}', random))
+    for alpha in ALPHAS
+  ]
 
   def swap(arm):
     e_BxD, some_RxSxD = arm
@@ -210,11 +213,11 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
     flipped, kept = intervene.swap_effects(*swapped, jnp.ones(1))
     return flipped.mean(), kept.mean(), intervene.joint_swap(*swapped)
 
-  e_TxSxD, vectors_TxRxSxD = (jnp.stack(some) for some in zip(*arms.values(), strict=True))
-  effects = jax.lax.map(swap, (e_TxSxD, vectors_TxRxSxD))
-  for name, values_T in zip(('flipped', 'kept', 'all swapped'), effects, strict=True):
-    for arm in dict.fromkeys(arm for arm, _ in arms):
-      found[name + arm] = values_T[np.array([i for i, (own, _) in enumerate(arms) if own == arm])]
+  arm_T, e_T, vectors_T = zip(*arms, strict=True)
+  effects = jax.lax.map(swap, (jnp.stack(e_T), jnp.stack(vectors_T)))
+  for name, values_T in zip(SWAPS, effects, strict=True):
+    for arm in dict.fromkeys(arm_T):
+      found[name + arm] = values_T[np.flatnonzero([own == arm for own in arm_T])]
   return found
 
 
@@ -261,22 +264,17 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models."""
-  records = []
-  for kind in preset.kinds():
-    own = seeds if kind.model == 'trained' else seeds[: preset.control_seeds]
-    about, found = kind.evaluate(trainer, own, functools.partial(scores, preset.map_steps))
-    records += [
-      {**split_key(key), 'alpha': alpha, **about, 'seed': seed, 'value': float(number)}
-      for i, seed in enumerate(own)
-      for key, values_M in found.items()
-      for numbers in [np.atleast_1d(values_M[i])]
-      for alpha, number in zip(ALPHAS if len(numbers) > 1 else (None,), numbers, strict=True)
-    ]
-  return records
+  score, at = functools.partial(scores, preset.map_steps), [{'alpha': alpha} for alpha in ALPHAS]
+  own_seeds = lambda kind: seeds if kind.model == 'trained' else seeds[: preset.control_seeds]
+  return [
+    record
+    for kind in preset.kinds()
+    for record in kind.records(trainer, own_seeds(kind), score, at)
+  ]
 
 
 LINEAR = OTHERS, SHARED, SHUFFLED
-MEASURED: tuple = (  # claim, measurement, label, lower bound, controls on the same model
+OUTCOMES: tuple = (  # claim, measurement, label, lower bound, controls on the same model
   (2, 'fresh_superposition_r2', 'superposition R², fresh subjects', 0.75, LINEAR),
   (2, 'own_superposition_r2', 'superposition R², own subjects held out', None, LINEAR),
   (2, f'fresh, {REFIT}_superposition_r2', f'superposition R², fresh subjects, {OTHER_HALF}', None, ()),
@@ -303,13 +301,14 @@ PERFECT = {  # scores of a constructed model, by claim, with fresh subjects as i
   2: ('accuracy', 'fresh_accuracy', *(f'{where}_superposition_r2' for where in ('fresh', 'own'))),
   3: ('own_probe_accuracy', 'fresh_probe_accuracy'),
   4: ('relation_selectivity', 'own_units_keep', 'own_units_lose', 'patched_accuracy',
-      *(f'{name}, {maps}, {on}' for name in ('flipped', 'kept', 'all swapped') for maps in MAPS for on in EMBEDDING_KINDS)),
+      *(f'{name}, {maps}, {on}' for name in SWAPS for maps in MAPS for on in EMBEDDING_KINDS)),
   5: ('old_tuples', *(f'reconstruction answered, {maps}' for maps in MAPS)),
 }  # fmt: skip
-LEARNED = (
-  ('learned_accuracy', 'accuracy', 0.99), ('learned_probe_accuracy', 'linear readout accuracy', 0.99),
-  ('learned_superposition_r2', 'superposition R²', None),
-)  # fmt: skip
+LEARNED = {  # of embeddings that are learned through a constructed model: label, lower bound
+  'learned_accuracy': ('accuracy', 0.99),
+  'learned_probe_accuracy': ('linear readout accuracy', 0.99),
+  'learned_superposition_r2': ('superposition R²', None),
+}
 
 
 def cases(table):
@@ -321,52 +320,33 @@ def cases(table):
       yield f'N = {n:,}, R = {r}, d = {d}, F = {f}, {how}', rows, name == 'trained'
 
 
+def score(rows, measurement: str, control: str | None = None, alpha: float | None = None):
+  """One number per seed."""
+  return values(rows, measurement=measurement, control=control, alpha=alpha)
+
+
 def expect(table):
   """Every trained kind of model, with an untrained model, random weights and an associative memory
   of as many relations as controls."""
   for text, rows, claimed in cases(table):
-    relations, fixed = rows['relations'].iloc[0], rows['unembedding'].iloc[0] == 'fixed'
-    control_rows = {name: select(table, model=name, relations=relations) for name in CONTROLS}
+    same_size = select(table, relations=rows['relations'].iloc[0])
+    models = {name: select(same_size, model=name) for name in CONTROLS}
     for measurement, words in (
       ('accuracy', 'accuracy'),
       ('fresh_accuracy', 'accuracy on fresh subjects, embeddings learned'),
     ):
-      learned = values(rows, measurement=measurement)
-      accuracies: Any = {
-        name: values(some, measurement=measurement) for name, some in control_rows.items()
-      }
-      least = 0.99 if claimed else None
-      yield from over_seeds(f'{text}: {words}', learned, least, check=True, **accuracies)
-    for claim, measurement, words, bound, names in MEASURED:
-      of = functools.partial(values, measurement=measurement, alpha=None)
-      own, at_least = of(rows, control=None), bound if claimed else None
-      decides = at_least is not None and text.startswith(DECISIVE) and (fixed or claim == 3)
-      about: Any = {'claim': f'Claim {claim}', 'primary': decides}
-      controls: Any = {name: of(rows, control=name) for name in names}
-      controls |= {name: of(some, control=None) for name, some in control_rows.items()}
-      if bound and claim == 4:  # random directions of the same lengths
-        what = measurement.partition(',')[0]
-        controls[DIRECTION] = values(rows, measurement=what, alpha=1.0, control=DIRECTION)
-      yield from over_seeds(f'{text}: {words}', own, at_least, **about, **controls)
-      for name in (OTHERS, SHARED, 'random weights') if claim == 2 and bound else ():
-        if not controls[name]:  # measured by another part
-          continue
-        # A control below 0 counts as 0, the R² of predicting the mean. Other models have other seeds: use their mean.
-        reached = controls[name] if name in LINEAR else np.mean(controls[name])
-        above = np.subtract(own, np.maximum(reached, 0)).tolist()
-        least = MARGIN if claimed and name != 'random weights' else None
-        counts = about | {'primary': decides and least is not None}
-        yield from over_seeds(f'{text}: {words}, margin over {name}', above, least, **counts)
+      least, controls = 0.99 if claimed else None, _of_each(models, measurement)
+      learned = score(rows, measurement)
+      yield from over_seeds(f'{text}: {words}', learned, least, check=True, **controls)
+    for outcome in OUTCOMES:
+      yield from _outcome(text, rows, models, claimed, *outcome)
     for maps, on in itertools.product(MAPS, EMBEDDING_KINDS):
-      swaps = lambda rows, what, arm=f'{maps}, {on}': values(rows, measurement=f'{what}, {arm}')
-      controls = {
-        'others kept': swaps(rows, 'kept'),
-        'all swapped at once': swaps(rows, 'all swapped'),
-      }
-      controls |= {name: swaps(some, 'flipped') for name, some in control_rows.items()}
+      flipped, kept, all_swapped = (f'{what}, {maps}, {on}' for what in SWAPS)
+      controls = {'others kept': score(rows, kept), 'all swapped at once': score(rows, all_swapped)}
+      controls |= _of_each(models, flipped)
       what = f'{text}: answers flipped at α = 1, {maps}, on the {on}'
-      yield from over_seeds(what, swaps(rows, 'flipped'), claim='Claim 4', **controls)
-    yield from _generalised(text, rows, control_rows)
+      yield from over_seeds(what, score(rows, flipped), claim='Claim 4', **controls)
+    yield from _generalised(text, rows, models['untrained'])
   yield from _passed(table)
   memory = select(table, model='associative', measurement='accuracy')
   for (relations, width), rows in groups(memory, 'relations', 'width'):
@@ -377,70 +357,67 @@ def expect(table):
     worst = built[built['measurement'].isin(names)].groupby('seed')['value'].min().tolist()
     yield from over_seeds(f'constructed: lowest score, claim {claim}', worst, 0.999, check=True)
   for (relations,), rows in groups(built, 'relations'):
-    for name, words, least in LEARNED:
+    for measurement, (words, least) in LEARNED.items():
       what = f'R = {relations}: embeddings learned through the constructed selector: {words}'
-      yield from over_seeds(what, values(rows, measurement=name), least, check=True)
+      yield from over_seeds(what, score(rows, measurement), least, check=True)
 
 
-def _generalised(text: str, rows, control_rows: dict):
+def _of_each(models: dict, measurement: str) -> dict[str, Any]:
+  """What other models score, by name."""
+  return {name: score(rows, measurement) for name, rows in models.items()}
+
+
+def _outcome(
+  text: str, rows, models: dict, claimed: bool, claim: int, measurement, words, bound, names
+):
+  """One of the `OUTCOMES` with its controls; where it is a claim's R², also the margins over them."""
+  own, at_least = score(rows, measurement), bound if claimed else None
+  fixed = rows['unembedding'].iloc[0] == 'fixed'
+  decides = at_least is not None and text.startswith(DECISIVE) and (fixed or claim == 3)
+  about: Any = {'claim': f'Claim {claim}', 'primary': decides}
+  controls = {name: score(rows, measurement, name) for name in names}
+  controls |= _of_each(models, measurement)
+  if bound and claim == 4:  # random directions of the same lengths
+    controls[DIRECTION] = score(rows, measurement.partition(',')[0], DIRECTION, alpha=1.0)
+  yield from over_seeds(f'{text}: {words}', own, at_least, **about, **controls)
+  for name in (OTHERS, SHARED, 'random weights') if claim == 2 and bound else ():
+    if not controls[name]:  # measured by another part
+      continue
+    # A control below 0 counts as 0, the R² of predicting the mean. Other models have other seeds: use their mean.
+    reached = controls[name] if name in LINEAR else np.mean(controls[name])
+    above = np.subtract(own, np.maximum(reached, 0)).tolist()
+    least = MARGIN if claimed and name != 'random weights' else None
+    counts = about | {'primary': decides and least is not None}
+    yield from over_seeds(f'{text}: {words}, margin over {name}', above, least, **counts)
+
+
+def _generalised(text: str, rows, untrained):
   """R² extrapolated to maps fitted to ever more subjects, and unit selectivity rescaled so that
   untrained models score 0 and perfect selectivity 1."""
-  of = functools.partial(values, rows, control=None)
-  half, whole = (of(measurement=f'fresh of {part:g}_superposition_r2') for part in FRACTIONS[-2:])
+  half, whole = (score(rows, f'fresh of {part:g}_superposition_r2') for part in FRACTIONS[-2:])
+  what = 'superposition R², fresh subjects, extrapolated to infinitely many fitted subjects'
   more = (2 * np.array(whole) - half).tolist()
-  what = (
-    f'{text}: superposition R², fresh subjects, extrapolated to infinitely many fitted subjects'
-  )
-  yield from over_seeds(what, more, claim='Claim 2')
-  chance = values(control_rows['untrained'], measurement='relation_selectivity')
-  if chance:
-    own = np.array(of(measurement='relation_selectivity'))
+  yield from over_seeds(f'{text}: {what}', more, claim='Claim 2')
+  if chance := score(untrained, 'relation_selectivity'):
+    own = np.array(score(rows, 'relation_selectivity'))
     above = ((own - np.mean(chance)) / (1 - np.mean(chance))).tolist()
-    yield from over_seeds(
-      f'{text}: relation selectivity of hidden units, rescaled (untrained: 0)',
-      above,
-      claim='Claim 4',
-    )
+    what = 'relation selectivity of hidden units, rescaled (untrained: 0)'
+    yield from over_seeds(f'{text}: {what}', above, claim='Claim 4')
 
 
 def _passed(table):
   """Every control must fail every claim by missing at least one of its bounds: the smallest ratio of
   an outcome to its bound."""
-  decisive = [(claim, name, bound) for claim, name, _, bound, _ in MEASURED if bound]
   for name, claim in itertools.product(CONTROLS, (2, 3, 4, 5)):
+    bounds = {what: bound for own, what, _, bound, _ in OUTCOMES if own == claim and bound}
     for (n, r), rows in groups(select(table, model=name, control=None), 'subjects', 'relations'):
-      bounds = [(measurement, bound) for own, measurement, bound in decisive if own == claim]
-      parts = [np.divide(values(rows, measurement=m), bound) for m, bound in bounds]
+      parts = [np.divide(values(rows, measurement=what), bound) for what, bound in bounds.items()]
+      least = np.min(parts, axis=0).tolist()
       what = f'N = {n:,}, R = {r}, {name}: must fail claim {claim}: smallest outcome / bound'
-      yield from over_seeds(
-        what, np.min(parts, axis=0).tolist(), at_most=1.0, claim=f'Claim {claim}'
-      )
+      yield from over_seeds(what, least, at_most=1.0, claim=f'Claim {claim}')
 
 
 ORDER = 'unembedding fixed', 'unembedding trained', *CONTROLS, 'plain AdamW'  # the order of colours
-
-
-def kinds_shown(table, relations: int) -> dict:
-  """Maps the legend label of every kind of model but the constructed to (colour index, rows)."""
-  names = {
-    (f'unembedding {how}' if name == 'trained' else name): rows
-    for (name, _, how, _), rows in groups(select(table, relations=relations), *NAMES)
-    if name != 'constructed'
-  }
-  return {name: (i, names[name]) for i, name in enumerate(ORDER) if name in names}
-
-
-def _legend(figure, axes, **options):
-  """One legend for all panels."""
-  every = [ax.get_legend_handles_labels() for ax in axes.flat]
-  shown = {
-    label: handle
-    for handles, labels in every
-    for handle, label in zip(handles, labels, strict=True)
-  }
-  figure.legend(shown.values(), shown.keys(), loc='outside lower center', **options)
-
-
 SHOWN = {  # claim: (its decisive measurement, axis label)
   2: ('fresh_superposition_r2', 'superposition $R^2$, fresh subjects'),
   3: ('fresh_probe_accuracy', 'linear readout accuracy, fresh subjects'),
@@ -449,70 +426,51 @@ SHOWN = {  # claim: (its decisive measurement, axis label)
 
 
 def plot(table):
-  """A column per claim, a row per number of relations, a mark per seed."""
+  """A column per claim, a row per number of relations, a mark per seed; last, R² against the number
+  of subjects that maps are fitted to."""
   every = sorted(table['relations'].unique())
-  figure, panels = plotting.new(12, 3 * len(every), len(every), 4, squeeze=False)
-  for (linear, read, swaps, zero), relations in zip(panels, every, strict=True):
-    kinds = kinds_shown(table, relations)
+  figure, panels = plotting.new(15, 3 * len(every), len(every), 5, squeeze=False)
+  for (linear, read, swaps, zero, fitted), relations in zip(panels, every, strict=True):
+    kinds = {
+      f'unembedding {how}' if name == 'trained' else name: rows
+      for (name, _, how, _), rows in groups(select(table, relations=relations), *NAMES)
+    }
     for ax, (claim, (measurement, words)) in zip((linear, read, zero), SHOWN.items(), strict=True):
       _plot_scores(ax, kinds, measurement, LINEAR if claim < 5 else ())
-      at_least = next(bound for _, name, _, bound, _ in MEASURED if name == measurement)
+      at_least = next(bound for _, name, _, bound, _ in OUTCOMES if name == measurement)
       ax.axhline(at_least, color=plotting.GREY, linewidth=0.8)
       ax.set(ylim=(-0.3, 1.05), ylabel=words, title=f'claim {claim}, R = {relations}')
-    for i, rows in kinds.values():
+    for i, name in enumerate(ORDER):
+      rows = kinds.get(name, table[:0])
       for measurement, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=measurement, control=None)
         plotting.spread(swaps, some, 'alpha', i, linestyle=line)
-    swaps.set(
-      xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$',
-      ylabel='flipped (solid), others kept (dotted)',
-    )
-    swaps.set(title=f'claim 4, R = {relations}')
-  _legend(figure, panels[:, 0], ncols=7)
+      some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
+      fraction = some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float)
+      plotting.spread(fitted, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
+    swaps.set(title=f'claim 4, R = {relations}', xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$')
+    swaps.set(ylabel='flipped (solid), others kept (dotted)')
+    fitted.set(title=f'claim 2, R = {relations}', xlabel='subjects used to fit the maps')
+    fitted.set(ylabel=SHOWN[2][1], ylim=(-0.3, 1.05))
+  marks = [ax.get_legend_handles_labels() for ax in panels[:, 0]]
+  shown = {label: mark for pair in marks for mark, label in zip(*pair, strict=True)}
+  figure.legend(shown.values(), shown.keys(), loc='outside lower center', ncols=7)
   return figure
 
 
 def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
   """A column per kind of model, then one per control of the first kind, with open marks."""
-  for name, (i, rows) in kinds.items():
-    color, marker = plotting.cycle(i)
-    own = values(rows, measurement=measurement, control=None)
-    ax.plot([i] * len(own), own, marker, color=color, markersize=4, alpha=0.7, label=name)
-  first, rows = next(iter(kinds.values()))
-  color, marker = plotting.cycle(first)
+  names = [name for name in ORDER if name in kinds]
+  columns: list = [(ORDER.index(name), name, None) for name in names]
+  columns += [(len(ORDER) + i, names[0], control) for i, control in enumerate(controls)]
+  for x, name, control in columns:
+    color, marker = plotting.cycle(ORDER.index(name))
+    own = score(kinds[name], measurement, control)
+    style: dict = {'markerfacecolor': 'white'} if control else {'alpha': 0.7, 'label': name}
+    ax.plot([x] * len(own), own, marker, color=color, markersize=4, **style)
   places = range(len(ORDER), len(ORDER) + len(controls))
-  for x, name in zip(places, controls, strict=True):
-    own = values(rows, measurement=measurement, control=name)
-    ax.plot([x] * len(own), own, marker, color=color, markerfacecolor='white', markersize=4)
   ax.set_xticks(places, controls, fontsize=6, rotation=20, ha='right')
   ax.set_xlim(-0.6, len(ORDER) + len(controls) - 0.4)
-
-
-def details(table):
-  """R² against the number of subjects that maps are fitted to; what a relation's own units
-  contribute."""
-  every = sorted(table['relations'].unique())
-  figure, panels = plotting.new(3.4 * len(every) + 3, 6, 2, len(every), squeeze=False)
-  for (curve, units), relations in zip(panels.T, every, strict=True):
-    for name, (i, rows) in kinds_shown(table, relations).items():
-      some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
-      fraction = some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float)
-      plotting.spread(curve, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
-      color, marker = plotting.cycle(i)
-      own = (
-        values(rows, measurement=f'own_units_{what}', control=None) for what in ('lose', 'keep')
-      )
-      units.plot(*own, marker, color=color, alpha=0.6, label=name)
-    curve.set(
-      xlabel='subjects used to fit the maps',
-      ylabel='superposition $R^2$, fresh subjects',
-      ylim=(-0.3, 1.02),
-    )
-    curve.set(title=f'R = {relations}')
-    units.set(xlabel='MLP’s gain lost without own units', ylabel='kept by own units alone')
-    units.set(xlim=(-0.3, 1.3), ylim=(-0.3, 1.3))
-  _legend(figure, panels[1], ncols=3 + len(every))
-  return figure
 
 
 STUDY = Study(
@@ -541,8 +499,7 @@ STUDY = Study(
   'to the old embeddings; (b): with maps trained through the frozen model. Memorised: with maps fitted to three '
   'quarters of the subjects, the accuracy on the old tuples of the remaining ones less that on other tuples of the '
   'same attributes; a model that answers neither also scores 0.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, details=details, minutes=3,
-  first_seed=FIRST_SEED + 1000,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3, first_seed=FIRST_SEED + 1000,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -125,16 +125,13 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cases."""
-  records = []
-  for kind in preset.kinds():
-    about, found = kind.evaluate(trainer, seeds, functools.partial(scores, preset.map_steps))
-    control = kind.model if kind.model in CONTROLS else None
-    records += [
-      {'measurement': name, 'control': control, **about, 'seed': seed, 'value': float(some[i])}
-      for i, seed in enumerate(seeds)
-      for name, some in found.items()
-    ]
-  return records
+  score = functools.partial(scores, preset.map_steps)
+  control = lambda kind: kind.model if kind.model in CONTROLS else None
+  return [
+    record
+    for kind in preset.kinds()
+    for record in kind.records(trainer, seeds, score, control=control(kind))
+  ]
 
 
 def display(value):
@@ -198,45 +195,31 @@ def expect(table):
 
 
 def plot(table):
-  """All scores, a row per case; (a) against what is memorised; (a) against the number of subjects
-  that its maps are fitted to."""
+  """All scores, a row per case; (a) against the number of subjects that its maps are fitted to."""
   found = list(cases(table))
-  figure, (left, middle, right) = plotting.new(
-    12, max(3.6, 0.8 + 0.24 * len(found)), 1, 3, width_ratios=(1.8, 1, 1)
+  figure, (left, right) = plotting.new(
+    10, max(3.6, 0.8 + 0.24 * len(found)), 1, 2, width_ratios=(1.8, 1)
   )
-  texts, shown = [], 0
-  for row, (case, differs, text, rows) in enumerate(found):
-    texts.append(text)
+  for row, (_, _, _, rows) in enumerate(found):
     for i, (name, arm) in enumerate(ARMS.items()):
       color, marker = plotting.cycle(i)
       own, y = values(rows, measurement=name), row + 0.2 * (i - 1.5)
-      left.plot(
-        own, [y] * len(own), marker, color=color, alpha=0.3, markersize=3, markeredgewidth=0
-      )
+      style: dict = {'alpha': 0.3, 'markersize': 3, 'markeredgewidth': 0}
+      left.plot(own, [y] * len(own), marker, color=color, **style)
       left.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
-    i = CONTROLS.index(case['model']) if case['model'] in CONTROLS else 3 + bool(differs)
-    color, marker = plotting.cycle(i)
-    label = case['model'] if i < 3 else ('recipe', 'recipe changed, or constructed')[i - 3]
-    known = middle.get_legend_handles_labels()[1]
-    middle.plot(values(rows, measurement='memorised'), values(rows, measurement='old_maps'), marker, color=color,
-                alpha=0.6, markersize=4, markeredgewidth=0, label=None if label in known else label)  # fmt: skip
-    if not differs:
-      some = rows[rows['measurement'].str.startswith('old_maps of ')]
-      fitted = some['measurement'].str.split().str[-1].astype(float) * some['subjects']
-      plotting.spread(right, some.assign(fitted=fitted), 'fitted', shown, text)
-      shown += 1
-  left.set_yticks(range(len(texts)), texts, fontsize=6)
-  left.set_ylim(len(texts) - 0.4, -0.6)
+  firsts = [(text, rows) for _, differs, text, rows in found if not differs]
+  for i, (text, rows) in enumerate(firsts):
+    some = rows[rows['measurement'].str.startswith('old_maps of ')]
+    fitted = some['measurement'].str.split().str[-1].astype(float) * some['subjects']
+    plotting.spread(right, some.assign(fitted=fitted), 'fitted', i, text)
+  left.set_yticks(range(len(found)), [text for _, _, text, _ in found], fontsize=6)
+  left.set_ylim(len(found) - 0.4, -0.6)
   left.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)
-  left.set(
-    xlabel='accuracy of frozen models on new bijections; memorised: a difference of two',
-    xlim=(-0.1, 1.03),
-  )
-  middle.set(xlabel='memorised (old minus new tuples)', ylabel='zero-shot (a)')
+  left.set_xlabel('accuracy of frozen models on new bijections; memorised: a difference of two')
+  left.set_xlim(-0.1, 1.03)
   right.set(xlabel='subjects used to fit the maps', ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
   plotting.legend(left, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
-  for ax in (middle, right):
-    plotting.legend(ax)
+  plotting.legend(right)
   return figure
 
 

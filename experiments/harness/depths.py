@@ -6,6 +6,7 @@ known about the inside.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -62,22 +63,18 @@ def at_all_depths(
   truths = [truth.of(one) for one in built]
   disguised = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
   transformed = [k.transformed(by) for k, (_, by) in zip(truths, disguised, strict=True)]
-  task = lambda one, seed, rate, params: batched.Task(
-    one.config, one.facts, rate, 0.0, seed, params
-  )
   tasks = []
   for (one, _), seed in zip(disguised, seeds, strict=True):
+    task = functools.partial(batched.Task, one.config, one.facts, weight_decay=0.0, seed=seed)
     for noise in noises:
       params = noised(one.config, one.params, noise, np.random.default_rng((seed, 2)), seed)
-      tasks.append(task(one, seed, LEARNING_RATE, params))
-    tasks.append(task(one, seed, FROM_SCRATCH, None))
+      tasks.append(task(LEARNING_RATE, params=params))
+    tasks.append(task(FROM_SCRATCH))
   chain = built[0].chain_of_thought
-  learned = iter(
-    trained.sweep(
-      tasks, steps=steps, warmup=0, target=None, hops=built[0].hops, chain_of_thought=chain,
-      loss='chain' if chain else 'answer',
-    )
-  )  # fmt: skip
+  learned = iter(trained.sweep(
+    tasks, steps=steps, warmup=0, target=None, hops=built[0].hops, chain_of_thought=chain,
+    loss='chain' if chain else 'answer',
+  ))  # fmt: skip
   rows = []
   for one, k, (model, _), c in zip(built, truths, disguised, transformed, strict=True):
     retrained = [zoo_model('retrained', next(learned), c, noise) for noise in noises]

@@ -41,10 +41,6 @@ def _gaps(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> t
   return take(own_NxR) - wrong.max(axis=2), take(own_NxR) - take(jnp.roll(own_NxR, -1, axis=0))
 
 
-def _embedding_gaps(config: Config, params: dict, e_NxD: Array, answers_RxN: Array):
-  return _gaps(config, params, intervene.final_residuals(config, params, e_NxD), answers_RxN)
-
-
 def _activations(config: Config, params: dict) -> tuple[Array, Array]:
   """For all queries, the units' activations NxRxF, and the residual after the block, NxRxD."""
   e_NxD, paths_Rx1 = params['embed']['subjects'], jnp.arange(config.relations)[:, None]
@@ -61,7 +57,8 @@ def _unit_effects(config: Config, params: dict, answers_RxN: Array, change: Call
   out_FxD = jnp.asarray(params['blocks_0']['mlp']['out'])
 
   def gaps(x_NxRxD):
-    return _gaps(config, params, _to_answers(config, params, x_NxRxD), answers_RxN)
+    read_NxRxD = model.apply(config, params, x_NxRxD, method='_to_answers')
+    return _gaps(config, params, read_NxRxD, answers_RxN)
 
   def one(f):
     change_NxR = change(hidden_NxRxF[..., f])
@@ -71,15 +68,12 @@ def _unit_effects(config: Config, params: dict, answers_RxN: Array, change: Call
   return (jnp.stack(gaps(x_NxRxD)).mean(axis=1)[None] - after_Fx2xR).swapaxes(0, 1)
 
 
-def _to_answers(config: Config, params: dict, x_NxRxD: Array) -> Array:
-  return model.apply(config, params, x_NxRxD, method='_to_answers')
-
-
 def _embedding_effects(
   config: Config, params: dict, answers_RxN: Array, changed: Callable, count: int
 ) -> Array:
   """The same for embeddings changed by `changed(c)`: 2xCxR."""
-  gaps = lambda e_NxD: jnp.stack(_embedding_gaps(config, params, e_NxD, answers_RxN)).mean(axis=1)
+  residuals = functools.partial(intervene.final_residuals, config, params)
+  gaps = lambda e_NxD: jnp.stack(_gaps(config, params, residuals(e_NxD), answers_RxN)).mean(axis=1)
   after_Cx2xR = jax.lax.map(lambda c: gaps(changed(c)), jnp.arange(count))
   return (gaps(params['embed']['subjects'])[None] - after_Cx2xR).swapaxes(0, 1)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from constructions import registry
 from experiments.harness import instances
+from experiments.harness.statistics import split_key
 from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
@@ -31,8 +32,9 @@ SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, Any]:
   """The sizes of a model of the recipe: 32 coordinates and 32 hidden units per relation."""
   return dict(
-    zip(SIZES, (subjects, relations, 32 * relations, 32 * relations, batch, steps), strict=True)
-  )
+    subjects=subjects, relations=relations, dim=32 * relations, width=32 * relations,
+    batch=batch, steps=steps,
+  )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,9 +118,12 @@ class Kind:
     config = Config.trained(*size, answer_dim=self.answer_dim)
     return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
-  def evaluate(self, trainer: Trainer, seeds: Sequence[int], scores: Callable) -> tuple[dict, dict]:
+  def evaluate(
+    self, trainer: Trainer, seeds: Sequence[int], scores: Callable, stops: Sequence[int] = ()
+  ) -> tuple[dict, dict]:
     """The model's description, and by name `scores(config, recipe, params, job, answers to other facts, embeddings)` for
-    every seed. The embeddings are those that a construction of the other facts writes; other kinds have none.
+    every seed, after training, or before it and at each of the `stops`. The embeddings are those that a construction of
+    the other facts writes; other kinds have none.
     """
     facts = functools.partial(instances.bijections, self.subjects, self.relations)
     tasks = [self.task(facts(seed), seed) for seed in seeds]
@@ -132,8 +137,21 @@ class Kind:
     # Which parameters were frozen does not matter after training: without it, kinds of one size share a program.
     own_scores = functools.partial(scores, config, dataclasses.replace(self.recipe(), frozen=()))
     about = dataclasses.asdict(self) | {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
-    found = trainer.train_and_evaluate(
-      self.recipe(), tasks, own_scores, np.stack([o.answers_RxN for o in others]), written,
-      trained=self.trained,
-    )  # fmt: skip
-    return about, found
+    more = np.stack([o.answers_RxN for o in others]), written
+    if stops:
+      return about, trainer.evaluate_at(stops, self.recipe(), tasks, own_scores, *more)
+    train = functools.partial(trainer.train_and_evaluate, trained=self.trained)
+    return about, train(self.recipe(), tasks, own_scores, *more)
+
+  def records(
+    self, trainer: Trainer, seeds: Sequence[int], scores: Callable, points: Sequence[dict] = (), **more
+  ) -> list[dict]:  # fmt: skip
+    """A record for every number that `evaluate` finds; a score with several numbers has one at each of the `points`,
+    columns with their values. A score 'measurement|control' is a control for the measurement."""
+    about, found = self.evaluate(trainer, seeds, scores)
+    return [
+      {**split_key(key), **at, **about, **more, 'seed': seed, 'value': float(value)}
+      for key, values in found.items()
+      for seed, own in zip(seeds, values, strict=True)
+      for at, value in zip(points if np.size(own) > 1 else ({},), np.ravel(own), strict=True)
+    ]  # fmt: skip

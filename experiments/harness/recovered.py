@@ -66,17 +66,11 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> 
     if chained:
       return score(own) / jnp.maximum(whole, 1e-9)
     nothing = jnp.log(job.attributes.astype(jnp.float32))
-    held = lambda nats: nothing - nats
-    return held(optimization.cross_entropy(config, recipe, job, own)[0]) / jnp.maximum(
-      held(nats), 1e-9
-    )
+    own_nats, _ = optimization.cross_entropy(config, recipe, job, own)
+    return (nothing - own_nats) / jnp.maximum(nothing - nats, 1e-9)
 
-  return {
-    'nats': nats,
-    'accuracy': whole,
-    'each_step': step,
-    'bits_per_weight': rounding.bits_needed(kept, params, KEPT) if rounds else jnp.float32(jnp.nan),
-  }
+  bits = rounding.bits_needed(kept, params, KEPT) if rounds else jnp.float32(jnp.nan)
+  return {'nats': nats, 'accuracy': whole, 'each_step': step, 'bits_per_weight': bits}
 
 
 def _capacity(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:

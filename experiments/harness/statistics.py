@@ -52,11 +52,7 @@ def p_value(values: ArrayLike, at_least: float | None, at_most: float | None) ->
   `RESOLUTION`. NaN without a bound, and for a single seed.
   """
   x = np.asarray(values, float)
-  bounds = [
-    (x - at_least) if at_least is not None else None,
-    (at_most - x) if at_most is not None else None,
-  ]
-  beyond = [b for b in bounds if b is not None]
+  beyond = [sign * (x - at) for sign, at in ((1, at_least), (-1, at_most)) if at is not None]
   if len(x) < 2 or not beyond:
     return np.nan
   if not np.isfinite(x).all():

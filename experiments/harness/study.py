@@ -29,7 +29,6 @@ from geomem.errors import InputError
 
 Scale = Literal['smoke', 'laptop', 'full']
 SCALES = typing.get_args(Scale)
-DETAILS = '_details'  # suffix of a study's name for its second figure
 FIRST_SEED = 100  # of the measurements: settings were chosen on the seeds below
 
 
@@ -38,7 +37,7 @@ class Study:
   """`presets`: for each scale a frozen dataclass, or several by the names of their parts.
 
   `measure(trainer, preset, seeds)`: a record (a flat dict) for every number. `expect(table)`: the findings.
-  `plot(table)`: the figure, None if there is nothing to draw; `details(table)`: one for what a page folds away.
+  `plot(table)`: the figure, None if there is nothing to draw.
   `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
   in the findings.
   `minutes`: the time of the laptop preset on two cores. `resumes`: it runs in its own folder, from checkpoints.
@@ -54,7 +53,6 @@ class Study:
   expect: Callable[[pd.DataFrame], Iterable[Finding]]
   claims: tuple[Claim, ...] = ()
   plot: Callable[[pd.DataFrame], Figure | None] | None = None
-  details: Callable[[pd.DataFrame], Figure | None] | None = None
   by: tuple[str, ...] = ()
   terms: str = ''
   minutes: float = 1.0
@@ -190,13 +188,10 @@ class Study:
   def draw(
     self, table: pd.DataFrame, folder: Path, kinds: Sequence[str] = plotting.KINDS
   ) -> list[Path]:
-    """Save the figures, as PNG and PDF; none if there is nothing to draw."""
-    paths = []
-    for plot, name in ((self.plot, self.name), (self.details, self.name + DETAILS)):
-      with matplotlib.rc_context(plotting.STYLE):
-        if plot and (figure := plot(table)):
-          paths += plotting.save(figure, Path(folder) / name, kinds)
-    return paths
+    """Save the figure, as PNG and PDF; none if there is nothing to draw."""
+    with matplotlib.rc_context(plotting.STYLE):
+      figure = self.plot(table) if self.plot else None
+      return plotting.save(figure, Path(folder) / self.name, kinds) if figure else []
 
   def _show(self, folder: Path, found: Records):
     """Write findings and figures next to the records, and print a summary."""

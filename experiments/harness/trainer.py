@@ -27,15 +27,6 @@ from geomem.training import batched, optimization, scheduling
 from geomem.training.recipe import Recipe
 
 
-def evaluate_at(sweep, states, stops, function: Callable, *more) -> Any:
-  """Results of `batched.evaluate` before training and after each of `stops`, in steps: a tree of arrays, a row per stop."""
-  found = [batched.evaluate(sweep, states, function, *more)]
-  for before, stop in itertools.pairwise((0, *stops)):
-    states = batched.advance(sweep, states, stop - before)
-    found.append(batched.evaluate(sweep, states, function, *more))
-  return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
-
-
 class Progress(rich.progress.Progress):
   """A progress line on a terminal: what is running, how far it is, how long it will take. `folder`: that of the run."""
 
@@ -95,6 +86,19 @@ class Trainer:
       if trained:
         sweep, states = self.run_to_end(batched.fit, sweep, states)
       return batched.evaluate(sweep, states, function, *more)
+
+    return self.cached(work)
+
+  def evaluate_at(self, stops, recipe: Recipe, tasks, function, *more) -> dict:
+    """The results of `batched.evaluate` before training and after each of `stops`, in steps: a row per stop."""
+
+    def work():
+      sweep, states = batched.set_up(recipe, tasks, **self.placement)
+      found = [batched.evaluate(sweep, states, function, *more)]
+      for before, stop in itertools.pairwise((0, *stops)):
+        states = batched.advance(sweep, states, stop - before)
+        found.append(batched.evaluate(sweep, states, function, *more))
+      return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
     return self.cached(work)
 
