@@ -1,5 +1,6 @@
 """Runs all tests with the strictest settings: two devices, and no silent dtype or rank promotion."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -41,6 +42,12 @@ def pytest_sessionstart(session):
     shutil.rmtree(COMPILED, ignore_errors=True)
 
 
+def pytest_collection_finish():
+  """Lets Python look for garbage rarely: tracing makes many objects, and nearly all of them are freed without it."""
+  gc.freeze()
+  gc.set_threshold(50_000, 10, 10)
+
+
 @pytest.fixture(autouse=True)
 def forget_programs():
   """Drops compiled programs before a process reaches its limit of some 65,000 memory maps.
@@ -50,3 +57,4 @@ def forget_programs():
   yield
   if next(LOOKS) and MAPS.exists() and MAPS.read_bytes().count(b'\n') > 30000:
     jax.clear_caches()
+    gc.collect()

@@ -10,7 +10,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def start(binary, folder, *arguments):
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'error'}
+  """Runs in neighbouring folders share all programs that they compile."""
+  environment = {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'PYTHONWARNINGS': 'error',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
   command = [sys.executable, '-m', f'experiments.{binary}', *arguments, f'--workdir={folder}']
   pipe = subprocess.PIPE
   return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)

@@ -325,14 +325,13 @@ def test_bounds_say_what_cannot_be_built(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('command', 'status', 'told'),
+  ('command', 'told'),
   [
-    ('construct --subjects=1', 2, 'error: subjects is 1; it must be at least 2\n'),
-    ('ask --workdir=cut "s0 r0"', 2, 'is missing, or not what was saved\n'),
-    ('construct --help', 0, '--list shows them), or all, the default.; repeat this option'),
+    ('construct --subjects=1', 'error: subjects is 1; it must be at least 2\n'),
+    ('ask --workdir=cut "s0 r0"', 'is missing, or not what was saved\n'),
   ],
 )
-def test_in_a_process_of_its_own(command, status, told, place):
+def test_in_a_process_of_its_own(command, told, place):
   binary, *arguments = shlex.split(command)
   done = subprocess.run(
     [sys.executable, '-m', f'experiments.{binary}', *arguments],
@@ -342,28 +341,24 @@ def test_in_a_process_of_its_own(command, status, told, place):
     capture_output=True,
     text=True,
   )
-  assert done.returncode == status
-  if status:
-    assert done.stderr.endswith(told) and done.stderr.startswith('error: ')
-    assert done.stderr.count('\n') == 1
-  else:
-    assert told in ' '.join(done.stdout.split()) and not done.stderr
-    flags = (
-      'construction',
-      'dtype',
-      'workdir',
-      'subjects',
-      'relations',
-      'hops',
-      'dim',
-      'width',
-      'seed',
-    )
-    assert all(f'  --{name}: ' in done.stdout for name in flags)
+  assert done.returncode == 2
+  assert done.stderr.endswith(told) and done.stderr.startswith('error: ')
+  assert done.stderr.count('\n') == 1
 
 
-def test_ask_says_what_it_takes():
-  status, out, err = run('ask', '--help')
-  assert status == 0 and not err
-  assert 'Which model to ask (default: the only one there).' in ' '.join(out.split())
-  assert all(f'  --{name}: ' in out for name in ('construction', 'dtype', 'workdir'))
+@pytest.mark.parametrize(
+  ('binary', 'told', 'flags'),
+  [
+    ('ask', 'Which model to ask (default: the only one there).', ''),
+    (
+      'construct',
+      '--list shows them), or all, the default.; repeat this option',
+      'subjects relations hops dim width seed',
+    ),
+  ],
+)
+def test_a_binary_says_what_it_takes(binary, told, flags):
+  status, out, err = run(binary, '--help')
+  assert status == 0 and not err and told in ' '.join(out.split())
+  names = ['construction', 'dtype', 'workdir', *flags.split()]
+  assert all(f'  --{name}: ' in out for name in names)

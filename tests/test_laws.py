@@ -14,6 +14,7 @@ import pandas as pd
 import processes
 import pytest
 
+from constructions import registry
 from experiments import frozen_embeddings, laws, multihop, pages
 from experiments.harness import curves, records, recovered
 from experiments.harness.statistics import select
@@ -47,9 +48,9 @@ def test_the_command_that_redoes_it_is_recorded(whole):
   assert (module, scale, *rest) == ('experiments.laws', '--scale=smoke', '--steps=300')
 
 
-def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
+def test_killed_and_started_again_it_ends_in_the_same_bits(whole):
   """The checkpoint holds the rows' clocks, the order of the pass and the confusers."""
-  folder = tmp_path / 'killed'
+  folder = whole[0].parent / 'killed'  # where the compiled programs of the whole run are
   lines = len((whole[0] / 'metrics.jsonl').read_text().splitlines())
   process = start(folder, *SMALL)
   metrics, deadline = folder / 'metrics.jsonl', time.monotonic() + 200
@@ -67,7 +68,9 @@ def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
 
 
 @pytest.mark.parametrize('study', STUDIES[1:], ids=lambda study: study.name)
-def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys):
+def test_a_study_records_what_it_measured_and_draws_that(study, tmp_path, capsys, monkeypatch):
+  some = {name: registry.entry(name) for name in ('keyvalue', 'chain_of_thought')}
+  monkeypatch.setattr(registry, 'REGISTRY', some)  # test_experiments.py takes all
   binary = lambda *given: study.main([study.name, f'--workdir={tmp_path}', *given])
   binary('--scale=smoke', '--save_seconds=0')
   told = capsys.readouterr().out

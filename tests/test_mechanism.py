@@ -85,10 +85,13 @@ def transfer(table):
     assert values(table, model=control, measurement='old_maps')[0] < 0.95
 
 
-# Restricts the smoke presets to the kinds of model that CHECKS look at.
+# Restricts the smoke presets to the kinds of model that CHECKS look at, and to those that share a compiled program.
 FEWER = {
   'structure': {'only': ('trained', 'untrained', 'random weights', 'associative', 'constructed')},
-  'phases': {'maps': ({'dim': (8, 16), 'width': (8,)},)},
+  'phases': {
+    'first': sizes(32, 2, 8, 60) | {'dim': 16},
+    'maps': ({'dim': (16,), 'width': (8,)}, {'weight_decay': (0.3, 1.0), 'width': (8,)}),
+  },
 }
 CHECKS = {'structure': structure, 'transfer': transfer, 'from_constructed': from_constructed}
 

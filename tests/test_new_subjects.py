@@ -185,12 +185,12 @@ def test_it_records_what_it_measured_and_draws_that(run):
   assert new_subjects.STUDY.draw(table, folder)
 
 
-def test_every_measurement_runs(case):
+def test_every_other_measurement_runs(case):
   real = 'hops', 'countries', 'adapters'  # these need places that the tiny model has no tokens for
   for name, function in new_subjects.MEASURED.items():
-    if name not in real:
+    if name not in (*real, *new_subjects.PRESETS['smoke'].what):
       found = pd.DataFrame(function(case))
-      rates = found[~found['measurement'].isin(['bits', 'bound', 'size'])]['value']
+      rates = found[found['measurement'] != 'bits']['value']
       assert len(found) and rates.between(0, 1).all() and np.isfinite(found['value']).all(), name
 
 

@@ -180,8 +180,14 @@ def test_tests_run_under_the_strictest_settings():
     warnings.warn('an error', stacklevel=1)
 
 
-@pytest.mark.parametrize('other', ['jnp.ones(3)', 'jnp.ones((2, 3), int)'])
-def test_so_do_the_processes_that_they_start(other):
-  code = f'import jax.numpy as jnp; jnp.ones((2, 3)) + {other}'
+def test_so_do_the_processes_that_they_start():
+  code = """
+import jax.numpy as jnp
+for other in (jnp.ones(3), jnp.ones((2, 3), int)):
+  try:
+    jnp.ones((2, 3)) + other
+  except ValueError as error:
+    print('promotion' in str(error))
+"""
   ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-  assert ended.returncode and 'promotion' in ended.stderr
+  assert ended.stdout == 'True\nTrue\n', ended.stderr

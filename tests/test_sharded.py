@@ -63,9 +63,13 @@ def inputs(rows, answers, dim, dtype=jnp.float32, scale=1.0):
   return x, u, targets, weights, in_use
 
 
-def slopes(x, u, *rows, **options):
+@functools.partial(jax.jit, static_argnames=('block', 'mesh'))
+def ask(x, u, targets, weights, in_use, **options):
+  """The loss and the count of right rows, the same with the slopes of the loss, and which rows are right."""
+  given = x, u, targets, weights, in_use
   loss = functools.partial(head.cross_entropy, **options)
-  return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(x, u, *rows)
+  slopes = jax.value_and_grad(loss, (0, 1), has_aux=True)(*given)
+  return loss(*given), slopes, head.right(x, u, targets, in_use, **options)
 
 
 @on_four
@@ -79,8 +83,9 @@ def slopes(x, u, *rows, **options):
 )
 def test_the_head_is_that_of_one_device(shape, block, options):
   given = inputs(104, 40, 5, **options)
-  (loss, right), want = slopes(*given, block=block)
-  (spread_loss, spread_right), got = slopes(*given, block=block, mesh=mesh(shape))
+  _, ((loss, right), want), one = ask(*given, block=block)
+  plain, slopes, spread_one = ask(*given, block=block, mesh=mesh(shape))
+  (spread_loss, spread_right), got = slopes
   np.testing.assert_allclose(spread_loss, loss, rtol=2e-6)
   assert spread_right == right
   for a, b in zip(got, want, strict=True):
@@ -88,12 +93,8 @@ def test_the_head_is_that_of_one_device(shape, block, options):
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
     rounding = 2**-8 if 'dtype' in options else 1e-5
     np.testing.assert_allclose(a, b, rtol=rounding, atol=1e-5 * np.abs(b).max())
-  x, u, targets, weights, in_use = given
-  ask = jax.jit(functools.partial(head.right, block=block), static_argnames='mesh')
-  one, spread_one = ask(x, u, targets, in_use), ask(x, u, targets, in_use, mesh=mesh(shape))
   np.testing.assert_array_equal(one, spread_one)
-  assert one.dtype == bool and np.sum(weights * np.asarray(one)) == right
-  plain = jax.jit(functools.partial(head.cross_entropy, block=block, mesh=mesh(shape)))(*given)
+  assert one.dtype == bool and np.sum(given[3] * np.asarray(one)) == right
   np.testing.assert_allclose(plain, (loss, right), rtol=2e-6)
 
 

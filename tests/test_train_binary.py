@@ -7,6 +7,7 @@ import time
 
 import processes
 import pytest
+from test_bad_input import run
 
 from experiments.harness import records
 
@@ -62,9 +63,9 @@ def test_killed_and_started_again_it_ends_in_the_same_bits(whole, tmp_path):
 
 def test_another_configuration_is_refused(whole):
   before = written(whole[0])
-  process = start(whole[0], *(o for o in SMALL if not o.startswith('--dim')), '--dim=7')
-  _, err = process.communicate()
-  assert process.returncode == 2 and err.count('\n') == 1
+  other = (o for o in SMALL if not o.startswith('--dim'))
+  status, _, err = run('train', *other, '--dim=7', f'--workdir={whole[0]}')
+  assert status == 2 and err.count('\n') == 1
   assert 'holds another run: its config/' in err and written(whole[0]) == before
 
 
