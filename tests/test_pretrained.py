@@ -128,7 +128,7 @@ def test_a_donors_vector_brings_its_fact_until_the_fact_has_left(model, run, pro
 
 
 def test_gradients_of_a_patch_are_its_effect(model, prompts):
-  """The gradient that relational embeddings are built from, against finite differences."""
+  """Against finite differences."""
   tokens_L, position = jnp.array(prompts[0][0]), prompts[1]
   x_LxD = decoder.embed(model.config, model.params, tokens_L)
 

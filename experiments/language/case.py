@@ -18,6 +18,10 @@ HELD_OUT = 0.25  # fraction of all answer tuples
 FRAMES = 3  # number of the trained frames in which subjects are asked
 
 
+def record(measurement: str, value: Any, **about: Any) -> dict:
+  return {'measurement': measurement, 'value': float(np.mean(value)), **about}
+
+
 class Case:
   """Relations as asked of a model, and the vectors learned for them. `ask(new_frames=, new_wordings=)`: its prompts, with
   frames or wordings that no training prompt had."""
@@ -38,9 +42,7 @@ class Case:
       raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
     number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
     self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
-    self.training = Training(
-      steps=preset.steps, batch=preset.batch, held_out=preset.held_out, seed=seed
-    )
+    self.training = Training(steps=preset.steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self._chosen = {
       'names': tuple(own.answers)[: relations or None],
       'answers': answers or None,
@@ -48,8 +50,6 @@ class Case:
     }
     self.asked = self.ask()
     self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
-    if preset.held_out not in (0, HELD_OUT):
-      self.label += f', {preset.held_out:g} held out'
     self.few_P = in_few_frames(self.asked, len(own.frames))
     self.shuffled = preset.shuffled
     if self.shuffled:

@@ -4,10 +4,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Collection
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.language.case import record
 from geomem.pretrained import fact_encoder, prompts
 from geomem.pretrained.load import Pretrained
 from geomem.pretrained.prompts import Prompts, Relation
@@ -63,18 +65,18 @@ def countries(case) -> list[dict]:
   spoken = {language for language, _ in COUNTRIES.values()}
   answers = [relation.answers for relation in case.asked.relations]
   r = max(range(len(answers)), key=lambda r: len(spoken & set(answers[r])))
-  found = known(case.model, answers[r]) if len(spoken & set(answers[r])) > 1 else None
-  if found is None:
+  real = known(case.model, answers[r]) if len(spoken & set(answers[r])) > 1 else None
+  if real is None:
     return []
-  asked, rows_NxD = found
+  asked, rows_NxD = real
   languages, own_N = asked.relations[0].answers, np.arange(len(rows_NxD))
   vectors_NxD = case.encoder.vectors_RxAxD[r][
     [answers[r].index(language) for language in languages]
   ]
   before_NxR, rng = _said(asked, rows_NxD), case.rng(31)
   knows_NxR = before_NxR == own_N[:, None]
-  pairs = [
-    {'measurement': 'known', 'place': own.name, 'value': float(k)}
+  found = [
+    record('known', k, place=own.name)
     for own, k in zip(asked.relations, knows_NxR.mean(axis=0), strict=True)
   ]
   for control, alphas in ((None, ALPHAS), ('random direction', (1.0,))):
@@ -86,21 +88,17 @@ def countries(case) -> list[dict]:
         after_NxR = _said(asked, rows_NxD + alpha * add_NxD)
         flipped.append(after_NxR[:, 0] == np.roll(own_N, -shift))
         kept.append((after_NxR == before_NxR)[knows_NxR[:, 1], 1])
-      for name, some in (('real flipped', flipped), ('real kept', kept)):
-        if np.size(some):
-          pairs.append(
-            {'measurement': name, 'control': control, 'alpha': alpha, 'value': float(np.mean(some))}
-          )
+      both = ('real flipped', flipped), ('real kept', kept)
+      about: Any = {'control': control, 'alpha': alpha}
+      found += [record(name, some, **about) for name, some in both if np.size(some)]
   unit = lambda x: (x - x.mean(axis=0)) / np.linalg.norm(x - x.mean(axis=0), axis=1, keepdims=True)
   tokens_NxD = np.asarray(case.model.params['embed']['tokens'])[
     asked.answers_RxAxK[0, : len(own_N), 0]
   ]
   for control, some_NxD in ((None, vectors_NxD), ('token of the language', tokens_NxD)):
     nearest_N = np.argmax(unit(some_NxD) @ unit(rows_NxD).T, axis=1)
-    pairs.append(
-      {'measurement': 'nearest', 'control': control, 'value': float(np.mean(nearest_N == own_N))}
-    )
-  return pairs
+    found.append(record('nearest', nearest_N == own_N, control=control))
+  return found
 
 
 def adapters(case) -> list[dict]:
@@ -117,14 +115,13 @@ def adapters(case) -> list[dict]:
     ('fine-tuned', _adapted(case, rows_NxD, answers_RxN)),
   ):
     asked = prompts.tokenize(own, case.asked.relations)
-    right_NxP, chosen_NxP, _ = prompts.recall(asked, rows_NxD, answers_RxN)
-    scores = {'top-1': right_NxP, 'candidates': chosen_NxP == answers_RxN[asked.relation_P].T}
+    right_NxP, chosen_NxP, _ = prompts.recall(asked, rows_NxD, answers_RxN, case.few_P)
+    wanted_NxP = answers_RxN[asked.relation_P[case.few_P]].T
+    scores = {'top-1': right_NxP, 'candidates': chosen_NxP == wanted_NxP}
     if real := known(own):
       scores['known'] = _said(*real) == np.arange(len(real[1]))[:, None]
     about = {'tuples': 'allowed', 'prompts': 'trained', 'control': control}
-    found += [
-      {'measurement': name, 'value': float(np.mean(own)), **about} for name, own in scores.items()
-    ]
+    found += [record(name, own, **about) for name, own in scores.items()]
   return found
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.language.case import record
 from geomem.errors import InputError
 from geomem.inside import linear_maps
 from geomem.pretrained import decoder, fact_encoder, prompts
@@ -120,13 +121,7 @@ def readouts(case) -> list[dict]:
       for t, value in zip(layers, own, strict=True):
         read.setdefault(('patched', name, None, t), []).append(value)
   return [
-    {
-      'measurement': what,
-      'place': place,
-      'control': control,
-      'layer': t,
-      'value': float(np.mean(own)),
-    }
+    record(what, own, place=place, control=control, layer=t)
     for (what, place, control, t), own in read.items()
   ]
 
@@ -156,15 +151,7 @@ def blocks(case) -> list[dict]:
       chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
       right_NxR, other_NxR = classify(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
       for control, some in ((None, right_NxR), ("another relation's answer", other_NxR)):
-        found.append(
-          {
-            'measurement': 'without',
-            'control': control,
-            'place': part,
-            'layer': layer,
-            'value': float(some.mean()),
-          }
-        )
+        found.append(record('without', some, control=control, place=part, layer=layer))
   return found
 
 
@@ -190,12 +177,7 @@ def transplants(case) -> list[dict]:
         Stream(asked, p, rows_NxD), Stream(asked, donor, rows_NxD), asked, r, q, held_RxN
       )
   return [
-    {
-      'measurement': 'transplanted',
-      'place': name,
-      'control': control,
-      'value': float(np.mean(right)),
-    }
+    record('transplanted', right, place=name, control=control)
     for name, control in itertools.product(PARTS, (None, 'own answer'))
     if len(
       right := np.concatenate([[], *(own for *about, own in found if about == [name, control])])

@@ -10,7 +10,6 @@ import numpy as np
 
 from geomem import tables
 from geomem.errors import InputError
-from geomem.pretrained import relational
 from geomem.pretrained.decoder import Patch, Prefix
 from geomem.pretrained.runner import Runner, Template, relations, tokenize
 
@@ -22,25 +21,11 @@ TEMPLATES = {
     Template('A question about ', {
       'continent': ', a country on the continent of', 'capital': ', whose capital is',
       'language': ', where people speak', 'demonym': ', the country of the'}),
-    Template('The following is about ', {
-      'continent': '. This country is located in', 'capital': '. The name of its capital city is',
-      'language': '. The main language of the country is', 'demonym': '. A person from there is'}),
-  ),
-  'elements': (
-    Template('Here are some facts about ', {
-      'symbol': '. Its chemical symbol is', 'kind': '. This chemical element is a',
-      'state': '. At room temperature it is a'}),
-    Template('I would like to tell you about the element ', {
-      'symbol': ', whose symbol is', 'kind': '. In the periodic table it is classified as a',
-      'state': '. At room temperature, this element is a'}),
   ),
 }  # fmt: skip
-COPIES = ('demonym', 'symbol')  # spelled like the subject: a probe could read them off its tokens
+COPIES = ('demonym',)  # spelled like the subject: its tokens show it
 SHARED = 3  # subjects that must have an attribute for it to have its own vector
-NULLABLE = (
-  'seed', 'relation', 'other', 'features', 'control', 'layer', 'alpha', 'beta', 'rank', 'norm',
-  'chosen', 'low', 'high',
-)  # fmt: skip
+NULLABLE = 'seed', 'relation', 'features', 'control', 'layer', 'alpha', 'chosen', 'low', 'high'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,13 +149,6 @@ class PromptSet:
     added_Bx1xD = np.asarray(add_BxD, np.float32)[:, None]
     patch = Patch(each(layer_B), each(0), each(np.float32(scale)), added_Bx1xD)
     return self.runner.patched(x_BxLxD, first, patch, self.prefix(subjects_B), last_B)
-
-  def jacobian(self, r: int, s: int, layers) -> np.ndarray:
-    """∂ final residual / ∂ subject's residual at these layers, TxDxD; the first must be one of `self.layers`."""
-    length = self.tokenized.last_SxR[:, r].max() + 1
-    x_LxD = self._residuals[2][r, s, self.layers.index(layers[0]), :length]
-    about, at = self.runner.model, (self.prefix(s), self.tokenized.last_SxR[s, r])
-    return np.asarray(relational.jacobians(about.config, tuple(layers), about.params, x_LxD, *at))
 
   def shared(self, r: int, subjects=slice(None)) -> np.ndarray:
     """Which attributes at least `SHARED` of these subjects have."""

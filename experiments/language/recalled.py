@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.language import natural, places
-from experiments.language.case import Case, in_few_frames, new_prompts
+from experiments.language.case import Case, in_few_frames, new_prompts, record
 from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
@@ -36,7 +36,7 @@ def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> lis
     'top-1': right_NxP.mean(), 'candidates': chosen_right_NxP.mean(), 'another own': other_NxP.mean(),
     'bits': sum(bits_P[relation_P == r].mean() for r in np.unique(relation_P)),
   }  # fmt: skip
-  return [{'measurement': name, 'value': float(value), **about} for name, value in found.items()]
+  return [record(name, value, **about) for name, value in found.items()]
 
 
 def recall(case: Case) -> list[dict]:
@@ -75,11 +75,8 @@ def blind(asked: Prompts, answers_RxN) -> list[dict]:
   elif sum(map(len, sets)) == len(set().union(*sets)):
     among = [np.float64(1)]  # only one of a relation's own answers is the subject's
   else:
-    return [{'measurement': 'top-1', 'value': float(np.mean(top)), 'control': BLIND}]
-  both = ('top-1', top), ('candidates', among)
-  return [
-    {'measurement': name, 'value': float(np.mean(own)), 'control': BLIND} for name, own in both
-  ]
+    return [record('top-1', top, control=BLIND)]
+  return [record('top-1', top, control=BLIND), record('candidates', among, control=BLIND)]
 
 
 def type_cue(case: Case, answers_RxN) -> list[dict]:
@@ -94,7 +91,7 @@ def type_cue(case: Case, answers_RxN) -> list[dict]:
   own_RxN = np.take_along_axis(tokens, answers_RxN, axis=1)
   best_PxN = np.argmax(np.asarray(_first_logits(*about))[:, own_RxN], axis=1)
   right = np.take_along_axis(own_RxN, best_PxN, axis=0) == own_RxN[asked.relation_P]
-  return [{'measurement': 'top-1', 'value': float(right.mean()), 'control': CUE}]
+  return [record('top-1', right, control=CUE)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -110,7 +107,7 @@ def nearest(case: Case, answers_RxN) -> list[dict]:
   every_RxT = np.stack(np.unravel_index(np.arange(int(np.prod(counts_R))), counts_R))
   trained_RxT = every_RxT[:, ~fact_encoder.is_held_out(every_RxT, case.training)]
   same = [np.mean(own_R[:, None] == trained_RxT, axis=0).max() for own_R in answers_RxN.T]
-  return [{'measurement': 'top-1', 'value': float(np.mean(same)), 'control': NEAREST}]
+  return [record('top-1', same, control=NEAREST)]
 
 
 def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
@@ -147,13 +144,7 @@ def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about)
       flipped.append(right_NxP[:, relation_P == r].ravel())
       kept.append((right_NxP[before_NxP & (relation_P != r)]).ravel())
     found += [
-      {
-        'measurement': name,
-        'control': control,
-        'alpha': alpha,
-        'value': float(np.mean(some)),
-        **about,
-      }
+      record(name, some, control=control, alpha=alpha, **about)
       for name, some in (('flipped', np.concatenate(flipped)), ('kept', np.concatenate(kept)))
       if len(some)
     ]
@@ -177,8 +168,8 @@ def noise(case: Case) -> list[dict]:
     )
     found += scores(case.asked, noisy_NxD, answers_RxN, case.some_P, sigma=sigma, control='noise')
     bound = float(np.sum(np.log2(1 + power_D / (sigma * size) ** 2)) / 2)
-    found.append({'measurement': 'bound', 'sigma': sigma, 'control': 'noise', 'value': bound})
-  return [*found, {'measurement': 'size', 'value': size / fact_encoder.spread(case.model)}]
+    found.append(record('bound', bound, sigma=sigma, control='noise'))
+  return [*found, record('size', size / fact_encoder.spread(case.model))]
 
 
 def no_relation(case: Case) -> list[dict]:
@@ -195,7 +186,7 @@ def no_relation(case: Case) -> list[dict]:
   for control, some_RxN in ((None, own_RxN), ("another subject's", np.roll(own_RxN, 1, axis=1))):
     among = [np.any(said_NxP[None] == some_RxN[:, :, None], axis=0) for said_NxP in said]
     if among:
-      found.append({'measurement': 'pushed', 'control': control, 'value': float(np.mean(among))})
+      found.append(record('pushed', among, control=control))
   return found
 
 
@@ -215,8 +206,7 @@ def in_context(case: Case) -> list[dict]:
       count = len(answering.answer_tokens(case.model, text, relation.answers)[a])
       right.append(case.model.ask(text, count=count) == relation.answers[a])
   about = {'tuples': 'held out', 'prompts': 'trained', 'control': 'told in the prompt'}
-  both = ('top-1', right), ('candidates', among)
-  return [{'measurement': name, 'value': float(np.mean(some)), **about} for name, some in both]
+  return [record('top-1', right, **about), record('candidates', among, **about)]
 
 
 def neighbour(case: Case) -> list[dict]:
@@ -229,17 +219,11 @@ def neighbour(case: Case) -> list[dict]:
       dataclasses.replace(own, prompts=(f'{TRIP.format(NEIGHBOUR)} {own.prompts[0]}',)) for own in case.asked.relations
     ])  # fmt: skip
     others = rows_NxD[n + 1 :], answers_RxN[:, n + 1 :]
-    found += scores(asked, *others, control='a neighbour', prompts='neighbour')
+    about: Any = {'control': 'a neighbour', 'prompts': 'neighbour'}
+    found += scores(asked, *others, **about)
     chosen_NxR = prompts.recall(asked, *others).chosen_NxP
     neighbour_rate = np.mean((chosen_NxR == answers_RxN[:, n]) & (answers_RxN[:, n] != others[1].T))
-    found.append(
-      {
-        'measurement': "the neighbour's",
-        'value': float(neighbour_rate),
-        'control': 'a neighbour',
-        'prompts': 'neighbour',
-      }
-    )
+    found.append(record("the neighbour's", neighbour_rate, **about))
   by_name = {own['measurement']: own for own in found}
   mean = lambda name: float(np.mean([own['value'] for own in found if own['measurement'] == name]))
   return [own | {'value': mean(name)} for name, own in by_name.items()]
@@ -250,7 +234,7 @@ def learned_rows(case: Case) -> list[dict]:
   trained_RxN = fact_encoder.draw_subjects(
     case.asked, case.training, 2 * case.subjects, case.rng(10)
   )
-  training = dataclasses.replace(case.training, steps=-(-case.training.steps // 2))
+  training = dataclasses.replace(case.training, steps=-(-case.training.steps // 4))
   rows_NxD = fact_encoder.learn_rows(case.model, case.asked, trained_RxN, training)
   some = rows_NxD[:24], trained_RxN[:, :24]
   about = {'prompts': 'trained', 'tuples': 'allowed', 'control': 'rows of their own'}
@@ -336,5 +320,4 @@ def hops(case: Case) -> list[dict]:
     f'{frame.replace("{}", NAME)} It lies in {place}. {texts[0]}', languages[0]
   )
   right = [said(place) == natural.COUNTRIES[place][0] for place in relations[0].answers]
-  own = {'measurement': 'candidates', 'control': 'told in the prompt', **about}
-  return [*found, own | {'value': float(np.mean(right))}]
+  return [*found, record('candidates', right, control='told in the prompt', **about)]

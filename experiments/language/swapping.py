@@ -10,19 +10,17 @@ Shapes: S subjects of a group, T subjects fitted to, D width, A attributes, R re
 """
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 
 from experiments.language import ridge
 from experiments.language.prompt_set import PromptSet
 
 SPLIT = (0.6, 0.75)  # ends of the groups to fit to and to choose on; the rest is for the report
-AVERAGED = ('embedding maps', 'class means')  # the mean of several own attributes is subtracted
+MEANS = 'class means'
 CONTROLS = ('shuffled facts', 'random direction')
-METHODS = ('superposition', *AVERAGED, *CONTROLS)
+METHODS = ('superposition', MEANS, *CONTROLS)
 DONOR = "donor's whole vector"
 
 
@@ -48,12 +46,6 @@ def draw(prompts: PromptSet, seed: int, fit_T, group_S) -> pd.DataFrame:
   return pd.DataFrame(rows, columns=['relation', 'subject', 'attribute'])
 
 
-def groups_and_swaps(prompts: PromptSet, seed: int) -> tuple:
-  """The three groups of subjects, and swaps for the second and the third."""
-  fit_T, *others = groups = split(seed, len(prompts.table.subjects))
-  return groups, *(draw(prompts, seed, fit_T, group) for group in others)
-
-
 class SteeringVectors:
   """Vectors that move a subject from its own attributes to a wanted one, at one layer, by several methods.
 
@@ -72,15 +64,12 @@ class SteeringVectors:
     correct_TxP = self.correct_SxP[fit_T]
     shared_TxP = correct_TxP * np.concatenate([prompts.shared(r, fit_T) for r in superposed])
     shuffled_TxP = shared_TxP[self.rng.permutation(len(fit_T))]
-    mean_TxE = np.concatenate([prompts.mean_embedding(r)[fit_T] for r in superposed], axis=1)
-    embeddings_PxE = scipy.linalg.block_diag(*(prompts.embeddings[r] for r in superposed))
     count_Px1 = correct_TxP.sum(axis=0)[:, None]
     self.tables = {
       'superposition': ridge.weights(shared_TxP, x_TxD),
       'shuffled facts': ridge.weights(shuffled_TxP, x_TxD),
-      'embedding maps': embeddings_PxE @ ridge.weights(mean_TxE, x_TxD),
       # The mean over those who have the attribute; over all subjects if nobody has it.
-      'class means': np.where(
+      MEANS: np.where(
         count_Px1 > 0, correct_TxP.T @ x_TxD / np.maximum(count_Px1, 1), x_TxD.mean(axis=0)
       ),
     }
@@ -90,7 +79,7 @@ class SteeringVectors:
     subject_W, relation_W, attribute_W = swaps[['subject', 'relation', 'attribute']].to_numpy().T
     asked_WxP = relation_W[:, None] == self.relation_P
     own_WxP = asked_WxP * self.correct_SxP[subject_W]
-    if method in AVERAGED:
+    if method == MEANS:  # the mean of several own attributes is subtracted
       own_WxP /= np.maximum(own_WxP.sum(axis=1, keepdims=True), 1)
     change_WxP = (asked_WxP & (attribute_W[:, None] == self.attribute_P)) - own_WxP
     fitted_WxD = change_WxP @ self.tables['superposition']
@@ -102,11 +91,6 @@ class SteeringVectors:
       norm = lambda x: np.linalg.norm(x, axis=1, keepdims=True)
       vectors_WxD *= norm(fitted_WxD) / np.maximum(norm(vectors_WxD), 1e-9)
     return vectors_WxD
-
-  def norm(self, vectors_WxD: np.ndarray) -> float:
-    """Their mean norm, as a fraction of the mean distance of representations from their mean."""
-    mean = lambda x: np.linalg.norm(x, axis=1).mean()
-    return float(mean(vectors_WxD) / mean(self.x_SxD - self.x_SxD.mean(axis=0)))
 
 
 def outcomes(
@@ -131,61 +115,46 @@ def outcomes(
   return found.assign(success=found['counted'] & (found['after'] == expected))
 
 
-def best(prompts: PromptSet, swaps: pd.DataFrame, layers, strengths, vectors: Callable) -> tuple:
-  """The (layer, strength) whose `vectors` have the largest product of the fractions flipped and kept."""
-
-  def score(at) -> float:
-    found = outcomes(prompts, at[0], swaps, vectors(*at))
-    fractions = found[found['counted']].groupby('own')['success'].mean()
-    return float(fractions.reindex([False, True], fill_value=0).prod())
-
-  return max(itertools.product(layers, strengths), key=score)
-
-
 def measure(prompts: PromptSet, preset, layers, seed: int) -> list[dict]:
-  """Records of all methods on the third group of subjects, and examples to read."""
-  (fit_T, _, report_S), dev, test = groups_and_swaps(prompts, seed)
+  """Records of all methods on the third group of subjects."""
+  fit_T, *others = split(seed, len(prompts.table.subjects))
+  dev, test = (draw(prompts, seed, fit_T, group) for group in others)
   if dev.empty or test.empty:
     return []
   steering = {layer: SteeringVectors(prompts, seed, fit_T, layer) for layer in layers}
 
-  def choose(method: str, layers) -> tuple:
-    vectors = lambda layer, alpha: alpha * steering[layer].vectors(method, dev)
-    return best(prompts, dev, layers, preset.alpha_choices, vectors)
+  def best(method: str, layers) -> tuple:
+    """The (layer, alpha) with the largest product of the fractions flipped and kept."""
 
-  layer, alpha = choose('superposition', layers)
-  alphas = {method: choose(method, [layer])[1] for method in AVERAGED}  # the others use its alpha
-  records, about = [], {'seed': seed, 'subjects': len(report_S), 'layer': layer}
+    def score(at) -> float:
+      found = outcomes(prompts, at[0], dev, at[1] * steering[at[0]].vectors(method, dev))
+      fractions = found[found['counted']].groupby('own')['success'].mean()
+      return float(fractions.reindex([False, True], fill_value=0).prod())
+
+    return max(itertools.product(layers, preset.alpha_choices), key=score)
+
+  layer, alpha = best('superposition', layers)
+  chosen = {MEANS: best(MEANS, [layer])[1]}  # the others use the superposition's alpha
+  records, about = [], {'seed': seed, 'subjects': len(others[1]), 'layer': layer}
   for method in METHODS:
-    own, vectors_WxD = method == 'superposition', steering[layer].vectors(method, test)
-    for scale in preset.alphas if own else preset.alpha_choices:
+    vectors_WxD = steering[layer].vectors(method, test)
+    for scale in preset.alphas if method == METHODS[0] else preset.alpha_choices:
       found = outcomes(prompts, layer, test, scale * vectors_WxD)
-      fields = about | {'control': method, 'alpha': scale}
-      fields['norm'] = scale * steering[layer].norm(vectors_WxD)
-      fields['chosen'] = scale == alphas.get(method, alpha)
-      records += records_of(prompts, found, fields)
-      if own and scale == alpha:
-        records += examples(prompts, found, about | {'alpha': alpha})
+      fields = {'control': method, 'alpha': scale, 'chosen': scale == chosen.get(method, alpha)}
+      records += records_of(prompts, found, about | fields)
   found = outcomes(prompts, layer, test, _donors(prompts, seed, fit_T, layer, test), scale=0.0)
-  fields = about | {'control': DONOR, 'chosen': True}
-  return records + records_of(prompts, found, fields)
+  return records + records_of(prompts, found, about | {'control': DONOR, 'chosen': True})
 
 
 def records_of(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """Records of all swaps together, of those of each relation, and of their effect on each other relation."""
+  """Records of all swaps together, and of those of each relation."""
   records, everyone = [], range(len(prompts.table.subjects))
-  names = [relation.name for relation in prompts.relations]
   for r, swaps in [(None, found), *found.groupby('relation')]:
-    about = fields | {'relation': None if r is None else names[r]}
-    others = swaps[~swaps['own']]
-    for name, rows in (('flipped', swaps[swaps['own']]), ('kept', others)):
+    about = fields | {'relation': None if r is None else prompts.relations[r].name}
+    for name, rows in (('flipped', swaps[swaps['own']]), ('kept', swaps[~swaps['own']])):
       sums = rows.groupby('subject')[['success', 'counted']].sum().reindex(everyone, fill_value=0)
       ratio = sums['success'], sums['counted']
       records.append(prompts.record(name, *ratio, **about, tried=int(rows['counted'].sum())))
-    for other, rows in [] if r is None else others.groupby('asked'):
-      if rows['counted'].any():
-        ratio = rows['success'], rows['counted']
-        records.append(prompts.record('kept one', *ratio, **about, other=names[other]))
   return records
 
 
@@ -199,29 +168,6 @@ def _donors(prompts: PromptSet, seed: int, fit_T, layer: int, swaps: pd.DataFram
       same_T = have_T[prompts.observed['predicted'][have_T, r] == relation.token_A[a]]
       donors.append(rng.choice(same_T if len(same_T) else have_T))
   return prompts.observed['subject'][donors, layer]
-
-
-def examples(prompts: PromptSet, found: pd.DataFrame, fields: dict) -> list[dict]:
-  """The first swaps of each relation: Japan, continent Asia → Africa: now says Africa; capital Tokyo, …"""
-
-  def word(swap, token: int) -> str:  # if several attributes begin with it, the first
-    relation = prompts.relations[swap.asked]
-    return relation.attributes[int(np.argmax(relation.token_A == token))]
-
-  records = []
-  for r, swaps in found.groupby('relation'):
-    relation = prompts.relations[r]
-    for _, rows in list(swaps.groupby('swap'))[:8]:
-      (own,), others = rows[rows['own']].itertuples(), []
-      for other in rows[~rows['own']].itertuples():
-        was = f' (was {word(other, other.before)})' if other.after != other.before else ''
-        others.append(f'{prompts.relations[other.asked].name} {word(other, other.after)}{was}')
-      subject, wanted = prompts.table.subjects[own.subject], relation.attributes[own.attribute]
-      change = f'{subject}, {relation.name} {word(own, own.before)} → {wanted}'
-      text = f'{change}: now says {word(own, own.after)}; {", ".join(others)}'
-      about = fields | {'relation': relation.name, 'text': text}
-      records.append(prompts.record('example', float(own.success), **about))
-  return records
 
 
 def depth(prompts: PromptSet, layers, donor_pairs: int, seed: int) -> list[dict]:
@@ -242,8 +188,8 @@ def depth(prompts: PromptSet, layers, donor_pairs: int, seed: int) -> list[dict]
     final_NxD = prompts.patched(r, np.tile(subject_B, repeat), layer_N, 0.0, donated_NxD, first=0)
     after_TxB = prompts.predict(r, final_NxD).reshape(-1, len(pairs))
     about = {'seed': seed, 'relation': relation.name, 'subjects': len(pairs)}
-    for layer, after_B in zip(layers, after_TxB, strict=True):
-      for name, like_B in (('donor answer', donor_B), ('own answer', subject_B)):
-        same_B = after_B == predicted_SxR[like_B, r]
-        records.append(prompts.record(name, same_B, **about, layer=layer))
+    records += [
+      prompts.record('donor answer', after_B == predicted_SxR[donor_B, r], **about, layer=layer)
+      for layer, after_B in zip(layers, after_TxB, strict=True)
+    ]
   return records

@@ -155,10 +155,6 @@ class Runner:
     """The logits BxA that final residuals give to these tokens."""
     return self.map(decoder.logits, (), x_BxD, np.tile(token_A, (len(x_BxD), 1)))
 
-  def predict(self, x_BxD: np.ndarray) -> np.ndarray:
-    """The likeliest token of the whole vocabulary for each final residual."""
-    return self.map(_predicted, (), x_BxD)
-
   def map(self, function: Callable, static: tuple, *rows: Any) -> Any:
     """Apply `function(config, params, *row, *static)` to every row, batch by batch."""
     count, found = len(jax.tree.leaves(rows)[0]), []
@@ -190,7 +186,3 @@ def _residuals(config, params, tokens_L, prefix, last, layers):
 
 def _final(config, params, x_LxD, patch, prefix, last, first):
   return decoder.residuals(config, params, x_LxD, patch, first, prefix)[-1, last]
-
-
-def _predicted(config, params, x_D):
-  return jnp.argmax(decoder.logits(config, params, x_D))
