@@ -11,6 +11,7 @@ resumed, or restarted if the code has changed; --again measures finished ones an
 report.html and report.md into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -151,7 +152,8 @@ def measure(
       while waiting or running:
         while waiting and free:
           study = waiting.pop(0)
-          running.append(Run(study, scale, folder / study.name, free.pop()))
+          with signals_put_off():
+            running.append(Run(study, scale, folder / study.name, free.pop()))
         pace = 1.0 if scale == 'laptop' else math.inf
         if done:
           pace = sum(spent for spent, _ in done) / sum(known for _, known in done)
@@ -183,6 +185,24 @@ def exit_on_signal():
   for number in (signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
       signal.signal(number, lambda number, _: sys.exit(128 + number))
+
+
+@contextlib.contextmanager
+def signals_put_off():
+  """Put off a signal to end until the process that is being started here is known: only then is it ended, too."""
+  came: list[int] = []
+  numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+  handlers = {number: signal.getsignal(number) for number in numbers}
+  for number, handler in handlers.items():
+    if handler != signal.SIG_IGN:
+      signal.signal(number, lambda number, _: came.append(number))
+  try:
+    yield
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+  for told in came:
+    signal.raise_signal(told)
 
 
 def main(options: Options):

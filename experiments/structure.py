@@ -469,7 +469,7 @@ def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
     style: dict = {'markerfacecolor': 'white'} if control else {'alpha': 0.7, 'label': name}
     ax.plot([x] * len(own), own, marker, color=color, markersize=4, **style)
   places = range(len(ORDER), len(ORDER) + len(controls))
-  ax.set_xticks(places, controls, fontsize=6, rotation=20, ha='right')
+  ax.set_xticks(places, controls, fontsize=6, rotation=40, ha='right')
   ax.set_xlim(-0.6, len(ORDER) + len(controls) - 0.4)
 
 

@@ -170,6 +170,19 @@ def test_told_to_end_it_ends_what_it_has_started(tmp_path):
   assert json.loads((own / report.TRIES).read_text())['finished'] is False
 
 
+def test_a_signal_waits_until_what_is_being_started_is_known():
+  before = signal.getsignal(signal.SIGTERM)
+  known = []
+  try:
+    reproduce.exit_on_signal()
+    with pytest.raises(SystemExit) as ended, reproduce.signals_put_off():
+      signal.raise_signal(signal.SIGTERM)
+      known.append('process')
+    assert known and ended.value.code == 128 + signal.SIGTERM
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def test_progress_says_what_runs_and_how_long_it_may_take(tmp_path, capsys, monkeypatch):
   monkeypatch.setenv('FORCE_COLOR', '1')  # as on a terminal
   asked = [fake(name, 'import time; time.sleep(1)', minutes=1.0) for name in 'ab']
