@@ -6,11 +6,12 @@
   python -m experiments.compile --target=v5e:2x4 --subjects=1000000 --dim=64 --batch=4096
 
 A TPU's compiler needs no TPU: pip install 'jax[tpu]' into a separate environment (`make tpu`). The programs of every
-study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The output
-has one line per program: seconds to compile, memory per chip, operations, communication between chips, and the
-precision of matrix products. The same command again resumes where it stopped. For each kind of program in a preset's
-part the largest is compiled; with --every, all are. For GPUs programs are only lowered, which shows that they can be
-lowered for one, and no more.
+study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The checks by
+certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
+per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
+products. The same command again resumes where it stopped. For each kind of program in a preset's part the largest is
+compiled; with --every, all are. For GPUs programs are only lowered, which shows that they can be lowered for one, and no
+more.
 
 With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
 --models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the
@@ -19,7 +20,6 @@ largest size that fits.
 
 import contextlib
 import dataclasses
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -28,22 +28,25 @@ from typing import Annotated, Any
 
 import jax
 import pandas as pd
-from jax.sharding import Mesh
 
-from experiments import train
+from experiments import construct, train
 from experiments.harness import cli, machine, programs, records, studies, targets
 from experiments.harness.programs import Program
 from experiments.harness.records import Records
 from experiments.harness.study import Scale
-from experiments.harness.targets import Refused, Target
+from experiments.harness.targets import Target
 from geomem import mesh as meshes
-from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, sharded
-from geomem.training.recipe import Recipe
+from geomem.training import batched, device_memory, sharded
+from geomem.training.batched import Task
+from geomem.training.device_memory import Refused
 
 MAX_GPUS = 8  # the most that programs are lowered for
+CHECKS = {  # more parts of the study construct: its own models are small, and checked exhaustively
+  check: construct.Preset(construction=('selector',), subjects=16, check=check, save=False)
+  for check in ('certificate', 'universal')
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,8 @@ def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
     if reason := study.missing():
       cli.warn(f'{name} is left out: {reason}')
       continue
-    for part, preset in study.parts(options.scale).items():
+    more = CHECKS if name == 'construct' else {}
+    for part, preset in (study.parts(options.scale) | more).items():
       if options.part and part not in options.part:
         continue
       found = programs.of_study(study, preset, target.devices, target.platform)
@@ -101,27 +105,19 @@ def of_train(options: Options, target: Target) -> Wanted:
     batch=options.batch,
   )
   config, recipe = train.configure(own)
+  task = lambda n: Task(
+    config.replace(subjects=n, answers=n), Facts.bijections(n, options.relations)
+  )
   if not options.models:
     mesh = meshes.make_mesh(target.devices)
-    of_size = lambda n: _over_all_chips(recipe, config.replace(subjects=n, answers=n), mesh)
-    return Wanted('train', 'shard', of_size(config.subjects), config.subjects, 'subjects', of_size)
-  chips, facts = len(target.devices), Facts.bijections(config.subjects, config.relations)
-  tasks = [batched.Task(config, facts)] * options.models
-  placement: Any = {'devices': target.devices, 'platform': target.platform}
-  with programs.recording(target.devices[0]) as found:
-    batched.advance(*batched.set_up(recipe, tasks, **placement), 1)
-  fewer = lambda count: found[-1].with_models(count * chips)
-  return Wanted('train', 'sweep', found[-1], found[-1].models // chips, 'models a chip', fewer)
-
-
-def _over_all_chips(recipe: Recipe, config: Config, mesh: Mesh) -> Program:
-  """A step of one model, without making its arrays: only a job's numbers are made, for another task with as few facts as possible."""
-  config, state = sharded.planned(recipe, config, mesh)
-  small = Config.trained(2, config.relations, dim=2)
-  task = batched.Task(small, Facts.bijections(2, config.relations))
-  with programs.recording(mesh.devices.flat[0]) as found:
-    sharded.Sharded(recipe, (task,), config, mesh, batched.job(task, config)).train(state, 1)
-  return found[-1]
+    of_size = lambda n: Program(*sharded.planned(recipe, task(n), mesh).program(), {})
+    return Wanted('train', 'shard', of_size(own.subjects), own.subjects, 'subjects', of_size)
+  one = task(own.subjects)
+  place: Any = {'devices': target.devices, 'platform': target.platform}
+  sweep = lambda count: Program(*batched.planned(recipe, [one] * count, **place).program(), {})
+  chips, whole = len(target.devices), sweep(options.models)
+  fewer = lambda count: sweep(count * chips)
+  return Wanted('train', 'sweep', whole, whole.models // chips, 'models a chip', fewer)
 
 
 def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
@@ -138,11 +134,8 @@ def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[di
     try:
       record |= targets.build(one.program, target)
     except Refused as error:
-      fits = (
-        targets.fitting(one.of_size, one.size, target, error) if 0 < error.needed < math.inf else 0
-      )
-      instead = f'; {fits:,} {one.unit} fit' if fits else ''
-      record |= {'refused': f'{error}{instead}'}
+      attempt = lambda size, one=one: targets.build(one.of_size(size), target)
+      record['refused'] = device_memory.with_largest(error, attempt, one.size, one.unit)
     yield record
 
 
@@ -158,7 +151,7 @@ def earlier(folder: Path) -> list[dict]:
 
 def line(record: dict) -> str:
   """A record as one line of output."""
-  size = lambda name: targets.in_words(record.get(name))
+  size = lambda name: device_memory.in_words(record.get(name))
   words = [
     record['target'],
     ' '.join(filter(None, (record['study'], record['part']))),

@@ -292,7 +292,8 @@ def compiled() -> str:
         'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
         'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
         'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
-        'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}', 'operations': number(r['flops']),
+        'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
+        'elements stored / used': '–' if r['padding'] is None else f'{r["padding"]:.2f}', 'operations': number(r['flops']),
         'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
       })  # fmt: skip
   return render.table(rows, 'markdown')

@@ -12,7 +12,8 @@ and on CPUs ends in the same bits.
 
 With --shard all devices work on one model that is too large for one of them: its vocabulary is cut
 into slices, and its facts are distributed. Several processes, each given its number, join their
-devices; only the first reads and writes --workdir.
+devices; only the first reads and writes --workdir. A GPU or a TPU says how much memory it has: what
+needs more is refused before the first step, with the largest size that fits.
 """
 
 import dataclasses
@@ -138,13 +139,15 @@ def main(options: Options):
     batched.Task(config, facts[s], rate, decay, s)
     for rate, decay, s in itertools.product(options.learning_rate, options.weight_decay, seeds)
   ]
+  machine.keep_compiled(folder.parent)
+  memory = machine.memory()
   sweep: Any
   if options.shard:
     if len(tasks) > 1:
       raise InputError(f'--shard trains one model, not a grid of {len(tasks)}; name one of each')
-    sweep, states = sharded.set_up(recipe, tasks[0])
+    sweep, states = sharded.set_up(recipe, tasks[0], memory=memory)
   else:
-    sweep, states = batched.set_up(recipe, tasks)
+    sweep, states = batched.set_up(recipe, tasks, memory=memory)
   about = {
     'config': dataclasses.asdict(config), 'recipe': vars(recipe), 'learning_rate': options.learning_rate,
     'weight_decay': options.weight_decay, 'seeds': list(seeds), 'mesh': dict(sweep.mesh.shape), **machine.made_with(),

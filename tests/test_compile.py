@@ -15,12 +15,12 @@ from experiments import compile as compiling
 from experiments import laws
 from experiments.harness import cli, programs, targets
 from experiments.harness.programs import Program
-from experiments.harness.targets import Refused
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, scheduling
 from geomem.training.batched import Task
+from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
 
 PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(tmp_path, monke
     assert stop.value.code == 2 and re.search(
       r'planted: refused: .*: needs .* of the 15.8 GiB', line
     )
-    return int(re.search(r'; ([\d,]+) rows fit', line)[1].replace(',', ''))
+    return int(re.search(r'; the most rows that fit: ([\d,]+)', line)[1].replace(',', ''))
 
   fits = refused(10**6)
   targets.build(of_size(fits), target)
@@ -151,6 +151,31 @@ def test_programs_are_lowered_for_gpus(name):
   target = targets.find(name)
   (train,) = (one for one in of_laws(target.devices, target.platform) if one.name == 'train_chunks')
   assert targets.build(train, target)['text_bytes'] > 10**4
+
+
+@pytest.mark.parametrize('name', ['cuda', pytest.param('v5e:1x1', marks=libtpu)])
+def test_checks_that_no_preset_chooses_are_compiled(name):
+  """By certificate and for all facts at once: the programs of construct have one kind more for each."""
+  target = targets.find(name)
+  options = compiling.Options(study=('construct',), part=tuple(compiling.CHECKS))
+  found = [*compiling.of_studies(options, target)]
+  names = [one.program.name for one in found]
+  assert names == [
+    'check_block verify._certified_margins queries.compose',
+    'check_block verify.margins queries.look_up',
+  ]
+  for one in found:
+    assert targets.build(one.program, target)['lower_seconds'] > 0
+
+
+@pytest.mark.parametrize('sizes', [{'models': 6}, {'batch': 4}])
+def test_a_model_of_the_train_binary_is_lowered_at_any_size(sizes):
+  target = targets.find('cuda:2')
+  one = compiling.of_train(compiling.Options(subjects=8, relations=2, dim=4, **sizes), target)
+  smaller = one.of_size(2)
+  assert one.size == (3 if 'models' in sizes else 8) and smaller.bytes < one.program.bytes
+  assert smaller.models == (4 if 'models' in sizes else 0)
+  assert targets.build(smaller, target)['text_bytes'] > 10**4
 
 
 @pytest.mark.parametrize(
@@ -191,12 +216,3 @@ def test_padding_is_read():
   assert targets.padding(line.format('0,1')) == 1
   assert targets.padding(line.format('1,0') + line.format('0,1')) == 4.5
   assert targets.padding('  %f = f32[] fusion(%x)') is None
-
-
-def test_sizes_are_read_of_what_the_compiler_says():
-  for text in (
-    'Ran out of memory on HBM, the total memory required for HLO temporaries (8.00T) exceeds available HBM (15.75G).',
-    'Ran out of memory in memory space hbm. Used 8.00T of 15.75G hbm. Exceeded hbm capacity by 7.98T.',
-  ):
-    assert targets._sizes(text) == (2**43, 15.75 * 2**30)
-  assert targets.in_words(15.75 * 2**30) == '15.8 GiB'

@@ -12,7 +12,7 @@ import pretrained_models as models
 import pytest
 
 from experiments import new_subjects
-from experiments.harness import records
+from experiments.harness import programs, records, targets
 from experiments.harness.findings import decisions
 from experiments.harness.statistics import select, values
 from experiments.language import case as cases
@@ -183,6 +183,15 @@ def test_it_records_what_it_measured_and_draws_that(run):
     new_subjects.STUDY.findings(table)
   )
   assert new_subjects.STUDY.draw(table, folder)
+
+
+def test_the_gradient_in_a_row_is_found_and_lowered_for_a_gpu(table, model):
+  smoke = dataclasses.replace(new_subjects.PRESETS['smoke'], model=str(model), table=str(table))
+  target, study = targets.find('cuda'), new_subjects.STUDY
+  found = programs.of_study(study, smoke, target.devices, target.platform)
+  (step,) = (one for one in found if one.name.startswith('step '))
+  assert step.name == 'step fact_encoder.sum_rows fact_encoder.unchanged'
+  assert targets.build(step, target)['text_bytes'] > 10**4
 
 
 def test_every_other_measurement_runs(case):

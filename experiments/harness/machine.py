@@ -11,6 +11,8 @@ from pathlib import Path
 
 import jax
 
+from geomem import hosts
+
 PACKAGES = ('geomem', 'constructions', 'experiments')
 QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
 
@@ -22,6 +24,12 @@ def one_device_per_core():
     return
   with contextlib.suppress(RuntimeError):  # JAX has started
     jax.config.update('jax_num_cpu_devices', cores())
+
+
+def memory() -> int | None:
+  """The bytes that programs may use on each device; None where devices do not tell, as CPUs do not."""
+  limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in jax.local_devices()]
+  return hosts.broadcast(min(limits)) or None
 
 
 def cores() -> int:

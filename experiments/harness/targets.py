@@ -1,6 +1,6 @@
 """Devices that programs are compiled for without having them: TPUs, by libtpu's compiler. For GPUs they are only lowered.
 
-A compiled program says what a chip needs for it. `Refused`: it does not fit, or calls back to the host.
+A compiled program says what a chip needs for it. One that does not fit, or calls back to the host, is `Refused`.
 """
 
 import collections
@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,34 +20,14 @@ from jax.experimental import topologies
 
 from experiments.harness.programs import Program
 from geomem.errors import InputError
+from geomem.training import device_memory
+from geomem.training.device_memory import Refused
 
 GPUS = 'cuda', 'rocm'
 COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
-TOO_LARGE = re.compile(r'Ran out of memory|exceeds available HBM|RESOURCE_EXHAUSTED')
-UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 SETTINGS = {  # libtpu must not look up which TPU it is on, and two processes may compile at once
   'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }  # fmt: skip
-ITEM_BYTES = {
-  'pred': 1,
-  's8': 1,
-  'u8': 1,
-  's16': 2,
-  'u16': 2,
-  'f16': 2,
-  'bf16': 2,
-  's64': 8,
-  'u64': 8,
-  'f64': 8,
-}
-
-
-class Refused(InputError):
-  """A program that the target cannot run. If memory is the reason, it needs `needed` bytes of `available`."""
-
-  def __init__(self, text: str, needed: float = 0, available: float = 0):
-    super().__init__(text)
-    self.needed, self.available = needed, available
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +46,9 @@ class Target:
     sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
     large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=sharding)
     try:
-      jax.jit(lambda a: a + 1).lower(large).compile()
-    except jax.errors.JaxRuntimeError as error:
-      return _sizes(str(error))[1]
+      device_memory.compiled(jax.jit(lambda a: a + 1).lower(large))
+    except Refused as error:
+      return error.available
     raise AssertionError('four terabytes fit')
 
 
@@ -114,13 +94,9 @@ def build(program: Program, target: Target) -> dict[str, Any]:
   lowered = traced.lower()
   lowered_at = time.perf_counter()
   try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    if not TOO_LARGE.search(str(error)):
-      raise
-    needed, available = _sizes(str(error))
-    text = f'{program.name}: needs {in_words(needed)} of the {in_words(available)} that a chip of {target.name} has'
-    raise Refused(text, needed, available) from None
+    compiled = device_memory.compiled(lowered)
+  except Refused as error:
+    raise Refused(f'{program.name}: {error}', error.needed, error.available) from None
   seconds = {
     'lower_seconds': lowered_at - start,
     'compile_seconds': time.perf_counter() - lowered_at,
@@ -138,7 +114,7 @@ def needs(compiled: Any) -> dict[str, Any]:
     'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
     'flops': max(0, costs.get('flops', 0)),  # −1 or less: nothing to count
     'cycles': sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))), 'padding': padding(text),
-    'collectives': '; '.join(f'{count} {kind} of {in_words(size)}' for kind, (count, size) in moved.items()),
+    'collectives': '; '.join(f'{count} {kind} of {device_memory.in_words(size)}' for kind, (count, size) in moved.items()),
     'collective_bytes': sum(size for _, size in moved.values()),
     'products': '; '.join(f'{count} {how}' for how, count in products.items()),
   }  # fmt: skip
@@ -188,8 +164,8 @@ def collectives(text: str) -> dict[str, tuple[int, int]]:
 def _bytes(shapes: str) -> int:
   """The total size of the arrays in the text of a type."""
   return sum(
-    ITEM_BYTES.get(kind, 4) * math.prod(int(n) for n in sizes.split(',') if n)
-    for kind, sizes in re.findall(r'\b([a-z]+\d*|pred)\[([\d,]*)\]', shapes)
+    -(-int(bits or 8) // 8) * math.prod(int(n) for n in sizes.split(',') if n)
+    for bits, sizes in re.findall(r'\b[a-z]+(\d*)\[([\d,]*)\]', shapes)
   )
 
 
@@ -200,37 +176,3 @@ def precisions(text: str) -> dict[str, int]:
     said = re.search(r'operand_precision=\{(\w+)', rest)
     found[f'{kind} {said[1] if said else "default"}'] += 1
   return dict(found)
-
-
-def _sizes(error: str) -> tuple[float, float]:
-  """(needed, available) bytes, from the compiler's message."""
-  found = [
-    float(n) * UNITS[unit]
-    for n, unit in re.findall(r'\b([\d.]+)([KMGT]?)\b(?=[ ).]|$)', error)
-    if unit
-  ]
-  return (found[0], found[1]) if len(found) > 1 else (math.inf, math.inf)
-
-
-def in_words(size: float | None) -> str:
-  """A number of bytes, with a unit."""
-  if size is None or not math.isfinite(size):
-    return '–'
-  unit = next((u for u in ('G', 'M', 'K') if size >= UNITS[u]), '')
-  return f'{size / UNITS[unit]:.3g} {unit + "i" if unit else ""}B'
-
-
-def fitting(of_size: Callable[[int], Program], size: int, target: Target, error: Refused) -> int:
-  """The largest size whose program fits, to within a tenth; 0 if none does. `error`: the refusal at `size`."""
-  fits, over, guess = 0, size, int(size * error.available / error.needed)
-  while over > 1.1 * fits + 1:
-    if not fits < guess < over:
-      guess = max(fits + 1, int(math.sqrt(fits * over)))
-    try:
-      build(of_size(guess), target)
-      # Memory mostly grows in proportion to the size: then a tenth more is too much.
-      fits, guess = guess, int(1.1 * guess) + 1 if not fits else 0
-    except Refused as again:
-      known = 0 < again.needed < math.inf
-      over, guess = guess, int(guess * again.available / again.needed) if known else 0
-  return fits

@@ -62,19 +62,27 @@ def training(
 class Trainer:
   """Trains sweeps in a run. `on_progress(done, total, label)` is called after every chunk; `trace`: a folder for a profile.
 
-  `placement`: the devices that hold the models, and their platform, unless all devices are used.
+  `placement`: the devices that hold the models, and their platform, unless all devices are used. `memory`: the bytes of
+  a device, if they are known; what needs more is refused before it starts.
   """
 
   placement: Mapping[str, Any] = {}
+  memory: int | None = None
 
   def __init__(self, run: runs.Run, save_seconds: float, on_progress: Progress, trace: Path | None):
     self.run, self.save_seconds = run, save_seconds
     self.on_progress, self.trace = on_progress, trace
+    self.memory = machine.memory()
     restored: tuple[int, dict] = run.restore() or (0, {})
     self.number, arrays = restored
     self.finished = [arrays['finished'][i] for i in sorted(arrays.get('finished', {}))]
     self.resume_from = arrays.get('under_way')
     self.asked, self.saved, self.unsaved = 0, time.monotonic(), not self.finished
+
+  def set_up(self, recipe: Recipe, tasks, trained: bool = True) -> tuple[batched.Sweep, Any]:
+    """The tasks as a sweep, and its states before the first step; refused if it is to be trained and does not fit."""
+    memory = self.memory if trained else None
+    return batched.set_up(recipe, tasks, memory=memory, **self.placement)
 
   def train_and_evaluate(
     self, recipe: Recipe, tasks, function, *more, trained: bool = True
@@ -82,7 +90,7 @@ class Trainer:
     """The results of `batched.evaluate` for the tasks once they are trained, or untrained."""
 
     def work():
-      sweep, states = batched.set_up(recipe, tasks, **self.placement)
+      sweep, states = self.set_up(recipe, tasks, trained)
       if trained:
         sweep, states = self.run_to_end(batched.fit, sweep, states)
       return batched.evaluate(sweep, states, function, *more)
@@ -93,7 +101,7 @@ class Trainer:
     """The results of `batched.evaluate` before training and after each of `stops`, in steps: a row per stop."""
 
     def work():
-      sweep, states = batched.set_up(recipe, tasks, **self.placement)
+      sweep, states = self.set_up(recipe, tasks)
       found = [batched.evaluate(sweep, states, function, *more)]
       for before, stop in itertools.pairwise((0, *stops)):
         states = batched.advance(sweep, states, stop - before)

@@ -26,7 +26,7 @@ from geomem import hosts, model
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import optimization
+from geomem.training import device_memory, optimization
 from geomem.training.optimization import Job, State
 from geomem.training.recipe import Recipe
 
@@ -134,6 +134,19 @@ class Sweep:
     static = (self.config, self.recipe, self.vmap_size, self.mesh)
     return _train_chunks(*static, np.int32(steps), self.jobs, states)
 
+  def program(self) -> tuple[Any, tuple]:
+    """The compiled function that trains it and the arguments of a call, with shapes for arrays, so that none is made."""
+    sharding = NamedSharding(self.mesh, P('models'))
+    rows = lambda a: jax.ShapeDtypeStruct(
+      (self.row_count, *np.shape(a)), a.dtype, sharding=sharding
+    )
+    begin = functools.partial(optimization.initial_state, self.recipe)
+    state = jax.eval_shape(begin, model.shapes(self.config))
+    arrays = jax.tree.map(rows, (job(self.tasks[0], self.config), state))
+    return _train_chunks, (
+      self.config, self.recipe, self.vmap_size, self.mesh, np.int32(1), *arrays,
+    )  # fmt: skip
+
   def with_rows(self, rows: np.ndarray) -> 'Sweep':
     """The same tasks in other rows."""
     return dataclasses.replace(self, rows=rows)
@@ -150,13 +163,29 @@ class Sweep:
 
 def set_up(
   recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
-  vmap_size: int | None = None, platform: str | None = None,
+  vmap_size: int | None = None, platform: str | None = None, memory: int | None = None,
 ) -> tuple[Sweep, State]:  # fmt: skip
   """The sweep and its states before the first step, padded as needed.
 
   `devices`: by default all devices of this process and those it has joined. `platform`: the platform
-  to plan for, if not that of the devices.
+  to plan for, if not that of the devices. `memory`: the bytes of a device; what needs more is refused.
   """
+  sweep = planned(recipe, tasks, devices, vmap_size, platform)
+  if memory is not None:
+    _check_memory(sweep, memory)
+  inactive = np.isin(np.arange(sweep.row_count), sweep.rows, invert=True)
+  each = [parameters(task, sweep.config) for task in sweep.tasks]
+  params = _stack(each, _task_of_row(sweep, sweep.rows))
+  states = _start(recipe, sweep.mesh, _put(sweep, params))
+  status = np.where(inactive, optimization.INACTIVE, optimization.RUNNING).astype(np.int32)
+  return sweep, states.replace(status=_put(sweep, status))
+
+
+def planned(
+  recipe: Recipe, tasks: Iterable[Task], devices: Sequence[jax.Device] | None = None,
+  vmap_size: int | None = None, platform: str | None = None,
+) -> Sweep:  # fmt: skip
+  """The sweep as `set_up` plans it, before any array is on a device."""
   tasks = tuple(tasks)
   used = np.array(jax.devices() if devices is None else devices)
   platform = platform or used[0].platform
@@ -171,12 +200,26 @@ def set_up(
   each = -(-each // vmap_size) * vmap_size
   rows = np.arange(each * used.size).reshape(used.size, each).T.ravel()[: len(tasks)]
   mesh = jax.sharding.Mesh(used, ('models',))
-  sweep = Sweep(recipe, tasks, config, mesh, platform, vmap_size, each * used.size, rows)
-  inactive = np.isin(np.arange(sweep.row_count), rows, invert=True)
-  params = _stack([parameters(task, config) for task in tasks], _task_of_row(sweep, rows))
-  states = _start(recipe, mesh, _put(sweep, params))
-  status = np.where(inactive, optimization.INACTIVE, optimization.RUNNING).astype(np.int32)
-  return sweep, states.replace(status=_put(sweep, status))
+  return Sweep(recipe, tasks, config, mesh, platform, vmap_size, each * used.size, rows)
+
+
+def _check_memory(sweep: Sweep, memory: int) -> None:
+  """Refuse a sweep that does not fit; fewer models on each device may fit, or smaller batches of a single one."""
+  devices, models = list(sweep.mesh.devices.flat), sweep.row_count // sweep.mesh.size
+
+  def fewer(count: int) -> Sweep:
+    some, together = sweep.tasks[: count * len(devices)], min(count, sweep.vmap_size)
+    return planned(sweep.recipe, some, devices, together, sweep.platform)
+
+  def shorter(batch: int) -> Sweep:
+    recipe = dataclasses.replace(sweep.recipe, batch=batch)
+    return planned(recipe, sweep.tasks, devices, 1, sweep.platform)
+
+  if models > 1:
+    device_memory.check(sweep, fewer, models, 'models per device', memory)
+  else:
+    batch = sweep.recipe.batch or sweep.config.subjects
+    device_memory.check(sweep, shorter, batch, 'subjects per step', memory)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

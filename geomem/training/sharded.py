@@ -10,6 +10,7 @@ A model whose sizes do not divide evenly among the devices is padded, as in a sw
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from geomem import mesh as meshes
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.mesh import AXES, SLICED, VOCABULARY
-from geomem.training import batched, optimization
+from geomem.training import batched, device_memory, optimization
 from geomem.training.batched import Task
 from geomem.training.optimization import Job, State
 from geomem.training.recipe import Recipe
@@ -52,6 +53,14 @@ class Sharded:
     """Train for up to `steps` more steps; the buffers of `state` are donated."""
     return _train_chunk(self.config, self.recipe, self.mesh, np.int32(steps), self.job, state)
 
+  def program(self) -> tuple[Any, tuple]:
+    """The compiled function that trains it and the arguments of a call, with shapes for arrays, so that none is made."""
+    begin = functools.partial(optimization.initial_state, self.recipe, as_tree=True)
+    tree = self.job, jax.eval_shape(begin, model.shapes(self.config))
+    with_sharding = lambda a, own: jax.ShapeDtypeStruct(np.shape(a), a.dtype, sharding=own)
+    arrays = jax.tree.map(with_sharding, tree, _shardings(self.mesh, tree))
+    return _train_chunk, (self.config, self.recipe, self.mesh, np.int32(1), *arrays)
+
   def with_rows(self, _: np.ndarray) -> 'Sharded':
     """Itself, as there is only one row."""
     return self
@@ -66,33 +75,46 @@ class Sharded:
     return state.replace(params=batched.crop(state.params, self.tasks[i].config))
 
 
-def set_up(recipe: Recipe, task: Task, mesh: Mesh | None = None) -> tuple[Sharded, State]:
-  """The model on the mesh (default: all devices), and its state before the first step."""
-  mesh = meshes.make_mesh() if mesh is None else mesh
-  batched.check(recipe, (task,), task.config)
-  config, shapes = planned(recipe, task.config, mesh)
-  params = batched.parameters(task, config)
-  params = hosts.put(params, _shardings(mesh, params))
+def set_up(
+  recipe: Recipe, task: Task, mesh: Mesh | None = None, memory: int | None = None
+) -> tuple[Sharded, State]:
+  """The model on the mesh (default: all devices), and its state before the first step.
+
+  `memory`: the bytes of a device; what needs more is refused.
+  """
+  own = planned(recipe, task, meshes.make_mesh() if mesh is None else mesh)
+  if memory is not None:
+    _check_memory(own, memory)
+  params = batched.parameters(task, own.config)
+  params = hosts.put(params, _shardings(own.mesh, params))
   begin = functools.partial(optimization.initial_state, recipe, as_tree=True)
-  state = jax.jit(begin, out_shardings=jax.tree.map(lambda a: a.sharding, shapes))(params)
-  job = batched.job(task, config)
-  job = hosts.put(job, _shardings(mesh, job))
-  return Sharded(recipe, (task,), config, mesh, job), state
+  shardings = _shardings(own.mesh, jax.eval_shape(begin, params))
+  state = jax.jit(begin, out_shardings=shardings)(params)
+  return dataclasses.replace(own, job=hosts.put(own.job, _shardings(own.mesh, own.job))), state
 
 
-def planned(recipe: Recipe, config: Config, mesh: Mesh) -> tuple[Config, State]:
-  """The padded config, and the state's shapes with their shardings; no array is allocated."""
+def planned(recipe: Recipe, task: Task, mesh: Mesh) -> Sharded:
+  """The model as `set_up` plans it, before any array is on a device."""
   if mesh.axis_names != AXES:
     raise InputError(f'the axes of the mesh are {mesh.axis_names}; they must be {AXES}')
   if recipe.lazy:
     raise InputError(
       'lazy training needs a model that is whole on a device: use a sweep of one model'
     )
-  config = _padded(recipe, config, mesh)
-  begin = functools.partial(optimization.initial_state, recipe, as_tree=True)
-  state = jax.eval_shape(begin, model.shapes(config))
-  with_sharding = lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding)
-  return config, jax.tree.map(with_sharding, state, _shardings(mesh, state))
+  batched.check(recipe, (task,), task.config)
+  config = _padded(recipe, task.config, mesh)
+  return Sharded(recipe, (task,), config, mesh, batched.job(task, config))
+
+
+def _check_memory(own: Sharded, memory: int) -> None:
+  """Refuse a model that does not fit; a smaller batch may."""
+  count = own.mesh.size
+
+  def shorter(batch: int) -> Sharded:
+    return planned(dataclasses.replace(own.recipe, batch=batch * count), own.tasks[0], own.mesh)
+
+  batch = -(-(own.recipe.batch or own.config.subjects) // count)
+  device_memory.check(own, shorter, batch, 'subjects per step and device', memory)
 
 
 def _padded(recipe: Recipe, config: Config, mesh: Mesh) -> Config:
