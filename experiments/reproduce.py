@@ -163,9 +163,10 @@ def measure(
         shown.update(line, description=names, completed=total - left)
         time.sleep(0.2)
         for run in [run for run in running if run.process.poll() is not None]:
-          running.remove(run)
+          with signals_put_off():
+            running.remove(run)
+            seconds, how = run.stop(), 'done'
           free.append(run.cores)
-          seconds, how = run.stop(), 'done'
           if run.process.returncode:
             failed.append(run.study.name)
             how = f'FAILED, see {run.folder / "log.txt"}'
@@ -191,18 +192,18 @@ def exit_on_signal():
 def signals_put_off():
   """Put off a signal to end until the process that is being started here is known: only then is it ended, too."""
   came: list[int] = []
-  numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+  numbers = signal.SIGTERM, signal.SIGHUP, signal.SIGINT
   handlers = {number: signal.getsignal(number) for number in numbers}
-  for number, handler in handlers.items():
-    if handler != signal.SIG_IGN:
-      signal.signal(number, lambda number, _: came.append(number))
+  own = {n: handler for n, handler in handlers.items() if handler not in (None, signal.SIG_IGN)}
+  for number in own:
+    signal.signal(number, lambda number, _: came.append(number))
   try:
     yield
   finally:
-    for number, handler in handlers.items():
+    for number, handler in own.items():
       signal.signal(number, handler)
-  for told in came:
-    signal.raise_signal(told)
+    for told in came:
+      signal.raise_signal(told)
 
 
 def main(options: Options):

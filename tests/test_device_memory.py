@@ -134,3 +134,28 @@ def test_sizes_are_read_of_what_the_compiler_says():
   ):
     assert device_memory.sizes(text) == (2**43, 15.75 * 2**30)
   assert device_memory.in_words(15.75 * 2**30) == '15.8 GiB'
+
+
+def test_a_sweep_of_several_sizes_is_planned_at_the_largest(monkeypatch):
+  """Fewer models are not planned at the sizes of the first few."""
+  large = batched.Task(Config.trained(4, 1, dim=16, width=16), FACTS)
+  limits = []
+  for tasks in ([*TASKS, large], [large, *TASKS]):
+    asked = {}
+    monkeypatch.setattr(
+      device_memory, 'check',
+      lambda plan, smaller, size, unit, memory, own=asked: own.update(config=smaller(1).config, rows=smaller(2).row_count),
+    )  # fmt: skip
+    batched.set_up(RECIPE, tasks, memory=MORE_THAN_ENOUGH)
+    limits.append((asked['config'].dim, asked['rows']))
+  assert limits == [(16, 2 * len(jax.devices()))] * 2
+
+
+def test_an_error_that_names_no_sizes_stays_what_it_is():
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: trying to allocate 17179869184 bytes')
+
+  with pytest.raises(jax.errors.JaxRuntimeError, match='17179869184'):
+    device_memory.compiled(Lowered(), 100)
+  assert device_memory.sizes('needs 24.00GiB of 16.00GiB') == (24 * 2**30, 16 * 2**30)

@@ -173,8 +173,8 @@ def test_the_lines_of_the_readme_run(lines, monkeypatch):
   for line in lines:
     python, option, module, *given = shlex.split(line)
     assert (python, option) == ('python', '-m')
-    if module == 'experiments.train':
-      given = [*(word for word in given if not word.startswith('--steps')), '--steps=20']
+    if module == 'experiments.train' and not any(word.startswith('--steps') for word in given):
+      given = [*given, '--steps=20']
     path = str(ROOT.joinpath(*module.split('.')).with_suffix('.py'))
     monkeypatch.setattr(sys, 'argv', [path, *given])
     runpy.run_path(path, run_name='__main__')

@@ -27,8 +27,11 @@ def one_device_per_core():
 
 
 def memory() -> int | None:
-  """The bytes that programs may use on each device; None where devices do not tell, as CPUs do not."""
-  limits = [(device.memory_stats() or {}).get('bytes_limit', 0) for device in jax.local_devices()]
+  """The bytes that programs may use on each device of the first host; None where devices do not tell, as CPUs do not."""
+  try:
+    limits = [(one.memory_stats() or {}).get('bytes_limit', 0) for one in jax.local_devices()]
+  except (jax.errors.JaxRuntimeError, NotImplementedError):
+    limits = [0]
   return hosts.broadcast(min(limits)) or None
 
 

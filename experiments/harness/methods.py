@@ -71,7 +71,7 @@ def _unit_effects(config: Config, params: dict, answers_RxN: Array, change: Call
 def _embedding_effects(
   config: Config, params: dict, answers_RxN: Array, changed: Callable, count: int
 ) -> Array:
-  """The same for embeddings changed by `changed(c)`: 2xCxR."""
+  """Effects, as those of units, of changing embeddings to `changed(c)`: 2xCxR."""
   residuals = functools.partial(intervene.final_residuals, config, params)
   gaps = lambda e_NxD: jnp.stack(_gaps(config, params, residuals(e_NxD), answers_RxN)).mean(axis=1)
   after_Cx2xR = jax.lax.map(lambda c: gaps(changed(c)), jnp.arange(count))

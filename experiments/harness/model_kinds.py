@@ -146,12 +146,12 @@ class Kind:
   def records(
     self, trainer: Trainer, seeds: Sequence[int], scores: Callable, points: Sequence[dict] = (), **more
   ) -> list[dict]:  # fmt: skip
-    """A record for every number that `evaluate` finds; a score with several numbers has one at each of the `points`,
-    columns with their values. A score 'measurement|control' is a control for the measurement."""
+    """A record for every number that `evaluate` finds; a score with as many numbers as there are `points` has one at
+    each, whose columns it gets. A score 'measurement|control' is a control for the measurement."""
     about, found = self.evaluate(trainer, seeds, scores)
     return [
       {**split_key(key), **at, **about, **more, 'seed': seed, 'value': float(value)}
       for key, values in found.items()
       for seed, own in zip(seeds, values, strict=True)
-      for at, value in zip(points if np.size(own) > 1 else ({},), np.ravel(own), strict=True)
+      for at, value in zip(points if np.ndim(own) and np.size(own) == len(points) else ({},), np.ravel(own), strict=True)
     ]  # fmt: skip

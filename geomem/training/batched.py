@@ -208,8 +208,9 @@ def _check_memory(sweep: Sweep, memory: int) -> None:
   devices, models = list(sweep.mesh.devices.flat), sweep.row_count // sweep.mesh.size
 
   def fewer(count: int) -> Sweep:
-    some, together = sweep.tasks[: count * len(devices)], min(count, sweep.vmap_size)
-    return planned(sweep.recipe, some, devices, together, sweep.platform)
+    together = min(count, sweep.vmap_size)
+    row_count = -(-count // together) * together * len(devices)
+    return dataclasses.replace(sweep, vmap_size=together, row_count=row_count)
 
   def shorter(batch: int) -> Sweep:
     recipe = dataclasses.replace(sweep.recipe, batch=batch)

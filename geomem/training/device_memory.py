@@ -52,16 +52,17 @@ def compiled(
   except jax.errors.JaxRuntimeError as error:
     if not TOO_LARGE.search(str(error)):
       raise
-    needed, available = sizes(str(error))
+    needed, limit = sizes(str(error))
+    if not math.isfinite(needed):
+      raise
+    available = min(available, limit)
   else:
     memory: Any = found.memory_analysis()
-    needed = kept + (
-      memory.peak_memory_in_bytes
-      or memory.argument_size_in_bytes
-      + memory.temp_size_in_bytes
-      + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes
-    )
+    whole = (
+      memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    ) - memory.alias_size_in_bytes
+    # Compilers count in different ways, and a refusal without need is worse than a failure later.
+    needed = kept + min(memory.peak_memory_in_bytes or whole, whole)
     if needed <= available:
       return found
   text = f'needs {in_words(needed)} of the {in_words(available)} that a device has'
@@ -95,9 +96,7 @@ def fitting(attempt: Callable[[int], Any], size: int, error: Refused) -> int:
 def sizes(error: str) -> tuple[float, float]:
   """(needed, available) bytes, from the compiler's message."""
   found = [
-    float(n) * UNITS[unit]
-    for n, unit in re.findall(r'\b([\d.]+)([KMGT]?)\b(?=[ ).]|$)', error)
-    if unit
+    float(n) * UNITS[unit] for n, unit in re.findall(r'\b(\d+(?:\.\d+)?)([KMGT])(?:iB|B)?\b', error)
   ]
   return (found[0], found[1]) if len(found) > 1 else (math.inf, math.inf)
 
