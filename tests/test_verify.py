@@ -130,6 +130,21 @@ def test_every_fault_is_caught_in_bfloat16(name, check):
     assert report.dtype == 'bfloat16' and report.correct < report.queries, path
 
 
+def test_large_arrays_are_read_after_they_are_written():
+  """JAX 0.8.0 and 0.8.1 sometimes read what was in the memory before: here the array of the model before."""
+  facts = Facts.bijections(64, 16)
+  built = registry.build('selector_coded', facts, noise=1.0, error=0.01)
+  mlp = built.params['blocks_0']['mlp']
+  counts = []
+  for sign in [1, -1] * 10:
+    params = {
+      **built.params,
+      'blocks_0': {**built.params['blocks_0'], 'mlp': {**mlp, 'in': sign * mlp['in']}},
+    }
+    counts.append(verify.accuracy(built.config, params, facts).correct)
+  assert counts == [facts.answers_RxN.size, counts[1]] * 10 and counts[1] < counts[0]
+
+
 @pytest.mark.parametrize('check', verify.CHECKS)
 def test_a_weight_too_small_breaks_the_promise_only(check):
   weaker = changed(build('selector'), ('blocks_0', 'mlp', 'out'), lambda w: w / 2)
