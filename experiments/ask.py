@@ -1,14 +1,21 @@
 """Ask a saved model, and see how it finds the answer.
 
-  python -m experiments.ask --workdir=runs/demo --construction=selector "s3 r1"
-  python -m experiments.ask --workdir=runs/demo --construction=selector --trace "s3 r1"
-  python -m experiments.ask --workdir=runs/demo --construction=selector --figure=s3.svg "s3 r1"
+  python -m experiments.construct --construction=selector
+  python -m experiments.ask "s3 r1"
+  python -m experiments.ask --trace "s3 r1"
+  python -m experiments.ask --figure=s3.svg "s3 r1"
 
 A query is a subject and one relation per hop, by name; names that contain spaces are separated by |
 or commas, as in "Marie Curie | born in". Without a query in the arguments, queries are read from
 standard input, one per line. Models are loaded from where experiments.construct has saved them,
-WORKDIR/CONSTRUCTION; WORKDIR may also be a model itself. The answers go to ask/results.json beside
-the model's folder, including those before a query that is refused. Bad input ends in one line and exit status 2.
+WORKDIR/CONSTRUCTION; WORKDIR may also be a model itself. Exported models and those of a zoo are asked in the same way
+(--workdir=runs/zoo/models --construction=ID). The answers go to ask/results.json beside the model's folder, including
+those before a query that is refused. Bad input ends in one line and exit status 2.
+
+How to read a trace: `blocks[r0] = s5` says that this entry of the residual stream is the codeword of s5;
+`blocks[r0] ≈ s5 ×4.4 ±2.4` that its nearest codeword is that of s5, multiplied by 4.4, and that no coordinate is off by
+more than 2.4; `closed` that the relation has made it negative, so that no unit passes it on; `s2@0 0.5` that a head gives
+the token s2 at position 0 the weight 0.5.
 """
 
 import dataclasses
@@ -23,11 +30,13 @@ import pandas as pd
 import constructions
 from experiments.harness import cli, records, render
 from experiments.page import trace_figure
+from geomem import export
 from geomem.errors import InputError
 from geomem.inside import asking
 from geomem.inside.trace import Trace
-from geomem.saved import models
+from geomem.saved import atomic, models
 
+SHOWN = 30  # names of models in a message
 PICTURES = ('.png', '.pdf', '.svg')
 COLUMNS = ('query', 'answer', 'truth', 'correct', 'margin', 'runner_up')
 CHAIN_COLUMNS = (*COLUMNS, 'step', 'wrong_step')
@@ -52,18 +61,25 @@ class Options:
   arguments: tuple[str, ...] = ()
 
 
+def is_model(path: Path) -> bool:
+  """Whether the folder holds a saved or an exported model."""
+  return models.is_model(path) or export.is_export(path)
+
+
 def find_model(folder: Path, name: str | None) -> Path:
   """The model called `name`, or the only one in the folder, or the folder itself if it is the model."""
-  if models.is_model(folder) and name in (None, folder.absolute().name):
+  if is_model(folder) and name in (None, folder.absolute().name):
     return folder
-  names = models.names(folder) if folder.is_dir() else []
+  every = atomic.names(folder) if folder.is_dir() else []
+  names = [one for one in every if is_model(folder / one)]
   if not names:
     raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
   if name is None and len(names) == 1:
     return folder / names[0]
   # A damaged model is reported when it is loaded.
   if name is None or not (folder / name).exists():
-    raise InputError(f'choose one with --construction=NAME: {folder} holds {", ".join(names)}')
+    some = ', '.join(names[:SHOWN]) + f' … {len(names) - SHOWN} more' * (len(names) > SHOWN)
+    raise InputError(f'choose one with --construction=NAME: {folder} holds {some}')
   return folder / name
 
 

@@ -2,7 +2,7 @@
 
   python -m experiments.benchmark
   python -m experiments.benchmark --list
-  python -m experiments.benchmark --only=exhaustive,step --scale=full
+  python -m experiments.benchmark --only=exhaustive --only=step --scale=full
   python -m experiments.benchmark --redraw
 
 Both sides of a measurement take turns, so that a busy machine slows both; the ratio is the median over rounds
@@ -228,7 +228,7 @@ MEASUREMENTS: dict[str, Callable] = {
   'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'batches': batches,
   'mlp_memory': mlp_memory, 'products': products, 'memory': memory, 'scaling': scaling,
 }  # fmt: skip
-ALL = ','.join(MEASUREMENTS)
+ALL = ', '.join(MEASUREMENTS)
 SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from the laptop's
   'smoke': {
     'exhaustive': {'subjects': 200, 'relations': 2, 'rounds': 1},
@@ -258,11 +258,11 @@ SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  only: Annotated[str, f'Only these of {ALL.replace(",", ", ")}, separated by commas.'] = ALL
+  only: Annotated[tuple[str, ...], f'Only these of {ALL} (default: all).'] = ()
   sizes: dict[str, dict]
 
   def __post_init__(self):
-    if unknown := set(self.only.split(',')) - MEASUREMENTS.keys():
+    if unknown := set(self.only) - MEASUREMENTS.keys():
       raise InputError(f'--only={min(unknown)}: known are {ALL}')
 
 
@@ -272,7 +272,7 @@ def measure(progress, preset, seeds):
   rows: list[dict] = []
   if not peers.TORCH:
     cli.warn('PyTorch is not installed, and not measured')
-  for name in preset.only.split(','):
+  for name in preset.only or MEASUREMENTS:
     sizes = preset.sizes.get(name, {})
     print(f'{name}: {sizes or "as on a laptop"}', file=sys.stderr, flush=True)
     for row in MEASUREMENTS[name](**sizes, seed=seeds[0]):

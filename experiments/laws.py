@@ -1,8 +1,8 @@
-"""Claim 1 at sizes where laws differ: how many dimensions do R facts about each of N subjects need, and how many bits does a parameter hold?
+"""Claim 1 at sizes where laws differ: how many dimensions do facts need, and how many bits does a parameter hold?
 
   python -m experiments.laws
 
-For every N and R, models of several sizes d, with F = 4d, are trained on all facts for a fixed
+For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F = 4d, are trained on all facts for a fixed
 number of passes. Every model enters with its accuracy over all answers and with the bits of its
 facts that it holds, N·R·log₂N less the cross-entropy; there is no search for a smallest model. A
 law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are the alternatives, with

@@ -4,11 +4,14 @@
 
 Constructions are hidden at four depths (experiments.zoo): as built; transformed by symmetries; perturbed and trained
 again; trained from scratch, where nothing is known. Methods are given a model and its facts, and return which hidden
-units serve which relation, or which subspace of a subject's embedding holds its answers to it. Expected: regressions and
-interchange find as much in a transformed model as in the original, while methods that change single coordinates score
-at most 0.2 in the transformed one, where the truth scores 1; so does a sparse dictionary in both, because a sum of
-binary codewords is not sparse, and with as many subjects as dimensions one atom per subject is; units can be permuted
-and scaled freely, and are found all the same. Controls: random answers and answers for the next relation, which must score nothing, and the truth itself.
+units serve which relation, or which subspace of a subject's embedding holds its answers to it.
+
+Expected: regressions and interchange find as much in a transformed model as in the original. Methods that change single
+coordinates score at most 0.2 in the transformed one, where the truth scores 1. A sparse dictionary scores at most 0.2 in
+both, because a sum of binary codewords is not sparse, and with as many subjects as dimensions one atom per subject is.
+Units can be permuted and scaled freely, and are found all the same.
+
+Controls: random answers and answers for the next relation, which must score nothing, and the truth itself.
 `effect`, what an answer is worth by interventions alone, needs no truth, and is measured from scratch too.
 """
 

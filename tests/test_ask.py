@@ -260,6 +260,23 @@ def test_the_folder_of_a_model_can_be_named(workdir, capsys):
   assert 's4 r0' in (workdir / 'ask' / 'results.json').read_text()
 
 
+def test_exported_models_are_asked_by_their_folders_names(tmp_path, capsys):
+  built = registry.build('selector', PLAIN)
+  for seed in range(2):
+    built.replace(name=f'lion-{seed}').export(tmp_path / f'lion-{seed}')
+  main('s4 r0', workdir=str(tmp_path), construction='lion-1')
+  main('s4 r0', workdir=str(tmp_path / 'lion-0'), construction=None)
+  assert capsys.readouterr().out.count(f'{built.ask("s4 r0")}\n') == 2
+  with pytest.raises(InputError, match='holds lion-0, lion-1$'):
+    main('s4 r0', workdir=str(tmp_path), construction=None)
+
+
+def test_a_query_is_echoed_with_separators_where_any_name_has_a_space():
+  built = registry.build('selector', NAMED)
+  assert built.ask('Ann | knows').query == 'Ann | knows'
+  assert built.ask('Ann Lee knows').query == 'Ann Lee | knows'
+
+
 def test_a_lone_model_needs_no_name(tmp_path, capsys):
   with pytest.raises(InputError, match='no models there'):
     main('s0 r0', workdir=str(tmp_path))

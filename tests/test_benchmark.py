@@ -93,10 +93,10 @@ def test_training_is_measured(name):
 
 def test_the_binary_writes_what_it_measures_and_draws_it_again(tmp_path, capsys):
   run = lambda *flags: benchmark.STUDY.main(['benchmark', f'--workdir={tmp_path}', *flags])
-  run('--scale=smoke', '--only=step,scaling')
+  run('--scale=smoke', '--only=step', '--only=scaling')
   found = records.read(tmp_path)
   assert found.table['measurement'].tolist() == ['step', *['scaling'] * 2, 'scaling_exponent']
-  assert found.about['command'].endswith('--scale=smoke --only=step,scaling')
+  assert found.about['command'].endswith('--scale=smoke --only=step --only=scaling')
   step, one, other, fit = found.table.to_dict('records')
   slope = np.log(other['ours_seconds'] / one['ours_seconds']) / np.log(2)
   assert fit['exponent'] == pytest.approx(slope) and step['ours_seconds'] > 0
@@ -112,7 +112,7 @@ def test_the_binary_writes_what_it_measures_and_draws_it_again(tmp_path, capsys)
 def test_what_was_measured_before_it_ended_can_be_drawn(tmp_path, monkeypatch):
   monkeypatch.setitem(benchmark.MEASUREMENTS, 'memory', lambda **_: 1 / 0)
   with pytest.raises(ZeroDivisionError):
-    benchmark.STUDY.run('smoke', tmp_path, only='scaling,memory')
+    benchmark.STUDY.run('smoke', tmp_path, only=('scaling', 'memory'))
   benchmark.STUDY.main(['benchmark', f'--workdir={tmp_path}', '--redraw'])
   assert (tmp_path / 'benchmark.png').exists()
 

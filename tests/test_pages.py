@@ -15,6 +15,12 @@ from geomem.errors import InputError
 ROOT = Path(__file__).parents[1]
 
 
+def test_every_record_is_named_on_the_page_that_says_where_it_comes_from():
+  page = (ROOT / 'docs/reproduce.md').read_text(encoding='utf-8')
+  for path in pages.RESULTS.glob('*.json'):
+    assert f'(results/{path.name})' in page, path.name
+
+
 def test_the_sizes_are_those_that_were_asked_for():
   sizes = lambda stem: pages.sizes(pages.committed(stem).records.about)
   assert sizes('multihop').startswith('N = 64; R = 2')

@@ -1,6 +1,8 @@
 """The zoo is written, listed, read back, and refused if a file has changed; its models answer in plain NumPy."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -10,8 +12,11 @@ from constructions import registry
 from experiments import zoo
 from experiments.harness import cli, depths
 from geomem.errors import InputError
+from geomem.facts import Facts
 from geomem.inside import truth
 from geomem.saved import atomic
+
+FACTS = Facts.bijections(8, 3)
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +55,20 @@ def test_the_files_are_those_of_the_manifest_and_readable_without_us(folder):
     if plain['known']:
       assert plain['known']['subspaces'][1]['paths'] == [[1]]
       assert {r for unit in plain['known']['units'][0][0] for r in unit['relations']} == {0, 1}
+
+
+def test_the_examples_of_the_page_run(folder, capsys):
+  page = (Path(__file__).parents[1] / 'docs/zoo.md').read_text(encoding='utf-8')
+  load, score = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  for example in (load, score):
+    smaller = example.replace('runs/zoo', str(folder)).replace('N16', 'N8')
+    exec(compile(smaller, 'zoo.md', 'exec'), {})
+  told = capsys.readouterr().out.splitlines()[-3:]
+  assert told[:2] == [f'{depth}: subspaces 1.00, units 1.00' for depth in depths.DEPTHS[:2]]
+  assert told[2].startswith('retrained: subspaces ')
+  assert [s.paths for s in truth.of(registry.build('selector', FACTS)).subspaces] == [
+    ((r,),) for r in range(FACTS.relations)
+  ]
 
 
 @pytest.mark.parametrize('part', ['truth/{}.json', 'models/{}/model.safetensors'])

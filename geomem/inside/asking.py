@@ -76,7 +76,7 @@ def answer(c: FactModel, subject: int, path: Sequence[int], dtype: str = 'float3
   truths = [walked[hop - 1] for hop in c.said]
   pairs = enumerate(zip(steps, truths, strict=True), 1)
   return Answer(
-    query=join_names([facts.subject_name(subject), *map(facts.relation_name, path)]),
+    query=_query(facts, subject, path),
     answer=name(steps[-1]),
     truth=name(truths[-1]),
     correct=steps[-1] == truths[-1],
@@ -165,7 +165,13 @@ def _complaint(facts: Facts, text: str, hops: int) -> InputError:
   return InputError(f'unknown {kind} {given!r}; {hint}')
 
 
+def _query(facts: Facts, subject: int, path: Sequence[int]) -> str:
+  """The query by name, separated by | if any subject or relation has a name with a space."""
+  names = [facts.subject_name(subject), *map(facts.relation_name, path)]
+  return join_names(names, separate=_numbers(facts)[2] > 1)
+
+
 def query_form(facts: Facts, hops: int) -> str:
   """The form of a valid query, with an example."""
-  example = join_names([facts.subject_name(0)] + [facts.relation_name(0)] * hops)
+  example = _query(facts, 0, [0] * hops)
   return f'the model answers a subject and {hops} relation(s), like "{example}"'

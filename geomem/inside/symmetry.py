@@ -1,11 +1,11 @@
 """Other weights for the same function: changes to one of our transformers that change no logit.
 
-Residual stream: x → xQ, in all weights that write or read it. Q is orthogonal, and under a LayerNorm it also fixes the
+* Residual stream: x → xQ, in all weights that write or read it. Q is orthogonal, and under a LayerNorm it also fixes the
   vector (1 … 1). A norm's scale is first folded into the weights that read it; with a tied unembedding, the final
   norm's scale cannot be.
-Hidden layer: its units in any order, each times a positive number c, since ReLU(cx) = c·ReLU(x).
-Attention: heads in any order; within each, query·A with key·A⁻ᵀ, and value·B with B⁻¹·output.
-`answer_dim`: its coordinates rotated, and answers' vectors of any length, as only their directions count.
+* Hidden layer: its units in any order, each times a positive number c, since ReLU(cx) = c·ReLU(x).
+* Attention: heads in any order; within each, query·A with key·A⁻ᵀ, and value·B with B⁻¹·output.
+* `answer_dim`: its coordinates rotated, and answers' vectors of any length, as only their directions count.
 
 `rotate` draws from these. There are others: Q (without norms) and A and B (always) may be any invertible matrices, of
 which orthogonal ones (times a number) round least; and a vector may be moved from all token embeddings into all

@@ -85,9 +85,9 @@ class Trace:
     return html_table((label, '; '.join(items)) for label, items in rows(self))
 
 
-def join_names(names: Sequence[str]) -> str:
-  """Join names into a query that can be asked, separated by | where a name contains spaces."""
-  return (' | ' if any(' ' in name for name in names) else ' ').join(names)
+def join_names(names: Sequence[str], separate: bool = False) -> str:
+  """Join names into a query that can be asked, separated by | where a name contains spaces, or always."""
+  return (' | ' if separate or any(' ' in name for name in names) else ' ').join(names)
 
 
 def trace_prompt(construction: FactModel, tokens_L: ArrayLike, dtype: str = 'float32') -> Trace:
@@ -359,7 +359,7 @@ def _changed(trace: Trace, values_D, before_D, relations_D=None) -> list[str]:
       continue
     for e in new[:SHOWN]:
       words = describe(facts, slot, values, decoded, e)
-      held.append(f'{entry_label(facts, slot, e)} = {words}')
+      held.append(f'{entry_label(facts, slot, e)} {"" if words.startswith("≈ ") else "= "}{words}')
     held += _more(len(new))
   shut = [f'closed: {closed[0]}', *closed[1:SHOWN], *_more(len(closed))] if closed else []
   return [*held, *shut] or ['nothing new']
