@@ -5,7 +5,7 @@ There is no search for the smallest model: every model counts, with as much as i
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -39,14 +39,16 @@ def guess(subjects: int, relations: int) -> float:
 
 
 def measure(
-  trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict]
-) -> list[dict]:
-  """One record per model, with what it is `about`. Rounding weights takes a dozen evaluations, so large models skip it."""
+  trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict], learn: Callable | None = None
+) -> list[dict]:  # fmt: skip
+  """One record per model, with what it is `about`. Rounding weights takes a dozen evaluations, so large models skip it.
+
+  `learn(config, recipe, params, job)`: the parameters found in another way than by the steps of the recipe alone.
+  """
   config = batched.common_config([task.config for task in tasks])
   whole = config.subjects <= LARGE
-  found = trainer.train_and_evaluate(
-    recipe, tasks, functools.partial(_scores, config, recipe, whole)
-  )
+  scores = functools.partial(_scores, config, recipe, whole, learn)
+  found = trainer.train_and_evaluate(recipe, tasks, scores, trained=learn is None)
   return [
     {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_capacity(recipe, task.config, values)}
     for i, (task, own) in enumerate(zip(tasks, about, strict=True))
@@ -54,8 +56,10 @@ def measure(
   ]  # fmt: skip
 
 
-def _scores(config: Config, recipe: Recipe, rounds: bool, params: dict, job) -> dict:
+def _scores(config: Config, recipe: Recipe, rounds: bool, learn: Callable | None, params: dict, job) -> dict:  # fmt: skip
   """Cross-entropy of the last answer; accuracy, also of every step by itself; and the fewest bits per weight that keep them."""
+  if learn:
+    params = learn(config, recipe, params, job)
   nats, last = optimization.cross_entropy(config, recipe, job, params)
   chained = recipe.chain_of_thought and recipe.loss != 'answer'
   score = functools.partial(optimization.accuracy, config, recipe, job)

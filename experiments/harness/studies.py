@@ -6,7 +6,7 @@ from experiments.harness.study import Study
 from geomem.errors import InputError
 
 NAMES = (  # in the order of the report; each is the `STUDY` of the module with this name
-  'construct', 'bounds', 'approximate', 'laws', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
+  'construct', 'bounds', 'approximate', 'laws', 'optimizers', 'structure', 'transfer', 'dimensions', 'phases', 'dynamics',
   'frozen_embeddings', 'multihop', 'from_constructed', 'editing', 'leaderboard', 'language_model', 'new_subjects',
 )  # fmt: skip
 

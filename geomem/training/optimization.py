@@ -17,6 +17,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from chex import Array, ArrayTree
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.flatten_util import ravel_pytree
@@ -31,6 +32,7 @@ SUBJECTS, ANSWERS = 'embed/subjects', 'unembed/answers'
 # If these are trained, a head may early on stop attending to the subject for all relations but one,
 # and then no gradient brings it back.
 QK_PARAMS = ('blocks_0/attention/query', 'blocks_0/attention/key')
+MUON_RMS = 0.2  # of a parameter's update, at learning rate 1
 QUERIES_PER_BLOCK = 2**13  # in evaluations of the accuracy
 RUNNING, SOLVED, DIVERGED, INACTIVE = 0, 1, 2, 3
 
@@ -247,6 +249,8 @@ def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, op
   ravel = _as_tree if isinstance(opt_state.mu, dict) else ravel_pytree  # as `initial_state` did
   weights, restore = ravel(trained)
   updates, opt_state = adam_update(_adam(recipe), ravel(grads)[0], opt_state)
+  if recipe.optimizer == 'muon':
+    updates, _ = ravel({**restore(updates), **_muon(restore(opt_state.mu))})
   rate = job.learning_rate * schedule(recipe, step)
 
   def per_parameter(number):  # one number per parameter, in arrays like the weights
@@ -262,6 +266,25 @@ def _adamw(recipe: Recipe, job: Job, step: Array, trained: dict, grads: dict, op
     multipliers = per_parameter(lambda name, _: multiplier if name == SUBJECTS else 1.0)
     deltas = jax.tree.map(jnp.multiply, deltas, multipliers)
   return restore(jax.tree.map(jnp.subtract, weights, deltas)), opt_state
+
+
+def _muon(momentum: dict) -> dict:
+  """Updates of the matrices of the blocks: their momentum, with all its singular values made about equal.
+
+  Their root mean square, over the entries in use, is that of a typical AdamW update, so that the
+  same learning rates fit.
+  """
+  matrices = {n: m for n, m in momentum.items() if n.startswith('blocks_') and m.ndim > 1}
+  axes = {
+    n: optax.contrib.MuonDimensionNumbers(m.ndim - 2, m.ndim - 1) for n, m in matrices.items()
+  }
+  # The momentum is Adam's: it is not averaged again.
+  muon = optax.contrib.scale_by_muon(beta=0.0, nesterov=False, weight_dimension_numbers=axes)
+  with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):
+    found, _ = muon.update(matrices, muon.init(matrices))
+  size = lambda m: jnp.sum(m != 0).astype(m.dtype)
+  scale = lambda m: MUON_RMS * jnp.sqrt(size(m) / jnp.maximum(jnp.sum(m**2), 1e-30))
+  return {name: scale(m) * m for name, m in found.items()}
 
 
 def _decay_ratio(recipe: Recipe) -> float:

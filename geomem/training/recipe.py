@@ -7,6 +7,7 @@ from geomem.config import PRECISIONS
 from geomem.errors import InputError
 
 LOSSES = ('answer', 'chain', 'every')
+OPTIMIZERS = ('adamw', 'muon')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Recipe:
   `lazy`: a step updates only the subject embeddings that it reads, as in `geomem.training.lazy`.
   `negatives`: the softmax is over the batch's targets, this many uniformly drawn answers, and the
   confusers, and `lazy` then applies to the answer vectors too; None: over all answers.
+  `optimizer`: 'adamw', or 'muon', by which the matrices of the blocks move along their momentum with all
+  its singular values made about equal; all other parameters still move by AdamW.
   `precision`: of a step's matrix products, 'default' or 'highest'; on CPUs they are the same.
 
   >>> Recipe.with_warmup(steps=50, target=None).warmup
@@ -57,6 +60,7 @@ class Recipe:
   b2: float = 0.999
   eps: float = 1e-8
   block: int | None = None
+  optimizer: str = 'adamw'
   precision: str = 'default'
 
   def __post_init__(self) -> None:
@@ -77,6 +81,10 @@ class Recipe:
       raise InputError(f'label_smoothing is {self.label_smoothing}; it lies in [0, 1)')
     if self.loss not in LOSSES:
       raise InputError(f'loss is {self.loss!r}; it must be one of {", ".join(LOSSES)}')
+    if self.optimizer not in OPTIMIZERS:
+      raise InputError(
+        f'optimizer is {self.optimizer!r}; it must be one of {", ".join(OPTIMIZERS)}'
+      )
     if self.precision not in PRECISIONS:
       raise InputError(
         f'precision is {self.precision!r}; it must be one of {", ".join(PRECISIONS)}'
