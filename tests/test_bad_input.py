@@ -250,7 +250,7 @@ OTHERS = [
   (
     'transfer',
     '--scale=full --part=R3',
-    '--part=R3: --scale=full has recipe, units, R2, R4, subjects',
+    '--part=R3: --scale=full has recipe, units, R2, R4, simpler, subjects',
   ),
   ('train', '--subjects=4 --subjects=5', '--subjects=5: already defined as 4'),
   ('train', '--seeds=0', '0 is not a positive integer'),

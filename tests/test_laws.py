@@ -104,7 +104,7 @@ def the_bits_are_the_weights_times_the_parameters(table):
 class Untrained:
   """A trainer that does not train: it evaluates models as they are initialised, or with given parameters."""
 
-  def train_and_evaluate(self, recipe, tasks, function):
+  def train_and_evaluate(self, recipe, tasks, function, trained=True):
     sweep, states = batched.set_up(recipe, tasks)
     return batched.evaluate(sweep, states, function)
 
@@ -282,9 +282,9 @@ def test_unrelated_relations_are_as_many_as_there_are_paths():
   asked = []
 
   class Asked(Untrained):
-    def train_and_evaluate(self, recipe, tasks, function):
+    def train_and_evaluate(self, recipe, tasks, function, trained=True):
       asked.extend((recipe.hops, task.facts.relations) for task in tasks)
-      return super().train_and_evaluate(recipe, tasks, function)
+      return super().train_and_evaluate(recipe, tasks, function, trained)
 
   (record,) = multihop.trained(Asked(), preset, multihop.UNRELATED, 2, 1, [0])
   assert asked == [(1, 9)] and (record['hops'], record['relations']) == (2, 3)
