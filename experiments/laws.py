@@ -154,7 +154,7 @@ def expect(table):
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # whole curves
   changes = {
-    cell: curves.last_change(rows, 'passes', half_sizes)
+    cell: curves.last_change(rows, 'passes', curves.half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
   }
   read = [
@@ -163,7 +163,7 @@ def expect(table):
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FREE_PARAMETERS:
     yield from _law(settled, decides=set(changes) >= CELLS)
-  halves = {cell: half_sizes(rows) for cell, rows in groups(last, *CELL)}
+  halves = {cell: curves.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
     some = list(cells)
@@ -234,11 +234,6 @@ def _of_all_seeds(
 def information(cell: tuple[int, int]) -> float:
   """R·log₂N."""
   return round(cell[1] * math.log2(cell[0]), 6)
-
-
-def half_sizes(rows: pd.DataFrame) -> list[float]:
-  """d₅₀ of every seed's curve."""
-  return [curves.half_size(own['dim'], own['accuracy']) for _, own in groups(rows, 'seed')]
 
 
 def plot(table):

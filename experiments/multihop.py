@@ -190,16 +190,11 @@ def _angles(count_L: np.ndarray) -> np.ndarray:
   return np.where(count_L[:, None] < 0, 0, both)
 
 
-def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
-  """d₅₀ of every seed; NaN where the sizes do not reach it."""
-  return [curves.half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
-
-
 def growth(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
   """d₅₀ at the most hops over that at one, for every seed."""
   if not len(rows):
     return []
-  one, most = (half_sizes(select(rows, hops=k), score) for k in (1, rows['hops'].max()))
+  one, most = (curves.half_sizes(select(rows, hops=k), score) for k in (1, rows['hops'].max()))
   return [a / b for a, b in zip(most, one, strict=True)]
 
 
@@ -217,7 +212,7 @@ def expect(table):
       text = name + {'each_step': ', per step (teacher-forced)'}.get(
         score, ', whole chains' * (mode == 'chain')
       )
-      size = {hops: half_sizes(some, score) for hops, some in own.groupby('hops')}
+      size = {hops: curves.half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
         yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
       if most > 1 and 1 in size:
@@ -275,7 +270,9 @@ def _plot_halves(ax, table):
   rows = select(table, kind='trained')
   for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
     score = 'each_step' if mode == 'chain' else 'accuracy'
-    sizes = [(hops, half) for hops, some in own.groupby('hops') for half in half_sizes(some, score)]
+    sizes = [
+      (hops, half) for hops, some in own.groupby('hops') for half in curves.half_sizes(some, score)
+    ]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
     label = NAMES[mode] + (', per step' if mode == 'chain' else f', depth {depth:.0f}')
     if len(drawn):

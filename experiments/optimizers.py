@@ -92,19 +92,14 @@ def best(table):
     yield optimizer, select(rows, learning_rate=rate)
 
 
-def half_sizes(rows) -> list[float]:
-  """d₅₀ of every seed's curve."""
-  return [curves.half_size(own['dim'], own['accuracy']) for _, own in groups(rows, 'seed')]
-
-
 def expect(table):
   """d₅₀ of every optimizer relative to AdamW's, and the most bits that a parameter and a bit of weight hold."""
   found = dict(best(table))
   for optimizer, rows in found.items():
-    halves = half_sizes(rows)
+    halves = curves.half_sizes(rows)
     yield from over_seeds(f'{optimizer}: d₅₀', halves)
     if optimizer != FIRST and FIRST in found:
-      ratios = [a / b for a, b in zip(halves, half_sizes(found[FIRST]), strict=True)]
+      ratios = [a / b for a, b in zip(halves, curves.half_sizes(found[FIRST]), strict=True)]
       yield from over_seeds(f'{optimizer}: d₅₀ / that of AdamW', ratios, LEAST, claim='Optimizers')
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().tolist()

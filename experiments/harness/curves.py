@@ -13,6 +13,8 @@ import pandas as pd
 import scipy.optimize
 from scipy.special import betaln, expit
 
+from experiments.harness.statistics import groups
+
 SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'log2': np.log2,
   'power': np.asarray,
@@ -91,6 +93,11 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
     return []
   before, after = (read(rows[rows[budget] == one]) for one in budgets)
   return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
+
+
+def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
+  """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
+  return [half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
 
 
 def half_size(dims, accuracy) -> float:
