@@ -205,7 +205,7 @@ def plot(table):
   """All scores, a row per case; (a) against the number of subjects that its maps are fitted to."""
   found = list(cases(table))
   figure, (left, right) = plotting.new(
-    10, max(3.6, 0.8 + 0.24 * len(found)), 1, 2, width_ratios=(1.8, 1)
+    11, max(3.6, 0.8 + 0.24 * len(found)), 1, 2, width_ratios=(1.5, 1)
   )
   for row, (_, _, _, rows) in enumerate(found):
     for i, (name, arm) in enumerate(ARMS.items()):
@@ -226,7 +226,7 @@ def plot(table):
   left.set_xlim(-0.1, 1.03)
   right.set(xlabel='subjects used to fit the maps', ylabel='zero-shot (a)', ylim=(-0.03, 1.03))
   plotting.legend(left, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
-  plotting.legend(right)
+  plotting.legend(right, loc='lower center', bbox_to_anchor=(0.5, 1))
   return figure
 
 
