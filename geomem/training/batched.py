@@ -205,16 +205,15 @@ def planned(
 
 def _check_memory(sweep: Sweep, memory: int) -> None:
   """Refuse a sweep that does not fit; fewer models on each device may fit, or smaller batches of a single one."""
-  devices, models = list(sweep.mesh.devices.flat), sweep.row_count // sweep.mesh.size
+  models = sweep.row_count // sweep.mesh.size
 
   def fewer(count: int) -> Sweep:
     together = min(count, sweep.vmap_size)
-    row_count = -(-count // together) * together * len(devices)
+    row_count = -(-count // together) * together * sweep.mesh.size
     return dataclasses.replace(sweep, vmap_size=together, row_count=row_count)
 
   def shorter(batch: int) -> Sweep:
-    recipe = dataclasses.replace(sweep.recipe, batch=batch)
-    return planned(recipe, sweep.tasks, devices, 1, sweep.platform)
+    return dataclasses.replace(sweep, recipe=dataclasses.replace(sweep.recipe, batch=batch))
 
   if models > 1:
     device_memory.check(sweep, fewer, models, 'models per device', memory)
