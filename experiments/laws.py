@@ -74,11 +74,13 @@ FULL = {
   'iso_4096': Preset(cells=((4096, 4),), passes=(100, 200), seeds=5, sizes=6),
   'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, sizes=6),
   'eight_4096': Preset(cells=((4096, 8),), passes=(100, 200), seeds=3, sizes=5),
-  'iso_65536': Preset(cells=((65536, 3),), passes=(50, 100), seeds=2, sizes=5),
+  'iso_65536': Preset(cells=((65536, 3),), passes=(50,), seeds=2, dims=(4, 7, 9, 11, 18)),
+  'iso_65536_narrow': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 7, 9)),
+  'iso_65536_wide': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(11, 18)),
   'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
 }  # fmt: skip
 # All of these must be measured for the law to be decided.
-CELLS = {cell for part in FULL.values() if not part.dims for cell in part.cells}
+CELLS = {cell for part in FULL.values() if len(part.dims) != 1 for cell in part.cells}
 PRESETS = {
   'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), steps=20, seeds=1, sizes=3),
   'laptop': Preset(cells=((64, 2), (4096, 1), (64, 4), (4096, 2)), passes=(100,), seeds=2, sizes=4),

@@ -68,7 +68,7 @@ PRESETS = {
   'smoke': Preset(
     subjects=16, hops=(1, 2), depths=(1,), modes=('direct', 'chain'), sizes=3, steps=200, seeds=1, batch=16,
   ),
-  'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=4, seeds=2),
+  'laptop': Preset(subjects=64, hops=(1, 4), depths=(1,), sizes=4, seeds=2),
   'full': {
     f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=4000, sizes=6, seeds=4)
     for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2), (UNRELATED, 1))

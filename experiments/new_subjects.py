@@ -69,7 +69,7 @@ PRESETS = {
     sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
     what=('recall', 'swaps', 'noise', 'no relation', 'neighbour'),
   ),
-  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=BOTH),
+  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=200, batch=8, asked=24, seeds=1, what=BOTH),
   'full': {
     'shared_1': Preset(**DECIDE | {'what': (*BOTH, 'learned rows', *MORE)}, seeds=1),
     'shared_2': Preset(**DECIDE | {'what': (*BOTH, 'learned rows')}, seeds=2, skip_seeds=1),

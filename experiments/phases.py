@@ -59,7 +59,7 @@ PRESETS = {
   'smoke': Preset(
     first=sizes(32, 2, 8, 60), maps=({'dim': (8, 16), 'width': (8, 16)},),
   ),
-  'laptop': Preset(first=SMALL, maps=({'dim': (8, 16, 32, 64), 'width': (8, 32, 128)},), seeds=2),
+  'laptop': Preset(first=SMALL, maps=({'dim': (8, 16, 32, 64), 'width': (8, 128)},), seeds=2),
   'full': {
     'widths': Preset(first=LARGE, maps=(WIDTHS,), seeds=2),
     'decay': Preset(

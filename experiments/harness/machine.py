@@ -14,7 +14,7 @@ import jax
 from geomem import hosts
 
 PACKAGES = ('geomem', 'constructions', 'experiments')
-QUICK = ('--xla_cpu_use_fusion_emitters=false', '--xla_llvm_disable_expensive_passes=true')
+QUICK = ('--xla_backend_optimization_level=1', '--xla_cpu_use_fusion_emitters=false')
 
 
 def one_device_per_core():
