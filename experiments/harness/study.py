@@ -40,7 +40,7 @@ class Study:
   `plot(table)`: the figure, None if there is nothing to draw.
   `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
   in the findings.
-  `minutes`: the time of the laptop preset on two cores. `resumes`: it runs in its own folder, from checkpoints.
+  `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: it runs in its own folder, from checkpoints.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
   `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: an expectation that does not
   hold is an error in the code, and the binary fails.
@@ -86,7 +86,7 @@ class Study:
 
   def main(self, argv: Sequence[str] | None = None):
     """The binary: parse the flags, run, print."""
-    doc = f'{inspect.getdoc(inspect.getmodule(self.measure))}\n\nThe laptop preset takes about {self.minutes:g} min.'
+    doc = f'{inspect.getdoc(inspect.getmodule(self.measure))}\n\nThe laptop preset takes about {self.minutes:g} min on one core.'
     cli.run(self._main, dict, argv, doc, self._flags())
 
   def _flags(self) -> cli.Flags:
