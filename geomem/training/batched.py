@@ -344,10 +344,40 @@ def evaluate(sweep: Sweep, states: State, function: Callable, *more_M: Any) -> A
 
   `more_M`: trees of arrays with one row per task.
   """
-  index = _task_of_row(sweep, sweep.rows)
-  more = _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
-  values = map_models(function, sweep.mesh, sweep.platform, states.params, sweep.jobs, *more)
+  arguments = states.params, sweep.jobs, *_rows(sweep, more_M)
+  values = map_models(function, sweep.mesh, sweep.platform, *arguments)
   return jax.tree.map(lambda a: np.asarray(a)[sweep.rows], hosts.to_host(values))
+
+
+def check_evaluation(
+  sweep: Sweep, states: State, function: Callable, *more_M: Any, memory: int
+) -> None:
+  """Refuse an evaluation that does not fit in the bytes of a device, before its models are trained.
+
+  The evaluation then compiles nothing again.
+  """
+  arguments = states.params, sweep.jobs, *_rows(sweep, more_M)
+  own = _parts(function), sweep.mesh, sweep.platform
+
+  def attempt(models: int):
+    shape = lambda a: (models * sweep.mesh.size, *a.shape[1:])
+    fewer = jax.tree.map(
+      lambda a: jax.ShapeDtypeStruct(shape(a), a.dtype, sharding=a.sharding), arguments
+    )
+    device_memory.compiled(_map_models.lower(*own, fewer), memory)
+
+  try:
+    device_memory.compiled(_map_models.lower(*own, arguments), memory)
+  except device_memory.Refused as error:
+    models = sweep.row_count // sweep.mesh.size
+    reason = device_memory.with_largest(error, attempt, models, 'models per device')
+    raise InputError(f'the evaluation after training {reason}') from None
+
+
+def _rows(sweep: Sweep, more_M: Any):
+  """Arrays with one row per task, with a row for every row of the sweep, on the devices."""
+  index = _task_of_row(sweep, sweep.rows)
+  return _put(sweep, jax.tree.map(lambda a: np.asarray(a)[index], more_M))
 
 
 def map_models(
@@ -357,9 +387,13 @@ def map_models(
 
   Partials of the same function with equal arguments, which must be hashable, share a compiled program.
   """
-  call = functools.partial(function)  # a partial equals only itself, so its parts are compared
-  parts = call.func, call.args, tuple(sorted(call.keywords.items()))
-  return _map_models(parts, mesh, platform, arguments_M)
+  return _map_models(_parts(function), mesh, platform, arguments_M)
+
+
+def _parts(function: Callable) -> tuple:
+  """A partial equals only itself, so its parts are compared."""
+  call = functools.partial(function)
+  return call.func, call.args, tuple(sorted(call.keywords.items()))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
