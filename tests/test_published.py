@@ -33,7 +33,7 @@ def test_our_side_is_checked_and_counted():
   assert (
     row['parameters'] == 2 * d + 2 * d * d + 2 * d * d + 2 * d
   )  # heads of key width 1, the MLP, its biases
-  assert row['seconds'] > 0 and row['cpu_seconds'] > 0
+  assert row['seconds'] > 0 and row['cpu_seconds'] >= 0  # that clock may tick only every few ms
 
 
 @pytest.fixture
