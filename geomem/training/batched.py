@@ -359,19 +359,16 @@ def check_evaluation(
   arguments = states.params, sweep.jobs, *_rows(sweep, more_M)
   own = _parts(function), sweep.mesh, sweep.platform
 
-  def attempt(models: int):
-    shape = lambda a: (models * sweep.mesh.size, *a.shape[1:])
-    fewer = jax.tree.map(
-      lambda a: jax.ShapeDtypeStruct(shape(a), a.dtype, sharding=a.sharding), arguments
-    )
-    device_memory.compiled(_map_models.lower(*own, fewer), memory)
-
-  try:
+  def compiled(arguments):
     device_memory.compiled(_map_models.lower(*own, arguments), memory)
-  except device_memory.Refused as error:
-    models = sweep.row_count // sweep.mesh.size
-    reason = device_memory.with_largest(error, attempt, models, 'models per device')
-    raise InputError(f'the evaluation after training {reason}') from None
+
+  def fewer(models: int):
+    shape = lambda a: (models * sweep.mesh.size, *a.shape[1:])
+    smaller = lambda a: jax.ShapeDtypeStruct(shape(a), a.dtype, sharding=a.sharding)
+    compiled(jax.tree.map(smaller, arguments))
+
+  models, what = sweep.row_count // sweep.mesh.size, 'the evaluation after training'
+  device_memory.try_out(what, lambda: compiled(arguments), fewer, models, 'models per device')
 
 
 def _rows(sweep: Sweep, more_M: Any):

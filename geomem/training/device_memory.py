@@ -36,11 +36,17 @@ def check(plan: Any, smaller: Callable[[int], Any], size: int, unit: str, availa
     function, arguments = plan.program()
     compiled(function.lower(*arguments), available, _bytes_on_a_device(arguments[-1]))
 
+  try_out('training', lambda: attempt(plan), lambda size: attempt(smaller(size)), size, unit)
+
+
+def try_out(
+  what: str, attempt: Callable[[], Any], smaller: Callable[[int], Any], size: int, unit: str
+):
+  """Attempt it; if it is refused, name the largest size at which `smaller(size)` is not."""
   try:
-    attempt(plan)
+    attempt()
   except Refused as error:
-    reason = with_largest(error, lambda size: attempt(smaller(size)), size, unit)
-    raise InputError(f'training {reason}') from None
+    raise InputError(f'{what} {with_largest(error, smaller, size, unit)}') from None
 
 
 def compiled(
