@@ -2,8 +2,9 @@
 
   python -m experiments.laws
 
-For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F = 4d, are trained on all facts for a fixed
-number of passes. Every model enters with its accuracy over all answers and with the bits of its
+For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F = 4d,
+are trained on all facts for a fixed number of passes. The learning rate that is given holds up to
+d = 8 and falls as 1/d beyond, because wider models stay untrained at the same rate. Every model enters with its accuracy over all answers and with the bits of its
 facts that it holds, N·R·log₂N less the cross-entropy; there is no search for a smallest model. A
 law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are the alternatives, with
 N^q, √N and N in place of (log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64
