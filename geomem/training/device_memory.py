@@ -41,7 +41,7 @@ def check(plan: Any, smaller: Callable[[int], Any], size: int, unit: str, availa
 
 def try_out(
   what: str, attempt: Callable[[], Any], smaller: Callable[[int], Any], size: int, unit: str
-):
+) -> None:
   """Attempt it; if it is refused, name the largest size at which `smaller(size)` is not."""
   try:
     attempt()
