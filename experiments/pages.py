@@ -176,8 +176,9 @@ def overview(folder: str = '') -> str:
   """
   with_records, rows = stems(), []
   decisions = {
-    row['claim']: f'{row["verdict"]}: {row["within bounds"]} of {row["primary outcomes"]} primary outcomes'
-    for row in decide() if row['primary outcomes']
+    row['claim']: 'open: not all primary outcomes are measured' if row['not measured']
+    else f'{row["verdict"]}: {row["within bounds"]} of {row["primary outcomes"]} primary outcomes'
+    for row in decide()
   }  # fmt: skip
 
   def cell(stem: str, i: int, decision: str | None = None) -> str:
