@@ -4,13 +4,14 @@
 
 For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F = 4d,
 are trained on all facts for a fixed number of passes. The learning rate that is given holds up to
-d = 8 and falls as 1/d beyond, because wider models stay untrained at the same rate. Every model enters with its accuracy over all answers and with the bits of its
-facts that it holds, N·R·log₂N less the cross-entropy; there is no search for a smallest model. A
-law d₅₀ = d₀ + c·R^p·(log₂N)^q is fitted to all curves together, and so are the alternatives, with
-N^q, √N and N in place of (log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64
-up, should have the same d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and
-√R·log₂N. The law is read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when
-the budget was last doubled.
+d = 8 and falls as 1/d beyond, because wider models stay untrained at the same rate. Every model
+enters with its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N
+less the cross-entropy; there is no search for a smallest model. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is
+fitted to all curves together, and so are the alternatives, with N^q, √N and N in place of
+(log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64 up, should have the same
+d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and √R·log₂N. The law is
+read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when the budget was last
+doubled.
 Expected: the 95% interval of q lies within 0.8 and 1.25; with any one seed left out, the AIC of
 every alternative is larger by 10. What a parameter holds is reported at every d, with the fewest
 bits a weight can be rounded to, next to the exact constructions.
@@ -37,8 +38,9 @@ from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
-# The learning rate is the preset's up to this d, and falls as 1/d beyond. In trials (seeds below 100) the same rate at every
-# d left wide models untrained: .06 at d = 34 (N = 256, R = 12) learned .16 and .08 of the facts, .03 all of them.
+# The learning rate is the preset's up to this d, and falls as 1/d beyond. In trials (seeds below
+# 100) the same rate at every d left wide models untrained: at d = 34 (N = 256, R = 12), with .06 they
+# learned .16 and .08 of the facts, with .03 all of them.
 STABLE_DIM = 8
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
