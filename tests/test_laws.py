@@ -314,7 +314,7 @@ def test_a_step_is_right_more_often_than_a_chain():
   assert 0 <= chain <= step < 1
 
 
-def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
+def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_fails_decides_against_the_claim():
   rows = [
     {'kind': 'trained', 'model': 'direct', 'depth': 1, 'hops': k, 'dim': d, 'seed': 0, 'accuracy': a, 'each_step': a,
      'subjects': 1024, 'relations': 2, 'measurement': 'accuracy', 'control': None, 'value': a, 'internal_bits': np.nan}
@@ -333,4 +333,9 @@ def test_a_chain_whose_sizes_do_not_reach_half_has_no_size():
   ]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
   growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
-  assert np.isnan(growth.value) and growth.holds is not True and not growth.primary  # still open
+  assert growth.value == pytest.approx(4 / 8**0.5) and growth.holds is False and growth.primary
+  assert np.isnan(told['N = 1,024, direct, depth 1: d₅₀ at k = 4'].value)
+  above = [{**row, 'accuracy': 0.9} if row.get('hops') == 4 else row for row in rows]
+  told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(above))}
+  growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
+  assert np.isnan(growth.value) and growth.holds is False
