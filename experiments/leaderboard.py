@@ -60,20 +60,21 @@ PRESETS = {
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """A record for every answer's score and effect."""
-  return [
-    record
-    for name in preset.constructions
-    for record in trainer.recorded(measure_construction, preset, name, list(seeds))
-  ]
+  records = []
+  for name in preset.constructions:
+    facts = [instances.bijections(preset.subjects, preset.relations, seed) for seed in seeds]
+    built = [registry.build(name, own) for own in facts]
+    sweep = functools.partial(depths.train_with, trainer)
+    rows = depths.at_all_depths(built, list(seeds), (preset.noise,), preset.steps, sweep)
+    models = [(seed, member) for seed, row in zip(seeds, rows, strict=True) for member in row]
+    records += trainer.recorded(measure_models, name, models)
+  return records
 
 
-def measure_construction(preset: Preset, name: str, seeds: list[int]) -> list[dict]:
-  """Its models of all seeds and depths together: they have the same size, so one program measures them all."""
-  sizes = preset.subjects, preset.relations
-  built = [registry.build(name, instances.bijections(*sizes, seed)) for seed in seeds]
-  rows = depths.at_all_depths(built, seeds, (preset.noise,), preset.steps)
-  models = [(seed, member) for seed, row in zip(seeds, rows, strict=True) for member in row]
-  about = {'construction': name, 'subjects': sizes[0], 'relations': sizes[1], 'dim': built[0].config.dim}  # fmt: skip
+def measure_models(name: str, models: list[tuple[int, ZooModel]]) -> list[dict]:
+  """A construction's models of all seeds and depths together: of the same size, so that one program measures them all."""
+  config = models[0][1].model.config
+  about = {'construction': name, 'subjects': config.subjects, 'relations': config.relations, 'dim': config.dim}  # fmt: skip
   records = [
     {**about, 'depth': member.depth, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
     for seed, member in models

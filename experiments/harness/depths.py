@@ -7,18 +7,22 @@ known about the inside.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from experiments.harness.trainer import Trainer
 from geomem import model as transformer
 from geomem.config import Config
 from geomem.construction import Construction
 from geomem.facade import FactModel
 from geomem.inside import symmetry, truth
 from geomem.inside.truth import Truth
+from geomem.layout import Layout, Slot
 from geomem.training import batched, trained
+from geomem.training.recipe import Recipe
 
 DEPTHS = 'built', 'disguised', 'retrained', 'scratch'
 LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
@@ -55,11 +59,27 @@ def zoo_model(depth: str, model: FactModel, known: Truth | None, noise: float = 
   return ZooModel(depth, model, known, *truth.evaluate(model), found, noise)
 
 
+def train_with(trainer: Trainer, tasks: Sequence[batched.Task], **options) -> list[FactModel]:
+  """`trained.sweep` of models of one size in a run that can be resumed."""
+  recipe = Recipe(**options)
+  found = trainer.train_and_evaluate(recipe, tasks, lambda params, job: {'params': params})
+  one = lambda i: jax.tree.map(lambda arrays: arrays[i], found['params'])
+  return [
+    FactModel(
+      'trained', task.config, one(i), Layout.of(Slot('stream', (('direction', task.config.dim),))), task.facts,
+      recipe.hops, chain_of_thought=recipe.chain_of_thought,
+    )
+    for i, task in enumerate(tasks)
+  ]  # fmt: skip
+
+
 def at_all_depths(
-  built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int
-) -> list[list[ZooModel]]:
+  built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int,
+  sweep: Callable[..., Sequence[FactModel]] = trained.sweep,
+) -> list[list[ZooModel]]:  # fmt: skip
   """A model at each depth for each of these constructions, which are of one kind and differ only in size. The retrained
-  model has the first noise level from which it learns its facts again and the truth is confirmed, else the last."""
+  model has the first noise level from which it learns its facts again and the truth is confirmed, else the last.
+  `sweep` trains."""
   truths = [truth.of(one) for one in built]
   disguised = [symmetry.disguise(one, seed) for one, seed in zip(built, seeds, strict=True)]
   transformed = [k.transformed(by) for k, (_, by) in zip(truths, disguised, strict=True)]
@@ -71,7 +91,7 @@ def at_all_depths(
       tasks.append(task(LEARNING_RATE, params=params))
     tasks.append(task(FROM_SCRATCH))
   chain = built[0].chain_of_thought
-  learned = iter(trained.sweep(
+  learned = iter(sweep(
     tasks, steps=steps, warmup=0, target=None, hops=built[0].hops, chain_of_thought=chain,
     loss='chain' if chain else 'answer',
   ))  # fmt: skip
