@@ -102,7 +102,8 @@ def main(options: Options):
   ):
     own = environment(folder / name, python, requirement)
     rows.append({'name': name, **tested(own, options.arguments, folder / f'{name}.xml')})
-  command = shlex.join(['python', '-m', 'experiments.matrix', *options.arguments])
+  given = [f'--oldest={options.oldest}', f'--newest={Path(options.newest).name}']
+  command = shlex.join(['python', '-m', 'experiments.matrix', *given, *options.arguments])
   about = {'command': command, 'device': machine.device(), 'versions': machine.versions()}
   records.write(pages.RESULTS / pages.MATRIX, Records(about, pd.DataFrame(rows)), digits=6)
   pages.splice(pages.README, 'tested', pages.tested())

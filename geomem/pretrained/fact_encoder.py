@@ -250,7 +250,7 @@ def _keys(training: Training) -> jax.Array:
   return jax.random.split(jax.random.key(training.seed))
 
 
-def sum_rows(free, answers_RxB):
+def sum_rows(free: dict, answers_RxB: jax.Array) -> jax.Array:
   """b + Σ_r v_{r, g_r}."""
   own_RxBxD = jax.vmap(lambda vectors_AxD, answers_B: vectors_AxD[answers_B])(
     free['vectors'], answers_RxB
@@ -258,7 +258,7 @@ def sum_rows(free, answers_RxB):
   return free['bias'][None] + jnp.sum(own_RxBxD, axis=0)
 
 
-def map_rows(free, answers_RxB, unit_RxAxD):
+def map_rows(free: dict, answers_RxB: jax.Array, unit_RxAxD: jax.Array) -> jax.Array:
   """b + Σ_r M_r u_{g_r}."""
   return sum_rows({'bias': free['bias'], 'vectors': _mapped_vectors(free, unit_RxAxD)}, answers_RxB)
 
@@ -267,7 +267,7 @@ def _mapped_vectors(free, unit_RxAxD):
   return jnp.einsum('rad,rdk,rke->rae', unit_RxAxD, free['in'], free['out'])
 
 
-def own_rows(rows_NxD, subject_B):
+def own_rows(rows_NxD: jax.Array, subject_B: jax.Array) -> jax.Array:
   """Each subject's own row."""
   return rows_NxD[subject_B]
 

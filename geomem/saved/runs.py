@@ -13,9 +13,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
-from chex import Array
 from flax.traverse_util import flatten_dict
 
 from geomem import hosts
@@ -77,7 +76,7 @@ class Run:
           f'{description.get(name)!r}; name another workdir, or remove this one'
         )
 
-  def __enter__(self) -> Array:
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *_: Any) -> None:
