@@ -37,7 +37,6 @@ from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.training import batched, optimization, scheduling
-from geomem.training import mlp_memory as mlp
 from geomem.training.recipe import Recipe
 
 ENDLESS = Recipe(steps=10**6, target=None)
@@ -153,19 +152,6 @@ def sweep(
   yield from step(models, steps, shapes, names, rounds, seed)
 
 
-def mlp_memory(dims=(8, 11, 16), seeds=5, steps=2**15, seed=0):
-  """MLP memories with d = F and as many facts as their authors held, including all compilation and drawing: all seeds
-  together, compared with a loop over them."""
-  held = {8: 43, 11: 78, 16: 158}
-  for dim in dims:
-    recipe = mlp.Recipe(dim, dim, steps)
-    asked = [held.get(dim, 4 * dim)] * seeds, range(seed, seed + seeds)
-    ours = lambda: {'accuracy': float(np.mean(mlp.learn_all(recipe, *asked)[0]))}  # noqa: B023
-    loops = lambda: map(partial(peers.plain_mlp_memory, recipe), *asked)  # noqa: B023
-    theirs = lambda: {'accuracy': float(np.mean([loop.best_accuracy(recipe) for loop in loops()]))}  # noqa: B023
-    yield about('jax', **{'d=F': dim, 'seeds': seeds}) | timing.cold(ours, theirs)
-
-
 def products(subjects=4096, relations=4, dim=64, batch=512, steps=16, shapes=None, seed=0):
   """Training steps of a model, in batches of subjects with the softmax over all answers, compared with as many
   multiplications in the matrix product, rows by inner by columns, that this machine does fastest."""
@@ -226,7 +212,7 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
 
 MEASUREMENTS: dict[str, Callable] = {
   'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'batches': batches,
-  'mlp_memory': mlp_memory, 'products': products, 'memory': memory, 'scaling': scaling,
+  'products': products, 'memory': memory, 'scaling': scaling,
 }  # fmt: skip
 ALL = ', '.join(MEASUREMENTS)
 SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from the laptop's
@@ -241,7 +227,6 @@ SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from 
       'models': [1, 2],
       'rounds': 1,
     },
-    'mlp_memory': {'dims': [4], 'seeds': 2, 'steps': 512},
     'products': {'subjects': 16, 'relations': 2, 'dim': 4, 'batch': 8},
     'memory': {'subjects': 64, 'relations': 2, 'dim': 8},
     'scaling': {'models': 2, 'steps': 2, 'axes': {'dim': (2, 4)}},

@@ -16,7 +16,7 @@ import optax
 
 from geomem import model
 from geomem.config import Config
-from geomem.training import batched, mlp_memory, optimization
+from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 TORCH = bool(importlib.util.find_spec('torch'))
@@ -41,14 +41,6 @@ class Loop:
 
   def accuracy(self) -> float:
     return float(self._accuracy(self.state, *self.data))
-
-  def best_accuracy(self, recipe) -> float:
-    """The best accuracy of the evaluations, up to the first that reaches the target."""
-    best, done = 0.0, 0
-    while best < recipe.target and done < recipe.steps:
-      self.run(recipe.check)
-      best, done = max(best, self.accuracy()), done + recipe.check
-    return best
 
 
 def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
@@ -99,19 +91,6 @@ def plain_jax(recipe: Recipe, task: batched.Task) -> Loop:
   adamw, step, accuracy = compiled(task.config, recipe, *rates)
   params = model.draw(task.config, task.seed)
   return Loop(step, accuracy, (params, adamw.init(params)), prompts(task))
-
-
-def plain_mlp_memory(recipe: mlp_memory.Recipe, facts: int, seed: int) -> Loop:
-  """The MLP memory of `geomem.training.mlp_memory` trained as its authors do, compiled for every run."""
-  one, adam = mlp_memory.draw(recipe, facts, seed, facts), optax.adam(recipe.rate)
-
-  def logits(params, embeddings):
-    keys_NxD, values_NxD = embeddings
-    hidden_NxF = jax.nn.relu(keys_NxD @ params['in'] + params['in_bias'][None])
-    return hidden_NxF @ params['out'] @ values_NxD.T
-
-  data = (one.keys_NxD, one.values_NxD), np.arange(facts)
-  return Loop(*_compile(logits, adam), (one.params, adam.init(one.params)), data)
 
 
 @functools.lru_cache

@@ -32,24 +32,6 @@ def test_benchmark_takes_turns_and_reports_the_ratio(order):
   assert (got['ratio_range'], got['rounds']) == ([3, 3], 3)
 
 
-def test_a_search_is_timed_before_and_after_theirs(order, monkeypatch):
-  monkeypatch.setattr(timing.jax, 'clear_caches', lambda: None)
-  cached = timing.jax.config.jax_enable_compilation_cache
-
-  def ours():
-    assert not timing.jax.config.jax_enable_compilation_cache
-    order.extend(['ours'] * (4 if 'theirs' in order else 2))
-    return {'found': 7}
-
-  theirs = lambda: order.extend(['theirs'] * 12) or {'found': 8}
-  got = timing.cold(ours, theirs, pieces=(2, 4))
-  assert order == ['ours'] * 2 + ['theirs'] * 12 + ['ours'] * 4
-  assert (got['ours_seconds'], got['theirs_seconds']) == (1.5, 3)
-  assert (got['ratio_range'], got['ratio']) == ([1.5, 3], 2.25)
-  assert (got['ours_found'], got['theirs_found']) == (7, 8)
-  assert timing.jax.config.jax_enable_compilation_cache == cached
-
-
 def test_exhaustive_benchmark_counts_every_logit():
   (record,) = benchmark.exhaustive(50, 2, rounds=1)
   assert record['logits'] == 50 * 2 * 50
@@ -77,9 +59,7 @@ def test_memory_benchmark_takes_a_step():
   assert 0.05 < record['peak_gigabytes'] < 4 and record['loss'] == pytest.approx(np.log(16), abs=1)
 
 
-@pytest.mark.parametrize(
-  'name', ['sweep', 'mlp_memory', 'products', *['batches'] * bool(peers.TORCH)]
-)
+@pytest.mark.parametrize('name', ['sweep', 'products', *['batches'] * bool(peers.TORCH)])
 def test_training_is_measured(name):
   smaller = {'shapes': [(32, 32, 32)]} if name == 'products' else {}
   found = list(benchmark.MEASUREMENTS[name](**benchmark.SIZES['smoke'][name], **smaller))

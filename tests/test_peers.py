@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from experiments import benchmark, peers
-from geomem.training import mlp_memory as mlp
 from geomem.training.recipe import Recipe
 
 TORCH = pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch: pip install torch==2.13.0')
@@ -40,12 +39,3 @@ def test_in_batches_pytorch_learns_as_much(negatives):
   np.testing.assert_allclose(first[0], first[1], rtol=0.1)
   assert all(last < 0.3 * first) and 0.3 < last[0] / last[1] < 3
   assert all(loop.accuracy() > 0.9 for loop in loops)
-
-
-def test_the_mlp_memory_of_the_loop_takes_the_same_steps():
-  recipe = mlp.Recipe(4, 5, steps=8, check=8)
-  one, peer = mlp.draw(recipe, 9, 3, mlp.ROWS), peers.plain_mlp_memory(recipe, 9, 3)
-  np.testing.assert_allclose(peer.step(), mlp.loss(one.params, one), rtol=1e-5)
-  peer.run(7)
-  best, _ = mlp.learn(recipe, one)
-  assert peer.accuracy() == pytest.approx(float(best), abs=1e-6) and best > 1 / 9

@@ -9,34 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 
-import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 
 def in_turns(ours: Callable, theirs: Callable, rounds: int = 5, pieces=(1, 1)) -> dict:
-  """Time both alternately, `rounds` times, after one unmeasured call of each."""
+  """Time both alternately, `rounds` times, after one unmeasured call of each: median seconds per piece, and the median and
+  range over rounds of theirs / ours."""
   ours(), theirs()
-  return _record([(seconds(ours), seconds(theirs)) for _ in range(rounds)], pieces)
-
-
-def cold(ours: Callable, theirs: Callable, pieces=(1, 1)) -> dict:
-  """Time both including all compilation, ours before theirs and after; the record has the results of both."""
-  (before, found), (taken, their), (after, _) = map(_cold, (ours, theirs, ours))
-  sides = {'ours': found, 'theirs': their}
-  return _record([(before, taken), (after, taken)], pieces) | {
-    f'{side}_{name}': value for side, own in sides.items() for name, value in own.items()
-  }
-
-
-def _record(pairs: list[tuple[float, float]], pieces) -> dict:
-  """Median seconds per piece; the median and range over rounds of theirs / ours."""
-  pairs_Rx2 = np.array(pairs) / pieces
+  pairs_Rx2 = np.array([(seconds(ours), seconds(theirs)) for _ in range(rounds)]) / pieces
   ratio_R = pairs_Rx2[:, 1] / pairs_Rx2[:, 0]
   ours, theirs = np.median(pairs_Rx2, axis=0).tolist()
   return {
     'ours_seconds': ours, 'theirs_seconds': theirs, 'ratio': float(np.median(ratio_R)),
-    'ratio_range': [float(ratio_R.min()), float(ratio_R.max())], 'rounds': len(pairs),
+    'ratio_range': [float(ratio_R.min()), float(ratio_R.max())], 'rounds': rounds,
   }  # fmt: skip
 
 
@@ -51,19 +36,6 @@ def least_seconds(run: Callable, calls: int) -> float:
   """The seconds of the fastest of `calls` calls, after one that compiles."""
   run()
   return min(seconds(run) for _ in range(calls))
-
-
-def _cold(work: Callable) -> tuple[float, dict]:
-  """The seconds that the work takes, and its results, with nothing compiled before and no compilation cache."""
-  jax.clear_caches()
-  cached, found = jax.config.jax_enable_compilation_cache, {}  # type: ignore[attr-defined]
-  jax.config.update('jax_enable_compilation_cache', False)
-  compilation_cache.reset_cache()  # JAX checks only once whether there is one
-  try:
-    return seconds(lambda: found.update(work())), found
-  finally:
-    jax.config.update('jax_enable_compilation_cache', cached)
-    compilation_cache.reset_cache()
 
 
 # A process inherits the peak memory of its parent, so a small process starts the command.
