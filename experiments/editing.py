@@ -4,8 +4,9 @@
 
 In a model that knows its facts, some are changed, all at once or one after another: in the
 subject's row of the embedding matrix, by the maps that are fitted to the model's own embeddings
-(closed form, no gradient) or by gradient descent; in the MLP's last matrix, by a rank-one edit
-(ROME's formula) or by least squares (MEMIT's); or by fine-tuning all weights. A method with a
+(closed form, no gradient) or by gradient descent on all facts of the subject; in the MLP's last
+matrix, by a rank-one edit (ROME's formula) or by least squares (MEMIT's); or by fine-tuning all
+weights, on the new facts alone or with other facts replayed in every step. A method with a
 hyperparameter is tried with several values and reported at its best. The scores are on the changed
 facts, the other facts of the same subjects, and those of all other subjects. In a constructed
 selector, edits of rows must score 1 on all of them. Expected: in a geometric memory, trained by the
@@ -22,6 +23,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 
 from experiments.harness import instances, plotting, timing
 from experiments.harness.findings import Claim, over_seeds
@@ -35,44 +37,53 @@ from geomem.inside.edits import Edits
 from geomem.training import optimization
 
 ROWS, RANDOM, LEARNED = 'row, closed form', 'row, random direction', 'row, learned'
-TUNED, ROME, MEMIT = 'fine-tuning', 'MLP, rank one', 'MLP, least squares'
+TUNED, REPLAY = 'fine-tuning', 'fine-tuning, replay'
+ROME, MEMIT = 'MLP, rank one', 'MLP, least squares'
 OPTIONS: dict[str, tuple[float, ...]] = {
-  ROWS: (0.0,), RANDOM: (0.0,), ROME: (0.0,),
-  LEARNED: (0.003, 0.01, 0.03), TUNED: (1e-4, 1e-3, 1e-2),  # learning rates
-  MEMIT: (1.0, 0.1, 0.01),  # weight of a fact to be kept, relative to one that is changed
+  ROWS: (0.0,), LEARNED: (0.01, 0.03), RANDOM: (0.0,),  # learning rates
+  ROME: (0.0,), MEMIT: (1.0, 0.3, 0.1, 0.03, 0.01),  # weight of a fact to be kept, relative to one that is changed
+  TUNED: (3e-5, 1e-4), REPLAY: (3e-4, 1e-3, 3e-3),  # learning rates
 }  # fmt: skip
+KINDS = 'trained', 'plain AdamW', 'associative', 'constructed'
 SCORES = 'changed', 'kept, of the same subjects', 'kept, of others'
+REPLAYED = 32  # subjects in every step
 REPEATS = 5  # how often a single edit is timed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
   """`fractions`: of all facts, changed at once. `in_turn`: number of facts changed one after
-  another. `edit_steps`: maximum number of gradient steps. `memory_width`: F of the model whose
-  embeddings are fixed.
+  another. `tried`: if it is not 0, a method's option is chosen by the scores after this many of
+  them, and only that is tried on all. `edit_steps`: maximum number of gradient steps.
+  `memory_width`: F of the model whose embeddings are fixed. `models`: those of the kinds that are
+  edited.
   """
 
   memory_width: int
+  models: tuple[str, ...] = KINDS
   fractions: tuple[float, ...]
   in_turn: int
+  tried: int = 0
   edit_steps: int = 100
   seeds: int
 
   def kinds(self):
     """A geometric memory, a plain AdamW model, a memory in the MLP, and a constructed selector."""
     first = self.recipe()
-    yield first
-    yield self.plain()
-    yield dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
-    yield dataclasses.replace(first, model='constructed')
+    memory = dataclasses.replace(first, width=self.memory_width, **ASSOCIATIVE)
+    every = first, self.plain(), memory, dataclasses.replace(first, model='constructed')
+    return [kind for kind in every if kind.model in self.models]
 
 
 PRESETS = {
-  'smoke': Preset(**sizes(32, 2, 8, 300), memory_width=64, fractions=(0.1,), in_turn=4, edit_steps=10, seeds=1),
-  'laptop': Preset(**sizes(256, 2, 64, 1000), memory_width=256, fractions=(0.02, 0.1), in_turn=100, seeds=3),
-  'full': Preset(
-    **sizes(2048, 4, 256, 2000), memory_width=2048, fractions=(0.02, 0.05, 0.1), in_turn=1000, seeds=5
-  ),
+  'smoke': Preset(**sizes(32, 2, 8, 300), memory_width=64, fractions=(0.1,), in_turn=4, tried=2, edit_steps=10, seeds=1),
+  'laptop': Preset(**sizes(256, 2, 64, 1000), memory_width=256, fractions=(0.1,), in_turn=50, seeds=3),
+  'full': {
+    kind.replace(' ', '_'): Preset(
+      **sizes(2048, 4, 256, 2000), memory_width=2048, models=(kind,), fractions=(0.02, 0.05, 0.1), in_turn=1000, tried=50, seeds=3,
+    )
+    for kind in KINDS
+  },
 }  # fmt: skip
 
 
@@ -113,34 +124,43 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
   for (count, in_turn), (method, options) in itertools.product(counts, OPTIONS.items()):
     some = edits.draw(draw_key, own['answers_RxN'], config.answers, count)
     known = own | {'maps': blind if method == RANDOM else own['maps']}
+    edit = functools.partial(
+      apply, config, ROWS if method == RANDOM else method, preset.edit_steps, known
+    )
+    scored = functools.partial(_scored, config, own, functools.partial(edit, in_turn))
+    if in_turn and preset.tried and len(options) > 1:
+      few = jax.tree.map(lambda a: a[: preset.tried], some)
+      options = (max(options, key=lambda option: min(scored(option, few))),)
     for option in options:
-      after = apply(config, method, in_turn, preset.edit_steps, known, option, some)
       about = {'method': method, 'option': option, 'edits': count, 'in_turn': in_turn}
-      numbers = zip(SCORES, scores(config, own, after, some), strict=True)
-      records += [{'measurement': what, **about, 'value': float(value)} for what, value in numbers]
+      numbers = zip(SCORES, scored(option, some), strict=True)
+      records += [{'measurement': what, **about, 'value': value} for what, value in numbers]
       if in_turn:
-        first = jax.tree.map(lambda a: a[:1], some)
-        one = lambda: apply(config, method, False, preset.edit_steps, known, option, first)  # noqa: B023
+        one = functools.partial(edit, False, option, jax.tree.map(lambda a: a[:1], some))
         records.append({'measurement': 'seconds', **about, 'edits': 1, 'value': seconds(one)})
   return records
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def apply(config: Config, method: str, in_turn: bool, steps: int, known, option, some: Edits):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 4))
+def apply(config: Config, method: str, steps: int, known, in_turn: bool, option, some: Edits):
   """The parameters after these edits."""
-  edit: Callable[[dict, Edits], dict]
+  edit: Callable[[dict, jax.Array, Edits], dict]
   nats = known['nats']
-  if method in (LEARNED, TUNED):
-    rows_only = method == LEARNED
-    edit = lambda own, few: edits.fine_tune(config, option, steps, nats, own, few, rows_only)
+  if method in (LEARNED, TUNED, REPLAY):
+    edit = functools.partial(
+      edits.fine_tune, config, option, steps, nats,
+      rows_only=method == LEARNED, replayed=REPLAYED if method == REPLAY else 0,
+    )  # fmt: skip
   elif method in (ROME, MEMIT):
     edit = functools.partial(edits.edit_mlp, config, known['moments'], option, nats)
   else:
-    maps = known['maps'], known['offset']
-    edit = functools.partial(edits.edit_rows, config, maps, known['answers_RxN'])
-  if in_turn or method == ROME:
-    return edits.sequential(edit, known['params'], some)
-  return edit(known['params'], some)
+    edit = functools.partial(edits.edit_rows, config, (known['maps'], known['offset']))
+  run = functools.partial(edits.sequential, edit) if in_turn or method == ROME else edit
+  return run(known['params'], known['answers_RxN'], some)
+
+
+def _scored(config: Config, own: dict, edit: Callable, option: float, some: Edits) -> list[float]:
+  return [float(value) for value in scores(config, own, edit(option, some), some)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -168,11 +188,17 @@ def seconds(function) -> float:
   return float(np.median([timing.seconds(run) for _ in range(REPEATS)]))
 
 
-def least(rows):
-  """The lowest of the three scores: a row per option, the best first, and a column per seed."""
-  wide = rows.pivot_table(index='option', columns=['seed', 'measurement'], values='value')
-  each = wide.T.groupby(level='seed').min().T
-  return each.loc[each.mean(axis=1).sort_values(ascending=False, kind='stable').index]
+def best(rows) -> pd.DataFrame:
+  """The scores with the best option, a row per seed, and the lowest of them, by whose mean over seeds it is chosen. If
+  every seed has one option alone, it was chosen before."""
+  if not rows.duplicated(['seed', 'measurement']).any():
+    rows = rows.assign(option=0)
+  each = {
+    option: own.pivot_table(index='seed', columns='measurement', values='value')
+    for (option,), own in groups(rows, 'option')
+  }
+  found = max(each.values(), key=lambda wide: wide.min(axis=1).mean())
+  return found.assign(kept=found.drop(columns='changed').min(axis=1), lowest=found.min(axis=1))
 
 
 def cases(table):
@@ -184,40 +210,41 @@ def cases(table):
 
 
 def expect(table):
-  """Every method at its best option: the lowest of changed and kept; in a geometric memory and in a
+  """Every method at its best option: what is changed and what is kept; in a geometric memory and in a
   constructed one, edits of rows should suffice."""
   for name, text, _, rows in cases(table):
-    found = {method: least(own) for (method,), own in groups(rows, 'method')}
-    controls = {method: found[method].iloc[0].tolist() for method in (RANDOM, TUNED, MEMIT)}
-    for method, each in found.items():
-      bound = {'trained': 0.95, 'constructed': 1.0}.get(name) if method == ROWS else None
+    found = {method: best(own) for (method,), own in groups(rows, 'method')}
+    bound = {'trained': 0.95, 'constructed': 1.0}.get(name)
+    if bound:
       yield from over_seeds(
-        f'{text}: {method}, lowest of changed and kept', each.iloc[0].tolist(), bound,
-        check=name == 'constructed', **controls if bound else {},
+        f'{text}: {ROWS}, lowest of changed and kept', found[ROWS]['lowest'], bound, check=name == 'constructed',
+        **{method: found[method]['lowest'] for method in (RANDOM, REPLAY, TUNED, MEMIT)},
       )  # fmt: skip
+    for method, scored in found.items():
+      yield from over_seeds(f'{text}: {method}, changed', scored['changed'])
+      yield from over_seeds(f'{text}: {method}, kept', scored['kept'])
   for (name, method), rows in groups(select(table, measurement='seconds'), 'model', 'method'):
-    taken = (1000 * rows.groupby('seed')['value'].min()).tolist()
-    yield from over_seeds(f'{name}: milliseconds per edit, {method}', taken)
+    fastest = 1000 * rows.groupby('seed')['value'].min().median()
+    yield from over_seeds(f'{name}: milliseconds per edit, {method}', [fastest])
 
 
 def plot(table):
-  """A panel per kind of model: the lowest of changed and kept against the number of edits."""
+  """A panel per kind of model and a line per method: the lowest of changed and kept."""
   every = list(cases(table))
   names = list(dict.fromkeys(name for name, *_ in every))
-  figure, panels = plotting.new(11, 3.1, 1, len(names), sharey=True, squeeze=False)
+  figure, panels = plotting.new(11, 2.9, 1, len(names), sharex=True, sharey=True, squeeze=False)
   for ax, name in zip(panels[0], names, strict=True):
-    for i, method in enumerate(OPTIONS):
+    own = [(text, rows) for one, text, _, rows in every if one == name]
+    for i, (text, rows) in enumerate(own):
       color, marker = plotting.cycle(i)
-      for in_turn, style in ((False, '-'), (True, '')):
-        own = [rows for one, _, turn, rows in every if (one, turn) == (name, in_turn)]
-        best = [least(select(rows, method=method)).iloc[0].mean() for rows in own]
-        look: dict = {'markerfacecolor': 'white'} if in_turn else {'label': method}
-        edited_facts = [rows['edits'].iloc[0] for rows in own]
-        ax.plot(edited_facts, best, marker + style, color=color, markersize=4, **look)
-    plotting.logarithmic(ax.xaxis)
-    ax.set(title=name, xlabel='facts changed', ylim=(-0.03, 1.03))
-  panels[0][0].set(ylabel='lowest of changed and kept')
-  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=6)
+      lowest = [best(select(rows, method=method))['lowest'].mean() for method in OPTIONS]
+      height = np.arange(len(OPTIONS)) + 0.16 * (i - (len(own) - 1) / 2)
+      label = text.removeprefix(f'{name}, ')
+      ax.plot(lowest, height, marker, color=color, markersize=5, label=label)
+    ax.set(title=name, xlabel='lowest of changed and kept', xlim=(-0.03, 1.03))
+  panels[0][0].set(yticks=range(len(OPTIONS)), yticklabels=list(OPTIONS))
+  panels[0][0].invert_yaxis()
+  figure.legend(*panels[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=4)
   return figure
 
 
@@ -226,12 +253,12 @@ STUDY = Study(
   claims=(
     Claim('Editing', 'In a geometric memory a closed-form edit of the subject’s row changes one fact and no other.'),
   ),
-  terms='Changed: queries of changed facts that get the new answer. Kept: other queries that keep their answer, those of '
-  'the same subjects and those of others; a finding reports the lowest of the three. Row, closed form: M_r (u_new − '
-  'u_old) is added, with the maps of the model’s own embeddings; learned: gradient descent on the row alone. MLP, '
-  'rank one: one edit of its last matrix after another, by ROME’s formula; least squares: by MEMIT’s, all at once. '
-  'Where a method has a hyperparameter, the best of three values is reported. In the figure, open marks are edits '
-  'made one by one.',
+  terms='Changed: the fraction of changed facts that are answered anew. Kept: the fraction of other answers that stay, '
+  'the lower one of those of the same subjects and those of others. Row, closed form: M_r (u_new − u_old) is added, '
+  'with the maps of the model’s own embeddings; learned: gradient descent on the row alone, with all facts of its '
+  'subject. MLP, rank one: one edit of its last matrix after another, by ROME’s formula; least squares: by MEMIT’s, '
+  'all at once. Fine-tuning: of all weights, on the changed facts, or on these and a replay of others. Where a method '
+  'has a hyperparameter, the best of two to five values is reported.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('model', 'method', 'edits', 'in_turn', 'measurement'), minutes=4.5, first_seed=FIRST_SEED + 700,
 )  # fmt: skip

@@ -99,6 +99,7 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   yield 'scratch', task(learning_rate=depths.FROM_SCRATCH)
 
 
+@jax.default_matmul_precision('highest')
 def scores(config: Config, recipe: Recipe, params, job, built, other_NxD, other_RxN):
   """Accuracy, loss, and how near the embeddings and all weights are to the built ones; the control
   is a construction for other facts."""

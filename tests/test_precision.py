@@ -14,14 +14,14 @@ from test_constructions import EXACT, MULTI_HOP, asked_of_numpy, build
 import constructions
 import geomem
 from experiments import dimensions
-from experiments.harness import fresh
+from experiments.harness import fresh, methods
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from geomem import model
 from geomem.checks import verify
 from geomem.config import Config
 from geomem.facts import Facts
-from geomem.inside import intervene, linear_maps, new_facts, projectors
-from geomem.training import batched, mlp_memory, optimization
+from geomem.inside import edits, intervene, linear_maps, new_facts, projectors
+from geomem.training import alternating, batched, mlp_memory, optimization
 from geomem.training.recipe import Recipe
 
 RNG = np.random.default_rng(0)
@@ -187,6 +187,41 @@ def test_no_product_of_a_measurement_inherits_its_precision(study, drawn):
   written = () if study == 'dynamics' else (np.zeros((0, config.dim), np.float32),)
   learned, inherited = asking(measure, params, job, other_RxN, *written)
   assert learned and not inherited
+
+
+@pytest.mark.parametrize('name', ['units', 'subspaces', 'edits', 'solves'])
+def test_nor_does_one_of_methods_edits_and_solves(name, drawn):
+  config, _, params, job, _ = drawn
+  known, key = (params, job.answers_RxN), jax.random.key(0)
+  some = edits.draw(key, job.answers_RxN, config.answers, 3)
+  maps = np.zeros((2, config.answer_dim or config.dim, config.dim), np.float32)
+  moments = np.eye(config.blocks[0].hidden[0], dtype=np.float32)
+
+  def edited(params, answers_RxN):
+    nats = jnp.float32(0.1)
+    return (
+      edits.edit_rows(config, (maps, maps[0, 0]), params, answers_RxN, some),
+      edits.edit_mlp(config, moments, 0.1, nats, params, answers_RxN, some),
+      edits.fine_tune(config, 1e-3, 2, nats, params, answers_RxN, some, replayed=2),
+      edits.second_moments(config, params),
+    )
+
+  if name == 'edits':
+    _, inherited = asking(edited, *known)
+  elif name == 'solves':
+    _, inherited = asking(lambda p, j: alternating.solve(config, p, j, 2), params, job)
+  else:
+    measured = {
+      'units': (methods.UNITS, methods.ablation_effect),
+      'subspaces': (methods.SUBSPACES, methods.patch_effect),
+    }
+    own, effect = measured[name]
+    config = config.replace(precision='highest')  # as the leaderboard does
+    every = lambda p, a: [
+      effect(config, p, method(config, p, a, key), a) for method in own.values()
+    ]
+    _, inherited = asking(every, *known)
+  assert not inherited
 
 
 RECIPES = {

@@ -108,6 +108,7 @@ def ablated_units(config: Config, params: dict, answers_RxN: Array, key: Array) 
 # --- which subspace of an embedding belongs to a relation ------------------------------------------
 
 
+@jax.default_matmul_precision('highest')
 def projector(columns_DxC: Array, threshold: float = THRESHOLD) -> Array:
   """The projector onto the directions with a singular value of more than `threshold` of the largest."""
   u_DxK, size_K, _ = linalg.svd(columns_DxC)
@@ -129,6 +130,7 @@ def probed_subspaces(config: Config, params: dict, answers_RxN: Array, key: Arra
   return jax.lax.map(probe, jnp.asarray(answers_RxN))
 
 
+@jax.default_matmul_precision('highest')
 def mapped_subspaces(config: Config, params: dict, answers_RxN: Array, key: Array) -> Array:
   """Superposition: the subspace that a regression of embeddings on all answers' vectors writes for one relation's."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
@@ -164,6 +166,7 @@ def dictionary_subspaces(config: Config, params: dict, answers_RxN: Array, key: 
   return jax.lax.map(lambda own_C: projector((atoms_CxD * own_C[:, None]).T), assigned(effects))
 
 
+@jax.default_matmul_precision('highest')
 def dictionary(x_NxD: Array, key: Array, steps: int = 1000) -> tuple[Array, Array]:
   """A sparse autoencoder: activations NxC of unit-length atoms, CxD."""
   dim = x_NxD.shape[1]
@@ -221,6 +224,7 @@ SUBSPACES = {
 # --- scores that need no truth ---------------------------------------------------------------------
 
 
+@jax.default_matmul_precision('highest')
 def patch_effect(config: Config, params: dict, projector_RxDxD: Array, answers_RxN: Array) -> Array:
   """Patch the next subject's part into every subject: the lower of two fractions, answers that become that subject's and
   other answers that stay."""

@@ -1,7 +1,7 @@
 """Edit a model's facts: in a subject's embedding, in the MLP, or by gradient descent on all weights.
 
-An edit is a pure function from a one-block model's parameters to new ones, so it can be mapped over models. An edited
-fact is a subject, a relation, and the attribute that the subject is to have from now on.
+An edit is a pure function from a one-block model's parameters and its table of facts to new parameters, so it can be
+mapped over models. An edited fact is a subject, a relation, and the attribute that the subject is to have from now on.
 
 Shapes: N subjects, R relations, D width, F hidden units, A answers; E edits.
 """
@@ -23,7 +23,7 @@ from geomem.inside import intervene
 from geomem.inside.linear_maps import Maps
 from geomem.training import optimization
 
-VALUE_STEPS = 50  # gradient steps in the search for the MLP's new output
+VALUE_STEPS = 500  # at most, in the search for the MLP's new output
 JITTER = 1e-6
 
 
@@ -50,13 +50,21 @@ def edit_table(answers_RxN: Array, edits: Edits) -> Array:
   return jnp.asarray(answers_RxN).at[edits.relation_E, edits.subject_E].set(edits.attribute_E)
 
 
-def sequential(edit: Callable[[dict, Edits], dict], params: dict, edits: Edits) -> dict:
-  """Apply the edits one after another, each to the model that the previous edit left."""
+def sequential(
+  edit: Callable[[dict, Array, Edits], dict], params: dict, answers_RxN: Array, edits: Edits
+) -> dict:
+  """Apply the edits one after another, each to the model and the facts that the previous edit left."""
+
+  def step(before, fact):
+    params, table_RxN = before
+    return (edit(params, table_RxN, fact), edit_table(table_RxN, fact)), None
+
   each = jax.tree.map(lambda a: a[:, None], edits)
-  return jax.lax.scan(lambda own, fact: (edit(own, fact), None), params, each)[0]
+  return jax.lax.scan(step, (params, jnp.asarray(answers_RxN)), each)[0][0]
 
 
-def edit_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edits: Edits) -> dict:
+@jax.default_matmul_precision('highest')
+def edit_rows(config: Config, maps: Maps, params: dict, answers_RxN: Array, edits: Edits) -> dict:
   """Edit the subject's embedding in closed form: subtract M_r u of the old attribute and add M_r u of the new one.
 
   `maps`: the superposition maps of the model's embeddings, as `linear_maps` fits them; `answers_RxN`: the facts
@@ -70,14 +78,16 @@ def edit_rows(config: Config, maps: Maps, answers_RxN: Array, params: dict, edit
   return {**params, 'embed': {**params['embed'], 'subjects': rows_NxP}}
 
 
+@jax.default_matmul_precision('highest')
 def second_moments(config: Config, params: dict) -> Array:
   """Second moments of the hidden units, FxF, summed over every query that the model was trained on."""
   _, hidden_NxRxF = intervene.mlp_activations(config, params, params['embed']['subjects'])
   return jnp.einsum('nrf,nrg->fg', hidden_NxRxF, hidden_NxRxF)
 
 
+@jax.default_matmul_precision('highest')
 def edit_mlp(
-  config: Config, second_moment_FxF: Array, weight: Array | float, nats: Array, params: dict, edits: Edits
+  config: Config, second_moment_FxF: Array, weight: Array | float, nats: Array, params: dict, _: Array, edits: Edits
 ) -> dict:  # fmt: skip
   """Change W_out by least squares, so that the MLP's output at every edited query yields the new answer.
 
@@ -105,14 +115,14 @@ def _target_changes(config: Config, nats, params: dict, edits: Edits) -> tuple[A
   _, hidden_ExRxF = intervene.mlp_activations(config, params, e_ExP)
   hidden_ExF = jnp.take_along_axis(hidden_ExRxF, edits.relation_E[:, None, None], axis=1)[:, 0]
   change = functools.partial(_target_change, config, nats, params)
-  return hidden_ExF, jax.vmap(change)(e_ExP, edits.relation_E, edits.attribute_E)
+  return hidden_ExF, jax.vmap(change)(e_ExP, hidden_ExF, edits.relation_E, edits.attribute_E)
 
 
-def _target_change(config: Config, nats, params: dict, e_P, r, attribute):
+def _target_change(config: Config, nats, params: dict, e_P, hidden_F, r, attribute):
   """The MLP output change, by gradient descent from 0 until the new answer's cross-entropy is at most `nats`."""
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   adam = optax.adam(1.0)
-  rate = 0.1 * jnp.sqrt(jnp.mean(e_P**2))
+  rate = 0.1 * (_rms(e_P) + _rms(hidden_F @ params['blocks_0']['mlp']['out']))
 
   def loss(change_P):
     with nn.intercept_methods(_add_to_mlp(change_P)):
@@ -120,15 +130,20 @@ def _target_change(config: Config, nats, params: dict, e_P, r, attribute):
     logits_A = u_AxD @ x_1x1xD[0, 0].astype(jnp.float32)
     return jax.nn.logsumexp(logits_A) - logits_A[attribute]
 
-  def step(_, state):
-    change_P, opt_state = state
+  def step(state):
+    change_P, opt_state, count, _ = state
     value, grads_P = jax.value_and_grad(loss)(change_P)
-    updates_P, after = optimization.adam_update(adam, grads_P, opt_state)
-    moved = change_P + rate * updates_P, after
-    return jax.tree.map(lambda old, new: jnp.where(value > nats, new, old), state, moved)
+    updates_P, opt_state = optimization.adam_update(adam, grads_P, opt_state)
+    moved_P = jnp.where(value > nats, change_P + rate * updates_P, change_P)
+    return moved_P, opt_state, count + 1, value <= nats
 
   nothing_P = jnp.zeros_like(e_P)
-  return jax.lax.fori_loop(0, VALUE_STEPS, step, (nothing_P, adam.init(nothing_P)))[0]
+  state = nothing_P, adam.init(nothing_P), jnp.int32(0), jnp.bool_(False)
+  return jax.lax.while_loop(lambda now: (now[2] < VALUE_STEPS) & ~now[3], step, state)[0]
+
+
+def _rms(x: Array) -> Array:
+  return jnp.sqrt(jnp.mean(x**2))
 
 
 def _add_to_mlp(change_P):
@@ -140,40 +155,54 @@ def _add_to_mlp(change_P):
   return intercept
 
 
+@jax.default_matmul_precision('highest')
 def fine_tune(
-  config: Config, rate: Array | float, steps: int, nats: Array, params: dict, edits: Edits, rows_only: bool = False
+  config: Config, rate: Array | float, steps: int, nats: Array, params: dict, answers_RxN: Array, edits: Edits,
+  rows_only: bool = False, replayed: int = 0,
 ) -> dict:  # fmt: skip
   """Fine-tune with Adam on the edited facts until all are right and their mean cross-entropy is at most `nats`.
 
-  Trains all weights, or with `rows_only` only the subjects' embeddings, for at most `steps` steps.
+  Trains all weights, or with `rows_only` only the subjects' embeddings, for at most `steps` steps. With `rows_only` or
+  `replayed`, all facts of the edited subjects count as well, and those of `replayed` other subjects, drawn anew for
+  every step: their mean cross-entropy is added, and they must be right too.
   """
+  all_facts, table_NxR = rows_only or replayed > 0, edit_table(answers_RxN, edits).T
   moving = params['embed']['subjects'] if rows_only else params
-  adam = optax.adam(1.0)
+  adam, key = optax.adam(1.0), jax.random.key(0)
+  for number in (edits.subject_E[0], edits.relation_E[0]):  # edits in turn replay different facts
+    key = jax.random.fold_in(key, number)
 
   def whole(moving):
     return {**params, 'embed': {**params['embed'], 'subjects': moving}} if rows_only else moving
 
-  def loss(moving):
+  def loss(moving, some_S):
+    """The loss on these subjects, of which the first are the edited ones, and whether all that counts is right."""
     own = whole(moving)
     u_AxD = model.apply(config, own, method='unembedding').astype(jnp.float32)
-    e_ExP = jnp.asarray(own['embed']['subjects'])[edits.subject_E]
-    x_ExRxD = intervene.final_residuals(config, own, e_ExP).astype(jnp.float32)
-    x_ExD = jnp.take_along_axis(x_ExRxD, edits.relation_E[:, None, None], axis=1)[:, 0]
-    logits_ExA = x_ExD @ u_AxD.T
-    own_E = jnp.take_along_axis(logits_ExA, edits.attribute_E[:, None], axis=1)[:, 0]
-    right = jnp.all(jnp.argmax(logits_ExA, axis=1) == edits.attribute_E)
-    return jnp.mean(jax.nn.logsumexp(logits_ExA, axis=1) - own_E), right
+    e_SxP = jnp.asarray(own['embed']['subjects'])[some_S]
+    x_SxRxD = intervene.final_residuals(config, own, e_SxP).astype(jnp.float32)
+    logits_SxRxA, wanted_SxR = x_SxRxD @ u_AxD.T, table_NxR[some_S]
+    own_SxR = jnp.take_along_axis(logits_SxRxA, wanted_SxR[..., None], axis=-1)[..., 0]
+    nats_SxR = jax.nn.logsumexp(logits_SxRxA, axis=-1) - own_SxR
+    right_SxR = jnp.argmax(logits_SxRxA, axis=-1) == wanted_SxR
+    edited_E = jnp.arange(len(edits.subject_E)), edits.relation_E
+    if all_facts:
+      return jnp.mean(nats_SxR[edited_E]) + jnp.mean(nats_SxR), jnp.all(right_SxR)
+    return jnp.mean(nats_SxR[edited_E]), jnp.all(right_SxR[edited_E])
 
-  def running(state):
-    return (state[2] < steps) & ~state[3]
+  limit = nats * (2 if all_facts else 1)
 
   def step(state):
     moving, opt_state, count, _ = state
-    (value, right), grads = jax.value_and_grad(loss, has_aux=True)(moving)
-    done = right & (value <= nats)
+    other_B = jax.random.randint(
+      jax.random.fold_in(key, count), (replayed,), 0, answers_RxN.shape[1]
+    )
+    some_S = jnp.concatenate([edits.subject_E, other_B])
+    (value, right), grads = jax.value_and_grad(loss, has_aux=True)(moving, some_S)
+    done = right & (value <= limit)
     updates, opt_state = optimization.adam_update(adam, grads, opt_state)
     after = jax.tree.map(lambda a, u: jnp.where(done, a, a + rate * u), moving, updates)
     return after, opt_state, count + 1, done
 
   state = moving, adam.init(moving), jnp.int32(0), jnp.bool_(False)
-  return whole(jax.lax.while_loop(running, step, state)[0])
+  return whole(jax.lax.while_loop(lambda now: (now[2] < steps) & ~now[3], step, state)[0])

@@ -39,6 +39,7 @@ def learn(
   return jax.lax.fori_loop(0, rounds, turn, optimization.initial_state(recipe, params)).params
 
 
+@jax.default_matmul_precision('highest')
 def solve(config: Config, params: dict, job: Job, iterations: int) -> dict:
   """The parameters with every subject's embedding moved by L-BFGS towards the least loss on its own facts of one hop."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
