@@ -24,7 +24,8 @@ MAX_VALUES = 2**8
 
 @dataclasses.dataclass(frozen=True)
 class Ledger:
-  """Parameters and bits by role; B_emb and B_int of the lower bounds; the bits stored, and the bound.
+  """Parameters and bits by role, B_emb and B_int of the lower bounds, the bits of all facts, and the bound. These last two
+  are those of a model that answers every query; one that does not may hold fewer.
 
   >>> constructions.build('selector', Facts.bijections(8, 2)).ledger().parameters['subjects']
   48
@@ -37,7 +38,7 @@ class Ledger:
   parameters: dict[str, int]
   bits: dict[str, float]
   subject_bits: float
-  stored_bits: float
+  fact_bits: float
   bound_bits: float
 
   @property
@@ -50,22 +51,13 @@ class Ledger:
     return sum(self.parameters.values())
 
   @property
-  def bits_per_parameter(self) -> float:
-    return self.stored_bits / self.total_parameters
-
-  @property
-  def efficiency(self) -> float:
-    """Stored bits per bit of the weights."""
-    return self.stored_bits / sum(self.bits.values())
-
-  @property
   def times_bound(self) -> float:
     """Internal bits over the lower bound for any model with this B_emb (∞ where the bound is 0)."""
     return self.internal_bits / self.bound_bits if self.bound_bits else math.inf
 
   def _repr_html_(self) -> str:
     roles = [(role, f'{self.parameters[role]:,}', f'{self.bits[role]:,.1f}') for role in ROLES]
-    sums = ('internal_bits', 'stored_bits', 'bound_bits')
+    sums = ('internal_bits', 'fact_bits', 'bound_bits')
     totals = [(name, '', f'{getattr(self, name):,.1f}') for name in sums]
     return html_table([('', 'parameters', 'bits'), *roles, *totals])
 
@@ -144,6 +136,6 @@ def ledger(
     parameters=parameters,
     bits=bits,
     subject_bits=subject_bits,
-    stored_bits=fact_bits(facts),
+    fact_bits=fact_bits(facts),
     bound_bits=lower_bounds.internal_bits(*sizes, **bound) if facts.bijective else 0.0,
   )
