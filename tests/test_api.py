@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib
 import inspect
 import io
 import json
@@ -17,6 +18,7 @@ import pytest
 import constructions
 import geomem
 from geomem.errors import InputError
+from geomem.inside import intervene, linear_maps
 from geomem.saved import atomic
 from geomem.training import batched
 
@@ -231,6 +233,40 @@ def exported():
   return [(package, name) for package in packages for name in package.__all__ if name[0] != '_']
 
 
+def run_example(name, text, space):
+  """Run the example in a docstring; returns how many lines it has."""
+  example = doctest.DocTestParser().get_doctest(text, space, name, None, None)
+  told = io.StringIO()
+  assert not doctest.DocTestRunner().run(example, out=told.write).failed, told.getvalue()
+  return len(example.examples)
+
+
+@pytest.mark.parametrize('name', ['export', 'inside.truth', 'inside.symmetry', 'inside.edits'])
+def test_so_has_every_module_of_the_reference(name, tmp_path, monkeypatch):
+  """Its example uses every public function, and those of its functions run as well."""
+  monkeypatch.chdir(tmp_path)
+  module = importlib.import_module(f'geomem.{name}')
+  space = {
+    **vars(module),
+    'geomem': geomem,
+    'constructions': constructions,
+    'Facts': geomem.Facts,
+    'intervene': intervene,
+    'linear_maps': linear_maps,
+    'Path': Path,
+  }
+  assert run_example(name, module.__doc__, dict(space))
+  own = {
+    key: value for key, value in vars(module).items()
+    if key[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(module.__name__)
+  }  # fmt: skip
+  for key, value in own.items():
+    used = re.search(rf'>>>.*\b{key}\b', module.__doc__)
+    assert used or run_example(key, inspect.getdoc(value), dict(space)), (
+      f'{name}.{key} has no example'
+    )
+
+
 @pytest.mark.parametrize(
   ('package', 'name'), exported(), ids=lambda value: getattr(value, '__name__', value)
 )
@@ -238,11 +274,7 @@ def test_every_name_has_an_example_that_is_so(package, name, tmp_path, monkeypat
   monkeypatch.chdir(tmp_path)
   value = getattr(package, name)
   space = {**vars(sys.modules[value.__module__]), 'geomem': geomem, 'constructions': constructions}
-  example = doctest.DocTestParser().get_doctest(inspect.getdoc(value), space, name, None, None)
-  told = io.StringIO()
-  assert example.examples and not doctest.DocTestRunner().run(example, out=told.write).failed, (
-    told.getvalue()
-  )
+  assert run_example(name, inspect.getdoc(value), space)
 
 
 def public(body):

@@ -3,6 +3,20 @@
 An edit is a pure function from a one-block model's parameters and its table of facts to new parameters, so it can be
 mapped over models. An edited fact is a subject, a relation, and the attribute that the subject is to have from now on.
 
+  >>> facts = Facts.bijections(16, 2)
+  >>> built = constructions.build('selector', facts)
+  >>> config, params, table_RxN = built.config, built.params, facts.answers_RxN
+  >>> u_AxD = model.apply(config, params, method='unembedding')
+  >>> maps = linear_maps.fit_maps(params['embed']['subjects'], u_AxD, table_RxN)
+  >>> some = draw(jax.random.key(0), table_RxN, 16, count=5)
+  >>> by_rows = edit_rows(config, maps, params, table_RxN, some)
+  >>> in_turn = sequential(functools.partial(edit_rows, config, maps), params, table_RxN, some)
+  >>> by_mlp = edit_mlp(config, second_moments(config, params), 0.1, 0.1, params, table_RxN, some)
+  >>> tuned = fine_tune(config, 1e-3, 100, 0.1, params, table_RxN, some, replayed=8)
+  >>> now_NxR = intervene.answers(config, by_rows, by_rows['embed']['subjects'])
+  >>> bool((now_NxR.T == edit_table(table_RxN, some)).all())
+  True
+
 Shapes: N subjects, R relations, D width, F hidden units, A answers; E edits.
 """
 

@@ -11,6 +11,12 @@
 which orthogonal ones (times a number) round least; and a vector may be moved from all token embeddings into all
 position embeddings.
 
+  >>> built = constructions.build('selector', Facts.bijections(8, 2))
+  >>> params, symmetry = rotate(built.config, built.params, seed=0)  # the same as in `disguise`
+  >>> q_DxD = symmetry.rotation_DxD
+  >>> np.allclose(params['embed']['subjects'], built.params['embed']['subjects'] @ q_DxD, atol=1e-5)
+  True
+
 Shapes: D residual width, F hidden units, H heads, K coordinates of a head.
 """
 

@@ -3,6 +3,18 @@
 The names of coordinates and units say which units serve which relation, which subspace of a subject's embedding
 holds its answer to which relation or path of relations, and which slots every head reads and writes.
 
+  >>> built = constructions.build('selector', Facts.bijections(8, 2))
+  >>> known = of(built)
+  >>> [part.paths for part in known.subspaces]
+  [((0,),), ((1,),)]
+  >>> unit_specificity(built, known), head_specificity(built, known), interchange_accuracy(built, known)
+  (1.0, None, 1.0)
+  >>> evaluate(built)  # accuracy and least margin
+  (1.0, 4.0)
+  >>> off_F = tuple(tuple(layer[0] for layer in block) for block in known.serves_RxF)  # units of the first relation
+  >>> evaluate(built.replace(params=ablate_everywhere(built.params, off_F)))[0]  # one of eight by chance
+  0.5625
+
 Shapes: N subjects, R relations, W paths of relations, D residual width, F hidden units, K dimensions of a subspace.
 """
 
