@@ -80,7 +80,8 @@ PRESETS = {
   'laptop': Preset(**sizes(256, 2, 64, 1000), memory_width=256, fractions=(0.1,), in_turn=50, seeds=3),
   'full': {
     kind.replace(' ', '_'): Preset(
-      **sizes(2048, 4, 256, 2000), memory_width=2048, models=(kind,), fractions=(0.02, 0.05, 0.1), in_turn=1000, tried=50, seeds=3,
+      **sizes(2048, 4, 256, 2000), memory_width=1024, models=(kind,), fractions=(0.02, 0.05, 0.1), in_turn=1000, tried=20,
+      edit_steps=60, seeds=3,
     )
     for kind in KINDS
   },
