@@ -300,6 +300,20 @@ def compiled() -> str:
   return render.table(rows, 'markdown')
 
 
+def mark(path: Path, stem: str, title: str):
+  """Mark the place of a study's table, if the page does not yet: after its other preset's, or at the end."""
+  text = path.read_text(encoding='utf-8')
+  if BEGIN.format(stem) in text:
+    return
+  before, there, rest = text.partition(BEGIN.format(stem.removesuffix(FULL)))
+  if there:
+    table, end, rest = rest.partition(END)
+    text = before + there + table + end + '\n' + BEGIN.format(stem) + END + rest
+  else:
+    text += f'\n## {title[0].upper()}{title[1:]}\n\n{BEGIN.format(stem)}{END}'
+  records.write_text(path, text)
+
+
 def splice(path: Path, name: str, table: str):
   """Replace one of a page's tables: the text between its mark and the next end."""
   text, begin = path.read_text(encoding='utf-8'), BEGIN.format(name)
@@ -353,6 +367,7 @@ def main(options: Options):
   for stem in stems():
     draw(stem)
     if stem != 'construct':
+      mark(page(stem), stem, studies.load(stem.removesuffix(FULL)).title)
       splice(page(stem), stem, section(stem))
   splice(PAGE, 'overview', overview())
   splice(PAGE, 'decisions', render.table(decide(), 'markdown'))

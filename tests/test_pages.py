@@ -29,6 +29,22 @@ def test_the_sizes_are_those_that_were_asked_for():
   assert pages.sizes({}) == ''
 
 
+def test_the_place_of_a_table_is_marked_once_after_the_other_preset_or_at_the_end(tmp_path):
+  page = tmp_path / 'page.md'
+  page.write_text(f'above\n\n{pages.BEGIN.format("a")}old\n{pages.END}\nbelow\n')
+  for _ in range(2):
+    (
+      pages.mark(page, 'a', 'first'),
+      pages.mark(page, 'a_full', 'first'),
+      pages.mark(page, 'b', 'second'),
+    )
+  pages.splice(page, 'a_full', 'new\n'), pages.splice(page, 'b', 'last\n')
+  assert page.read_text() == (
+    f'above\n\n{pages.BEGIN.format("a")}old\n{pages.END}\n{pages.BEGIN.format("a_full")}new\n{pages.END}\nbelow\n'
+    f'\n## Second\n\n{pages.BEGIN.format("b")}last\n{pages.END}'
+  )
+
+
 def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark(tmp_path):
   page, mark = tmp_path / 'page.md', pages.BEGIN
   page.write_text(f'a\n{mark.format("m")}old\n{pages.END}b\n{mark.format("n")}kept\n{pages.END}')

@@ -62,8 +62,8 @@ def solve(config: Config, params: dict, job: Job, iterations: int) -> dict:
 
     def move(_, before):
       e_D, state = before
-      value, slope = jax.value_and_grad(own)(e_D)
-      updates, state = lbfgs.update(slope, state, e_D, value=value, grad=slope, value_fn=own)
+      value, grads_D = jax.value_and_grad(own)(e_D)
+      updates, state = lbfgs.update(grads_D, state, e_D, value=value, grad=grads_D, value_fn=own)
       return optax.apply_updates(e_D, updates), state
 
     moved_D, _ = jax.lax.fori_loop(0, iterations, move, (e_D, lbfgs.init(e_D)))
