@@ -50,6 +50,7 @@ class Preset:
 
 
 ZOO = 'selector', 'selector_normed', 'superposition_coded'
+AS_WELL = 0.05  # a score that is lower by no more than this is as good
 DRAWS = 64  # number of random answers, whose mean score is taken
 PRESETS = {
   'smoke': Preset(constructions=ZOO[:1], subjects=16, relations=2, noise=0.1, steps=100, seeds=1),
@@ -177,6 +178,12 @@ def expect(table):
       wrong = mean(answer='next relation', measurement='score')
       yield from check(text + 'truth of the next relation', wrong, at_most=0)
       yield from check(text + TESTS[question], mean(measurement='truth borne out'), 0.7)
+  for answer in (name for name in ANSWERS['subspaces'] if name not in (DICTIONARY, *BY_COORDINATE)):
+    own = select(table, question='subspaces', answer=answer, measurement='score')
+    wide = own.pivot_table(index=['construction', 'seed'], columns='depth', values='value')
+    change = (wide['disguised'] - wide['built']).groupby('seed').mean()
+    what = f'subspaces: {answer}, disguised − built'
+    yield from over_seeds(what, change.tolist(), -AS_WELL)
   for depth in DEPTHS:
     right = by_seed(table, question='facts', depth=depth)
     yield from over_seeds(f'{depth}: accuracy', right, 0.99, check=True)
