@@ -137,7 +137,7 @@ endef
 
 # Installs the TPU compiler, 0.7 GB.
 tpu: .venv-tpu/installed
-	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks'
+	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks or preset'
 	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
 
 .venv-tpu/installed: setup.cfg .venv/tools

@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments import compile as compiling
 from experiments import laws
-from experiments.harness import cli, programs, targets
+from experiments.harness import cli, programs, studies, targets
 from experiments.harness.programs import Program
 from geomem.config import Config
 from geomem.errors import InputError
@@ -52,6 +52,13 @@ def test_what_is_recorded_is_what_runs(monkeypatch):
   assert [one.name for one in recorded] == list(NAMES)
   for one, (real, args) in zip(recorded, called, strict=True):
     assert one.function is real and shapes(one.args) == shapes(args)
+
+
+def test_a_study_that_goes_on_with_what_it_trained_is_recorded_to_its_end():
+  study = studies.load('leaderboard')
+  found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
+  names = {one.name.split()[0] for one in found}
+  assert {'train_chunks', 'probed_units', 'aligned_subspaces'} <= names, names
 
 
 def test_nothing_is_left_of_recording():
