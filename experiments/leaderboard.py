@@ -183,7 +183,7 @@ def expect(table):
     wide = own.pivot_table(index=['construction', 'seed'], columns='depth', values='value')
     change = (wide['disguised'] - wide['built']).groupby('seed').mean()
     what = f'subspaces: {answer}, disguised − built'
-    yield from over_seeds(what, change.tolist(), -AS_WELL)
+    yield from over_seeds(what, change.tolist(), -AS_WELL, check=True)
   for depth in DEPTHS:
     right = by_seed(table, question='facts', depth=depth)
     yield from over_seeds(f'{depth}: accuracy', right, 0.99, check=True)

@@ -190,15 +190,17 @@ def _angles(count_L: np.ndarray) -> np.ndarray:
   return np.where(count_L[:, None] < 0, 0, both)
 
 
-def growth(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
+def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = None) -> list[float]:
   """d₅₀ at the most hops over that at one, for every seed. Where no model of the most hops knows half, d₅₀ is beyond all
-  sizes, and the largest of them, a lower bound, is taken in its place."""
+  sizes: then it is `beyond`, or the largest of them, a lower bound."""
   if not len(rows):
     return []
   one = curves.half_sizes(select(rows, hops=1), score)
   of_most = select(rows, hops=rows['hops'].max())
   most = [
-    curves.half_size(own['dim'], own[score]) if own[score].max() >= 0.5 else own['dim'].max()
+    curves.half_size(own['dim'], own[score])
+    if own[score].max() >= 0.5
+    else beyond or own['dim'].max()
     for _, own in groups(of_most, 'seed')
   ]
   return [a / b for a, b in zip(most, one, strict=True)]
@@ -226,7 +228,7 @@ def expect(table):
           (mode, depth), {}
         )
         bounds = bounds if score == scores[0] else {}
-        grown = growth(own, score)
+        grown = growth(own, score, np.inf if 'at_most' in bounds else None)
         controls: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
         yield from over_seeds(
           f'{text}: d₅₀ at k = {most:.0f} / at k = 1', grown,
@@ -313,7 +315,7 @@ STUDY = Study(
     Claim('Claim 7', 'Answering k hops directly, without chain of thought, takes a width that grows with k; with chain of thought it does not grow.',
           ('N = 1,024, direct', 'N = 1,024, chain of thought')),
   ),
-  terms='d₅₀: the d, at F = 4d, at which half of the answers are right; in a ratio, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
+  terms='d₅₀: the d, at F = 4d, at which half of the answers are right; in the ratio of direct answers, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
   'thought: every intermediate subject is emitted and trained on; accuracy per step is teacher-forced (given the correct chain '
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
   'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',

@@ -44,7 +44,7 @@ FULL = '_full'
 LONG = 12  # rows of a table; in longer ones, findings with an expectation come first
 SIZES = {
   'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
-  'steps': '{} steps', 'batch': 'batch = {}',
+  'passes': 'at least {} passes', 'steps': '{} steps', 'batch': 'batch = {}',
 }  # fmt: skip
 BEGIN = '<!-- {}: written by python -m experiments.pages -->\n'
 END = '<!-- end of table -->\n'
@@ -153,6 +153,10 @@ def sizes(about: dict) -> str:
   json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # the fields at all levels
   words = []
   for name, text in SIZES.items():
+    if name == 'steps' and 'passes' in dict(
+      fields
+    ):  # there the steps are the least at the first budget
+      continue
     lists = [value if isinstance(value, list) else [value] for key, value in fields if key == name]
     if values := {value for some in lists for value in some if value}:
       words.append(text.format(', '.join(f'{value:,}' for value in sorted(values))))

@@ -335,6 +335,12 @@ def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_
   growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
   assert growth.value == pytest.approx(4 / 8**0.5) and growth.holds is False and growth.primary
   assert np.isnan(told['N = 1,024, direct, depth 1: d₅₀ at k = 4'].value)
+  chain = [{**row, 'model': 'chain'} if row['kind'] == 'trained' else row for row in rows]
+  told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(chain))}
+  (growth,) = (
+    f for what, f in told.items() if 'per step (teacher-forced): d₅₀ at k = 4 / at k = 1' in what
+  )
+  assert growth.at_most == 1.3 and growth.holds is False and growth.primary
   above = [{**row, 'accuracy': 0.9} if row.get('hops') == 4 else row for row in rows]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(above))}
   growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']

@@ -8,14 +8,15 @@ mapped over models. An edited fact is a subject, a relation, and the attribute t
   >>> config, params, table_RxN = built.config, built.params, facts.answers_RxN
   >>> u_AxD = model.apply(config, params, method='unembedding')
   >>> maps = linear_maps.fit_maps(params['embed']['subjects'], u_AxD, table_RxN)
-  >>> some = draw(jax.random.key(0), table_RxN, 16, count=5)
+  >>> some = draw(jax.random.key(0), table_RxN, 16, count=3)
   >>> by_rows = edit_rows(config, maps, params, table_RxN, some)
   >>> in_turn = sequential(functools.partial(edit_rows, config, maps), params, table_RxN, some)
   >>> by_mlp = edit_mlp(config, second_moments(config, params), 0.1, 0.1, params, table_RxN, some)
-  >>> tuned = fine_tune(config, 1e-3, 100, 0.1, params, table_RxN, some, replayed=8)
-  >>> now_NxR = intervene.answers(config, by_rows, by_rows['embed']['subjects'])
-  >>> bool((now_NxR.T == edit_table(table_RxN, some)).all())
-  True
+  >>> tuned = fine_tune(config, 1e-2, 100, 0.1, params, table_RxN, some, replayed=8)
+  >>> answers = lambda after: intervene.answers(config, after, after['embed']['subjects']).T
+  >>> right = lambda after: round(float((answers(after) == edit_table(table_RxN, some)).mean()), 1)
+  >>> [right(after) for after in (by_rows, in_turn, by_mlp, tuned)]
+  [1.0, 1.0, 0.8, 1.0]
 
 Shapes: N subjects, R relations, D width, F hidden units, A answers; E edits.
 """
@@ -101,15 +102,18 @@ def second_moments(config: Config, params: dict) -> Array:
 
 @jax.default_matmul_precision('highest')
 def edit_mlp(
-  config: Config, second_moment_FxF: Array, weight: Array | float, nats: Array, params: dict, _: Array, edits: Edits
+  config: Config, second_moment_FxF: Array, weight: Array | float, nats: Array | float, params: dict, answers_RxN: Array,
+  edits: Edits,
 ) -> dict:  # fmt: skip
   """Change W_out by least squares, so that the MLP's output at every edited query yields the new answer.
 
-  `weight`: the weight of every query in `second_moment_FxF`, whose MLP output is to stay the same, relative to an edited
-  query: the least-squares edit of MEMIT. For a single edit and weight 0 the edit is exact (up to `JITTER`), and is that
-  of ROME. `nats`: the new answer's cross-entropy at which the search for its output stops.
+  `second_moment_FxF`: of all queries; those that are not edited are to keep their MLP output. `weight`: the weight of
+  each of them relative to an edited one: the least-squares edit of MEMIT. For a single edit and weight 0 the edit is
+  exact (up to `JITTER`), and is that of ROME. `nats`: the new answer's cross-entropy at which the search for its output
+  stops; at a smaller one the output changes more. `answers_RxN` is not used: all edits take the same arguments.
   """
   hidden_ExF, change_ExD = _target_changes(config, nats, params, edits)
+  second_moment_FxF = second_moment_FxF - hidden_ExF.T @ hidden_ExF
   size = jnp.trace(second_moment_FxF) / len(second_moment_FxF)
   second_moment_FxF = second_moment_FxF + JITTER * size * jnp.eye(len(second_moment_FxF))
   spread_FxE = linalg.solve(second_moment_FxF, hidden_ExF.T)
@@ -177,7 +181,7 @@ def fine_tune(
   """Fine-tune with Adam on the edited facts until all are right and their mean cross-entropy is at most `nats`.
 
   Trains all weights, or with `rows_only` only the subjects' embeddings, for at most `steps` steps. With `rows_only` or
-  `replayed`, all facts of the edited subjects count as well, and those of `replayed` other subjects, drawn anew for
+  `replayed`, all facts of the edited subjects count as well, and those of `replayed` subjects, drawn from all anew for
   every step: their mean cross-entropy is added, and they must be right too.
   """
   all_facts, table_NxR = rows_only or replayed > 0, edit_table(answers_RxN, edits).T
