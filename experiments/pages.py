@@ -44,7 +44,7 @@ FULL = '_full'
 LONG = 12  # rows of a table; in longer ones, findings with an expectation come first
 SIZES = {
   'subjects': 'N = {}', 'relations': 'R = {}', 'hops': 'k = {}', 'dim': 'd = {}', 'width': 'F = {}',
-  'passes': 'at least {} passes', 'steps': '{} steps', 'batch': 'batch = {}',
+  'passes': 'passes ≥ {}', 'steps': '{} steps', 'batch': 'batch = {}',
 }  # fmt: skip
 BEGIN = '<!-- {}: written by python -m experiments.pages -->\n'
 END = '<!-- end of table -->\n'

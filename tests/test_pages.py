@@ -24,7 +24,7 @@ def test_every_record_is_named_on_the_page_that_says_where_it_comes_from():
 def test_the_sizes_are_those_that_were_asked_for():
   sizes = lambda stem: pages.sizes(pages.committed(stem).records.about)
   assert sizes('multihop').startswith('N = 64; R = 2')
-  assert 'at least 100 passes' in sizes('laws') and 'steps' not in sizes(
+  assert 'passes ≥ 100' in sizes('laws') and 'steps' not in sizes(
     'laws'
   )  # those are only the least
   assert '1,000 steps' in sizes('structure') and 'batch = 64' in sizes('structure')
