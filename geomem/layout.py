@@ -54,6 +54,11 @@ class Layout:
       raise ValueError(f'two slots share a name: {names}')
     return cls(slots)
 
+  @classmethod
+  def unnamed(cls, dim: int) -> 'Layout':
+    """Of a residual stream whose coordinates mean nothing by themselves, as in a trained model."""
+    return cls.of(Slot('stream', (('direction', dim),)))
+
   @property
   def dim(self) -> int:
     return sum(slot.size for slot in self.slots)

@@ -20,7 +20,7 @@ from geomem.construction import Construction
 from geomem.facade import FactModel
 from geomem.inside import symmetry, truth
 from geomem.inside.truth import Truth
-from geomem.layout import Layout, Slot
+from geomem.layout import Layout
 from geomem.training import batched, trained
 from geomem.training.recipe import Recipe
 
@@ -66,8 +66,8 @@ def train_with(trainer: Trainer, tasks: Sequence[batched.Task], **options) -> li
   one = lambda i: jax.tree.map(lambda arrays: arrays[i], found['params'])
   return [
     FactModel(
-      'trained', task.config, one(i), Layout.of(Slot('stream', (('direction', task.config.dim),))), task.facts,
-      recipe.hops, chain_of_thought=recipe.chain_of_thought,
+      'trained', task.config, one(i), Layout.unnamed(task.config.dim), task.facts, recipe.hops,
+      chain_of_thought=recipe.chain_of_thought,
     )
     for i, task in enumerate(tasks)
   ]  # fmt: skip

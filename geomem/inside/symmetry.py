@@ -31,7 +31,7 @@ from geomem.config import Config
 from geomem.construction import Construction
 from geomem.errors import InputError
 from geomem.facade import FactModel
-from geomem.layout import Layout, Slot
+from geomem.layout import Layout
 
 MAX_SCALE = 4.0  # units and heads are scaled by 1/4 … 4
 
@@ -55,7 +55,7 @@ def disguise(model: FactModel, seed: int) -> tuple[FactModel, Symmetry]:
   """
   config = model.config.replace(precision='highest')  # sums are no longer exact
   params, symmetry = rotate(config, model.params, seed)
-  changes: dict[str, Any] = {'layout': Layout.of(Slot('stream', (('direction', config.dim),)))}
+  changes: dict[str, Any] = {'layout': Layout.unnamed(config.dim)}
   if isinstance(model, Construction):
     changes |= {'options': {}, 'hidden': (), 'margin': None, 'readout': None, 'encode': None}
   name = f'{model.name}_disguised'

@@ -8,7 +8,7 @@ from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.facts import Facts
-from geomem.layout import Layout, Slot
+from geomem.layout import Layout
 from geomem.training import batched, scheduling
 from geomem.training.batched import Task
 from geomem.training.optimization import State
@@ -83,7 +83,7 @@ def sweep(
 
 
 def _trained(recipe: Recipe, task: Task, state: State) -> Trained:
-  layout = Layout.of(Slot('stream', (('direction', task.config.dim),)))
+  layout = Layout.unnamed(task.config.dim)
   return Trained(
     'trained', task.config, state.params, layout, task.facts, recipe.hops,
     chain_of_thought=recipe.chain_of_thought, recipe=recipe, seed=task.seed,
