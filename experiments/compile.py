@@ -9,9 +9,8 @@ A TPU's compiler needs no TPU: pip install 'jax[tpu]' into a separate environmen
 study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The checks by
 certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
 per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
-products. The same command again resumes where it stopped. For each kind of program in a preset's part the largest is
-compiled; with --every, all are. For GPUs programs are only lowered, which shows that they can be lowered for one, and no
-more.
+products. The same command again resumes where it stopped. Of each kind of program in a study the largest is compiled;
+with --every, all are. For GPUs programs are only lowered, which shows that they can be lowered for one, and no more.
 
 With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
 --models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the
@@ -88,13 +87,15 @@ def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
       cli.warn(f'{name} is left out: {reason}')
       continue
     more = CHECKS if name == 'construct' else {}
-    for part, preset in (study.parts(options.scale) | more).items():
-      if options.part and part not in options.part:
-        continue
-      found = programs.of_study(study, preset, target.devices, target.platform)
-      for one in found if options.every else programs.largest(found):
-        fewer = lambda count, one=one: one.with_models(count * chips)
-        yield Wanted(name, part, one, one.models // chips, 'models a chip', fewer)
+    found = [
+      (program, part)
+      for part, preset in (study.parts(options.scale) | more).items()
+      if not options.part or part in options.part
+      for program in programs.of_study(study, preset, target.devices, target.platform)
+    ]
+    for one, part in found if options.every else programs.largest(found):
+      fewer = lambda count, one=one: one.with_models(count * chips)
+      yield Wanted(name, part, one, one.models // chips, 'models a chip', fewer)
 
 
 def of_train(options: Options, target: Target) -> Wanted:

@@ -71,7 +71,7 @@ def test_of_each_kind_the_largest_is_chosen():
   small, large = (
     Program(batched._start, (), {'a': jax.ShapeDtypeStruct((size,), np.float32)}) for size in (2, 3)
   )
-  assert programs.largest([large, small]) == [large]
+  assert programs.largest([(large, 'R8'), (small, 'R2')]) == [(large, 'R8')]
   assert large.bytes == 12
 
 

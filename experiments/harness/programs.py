@@ -40,9 +40,11 @@ class Program:
 
   @property
   def name(self) -> str:
-    """The name of the function, and of the one that it maps over models, if any."""
+    """The name of the function, the one that it maps over models, if any, and the words that it is called with."""
     words = [self.function.__qualname__.lstrip('_')]
     for leaf in jax.tree.leaves((self.args, self.options)):
+      if isinstance(leaf, str):
+        words.append(leaf)
       if callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
         words.append(f'{leaf.__module__.rpartition(".")[2]}.{leaf.__qualname__.rpartition(".")[2]}')
     return ' '.join(dict.fromkeys(words))
@@ -216,8 +218,8 @@ def of_study(
   return list({program.key(): program for program in programs}.values())
 
 
-def largest(programs: Sequence[Program]) -> list[Program]:
-  """For every name, the program with the largest arguments."""
-  by_name = lambda program: program.name
-  groups = itertools.groupby(sorted(programs, key=by_name), by_name)
-  return [max(group, key=lambda program: program.bytes) for _, group in groups]
+def largest(found: Sequence[tuple[Program, str]]) -> list[tuple[Program, str]]:
+  """For every name, the program with the largest arguments; with the part of a preset that each comes from."""
+  by_name = lambda one: one[0].name
+  groups = itertools.groupby(sorted(found, key=by_name), by_name)
+  return [max(group, key=lambda one: one[0].bytes) for _, group in groups]
