@@ -28,6 +28,7 @@ from geomem.training import batched
 
 PACKAGES = 'geomem', 'constructions', 'experiments'
 JITTED = type(jax.jit(abs))
+PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class Program:
     """The name of the function, the one that it maps over models, if any, and the words that it is called with."""
     words = [self.function.__qualname__.lstrip('_')]
     for leaf in jax.tree.leaves((self.args, self.options)):
-      if isinstance(leaf, str):
+      if isinstance(leaf, str) and leaf not in PLATFORMS:
         words.append(leaf)
       if callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
         words.append(f'{leaf.__module__.rpartition(".")[2]}.{leaf.__qualname__.rpartition(".")[2]}')
