@@ -490,7 +490,7 @@ STUDY = Study(
   'decide claim 4. Must fail: a control has to miss at least one bound of a claim. A unit’s own relation is '
   'the one for which it fires most; the MLP’s accuracy gain: what it adds to a relation’s accuracy with all '
   'hidden units ablated. Random weights: embeddings trained, everything else as initialised; wide: several times the width '
-  'and the hidden units. Associative: embeddings fixed, everything else trained. Plain AdamW: the recipe’s weight '
+  'and the hidden units. Associative: the subjects’ embeddings fixed as well as what the recipe fixes, no noise or smoothing, weight decay .01, and more hidden units. Plain AdamW: the recipe’s weight '
   'decay and learning rate (with less decay some seeds do not learn the facts in these steps), an unembedding as '
   'wide as the model, and none of the recipe’s other parts. Unembedding trained: the answers’ vectors are trained, '
   f'their projection into the model is not. {OTHER_HALF[0].upper()}{OTHER_HALF[1:]}: fitted to one half of the fresh '

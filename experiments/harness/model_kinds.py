@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
   'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
-# Fixed random embeddings, so that the facts have to go into the MLP, which must be wide.
+# Fixed random embeddings, so that the facts have to go into the MLP, which must be wide. What the recipe fixes stays fixed.
 ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
