@@ -9,7 +9,8 @@
 #   make docs            the site
 #   make wheel           install the wheel in an empty environment and use it
 #   make matrix          the tests with the oldest and the newest JAX; only some with TESTS='tests/test_model.py'
-#   make interop         the same models in TransformerLens and in PyTorch, in an environment on top of .venv
+#   make interop         the same models in TransformerLens and in PyTorch, in an environment on top of .venv;
+#                        PIP_EXTRA_INDEX_URL=… can name the index of PyTorch's CPU builds, which are smaller
 #   make tpu             compile for TPUs without having one
 #   make accelerator     with JAX=cuda12 or JAX=tpu, on a machine that has one; see docs/accelerators.md
 #   make language-model  download a pretrained model (93 MB) and look for the superposition in it

@@ -17,8 +17,9 @@ import pytest
 
 import constructions
 import geomem
+from geomem import pretrained
 from geomem.errors import InputError
-from geomem.inside import intervene, linear_maps
+from geomem.inside import intervene, linear_maps, truth
 from geomem.saved import atomic
 from geomem.training import batched
 
@@ -253,18 +254,27 @@ def test_so_has_every_module_of_the_reference(name, tmp_path, monkeypatch):
     'Facts': geomem.Facts,
     'intervene': intervene,
     'linear_maps': linear_maps,
+    'truth': truth,
     'Path': Path,
   }
   assert run_example(name, module.__doc__, dict(space))
   own = {
     key: value for key, value in vars(module).items()
-    if key[0] != '_' and inspect.isfunction(value) and value.__module__.startswith(module.__name__)
+    if key[0] != '_' and inspect.isroutine(value) | inspect.isclass(value) and value.__module__.startswith(module.__name__)
   }  # fmt: skip
   for key, value in own.items():
     used = re.search(rf'>>>.*\b{key}\b', module.__doc__)
     assert used or run_example(key, inspect.getdoc(value), dict(space)), (
       f'{name}.{key} has no example'
     )
+
+
+def test_so_has_every_name_of_the_pretrained_models():
+  """FactEncoder's needs a pretrained model, and is not run."""
+  for name in pretrained.__all__:
+    text = inspect.getdoc(getattr(pretrained, name))
+    assert '>>>' in text, name
+    assert name == 'FactEncoder' or run_example(name, text, dict(vars(pretrained)))
 
 
 @pytest.mark.parametrize(

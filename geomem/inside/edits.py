@@ -43,7 +43,12 @@ JITTER = 1e-6
 
 
 class Edits(flax.struct.PyTreeNode):
-  """Facts to change: `subject_E` is to have `attribute_E` under `relation_E`."""
+  """Facts to change: `subject_E` is to have `attribute_E` under `relation_E`.
+
+  >>> one = Edits(jnp.array([3]), jnp.array([1]), jnp.array([7]))  # s3 is to have a7 under r1
+  >>> int(edit_table(jnp.zeros((2, 8), int), one)[1, 3])
+  7
+  """
 
   subject_E: chex.Array
   relation_E: chex.Array

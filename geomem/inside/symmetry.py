@@ -39,7 +39,14 @@ MAX_SCALE = 4.0  # units and heads are scaled by 1/4 … 4
 @dataclasses.dataclass(frozen=True, eq=False)
 class Symmetry:
   """How the parts of one model map to those of another: a residual x becomes x·rotation, unit f of a block's layer was
-  unit `units[block][layer][f]` before, and head h of a block was head `heads[block][h]`."""
+  unit `units[block][layer][f]` before, and head h of a block was head `heads[block][h]`.
+
+  >>> built = constructions.build('selector', Facts.bijections(8, 2))
+  >>> hidden, found = disguise(built, seed=0)
+  >>> known = truth.of(built).transformed(found)  # which of the disguised model's units does what
+  >>> sorted(found.units[0][0]) == list(range(built.config.blocks[0].hidden[0]))
+  True
+  """
 
   rotation_DxD: np.ndarray
   units: tuple[tuple[np.ndarray, ...], ...]

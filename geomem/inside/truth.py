@@ -46,6 +46,9 @@ class Subspace:
   """Orthonormal rows that span the part of a subject's embedding that holds its answers to `paths`.
 
   There is one path, or several whose answers follow from one another, or none where the part is the subject's identity.
+
+  >>> of(constructions.build('selector', Facts.bijections(8, 2))).subspaces[1].paths
+  ((1,),)
   """
 
   name: str
@@ -55,7 +58,11 @@ class Subspace:
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """The slots that a head's query, key and value read and that it writes; `relations`: those it serves (empty: all)."""
+  """The slots that a head's query, key and value read and that it writes; `relations`: those it serves (empty: all).
+
+  >>> of(constructions.build('selector', Facts.bijections(8, 2))).heads[0][0].output
+  ('blocks',)
+  """
 
   query: tuple[str, ...]
   key: tuple[str, ...]

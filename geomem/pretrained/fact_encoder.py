@@ -48,6 +48,9 @@ class Training:
   `held_out`: the fraction of answer tuples that no training subject has (each tuple is held out
   with this probability). `untrained_answers`: the number of answers of each relation that no
   training subject has. `seed` determines both choices, and all other random draws of the training.
+
+  >>> Training(steps=100, held_out=0.25).batch
+  24
   """
 
   steps: int = 400

@@ -34,7 +34,11 @@ NONE = -1  # pads the tokens of an answer; also an answer that is not given
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """`prompts`: texts with {} for the subject, each to be followed by a space and one of the answers."""
+  """`prompts`: texts with {} for the subject, each to be followed by a space and one of the answers.
+
+  >>> Relation('language', ('French', 'Thai'), ('The language of {} is',)).prompts[0].format('Zorbla')
+  'The language of Zorbla is'
+  """
 
   name: str
   answers: tuple[str, ...]
