@@ -139,6 +139,8 @@ def section(stem: str) -> str:
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
   expected = [f for f in rows if f.holds is not None]
+  if any(f.primary for f in rows):  # they decide; what else was expected is shown if it fails
+    expected = [f for f in expected if f.primary or not f.holds]
   shown = expected if expected and len(rows) > LONG else rows
   parts.append(render.findings(shown, 'markdown').strip())
   if others := [f for f in rows if f not in shown]:

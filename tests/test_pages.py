@@ -152,3 +152,12 @@ def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   for one in quoted:
     half = 0.5 * 10.0 ** -max(len(number.partition('.')[2]) for number in one) + 1e-6
     assert (np.abs(means - np.array(one, float)) <= half).all(axis=1).any(), one
+
+
+@pytest.mark.parametrize('stem', ['structure', 'structure_full'])
+def test_controls_fail_every_claim_and_the_construction_meets_them(stem):
+  found = pages.committed(stem).findings
+  controls = [f for f in found if 'must fail' in f.what]
+  built = [f for f in found if f.what.startswith('constructed: lowest score')]
+  assert len(controls) >= 16 and all(f.holds for f in controls)
+  assert len(built) == 4 and all(f.holds for f in built)
