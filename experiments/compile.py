@@ -129,7 +129,7 @@ def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[di
   for one in [of_train(options, target)] if options.subjects else of_studies(options, target):
     record = {
       'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
-      'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
+      'digest': one.program.digest, 'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
       'batch': options.batch if options.subjects else None,
     }  # fmt: skip
     if same := [other for other in known if record.items() <= other.items()]:

@@ -24,7 +24,7 @@ from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
 
 PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
-NAMES = 'start', 'train_chunks', 'map_models recovered._scores'
+NAMES = 'start lazy', 'train_chunks lazy', 'map_models recovered._scores lazy'
 libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed: make tpu'
 )
@@ -73,6 +73,16 @@ def test_of_each_kind_the_largest_is_chosen():
   )
   assert programs.largest([(large, 'R8'), (small, 'R2')]) == [(large, 'R8')]
   assert large.bytes == 12
+
+
+def test_programs_that_differ_in_more_than_sizes_are_all_kept():
+  """Two optimizers and two ways to solve for the embeddings, which have the same functions and arrays."""
+  study = studies.load('optimizers')
+  found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
+  names = [one.name for one, _ in programs.largest([(one, '') for one in found])]
+  assert names.count('map_models recovered._scores alternating.learn') == 2
+  assert {'train_chunks', 'train_chunks muon'} <= {*names}
+  assert len({one.digest for one in found}) == len(found)
 
 
 def test_the_platform_is_an_argument():
@@ -147,7 +157,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(tmp_path, monke
 @libtpu
 def test_a_program_of_a_study_compiles_for_eight_chips():
   target = targets.find('v5e:2x4')
-  (train,) = (one for one in of_laws(target.devices, 'tpu') if one.name == 'train_chunks')
+  (train,) = (one for one in of_laws(target.devices, 'tpu') if one.name == NAMES[1])
   found = targets.build(train, target)
   assert 0 < found['argument_bytes'] < found['peak_bytes'] < found['available_bytes']
   assert found['flops'] > 0 and 'f32' in found['products'] and not found['collectives']
@@ -156,7 +166,7 @@ def test_a_program_of_a_study_compiles_for_eight_chips():
 @pytest.mark.parametrize('name', ['cuda', 'cuda:2', 'rocm'])
 def test_programs_are_lowered_for_gpus(name):
   target = targets.find(name)
-  (train,) = (one for one in of_laws(target.devices, target.platform) if one.name == 'train_chunks')
+  (train,) = (one for one in of_laws(target.devices, target.platform) if one.name == NAMES[1])
   assert targets.build(train, target)['text_bytes'] > 10**4
 
 

@@ -7,6 +7,7 @@ What a study computes from these results is computed from ones, and meaningless.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
 import itertools
 import math
@@ -24,7 +25,9 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.harness.trainer import Trainer
 from geomem import hosts
+from geomem.config import Config
 from geomem.training import batched
+from geomem.training.recipe import Recipe
 
 PACKAGES = 'geomem', 'constructions', 'experiments'
 JITTED = type(jax.jit(abs))
@@ -41,12 +44,24 @@ class Program:
 
   @property
   def name(self) -> str:
-    """The name of the function, the one that it maps over models, if any, and the words that it is called with."""
+    """The name of the function, of those that it maps over models, the words that it is called with, and what is special
+    about the training."""
     words = [self.function.__qualname__.lstrip('_')]
-    for leaf in jax.tree.leaves((self.args, self.options)):
-      if isinstance(leaf, str) and leaf not in PLATFORMS:
+    leaves = jax.tree.leaves((self.args, self.options))
+    inner = [
+      part for leaf in leaves if isinstance(leaf, functools.partial) for part in _parts(leaf) or ()
+    ]
+    for leaf in [*leaves, *inner]:
+      if isinstance(leaf, str) and leaf in leaves and leaf not in PLATFORMS:
         words.append(leaf)
-      if callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
+      elif isinstance(leaf, Recipe):
+        special = {
+          'muon': leaf.optimizer == 'muon',
+          'lazy': leaf.lazy,
+          'negatives': leaf.negatives is not None,
+        }
+        words += [word for word, there in special.items() if there]
+      elif callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
         words.append(f'{leaf.__module__.rpartition(".")[2]}.{leaf.__qualname__.rpartition(".")[2]}')
     return ' '.join(dict.fromkeys(words))
 
@@ -71,9 +86,54 @@ class Program:
     args, options = jax.tree.map(fewer, (self.args, self.options))
     return dataclasses.replace(self, args=args, options=options)
 
+  @property
+  def kind(self) -> tuple:
+    """The same for programs that differ only in sizes, rates and other numbers, unless one of these is 0."""
+    return self.name, *map(_kind, jax.tree.leaves((self.args, self.options)))
+
+  @property
+  def digest(self) -> str:
+    """Of everything that the program depends on but the code and the devices."""
+    leaves, tree = jax.tree.flatten((self.args, self.options))
+    text = repr([self.name, str(tree), *map(_in_words, leaves)])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
   def key(self) -> tuple:
     leaves, tree = jax.tree.flatten((self.args, self.options))
     return self.function, tree, tuple(leaves)
+
+
+def _parts(leaf: Any) -> tuple | None:
+  """What a partial function, or the options of a model or its training, consist of."""
+  if isinstance(leaf, functools.partial):
+    return leaf.func, *leaf.args, *itertools.chain(*sorted(leaf.keywords.items()))
+  if isinstance(leaf, Config | Recipe):
+    return tuple(vars(leaf).values())
+  return leaf if isinstance(leaf, tuple) else None
+
+
+def _kind(leaf: Any) -> Any:
+  if isinstance(leaf, Config):
+    return batched.unsized(leaf)
+  if (parts := _parts(leaf)) is not None:
+    return tuple(map(_kind, parts))
+  if isinstance(leaf, int | float):
+    return bool(leaf)
+  return (
+    getattr(leaf, '__qualname__', leaf)
+    if leaf is None or callable(leaf) or isinstance(leaf, str)
+    else ''
+  )
+
+
+def _in_words(leaf: Any) -> str:
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return f'{leaf.shape} {leaf.dtype}'
+  if (parts := _parts(leaf)) is not None:
+    return ' '.join(map(_in_words, parts))
+  if isinstance(leaf, Mesh):
+    return f'{leaf.shape}'
+  return f'{leaf.__module__}.{leaf.__qualname__}' if hasattr(leaf, '__qualname__') else repr(leaf)
 
 
 class Ones(np.ndarray):
@@ -220,7 +280,8 @@ def of_study(
 
 
 def largest(found: Sequence[tuple[Program, str]]) -> list[tuple[Program, str]]:
-  """For every name, the program with the largest arguments; with the part of a preset that each comes from."""
-  by_name = lambda one: one[0].name
-  groups = itertools.groupby(sorted(found, key=by_name), by_name)
-  return [max(group, key=lambda one: one[0].bytes) for _, group in groups]
+  """Of every kind, the program with the largest arguments; with the part of a preset that each comes from."""
+  best: dict[tuple, tuple[Program, str]] = {}
+  for one in sorted(found, key=lambda one: one[0].bytes):
+    best[one[0].kind] = one
+  return sorted(best.values(), key=lambda one: one[0].name)

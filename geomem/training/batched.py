@@ -58,10 +58,14 @@ class Task:
       raise InputError(f'seed is {self.seed}; it must be from 0 to 2^32 - 1')
 
 
+def unsized(config: Config) -> Config:
+  """The config without its sizes: 1 in their place."""
+  block = lambda b: BlockConfig(b.heads, hidden=(1,) * len(b.hidden))
+  return config.replace(**dict.fromkeys(SIZES, 1), blocks=tuple(map(block, config.blocks)))
+
+
 def differ_only_in_size(one: Config, other: Config) -> bool:
   """Whether the two configs differ only in their sizes."""
-  block = lambda b: BlockConfig(b.heads, hidden=(1,) * len(b.hidden))
-  unsized = lambda c: c.replace(**dict.fromkeys(SIZES, 1), blocks=tuple(map(block, c.blocks)))
   return unsized(one) == unsized(other)
 
 
