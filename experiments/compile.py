@@ -143,14 +143,16 @@ def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[di
     yield record
 
 
-def earlier(folder: Path) -> list[dict]:
-  """The records that this code has left in a folder: compiling everything takes hours, and can be resumed."""
+def earlier(folder: Path) -> tuple[list[dict], list[str]]:
+  """The records that this code has left in a folder, and the commands: compiling everything takes hours, and can be
+  resumed."""
   if not (folder / records.FILE).exists():
-    return []
+    return [], []
   found = records.read(folder)
   if found.about.get('code') != machine.code_hash():
-    return []
-  return found.table.astype(object).where(found.table.notna(), None).to_dict('records')
+    return [], []
+  rows = found.table.astype(object).where(found.table.notna(), None).to_dict('records')
+  return rows, found.about['command'].split('; ')
 
 
 def line(record: dict) -> str:
@@ -181,11 +183,10 @@ def main(options: Options):
     with contextlib.suppress(RuntimeError):  # JAX has started, and keeps the devices that it has
       jax.config.update('jax_num_cpu_devices', MAX_GPUS)
   every = [targets.find(name) for name in options.target]
-  rows = earlier(folder)
-  about = {
-    'command': shlex.join(['python', '-m', 'experiments.compile', *sys.argv[1:]]),
-    **machine.made_with(),
-  }
+  rows, commands = earlier(folder)
+  given = [word for word in sys.argv[1:] if not word.startswith('--workdir')]
+  commands.append(shlex.join(['python', '-m', 'experiments.compile', *given]))
+  about = {'command': '; '.join(dict.fromkeys(commands)), **machine.made_with()}
   own: list[dict] = []
   for target in every:
     for record in compiled(options, target, rows):

@@ -288,13 +288,26 @@ def sources() -> str:
 
 
 def compiled() -> str:
-  """The programs compiled for TPUs without one, with what a chip needs for them."""
-  table, rows = records.read(RESULTS / 'compiled_tpu.json').table, []
+  """The programs compiled for TPUs without one, with what a chip needs for them: study by study, then one by one."""
+  table = records.read(RESULTS / 'compiled_tpu.json').table
   table = table.astype(object).where(table.notna(), None)
+  refused = lambda own: sum(bool(reason) for reason in own.get('refused', []))
   size = lambda bytes: f'{bytes / 2**20:,.0f}'
   number = lambda value: '–' if value is None else f'{value:.2g}'
+  rows, totals = [], []
+  for (target, study), own in table.groupby(['target', 'study'], sort=False):
+    total = {'chips': target, 'study': study, 'programs': len(own), 'refused': refused(own)}
+    if (sizes := own[own['peak_bytes'].notna()]).size:
+      most = max(sizes.to_dict('records'), key=lambda r: r['peak_bytes'])
+      total |= {
+        'largest peak, MiB': size(most['peak_bytes']), 'of the memory': f'{most["peak_bytes"] / most["available_bytes"]:.1%}',
+        'of': f'`{most["program"]}`', 'between chips, MiB': size(sizes['collective_bytes'].sum()),
+      }  # fmt: skip
+    totals.append(total)
   for r in table.to_dict('records'):
-    if r['peak_bytes'] and r['flops']:  # the others only copy and initialise
+    if (
+      r['peak_bytes'] and r['flops']
+    ):  # the others are refused, only lowered, or only copy and initialise
       rows.append({
         'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
         'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
@@ -303,7 +316,8 @@ def compiled() -> str:
         'elements stored / used': '–' if r['padding'] is None else f'{r["padding"]:.2f}', 'operations': number(r['flops']),
         'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
       })  # fmt: skip
-  return render.table(rows, 'markdown')
+  each = render.table(rows, 'markdown')
+  return f'{render.table(totals, "markdown")}\n<details><summary>Every program</summary>\n\n{each}\n</details>\n'
 
 
 def mark(path: Path, stem: str, title: str):
