@@ -56,8 +56,8 @@ REPEATS = 5  # how often a single edit is timed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset(Sizes):
   """`fractions`: of all facts, changed at once. `in_turn`: number of facts changed one after
-  another. `tried`: if it is not 0, the learning rate of fine-tuning in turn is chosen by the scores
-  after this many of them, and only that is tried on all. `edit_steps`: maximum number of gradient
+  another. `tried`: if it is not 0, the option of a method in turn is chosen by the scores after this
+  many of them, and only that is tried on all. `edit_steps`: maximum number of gradient
   steps. `models`: those of the kinds that are edited.
   """
 
@@ -132,7 +132,7 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
     scored = functools.partial(_scored, config, own, functools.partial(edit, in_turn))
     values, stops = OPTIONS[method]
     options = [*itertools.product(values, stops or (float(own['nats']),))]
-    if in_turn and preset.tried and method in (TUNED, REPLAY):
+    if in_turn and preset.tried and len(options) > 1:
       few = jax.tree.map(lambda a: a[: preset.tried], some)
       options = [max(options, key=lambda option: min(scored(option, few)))]
     for value, stop in options:
@@ -268,7 +268,7 @@ STUDY = Study(
   'least squares: by MEMIT’s, all at once. Fine-tuning: of all weights, on the changed facts, or on these and a replay of '
   'others. Methods with options (learning rate; weight of the facts to be kept; where the search for the MLP’s new output '
   'stops) are reported at their best, by the scores on these very facts; the closed form has none. After edits one by one '
-  'at full size, the learning rate of fine-tuning is the best one after the first hundred. The times are those of a '
+  'at full size, options are the best ones after the first hundred. The times are those of a '
   'single edit, without what is computed once for all edits (maps, second moments).',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('model', 'method', 'edits', 'in_turn', 'measurement'), minutes=5, first_seed=FIRST_SEED + 700,
