@@ -35,6 +35,9 @@ ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
 MAP, MATRIX = ROOT / 'docs/reproduce.md', 'matrix.json'  # what `experiments.matrix` recorded
 ACCELERATORS = ROOT / 'docs/accelerators.md'
+CLOCK = (
+  1.5e9  # cycles per second of a TPU v5e, which with its four units of 128 × 128 make 197 TFLOP/s
+)
 OWN_PAGES = {
   **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
   **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
@@ -294,6 +297,11 @@ def compiled() -> str:
   refused = lambda own: sum(bool(reason) for reason in own.get('refused', []))
   size = lambda bytes: f'{bytes / 2**20:,.0f}'
   number = lambda value: '–' if value is None else f'{value:.2g}'
+  steps = lambda r: (
+    f'{CLOCK / r["cycles"]:.0f}'
+    if r['study'] == 'train' and r['part'] == 'sweep' and r['cycles']
+    else '–'
+  )
   rows, totals = [], []
   for (target, study), own in table.groupby(['target', 'study'], sort=False):
     total = {'chips': target, 'study': study, 'programs': len(own), 'refused': refused(own)}
@@ -314,10 +322,13 @@ def compiled() -> str:
         'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
         'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
         'elements stored / used': '–' if r['padding'] is None else f'{r["padding"]:.2f}', 'operations': number(r['flops']),
-        'cycles': number(r['cycles']), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
+        'cycles': number(r['cycles']), 'of them with products': number(r.get('product_cycles')), 'steps a second, estimated': steps(r), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
       })  # fmt: skip
-  each = render.table(rows, 'markdown')
-  return f'{render.table(totals, "markdown")}\n<details><summary>Every program</summary>\n\n{each}\n</details>\n'
+  train, others = (
+    [row for row in rows if row['run'].startswith('train') == own] for own in (True, False)
+  )
+  first, each = (render.table(some, 'markdown') for some in (train, others))
+  return f'{first}\n{render.table(totals, "markdown")}\n<details><summary>Every program</summary>\n\n{each}\n</details>\n'
 
 
 def mark(path: Path, stem: str, title: str):

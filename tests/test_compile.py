@@ -233,3 +233,18 @@ def test_padding_is_read():
   assert targets.padding(line.format('0,1')) == 1
   assert targets.padding(line.format('1,0') + line.format('0,1')) == 4.5
   assert targets.padding('  %f = f32[] fusion(%x)') is None
+
+
+def test_cycles_are_those_that_the_compiler_expects():
+  """Of all operations, and of those that are products or call a computation that has one."""
+  said = 'backend_config={"estimated_cycles":"%d"}\n'
+  text = (
+    '%fused.1 (p: f32[8]) -> f32[8] {\n  %c = f32[8] convolution(%p, %q), dim_labels=bf_io->bf\n}\n'
+    '%fused.2 (p: f32[8]) -> f32[8] {\n  ROOT %m = f32[8] multiply(%p, %p)\n}\n'
+    'ENTRY %main (p: f32[8]) -> f32[8] {\n'
+    '  %a = f32[8] fusion(%p), calls=%fused.1, ' + said % 100
+    + '  %b = f32[8] fusion(%p), calls=%fused.2, ' + said % 20
+    + '  ROOT %d = f32[8] dot(%a, %b), ' + said % 3 + '}\n'
+  )  # fmt: skip
+  assert targets.cycles(text) == {'cycles': 123, 'product_cycles': 103}
+  assert targets.cycles('') == {'cycles': 0, 'product_cycles': 0}

@@ -24,6 +24,7 @@ from geomem.training import device_memory
 from geomem.training.device_memory import Refused
 
 GPUS = 'cuda', 'rocm'
+ESTIMATED = re.compile(r'estimated_cycles":"(\d+)"')
 COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
 SETTINGS = {  # libtpu must not look up which TPU it is on, and two processes may compile at once
   'TPU_SKIP_MDS_QUERY': '1', 'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -113,11 +114,28 @@ def needs(compiled: Any) -> dict[str, Any]:
     'argument_bytes': memory.argument_size_in_bytes, 'output_bytes': memory.output_size_in_bytes,
     'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
     'flops': max(0, costs.get('flops', 0)),  # −1 or less: nothing to count
-    'cycles': sum(map(int, re.findall(r'estimated_cycles":"(\d+)"', text))), 'padding': padding(text),
+    **cycles(text), 'padding': padding(text),
     'collectives': '; '.join(f'{count} {kind} of {device_memory.in_words(size)}' for kind, (count, size) in moved.items()),
     'collective_bytes': sum(size for _, size in moved.values()),
     'products': '; '.join(f'{count} {how}' for how, count in products.items()),
   }  # fmt: skip
+
+
+def cycles(text: str) -> dict[str, int]:
+  """The compiler's own estimate of the cycles of all operations in a compiled text, and of those with a product in them."""
+  found = {'cycles': 0, 'product_cycles': 0}
+  own, with_product = '', set()
+  for line in text.splitlines():
+    if head := re.match(r'(?:ENTRY )?(%\S+) \(.*\{$', line):
+      own = head[1]
+    elif re.search(r'= .*? (?:convolution|dot)\(', line):
+      with_product.add(own)
+  for count, line in ((int(m[1]), m.string) for m in map(ESTIMATED.search, text.splitlines()) if m):
+    found['cycles'] += count
+    called = re.search(r'calls=(%[^,\s]+)', line)
+    if (called and called[1] in with_product) or re.search(r'= .*? (?:convolution|dot)\(', line):
+      found['product_cycles'] += count
+  return found
 
 
 def padding(text: str) -> float | None:
