@@ -43,9 +43,12 @@ from geomem.training.batched import Task
 from geomem.training.device_memory import Refused
 
 MAX_GPUS = 8  # the most that programs are lowered for
+CERTIFIED = construct.Preset(
+  construction=('selector',), subjects=2**17, check='certificate', save=False
+)
 CHECKS = {  # more parts of the study construct: its own models are small, and checked exhaustively
-  check: construct.Preset(construction=('selector',), subjects=16, check=check, save=False)
-  for check in ('certificate', 'universal')
+  'certificate': CERTIFIED,
+  'universal': dataclasses.replace(CERTIFIED, subjects=16, check='universal'),
 }
 
 

@@ -19,8 +19,8 @@ os.environ['XLA_FLAGS'] = ' '.join([*flags, os.environ.get('XLA_FLAGS', '')])
 for name, value in (
   ('jax_numpy_dtype_promotion', 'strict'),
   ('jax_numpy_rank_promotion', 'raise'),
-  # The tests spend most of their time compiling hundreds of small programs, so compile them quickly.
-  ('jax_disable_most_optimizations', True),
+  # The tests spend most of their time compiling hundreds of small programs, so compile them quickly on a CPU.
+  ('jax_disable_most_optimizations', os.environ['JAX_PLATFORMS'] == 'cpu'),
 ):
   jax.config.update(name, value)
   os.environ[name.upper()] = str(value)  # for the processes that tests start

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import train
@@ -132,6 +133,19 @@ def test_the_memory_of_devices_is_what_the_smallest_of_them_has(monkeypatch):
   assert machine.memory() == 2
   devices += of(None)
   assert machine.memory() is None
+
+
+@pytest.mark.accelerator
+@pytest.mark.skipif(
+  jax.default_backend() == 'cpu', reason='a CPU does not say how much memory it has'
+)
+def test_a_device_tells_its_memory_and_what_exceeds_it_is_refused():
+  most = machine.memory()
+  assert most > 2**30
+  n = most // 2**8  # whose embeddings alone, of 64 numbers each, take as much
+  task = batched.Task(Config.trained(n, 1, dim=64), Facts(np.broadcast_to(np.int32(0), (1, n)), n))
+  with pytest.raises(InputError, match='that a device has'):
+    batched.set_up(Recipe(steps=2, target=None, batch=4), [task], memory=most)
 
 
 @pytest.mark.parametrize('fixed', [0, 300, 1001])

@@ -50,6 +50,7 @@ def test_what_would_hang_is_seen():
   assert batched_kernels(jnp.linalg.solve, functions()['solve'][1])
 
 
+@pytest.mark.accelerator
 def test_values_and_gradient_are_those_of_jax():
   found = functions()
   (_, (a, b)), (svd, (c,)), (eigh, (s,)) = found['solve'], found['svd'], found['eigh']

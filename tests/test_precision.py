@@ -14,7 +14,7 @@ from test_constructions import EXACT, MULTI_HOP, asked_of_numpy, build
 import constructions
 import geomem
 from experiments import dimensions
-from experiments.harness import fresh, methods
+from experiments.harness import fresh, methods, programs, studies
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from geomem import model
 from geomem.checks import verify
@@ -295,3 +295,23 @@ def test_a_ridge_that_asks_for_nothing_would_be_another():
     there, asked = unasked(x, y)[0], linear_maps.affine(x, y)[0]
   assert np.array_equal(asked, linear_maps.affine(x, y)[0])
   assert np.array_equal(asked, unasked(x, y)[0]) and np.abs(there - asked).max() > 1e-4
+
+
+@pytest.mark.parametrize('name', studies.NAMES)
+def test_no_program_of_a_study_inherits_its_precision(name):
+  """Except for the checks of constructions, which are exact at any precision."""
+  study = studies.load(name)
+  if reason := study.missing():
+    pytest.skip(reason)
+  found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
+  with rounded(TPU) as products:
+    for program, _ in programs.largest([(one, '') for one in found]):
+      if not {*program.name.split()} & {
+        'check_block',
+        'train_chunks',
+        'start',
+        'copy',
+      }:  # training: see above
+        program.function.trace(*program.args, **program.options).lower()
+        inherited = {product.calls for product in products if not product.asked}
+        assert not inherited, (program.name, inherited)

@@ -98,6 +98,7 @@ def test_what_is_frozen_does_not_move(frozen):
     assert np.array_equal(old, new) == any((name + '/').startswith(f + '/') for f in frozen), name
 
 
+@pytest.mark.accelerator
 def test_learning_solves_and_then_stops():
   c = config(n=16, r=2, d=8, f=32)
   recipe = Recipe(steps=2000, check=20)

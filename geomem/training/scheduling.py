@@ -23,7 +23,9 @@ class Costs:
   products: float = 2e10
 
 
-CPU, ACCELERATOR = Costs(), Costs(model=0.0, products=1e13)
+CPU = Costs()
+# By a TPU v5e's compiler, a model with N = 128 and d = 16 takes some 11 thousand cycles of 0.7 ns; a tenth of its peak.
+ACCELERATOR = Costs(model=7e-6, products=1e13)
 
 
 def chunk_steps(sweep: Any) -> int:
