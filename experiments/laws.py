@@ -77,9 +77,15 @@ class Preset:
 
 FULL = {
   'small': Preset(cells=((64, 8), (256, 6), (256, 3), (256, 12)), passes=(100, 200), seeds=5),
-  'iso_4096': Preset(cells=((4096, 4),), passes=(100, 200), seeds=5, sizes=6),
   'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, sizes=6),
-  'eight_4096': Preset(cells=((4096, 8),), passes=(100, 200), seeds=3, sizes=5),
+  # The first two parts showed that d₅₀ had not settled: at (256, 12) it moved by 5.2 % in 4,000 instead of 2,000 passes,
+  # at (4096, 2) by 8.8 % in 250 instead of 125. So these take more passes, which were chosen before they were run. That
+  # left no time for (4096, 8), for which the protocol asked.
+  'twelve_256': Preset(cells=((256, 12),), passes=(400,), steps=8000, seeds=5),
+  'two_4096_500': Preset(cells=((4096, 2),), passes=(500,), seeds=5, sizes=6),
+  'two_4096_1000': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, sizes=6),
+  'iso_4096_500': Preset(cells=((4096, 4),), passes=(500,), seeds=3, sizes=6),
+  'iso_4096_1000': Preset(cells=((4096, 4),), passes=(1000,), seeds=3, sizes=6),
   'iso_65536': Preset(cells=((65536, 3),), passes=(50,), seeds=2, dims=(4, 7, 9, 11, 18)),
   'iso_65536_narrow': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 7, 9)),
   'iso_65536_wide': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(11, 18)),
