@@ -176,7 +176,7 @@ def expect(table):
   R without the two parts of `SIMPLER`; at R = 8 removing any one part of either recipe is expected
   to cost at least `MIN_DROP`.
   """
-  best: dict[tuple, np.ndarray] = {}
+  best: dict[tuple, dict[int, float]] = {}
   for case, differs, text, rows in cases(table):
     first, built = not differs, case['model'] == 'constructed'
     whole = first and case['relations'] == 8
@@ -191,18 +191,19 @@ def expect(table):
       exact = 0.999 if built and name != 'memorised' else None
       own = values(rows, measurement=name)
       yield from over_seeds(f'{text}: {arm}', own, exact, check=built, **controls)
-    least = np.min([values(rows, measurement=name) for name in GEOMETRIC], axis=0).tolist()
+    least = rows[rows['measurement'].isin(GEOMETRIC)].groupby('seed')['value'].min().to_dict()
     simpler = all(case[name] == value for name, value in SIMPLER.items())
     base = 'the simpler recipe' if simpler else 'the full recipe'
     changed = {*differs} - {*SIMPLER} if simpler else {*differs}
     what = f'{text}: lowest of zero-shot accuracy (a), linear readout accuracy and swaps'
     bounded = whole or (simpler and not changed)
-    yield from over_seeds(what, least, 0.95 if bounded else None)
+    yield from over_seeds(what, [*least.values()], 0.95 if bounded else None)
     if case['relations'] == 8 and not changed:
-      best[base, case['subjects']] = np.array(least)
+      best[base, case['subjects']] = least
     ablated = case['relations'] == 8 and len(changed) == 1 and changed <= {*ABLATIONS}
     if ablated and (before := best.get((base, case['subjects']))) is not None:  # paired by seed
-      yield from over_seeds(f'{what}: drop from {base}', (before - least).tolist(), MIN_DROP)
+      drops = [before[seed] - value for seed, value in least.items() if seed in before]
+      yield from over_seeds(f'{what}: drop from {base}', drops, MIN_DROP)
 
 
 def plot(table):
