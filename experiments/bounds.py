@@ -68,7 +68,7 @@ def expect(table):
     bits = [select(table, bound=b)['internal_bits'].to_numpy() for b in (kind, f'sharp_{kind}')]
     ratios = [sharp / plain for plain, sharp in zip(*bits, strict=True) if plain]
     yield from over_seeds(f'{what}, minimum over B_emb', [min(ratios)] if ratios else [], 1.0)
-  for (hops,), some in groups(select(table, kind='share', beta=0.5), 'hops'):
+  for (hops,), some in groups(select(table, kind='line', beta=0.5), 'hops'):
     bits, bound = (some[name].astype(float).tolist() for name in ('fact_bits', 'bound_bits'))
     N, R = some.iloc[0]['subjects'], some.iloc[0]['relations']
     text = f'k = {hops:.0f}, β = ½: '
@@ -83,7 +83,7 @@ def plot(table):
   lines."""
   figure, (ax, line) = plotting.new(width=6.4, height=6.6, rows=2)
   _plot_built(ax, select(table, kind='construction'), select(table, kind='bound'))
-  _plot_line(line, select(table, kind='share'))
+  _plot_line(line, select(table, kind='line'))
   first = select(table, kind='construction').iloc[0]
   figure.suptitle(
     f'N = {first["subjects"]:.0f}, R = {first["relations"]:.0f}, k = {first["hops"]:.0f}: '

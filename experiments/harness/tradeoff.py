@@ -83,7 +83,7 @@ def line(subjects: int, relations: int, hops: int) -> list[dict]:
   for stored in range(1, relations + 1):
     own, rest = partly_precomputed.fact_bits(subjects, relations, hops, stored)
     records.append({
-      'kind': 'share', 'subjects': subjects, 'relations': relations, 'hops': hops, 'beta': stored / relations,
+      'kind': 'line', 'subjects': subjects, 'relations': relations, 'hops': hops, 'beta': stored / relations,
       'subject_bits': own, 'fact_bits': rest, 'internal_bits': rest + bits,
       'bound_bits': lower_bounds.internal_bits(subjects, relations, hops, own),
     })  # fmt: skip
