@@ -20,7 +20,6 @@ largest size that fits.
 import contextlib
 import dataclasses
 import shlex
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -178,6 +177,18 @@ def line(record: dict) -> str:
   )
 
 
+def command(options: Options) -> str:
+  """The command with these options, without its folder."""
+  words = ['python', '-m', 'experiments.compile']
+  for field in dataclasses.fields(options):
+    value = getattr(options, field.name)
+    if field.name != 'workdir' and value != field.default:
+      name = f'--{field.name}'
+      each = value if isinstance(value, tuple) else (value,)
+      words += [name] if value is True else [f'{name}={one}' for one in each]
+  return shlex.join(words)
+
+
 def main(options: Options):
   if not options.target:
     raise InputError('name what to compile for: --target=v5e:2x4, say; see --help')
@@ -187,8 +198,7 @@ def main(options: Options):
       jax.config.update('jax_num_cpu_devices', MAX_GPUS)
   every = [targets.find(name) for name in options.target]
   rows, commands = earlier(folder)
-  given = [word for word in sys.argv[1:] if not word.startswith('--workdir')]
-  commands.append(shlex.join(['python', '-m', 'experiments.compile', *given]))
+  commands.append(command(options))
   about = {'command': '; '.join(dict.fromkeys(commands)), **machine.made_with()}
   own: list[dict] = []
   for target in every:

@@ -78,7 +78,7 @@ class Preset:
 FULL = {
   'small': Preset(cells=((64, 8), (256, 6), (256, 3), (256, 12)), passes=(100, 200), seeds=5),
   'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, sizes=6),
-  # The first two parts showed that d₅₀ had not settled: at (256, 12) it moved by 5.2 % in 4,000 instead of 2,000 passes,
+  # The first two parts showed that d₅₀ had not settled: at (256, 12) it moved by 5.2 % in 2,000 instead of 1,000 passes,
   # at (4096, 2) by 8.8 % in 250 instead of 125. So these take more passes, which were chosen before they were run. That
   # left no time for (4096, 8), for which the protocol asked.
   'twelve_256': Preset(cells=((256, 12),), passes=(400,), steps=8000, seeds=5),

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 from matplotlib.ticker import EngFormatter
@@ -35,9 +35,8 @@ ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / 'README.md', ROOT / 'docs/results.md', ROOT / 'docs/results'
 MAP, MATRIX = ROOT / 'docs/reproduce.md', 'matrix.json'  # what `experiments.matrix` recorded
 ACCELERATORS = ROOT / 'docs/accelerators.md'
-CLOCK = (
-  1.5e9  # cycles per second of a TPU v5e, which with its four units of 128 × 128 make 197 TFLOP/s
-)
+# Cycles per second of a TPU v5e, which with its four units of 128 × 128 make 197 TFLOP/s.
+CLOCK = 1.5e9
 OWN_PAGES = {
   **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
   **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
@@ -142,8 +141,10 @@ def section(stem: str) -> str:
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
   expected = [f for f in rows if f.holds is not None]
-  if any(f.primary for f in rows):  # they decide; what else was expected is shown if it fails
-    expected = [f for f in expected if f.primary or not f.holds]
+  if any(
+    f.primary for f in rows
+  ):  # they decide; what else was expected is shown if it fails or is unsure
+    expected = [f for f in expected if f.primary or f.unsure or not f.holds]
   shown = expected if expected and len(rows) > LONG else rows
   parts.append(render.findings(shown, 'markdown').strip())
   if others := [f for f in rows if f not in shown]:
@@ -291,44 +292,57 @@ def sources() -> str:
 
 
 def compiled() -> str:
-  """The programs compiled for TPUs without one, with what a chip needs for them: study by study, then one by one."""
+  """What a chip needs for the programs that were compiled for TPUs without one: trainings of the notebook, studies, and
+  every program of these."""
   table = records.read(RESULTS / 'compiled_tpu.json').table
   table = table.astype(object).where(table.notna(), None)
-  refused = lambda own: sum(bool(reason) for reason in own.get('refused', []))
-  size = lambda bytes: f'{bytes / 2**20:,.0f}'
-  number = lambda value: '–' if value is None else f'{value:.2g}'
-  steps = lambda r: (
-    f'{CLOCK / r["cycles"]:.0f}'
-    if r['study'] == 'train' and r['part'] == 'sweep' and r['cycles']
-    else '–'
+  train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
+  totals = [of_a_study(own) for _, own in others.groupby(['target', 'study'], sort=False)]
+  first = [
+    one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' else '–'}
+    for r in train.to_dict('records')
+  ]  # fmt: skip
+  computes = lambda r: (
+    r['peak_bytes'] and r['flops']
+  )  # the others are refused or lowered, or copy and initialise
+  each = [one_compiled(r) for r in others.to_dict('records') if computes(r)]
+  summary = f'{len(each)} programs that compute; those of one name differ in their options'
+  tables = [render.table(rows, 'markdown') for rows in (first, totals, each)]
+  return (
+    f'{tables[0]}\n{tables[1]}\n<details><summary>{summary}</summary>\n\n{tables[2]}\n</details>\n'
   )
-  rows, totals = [], []
-  for (target, study), own in table.groupby(['target', 'study'], sort=False):
-    total = {'chips': target, 'study': study, 'programs': len(own), 'refused': refused(own)}
-    if (sizes := own[own['peak_bytes'].notna()]).size:
-      most = max(sizes.to_dict('records'), key=lambda r: r['peak_bytes'])
-      total |= {
-        'largest peak, MiB': size(most['peak_bytes']), 'of the memory': f'{most["peak_bytes"] / most["available_bytes"]:.1%}',
-        'of': f'`{most["program"]}`', 'between chips, MiB': size(sizes['collective_bytes'].sum()),
-      }  # fmt: skip
-    totals.append(total)
-  for r in table.to_dict('records'):
-    if (
-      r['peak_bytes'] and r['flops']
-    ):  # the others are refused, only lowered, or only copy and initialise
-      rows.append({
-        'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))),
-        'program': f'`{r["program"]}`', 'arguments, MiB': size(r['argument_bytes']),
-        'temporaries': size(r['temporary_bytes']), 'peak': size(r['peak_bytes']),
-        'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
-        'elements stored / used': '–' if r['padding'] is None else f'{r["padding"]:.2f}', 'operations': number(r['flops']),
-        'cycles': number(r['cycles']), 'of them with products': number(r.get('product_cycles')), 'steps a second, estimated': steps(r), 'between chips': r['collectives'] or 'nothing', 'products': r['products'],
-      })  # fmt: skip
-  train, others = (
-    [row for row in rows if row['run'].startswith('train') == own] for own in (True, False)
-  )
-  first, each = (render.table(some, 'markdown') for some in (train, others))
-  return f'{first}\n{render.table(totals, "markdown")}\n<details><summary>Every program</summary>\n\n{each}\n</details>\n'
+
+
+def mebibytes(count: float) -> str:
+  return f'{count / 2**20:,.0f}'
+
+
+def of_a_study(own: pd.DataFrame) -> dict[str, Any]:
+  """What was compiled of a study for a target, and the program with the largest peak."""
+  target, study = own[['target', 'study']].iloc[0]
+  reasons = [reason for reason in own.get('refused', []) if reason]
+  found = {'chips': target, 'study': study, 'programs': len(own), 'refused': '; '.join(reasons) or 'none'}  # fmt: skip
+  if not (sizes := own[own['peak_bytes'].notna()]).empty:
+    most = sizes.loc[sizes['peak_bytes'].astype(float).idxmax()]
+    found |= {
+      'largest peak, MiB': mebibytes(most['peak_bytes']),
+      'of the memory': f'{most["peak_bytes"] / most["available_bytes"]:.1%}',
+      'program with it': f'`{most["program"]}`',
+      'between chips, all programs, MiB': mebibytes(sizes['collective_bytes'].sum()),
+    }
+  return found
+
+
+def one_compiled(r: dict[str, Any]) -> dict[str, Any]:
+  number = lambda name: '–' if r.get(name) is None else f'{r[name]:.2g}'
+  return {
+    'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))), 'program': f'`{r["program"]}`',
+    'arguments, MiB': mebibytes(r['argument_bytes']), 'temporaries': mebibytes(r['temporary_bytes']),
+    'peak': mebibytes(r['peak_bytes']), 'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
+    'elements stored / used': number('padding'), 'operations': number('flops'), 'cycles': number('cycles'),
+    'of them with products': number('product_cycles'), 'between chips': r['collectives'] or 'nothing',
+    'products': r['products'],
+  }  # fmt: skip
 
 
 def mark(path: Path, stem: str, title: str):

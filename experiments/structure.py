@@ -484,7 +484,7 @@ STUDY = Study(
   terms='Fresh subjects: subjects that the model never saw. The model is frozen, and they learn only their embeddings, by '
   'the recipe that trained it; maps are fitted to the model’s own subjects and judged on the fresh ones. Other '
   'attributes alone: each attribute’s vector as a linear map predicts it from the subject’s other attributes, '
-  'without looking at the embedding (all attributes together still predict parts of it, so that R² can be above 0 where no attribute is named); in a margin over a control, a negative R² counts as 0. A swap moves an embedding, or its reconstruction, by M_r(u_a′ − u_a); all '
+  'without looking at the embedding (the sum of these predictions can still explain a part of it where no attribute is named); in a margin over a control, a negative R² counts as 0. A swap moves an embedding, or its reconstruction, by M_r(u_a′ − u_a); all '
   'swapped at once: the swaps of all relations together. Maps are fitted (ridge), calibrated (each rescaled to the length that '
   'held-out subjects support) or trained through the frozen model on random attributes, starting from the fitted ones; these, the maps through the model, '
   'decide claim 4. Must fail: a control has to miss at least one bound of a claim. A unit’s own relation is '

@@ -155,7 +155,11 @@ def cases(table):
   """Yields every case as (its fields, those that differ from the first case of its size,
   description, rows)."""
   firsts: dict[tuple, dict] = {}
-  table = table.drop_duplicates([*FIELDS, 'measurement', 'seed'])  # parts share their first case
+  # Parts share some cases: the last part's models are taken, which has the most seeds, in the place of the first.
+  same = [*FIELDS, 'measurement', 'seed']
+  place = table.groupby(same, sort=False, dropna=False).ngroup()
+  last = table[~table.duplicated(same, keep='last')]
+  table = last.loc[place[last.index].sort_values().index]
   for keys, rows in groups(table, *FIELDS):
     case = dict(zip(FIELDS, keys, strict=True))
     first = firsts.setdefault((case['relations'], case['subjects']), case)

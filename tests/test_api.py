@@ -260,7 +260,7 @@ def test_so_has_every_module_of_the_reference(name, tmp_path, monkeypatch):
   assert run_example(name, module.__doc__, dict(space))
   own = {
     key: value for key, value in vars(module).items()
-    if key[0] != '_' and inspect.isroutine(value) | inspect.isclass(value) and value.__module__.startswith(module.__name__)
+    if key[0] != '_' and (inspect.isroutine(value) or inspect.isclass(value)) and value.__module__.startswith(module.__name__)
   }  # fmt: skip
   for key, value in own.items():
     used = re.search(rf'>>>.*\b{key}\b', module.__doc__)

@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from experiments import compile as compiling
 from experiments import laws
-from experiments.harness import cli, programs, studies, targets
+from experiments.harness import cli, machine, programs, records, studies, targets
 from experiments.harness.programs import Program
 from geomem.config import Config
 from geomem.errors import InputError
@@ -23,6 +23,7 @@ from geomem.training.batched import Task
 from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
 
+jax.devices()  # JAX starts with two here, before a command that lowers for GPUs asks for as many as these may be
 PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
 NAMES = 'start lazy', 'train_chunks lazy', 'map_models recovered._scores lazy'
 libtpu = pytest.mark.skipif(
@@ -241,10 +242,39 @@ def test_cycles_are_those_that_the_compiler_expects():
   text = (
     '%fused.1 (p: f32[8]) -> f32[8] {\n  %c = f32[8] convolution(%p, %q), dim_labels=bf_io->bf\n}\n'
     '%fused.2 (p: f32[8]) -> f32[8] {\n  ROOT %m = f32[8] multiply(%p, %p)\n}\n'
+    '%fused.3 (p: f32[8]) -> f32[8] {\n  ROOT %n = f32[8] fusion(%p), calls=%fused.1\n}\n'
     'ENTRY %main (p: f32[8]) -> f32[8] {\n'
     '  %a = f32[8] fusion(%p), calls=%fused.1, ' + said % 100
     + '  %b = f32[8] fusion(%p), calls=%fused.2, ' + said % 20
+    + '  %e = f32[8] fusion(%p), calls=%fused.3, ' + said % 4000
     + '  ROOT %d = f32[8] dot(%a, %b), ' + said % 3 + '}\n'
   )  # fmt: skip
-  assert targets.cycles(text) == {'cycles': 123, 'product_cycles': 103}
+  assert targets.cycles(text) == {'cycles': 4123, 'product_cycles': 4103}
   assert targets.cycles('') == {'cycles': 0, 'product_cycles': 0}
+
+
+def test_what_this_code_has_compiled_is_not_compiled_again(tmp_path, monkeypatch, capsys):
+  """Two programs that differ in a static argument alone are two; other code starts anew; commands add up."""
+  built = []
+  found = lambda *rates: [
+    compiling.Wanted('laws', '', Program(jax.jit(asks_the_host), (rate,), {}), 1, 'models', lambda size: None)
+    for rate in rates
+  ]  # fmt: skip
+  monkeypatch.setattr(
+    targets, 'build', lambda one, _: built.append(one.args) or {'lower_seconds': 0.0}
+  )
+
+  monkeypatch.setattr(targets, 'find', lambda name: targets.Target(name, 'tpu', ()))
+
+  def run(rates, study):
+    built.clear()
+    monkeypatch.setattr(compiling, 'of_studies', lambda *_: iter(found(*rates)))
+    compiling.main(compiling.Options(target=('v5e:1x1',), study=(study,), workdir=str(tmp_path)))
+    return len(built), records.read(tmp_path).about['command'].count('experiments.compile')
+
+  assert run((1.0, 2.0), 'laws') == (2, 1)
+  assert run((1.0, 2.0), 'laws') == (0, 1)
+  assert run((1.0, 3.0), 'phases') == (1, 2)
+  assert len(records.read(tmp_path).table) == 3
+  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
+  assert run((1.0,), 'laws') == (1, 1)

@@ -224,3 +224,23 @@ def test_parts_of_the_recipe_are_taken_away_one_by_one_or_together():
     f.what: f.at_least for f in transfer_study.STUDY.findings(table) if 'lowest of' in f.what
   }
   assert list(bound.values()) == [None, None, None, 0.95]
+
+
+def test_a_case_that_two_parts_share_is_the_later_ones(monkeypatch):
+  """With more seeds there; a drop is that of the seeds that both have, each from its own part's first case."""
+  monkeypatch.setattr(transfer_study, 'GEOMETRIC', ('old_maps',))
+  kind = dataclasses.asdict(Kind(**RECIPE | sizes(8, 8, 8, 1) | transfer_study.SIMPLER))
+  row = lambda value, seed, **other: {
+    **kind, 'attention': 'fixed', **other, 'measurement': 'old_maps', 'control': None, 'seed': seed, 'value': value,
+  }  # fmt: skip
+  rows = [row(0.5, 0), row(0.1, 0, attention='trained'), row(0.2, 0, label_smoothing=0.0)]
+  rows += [row(1.0, seed) for seed in (0, 1)] + [
+    row(0.4, seed, attention='trained') for seed in (0, 1)
+  ]
+  found = {
+    f.what.split(': ')[0] + f.what[-6:]: f
+    for f in transfer_study.expect(pd.DataFrame(rows))
+    if 'drop' in f.what
+  }
+  drops = [(f.value, f.seeds) for f in found.values()]
+  assert sorted(drops) == [(pytest.approx(0.6), 2), (pytest.approx(0.8), 1)]

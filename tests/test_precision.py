@@ -297,21 +297,20 @@ def test_a_ridge_that_asks_for_nothing_would_be_another():
   assert np.array_equal(asked, unasked(x, y)[0]) and np.abs(there - asked).max() > 1e-4
 
 
+# The checks of constructions are exact at any precision, training is asked above, and the others compute no product.
+ELSEWHERE = {'check_block', 'train_chunks', 'start', 'copy'}
+
+
 @pytest.mark.parametrize('name', studies.NAMES)
-def test_no_program_of_a_study_inherits_its_precision(name):
-  """Except for the checks of constructions, which are exact at any precision."""
+def test_no_measurement_of_a_study_inherits_its_precision(name):
   study = studies.load(name)
   if reason := study.missing():
     pytest.skip(reason)
   found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
+  kinds = [one for one, _ in programs.largest([(one, '') for one in found])]
   with rounded(TPU) as products:
-    for program, _ in programs.largest([(one, '') for one in found]):
-      if not {*program.name.split()} & {
-        'check_block',
-        'train_chunks',
-        'start',
-        'copy',
-      }:  # training: see above
+    for program in kinds:
+      if not ELSEWHERE & {*program.name.split()}:
         program.function.trace(*program.args, **program.options).lower()
         inherited = {product.calls for product in products if not product.asked}
         assert not inherited, (program.name, inherited)

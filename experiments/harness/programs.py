@@ -48,19 +48,16 @@ class Program:
     about the training."""
     words = [self.function.__qualname__.lstrip('_')]
     leaves = jax.tree.leaves((self.args, self.options))
-    inner = [
-      part for leaf in leaves if isinstance(leaf, functools.partial) for part in _parts(leaf) or ()
-    ]
+    partials = [leaf for leaf in leaves if isinstance(leaf, functools.partial)]
+    inner = [part for leaf in partials for part in _parts(leaf) or () if not isinstance(part, str)]
     for leaf in [*leaves, *inner]:
-      if isinstance(leaf, str) and leaf in leaves and leaf not in PLATFORMS:
+      if isinstance(leaf, str) and leaf not in PLATFORMS:
         words.append(leaf)
       elif isinstance(leaf, Recipe):
-        special = {
-          'muon': leaf.optimizer == 'muon',
-          'lazy': leaf.lazy,
-          'negatives': leaf.negatives is not None,
-        }
-        words += [word for word, there in special.items() if there]
+        sampled = leaf.negatives is not None
+        words += (
+          ['muon'] * (leaf.optimizer == 'muon') + ['lazy'] * leaf.lazy + ['negatives'] * sampled
+        )
       elif callable(leaf) and hasattr(leaf, '__qualname__') and not isinstance(leaf, type):
         words.append(f'{leaf.__module__.rpartition(".")[2]}.{leaf.__qualname__.rpartition(".")[2]}')
     return ' '.join(dict.fromkeys(words))
@@ -89,11 +86,12 @@ class Program:
   @property
   def kind(self) -> tuple:
     """The same for programs that differ only in sizes, rates and other numbers, unless one of these is 0."""
-    return self.name, *map(_kind, jax.tree.leaves((self.args, self.options)))
+    leaves, tree = jax.tree.flatten((self.args, self.options))
+    return self.name, tree, *map(_kind, leaves)
 
   @property
   def digest(self) -> str:
-    """Of everything that the program depends on but the code and the devices."""
+    """Of the arguments, functions by their names, and of where arrays lie; not of code or what a function encloses."""
     leaves, tree = jax.tree.flatten((self.args, self.options))
     text = repr([self.name, str(tree), *map(_in_words, leaves)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -117,18 +115,16 @@ def _kind(leaf: Any) -> Any:
     return batched.unsized(leaf)
   if (parts := _parts(leaf)) is not None:
     return tuple(map(_kind, parts))
+  if isinstance(leaf, jax.ShapeDtypeStruct):
+    return str(leaf.dtype), len(leaf.shape)
   if isinstance(leaf, int | float):
     return bool(leaf)
-  return (
-    getattr(leaf, '__qualname__', leaf)
-    if leaf is None or callable(leaf) or isinstance(leaf, str)
-    else ''
-  )
+  return leaf if leaf is None or isinstance(leaf, str) else getattr(leaf, '__qualname__', '')
 
 
 def _in_words(leaf: Any) -> str:
   if isinstance(leaf, jax.ShapeDtypeStruct):
-    return f'{leaf.shape} {leaf.dtype}'
+    return f'{leaf.shape} {leaf.dtype} {getattr(leaf.sharding, "spec", "")}'
   if (parts := _parts(leaf)) is not None:
     return ' '.join(map(_in_words, parts))
   if isinstance(leaf, Mesh):

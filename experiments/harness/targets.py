@@ -125,10 +125,11 @@ def cycles(text: str) -> dict[str, int]:
   """The compiler's own estimate of the cycles of all operations in a compiled text, and of those with a product in them."""
   found = {'cycles': 0, 'product_cycles': 0}
   own, with_product = '', set()
-  for line in text.splitlines():
+  for line in text.splitlines():  # a computation follows those that it calls
+    called = re.search(r'calls=(%[^,\s]+)', line)
     if head := re.match(r'(?:ENTRY )?(%\S+) \(.*\{$', line):
       own = head[1]
-    elif re.search(r'= .*? (?:convolution|dot)\(', line):
+    elif re.search(r'= .*? (?:convolution|dot)\(', line) or (called and called[1] in with_product):
       with_product.add(own)
   for count, line in ((int(m[1]), m.string) for m in map(ESTIMATED.search, text.splitlines()) if m):
     found['cycles'] += count

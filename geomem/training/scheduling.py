@@ -24,8 +24,9 @@ class Costs:
 
 
 CPU = Costs()
-# By a TPU v5e's compiler, a model with N = 128 and d = 16 takes some 11 thousand cycles of 0.7 ns; a tenth of its peak.
-ACCELERATOR = Costs(model=7e-6, products=1e13)
+# A TPU v5e's compiler expects 16 thousand cycles, 10 µs, for one of the small models in docs/accelerators.md. `products` is
+# a tenth of that chip's peak.
+ACCELERATOR = Costs(model=1e-5, products=1e13)
 
 
 def chunk_steps(sweep: Any) -> int:
