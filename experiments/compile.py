@@ -179,14 +179,9 @@ def line(record: dict) -> str:
 
 def command(options: Options) -> str:
   """The command with these options, without its folder."""
-  words = ['python', '-m', 'experiments.compile']
-  for field in dataclasses.fields(options):
-    value = getattr(options, field.name)
-    if field.name != 'workdir' and value != field.default:
-      name = f'--{field.name}'
-      each = value if isinstance(value, tuple) else (value,)
-      words += [name] if value is True else [f'{name}={one}' for one in each]
-  return shlex.join(words)
+  every = vars(options) | {'workdir': None}
+  changed = {name: value for name, value in every.items() if value != getattr(Options, name)}
+  return shlex.join(cli.command('compile', changed))
 
 
 def main(options: Options):

@@ -39,14 +39,8 @@ from geomem.training import optimization
 ROWS, SHUFFLED, LEARNED = 'row, closed form', 'row, shuffled maps', 'row, learned'
 TUNED, REPLAY = 'fine-tuning', 'fine-tuning, replay'
 ROME, MEMIT = 'MLP, rank one', 'MLP, least squares'
-STOPS = (
-  3.0,
-  2.0,
-  1.5,
-  1.0,
-  0.1,
-  0.01,
-)  # cross-entropy at which the search for the MLP's new output stops
+# The cross-entropy at which the search for the MLP's new output stops.
+STOPS = 3.0, 2.0, 1.5, 1.0, 0.1, 0.01
 OPTIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # values, and stops if they are not the model's own
   ROWS: ((0.0,), ()), SHUFFLED: ((0.0,), ()),
   LEARNED: ((0.003, 0.03, 0.3), ()),  # learning rates

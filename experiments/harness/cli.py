@@ -149,6 +149,16 @@ def _flag(name: str, kind: Any, default: Any) -> flags.Flag:
   return flag(parser, None, name, default, about, allow_overwrite=many)
 
 
+def command(name: str, given: Mapping[str, Any]) -> list[str]:
+  """The command of a binary with these flags; a flag without a value is left out, a tuple repeats its flag."""
+  words = [
+    f'--{flag}={one}'
+    for flag, value in given.items() if value is not None
+    for one in (value if isinstance(value, tuple) else (value,))
+  ]  # fmt: skip
+  return ['python', '-m', f'experiments.{name}', *words]
+
+
 def seeds(first: int, count: int) -> range:
   """`count` seeds, starting at `first`."""
   if count < 1 or first + count - 1 > LAST_SEED:

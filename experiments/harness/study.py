@@ -77,12 +77,7 @@ class Study:
 
   def command(self, scale: str, **given: Any) -> list[str]:
     """The command that runs it, with the other flags given that results depend on."""
-    words = [
-      f'--{name}={one}'
-      for name, value in {'scale': scale, **given}.items() if value is not None
-      for one in (value if isinstance(value, tuple) else (value,))
-    ]  # fmt: skip
-    return ['python', '-m', f'experiments.{self.name}', *words]
+    return cli.command(self.name, {'scale': scale, **given})
 
   def main(self, argv: Sequence[str] | None = None):
     """The binary: parse the flags, run, print."""
