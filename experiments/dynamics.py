@@ -30,11 +30,11 @@ from geomem.training.recipe import Recipe
 CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
 SCORES = {
-  'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'readout': 'linear readout accuracy, fresh subjects',
+  'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'probe_accuracy': 'linear probe accuracy, fresh subjects',
   'superposition_r2': 'superposition $R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
 }  # fmt: skip
-STRUCTURE = 'readout', 'superposition_r2', 'swapped'
-BY_RELATION = 'accuracy', 'readout', 'swapped'
+STRUCTURE = 'probe_accuracy', 'superposition_r2', 'swapped'
+BY_RELATION = 'accuracy', 'probe_accuracy', 'swapped'
 MAX_LAG = 1.25  # times the step at which the facts are learned; anything later counts as after them
 
 
@@ -71,7 +71,7 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN, *_):
   return {
     'accuracy': of_relation(intervene.answers(config, params, e_NxD) == job.answers_RxN.T),
     'fresh_accuracy': of_relation(intervene.answers(config, params, e_SxD) == table_RxS.T),
-    'readout': of_relation((linear_maps.probe(*data) == table_RxS).T),
+    'probe_accuracy': of_relation((linear_maps.probe(*data) == table_RxS).T),
     'superposition_r2': linear_maps.superposition_r2(*data),
     'swapped': jnp.minimum(flipped_R, kept_R), 'flipped': flipped_R, 'kept': kept_R,
   }  # fmt: skip
@@ -171,7 +171,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='dynamics', title='facts, superposition, readout and swaps in the course of training',
+  name='dynamics', title='facts, superposition, linear probes and swaps in the course of training',
   claims=(Claim('Dynamics', 'The structure appears with the facts, not after them.'),),
   terms='Fresh subjects: subjects that the model never saw; it is frozen as it is at that step, and they learn only their '
   'embeddings. Swaps: at α = 1 along fitted maps; for every relation the lower of two fractions: swaps that flip '

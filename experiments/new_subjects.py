@@ -112,7 +112,7 @@ def prepare(preset: Preset) -> Preset:
 MEASURED: dict[str, Any] = {
   'recall': recalled.recall, 'swaps': recalled.swaps, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
-  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.readouts, 'blocks': places.blocks, 'transplants': places.transplants,
+  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.probes, 'blocks': places.blocks, 'transplants': places.transplants,
   'countries': natural.countries, 'adapters': natural.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))

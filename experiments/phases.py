@@ -28,7 +28,7 @@ from geomem.training.recipe import Recipe
 
 NEW = 128  # subjects with new facts
 SHOWN = {
-  'old_maps': 'zero-shot (a)', 'probe_accuracy': 'linear readout accuracy, fresh subjects', 'swapped': 'swaps at α = 1',
+  'old_maps': 'zero-shot (a)', 'probe_accuracy': 'linear probe accuracy, fresh subjects', 'swapped': 'swaps at α = 1',
   'memorised': 'memorised',
 }  # fmt: skip
 AXES = {'dim': 'd', 'width': 'F', 'weight_decay': 'weight decay', 'subjects': 'N', 'relations': 'R'}

@@ -145,7 +145,7 @@ def _learned(config, recipe, params, job, known, table_RxS) -> dict:
 
 
 def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
-  """R² and readout accuracy of maps, with their controls: fitted to all or some of the model's
+  """R² and probe accuracy of maps, with their controls: fitted to all or some of the model's
   subjects and judged on fresh ones, or fitted to one half and judged on the other."""
   e_NxD, u_AxD, own_RxN = known
   n = config.subjects
@@ -278,9 +278,9 @@ OUTCOMES: tuple = (  # claim, measurement, label, lower bound, controls on the s
   (2, 'fresh_superposition_r2', 'superposition R², fresh subjects', 0.75, LINEAR),
   (2, 'own_superposition_r2', 'superposition R², own subjects held out', None, LINEAR),
   (2, f'fresh, {REFIT}_superposition_r2', f'superposition R², fresh subjects, {OTHER_HALF}', None, ()),
-  (3, 'fresh_probe_accuracy', 'linear readout accuracy, fresh subjects', 0.95, LINEAR),
-  (3, 'own_probe_accuracy', 'linear readout accuracy, own subjects held out', None, LINEAR),
-  (3, f'fresh, {REFIT}_probe_accuracy', f'linear readout accuracy, fresh subjects, {OTHER_HALF}', None, ()),
+  (3, 'fresh_probe_accuracy', 'linear probe accuracy, fresh subjects', 0.95, LINEAR),
+  (3, 'own_probe_accuracy', 'linear probe accuracy, own subjects held out', None, LINEAR),
+  (3, f'fresh, {REFIT}_probe_accuracy', f'linear probe accuracy, fresh subjects, {OTHER_HALF}', None, ()),
   (4, 'flipped, maps through the model, embedding', 'answers flipped by swaps at α = 1, maps through the model', 0.95, ()),
   (4, 'kept, maps through the model, embedding', 'other answers kept by swaps at α = 1, maps through the model', 0.99, ()),
   (4, 'relation_selectivity', 'relation selectivity of hidden units', None, ()),
@@ -306,7 +306,7 @@ PERFECT = {  # scores of a constructed model, by claim, with fresh subjects as i
 }  # fmt: skip
 LEARNED = {  # of embeddings that are learned through a constructed model: label, lower bound
   'learned_accuracy': ('accuracy', 0.99),
-  'learned_probe_accuracy': ('linear readout accuracy', 0.99),
+  'learned_probe_accuracy': ('linear probe accuracy', 0.99),
   'learned_superposition_r2': ('superposition R²', None),
 }
 
@@ -420,7 +420,7 @@ def _passed(table):
 ORDER = 'unembedding fixed', 'unembedding trained', *CONTROLS, 'plain AdamW'  # the order of colours
 SHOWN = {  # claim: (its decisive measurement, axis label)
   2: ('fresh_superposition_r2', 'superposition $R^2$, fresh subjects'),
-  3: ('fresh_probe_accuracy', 'linear readout accuracy, fresh subjects'),
+  3: ('fresh_probe_accuracy', 'linear probe accuracy, fresh subjects'),
   5: ('reconstruction answered, fitted maps', 'zero-shot accuracy on new facts (a)'),
 }
 
@@ -474,7 +474,7 @@ def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
 
 
 STUDY = Study(
-  name='structure', title='superposition, readout, swaps and transfer, judged on subjects that the model never saw',
+  name='structure', title='superposition, linear probes, swaps and transfer, judged on subjects that the model never saw',
   claims=(
     Claim('Claim 2', 'A trained subject embedding is the sum, over relations, of one linear map per relation applied to the attribute’s vector (unembedding fixed).', DECISIVE),
     Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding (unembedding fixed, and trained).', DECISIVE),

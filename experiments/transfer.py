@@ -199,7 +199,7 @@ def expect(table):
     simpler = all(case[name] == value for name, value in SIMPLER.items())
     base = 'the simpler recipe' if simpler else 'the full recipe'
     changed = {*differs} - {*SIMPLER} if simpler else {*differs}
-    what = f'{text}: lowest of zero-shot accuracy (a), linear readout accuracy and swaps'
+    what = f'{text}: lowest of zero-shot accuracy (a), linear probe accuracy and swaps'
     bounded = whole or (simpler and not changed)
     yield from over_seeds(what, [*least.values()], 0.95 if bounded else None)
     if case['relations'] == 8 and not changed:

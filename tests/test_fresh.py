@@ -1,4 +1,4 @@
-"""The superposition and readout controls, on unseen subjects: they detect the leak, and not the structure."""
+"""The controls of superposition and linear probes, on unseen subjects: they detect the leak, and not the structure."""
 
 import jax
 import jax.numpy as jnp

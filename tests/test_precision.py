@@ -268,7 +268,7 @@ def scores(config, params, job):
   return {
     'r2': linear_maps.superposition_r2(*judged), 'shared map': linear_maps.shared_map_r2(*judged),
     'others': linear_maps.other_attributes_scores(*judged), 'maps': maps,
-    'readout': linear_maps.probe_accuracy(*judged), 'calibrated': linear_maps.calibrate(maps, *known),
+    'probe': linear_maps.probe_accuracy(*judged), 'calibrated': linear_maps.calibrate(maps, *known),
     'projected': projectors.project(frames, e_NxD),
     'steered': intervene.steering_vectors(maps[0], u_AxD, targets_NxR, jnp.roll(targets_NxR, 1, 0)),
     'interchanged': projectors.interchange(config, params, frames, e_NxD, job.answers_RxN),

@@ -61,7 +61,7 @@ FITTING = {
   'logits': lambda: model.apply(CONFIG, PARAMS, np.array([[0, N]])),
   'cross-entropy': said,
   'superposed': lambda: linear_maps.superpose(MAPS, U, G),
-  'readout': lambda: linear_maps.probe_accuracy(E, U, G, np.arange(4), np.arange(4, 6)),
+  'probe': lambda: linear_maps.probe_accuracy(E, U, G, np.arange(4), np.arange(4, 6)),
   'swapped': swapped,
   'loss': loss,
   'stream': lambda: stream(prefix=(2, 2, 1, D)),

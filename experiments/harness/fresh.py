@@ -17,7 +17,7 @@ def scores(
   """Scores by name, and the maps fitted to the model's own subjects.
 
   `old_maps`: accuracy on new facts with embeddings composed by the maps of the old ones. `learned_embeddings`: accuracy
-  with embeddings that are learned, or written by a construction; R², readout and swaps at α = 1 are measured on these.
+  with embeddings that are learned, or written by a construction; R², linear probes and swaps at α = 1 are measured on these.
   A swap score is the lower of the fractions that flip the answer, and that keep the others.
   """
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')

@@ -99,7 +99,7 @@ def flips(
   return found
 
 
-def readouts(case) -> list[dict]:
+def probes(case) -> list[dict]:
   """What a linear map reads at every layer, and the effect of patching in another subject's residual there."""
   asked, counts_R, depth = case.asked, case.asked.counts_R, case.model.config.depth
   about = asked, case.training, FITTED * case.subjects, case.rng(20)

@@ -1,7 +1,7 @@
 """The explorer of the report: follow every query of small models through the network.
 
 Its data are computed here, with `geomem.inside.trace`, and saved; the script in explorer.html only draws them. Where
-coordinates have no names, the readouts of linear probes are shown too. Shapes as in `geomem.inside.trace`.
+coordinates have no names, what linear probes read is shown too. Shapes as in `geomem.inside.trace`.
 """
 
 import contextlib

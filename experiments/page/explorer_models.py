@@ -46,9 +46,9 @@ LEARNED = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probes:
-  """Readouts of linear maps fitted to T subjects; `r2` and `accuracy` are measured on all other subjects.
+  """Linear probes fitted to T subjects; `r2` and `accuracy` are measured on all other subjects.
 
-  `said`: at each stage, the attribute nearest to the readout, for the S subjects shown, the relation asked and the
+  `said`: at each stage, the attribute nearest to what is read, for the S subjects shown, the relation asked and the
   relation read. `parts_SxPxD`: the embedding decomposed into a mean, an image of each answer, and the rest.
   `own_F`: the relation for which each unit is selective, −1 if none.
   """
