@@ -32,8 +32,8 @@ class Options:
   workdir: Annotated[str, 'Folder of the runs.'] = 'runs/accelerator'
 
 
-class Job(NamedTuple):
-  """`done`: the file that exists once the job is done, if there is one; `words`: what follows python -m."""
+class Command(NamedTuple):
+  """`done`: the file that exists once the command is done, if there is one; `words`: what follows python -m."""
 
   name: str
   done: Path | None
@@ -41,19 +41,21 @@ class Job(NamedTuple):
   resumes: bool
 
 
-def jobs(options: Options, folder: Path) -> list[Job]:
-  """All jobs to be done."""
-  found = [Job('tests', None, TESTS, False)]
+def commands(options: Options, folder: Path) -> list[Command]:
+  """All commands to be done."""
+  found = [Command('tests', None, TESTS, False)]
   for study in (benchmark.STUDY, *studies.load_all().values()):
     for part in study.parts(options.scale):
       own, name = folder / study.name, ' '.join(filter(None, (study.name, part)))
       words = [*study.command(options.scale, part=part or None)[2:], f'--workdir={own}']
       done = own / part / records.FILE if study.resumes else own / records.FINDINGS
-      found.append(Job(name, done, words, study.resumes))
-  names = dict.fromkeys(job.name.split()[0] for job in found)
+      found.append(Command(name, done, words, study.resumes))
+  names = dict.fromkeys(command.name.split()[0] for command in found)
   if unknown := set(options.only) - names.keys():
     raise InputError(f'--only={min(unknown)}: there are {", ".join(names)}')
-  return [job for job in found if not options.only or job.name.split()[0] in options.only]
+  return [
+    command for command in found if not options.only or command.name.split()[0] in options.only
+  ]
 
 
 def attempt(words: Sequence[str], log: Path, minutes: float | None) -> str:
@@ -77,15 +79,15 @@ def attempt(words: Sequence[str], log: Path, minutes: float | None) -> str:
 
 def main(options: Options):
   folder = cli.writable(options.workdir)
-  every, rows = jobs(options, folder), list[dict]()
+  every, rows = commands(options, folder), list[dict]()
   folder.mkdir(parents=True, exist_ok=True)
-  for job in every:
+  for command in every:
     start, how = time.monotonic(), 'done before'
-    if not (job.done and job.done.exists()):
-      log = folder / f'{job.name.replace(" ", "_")}.log'
-      how = attempt(job.words, log, options.minutes if job.resumes else None)
-    rows.append({'what': job.name, 'how': how, 'minutes': (time.monotonic() - start) / 60})
-    print(f'{job.name}: {how}', flush=True)
+    if not (command.done and command.done.exists()):
+      log = folder / f'{command.name.replace(" ", "_")}.log'
+      how = attempt(command.words, log, options.minutes if command.resumes else None)
+    rows.append({'what': command.name, 'how': how, 'minutes': (time.monotonic() - start) / 60})
+    print(f'{command.name}: {how}', flush=True)
   print(render.table(rows))
   print(f'records: {folder}/NAME/{records.FILE}')
   if any(row['how'].startswith('FAILED') for row in rows):

@@ -91,11 +91,11 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     middle, factors = guess(2 * preset.dim * width), np.linspace(0, len(COUNTS) - 1, preset.counts)
     counts = [round(middle * c) for c in np.interp(factors, range(len(COUNTS)), COUNTS)]
     for steps in preset.memory_steps:
-      recipe = mlp_memory.Recipe(preset.dim, width, steps)
+      recipe = mlp_memory.MemoryRecipe(preset.dim, width, steps)
       records += memories(trainer, recipe, counts, seeds, 'memory')
   for dim in preset.published:
     counts = [round(PUBLISHED[dim] * c) for c in RATIOS]
-    recipe = mlp_memory.Recipe(dim, dim, preset.protocol_steps)
+    recipe = mlp_memory.MemoryRecipe(dim, dim, preset.protocol_steps)
     records += memories(trainer, recipe, counts, seeds, 'protocol')
   for (n, r), kind in itertools.product(preset.sizes, ('learned', 'fixed')):
     records += transformers(trainer, preset, n, r, kind, seeds)
@@ -110,7 +110,9 @@ def guess(parameters: int) -> float:
   return n
 
 
-def memories(trainer, recipe: mlp_memory.Recipe, counts: list[int], seeds, kind: str) -> list[dict]:
+def memories(
+  trainer, recipe: mlp_memory.MemoryRecipe, counts: list[int], seeds, kind: str
+) -> list[dict]:
   """The best accuracy that a memory reached, for every number of facts and seed."""
   asked = list(itertools.product(counts, seeds))
   counts_of, seeds_of = zip(*asked, strict=True)

@@ -227,7 +227,7 @@ def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
   sweep, RNG = load('mlp_sweep').binary_sweep, load('util').RNG
   for d in preset.dims:
     found = timed(functools.partial(sweep, d, d, d, d * d, [3e-2], RNG(seed), None, False))
-    holds = functools.partial(_learns, mlp_memory.Recipe(d, d), seed)
+    holds = functools.partial(_learns, mlp_memory.MemoryRecipe(d, d), seed)
     own = timed(functools.partial(largest, holds, d, d * d))
     for side, (n, seconds) in {'theirs': found, 'ours': own}.items():
       yield {'side': side, 'model': 'trained MLP', 'subjects': n, 'relations': 1, 'dim': d, 'width': d,
@@ -235,7 +235,7 @@ def nichani(preset: 'Preset', seed: int) -> Iterator[dict]:
              'commit': commit if side == 'theirs' else None}  # fmt: skip
 
 
-def _learns(recipe: mlp_memory.Recipe, seed: int, facts: int) -> bool:
+def _learns(recipe: mlp_memory.MemoryRecipe, seed: int, facts: int) -> bool:
   best, _ = mlp_memory.learn_all(recipe, [facts], [seed])
   return bool(best[0] >= recipe.target)
 

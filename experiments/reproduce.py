@@ -77,7 +77,7 @@ def finished(study: Study, folder: Path, again: bool) -> float | None:
   return None
 
 
-class Run:
+class RunningStudy:
   """A study in progress, run by its own command on some of the cores; it resumes where it stopped."""
 
   def __init__(self, study: Study, scale: str, folder: Path, cores: Cores):
@@ -130,7 +130,7 @@ def measure(
   the finished studies. Only the laptop preset has a pace from the start, because its minutes are known.
   """
   waiting, free = sorted(asked, key=lambda study: -study.minutes), list(cores)
-  running: list[Run] = []
+  running: list[RunningStudy] = []
   done: list[tuple[float, float]] = []  # minutes taken and `minutes`, per study
   failed: list[str] = []
 
@@ -153,7 +153,7 @@ def measure(
         while waiting and free:
           study = waiting.pop(0)
           with signals_put_off():
-            running.append(Run(study, scale, folder / study.name, free.pop()))
+            running.append(RunningStudy(study, scale, folder / study.name, free.pop()))
         pace = 1.0 if scale == 'laptop' else math.inf
         if done:
           pace = sum(spent for spent, _ in done) / sum(known for _, known in done)

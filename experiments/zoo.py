@@ -58,7 +58,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class Variant:
   """A construction with its options; there is a model of it for every size and seed."""
 
   name: str
@@ -77,12 +77,12 @@ class Kind:
     return registry.build(self.name, facts, HOPS if known.multi_hop else 1, **self.options)
 
 
-def kinds(names: tuple[str, ...] = ()) -> list[Kind]:
-  """All kinds of the zoo, or those of the named constructions."""
+def variants(names: tuple[str, ...] = ()) -> list[Variant]:
+  """All variants of the zoo, or those of the named constructions."""
   for name in names:
     registry.entry(name)
   return [
-    Kind(name, options)
+    Variant(name, options)
     for name in names or registry.names() for options in ({}, *VARIANTS.get(name, ()))
   ]  # fmt: skip
 
@@ -115,11 +115,11 @@ def manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def main(options: Options) -> None:
-  some, seeds = kinds(options.construction), cli.seeds(0, options.seeds)
+  some, seeds = variants(options.construction), cli.seeds(0, options.seeds)
   if options.list:
     print(render.table([
-      {'id': kind.identity(size, seed, depth), 'how': registry.entry(kind.name).summary}
-      for kind in some for size in SIZES for seed in seeds for depth in DEPTHS
+      {'id': variant.identity(size, seed, depth), 'how': registry.entry(variant.name).summary}
+      for variant in some for size in SIZES for seed in seeds for depth in DEPTHS
     ]))  # fmt: skip
     return
   folder = cli.writable(options.workdir)
@@ -128,9 +128,9 @@ def main(options: Options) -> None:
   entries: list[dict] = []
   left_out: list[dict] = []
   with Progress('zoo', folder) as progress:
-    for done, kind in enumerate(some):
-      progress(done, len(some), kind.title)
-      for entry, good in write_kind(folder, kind, list(itertools.product(SIZES, seeds))):
+    for done, variant in enumerate(some):
+      progress(done, len(some), variant.title)
+      for entry, good in write_variant(folder, variant, list(itertools.product(SIZES, seeds))):
         (entries if good else left_out).append(entry)
   about = {'format': FORMAT, 'license': 'Apache-2.0', 'steps': STEPS, **machine.made_with()}  # fmt: skip
   fields = {**about, 'models': entries, 'left_out': left_out}
@@ -141,11 +141,11 @@ def main(options: Options) -> None:
     print(f'left out: {entry["id"]}: right {entry["accuracy"]:.3f}, found {entry["found"]}')
 
 
-def write_kind(
-  folder: Path, kind: Kind, sized: Sequence[tuple[tuple[int, int], int]]
+def write_variant(
+  folder: Path, variant: Variant, sized: Sequence[tuple[tuple[int, int], int]]
 ) -> Iterator[tuple[dict, bool]]:
-  """Write every model of a kind and yield its manifest entry; models that fall short are left out."""
-  built = [kind.build(*one) for one in sized]
+  """Write every model of a variant and yield its manifest entry; models that fall short are left out."""
+  built = [variant.build(*one) for one in sized]
   groups: list[list[int]] = []
   for i, one in enumerate(built):  # one program trains models that differ only in size
     same = (g for g in groups if batched.differ_only_in_size(built[g[0]].config, one.config))
@@ -157,18 +157,22 @@ def write_kind(
     for i, row in zip(group, depths.at_all_depths(own, seeds, NOISES, STEPS), strict=True):
       size, seed = sized[i]
       for member in row:
-        if not member.confirmed and member.depth in DEPTHS[:2] and registry.entry(kind.name).exact:
-          raise AssertionError(f'{kind.title}: its truth is not borne out: {member.found}')
-        entry = described(kind, size, seed, member)
+        if (
+          not member.confirmed and member.depth in DEPTHS[:2] and registry.entry(variant.name).exact
+        ):
+          raise AssertionError(f'{variant.title}: its truth is not borne out: {member.found}')
+        entry = described(variant, size, seed, member)
         if member.confirmed:
           entry['files'] = write(folder, entry['id'], member)
         yield entry, member.confirmed
 
 
-def described(kind: Kind, size: tuple[int, int], seed: int, member: ZooModel) -> dict[str, Any]:
+def described(
+  variant: Variant, size: tuple[int, int], seed: int, member: ZooModel
+) -> dict[str, Any]:
   model = member.model
   return {
-    'id': kind.identity(size, seed, member.depth), 'construction': kind.name, 'options': kind.options,
+    'id': variant.identity(size, seed, member.depth), 'construction': variant.name, 'options': variant.options,
     'subjects': size[0], 'relations': size[1], 'hops': model.hops, 'chain_of_thought': model.chain_of_thought,
     'seed': seed, 'depth': member.depth, 'noise': member.noise, 'dim': model.config.dim,
     'parameters': sum(np.size(weight) for weight in jax.tree.leaves(model.params)),

@@ -83,7 +83,7 @@ def every_path(relations: int, hops: int) -> np.ndarray:
   return paths(relations, hops, np.arange(relations**hops))
 
 
-class Block(NamedTuple):
+class QueryBlock(NamedTuple):
   """The queries subjects_S × paths_PxK. All blocks have one size; `valid_SxP` marks real queries."""
 
   subjects_S: np.ndarray
@@ -91,7 +91,7 @@ class Block(NamedTuple):
   valid_SxP: np.ndarray
 
 
-def blocks(subjects: int, relations: int, hops: int, size: int) -> Iterator[Block]:
+def blocks(subjects: int, relations: int, hops: int, size: int) -> Iterator[QueryBlock]:
   """All N·R^k queries in blocks of equal size, at most `size` queries each, generated one at a time."""
   total = relations**hops
   p = min(total, size)
@@ -102,7 +102,7 @@ def blocks(subjects: int, relations: int, hops: int, size: int) -> Iterator[Bloc
     for first in range(0, subjects, s):
       subject = first + np.arange(s)
       valid = (subject < subjects)[:, None] & (path < total)[None]
-      yield Block(np.minimum(subject, subjects - 1).astype(np.int32), path_block, valid)
+      yield QueryBlock(np.minimum(subject, subjects - 1).astype(np.int32), path_block, valid)
 
 
 def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
@@ -114,7 +114,7 @@ def count_blocks(subjects: int, relations: int, hops: int, size: int) -> int:
 
 def sampled_blocks(
   key: Array, subjects: int, relations: int, hops: int, count: int, size: int
-) -> Iterator[Block]:
+) -> Iterator[QueryBlock]:
   """At least `count` uniform queries in equal blocks, each of random subjects × random paths."""
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
   size = min(size, count)
@@ -122,4 +122,6 @@ def sampled_blocks(
   s = size // p
   for _ in range(-(-count // (s * p))):
     subject_S = rng.integers(0, subjects, s, np.int32)
-    yield Block(subject_S, rng.integers(0, relations, (p, hops), np.int32), np.ones((s, p), bool))
+    yield QueryBlock(
+      subject_S, rng.integers(0, relations, (p, hops), np.int32), np.ones((s, p), bool)
+    )

@@ -1,4 +1,4 @@
-"""The command for an accelerator runs every job, each within its time limit, and no finished job again."""
+"""The command for an accelerator runs every command, each within its time limit, and none that is finished again."""
 
 import pytest
 
@@ -16,17 +16,17 @@ def test_how_an_attempt_ends(statement, how, tmp_path):
   assert told.startswith(how)
 
 
-def test_every_part_of_every_study_is_a_job(tmp_path):
-  found = accelerator.jobs(accelerator.Options(), tmp_path)
+def test_every_part_of_every_study_is_a_command(tmp_path):
+  found = accelerator.commands(accelerator.Options(), tmp_path)
   every = [benchmark.STUDY, *studies.load_all().values()]
   assert len(found) == 1 + sum(len(study.parts('full')) for study in every)
-  (laws,) = (job for job in found if job.name == 'laws million')
+  (laws,) = (command for command in found if command.name == 'laws million')
   assert laws.words[:3] == ['experiments.laws', '--scale=full', '--part=million']
   assert laws.done == tmp_path / 'laws/million' / records.FILE
 
 
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
-  """A job that is cut short is tried again; one that failed makes the command fail."""
+  """A command that is cut short is tried again; one that failed makes the command fail."""
   ended = {'laws': 'done', 'dynamics': 'not finished'}
   tried = []
 

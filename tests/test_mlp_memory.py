@@ -8,7 +8,7 @@ from geomem.training import mlp_memory
 
 
 def test_its_loss_and_accuracy_are_those_of_plain_numpy():
-  recipe = mlp_memory.Recipe(5, 7)
+  recipe = mlp_memory.MemoryRecipe(5, 7)
   one = mlp_memory.draw(recipe, 11, seed=0, rows=16)
   params = {name: np.asarray(w) + 0.1 for name, w in one.params.items()}
   x, u = one.keys_NxD[:11], one.values_NxD[:11]
@@ -22,7 +22,7 @@ def test_its_loss_and_accuracy_are_those_of_plain_numpy():
 
 
 def test_rows_that_are_no_facts_change_nothing():
-  recipe = mlp_memory.Recipe(6, 6, steps=64, check=32)
+  recipe = mlp_memory.MemoryRecipe(6, 6, steps=64, check=32)
   ends = []
   for rows in (9, 20):
     one = jax.tree.map(jnp.asarray, mlp_memory.draw(recipe, 9, seed=3, rows=rows))
@@ -33,7 +33,7 @@ def test_rows_that_are_no_facts_change_nothing():
 
 
 def test_each_is_learned_as_alone():
-  recipe = mlp_memory.Recipe(6, 6, steps=256, check=64)
+  recipe = mlp_memory.MemoryRecipe(6, 6, steps=256, check=64)
   sizes, seeds = (7, 40, 12), (0, 1, 2)
   best, done = mlp_memory.learn_all(recipe, sizes, seeds)
   for i in range(3):

@@ -242,7 +242,7 @@ def test_training_says_what_it_wants(name):
 
 
 def test_so_does_the_training_of_an_mlp_alone():
-  recipe = mlp_memory.Recipe(dim=4, width=4)
+  recipe = mlp_memory.MemoryRecipe(dim=4, width=4)
   learn = functools.partial(mlp_memory.learn, recipe)
   asked, inherited = asking(learn, mlp_memory.draw(recipe, 6, 0, 8))
   assert asked and not inherited

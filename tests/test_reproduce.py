@@ -202,7 +202,7 @@ def test_progress_goes_on_where_a_study_takes_longer_than_it_should(tmp_path, ca
 
 def test_the_time_left_is_by_the_pace_of_what_is_finished():
   def run_of(minutes, spent):
-    run = object.__new__(reproduce.Run)
+    run = object.__new__(reproduce.RunningStudy)
     run.study, run.begun = fake('a', minutes=minutes), time.monotonic() - 60 * spent
     return run
 

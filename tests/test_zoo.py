@@ -114,8 +114,8 @@ def test_a_truth_that_is_not_so_is_not_written(tmp_path, monkeypatch):
 def test_the_list_has_every_construction_at_every_depth(capsys):
   cli.run(zoo.main, zoo.Options, ['zoo', '--list'])
   told = capsys.readouterr().out
-  count = len(zoo.kinds()) * len(zoo.SIZES) * zoo.Options.seeds * len(depths.DEPTHS)
-  assert count >= 150 and told.count('-N16-R2-s0-built') == len(zoo.kinds())
+  count = len(zoo.variants()) * len(zoo.SIZES) * zoo.Options.seeds * len(depths.DEPTHS)
+  assert count >= 150 and told.count('-N16-R2-s0-built') == len(zoo.variants())
   assert all(f'{name}-N16-R2-s1-scratch' in told for name in registry.names())
 
 

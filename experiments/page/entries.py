@@ -13,19 +13,19 @@ from geomem.inside.trace import Trace
 from geomem.layout import Layout, Slot
 
 
-class Entry(NamedTuple):
+class SlotEntry(NamedTuple):
   slot: Slot
   name: str
   at: slice
 
 
-def entries(facts: Facts, layout: Layout) -> list[Entry]:
+def entries(facts: Facts, layout: Layout) -> list[SlotEntry]:
   found = []
   for slot in layout.slots:
     width, start = slot.width if slot.code else slot.size, layout[slot.name].start
     for e in range(slot.size // max(width, 1)):
       name = tracing.entry_label(facts, slot, e).removeprefix(slot.name) if slot.code else ''
-      found.append(Entry(slot, name[1:-1], slice(start + e * width, start + (e + 1) * width)))
+      found.append(SlotEntry(slot, name[1:-1], slice(start + e * width, start + (e + 1) * width)))
   return found
 
 

@@ -38,7 +38,7 @@ class Template:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Relation:
+class RelationTable:
   """`correct_SxA`: which attributes each subject has; `token_A`: the first token of each after the prompt."""
 
   name: str
@@ -64,7 +64,7 @@ class Tokenized:
 
 def relations(
   model: Pretrained, rows: Rows, subjects: Sequence[str], template: Template
-) -> list[Relation]:
+) -> list[RelationTable]:
   """The relations of a table, with the first token of each answer under this model's tokenizer."""
   found = []
   for name, column in rows.items():
@@ -72,7 +72,7 @@ def relations(
     correct_SxA = np.array([[a in column.get(s, ()) for a in attributes] for s in subjects], bool)
     prompt = template.before + subjects[0] + template.after[name]
     token_A = np.array([_first_token(model, prompt, value) for value in attributes])
-    found.append(Relation(name, attributes, correct_SxA, token_A))
+    found.append(RelationTable(name, attributes, correct_SxA, token_A))
   return found
 
 

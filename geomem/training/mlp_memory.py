@@ -26,7 +26,7 @@ ROWS = 32  # facts are padded to a multiple of this: recompiling costs more than
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class MemoryRecipe:
   """How the memories are trained; they are evaluated every `check` steps."""
 
   dim: int
@@ -47,7 +47,7 @@ class Memory:
   params: dict
 
 
-def draw(recipe: Recipe, facts: int, seed: int, rows: int) -> Memory:
+def draw(recipe: MemoryRecipe, facts: int, seed: int, rows: int) -> Memory:
   """Facts and initial weights, in arrays of `rows` facts. Weights are drawn as by Flax's Dense."""
   d, f = recipe.dim, recipe.width
   rng = np.random.default_rng((seed, facts, d, f))
@@ -90,7 +90,7 @@ def accuracy(params: dict, memory: Memory) -> Array:
   return jnp.sum(right_N, dtype=jnp.float32) / memory.count.astype(jnp.float32)
 
 
-def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
+def learn(recipe: MemoryRecipe, memory: Memory) -> tuple[Array, Array]:
   """The best accuracy of all evaluations, and the number of steps trained."""
   adam = optax.adam(recipe.rate)
 
@@ -115,7 +115,7 @@ def learn(recipe: Recipe, memory: Memory) -> tuple[Array, Array]:
 
 
 def learn_all(
-  recipe: Recipe, sizes: Sequence[int], seeds: Sequence[int], devices: Sequence[jax.Device] | None = None,
+  recipe: MemoryRecipe, sizes: Sequence[int], seeds: Sequence[int], devices: Sequence[jax.Device] | None = None,
   platform: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
   """`learn` for many (facts, seed) over all devices; `devices` and `platform` as in `batched.set_up`."""
