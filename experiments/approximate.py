@@ -213,7 +213,7 @@ def _plot_noise(ax, rows):
 
 
 STUDY = Study(
-  name='approximate', title='accuracy against size of constructions that are not exact',
+  name='approximate', title='accuracy against size of constructions that are not exact', page='theory.md',
   terms='Accuracy: over all queries. D: the number of dimensions of the superposition. Noise: of σ times the root mean '
   'square of the embeddings’ coordinates, drawn anew for every evaluation; the lower bound at its error: the '
   'smallest d that it allows at the measured error.',

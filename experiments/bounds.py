@@ -132,7 +132,7 @@ def _plot_line(ax, rows):
 
 
 STUDY = Study(
-  name='bounds', title='the lower bounds, together with every construction',
+  name='bounds', title='the lower bounds, together with every construction', page='theory.md',
   claims=(
     Claim('Theorem 4.2', 'Without chain of thought, bits inside the network trade off against bits in an embedding: no '
           'construction lies below the bound. Our bounds are the sharper ones, and one construction runs along the line of this trade-off (in bits that depend on the facts, at large N).'),

@@ -251,7 +251,7 @@ def _depth(ax, data: pd.DataFrame):
 
 
 STUDY = Study(
-  name='language_model', title='real countries in a pretrained language model: is there a superposition?',
+  name='language_model', title='real countries in a pretrained language model: is there a superposition?', page='language_model.md',
   claims=(
     Claim('Claim 8', 'In a pretrained language model a subject’s representation is in part such a superposition, and the model uses it as one.'),
   ),

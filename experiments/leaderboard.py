@@ -211,7 +211,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='leaderboard', title='which methods find the known structure inside a model',
+  name='leaderboard', title='which methods find the known structure inside a model', page='zoo.md',
   claims=(
     Claim('Methods', 'Regressions and interchange find the subspaces of relations as well in a construction transformed by symmetries '
           'as in the original. Methods that change single coordinates score at most 0.2 there, and a sparse dictionary in both. Units are found in both.'),

@@ -4,8 +4,8 @@
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
 For every study with records in docs/results, NAME.json of the laptop preset or NAME_full.json, it draws NAME.png there
-and puts the table of its findings into docs/results.md, docs/theory.md, docs/language_model.md or docs/zoo.md, after the
-line that marks its place. The verdicts on all claims are in docs/results.md and the README; the README has the tables of
+and puts the table of its findings into docs/results.md, or the page that the study names, after the line that marks its
+place. The verdicts on all claims are in docs/results.md and the README; the README has the tables of
 the theorems, of the timings and of the versions that the tests ran with; docs/reproduce.md says which command and which
 records each figure and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies
 a run's records there.
@@ -37,11 +37,6 @@ MAP, MATRIX = ROOT / 'docs/reproduce.md', 'matrix.json'  # what `experiments.mat
 ACCELERATORS = ROOT / 'docs/accelerators.md'
 # Cycles per second of a TPU v5e, which with its four units of 128 × 128 make 197 TFLOP/s.
 CLOCK = 1.5e9
-OWN_PAGES = {
-  **dict.fromkeys(('bounds', 'approximate'), ROOT / 'docs/theory.md'),
-  **dict.fromkeys(('language_model', 'new_subjects'), ROOT / 'docs/language_model.md'),
-  'leaderboard': ROOT / 'docs/zoo.md',
-}
 FULL = '_full'
 LONG = 12  # rows of a table; in longer ones, findings with an expectation come first
 SIZES = {
@@ -123,7 +118,7 @@ def committed(stem: str) -> Result:
 
 def page(stem: str) -> Path:
   """The page with its table."""
-  return OWN_PAGES.get(stem.removesuffix(FULL), PAGE)
+  return ROOT / 'docs' / studies.load(stem.removesuffix(FULL)).page
 
 
 def section(stem: str) -> str:
@@ -421,7 +416,7 @@ def main(options: Options):
     splice(README, table.__name__, table())
   splice(MAP, 'sources', sources())
   splice(ACCELERATORS, 'compiled', compiled())
-  print(', '.join(map(str, (README, PAGE, MAP, ACCELERATORS, *dict.fromkeys(OWN_PAGES.values())))))
+  print(', '.join(map(str, dict.fromkeys((README, PAGE, MAP, ACCELERATORS, *map(page, stems()))))))
 
 
 if __name__ == '__main__':

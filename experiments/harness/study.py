@@ -39,7 +39,7 @@ class Study:
   `measure(trainer, preset, seeds)`: a record (a flat dict) for every number. `expect(table)`: the findings.
   `plot(table)`: the figure, None if there is nothing to draw.
   `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
-  in the findings.
+  in the findings. `page`: the one of docs/ that has its table.
   `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: it runs in its own folder, from checkpoints.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
   `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: an expectation that does not
@@ -55,6 +55,7 @@ class Study:
   plot: Callable[[pd.DataFrame], Figure | None] | None = None
   by: tuple[str, ...] = ()
   terms: str = ''
+  page: str = 'results.md'
   minutes: float = 1.0
   first_seed: int = FIRST_SEED
   compile_quickly: bool = True
