@@ -78,7 +78,9 @@ class Preset(Sizes):
 
 
 PRESETS = {
-  'smoke': Preset(**sizes(32, 2, 8, 300), fractions=(0.1,), in_turn=4, tried=2, edit_steps=10, seeds=1),
+  'smoke': Preset(
+    **sizes(32, 2, 8, 300), models=('trained', 'constructed'), fractions=(0.1,), in_turn=4, tried=2, edit_steps=10, seeds=1,
+  ),
   'laptop': Preset(**(sizes(256, 2, 64, 1000) | {'width': 256}), fractions=(0.1,), in_turn=25, seeds=3),
   'full': {
     kind.replace(' ', '_'): Preset(
