@@ -127,11 +127,11 @@ def noisy(dim: int, noise: float, seeds, n: int = 64, relations: int = 4) -> lis
     return new_facts.learn_embeddings(config, recipe, params, job, table_RxN)
 
   def answered(scale, params, e_NxD, table_RxN, seed):
-    def once(key):
+    def with_noise(key):
       noisy_NxD = e_NxD + scale * jax.random.normal(key, e_NxD.shape)
       return intervene.accuracy(config, params, noisy_NxD, table_RxN.T)
 
-    return jax.lax.map(once, instances.eval_keys(seed, 20)).mean()
+    return jax.lax.map(with_noise, instances.eval_keys(seed, 20)).mean()
 
   learned = jax.jit(jax.vmap(learn))(params, tables_SxRxN, seed_S)
   records = []

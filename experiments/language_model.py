@@ -140,13 +140,13 @@ def r2(prompts: prompt_set.PromptSet, layers, seed: int, shuffles: int) -> list[
   residual = lambda kernel: y_TxSxQ - ridge.held_out(kernel, y_TxSxQ, fold_S)
   squared_error = lambda kernel: (residual(kernel) ** 2).sum(axis=2)
   total_TxS = squared_error(np.zeros((subjects, subjects)))
-  explained = lambda kernels: {
+  reduction = lambda kernels: {
     name: total_TxS - squared_error(own) for name, own in kernels.items()
   }
 
   own = ridge.kernel(prompts.observed['last_token']) + ridge.kernel(prompts.observed['name'])
-  true = explained({**_attributes(prompts), 'own token': own})
-  others = [explained(_attributes(prompts, rng.permutation(subjects))) for _ in range(shuffles)]
+  true = reduction({**_attributes(prompts), 'own token': own})
+  others = [reduction(_attributes(prompts, rng.permutation(subjects))) for _ in range(shuffles)]
   records = []
   for t, layer in enumerate(layers):
     about, total_S = {'seed': seed, 'layer': layer}, total_TxS[t]

@@ -38,7 +38,7 @@ class Options:
   workdir: Annotated[str, 'Folder of the runs and the report.'] = 'runs/reproduce'
 
 
-def measured(study: Study, folder: Path) -> Result | None:
+def result_in(study: Study, folder: Path) -> Result | None:
   """The result that a finished run has left in its folder."""
   path = folder / TRIES
   if not path.exists():
@@ -53,7 +53,7 @@ def gather(folder: Path, scale: str) -> list[Result]:
   """The result of every study: from the run, else from the committed records, of this scale if there are both."""
   found = []
   for name, study in studies.load_all().items():
-    own, stems = measured(study, folder / name), pages.stems(name)
+    own, stems = result_in(study, folder / name), pages.stems(name)
     if own is None and stems:
       own = pages.committed(stems[-1 if scale == 'full' else 0])
     found.append(own or Result(study))

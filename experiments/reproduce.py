@@ -61,7 +61,7 @@ def chosen(only: Sequence[str]) -> list[Study]:
 
 def finished(study: Study, folder: Path, again: bool) -> float | None:
   """The seconds that a study took, if it is done and not to be measured again; a run that cannot be resumed is removed."""
-  if before := report.measured(study, folder):
+  if before := report.result_in(study, folder):
     if not again:
       if not before.of_this_code:
         cli.warn(f'{study.name} was measured with different code; --again measures it again')

@@ -157,9 +157,9 @@ def cases(table):
   firsts: dict[tuple, dict] = {}
   # Parts share some cases: the last part's models are taken, which has the most seeds, in the place of the first.
   same = [*FIELDS, 'measurement', 'seed']
-  place = table.groupby(same, sort=False, dropna=False).ngroup()
+  number = table.groupby(same, sort=False, dropna=False).ngroup()
   last = table[~table.duplicated(same, keep='last')]
-  table = last.loc[place[last.index].sort_values().index]
+  table = last.loc[number[last.index].sort_values().index]
   for keys, rows in groups(table, *FIELDS):
     case = dict(zip(FIELDS, keys, strict=True))
     first = firsts.setdefault((case['relations'], case['subjects']), case)

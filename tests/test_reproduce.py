@@ -77,7 +77,7 @@ def test_what_is_finished_is_kept_and_measured_anew_when_asked(tmp_path, capsys,
 def test_code_that_changes_during_a_run_is_different_code(tmp_path, capsys):
   """The code that the records name decides, not the code that started the study."""
   assert run(tmp_path, 'measured_by("edited meanwhile")') == [True]
-  assert 'different code' in report.measured(fake('fake0'), tmp_path / 'fake0').origin
+  assert 'different code' in report.result_in(fake('fake0'), tmp_path / 'fake0').origin
   capsys.readouterr()
   assert run(tmp_path) == [True] and counted(tmp_path / 'fake0') == 1
   assert 'fake0 was measured with different code' in capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_a_failure_is_said_stops_no_other_and_goes_on_from_where_it_was(tmp_path
   assert run(tmp_path, 'raise SystemExit("no luck")', 'pass') == [False, True]
   assert 'FAILED' in capsys.readouterr().err
   assert 'no luck' in (tmp_path / 'fake0' / 'log.txt').read_text()
-  assert report.measured(fake('fake0'), tmp_path / 'fake0') is None
+  assert report.result_in(fake('fake0'), tmp_path / 'fake0') is None
   assert run(tmp_path, 'pass', 'pass') == [True, True]
   assert counted(tmp_path / 'fake0') == 2  # in the same folder, so that a run can resume
   assert counted(tmp_path / 'fake1') == 1
@@ -151,9 +151,9 @@ def test_time_is_counted_over_interruptions(end, tmp_path, monkeypatch):
     (tmp_path / 'fake0' / 'counted.txt').touch()
     run(tmp_path, 'import time; time.sleep(60)')
   first = json.loads((tmp_path / 'fake0' / report.TRIES).read_text())['seconds']
-  assert 0 < first < 30 and report.measured(fake('fake0'), tmp_path / 'fake0') is None
+  assert 0 < first < 30 and report.result_in(fake('fake0'), tmp_path / 'fake0') is None
   assert run(tmp_path) == [True]
-  assert report.measured(fake('fake0'), tmp_path / 'fake0').seconds > first
+  assert report.result_in(fake('fake0'), tmp_path / 'fake0').seconds > first
 
 
 @pytest.mark.skipif(not Path('/proc/self/cmdline').exists(), reason='no /proc')

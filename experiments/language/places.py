@@ -143,10 +143,10 @@ def blocks(case) -> list[dict]:
   for part, kernel in (('attention', 'output'), ('mlp', 'down')):
     for layer in range(case.model.config.depth):
       own = case.model.params['blocks'][part]
-      without = own | {
+      ablated = own | {
         kernel: jax.tree.map(lambda a, layer=layer: a.at[layer].set(0.0), own[kernel])
       }
-      params = case.model.params | {'blocks': case.model.params['blocks'] | {part: without}}
+      params = case.model.params | {'blocks': case.model.params['blocks'] | {part: ablated}}
       asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
       chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
       right_NxR, other_NxR = classify(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)

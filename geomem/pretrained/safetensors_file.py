@@ -36,13 +36,13 @@ def _object(data: bytes | mmap.mmap) -> dict:
   if len(data) > MAX_BYTES:
     raise InputError(f'{len(data):,} bytes; at most {MAX_BYTES:,} are allowed')
 
-  def once(pairs: list) -> dict:
+  def without_repeats(pairs: list) -> dict:
     if len(names := dict(pairs)) < len(pairs):
       raise ValueError('a name occurs twice')
     return names
 
   try:
-    found = json.loads(bytes(data).decode(), object_pairs_hook=once)
+    found = json.loads(bytes(data).decode(), object_pairs_hook=without_repeats)
   except (ValueError, RecursionError) as error:
     raise InputError(f'it cannot be parsed as JSON ({type(error).__name__})') from error
   if not isinstance(found, dict):

@@ -60,14 +60,14 @@ def solve(config: Config, params: dict, job: Job, iterations: int) -> dict:
     own = functools.partial(loss, answers_R=answers_R)
     lbfgs = optax.lbfgs(memory_size=10, linesearch=optax.scale_by_zoom_linesearch(10))
 
-    def move(_, before):
+    def update(_, before):
       e_D, state = before
       value, grads_D = jax.value_and_grad(own)(e_D)
       updates, state = lbfgs.update(grads_D, state, e_D, value=value, grad=grads_D, value_fn=own)
       return optax.apply_updates(e_D, updates), state
 
-    moved_D, _ = jax.lax.fori_loop(0, iterations, move, (e_D, lbfgs.init(e_D)))
-    return jnp.where(own(moved_D) <= own(e_D), moved_D, e_D)  # also if it is not finite
+    found_D, _ = jax.lax.fori_loop(0, iterations, update, (e_D, lbfgs.init(e_D)))
+    return jnp.where(own(found_D) <= own(e_D), found_D, e_D)  # also if it is not finite
 
   with jax.numpy_dtype_promotion('standard'), jax.numpy_rank_promotion('allow'):  # optax needs both
     subjects = e_NxD, job.answers_RxN.T

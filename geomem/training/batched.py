@@ -212,9 +212,9 @@ def _check_memory(sweep: Sweep, memory: int) -> None:
   models = sweep.row_count // sweep.mesh.size
 
   def fewer(count: int) -> Sweep:
-    together = min(count, sweep.vmap_size)
-    row_count = -(-count // together) * together * sweep.mesh.size
-    return dataclasses.replace(sweep, vmap_size=together, row_count=row_count)
+    vmap_size = min(count, sweep.vmap_size)
+    row_count = -(-count // vmap_size) * vmap_size * sweep.mesh.size
+    return dataclasses.replace(sweep, vmap_size=vmap_size, row_count=row_count)
 
   def shorter(batch: int) -> Sweep:
     return dataclasses.replace(sweep, recipe=dataclasses.replace(sweep.recipe, batch=batch))

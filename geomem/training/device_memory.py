@@ -94,8 +94,11 @@ def fitting(attempt: Callable[[int], Any], size: int, error: Refused) -> int:
       # Memory mostly grows in proportion to the size: then a tenth more is too much.
       fits, guess = guess, int(1.1 * guess) + 1 if not fits else 0
     except Refused as again:
-      share = again.available / again.needed if 0 < again.needed < math.inf else 1
-      over, guess = guess, int(share * guess) if share < 0.8 else 0  # or else most of it is fixed
+      fraction = again.available / again.needed if 0 < again.needed < math.inf else 1
+      over, guess = (
+        guess,
+        int(fraction * guess) if fraction < 0.8 else 0,
+      )  # or else most of it is fixed
   return fits
 
 
