@@ -145,7 +145,7 @@ tpu: .venv-tpu/installed
 	$(call beside,.venv-tpu,tpu)
 	@touch $@
 
-accelerator: .venv/tools
+accelerator: .venv/tools .venv/weights
 	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
 	$(BIN)/python -m experiments.accelerator
 

@@ -185,7 +185,7 @@ def plot(table):
 STUDY = Study(
   name='dimensions', title='projectors learned by interchange, rank by rank',
   claims=(
-    Claim('Dimensions', 'As many dimensions of the embedding as its answers’ vectors have are enough for a relation, and carry nothing of the other relations.'),
+    Claim('Dimensions', 'A relation occupies as many dimensions of the embedding as its answers’ vectors have, no fewer, and they carry nothing of the other relations.'),
   ),
   terms='A relation’s projector picks out the part of an embedding that belongs to the relation: given that part of '
   'another subject, the model should answer this relation as for that subject (changed) and all others as before '

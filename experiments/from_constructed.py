@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from constructions import registry
-from experiments.harness import depths, instances, plotting
+from experiments.harness import instances, plotting, stages
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, split_key, summarize, values
 from experiments.harness.study import Study
@@ -93,10 +93,10 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   own = built.config, built.facts
   task = functools.partial(batched.Task, *own, weight_decay=weight_decay, seed=seed)
   for noise in preset.noises:
-    noised = depths.noised(built.config, built.params, noise, rng, seed)
+    noised = stages.noised(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'
-    yield start, task(learning_rate=depths.LEARNING_RATE, params=noised)
-  yield 'scratch', task(learning_rate=depths.FROM_SCRATCH)
+    yield start, task(learning_rate=stages.LEARNING_RATE, params=noised)
+  yield 'scratch', task(learning_rate=stages.FROM_SCRATCH)
 
 
 @jax.default_matmul_precision('highest')

@@ -1,8 +1,8 @@
-"""Which methods find the truth at which depth? Interpretability methods, scored on models whose inside is known.
+"""Which methods find the truth at which stage? Interpretability methods, scored on models whose inside is known.
 
   python -m experiments.leaderboard
 
-Constructions are hidden at four depths (experiments.zoo): as built; transformed by symmetries; perturbed and trained
+Constructions are hidden at four stages (experiments.zoo): as built; transformed by symmetries; perturbed and trained
 again; trained from scratch, where nothing is known. Methods are given a model and its facts, and return which hidden
 units serve which relation, or which subspace of a subject's embedding holds its answers to it.
 
@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from constructions import registry
-from experiments.harness import depths, instances, methods, plotting
-from experiments.harness.depths import DEPTHS, ZooModel
+from experiments.harness import instances, methods, plotting, stages
 from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.stages import STAGES, ZooModel
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import Study
 
@@ -65,19 +65,19 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for name in preset.constructions:
     facts = [instances.bijections(preset.subjects, preset.relations, seed) for seed in seeds]
     built = [registry.build(name, own) for own in facts]
-    sweep = functools.partial(depths.train_with, trainer)
-    rows = depths.at_all_depths(built, list(seeds), (preset.noise,), preset.steps, sweep)
+    sweep = functools.partial(stages.train_with, trainer)
+    rows = stages.at_all_stages(built, list(seeds), (preset.noise,), preset.steps, sweep)
     models = [(seed, member) for seed, row in zip(seeds, rows, strict=True) for member in row]
     records += trainer.recorded(measure_models, name, models)
   return records
 
 
 def measure_models(name: str, models: list[tuple[int, ZooModel]]) -> list[dict]:
-  """A construction's models of all seeds and depths together: of the same size, so that one program measures them all."""
+  """A construction's models of all seeds and stages together: of the same size, so that one program measures them all."""
   config = models[0][1].model.config
   about = {'construction': name, 'subjects': config.subjects, 'relations': config.relations, 'dim': config.dim}  # fmt: skip
   records = [
-    {**about, 'depth': member.depth, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
+    {**about, 'stage': member.stage, 'seed': seed, 'question': question, 'answer': None, 'measurement': what, 'value': round(value, 6)}
     for seed, member in models
     for question, what, value in (
       ('facts', 'right answers', member.accuracy),
@@ -88,7 +88,7 @@ def measure_models(name: str, models: list[tuple[int, ZooModel]]) -> list[dict]:
   for question in ANSWERS:
     for answer, given, effects in answers(question, models):
       records += [
-        {**about, 'depth': member.depth, 'seed': seed, 'question': question, 'answer': answer, 'measurement': what, 'value': round(float(value), 6)}
+        {**about, 'stage': member.stage, 'seed': seed, 'question': question, 'answer': answer, 'measurement': what, 'value': round(float(value), 6)}
         for (seed, member), one, effect in zip(models, given, effects, strict=True)
         for what, value in (('score', score(question, answer, one, member, seed)), ('effect', effect))
         if np.isfinite(value) and (member.truth or answer in ANSWERS[question])
@@ -154,15 +154,15 @@ def by_seed(table, **about) -> list[float]:
 
 
 def expect(table):
-  """Scores by method and depth; checks that the controls score nothing, and the truth everything."""
+  """Scores by method and stage; checks that the controls score nothing, and the truth everything."""
   for question, named in ANSWERS.items():
-    for depth in DEPTHS:
-      mean = functools.partial(by_seed, table, question=question, depth=depth)
-      text = f'{question}, {depth}: '
+    for stage in STAGES:
+      mean = functools.partial(by_seed, table, question=question, stage=stage)
+      text = f'{question}, {stage}: '
       for answer in named:
         scores, effects = (mean(answer=answer, measurement=what) for what in ('score', 'effect'))
-        known = depth in DEPTHS[:2]
-        blind = answer == DICTIONARY or answer in BY_COORDINATE and depth == 'disguised'
+        known = stage in STAGES[:2]
+        blind = answer == DICTIONARY or answer in BY_COORDINATE and stage == 'disguised'
         blind &= question == 'subspaces' and known
         random = mean(answer='random', measurement='score')
         yield from over_seeds(
@@ -180,17 +180,17 @@ def expect(table):
       yield from check(text + TESTS[question], mean(measurement='truth borne out'), 0.7)
   for answer in (name for name in ANSWERS['subspaces'] if name not in (DICTIONARY, *BY_COORDINATE)):
     own = select(table, question='subspaces', answer=answer, measurement='score')
-    wide = own.pivot_table(index=['construction', 'seed'], columns='depth', values='value')
+    wide = own.pivot_table(index=['construction', 'seed'], columns='stage', values='value')
     change = (wide['disguised'] - wide['built']).groupby('seed').mean()
     what = f'subspaces: {answer}, disguised − built'
     yield from over_seeds(what, change.tolist(), -AS_WELL, check=True)
-  for depth in DEPTHS:
-    right = by_seed(table, question='facts', depth=depth)
-    yield from over_seeds(f'{depth}: accuracy', right, 0.99, check=True)
+  for stage in STAGES:
+    right = by_seed(table, question='facts', stage=stage)
+    yield from over_seeds(f'{stage}: accuracy', right, 0.99, check=True)
 
 
 def plot(table):
-  """A panel for each question: methods against depths, with the effect dotted."""
+  """A panel for each question: methods against stages, with the effect dotted."""
   figure, panels = plotting.new(9, 3.4, 1, 2, sharey=True)
   for ax, (question, named) in zip(panels, ANSWERS.items(), strict=True):
     for answer in (*named, 'random'):
@@ -198,13 +198,13 @@ def plot(table):
       rows = select(table, question=question, answer=answer)
       for what, line in (('score', '-'), ('effect', ':')):
         own = select(rows, measurement=what)
-        means = {depth: rows['value'].mean() for (depth,), rows in groups(own, 'depth')}
+        means = {stage: rows['value'].mean() for (stage,), rows in groups(own, 'stage')}
         color, marker = plotting.cycle(i)
         ax.plot(
-          [DEPTHS.index(d) for d in means], list(means.values()), color=color, marker=marker, linestyle=line,
+          [STAGES.index(d) for d in means], list(means.values()), color=color, marker=marker, linestyle=line,
           markersize=4, label=answer if line == '-' else None,
         )  # fmt: skip
-    ax.set(title=question, xticks=range(len(DEPTHS)), xticklabels=DEPTHS)
+    ax.set(title=question, xticks=range(len(STAGES)), xticklabels=STAGES)
     plotting.legend(ax)
   panels[0].set(ylabel='score (solid), effect (dotted)')
   return figure

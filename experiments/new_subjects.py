@@ -350,7 +350,7 @@ STUDY = Study(
   name='new_subjects', title='new subjects for a frozen language model, as sums of attribute vectors', page='language_model.md',
   claims=(
     Claim('Rows', 'A frozen language model answers for subjects that it never saw, each given as one row: the sum of a vector for each of its facts.', DECISIVE),
-    Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other, also on rows that are no sums.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ROW_KINDS)),
+    Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ROW_KINDS)),
   ),
   terms='Tuple: all answers of a subject together; held out: no training subject has it; allowed: any other tuple. Frames '
   'introduce the subject, wordings ask for a relation; new: in no training prompt. Candidates: the relation’s '

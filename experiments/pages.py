@@ -177,7 +177,7 @@ def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
 def overview(folder: str = '') -> str:
   """The verdicts on all claims at both presets, for a page from which `folder` leads to the others.
 
-  Where a claim has primary outcomes, they alone decide at the full preset.
+  Where a claim has primary outcomes, they alone decide at the full preset. Where both presets are the same, one is run.
   """
   with_records, rows = stems(), []
   decisions = {
@@ -187,9 +187,13 @@ def overview(folder: str = '') -> str:
   }  # fmt: skip
 
   def cell(stem: str, i: int, decision: str | None = None) -> str:
+    own = studies.load(stem.removesuffix(FULL))
     if stem not in with_records:
-      return 'not run'
+      return 'as laptop' if own.presets.get('full') == own.presets['laptop'] else 'not run'
     text = decision or verdict(committed(stem).claims[i][1])[1]
+    run, planned = committed(stem).records.about.get('parts', ()), own.parts('full')
+    if stem.endswith(FULL) and not decision and len(run) < len(planned) > 1:
+      text += f' ({len(run)} of {len(planned)} parts run)'
     return f'[{text}]({folder}{page(stem).name}#{stem})'
 
   for study in studies.load_all().values():
@@ -272,7 +276,7 @@ def sources() -> str:
       about = committed(stem).records.about if stems(name) else {}
       where = page(stem).name + f'#{stem}'
       if name == 'construct':
-        where = '../README.md#theorem-module-size-result'
+        where = '../README.md#all-constructions'
       picture = f'results/{stem}.png'
       command = about.get('command') or shlex.join(study.command('laptop'))
       rows.append({

@@ -479,7 +479,7 @@ STUDY = Study(
     Claim('Claim 2', 'A trained subject embedding is the sum, over relations, of one linear map per relation applied to the attribute’s vector (unembedding fixed).', DECISIVE),
     Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding (unembedding fixed, and trained).', DECISIVE),
     Claim('Claim 4', 'The MLP selects by relation: moving the embedding along one relation’s map changes that relation’s answer and no other (unembedding fixed).', DECISIVE),
-    Claim('Claim 5', 'A frozen model answers new facts once embeddings are assembled for them from maps fitted to the old ones; an associative memory does not (unembedding fixed).', DECISIVE),
+    Claim('Claim 5', 'A frozen model answers new facts once embeddings are assembled for them from maps fitted to the old ones (unembedding fixed).', DECISIVE),
   ),
   terms='Fresh subjects: subjects that the model never saw. The model is frozen, and they learn only their embeddings, by '
   'the recipe that trained it; maps are fitted to the model’s own subjects and judged on the fresh ones. Other '

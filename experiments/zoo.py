@@ -1,10 +1,10 @@
-"""Write a zoo of models with ground truth: every construction at four depths of hiddenness.
+"""Write a zoo of models with ground truth: every construction at up to four stages, each hiding more.
 
   python -m experiments.zoo
   python -m experiments.zoo --list
   python -m experiments.zoo --construction=selector --construction=keyvalue --seeds=1 --workdir=runs/small
 
-Depths: built, as the theorem writes it; disguised, the same function with its residual stream rotated, and its hidden
+Stages: built, as the theorem writes it; disguised, the same function with its residual stream rotated, and its hidden
 units and heads permuted and rescaled; retrained, the disguised model with noise on every weight, trained on its facts
 again; scratch, the same architecture trained from random weights. WORKDIR/models/ID holds model.safetensors and
 config.json, WORKDIR/truth/ID.json what is known inside: which units serve which relation, which subspace of a
@@ -27,8 +27,8 @@ import jax
 import numpy as np
 
 from constructions import registry
-from experiments.harness import cli, depths, instances, machine, records, render
-from experiments.harness.depths import DEPTHS, ZooModel
+from experiments.harness import cli, instances, machine, records, render, stages
+from experiments.harness.stages import STAGES, ZooModel
 from experiments.harness.trainer import Progress
 from geomem import export
 from geomem.errors import InputError
@@ -68,8 +68,8 @@ class Variant:
   def title(self) -> str:
     return '-'.join([self.name, *(f'{key}={value}' for key, value in self.options.items())])
 
-  def identity(self, size: tuple[int, int], seed: int, depth: str) -> str:
-    return f'{self.title}-N{size[0]}-R{size[1]}-s{seed}-{depth}'
+  def identity(self, size: tuple[int, int], seed: int, stage: str) -> str:
+    return f'{self.title}-N{size[0]}-R{size[1]}-s{seed}-{stage}'
 
   def build(self, size: tuple[int, int], seed: int):
     known = registry.entry(self.name)
@@ -118,8 +118,8 @@ def main(options: Options) -> None:
   some, seeds = variants(options.construction), cli.seeds(0, options.seeds)
   if options.list:
     print(render.table([
-      {'id': variant.identity(size, seed, depth), 'how': registry.entry(variant.name).summary}
-      for variant in some for size in SIZES for seed in seeds for depth in DEPTHS
+      {'id': variant.identity(size, seed, stage), 'how': registry.entry(variant.name).summary}
+      for variant in some for size in SIZES for seed in seeds for stage in STAGES
     ]))  # fmt: skip
     return
   folder = cli.writable(options.workdir)
@@ -154,11 +154,11 @@ def write_variant(
     group.append(i)
   for group in groups:
     own, seeds = [built[i] for i in group], [sized[i][1] for i in group]
-    for i, row in zip(group, depths.at_all_depths(own, seeds, NOISES, STEPS), strict=True):
+    for i, row in zip(group, stages.at_all_stages(own, seeds, NOISES, STEPS), strict=True):
       size, seed = sized[i]
       for member in row:
         if (
-          not member.confirmed and member.depth in DEPTHS[:2] and registry.entry(variant.name).exact
+          not member.confirmed and member.stage in STAGES[:2] and registry.entry(variant.name).exact
         ):
           raise AssertionError(f'{variant.title}: its truth is not borne out: {member.found}')
         entry = described(variant, size, seed, member)
@@ -172,9 +172,9 @@ def described(
 ) -> dict[str, Any]:
   model = member.model
   return {
-    'id': variant.identity(size, seed, member.depth), 'construction': variant.name, 'options': variant.options,
+    'id': variant.identity(size, seed, member.stage), 'construction': variant.name, 'options': variant.options,
     'subjects': size[0], 'relations': size[1], 'hops': model.hops, 'chain_of_thought': model.chain_of_thought,
-    'seed': seed, 'depth': member.depth, 'noise': member.noise, 'dim': model.config.dim,
+    'seed': seed, 'stage': member.stage, 'noise': member.noise, 'dim': model.config.dim,
     'parameters': sum(np.size(weight) for weight in jax.tree.leaves(model.params)),
     'queries': model.queries, 'accuracy': member.accuracy, 'min_margin': member.min_margin, 'found': member.found,
   }  # fmt: skip

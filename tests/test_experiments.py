@@ -182,6 +182,8 @@ def test_the_lines_of_the_readme_run(lines, monkeypatch):
 
 @pytest.mark.usefixtures('new_folder')
 def test_the_python_of_the_readme_runs(capsys):
-  python, *_ = in_readme('python')  # the others: test_new_subjects.py, test_interop.py
-  exec(compile(python, 'README.md', 'exec'), {})
+  first, recipe, *_ = in_readme('python')  # the others: test_new_subjects.py, test_interop.py
+  exec(compile(first, 'README.md', 'exec'), {})
   assert 'queries=4000, correct=4000' in capsys.readouterr().out
+  exec(compile(recipe, 'README.md', 'exec'), {})
+  assert float(capsys.readouterr().out) >= 0.99  # what the README says of it

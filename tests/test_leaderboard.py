@@ -106,13 +106,13 @@ def test_the_study_measures_what_it_says(tmp_path, monkeypatch):
   study = dataclasses.replace(leaderboard.STUDY, presets={'smoke': smoke})
   table = study.run('smoke', tmp_path).table
   for question, named in leaderboard.ANSWERS.items():
-    for depth in leaderboard.DEPTHS[:3]:
-      of = functools.partial(values, table, question=question, depth=depth, measurement='score')
+    for stage in leaderboard.STAGES[:3]:
+      of = functools.partial(values, table, question=question, stage=stage, measurement='score')
       assert of(answer=leaderboard.TRUTH) == pytest.approx([1])
       assert of(answer='next relation')[0] < 0 and abs(of(answer='random')[0]) < 0.1
       assert all(len(of(answer=name)) == 1 for name in named)
-    assert not values(table, question=question, depth='scratch', measurement='score')
-    effects = values(table, question=question, depth='scratch', measurement='effect')
+    assert not values(table, question=question, stage='scratch', measurement='score')
+    effects = values(table, question=question, stage='scratch', measurement='effect')
     assert len(effects) == len(named)
   assert records.read(tmp_path).table.equals(table)
   assert study.findings(table) and study.draw(table, tmp_path)

@@ -52,7 +52,12 @@ def test_a_broken_link_is_seen():
   page = ROOT / 'README.md'
   for link in ('docs/none.md', 'docs/theory.md#none', '#none', '../elsewhere', '/etc'):
     assert broken(page, link), link
-  for link in ('docs/theory.md#setting', '#one-minute', 'docs', 'https://arxiv.org/abs/2605.12426'):
+  for link in (
+    'docs/theory.md#setting',
+    '#all-constructions',
+    'docs',
+    'https://arxiv.org/abs/2605.12426',
+  ):
     assert broken(page, link) is None, link
   assert LINK.findall(prose('![a\nb](c.svg) [`d`](e#f) [[g](h)](i) `[j](k)`')) == [
     'c.svg',

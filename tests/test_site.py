@@ -37,7 +37,7 @@ def test_links_lead_to_pages_of_the_site_to_pictures_and_else_to_github(conf):
     assert link(page, there) == there
   assert link(page, 'results.md#structure') == '#at-structure'
   assert link(page, '../geomem/facts.py') == source + 'geomem/facts.py'
-  assert link(page, '../README.md#one-minute') == source + 'README.md#one-minute'
+  assert link(page, '../README.md#all-constructions') == source + 'README.md#all-constructions'
   assert link(page, '../constructions') == source.replace('blob', 'tree') + 'constructions'
   read = conf['for_site'](page, 'a\n<a id="structure"></a>\n\nb [c](results.md#structure)')
   assert read == 'a\n(at-structure)=\n\nb [c](#at-structure)'

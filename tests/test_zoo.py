@@ -10,7 +10,7 @@ import pytest
 
 from constructions import registry
 from experiments import zoo
-from experiments.harness import cli, depths
+from experiments.harness import cli, stages
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.inside import truth
@@ -30,12 +30,12 @@ def folder(tmp_path_factory):
   return folder
 
 
-def test_every_depth_is_there_with_its_truth(folder):
-  entries = {entry['depth']: entry for entry in zoo.manifest(folder)['models']}
-  assert entries.keys() >= set(depths.DEPTHS[:3])
-  for depth, entry in entries.items():
+def test_every_stage_is_there_with_its_truth(folder):
+  entries = {entry['stage']: entry for entry in zoo.manifest(folder)['models']}
+  assert entries.keys() >= set(stages.STAGES[:3])
+  for stage, entry in entries.items():
     model, known = zoo.load(folder, entry['id'])
-    assert (known is None) == (depth == 'scratch') and entry['accuracy'] == 1
+    assert (known is None) == (stage == 'scratch') and entry['accuracy'] == 1
     tokens = np.array([[s, 8 + r] for s in range(8) for r in range(2)])
     logits = oracle.logits(model.config, model.params, tokens)[:, -1]
     assert np.array_equal(logits.argmax(axis=1), model.facts.answers_RxN.T.ravel())
@@ -64,7 +64,7 @@ def test_the_examples_of_the_page_run(folder, capsys):
     smaller = example.replace('runs/zoo', str(folder)).replace('N16', 'N8')
     exec(compile(smaller, 'zoo.md', 'exec'), {})
   told = capsys.readouterr().out.splitlines()[-3:]
-  assert told[:2] == [f'{depth}: subspaces 1.00, units 1.00' for depth in depths.DEPTHS[:2]]
+  assert told[:2] == [f'{stage}: subspaces 1.00, units 1.00' for stage in stages.STAGES[:2]]
   assert told[2].startswith('retrained: subspaces ')
   assert [s.paths for s in truth.of(registry.build('selector', FACTS)).subspaces] == [
     ((r,),) for r in range(FACTS.relations)
@@ -111,10 +111,10 @@ def test_a_truth_that_is_not_so_is_not_written(tmp_path, monkeypatch):
   assert not (tmp_path / zoo.MANIFEST).exists()
 
 
-def test_the_list_has_every_construction_at_every_depth(capsys):
+def test_the_list_has_every_construction_at_every_stage(capsys):
   cli.run(zoo.main, zoo.Options, ['zoo', '--list'])
   told = capsys.readouterr().out
-  count = len(zoo.variants()) * len(zoo.SIZES) * zoo.Options.seeds * len(depths.DEPTHS)
+  count = len(zoo.variants()) * len(zoo.SIZES) * zoo.Options.seeds * len(stages.STAGES)
   assert count >= 150 and told.count('-N16-R2-s0-built') == len(zoo.variants())
   assert all(f'{name}-N16-R2-s1-scratch' in told for name in registry.names())
 

@@ -109,4 +109,4 @@ def verdict(findings: Sequence[Finding]) -> tuple[str, str]:
     return 'holds', 'holds'
   if any(expected):
     return 'part', f'{sum(expected)} of {len(expected)} hold'
-  return 'short', 'falls short'
+  return 'short', f'none of {len(expected)} holds' if len(expected) > 1 else 'does not hold'

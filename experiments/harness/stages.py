@@ -1,4 +1,4 @@
-"""Constructions at four depths of hiddenness, and what is known of the inside at each, for models that know all their facts.
+"""Constructions at four stages of hiddenness, and what is known of the inside at each, for models that know all their facts.
 
 built: as written. disguised: transformed by symmetries, the same function. retrained: the disguised model with noise
 on every weight, trained on its facts again. scratch: the same sizes, trained from random weights, so that nothing is
@@ -24,7 +24,7 @@ from geomem.layout import Layout
 from geomem.training import batched, trained
 from geomem.training.recipe import Recipe
 
-DEPTHS = 'built', 'disguised', 'retrained', 'scratch'
+STAGES = 'built', 'disguised', 'retrained', 'scratch'
 LEARNING_RATE, FROM_SCRATCH = 1e-3, 1e-2
 EXACT = 0.999  # ablation confirms at least this much for a construction and its disguise
 CONFIRMED = {'units': 0.5, 'heads': 0.5, 'subspaces': 0.9}  # the same for a retrained model
@@ -32,10 +32,10 @@ CONFIRMED = {'units': 0.5, 'heads': 0.5, 'subspaces': 0.9}  # the same for a ret
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ZooModel:
-  """A model at one depth, and its truth, if any is known. `found`: how much of the truth about units, heads and subspaces
+  """A model at one stage, and its truth, if any is known. `found`: how much of the truth about units, heads and subspaces
   is confirmed by ablation and interchange, None where there is nothing to confirm. `noise`: the noise it was retrained from."""
 
-  depth: str
+  stage: str
   model: FactModel
   truth: Truth | None
   accuracy: float
@@ -46,17 +46,17 @@ class ZooModel:
   @property
   def confirmed(self) -> bool:
     """Whether every query is answered right, and the truth is confirmed."""
-    least = {**CONFIRMED} if self.depth == 'retrained' else dict.fromkeys(self.found, EXACT)
+    least = {**CONFIRMED} if self.stage == 'retrained' else dict.fromkeys(self.found, EXACT)
     return self.accuracy == 1 and all(
       value is None or value >= least[name] for name, value in self.found.items()
     )
 
 
-def zoo_model(depth: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> ZooModel:
+def zoo_model(stage: str, model: FactModel, known: Truth | None, noise: float = 0.0) -> ZooModel:
   """The model with its accuracy on all queries and the results of the ablations."""
   tests = {'units': truth.unit_specificity, 'heads': truth.head_specificity, 'subspaces': truth.interchange_accuracy}  # fmt: skip
   found = {name: test(model, known) if known else None for name, test in tests.items()}
-  return ZooModel(depth, model, known, *truth.evaluate(model), found, noise)
+  return ZooModel(stage, model, known, *truth.evaluate(model), found, noise)
 
 
 def train_with(trainer: Trainer, tasks: Sequence[batched.Task], **options) -> list[FactModel]:
@@ -73,11 +73,11 @@ def train_with(trainer: Trainer, tasks: Sequence[batched.Task], **options) -> li
   ]  # fmt: skip
 
 
-def at_all_depths(
+def at_all_stages(
   built: Sequence[Construction], seeds: Sequence[int], noises: Sequence[float], steps: int,
   sweep: Callable[..., Sequence[FactModel]] = trained.sweep,
 ) -> list[list[ZooModel]]:  # fmt: skip
-  """A model at each depth for each of these constructions, which are of one kind and differ only in size. The retrained
+  """A model at each stage for each of these constructions, which are of one kind and differ only in size. The retrained
   model has the first noise level from which it learns its facts again and the truth is confirmed, else the last.
   `sweep` trains."""
   truths = [truth.of(one) for one in built]
