@@ -13,6 +13,7 @@ theirs. Both train the same model from the same parameters, on the same facts, w
 
 import dataclasses
 import json
+import math
 import operator
 import sys
 import tempfile
@@ -210,9 +211,66 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
     yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 
+def vocabulary(
+  subjects=(4096, 16_384, 65_536, 262_144), relations=3, dim=16, batch=512, negatives=2048, steps=20, seed=0
+):  # fmt: skip
+  """Seconds per step in batches of one size, with the softmax over some answers, as N grows; the exponent of a power law
+  fitted to them is 0 if a step takes as long at every N."""
+  recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True, negatives=negatives)
+  taken, axis = [], f'subjects, batch {batch}'
+  for n in subjects:
+    run = one_model(recipe, task(n, relations, dim, seed)).run
+    taken.append(timing.least_seconds(partial(run, steps), 3) / steps)
+    sizes = about(N=n, R=relations, d=dim, batch=batch, negatives=negatives)
+    yield {'axis': axis, 'value': n, 'ours_seconds': taken[-1], **sizes}
+  exponent = statistics.linear_fit(np.log(subjects).tolist(), np.log(taken).tolist())[1]
+  yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
+
+
+def rows(batch=24, steps=2, rounds=5, seed=0):
+  """Steps that learn rows of new subjects through the frozen language model, compared with the matrix products that they
+  need: of every token with every matrix, and of the gradients with its transpose."""
+  from experiments.language.case import DATA
+  from geomem.pretrained import fact_encoder, load, prompts, wordings
+
+  if reason := load.missing():
+    cli.warn(f'rows: {reason}')
+    return
+  language_model = load.load()
+  asked = prompts.tokenize(
+    language_model, wordings.read(DATA / 'colours.csv').relations(wordings=2)
+  )
+  training = fact_encoder.Training(steps=steps, batch=batch, seed=seed)
+  tokens = batch * max(map(len, asked.tokens_P))
+  leaves = jax.tree_util.tree_leaves_with_path(language_model.params['blocks'])
+  kernels = {str(path): leaf for path, leaf in leaves if path[-1].key == 'kernel'}
+  into = lambda name, a: (
+    len(a.shape) - 2 if 'output' in name else 1
+  )  # of its axes those that are multiplied
+  matrices = [
+    a.reshape(len(a), math.prod(a.shape[1 : 1 + into(name, a)]), -1) for name, a in kernels.items()
+  ]
+  embedding_VxD = language_model.params['embed']['tokens']
+
+  @jax.jit
+  @jax.default_matmul_precision('highest')
+  def products(matrices, embedding_VxD):
+    there_and_back = lambda x, w: (x @ w) @ w.T
+    through = lambda w_TxPxQ: jax.lax.scan(
+      lambda x, w: (there_and_back(x, w), None), jnp.ones((tokens, w_TxPxQ.shape[1])), w_TxPxQ
+    )[0]
+    head = there_and_back(jnp.ones((batch, embedding_VxD.shape[1])), embedding_VxD.T)
+    return [through(w) for w in matrices], head
+
+  own = lambda: fact_encoder.FactEncoder.fit(language_model, asked, training)
+  theirs = lambda: [jax.block_until_ready(products(matrices, embedding_VxD)) for _ in range(steps)]
+  timed = timing.in_turns(own, theirs, rounds, 2 * [steps])
+  yield timed | about('matrix products', prompts=batch, tokens=tokens, blocks=len(matrices[0]))
+
+
 MEASUREMENTS: dict[str, Callable] = {
   'exhaustive': exhaustive, 'certificate': certificate, 'step': step, 'sweep': sweep, 'batches': batches,
-  'products': products, 'memory': memory, 'scaling': scaling,
+  'products': products, 'memory': memory, 'scaling': scaling, 'vocabulary': vocabulary, 'rows': rows,
 }  # fmt: skip
 ALL = ', '.join(MEASUREMENTS)
 SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from the laptop's
@@ -230,6 +288,8 @@ SIZES: dict[str, dict[str, dict]] = {  # for each scale, where they differ from 
     'products': {'subjects': 16, 'relations': 2, 'dim': 4, 'batch': 8},
     'memory': {'subjects': 64, 'relations': 2, 'dim': 8},
     'scaling': {'models': 2, 'steps': 2, 'axes': {'dim': (2, 4)}},
+    'vocabulary': {'subjects': (16, 32), 'batch': 8, 'negatives': 4, 'steps': 2},
+    'rows': {'batch': 2, 'steps': 1, 'rounds': 1},
   },
   'laptop': {},
   'full': {

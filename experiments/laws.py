@@ -8,7 +8,8 @@ d = 8 and falls as 1/d beyond, because wider models stay untrained at the same r
 enters with its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N
 less the cross-entropy; there is no search for a smallest model. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is
 fitted to all curves together, and so are the alternatives, with N^q, √N and N in place of
-(log₂N)^q. One test needs no fit: sizes with the same R·log₂N, from N = 64 up, should have the same
+(log₂N)^q. R random bijections contain log₂N!/N bits per subject and relation and not log₂N, which
+makes a difference at small N; q with these bits in place of log₂N is reported as well. One test needs no fit: sizes with the same R·log₂N, from N = 64 up, should have the same
 d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and √R·log₂N. The law is
 read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when the budget was last
 doubled.
@@ -38,6 +39,7 @@ from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
+DENSE = 'trained, all rows in every step'
 # The learning rate is the preset's up to this d, and falls as 1/d beyond. In trials (seeds below
 # 100) the same rate at every d left wide models untrained: at d = 34 (N = 256, R = 12), with .06 they
 # learned .16 and .08 of the facts, with .03 all of them.
@@ -45,6 +47,9 @@ STABLE_DIM = 8
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
 MAX_RATIO = 1.5
+MAX_DIFFERENCE = (
+  0.03  # of accuracies with optimizer state of all rows, and of those that a step reads
+)
 OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
@@ -58,8 +63,8 @@ class Preset:
   the law is read at the last. `steps`: minimum number of steps at the first budget, and in
   proportion at the others, so that few subjects are seen in far more passes. `negatives`: answers
   sampled for the softmax when there are at least `sampled_from` subjects; with fewer it is over all
-  answers. `dims`: values of d; by default `sizes` of them around the d at which half the facts
-  should be known.
+  answers. `dims`: values of d; by default `sizes` of them around those in `middles`, one for each
+  cell, or else around the d at which half the facts should be known. `lazy`: a step updates only the embeddings that it reads.
   """
 
   cells: tuple[tuple[int, int], ...]
@@ -72,30 +77,42 @@ class Preset:
   weight_decay: float = 0.03
   seeds: int = 3
   sizes: int = 8
+  middles: tuple[float, ...] = ()
   dims: tuple[int, ...] = ()
+  lazy: bool = True
 
 
 FULL = {
-  'small': Preset(cells=((64, 8), (256, 6), (256, 3), (256, 12)), passes=(100, 200), seeds=5),
-  'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, sizes=6),
-  # The first two parts showed that d₅₀ had not settled: at (256, 12) it moved by 5.2 % in 2,000 instead of 1,000 passes,
-  # at (4096, 2) by 8.8 % in 250 instead of 125. So these take more passes, which were chosen before they were run. That
-  # left no time for (4096, 8), for which the protocol asked.
-  'twelve_256': Preset(cells=((256, 12),), passes=(400,), steps=8000, seeds=5),
-  'two_4096_500': Preset(cells=((4096, 2),), passes=(500,), seeds=5, sizes=6),
-  'two_4096_1000': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, sizes=6),
-  'iso_4096_500': Preset(cells=((4096, 4),), passes=(500,), seeds=3, sizes=6),
-  'iso_4096_1000': Preset(cells=((4096, 4),), passes=(1000,), seeds=3, sizes=6),
-  'iso_65536': Preset(cells=((65536, 3),), passes=(50,), seeds=2, dims=(4, 7, 9, 11, 18)),
-  'iso_65536_narrow': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 7, 9)),
-  'iso_65536_wide': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(11, 18)),
+  'small': Preset(cells=((64, 8), (256, 6), (256, 3), (256, 12)), passes=(100, 200), seeds=5, middles=(9, 9, 5, 17)),
+  'two_4096': Preset(cells=((4096, 2),), passes=(100, 200), seeds=5, middles=(5,), sizes=6),
+  # Optimizer state and decay of all rows in every step, for comparison with the first budget of two_4096.
+  'dense_4096': Preset(cells=((4096, 2),), passes=(100,), seeds=5, dims=(4, 5), lazy=False),
+  # The first two parts showed that d₅₀ is smaller than guessed, 5.7 for R·log₂N = 48 and 9.3 for 96, and that it had not
+  # settled: at (256, 12) it moved by 5.2 % in 2,000 instead of 1,000 passes, at (4096, 2) by 8.8 % in 250 instead of 125.
+  # So the others take more passes and smaller d, both chosen before they were run. That left no time for (4096, 8), for
+  # which the protocol asked.
+  'twelve_256': Preset(cells=((256, 12),), passes=(400,), steps=8000, seeds=5, dims=(7, 8, 9, 10, 12, 14)),
+  'two_4096_500': Preset(cells=((4096, 2),), passes=(500,), seeds=5, dims=(3, 4, 5)),
+  'two_4096_1000': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, dims=(3, 4, 5)),
+  'iso_4096_500': Preset(cells=((4096, 4),), passes=(500,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
+  'iso_4096_1000': Preset(cells=((4096, 4),), passes=(1000,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
+  'iso_65536_100': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 5, 6, 7, 9)),
+  'iso_65536_200': Preset(cells=((65536, 3),), passes=(200,), seeds=2, dims=(5, 6, 7)),
   'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
 }  # fmt: skip
 # All of these must be measured for the law to be decided.
 CELLS = {cell for part in FULL.values() if len(part.dims) != 1 for cell in part.cells}
 PRESETS = {
-  'smoke': Preset(cells=((16, 2), (32, 2)), passes=(2,), steps=20, seeds=1, sizes=3),
-  'laptop': Preset(cells=((64, 2), (4096, 1), (64, 4), (4096, 2)), passes=(100,), seeds=2, sizes=4),
+  'smoke': Preset(
+    cells=((16, 2), (32, 2)),
+    passes=(2,),
+    steps=20,
+    sampled_from=32,
+    negatives=8,
+    seeds=1,
+    sizes=3,
+  ),
+  'laptop': Preset(cells=((64, 6), (4096, 3)), passes=(100,), seeds=2, sizes=5),
   'full': FULL,
 }
 
@@ -109,9 +126,10 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
     steps,
     batch=batch,
     passes=True,
-    lazy=True,
+    lazy=preset.lazy,
     negatives=negatives,
     target=None,
+    evaluate=False,
     embedding_lr_multiplier=preset.embedding_lr_multiplier,
   )
 
@@ -120,7 +138,8 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per model and budget, and one per construction."""
   records = [row for n, r in preset.cells if n <= recovered.LARGE for row in built(n, r, seeds[0])]
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
-    sizes = preset.dims or recovered.dims(recovered.guess(n, r), preset.sizes)
+    middle = dict(zip(preset.cells, preset.middles, strict=False)).get((n, r))
+    sizes = preset.dims or recovered.dims(middle or recovered.guess(n, r), preset.sizes)
     tasks = [
       Task(
         Config.trained(n, r, dim=d),
@@ -133,8 +152,8 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
     ]
     recipe = recipe_of(preset, n, passes)
     about = {
-      'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'subjects': n, 'relations': r,
-      'passes': recipe.steps * (recipe.batch or n) / n,
+      'measurement': 'bits of facts per parameter', 'model': 'trained' if preset.lazy else DENSE, 'control': None,
+      'subjects': n, 'relations': r, 'passes': recipe.steps * (recipe.batch or n) / n,
     }  # fmt: skip
     records += recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
   return records
@@ -177,6 +196,8 @@ def expect(table):
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FREE_PARAMETERS:
     yield from _law(settled, decides=set(changes) >= CELLS)
+  if len(changes) > max(len(read), FREE_PARAMETERS):
+    yield from _exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
   halves = {cell: curves.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
@@ -193,6 +214,26 @@ def expect(table):
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
     yield from over_seeds(what, of_S, at_most=curves.SETTLED, check=True)
+  held = {cell: curves.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
+  for (n, r), by_seed in held.items():
+    yield from over_seeds(
+      f'N = {n:,}, R = {r}: bits of facts per parameter at d₅₀', [*by_seed.values()]
+    )
+  if len({n for n, _ in held}) > 2:
+    log2_n = [math.log2(n) for n, _ in held]
+    shared = set.intersection(*map(set, held.values()))
+    slopes = [
+      statistics.linear_fit(log2_n, [by_seed[seed] for by_seed in held.values()])[1]
+      for seed in sorted(shared)
+    ]
+    yield from over_seeds('bits of facts per parameter at d₅₀, change per doubling of N', slopes)
+  for (n, r, d, passes), rows in groups(select(table, model=DENSE), *CELL, 'dim', 'passes'):
+    same = select(table, model='trained', subjects=n, relations=r, dim=d, passes=passes)
+    more = rows.set_index('seed')['accuracy'] - same.set_index('seed')['accuracy']
+    yield from over_seeds(
+      f'N = {n:,}, R = {r}, d = {d}, {passes:.0f} passes: accuracy with all rows in every step less that with those it reads',
+      more.dropna().tolist(), -MAX_DIFFERENCE, MAX_DIFFERENCE, check=True,
+    )  # fmt: skip
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
       yield from over_seeds(
@@ -212,23 +253,33 @@ def expect(table):
 def _law(settled: pd.DataFrame, decides: bool):
   """The law fitted to these models with all seeds and with each one left out; its alternatives with
   each left out."""
-  by_seed = [rows for _, rows in groups(settled, 'seed')]
-  seeds = lambda some: tuple(rows['seed'].iloc[0] for rows in some)
-
-  @functools.cache
-  def fits(some: tuple, size: str = 'log2', q: float | None = None):
-    return curves.fit(settled[settled['seed'].isin(some)], size=size, q=q)
-
-  joint = functools.partial(_of_all_seeds, by_seed)
   sizes = settled.groupby(list(CELL)).ngroups
-  yield joint(f'{LAW}, fitted to {sizes} sizes: q', lambda some: fits(seeds(some)).q, 0.8, 1.25, primary=decides)  # fmt: skip
-  yield joint(f'{LAW}, fitted to {sizes} sizes: p', lambda some: fits(seeds(some)).p)
-  every = seeds(by_seed)
+  yield from _exponents(settled, f'{LAW}, fitted to {sizes} sizes', 0.8, 1.25, decides)
+  every, fits = tuple(sorted(settled['seed'].unique())), _fits(settled)
   rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
   for name, (size, q) in ALTERNATIVES.items():
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
     what = f'AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
+
+
+def _fits(table: pd.DataFrame):
+  """The law fitted to the models of some seeds; each fit is made once."""
+  return functools.cache(
+    lambda seeds, size='log2', q=None: curves.fit(table[table['seed'].isin(seeds)], size=size, q=q)
+  )
+
+
+def _exponents(
+  table: pd.DataFrame, text: str, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
+):  # fmt: skip
+  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N."""
+  by_seed, fits = [rows for _, rows in groups(table, 'seed')], _fits(table)
+  of = lambda some, *size: fits(tuple(rows['seed'].iloc[0] for rows in some), *size)
+  joint = functools.partial(_of_all_seeds, by_seed)
+  yield joint(f'{text}: q', lambda some: of(some).q, at_least, at_most, primary)
+  yield joint(f'{text}: p', lambda some: of(some).p)
+  yield joint(f'{text}: q of log₂(N!)/N in place of log₂N', lambda some: of(some, 'bijections').q)
 
 
 def _of_all_seeds(

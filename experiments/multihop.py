@@ -36,9 +36,10 @@ from geomem.training.recipe import Recipe
 UNRELATED = 'unrelated'
 MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), UNRELATED: (False, 'answer')}
 NAMES = {'direct': 'direct', 'chain': 'chain of thought', UNRELATED: 'one hop of R^k relations'}
-GROWTH = 1.6  # of d₅₀ per hop, direct, in a first trial: sets the sizes to try
 TARGET = 0.99
-HARMONICS = 3  # of a position's angle
+LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would make d₅₀ look large
+STABLE_DIM, EMBEDDING_LR_MULTIPLIER = 8, 3.0  # as experiments.laws has found
+STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
 
 
@@ -46,7 +47,8 @@ POSITIONS = 'embed/positions'
 class Preset:
   """`depths`: of the direct models; all others have one layer. `sizes`: number of values of d.
 
-  `batch`: subjects per step, each with all its paths. `longer_dim`: d of the models asked for one
+  `batch`: subjects per step, each with all its paths. `steps`: budgets; d₅₀ is read at the last.
+  `learning_rate`: up to d = 8; beyond, it falls as 1/d. `longer_dim`: d of the models asked for one
   hop more.
   """
 
@@ -57,8 +59,8 @@ class Preset:
   modes: tuple[str, ...] = tuple(MODES)
   sizes: int = 6
   batch: int = 64
-  steps: int = 2000
-  learning_rate: float = 0.01
+  steps: tuple[int, ...] = (2000,)
+  learning_rate: float = 0.06
   weight_decay: float = 0.03
   longer_dim: int = 32
   seeds: int
@@ -66,12 +68,14 @@ class Preset:
 
 PRESETS = {
   'smoke': Preset(
-    subjects=16, hops=(1, 2), depths=(1,), modes=('direct', 'chain'), sizes=3, steps=200, seeds=1, batch=16,
+    subjects=16, hops=(1, 2), depths=(1,), modes=('direct', 'chain'), sizes=3, steps=(200,), seeds=1, batch=16,
   ),
-  'laptop': Preset(subjects=64, hops=(1, 2, 4), depths=(1,), sizes=4, seeds=2),
+  'laptop': Preset(subjects=64, hops=(1, 4), depths=(1,), sizes=4, seeds=2),
   'full': {
-    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=4000, sizes=6, seeds=4)
-    for mode, depth in (('chain', 1), ('direct', 1), ('direct', 2), (UNRELATED, 1))
+    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=steps, sizes=sizes, seeds=4)
+    for mode, depth, steps, sizes in (
+      ('chain', 1, (2000, 4000), 8), ('direct', 1, (2000, 4000), 6), ('direct', 2, (4000,), 6), (UNRELATED, 1, (4000,), 6),
+    )
   },
 }  # fmt: skip
 
@@ -80,9 +84,9 @@ def measure(trainer, preset, seeds):
   """Records of the models of all sizes, of the longer chains, and of the constructions and bounds
   at the most hops."""
   records = []
-  for mode, hops in itertools.product(preset.modes, preset.hops):
+  for mode, hops, steps in itertools.product(preset.modes, preset.hops, preset.steps):
     for depth in preset.depths if mode == 'direct' else (1,):
-      records += trained(trainer, preset, mode, hops, depth, seeds)
+      records += trained(trainer, preset, mode, hops, depth, steps, seeds)
   if 'chain' in preset.modes:
     records += [row for rule in (False, True) for row in long_chains(trainer, preset, seeds, rule)]
   if 'direct' not in preset.modes or 1 not in preset.depths:
@@ -92,25 +96,33 @@ def measure(trainer, preset, seeds):
   return records + tradeoff.measure(*sizes, seeds[0], subject_bits=most)
 
 
-def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) -> list[dict]:
+def trained(
+  trainer, preset: Preset, mode: str, hops: int, depth: int, steps: int, seeds
+) -> list[dict]:
   """Models of several sizes; those that know nearly all facts with their internal bits and the bits
   in an embedding."""
   n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
   relations, asked = (r**hops, 1) if mode == UNRELATED else (r, hops)
   recipe = Recipe.with_warmup(
-    preset.steps,
+    steps,
     hops=asked,
     chain_of_thought=chain,
     loss=loss,
     batch=min(preset.batch, n),
+    passes=True,
     target=None,
+    evaluate=False,
+    embedding_lr_multiplier=EMBEDDING_LR_MULTIPLIER,
   )
-  middle = recovered.guess(n, r) * (1.3 if chain else GROWTH ** (hops - 1))
+  middle = 1.3 * recovered.guess(n, r) if chain else recovered.guess(n, r**hops)
+  sizes = recovered.dims(middle, preset.sizes)
+  if hops == max(preset.hops):
+    sizes.append(round(3 * middle))  # so that one knows nearly all answers
   config = lambda d: Config.trained(n, relations, d, depth=depth, length=recipe.length())
   facts = functools.partial(instances.bijections, n, relations)
   tasks = [
-    Task(config(d), facts(seed), preset.learning_rate, preset.weight_decay, seed)
-    for d, seed in itertools.product(recovered.dims(middle, preset.sizes), seeds)
+    Task(config(d), facts(seed), rate(preset, d), preset.weight_decay, seed)
+    for d, seed in itertools.product(sizes, seeds)
   ]
   about = {
     'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'depth': depth,
@@ -125,23 +137,32 @@ def trained(trainer, preset: Preset, mode: str, hops: int, depth: int, seeds) ->
   return records
 
 
+def rate(preset: Preset, dim: int) -> float:
+  return preset.learning_rate * min(1.0, STABLE_DIM / dim)
+
+
 def long_chains(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
   """Records of models trained on chains of one hop less than the most: accuracy of the steps of
-  these chains and of chains of the most hops."""
+  these chains and of chains of the most hops, each step by itself and all of a chain."""
   n, r, most = preset.subjects, preset.relations, max(preset.hops)
   learned = max(1, most - 1)
   recipe = Recipe.with_warmup(
-    preset.steps,
+    preset.steps[-1],
     hops=learned,
     chain_of_thought=True,
     loss='chain',
     batch=min(preset.batch, n),
+    passes=True,
     target=None,
+    evaluate=False,
+    embedding_lr_multiplier=EMBEDDING_LR_MULTIPLIER,
     frozen=(POSITIONS,) if rule else (),
   )
   config = Config.trained(n, r, dim=preset.longer_dim, length=2 * most)
   tasks = [
-    Task(config, instances.bijections(n, r, seed), preset.learning_rate, preset.weight_decay, seed)
+    Task(
+      config, instances.bijections(n, r, seed), rate(preset, config.dim), preset.weight_decay, seed
+    )
     for seed in seeds
   ]
   if rule:
@@ -151,43 +172,53 @@ def long_chains(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
     ]
 
   def answered(params, job):
-    def of(hops):
+    def of(hops, per_step):
       own = with_positions(params, hops) if rule else params
       asked = dataclasses.replace(recipe, hops=hops)
-      return optimization.accuracy(config, asked, job, own, per_step=True)
+      return optimization.accuracy(config, asked, job, own, per_step=per_step)
 
-    return {f'{hops}': of(hops) for hops in (learned, most)}
+    return {
+      f'{hops} {what}': of(hops, what == STEPS)
+      for hops, what in itertools.product((learned, most), (STEPS, CHAINS))
+    }
 
   found = trainer.train_and_evaluate(recipe, tasks, answered)
   return [
     {
-      'kind': 'longer', 'measurement': 'steps answered', 'model': 'chain', 'control': None, 'depth': 1, 'subjects': n,
+      'kind': 'longer', 'measurement': what, 'model': 'chain', 'control': None, 'depth': 1, 'subjects': n,
       'relations': r, 'hops': int(hops), 'trained_to': learned, 'positions': 'by rule' if rule else 'learned',
       'dim': preset.longer_dim, 'seed': seed, 'value': float(value),
-    } for hops, values_S in found.items() for seed, value in zip(seeds, values_S, strict=True)
+    } for key, values_S in found.items() for hops, _, what in [key.partition(' ')]
+    for seed, value in zip(seeds, values_S, strict=True)
   ]  # fmt: skip
 
 
 def with_positions(params: dict, hops: int) -> dict:
   """The parameters with position embeddings for chains of `hops` hops, written by a rule: what a
-  token is (a key) and what is to be said next (a query) are each numbered from 0 on, as angles with
-  their harmonics.
+  token is (a key) and what is to be said next (a query) are each numbered from 0 on, as angles. Those of three hops span
+  all others; multiples of the angles would not be spanned, and a longer chain would ask in directions that are untrained.
   """
   positions_LxD = params['embed']['positions']
-  length, wide = len(positions_LxD), 2 * HARMONICS
+  length = len(positions_LxD)
   index = np.arange(length)
   keys_L, queries_L = np.where(index <= hops, index, -1), np.where(index >= hops, index - hops, -1)
   code_LxD = np.zeros(positions_LxD.shape, np.float32)
-  code_LxD[:, :wide], code_LxD[:, wide : 2 * wide] = _angles(keys_L), _angles(queries_L)
+  code_LxD[:, :2], code_LxD[:, 2:4] = _angles(keys_L), _angles(queries_L)
   return {**params, 'embed': {**params['embed'], 'positions': code_LxD}}
 
 
 def _angles(count_L: np.ndarray) -> np.ndarray:
-  """cos and sin of an eighth of a turn per count, and of its multiples; 0 where there is nothing to
-  count (a negative count)."""
-  angle_LxH = 2 * np.pi / 8 * count_L[:, None] * np.arange(1, HARMONICS + 1)
-  both = np.concatenate([np.cos(angle_LxH), np.sin(angle_LxH)], axis=1)
-  return np.where(count_L[:, None] < 0, 0, both)
+  """cos and sin of an eighth of a turn per count; 0 where there is nothing to count (a negative
+  count)."""
+  angle_L = 2 * np.pi / 8 * count_L
+  both_Lx2 = np.stack([np.cos(angle_L), np.sin(angle_L)], axis=1)
+  return np.where(count_L[:, None] < 0, 0, both_Lx2)
+
+
+def longest(rows: pd.DataFrame) -> pd.DataFrame:
+  """The models that were trained for the most steps."""
+  by = rows.groupby(['model', 'depth', 'hops'])['steps']
+  return rows[rows['steps'] == by.transform('max')]
 
 
 def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = None) -> list[float]:
@@ -209,8 +240,8 @@ def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = N
 def expect(table):
   """d₅₀ at the most hops over that at one; whole chains; internal bits against those of
   the constructions; and chains of one hop more."""
-  rows = select(table, kind='trained')
-  decides = rows['subjects'].max() >= 1024
+  every = select(table, kind='trained')
+  rows, decides = longest(every), every['subjects'].max() >= 1024
   unrelated = growth(select(rows, model=UNRELATED))
   for (mode, depth), own in groups(rows, 'model', 'depth'):
     n, most = int(own['subjects'].iloc[0]), own['hops'].max()
@@ -228,6 +259,17 @@ def expect(table):
           (mode, depth), {}
         )
         bounds = bounds if score == scores[0] else {}
+        last = select(own, hops=most)
+        yield from over_seeds(
+          f'{text}: accuracy of the largest model at k = {most:.0f}', last[last['dim'] == last['dim'].max()][score], LEAST, check=True,
+        )  # fmt: skip
+        same = select(every, model=mode, depth=depth)
+        for hops in (1, most):
+          read = functools.partial(curves.half_sizes, score=score)
+          changes = curves.last_change(select(same, hops=hops), 'steps', read)
+          yield from over_seeds(
+            f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=curves.SETTLED, check=True,
+          )  # fmt: skip
         grown = growth(own, score, np.inf if 'at_most' in bounds else None)
         controls: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
         yield from over_seeds(
@@ -241,12 +283,10 @@ def expect(table):
     like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
     text = f'{NAMES[mode]}, depth {depth:.0f}: fewest internal bits of a model with accuracy ≥ 0.99 / fewest of a construction'
     yield from over_seeds(text, list(least / like.min()) if len(like) else [])
-  for (positions, hops, learned), own in groups(
-    select(table, kind='longer'), 'positions', 'hops', 'trained_to'
+  for (positions, hops, learned, what), own in groups(
+    select(table, kind='longer'), 'positions', 'hops', 'trained_to', 'measurement'
   ):
-    text = (
-      f'positions {positions}, trained on {learned:.0f} hops, asked {hops:.0f}: accuracy per step'
-    )
+    text = f'positions {positions}, trained on {learned:.0f} hops, asked {hops:.0f}: {what}'
     chance = [1 / float(own['subjects'].iloc[0])]
     yield from over_seeds(
       text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
@@ -266,7 +306,7 @@ def plot(table):
 
 
 def _plot_curves(ax, table):
-  rows = select(table, kind='trained', depth=1)
+  rows = longest(select(table, kind='trained', depth=1))
   for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
     score = 'each_step' if mode == 'chain' else 'accuracy'
     plotting.spread(ax, own.assign(value=own[score]), 'dim', i, f'{NAMES[mode]}, k = {hops:.0f}')
@@ -275,7 +315,7 @@ def _plot_curves(ax, table):
 
 
 def _plot_halves(ax, table):
-  rows = select(table, kind='trained')
+  rows = longest(select(table, kind='trained'))
   for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
     score = 'each_step' if mode == 'chain' else 'accuracy'
     sizes = [
@@ -298,7 +338,7 @@ def _plot_bits(ax, table):
     built = select(table, kind='construction', chain_of_thought=chain)
     ax.plot(built['subject_bits'], built['internal_bits'], 'P', color=plotting.BLACK, markersize=4,
             markerfacecolor='white' if chain else plotting.BLACK, label=label)  # fmt: skip
-  rows = select(table, kind='trained')
+  rows = longest(select(table, kind='trained'))
   most = rows['hops'].max()
   for mode, color in (('direct', plotting.RED), ('chain', plotting.PINK)):
     own = select(rows, model=mode, hops=most)

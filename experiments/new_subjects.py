@@ -35,8 +35,9 @@ class Preset:
   """Each combination of a table, a size and a number of wordings is a case. `sizes`: how many relations, and how many
   answers of each; 0: all.
 
-  Vectors are learned in `steps` steps of `batch` prompts. `shuffled`: prompts are reassigned across relations. `asked`:
-  number of subjects asked. `what`: names of the measurements. `skip_seeds`: number of seeds used by another part.
+  Vectors are learned in `steps` steps of `batch` prompts or, if `per_relation`, in as many for each relation; `times`
+  as many in cases of their own. `shuffled`: prompts are reassigned across relations. `asked`: number of subjects asked.
+  `what`: names of the measurements. `skip_seeds`: number of seeds used by another part.
   """
 
   tables: tuple[str, ...] = ('colours',)
@@ -44,6 +45,8 @@ class Preset:
   wordings: tuple[int, ...] = (2,)
   steps: int
   batch: int = 24
+  per_relation: bool = False
+  times: int = 1
   shuffled: bool = False
   asked: int = 48
   what: tuple[str, ...] = ('recall',)
@@ -60,30 +63,51 @@ class Preset:
 
 
 BOTH = 'recall', 'swaps'
-# Five seeds measure the primary outcomes (three on rows that are no sums), one seed everything else.
-DECIDE: Any = {'steps': 1200, 'what': BOTH}
-MORE = 'noise', 'no relation', 'told', 'neighbour', 'places', 'blocks', 'transplants'
-NAMES = (4, 4), (4, 16), (4, 64), (16, 16)
+# Five seeds measure the primary outcomes, one seed everything else.
+DECIDE: Any = {'steps': 1200, 'what': (*BOTH, 'learned rows')}
+MORE = (
+  'dose',
+  'noise',
+  'no relation',
+  'told',
+  'neighbour',
+  'places',
+  'blocks',
+  'heads',
+  'transplants',
+)
+NAMES: Any = {
+  'tables': ('names',),
+  'wordings': (1,),
+  'steps': 150,
+  'per_relation': True,
+  'seeds': 1,
+  'what': ('recall', 'noise'),
+}
 PRESETS = {
   'smoke': Preset(
     sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
     what=('recall', 'swaps', 'noise', 'no relation', 'neighbour'),
   ),
-  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=BOTH),
+  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=(*BOTH, 'dose')),
   'full': {
     'shared_1': Preset(**DECIDE | {'what': (*BOTH, 'learned rows', *MORE)}, seeds=1),
-    'shared_2': Preset(**DECIDE | {'what': (*BOTH, 'learned rows')}, seeds=2, skip_seeds=1),
+    'shared_2': Preset(**DECIDE, seeds=2, skip_seeds=1),
     'shared_3': Preset(**DECIDE, seeds=2, skip_seeds=3),
+    'longer': Preset(steps=1200, times=2, seeds=1),
     'disjoint': Preset(
       tables=('customs',), steps=600, seeds=5, what=(*BOTH, 'no relation', 'countries'),
     ),
-    'wordings': Preset(wordings=(8,), steps=1200, asked=24, seeds=1),
+    'wordings_8': Preset(tables=('colours', 'customs'), wordings=(8,), steps=1200, asked=24, seeds=1),
+    'wordings_32': Preset(tables=('colours', 'customs'), wordings=(32,), steps=1200, asked=24, seeds=1),
     'shuffled': Preset(steps=1200, seeds=1, shuffled=True),
-    'capacity': Preset(tables=('names',), sizes=NAMES, wordings=(1,), steps=300, seeds=1, what=('recall', 'noise')),
-    'random_weights': Preset(steps=300, seeds=1, what=('random weights',)),
-    'maps': Preset(tables=('names',), sizes=((3, 64),), wordings=(1,), steps=450, seeds=1, what=('maps',)),
+    'capacity': Preset(sizes=((1, 16), (4, 4), (4, 16), (4, 64), (8, 16)), **NAMES),
+    'capacity_16': Preset(sizes=((16, 16),), **NAMES),
+    'capacity_longer': Preset(sizes=((8, 16),), times=2, **NAMES),
+    'random_weights': Preset(steps=1200, seeds=1, what=('random weights',)),
+    'maps': Preset(tables=('names',), sizes=((3, 64),), wordings=(1,), steps=900, seeds=1, what=('maps',)),
     'adapters': Preset(steps=300, seeds=1, what=('adapters',)),
-    'hops': Preset(tables=('homes',), steps=600, seeds=1, what=('recall', 'hops')),
+    'hops': Preset(tables=('homes',), wordings=(4,), steps=600, seeds=1, what=('recall', 'hops')),
   },
 }  # fmt: skip
 TRAIN_ANEW = {'random weights', 'maps', 'adapters'}  # measurements without the vectors of the case
@@ -110,9 +134,9 @@ def prepare(preset: Preset) -> Preset:
 
 
 MEASURED: dict[str, Any] = {
-  'recall': recalled.recall, 'swaps': recalled.swaps, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
+  'recall': recalled.recall, 'swaps': recalled.swaps, 'dose': recalled.doses, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
-  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.probes, 'blocks': places.blocks, 'transplants': places.transplants,
+  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.probes, 'blocks': places.blocks, 'heads': places.heads, 'transplants': places.transplants,
   'countries': natural.countries, 'adapters': natural.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))
@@ -146,6 +170,8 @@ BOUNDS = {  # for held-out tuples: (case, measurement, prompts) → at least
   (CUSTOMS, 'candidates', 'new wordings'): 0.9,
 }  # fmt: skip
 SWAPPED = 0.95
+NEEDED = 0.1  # accuracy lost without a head
+CHANCE = 0.05  # above what a map that is blind to the relation reaches
 BEYOND = 0.1  # above the best baseline without the relation, or without composition
 CASE = 'domain', 'relations', 'answers', 'wordings'
 
@@ -164,6 +190,10 @@ def expect(table):
         name: some['value'].tolist() for (name,), some in groups(same, 'control') if name
       }
       bound = BOUNDS.get((text, what, asked)) if tuples == 'held out' else None
+      if tuples == 'held out':  # it does not depend on the prompt
+        controls |= {
+          recalled.BLIND: values(rows, measurement=what, tuples=tuples, control=recalled.BLIND)
+        }
       yield from over_seeds(
         f'{text}, {SCORES[what]}, {TUPLES[tuples]}, {PROMPTS[asked]}', own['value'].tolist(), bound,
         claim='Rows', primary=decides and bound is not None, **controls,
@@ -176,8 +206,14 @@ def expect(table):
     ]
     beyond = [value - max(controls) for value in values(trained, control=None) if controls]
     what = f'{text}, {SCORES["top-1"]}, held-out tuples, margin over the best baseline (blind, type or nearest)'
-    least = None if domain.endswith('shuffled') else BEYOND
-    yield from over_seeds(what, beyond, least, claim='Rows')
+    # Where relations have answers of their own, the type of the answer alone can be right nearly always.
+    yield from over_seeds(what, beyond, BEYOND if domain == 'colours' else None, claim='Rows')
+    known = values(trained, control=recalled.BLIND)
+    if (untrained := values(trained, control='random weights')) and known:
+      text_of = f'{text}, {SCORES["top-1"]}, held-out tuples, through random weights, less the best that is blind'
+      yield from over_seeds(
+        text_of, [value - float(np.mean(known)) for value in untrained], at_most=CHANCE, check=True
+      )
     for what, words in (('flipped', 'answers flipped'), ('kept', 'other answers kept')):
       for place, on in zip((None, ROW_KINDS[1]), ROW_KINDS, strict=True):
         of = functools.partial(values, rows, measurement=what, alpha=1.0, place=place)
@@ -203,7 +239,7 @@ PROMPTS = {
 COMPARED = {
   'pushed': 'an own answer is the top candidate when no relation is asked', 'known': 'accuracy on real countries',
   'real flipped': 'real countries, languages flipped', 'real kept': 'real countries, capitals kept',
-  'nearest': 'language vectors nearest to their own country’s row', 'size': 'RMS of vector sums / spread of token embeddings',
+  'nearest': 'language vectors nearest to their own country’s row', 'cosine': 'cosine of language vectors and rows of their countries', 'size': 'RMS of vector sums / spread of token embeddings',
   'transplanted': "patched in from another relation's prompt", 'bound': 'upper bound on the bits in a noisy row',
   "the neighbour's": "confused with the neighbour's answer", **SCORES,
 }  # fmt: skip
@@ -233,12 +269,44 @@ def _compared(text: str, rows):
     about += [f'{name} = {size:g}' if size else None for name, size in (('α', alpha), ('σ', sigma))]
     yield from over_seeds(', '.join([text, *filter(None, about)]), own['value'].tolist())
   for (place,), own in groups(select(rows, measurement='without', control=None), 'place'):
-    worst = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
+    worst = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed')
+    name = place.replace('mlp', 'MLP')
+    alone = 'all' not in place
     yield from over_seeds(
-      f'{text}, lowest accuracy with the {place.replace("mlp", "MLP")} of one block ablated',
-      worst.tolist(),
+      f'{text}, {"lowest " * alone}accuracy with {f"the {name} of one block" if alone else name} ablated', worst.min().tolist(),
+    )  # fmt: skip
+    lost = select(rows, measurement='without', control="another relation's answer", place=place)
+    most = lost.groupby(['seed', 'layer'])['value'].mean().groupby('seed').max()
+    yield from over_seeds(
+      f"{text}, {'most ' * alone}answers that are another relation's with {f'the {name} of one block' if alone else name} ablated",
+      most.tolist(),
+    )  # fmt: skip
+  if len(own := select(rows, measurement='without a head', control=None)):
+    lowest = own.groupby('seed')['value'].min()
+    yield from over_seeds(f'{text}, lowest accuracy with one head ablated', lowest.tolist())
+    intact = select(
+      rows, measurement='candidates', tuples='held out', prompts='trained', control=None
+    )['value'].mean()
+    needed = (own['value'] < intact - NEEDED).groupby(own['seed']).sum()
+    yield from over_seeds(
+      f'{text}, heads without any one of which accuracy falls by more than {NEEDED}',
+      needed.tolist(),
     )
-  for (place,), own in groups(select(rows, measurement='patched'), 'place'):
+  for (place,), own in groups(select(rows, measurement='patched', control=places.UNASKED), 'place'):
+    stays = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
+    what = f'answers kept with the residual of a donor that {places.UNASKED} patched in at the {place}, lowest over layers'
+    yield from over_seeds(f'{text}, {what}', stays.tolist())
+  for (place, control), own in groups(select_probes(rows), 'place', 'control'):
+    by_layer = own.groupby(['seed', 'layer'])['value'].mean()
+    what = 'the other relations’ attributes' if control else 'the attribute asked for'
+    yield from over_seeds(
+      f'{text}, probe accuracy at the {place}, {what}, highest over layers', by_layer.groupby('seed').max().tolist()
+    )  # fmt: skip
+    last = by_layer.groupby('seed').last().tolist()
+    yield from over_seeds(
+      f'{text}, probe accuracy at the {place}, {what}, after the last block', last
+    )
+  for (place,), own in groups(select(rows, measurement='patched', control=None), 'place'):
     last = [
       some[some['value'] >= 0.5]['layer'].agg('max' if place == 'subject' else 'min')
       for _, some in own.groupby('seed')
@@ -249,6 +317,10 @@ def _compared(text: str, rows):
         f"{text}, {end} block after which patching in a donor's residual at the {place} flips half of the answers",
         list(map(float, last)),
       )
+
+
+def select_probes(rows):
+  return rows[rows['measurement'] == 'probe']
 
 
 def plot(table):
@@ -335,7 +407,9 @@ def _plot_places(ax, table):
   )  # fmt: skip
   for i, (place, control, label) in enumerate(names):
     plotting.spread(ax, select(some, place=place, control=control), 'layer', i, label)
-  for i, ((place,), rows) in enumerate(groups(select(table, measurement='patched'), 'place'), 3):
+  for i, ((place,), rows) in enumerate(
+    groups(select(table, measurement='patched', control=None), 'place'), 3
+  ):
     plotting.spread(ax, rows, 'layer', i, f'patched at the {place}', linestyle=':')
   ax.set(
     xlabel='after block',

@@ -28,6 +28,14 @@ def test_a_planted_law_is_found_again(p, q):
   assert law.half(256, 6) == pytest.approx(2 + 0.2 * 6**p * 8**q, rel=0.05)
 
 
+def test_wide_models_that_fall_short_do_not_bend_the_law():
+  """A tenth of what they know is lost in training: this is the lapse, and not the width of the curve or the exponents."""
+  short = planted(lambda n, r: 2 + 0.2 * r * np.log2(n))
+  law = curves.fit(short.assign(accuracy=0.9 * short['accuracy']))
+  assert law.lapse == pytest.approx(0.1, abs=0.03)
+  assert law.q == pytest.approx(1, abs=0.15) and law.p == pytest.approx(1, abs=0.15)
+
+
 def test_laws_are_told_apart():
   logarithmic, root = (
     planted(lambda n, r: 1 + r * np.log2(n) / 6),

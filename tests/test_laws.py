@@ -199,9 +199,31 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
-  told = [f for f in laws.STUDY.findings(table) if 'relative change of d₅₀' in f.what]
+  found = laws.STUDY.findings(table)
+  told = [f for f in found if 'relative change of d₅₀' in f.what]
   assert len(told) == 5 and not any(f.holds for f in told)
-  assert not any(f.what.startswith(laws.LAW) for f in laws.STUDY.findings(table))
+  law = [f for f in found if f.what.startswith(laws.LAW)]
+  assert law and all('settled or not' in f.what and f.holds is None for f in law)
+
+
+def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half():
+  some = planted(lambda n, r: 1 + r * math.log2(n) / 6)
+  dense = select(some, subjects=64, relations=8, passes=100).assign(model=laws.DENSE)
+  found = {
+    f.what: f
+    for f in laws.STUDY.findings(pd.concat([some, dense.assign(accuracy=dense['accuracy'] - 0.05)]))
+  }
+  less = [f for what, f in found.items() if 'with all rows in every step' in what]
+  assert len(less) == 6 and all(f.value == pytest.approx(-0.05) and f.holds is False for f in less)
+  assert all(
+    f.holds for f in laws.STUDY.findings(pd.concat([some, dense])) if 'with all rows' in f.what
+  )
+  assert found['N = 64, R = 8: bits of facts per parameter at d₅₀'].value == pytest.approx(
+    1, abs=0.02
+  )
+  assert found[
+    'bits of facts per parameter at d₅₀, change per doubling of N'
+  ].value == pytest.approx(0, abs=0.01)
 
 
 # --- memories -------------------------------------------------------------------------------------
@@ -260,17 +282,14 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
 
   Only tokens of the prompt have keys, and only its last token and those after it have queries.
   """
-  wide = 2 * multihop.HARMONICS
   for hops in (2, 3, 4):
     params = {'embed': {'positions': np.zeros((8, 16), np.float32)}}
     code = multihop.with_positions(params, hops)['embed']['positions']
-    keys, queries = code[:, :wide], code[:, wide : 2 * wide]
-    turn = 2 * np.pi / 8 * np.arange(1, multihop.HARMONICS + 1)
-    both = np.concatenate([np.cos(turn), np.sin(turn)])
+    keys, queries = code[:, :2], code[:, 2:4]
+    c, s = np.cos(2 * np.pi / 8), np.sin(2 * np.pi / 8)
     for hop in range(hops):
-      cos, sin = np.split(queries[hops + hop], 2)
-      c, s = np.split(both, 2)
-      rotated = np.concatenate([cos * c - sin * s, sin * c + cos * s])  # one index on
+      cos, sin = queries[hops + hop]
+      rotated = np.array([cos * c - sin * s, sin * c + cos * s])  # one index on
       scores = keys @ rotated
       assert scores[: hops + 1].argmax() == hop + 1
     assert not keys[hops + 1 :].any() and not queries[:hops].any()
@@ -278,7 +297,7 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
 
 def test_unrelated_relations_are_as_many_as_there_are_paths():
   """The control of two direct hops is one hop of R² relations, whose facts are drawn independently."""
-  preset = multihop.Preset(subjects=8, relations=3, sizes=1, steps=1, batch=8, seeds=1)
+  preset = multihop.Preset(subjects=8, relations=3, hops=(2, 3), sizes=1, batch=8, seeds=1)
   asked = []
 
   class Asked(Untrained):
@@ -286,7 +305,7 @@ def test_unrelated_relations_are_as_many_as_there_are_paths():
       asked.extend((recipe.hops, task.facts.relations) for task in tasks)
       return super().train_and_evaluate(recipe, tasks, function, trained)
 
-  (record,) = multihop.trained(Asked(), preset, multihop.UNRELATED, 2, 1, [0])
+  (record,) = multihop.trained(Asked(), preset, multihop.UNRELATED, 2, 1, 1, [0])
   assert asked == [(1, 9)] and (record['hops'], record['relations']) == (2, 3)
 
 
@@ -317,12 +336,14 @@ def test_a_step_is_right_more_often_than_a_chain():
 def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_fails_decides_against_the_claim():
   rows = [
     {'kind': 'trained', 'model': 'direct', 'depth': 1, 'hops': k, 'dim': d, 'seed': 0, 'accuracy': a, 'each_step': a,
-     'subjects': 1024, 'relations': 2, 'measurement': 'accuracy', 'control': None, 'value': a, 'internal_bits': np.nan}
+     'subjects': 1024, 'relations': 2, 'measurement': 'accuracy', 'control': None, 'value': a, 'internal_bits': np.nan,
+     'steps': 100}
     for k in (1, 4) for d, a in ((2, 0.1), (4, 0.9 if k == 1 else 0.4))
   ]  # fmt: skip
   rows += [
     {
       'kind': 'longer',
+      'measurement': multihop.STEPS,
       'positions': 'learned',
       'trained_to': 3,
       'hops': 3,

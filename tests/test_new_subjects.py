@@ -329,9 +329,9 @@ def test_real_places_are_asked_before_and_after(case, monkeypatch):
   monkeypatch.setattr(natural, 'COUNTRIES', places)
   monkeypatch.setattr(natural, 'known', real)
   found = pd.DataFrame(natural.countries(case))
-  assert set(found['measurement']) == {'known', 'real flipped', 'real kept', 'nearest'}
+  assert set(found['measurement']) == {'known', 'real flipped', 'real kept', 'nearest', 'cosine'}
   case.training = dataclasses.replace(case.training, steps=40, batch=8)
-  monkeypatch.setattr(natural, 'RATE', 0.1)
+  monkeypatch.setattr(natural, 'RATES', (0.03, 0.1))
   found = pd.DataFrame(natural.adapters(case))
   before, after = (
     values(found, control=c, measurement='candidates')[0]

@@ -123,6 +123,15 @@ def test_stretches_add_up_to_one():
     np.testing.assert_array_equal(a, b)
 
 
+def test_without_evaluation_the_parameters_are_the_same_and_the_accuracy_is_not_known():
+  c, recipe = config(), Recipe(steps=6, target=None, batch=4, passes=True, lazy=True)
+  job, first = batched.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
+  run = lambda recipe: optimization.train_chunk(c, recipe, 6, job, first)
+  known, unknown = run(recipe), run(dataclasses.replace(recipe, evaluate=False))
+  assert np.isnan(unknown.accuracy) and unknown.status == known.status == optimization.RUNNING
+  jax.tree.map(np.testing.assert_array_equal, unknown.params, known.params)
+
+
 def test_divergence_is_marked():
   c, recipe = config(norm='none'), Recipe(steps=50, warmup=0, target=None)
   job = batched.job(task(c, learning_rate=1e30), c)
@@ -214,6 +223,7 @@ def test_shorter_chains_are_trained_alike():
   [
     ({'steps': 0}, 'steps is 0'), ({'batch': 0}, 'batch is 0'), ({'loss': 'none'}, 'must be one of'),
     ({'loss': 'chain'}, 'chain_of_thought'), ({'target': 0}, r'\(0, 1\]'), ({'hops': 0}, 'hops is 0'),
+    ({'evaluate': False}, 'needs target=None'),
   ],
 )  # fmt: skip
 def test_recipes_that_make_no_sense_are_refused(options, told):

@@ -1,7 +1,7 @@
 """A law fitted to whole accuracy curves: the size at which half of the facts are known, as a formula in N and R.
 
 The fraction of its N·R queries that a model with d dimensions answers right is beta-binomial, with mean
-σ((log d − log d₅₀)/w). Queries to one model are not independent, so the seeds are the unit: the overdispersion is
+(1 − λ)·σ((log d − log d₅₀)/w); the lapse λ allows for wide models that training leaves short of all facts. Queries to one model are not independent, so the seeds are the unit: the overdispersion is
 fitted together with the law.
 """
 
@@ -11,15 +11,18 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import scipy.optimize
-from scipy.special import betaln, expit
+from scipy.special import betaln, expit, gammaln
 
 from experiments.harness.statistics import groups
 
 SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'log2': np.log2,
   'power': np.asarray,
+  'bijections': lambda n: (
+    gammaln(np.asarray(n) + 1) / np.log(2) / n
+  ),  # the bits of a random one, per subject
 }
-STARTS = 8
+STARTS = 4
 SETTLED = 0.05  # largest relative change of a measured value when the training budget is doubled
 
 
@@ -33,6 +36,7 @@ class Law:
   p: float
   q: float
   width: float
+  lapse: float
   aic: float
 
   def half(self, subjects, relations):
@@ -50,34 +54,32 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
   def unpacked(x):
     """Offset and scale are of the order of d; scale, width and precision are fitted as logarithms, so they are positive."""
     offset, scale, p, *rest = x
-    power, width, precision = rest if given is None else (given, *rest)
-    return offset, np.exp(scale), p, power, np.exp(width), np.exp(precision)
+    power, width, precision, lapse = rest if given is None else (given, *rest)
+    return offset, np.exp(scale), p, power, np.exp(width), np.exp(precision), expit(lapse)
 
   def loss(x):
-    offset, scale, p, q, width, precision = unpacked(x)
+    offset, scale, p, q, width, precision, lapse = unpacked(x)
     half = offset + scale * (r / r.max()) ** p * (sizes / sizes.max()) ** q
     if half.min() <= 0:
       return 1e12
-    mean = np.clip(expit((np.log(d) - np.log(half)) / width), 1e-6, 1 - 1e-6)
+    mean = np.clip((1 - lapse) * expit((np.log(d) - np.log(half)) / width), 1e-6, 1 - 1e-6)
     a, b = mean * precision, (1 - mean) * precision
     return -float(np.sum(betaln(right + a, queries - right + b) - betaln(a, b)))
 
-  free = 6 - (given is not None)
+  free = 7 - (given is not None)
   best = min(
     (_minimized(loss, free, d, start) for start in range(STARTS)), key=lambda found: found.fun
   )
-  offset, scale, p, q, width, _ = unpacked(best.x)
+  offset, scale, p, q, width, _, lapse = unpacked(best.x)
   scale = scale / r.max() ** p / sizes.max() ** q
-  return Law(
-    size, float(offset), float(scale), float(p), float(q), float(width), 2 * best.fun + 2 * free
-  )
+  return Law(size, *map(float, (offset, scale, p, q, width, lapse, 2 * best.fun + 2 * free)))
 
 
 def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
   rng = np.random.default_rng(start)
   x = np.zeros(free)
   x[1], x[2:] = np.log(np.median(d)), rng.uniform(0.3, 1.5, free - 2)
-  x[0], x[-2:] = rng.uniform(-1, 2), (-1.5, 3.0)
+  x[0], x[-3:] = rng.uniform(-1, 2), (-1.5, 3.0, -4.0)
   options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
   found = scipy.optimize.minimize(loss, x, method='Nelder-Mead', options=options)
   return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
@@ -98,6 +100,16 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
 def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
   """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
   return [half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
+
+
+def at_half_sizes(rows: pd.DataFrame, what: str) -> dict:
+  """For every seed what another curve of the same models is at d₅₀."""
+  found = {}
+  for (seed,), own in groups(rows, 'seed'):
+    mean = own.groupby('dim')[what].mean()
+    half = half_size(own['dim'], own['accuracy'])
+    found[seed] = float(np.interp(np.log(half), np.log(mean.index.to_numpy(float)), mean))
+  return found
 
 
 def half_size(dims, accuracy) -> float:

@@ -42,14 +42,16 @@ class Case:
       raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
     number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
     self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
-    self.training = Training(steps=preset.steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self._chosen = {
       'names': tuple(own.answers)[: relations or None],
       'answers': answers or None,
       'wordings': number,
     }
     self.asked = self.ask()
+    steps = preset.steps * preset.times * (len(self.asked.relations) if preset.per_relation else 1)
+    self.training = Training(steps=steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
+    self.label += f', {preset.times} times the steps' if preset.times > 1 else ''
     self.few_P = in_few_frames(self.asked, len(own.frames))
     self.shuffled = preset.shuffled
     if self.shuffled:

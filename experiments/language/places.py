@@ -2,7 +2,7 @@
 
 At every layer: which attributes, the one asked for and the others, a linear map reads at the subject's token and at the
 prompt's last one; whether patching in the residual of a subject that differs in one attribute, at either token, brings
-that attribute's answer; and which blocks' attention and MLP the answers need.
+that attribute's answer, or leaves it alone; and which blocks' attention and MLP, and which heads, the answers need.
 """
 
 import dataclasses
@@ -23,8 +23,11 @@ from geomem.pretrained.decoder import Patch
 from geomem.pretrained.prompts import Prompts
 from geomem.pretrained.runner import Runner
 
-FITTED, RIDGE = 20, 0.1  # maps are fitted to FITTED times as many subjects as are asked
+FITTED, RIDGE = 10, 0.1  # maps are fitted to FITTED times as many subjects as are asked
 LAYERS = 16  # at most this many are patched
+CHUNK = 128  # subjects in the model at once
+SOME = 24  # subjects, where there are many ablations
+UNASKED = 'differs in another relation'
 
 
 class Stream:
@@ -99,6 +102,16 @@ def flips(
   return found
 
 
+def residuals(asked: Prompts, p: int, rows_NxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The residuals after every block at the subject and at the last token, NxTxD, with few subjects in memory at once."""
+  found = []
+  for first in range(0, len(rows_NxD), CHUNK):
+    stream = Stream(asked, p, rows_NxD[first : first + CHUNK])
+    found.append((np.array(stream.subject), np.array(stream.last)))
+  subject, last = (np.concatenate(own) for own in zip(*found, strict=True))
+  return subject, last
+
+
 def probes(case) -> list[dict]:
   """What a linear map reads at every layer, and the effect of patching in another subject's residual there."""
   asked, counts_R, depth = case.asked, case.asked.counts_R, case.model.config.depth
@@ -108,10 +121,10 @@ def probes(case) -> list[dict]:
   layers = np.unique(np.linspace(0, depth, LAYERS).round().astype(int)).tolist()
   read: dict[tuple, list] = {}
   for r, p in enumerate(case.first_P):
-    stream, wanted_RxN = Stream(asked, p, case.encoder.rows(every_RxN)), held_RxN.copy()
+    rows_NxD, wanted_RxN = case.encoder.rows(every_RxN), held_RxN.copy()
     wanted_RxN[r] += case.rng(21, r).integers(1, counts_R[r], held_RxN.shape[1])
     wanted_RxN[r] %= counts_R[r]
-    for name, x_NxTxD in (('subject', stream.subject), ('last token', stream.last)):
+    for name, x_NxTxD in zip(('subject', 'last token'), residuals(asked, p, rows_NxD), strict=True):
       for t, x_NxD in enumerate(np.moveaxis(x_NxTxD, 1, 0)):
         for q, answers_N in enumerate(every_RxN):
           right = _probe(x_NxD, answers_N, counts_R[q], count)
@@ -120,6 +133,14 @@ def probes(case) -> list[dict]:
     for name, own in flips(asked, p, *rows, wanted_RxN[r], layers).items():
       for t, value in zip(layers, own, strict=True):
         read.setdefault(('patched', name, None, t), []).append(value)
+    if len(held_RxN) > 1:
+      q = (r + 1) % len(held_RxN)
+      others_RxN = held_RxN.copy()
+      others_RxN[q] = (others_RxN[q] + 1) % counts_R[q]
+      rows = case.encoder.rows(held_RxN), case.encoder.rows(others_RxN)
+      for name, own in flips(asked, p, *rows, held_RxN[r], layers).items():
+        for t, value in zip(layers, own, strict=True):
+          read.setdefault(('patched', name, UNASKED, t), []).append(value)
   return [
     record(what, own, place=place, control=control, layer=t)
     for (what, place, control, t), own in read.items()
@@ -138,21 +159,39 @@ def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -
 def blocks(case) -> list[dict]:
   """Ablate one block's attention or MLP, from the subject on: how often the answer is right among its relation's, or
   the same subject's answer to another relation (so that the selection is lost, not the content)."""
-  held_RxN = case.tuples()
-  rows_NxD, found = case.encoder.rows(held_RxN), []
+  found, depth = [], case.model.config.depth
   for part, kernel in (('attention', 'output'), ('mlp', 'down')):
-    for layer in range(case.model.config.depth):
-      own = case.model.params['blocks'][part]
-      ablated = own | {
-        kernel: jax.tree.map(lambda a, layer=layer: a.at[layer].set(0.0), own[kernel])
-      }
-      params = case.model.params | {'blocks': case.model.params['blocks'] | {part: ablated}}
-      asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
-      chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
-      right_NxR, other_NxR = classify(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
-      for control, some in ((None, right_NxR), ("another relation's answer", other_NxR)):
-        found.append(record('without', some, control=control, place=part, layer=layer))
+    for layer in range(depth):
+      found += ablated(case, part, kernel, (layer,), place=part, layer=layer)
+    found += ablated(case, part, kernel, (slice(None),), place=f'all {part}')
   return found
+
+
+def heads(case) -> list[dict]:
+  """The same without one attention head."""
+  config, found = case.model.config, []
+  for layer, head in itertools.product(range(config.depth), range(config.heads)):
+    about = {'place': f'head {head}', 'layer': layer}
+    at, name = (layer, head), 'without a head'
+    found += ablated(case, 'attention', 'output', at, SOME, name, **about)
+  return found
+
+
+def ablated(case, part: str, kernel: str, at: tuple, count: int | None = None, measurement: str = 'without', **about):  # fmt: skip
+  """Records of the answers, from the subject on, when these weights write nothing into the residual stream."""
+  held_RxN, blocks = case.tuples()[:, :count], case.model.params['blocks']
+  written = blocks[part][kernel] | {'kernel': blocks[part][kernel]['kernel'].at[at].set(0.0)}
+  if 'bias' in written and len(at) == 1:
+    written['bias'] = written['bias'].at[at].set(0.0)
+  params = case.model.params | {'blocks': blocks | {part: blocks[part] | {kernel: written}}}
+  asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
+  rows_NxD = case.encoder.rows(held_RxN)
+  chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP
+  right_NxR, other_NxR = classify(asked, held_RxN, asked.relation_P[case.first_P], chosen_NxR)
+  return [
+    record(measurement, some, control=control, **about)
+    for control, some in ((None, right_NxR), ("another relation's answer", other_NxR))
+  ]
 
 
 # --- what the relation controls -------------------------------------------------------------------
@@ -161,11 +200,13 @@ PARTS = {
   'queries': ('query',),
   'gates': ('gate', 'up'),
   'queries and gates': ('query', 'gate', 'up'),
+  'keys and values': ('key', 'value'),
+  'queries, keys, values and gates': ('query', 'key', 'value', 'gate', 'up'),
 }
 
 
 def transplants(case) -> list[dict]:
-  """Does attention select, or the MLP? The queries, or the MLP gates, of another relation's prompt for the same subject are
+  """Does attention select, or the MLP? The queries, the keys and values, or the MLP gates, of another relation's prompt for the same subject are
   patched into one relation's prompt, at every token after the subject: whose answer is given? Only for subjects whose
   answers to both differ, and that are answered right without the patch."""
   asked, held_RxN = case.asked, case.tuples()
@@ -189,7 +230,7 @@ def _transplanted(
   own: Stream, other: Stream, asked: Prompts, r: int, q: int, answers_RxN
 ) -> list[tuple]:
   """(what was patched, whose answer is meant, whether it is given) for relation r's prompts with parts of relation q's."""
-  parts = 'query', 'gate' if asked.model.config.gated else 'up'
+  parts = 'query', 'key', 'value', 'gate' if asked.model.config.gated else 'up'
   blank = {name: np.zeros((len(own.last_N), 0), np.float32) for name in parts}
   token_A, ids_RxA = asked.answers_RxAxK[r, : asked.counts_R[r], 0], answer_ids(asked)
 

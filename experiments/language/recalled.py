@@ -4,7 +4,7 @@ neighbours, rows that are no sums, maps, two hops."""
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,8 +17,9 @@ from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
 
-ALPHAS = 0.5, 1.0, 1.5, 2.0
-NOISES = 0.5, 1.0, 2.0, 4.0  # multiples of a sum's root mean square per coordinate
+DOSES = 0.5, 1.5, 2.0  # multiples of a swap's vector
+NOISES = 0.5, 1.0, 2.0, 4.0, 8.0, 16.0  # multiples of a sum's root mean square per coordinate
+FIRST_HOPS = 'the country where it lies is', 'its rival is'
 NAME = 'Zorbla'  # the name of a subject whose facts are told in the prompt
 NEIGHBOUR, TRIP = 'Quax', 'We went from {} to the sea.'
 TUPLES = 10**5  # with more tuples than this, the nearest trained one is not sought
@@ -50,9 +51,7 @@ def recall(case: Case) -> list[dict]:
     found += scores(case.asked, rows_NxD, answers_RxN, case.few_P, prompts='trained', **about)
     if held_out and not case.shuffled:
       for new in new_prompts(case.own):
-        asked = case.ask(**dict.fromkeys(new, True))
-        frames = case.own.new_frames if 'new_frames' in new else case.own.frames
-        some_P, text = in_few_frames(asked, len(frames)), ' and '.join(new).replace('_', ' ')
+        asked, some_P, text = in_new_prompts(case, new)
         found += scores(asked, rows_NxD, answers_RxN, some_P, prompts=text, **about)
   about |= {'prompts': 'trained'}
   random = rows_NxD.mean(axis=0) + natural.of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
@@ -61,6 +60,13 @@ def recall(case: Case) -> list[dict]:
     blind(case.asked, answers_RxN) + type_cue(case, answers_RxN) + nearest(case, answers_RxN)
   )
   return found + [about | own for own in controls]
+
+
+def in_new_prompts(case: Case, new: tuple[str, ...]) -> tuple[Prompts, np.ndarray, str]:
+  """Prompts that no training had, those of them in few frames, and their name."""
+  asked = case.ask(**dict.fromkeys(new, True))
+  frames = case.own.new_frames if 'new_frames' in new else case.own.frames
+  return asked, in_few_frames(asked, len(frames)), ' and '.join(new).replace('_', ' ')
 
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
@@ -123,18 +129,26 @@ def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
 
 
 def swaps(case: Case) -> list[dict]:
-  """Sums of vectors for held-out tuples, one vector of which is moved α times the way to another answer's: at α = 1 another sum."""
+  """Sums of vectors for held-out tuples, one vector of which becomes another answer's: another sum."""
   answers_RxN = case.tuples()[:, :24]
-  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, ALPHAS)
+  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, (1.0,), random=True)
 
 
-def swapped(case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], **about) -> list[dict]:
+def doses(case: Case) -> list[dict]:
+  """Such swaps α times the way."""
+  answers_RxN = case.tuples()[:, :24]
+  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, DOSES)
+
+
+def swapped(
+  case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], random: bool = False, **about
+) -> list[dict]:
   """How often the answer becomes the wanted one, and how often the others that were right stay right."""
   asked, some_P = case.asked, case.some_P
   wanted_RxN, rng = other_answers(case, answers_RxN, 6), case.rng(7)
   before_NxP = prompts.recall(asked, rows_NxD, answers_RxN, some_P).right_NxP
   relation_P, found = asked.relation_P[some_P], []
-  for control, alpha in [*itertools.product([None], alphas), ('random direction', 1.0)]:
+  for control, alpha in [*itertools.product([None], alphas), *[('random direction', 1.0)] * random]:
     flipped, kept = [], []
     for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
       add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
@@ -191,7 +205,15 @@ def no_relation(case: Case) -> list[dict]:
 
 
 def in_context(case: Case) -> list[dict]:
-  """Baseline: the facts are told in the prompt, in another wording and in any order, and the subject is only a name."""
+  """Baseline: the facts are told in the prompt, in another wording and in any order, and the subject is only a name. Asked
+  in a wording that was trained, and in one that was not."""
+  found = told_and_asked(case, case.own.wordings, 'trained')
+  if all(case.own.new_wordings.values()):
+    found += told_and_asked(case, case.own.new_wordings, 'new wordings')
+  return found
+
+
+def told_and_asked(case: Case, texts: Mapping[str, Sequence[str]], name: str) -> list[dict]:
   right, among, rng = [], [], case.rng(9)
   frame, own = case.own.frames[0].replace('{}', NAME), case.own.wordings
   for own_R in case.tuples().T[:12]:
@@ -200,12 +222,12 @@ def in_context(case: Case) -> list[dict]:
       f'{wordings.sentence(own[r.name][1 % len(own[r.name])])} {r.answers[a]}.' for r, a in pairs
     ]
     for relation, a in pairs:
-      text = ' '.join([frame, *rng.permutation(said), wordings.sentence(own[relation.name][0])])
+      text = ' '.join([frame, *rng.permutation(said), wordings.sentence(texts[relation.name][0])])
       log_p_A = answering.log_probabilities(case.model, text, relation.answers)
       among.append(np.argmax(log_p_A) == a)
       count = len(answering.answer_tokens(case.model, text, relation.answers)[a])
       right.append(case.model.ask(text, count=count) == relation.answers[a])
-  about = {'tuples': 'held out', 'prompts': 'trained', 'control': 'told in the prompt'}
+  about = {'tuples': 'held out', 'prompts': name, 'control': 'told in the prompt'}
   return [record('top-1', right, **about), record('candidates', among, **about)]
 
 
@@ -239,7 +261,10 @@ def learned_rows(case: Case) -> list[dict]:
   some = rows_NxD[:24], trained_RxN[:, :24]
   about = {'prompts': 'trained', 'tuples': 'allowed', 'control': 'rows of their own'}
   found = scores(case.asked, *some, case.few_P, **about)
-  found += swapped(case, *some, (1.0,), place='rows of their own')
+  for new in new_prompts(case.own):
+    asked, some_P, text = in_new_prompts(case, new)
+    found += scores(asked, *some, some_P, **about | {'prompts': text})
+  found += swapped(case, *some, (1.0,), random=True, place='rows of their own')
   encoder = FactEncoder.from_rows(case.model, case.asked, rows_NxD, trained_RxN)
   answers_RxN = case.tuples()
   about |= {'control': 'vectors fitted to rows', 'tuples': 'held out'}
@@ -261,7 +286,8 @@ def random_weights(case: Case) -> list[dict]:
   for relations in (case.asked.relations, case.asked.relations[:1]):
     asked, training, control = prompts.tokenize(model, relations), case.training, 'random weights'
     if len(relations) == 1:
-      training, control = dataclasses.replace(training, held_out=0.0), f'{control}, one relation'
+      training = dataclasses.replace(training, held_out=0.0, steps=-(-training.steps // 4))
+      control = f'{control}, one relation'
     few_P = in_few_frames(asked, len(case.own.frames))
     encoder = FactEncoder.fit(model, asked, training)
     for held_out in (False, True)[: 1 + (training.held_out > 0)]:
@@ -296,28 +322,30 @@ def maps(case: Case) -> list[dict]:
 
 
 def hops(case: Case) -> list[dict]:
-  """Answers are places whose language the model knows: two hops in one prompt, and a control that names no relation."""
+  """Answers are places whose language the model knows: two hops in one prompt. Controls: the first hop alone in the same
+  words; a prompt that names no relation; and facts told in the prompt."""
   relations = case.asked.relations
   if not all(set(relation.answers) <= natural.COUNTRIES.keys() for relation in relations):
     return []
   answers_RxN, frame = case.tuples(), case.own.frames[0]
-  texts = tuple(
-    f'The official language of {text}' for text in ('the country where it lies is', 'its rival is')
-  )
+  texts = tuple(f'The official language of {text}' for text in FIRST_HOPS)
   languages = [
     tuple(natural.COUNTRIES[answer][0] for answer in relation.answers) for relation in relations
   ]
-  ask = lambda texts: prompts.tokenize(case.model, [
+  ask = lambda texts, answers: prompts.tokenize(case.model, [
     Relation(relation.name, own, (f'{frame} {text}',))
-    for relation, own, text in zip(relations, languages, texts, strict=False)
+    for relation, own, text in zip(relations, answers, texts, strict=False)
   ])  # fmt: skip
   about: Any = {'tuples': 'held out', 'prompts': 'two hops'}
   rows_NxD = case.encoder.rows(answers_RxN)
-  found = scores(ask(texts), rows_NxD, answers_RxN, **about)
-  no_hop = ask(['The official language is'] * len(relations))
+  found = scores(ask(texts, languages), rows_NxD, answers_RxN, **about)
+  one_hop = ask(map(wordings.sentence, FIRST_HOPS), [relation.answers for relation in relations])
+  found += scores(one_hop, rows_NxD, answers_RxN, **about, control='the first hop alone')
+  no_hop = ask(['The official language is'] * len(relations), languages)
   found += scores(no_hop, rows_NxD, answers_RxN, **about, control='no relation named')
-  said = lambda place: case.model.ask(
-    f'{frame.replace("{}", NAME)} It lies in {place}. {texts[0]}', languages[0]
-  )
-  right = [said(place) == natural.COUNTRIES[place][0] for place in relations[0].answers]
+  right, told = [], ('It lies in', 'Its rival is')
+  for relation, fact, text, own in zip(relations, told, texts, languages, strict=False):
+    for place in relation.answers:
+      said = case.model.ask(f'{frame.replace("{}", NAME)} {fact} {place}. {text}', own)
+      right.append(said == natural.COUNTRIES[place][0])
   return [*found, record('candidates', right, control='told in the prompt', **about)]

@@ -470,6 +470,8 @@ def train_chunk(
 
   def evaluate(state):
     state = with_decay(recipe, state)
+    if not recipe.evaluate:
+      return state.replace(accuracy=jnp.full_like(state.accuracy, jnp.nan))
     right = accuracy(config, recipe, job, state.params, mesh)
     status = jnp.where(right >= (recipe.target or 2.0), jnp.int32(SOLVED), state.status)
     status = jnp.where(jnp.isfinite(right), status, jnp.int32(DIVERGED))

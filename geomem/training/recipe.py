@@ -19,6 +19,7 @@ class Recipe:
   `batch`: subjects per step, each with all its paths; None: all subjects.
   `target`: stop at this accuracy over all queries, evaluated every `check` steps; None: train to the
   end, and evaluate there.
+  `evaluate`: False: the accuracy is not evaluated and stays NaN; of a million subjects that takes longer than training.
   `frozen`: parameters that are not trained, by prefixes of their paths: 'unembed', 'embed/subjects'.
   `noise`: standard deviation of Gaussian noise added to the subject embeddings at every step, as a
   multiple of their root mean square.
@@ -48,6 +49,7 @@ class Recipe:
   batch: int | None = None
   target: float | None = 0.99
   check: int = 50
+  evaluate: bool = True
   frozen: tuple[str, ...] = ()
   noise: float = 0.0
   embedding_lr_multiplier: float = 1.0
@@ -68,6 +70,10 @@ class Recipe:
       value, least = getattr(self, name), int(name not in ('warmup', 'negatives'))
       if value is not None and value < least:
         raise InputError(f'{name} is {value}; it must be at least {least}')
+    if self.target is not None and not self.evaluate:
+      raise InputError(
+        f'training to an accuracy of {self.target} has to evaluate it: evaluate=False needs target=None'
+      )
     for name in ('noise', 'embedding_lr_multiplier', 'embedding_decay_multiplier'):
       value = getattr(self, name)
       if value is not None and not 0 <= value < float('inf'):
