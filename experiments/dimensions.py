@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import fresh, instances, plotting
+from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select
@@ -93,7 +93,7 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
   change, and of the other answers that stay."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :FRESH]
-  e_SxD = fresh.embeddings(config, recipe, params, job, new_RxS, written_NxD)
+  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, new_RxS, written_NxD)
   known = e_NxD, u_AxD, job.answers_RxN
   frames = projectors.from_maps(linear_maps.fit_best_maps(*known), *known)
   key, start_key = instances.eval_keys(job.seed, 2)

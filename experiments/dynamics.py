@@ -17,7 +17,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import fresh, instances, plotting
+from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import Sizes, sizes
 from experiments.harness.statistics import groups, select, values
@@ -64,10 +64,10 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN, *_):
   table_RxS = other_RxN[:, :FRESH]
   e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS)
   known = e_NxD, u_AxD, job.answers_RxN
-  data = fresh.fitted_and_fresh(known, e_SxD, table_RxS)
+  data = fresh_subjects.fitted_and_fresh(known, e_SxD, table_RxS)
   maps, key = linear_maps.fit_best_maps(*known), instances.eval_keys(job.seed, 1)[0]
   of_relation = lambda right: jnp.mean(right, axis=0, dtype=jnp.float32)
-  flipped_R, kept_R = fresh.swapped(config, params, maps, e_SxD, table_RxS, key)
+  flipped_R, kept_R = fresh_subjects.swapped(config, params, maps, e_SxD, table_RxS, key)
   return {
     'accuracy': of_relation(intervene.answers(config, params, e_NxD) == job.answers_RxN.T),
     'fresh_accuracy': of_relation(intervene.answers(config, params, e_SxD) == table_RxS.T),

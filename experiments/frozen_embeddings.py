@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import curves, instances, plotting, recovered
+from experiments.harness import instances, plotting, scaling_law, stored_bits
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, linear_fit, select
 from experiments.harness.study import FIRST_SEED, Study
@@ -133,7 +133,7 @@ def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> l
   batch = min(preset.batch, n)
   steps = max(2000 if preset.points > 2 else 100, preset.passes * -(-n // batch))
   recipe = Recipe.with_warmup(steps, batch=batch, target=None, frozen=frozen)
-  sizes = recovered.dims(recovered.guess(n, r), preset.points)
+  sizes = stored_bits.dims(stored_bits.guess(n, r), preset.points)
   configs = [Config.trained(n, r, dim=d) for d in sizes]
   if kind == 'fixed':
     wanted = [trained_parameters(Recipe(), config) for config in configs]
@@ -147,7 +147,7 @@ def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> l
     'subjects': n, 'relations': r,
   }  # fmt: skip
   each = [about | {'width': task.config.blocks[0].hidden[0]} for task in tasks]
-  return recovered.measure(trainer, recipe, tasks, each) if tasks else []
+  return stored_bits.measure(trainer, recipe, tasks, each) if tasks else []
 
 
 def trained_parameters(recipe: Recipe, config: Config) -> int:
@@ -165,7 +165,7 @@ def match_size(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Con
 def half_counts(rows) -> list[float]:
   """n₅₀ of every seed."""
   return [
-    1 / curves.half_size(1 / own['subjects'], own['value']) for _, own in groups(rows, 'seed')
+    1 / scaling_law.half_size(1 / own['subjects'], own['value']) for _, own in groups(rows, 'seed')
   ]
 
 
@@ -204,11 +204,11 @@ def _memory(memory):
       1 / MAX_CHANGE if claimed else None, MAX_CHANGE if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
   for (width,), rows in groups(memory, 'width'):
-    found = curves.last_change(rows, 'steps', half_counts)
+    found = scaling_law.last_change(rows, 'steps', half_counts)
     what = (
       f'memory, d = {dim}, F = {width:.0f}: relative change of n₅₀ at the last doubling of steps'
     )
-    yield from over_seeds(what, found, at_most=curves.SETTLED, check=True)
+    yield from over_seeds(what, found, at_most=scaling_law.SETTLED, check=True)
 
 
 def expect(table):

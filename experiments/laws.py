@@ -29,7 +29,7 @@ import pandas as pd
 import scipy.stats
 
 from constructions import registry
-from experiments.harness import curves, instances, plotting, recovered, statistics
+from experiments.harness import instances, plotting, scaling_law, statistics, stored_bits
 from experiments.harness.findings import Claim, Finding, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
@@ -136,10 +136,12 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per model and budget, and one per construction."""
-  records = [row for n, r in preset.cells if n <= recovered.LARGE for row in built(n, r, seeds[0])]
+  records = [
+    row for n, r in preset.cells if n <= stored_bits.LARGE for row in built(n, r, seeds[0])
+  ]
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
     middle = dict(zip(preset.cells, preset.middles, strict=False)).get((n, r))
-    sizes = preset.dims or recovered.dims(middle or recovered.guess(n, r), preset.sizes)
+    sizes = preset.dims or stored_bits.dims(middle or stored_bits.guess(n, r), preset.sizes)
     tasks = [
       Task(
         Config.trained(n, r, dim=d),
@@ -155,7 +157,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       'measurement': 'bits of facts per parameter', 'model': 'trained' if preset.lazy else DENSE, 'control': None,
       'subjects': n, 'relations': r, 'passes': recipe.steps * (recipe.batch or n) / n,
     }  # fmt: skip
-    records += recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
+    records += stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks))
   return records
 
 
@@ -187,18 +189,18 @@ def expect(table):
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # whole curves
   changes = {
-    cell: curves.last_change(rows, 'passes', curves.half_sizes)
+    cell: scaling_law.last_change(rows, 'passes', scaling_law.half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
   }
   read = [
-    cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= curves.SETTLED
+    cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= scaling_law.SETTLED
   ]
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FREE_PARAMETERS:
     yield from _law(settled, decides=set(changes) >= CELLS)
   if len(changes) > max(len(read), FREE_PARAMETERS):
     yield from _exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
-  halves = {cell: curves.half_sizes(rows) for cell, rows in groups(last, *CELL)}
+  halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
     some = list(cells)
@@ -213,8 +215,8 @@ def expect(table):
       yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
-    yield from over_seeds(what, of_S, at_most=curves.SETTLED, check=True)
-  held = {cell: curves.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
+    yield from over_seeds(what, of_S, at_most=scaling_law.SETTLED, check=True)
+  held = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
   for (n, r), by_seed in held.items():
     yield from over_seeds(
       f'N = {n:,}, R = {r}: bits of facts per parameter at d₅₀', [*by_seed.values()]
@@ -266,7 +268,9 @@ def _law(settled: pd.DataFrame, decides: bool):
 def _fits(table: pd.DataFrame):
   """The law fitted to the models of some seeds; each fit is made once."""
   return functools.cache(
-    lambda seeds, size='log2', q=None: curves.fit(table[table['seed'].isin(seeds)], size=size, q=q)
+    lambda seeds, size='log2', q=None: scaling_law.fit(
+      table[table['seed'].isin(seeds)], size=size, q=q
+    )
   )
 
 

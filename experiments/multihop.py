@@ -24,7 +24,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from experiments.harness import curves, instances, plotting, recovered, tradeoff
+from experiments.harness import instances, plotting, scaling_law, stored_bits, tradeoff
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
@@ -114,8 +114,8 @@ def trained(
     evaluate=False,
     embedding_lr_multiplier=EMBEDDING_LR_MULTIPLIER,
   )
-  middle = 1.3 * recovered.guess(n, r) if chain else recovered.guess(n, r**hops)
-  sizes = recovered.dims(middle, preset.sizes)
+  middle = 1.3 * stored_bits.guess(n, r) if chain else stored_bits.guess(n, r**hops)
+  sizes = stored_bits.dims(middle, preset.sizes)
   if hops == max(preset.hops):
     sizes.append(round(3 * middle))  # so that one knows nearly all answers
   config = lambda d: Config.trained(n, relations, d, depth=depth, length=recipe.length())
@@ -128,7 +128,7 @@ def trained(
     'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'depth': depth,
     'hops': hops, 'subjects': n, 'relations': r,
   }  # fmt: skip
-  records = recovered.measure(trainer, recipe, tasks, [about] * len(tasks))
+  records = stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks))
   for own in records:
     own['value'] = own['accuracy']
     if own['accuracy'] >= TARGET and mode != UNRELATED:
@@ -226,10 +226,10 @@ def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = N
   sizes: then it is `beyond`, or the largest of them, a lower bound."""
   if not len(rows):
     return []
-  one = curves.half_sizes(select(rows, hops=1), score)
+  one = scaling_law.half_sizes(select(rows, hops=1), score)
   of_most = select(rows, hops=rows['hops'].max())
   most = [
-    curves.half_size(own['dim'], own[score])
+    scaling_law.half_size(own['dim'], own[score])
     if own[score].max() >= 0.5
     else beyond or own['dim'].max()
     for _, own in groups(of_most, 'seed')
@@ -251,7 +251,7 @@ def expect(table):
       text = name + {'each_step': ', per step (teacher-forced)'}.get(
         score, ', whole chains' * (mode == 'chain')
       )
-      size = {hops: curves.half_sizes(some, score) for hops, some in own.groupby('hops')}
+      size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
         yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
       if most > 1 and 1 in size:
@@ -265,10 +265,10 @@ def expect(table):
         )  # fmt: skip
         same = select(every, model=mode, depth=depth)
         for hops in (1, most):
-          read = functools.partial(curves.half_sizes, score=score)
-          changes = curves.last_change(select(same, hops=hops), 'steps', read)
+          read = functools.partial(scaling_law.half_sizes, score=score)
+          changes = scaling_law.last_change(select(same, hops=hops), 'steps', read)
           yield from over_seeds(
-            f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=curves.SETTLED, check=True,
+            f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=scaling_law.SETTLED, check=True,
           )  # fmt: skip
         grown = growth(own, score, np.inf if 'at_most' in bounds else None)
         controls: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
@@ -319,7 +319,9 @@ def _plot_halves(ax, table):
   for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
     score = 'each_step' if mode == 'chain' else 'accuracy'
     sizes = [
-      (hops, half) for hops, some in own.groupby('hops') for half in curves.half_sizes(some, score)
+      (hops, half)
+      for hops, some in own.groupby('hops')
+      for half in scaling_law.half_sizes(some, score)
     ]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
     label = NAMES[mode] + (', per step' if mode == 'chain' else f', depth {depth:.0f}')

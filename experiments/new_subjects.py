@@ -24,7 +24,7 @@ from experiments.harness import plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import FIRST_SEED, Study
-from experiments.language import natural, places, recalled
+from experiments.language import localization, real_countries, recalled
 from experiments.language.case import Case, new_prompts
 from geomem.errors import InputError
 from geomem.pretrained import load
@@ -136,8 +136,8 @@ def prepare(preset: Preset) -> Preset:
 MEASURED: dict[str, Any] = {
   'recall': recalled.recall, 'swaps': recalled.swaps, 'dose': recalled.doses, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
-  'maps': recalled.maps, 'hops': recalled.hops, 'places': places.probes, 'blocks': places.blocks, 'heads': places.heads, 'transplants': places.transplants,
-  'countries': natural.countries, 'adapters': natural.adapters,
+  'maps': recalled.maps, 'hops': recalled.hops, 'places': localization.probes, 'blocks': localization.blocks, 'heads': localization.heads, 'transplants': localization.transplants,
+  'countries': real_countries.countries, 'adapters': real_countries.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))
 
@@ -292,9 +292,11 @@ def _compared(text: str, rows):
       f'{text}, heads without any one of which accuracy falls by more than {NEEDED}',
       needed.tolist(),
     )
-  for (place,), own in groups(select(rows, measurement='patched', control=places.UNASKED), 'place'):
+  for (place,), own in groups(
+    select(rows, measurement='patched', control=localization.UNASKED), 'place'
+  ):
     stays = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
-    what = f'answers kept with the residual of a donor that {places.UNASKED} patched in at the {place}, lowest over layers'
+    what = f'answers kept with the residual of a donor that {localization.UNASKED} patched in at the {place}, lowest over layers'
     yield from over_seeds(f'{text}, {what}', stays.tolist())
   for (place, control), own in groups(select_probes(rows), 'place', 'control'):
     by_layer = own.groupby(['seed', 'layer'])['value'].mean()

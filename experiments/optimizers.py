@@ -15,7 +15,7 @@ import functools
 import itertools
 from typing import Any
 
-from experiments.harness import curves, instances, plotting, recovered
+from experiments.harness import instances, plotting, scaling_law, stored_bits
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
@@ -81,7 +81,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       rounds, iterations, joint = SOLVES[optimizer]
       turns: Any = {'rounds': min(rounds, preset.steps), 'iterations': iterations, 'joint': joint}
       learn = functools.partial(alternating.learn, **turns)
-    records += recovered.measure(trainer, recipe, tasks, [about] * len(tasks), learn)
+    records += stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks), learn)
   return records
 
 
@@ -96,10 +96,10 @@ def expect(table):
   """d₅₀ of every optimizer relative to AdamW's, and the most bits that a parameter and a bit of weight hold."""
   found = dict(best(table))
   for optimizer, rows in found.items():
-    halves = curves.half_sizes(rows)
+    halves = scaling_law.half_sizes(rows)
     yield from over_seeds(f'{optimizer}: d₅₀', halves)
     if optimizer != FIRST and FIRST in found:
-      ratios = [a / b for a, b in zip(halves, curves.half_sizes(found[FIRST]), strict=True)]
+      ratios = [a / b for a, b in zip(halves, scaling_law.half_sizes(found[FIRST]), strict=True)]
       yield from over_seeds(f'{optimizer}: d₅₀ / that of AdamW', ratios, LEAST, claim='Optimizers')
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().tolist()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import fresh, plotting
+from experiments.harness import fresh_subjects, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select
@@ -78,7 +78,7 @@ PRESETS = {
 
 def scores(config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
   """All that is measured of one model, by name."""
-  return fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)[0]
+  return fresh_subjects.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)[0]
 
 
 def random_directions(kind: Kind, seed: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import fresh, instances, plotting
+from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import ASSOCIATIVE, Sizes, sizes
 from experiments.harness.statistics import groups, select, values
@@ -107,7 +107,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   keys = instances.eval_keys(job.seed, 5)
   u_AxD = model.apply(config, params, method='unembedding')
   table_RxS, e_NxD = other_RxN[:, :FRESH], params['embed']['subjects']
-  e_SxD = fresh.embeddings(config, recipe, params, job, table_RxS, written_NxD)
+  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, table_RxS, written_NxD)
   known = e_NxD, u_AxD, job.answers_RxN
   ridge = linear_maps.best_ridge(*known)
   maps = linear_maps.fit_maps(*known, ridge)
@@ -118,7 +118,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
   learned = _learned(config, recipe, params, job, known, table_RxS) if len(written_NxD) else {}
   return {
     'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
-    **fresh.memorised(config, params, job), **learned,
+    **fresh_subjects.memorised(config, params, job), **learned,
     **_linear(config, known, e_SxD, table_RxS, other_RxN),
     **_swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys),
     **_units(config, params, e_NxD, e_SxD, table_RxS.T, keys[4]),
@@ -136,7 +136,7 @@ def _learned(config, recipe, params, job, known, table_RxS) -> dict:
   job = job.replace(weight_decay=jnp.float32(0), learning_rate=jnp.float32(0.05))
   ones_SxD = jnp.ones((table_RxS.shape[1], config.dim))
   e_SxD = new_facts.learn_embeddings(config, recipe, params, job, table_RxS, ones_SxD)
-  data = fresh.fitted_and_fresh(known, e_SxD, table_RxS)
+  data = fresh_subjects.fitted_and_fresh(known, e_SxD, table_RxS)
   return {
     'learned_accuracy': intervene.accuracy(config, params, e_SxD, table_RxS.T),
     'learned_probe_accuracy': linear_maps.probe_accuracy(*data),

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.harness import fresh, instances, plotting
+from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.model_kinds import ASSOCIATIVE, RECIPE, Kind, sizes
 from experiments.harness.statistics import groups, select, values
@@ -119,17 +119,17 @@ PRESETS = {
 
 def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
   """All that is measured of one model, by name."""
-  found, maps = fresh.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)
+  found, maps = fresh_subjects.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :NEW]
   found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # fitted to all of them
   for fraction in FRACTIONS[:-1]:
     some = slice(round(fraction * config.subjects))
     own = linear_maps.fit_best_maps(e_NxD[some], u_AxD, job.answers_RxN[:, some])
-    found[f'old_maps of {fraction:g}'] = fresh.zero_shot(config, params, own, new_RxS)
+    found[f'old_maps of {fraction:g}'] = fresh_subjects.zero_shot(config, params, own, new_RxS)
   key, size = instances.eval_keys(job.seed, 4)[3], recipe.batch or NEW
   through, _ = new_facts.fit_maps_through_model(config, params, maps, key, map_steps, size)
-  return found | {'fitted_maps': fresh.zero_shot(config, params, through, new_RxS)}
+  return found | {'fitted_maps': fresh_subjects.zero_shot(config, params, through, new_RxS)}
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:

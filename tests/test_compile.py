@@ -25,7 +25,7 @@ from geomem.training.recipe import Recipe
 
 jax.devices()  # JAX starts with two here, before a command that lowers for GPUs asks for as many as these may be
 PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
-NAMES = 'start lazy', 'train_chunks lazy', 'map_models recovered._scores lazy'
+NAMES = 'start lazy', 'train_chunks lazy', 'map_models stored_bits._scores lazy'
 libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed: make tpu'
 )
@@ -81,7 +81,7 @@ def test_programs_that_differ_in_more_than_sizes_are_all_kept():
   study = studies.load('optimizers')
   found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
   names = [one.name for one, _ in programs.largest([(one, '') for one in found])]
-  assert names.count('map_models recovered._scores alternating.learn') == 2
+  assert names.count('map_models stored_bits._scores alternating.learn') == 2
   assert {'train_chunks', 'train_chunks muon'} <= {*names}
   assert len({one.digest for one in found}) == len(found)
 

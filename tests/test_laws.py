@@ -16,7 +16,7 @@ import pytest
 
 from constructions import registry
 from experiments import frozen_embeddings, laws, multihop, pages
-from experiments.harness import curves, records, recovered
+from experiments.harness import records, scaling_law, stored_bits
 from experiments.harness.statistics import select
 from geomem import model
 from geomem.config import Config
@@ -113,7 +113,7 @@ def test_bits_of_facts_are_those_of_an_independent_count():
   n, r, d = 12, 3, 6
   task = Task(Config.trained(n, r, dim=d), Facts.bijections(n, r), seed=3)
   params = jax.tree.map(lambda a: 3 * a, model.draw(task.config, 3))
-  (record,) = recovered.measure(
+  (record,) = stored_bits.measure(
     Untrained(), Recipe(), [Task(task.config, task.facts, seed=3, params=params)], [{}]
   )
   paths = np.arange(r)[:, None]
@@ -138,7 +138,7 @@ def test_what_is_known_is_held_and_rounded():
   for sweep, states in batched.fit(sweep, states, 600):  # noqa: B020
     pass
   params = sweep.state_of(states, 0).params
-  (record,) = recovered.measure(
+  (record,) = stored_bits.measure(
     Untrained(), recipe, [Task(task.config, task.facts, params=params)], [{}]
   )
   assert record['accuracy'] == 1 and 0.95 * r * n * 4 < record['bits'] <= r * n * 4
@@ -147,7 +147,7 @@ def test_what_is_known_is_held_and_rounded():
 
 
 def test_sizes_are_different_and_around_the_middle():
-  assert recovered.dims(10, 8) == [4, 6, 8, 9, 10, 12, 15, 20] and recovered.dims(1.5, 4) == [
+  assert stored_bits.dims(10, 8) == [4, 6, 8, 9, 10, 12, 15, 20] and stored_bits.dims(1.5, 4) == [
     1,
     2,
     3,
@@ -175,7 +175,7 @@ def planted(half):
 
 
 def test_the_law_is_told_from_its_alternatives(monkeypatch):
-  monkeypatch.setattr(curves, 'STARTS', 2)
+  monkeypatch.setattr(scaling_law, 'STARTS', 2)
   right = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   cells = set(zip(right['subjects'], right['relations'], strict=True))
   monkeypatch.setattr(laws, 'CELLS', cells)
@@ -195,7 +195,7 @@ def test_the_law_is_told_from_its_alternatives(monkeypatch):
 
 
 def test_training_that_would_have_gone_on_is_told(monkeypatch):
-  monkeypatch.setattr(curves, 'STARTS', 1)
+  monkeypatch.setattr(scaling_law, 'STARTS', 1)
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)

@@ -16,7 +16,7 @@ from experiments.harness import programs, records, targets
 from experiments.harness.findings import decisions
 from experiments.harness.statistics import select, values
 from experiments.language import case as cases
-from experiments.language import natural, places, recalled
+from experiments.language import localization, real_countries, recalled
 from geomem.errors import InputError
 from geomem.pretrained import fact_encoder, load, prompts, wordings
 
@@ -99,7 +99,7 @@ def test_the_packaged_tables_are_read(name):
   every = [text for texts in own.wordings.values() for text in texts]
   assert len(set(every)) == len(every)  # no wording asks for two relations
   if name == 'homes':
-    assert set(own.answers['country']) == set(natural.COUNTRIES)
+    assert set(own.answers['country']) == set(real_countries.COUNTRIES)
 
 
 @pytest.mark.skipif(load.missing() is not None, reason='needs the packaged model')
@@ -326,13 +326,13 @@ def test_real_places_are_asked_before_and_after(case, monkeypatch):
   ]
   rows_NxD = np.asarray(case.model.params['embed']['tokens'])[:3]
   real = lambda model, languages=(): (prompts.tokenize(model, relations), rows_NxD)
-  monkeypatch.setattr(natural, 'COUNTRIES', places)
-  monkeypatch.setattr(natural, 'known', real)
-  found = pd.DataFrame(natural.countries(case))
+  monkeypatch.setattr(real_countries, 'COUNTRIES', places)
+  monkeypatch.setattr(real_countries, 'known', real)
+  found = pd.DataFrame(real_countries.countries(case))
   assert set(found['measurement']) == {'known', 'real flipped', 'real kept', 'nearest', 'cosine'}
   case.training = dataclasses.replace(case.training, steps=40, batch=8)
-  monkeypatch.setattr(natural, 'RATES', (0.03, 0.1))
-  found = pd.DataFrame(natural.adapters(case))
+  monkeypatch.setattr(real_countries, 'RATES', (0.03, 0.1))
+  found = pd.DataFrame(real_countries.adapters(case))
   before, after = (
     values(found, control=c, measurement='candidates')[0]
     for c in ('before fine-tuning', 'fine-tuned')
@@ -360,12 +360,12 @@ def test_the_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 def test_what_is_put_in_from_the_same_prompt_changes_nothing_and_from_another_one_does(case):
   rows_NxD = case.encoder.rows(case.tuples())
-  own, other = (places.Stream(case.asked, p, rows_NxD) for p in case.first_P)
+  own, other = (localization.Stream(case.asked, p, rows_NxD) for p in case.first_P)
   blank = {name: np.zeros((len(rows_NxD), 0), np.float32) for name in ('query', 'gate')}
 
   def run(stream, given, *put):
     about = stream.embedded, stream.prefix, stream.last_N, given
-    return stream.runner.map(places._intercepted, (put,), *about)
+    return stream.runner.map(localization._intercepted, (put,), *about)
 
   plain, seen = run(own, blank)
   np.testing.assert_allclose(plain, own.last[:, -1], rtol=1e-4, atol=1e-4)
@@ -379,9 +379,9 @@ def test_a_donor_decides_at_the_first_layer_of_the_subject_and_at_the_end_of_the
   answers_RxN = case.tuples()
   rows_NxD, p = case.encoder.rows(answers_RxN), case.first_P[0]
   donors_NxD = np.roll(rows_NxD, 1, axis=0)
-  stream = places.Stream(case.asked, p, donors_NxD)
+  stream = localization.Stream(case.asked, p, donors_NxD)
   token_A = case.asked.answers_RxAxK[0, :, 0]
   says_N = np.argmax(stream.runner.logits(stream.last[:, -1], token_A), axis=1)
   depth = case.model.config.depth
-  found = places.flips(case.asked, p, rows_NxD, donors_NxD, says_N, [0, depth])
+  found = localization.flips(case.asked, p, rows_NxD, donors_NxD, says_N, [0, depth])
   assert found['subject'][0] == 1 and found['last token'][1] == 1

@@ -14,7 +14,7 @@ from test_constructions import EXACT, MULTI_HOP, asked_of_numpy, build
 import constructions
 import geomem
 from experiments import dimensions
-from experiments.harness import fresh, methods, programs, studies
+from experiments.harness import fresh_subjects, methods, programs, studies
 from experiments.harness.model_kinds import RECIPE, Kind, sizes
 from geomem import model
 from geomem.checks import verify
@@ -273,7 +273,7 @@ def scores(config, params, job):
     'steered': intervene.steering_vectors(maps[0], u_AxD, targets_NxR, jnp.roll(targets_NxR, 1, 0)),
     'interchanged': projectors.interchange(config, params, frames, e_NxD, job.answers_RxN),
     'residuals': intervene.final_residuals(config, params, e_NxD),
-    'new facts': fresh.zero_shot(config, params, maps, job.answers_RxN),
+    'new facts': fresh_subjects.zero_shot(config, params, maps, job.answers_RxN),
     'cross-entropy': optimization.cross_entropy(config, KIND.recipe(), job, params),
     'through': new_facts.fit_maps_through_model(config, params, maps, jax.random.key(0), 2, 8),
   }  # fmt: skip

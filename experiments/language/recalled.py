@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.language import natural, places
+from experiments.language import localization, real_countries
 from experiments.language.case import Case, in_few_frames, new_prompts, record
 from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
@@ -31,7 +31,7 @@ def scores(asked: Prompts, rows_NxD, answers_RxN, prompt_P=None, **about) -> lis
   answer to another relation; how many bits the answers give about all facts of a subject."""
   right_NxP, chosen_NxP, log_p_NxP = prompts.recall(asked, rows_NxD, answers_RxN, prompt_P)
   relation_P = asked.relation_P if prompt_P is None else asked.relation_P[prompt_P]
-  chosen_right_NxP, other_NxP = places.classify(asked, answers_RxN, relation_P, chosen_NxP)
+  chosen_right_NxP, other_NxP = localization.classify(asked, answers_RxN, relation_P, chosen_NxP)
   bits_P = np.log2(asked.counts_R[relation_P]) + np.mean(log_p_NxP, axis=0) / np.log(2)
   found = {
     'top-1': right_NxP.mean(), 'candidates': chosen_right_NxP.mean(), 'another own': other_NxP.mean(),
@@ -54,7 +54,9 @@ def recall(case: Case) -> list[dict]:
         asked, some_P, text = in_new_prompts(case, new)
         found += scores(asked, rows_NxD, answers_RxN, some_P, prompts=text, **about)
   about |= {'prompts': 'trained'}
-  random = rows_NxD.mean(axis=0) + natural.of_length(case.rng(5), rows_NxD - rows_NxD.mean(axis=0))
+  random = rows_NxD.mean(axis=0) + real_countries.of_length(
+    case.rng(5), rows_NxD - rows_NxD.mean(axis=0)
+  )
   found += scores(case.asked, random, answers_RxN, case.few_P, **about, control='random vectors')
   controls = (
     blind(case.asked, answers_RxN) + type_cue(case, answers_RxN) + nearest(case, answers_RxN)
@@ -71,7 +73,7 @@ def in_new_prompts(case: Case, new: tuple[str, ...]) -> tuple[Prompts, np.ndarra
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
   """The best score of a map that does not know which relation is asked: one order of preference for every subject."""
-  own_NxR, ids_RxA = places.own_answers(asked, answers_RxN).T, places.answer_ids(asked)
+  own_NxR, ids_RxA = localization.own_answers(asked, answers_RxN).T, localization.answer_ids(asked)
   sets = [set(ids_RxA[r, :n].tolist()) for r, n in enumerate(asked.counts_R)]
   top = [
     max(np.count_nonzero(own_R == answer) for answer in own_R) / len(own_R) for own_R in own_NxR
@@ -89,7 +91,7 @@ def type_cue(case: Case, answers_RxN) -> list[dict]:
   """Baseline: the subject's own answer that fits the prompt best, according to the model when the row is b alone."""
   asked, count = case.asked, len(case.asked.relation_P)
   tokens = asked.answers_RxAxK[:, :, 0]
-  if len(np.unique(tokens)) < len(np.unique(places.answer_ids(asked))):
+  if len(np.unique(tokens)) < len(np.unique(localization.answer_ids(asked))):
     return []  # the first token does not distinguish an answer from all others
   rows_PxD = jnp.asarray(np.tile(case.encoder.bias_D, (count, 1)))
   examples = asked.examples(np.arange(count), np.zeros(count, int))
@@ -152,7 +154,7 @@ def swapped(
     flipped, kept = [], []
     for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
       add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
-      add_NxD = natural.of_length(rng, add_NxD) if control else add_NxD
+      add_NxD = real_countries.of_length(rng, add_NxD) if control else add_NxD
       changed_RxN = np.where(np.arange(len(answers_RxN))[:, None] == r, wanted_RxN, answers_RxN)
       right_NxP = prompts.recall(asked, rows_NxD + alpha * add_NxD, changed_RxN, some_P).right_NxP
       flipped.append(right_NxP[:, relation_P == r].ravel())
@@ -190,9 +192,12 @@ def no_relation(case: Case) -> list[dict]:
   """How often the most likely of the relations' answers is one of the subject's own when none of the relations is asked:
   are tokens merely boosted? Control: those of another subject."""
   answers_RxN, found = case.tuples(), []
-  rows_NxD, own_RxN = case.encoder.rows(answers_RxN), places.own_answers(case.asked, answers_RxN)
+  rows_NxD, own_RxN = (
+    case.encoder.rows(answers_RxN),
+    localization.own_answers(case.asked, answers_RxN),
+  )
   said = [
-    places.answer_ids(case.asked)[
+    localization.answer_ids(case.asked)[
       r, prompts.recall(asked, rows_NxD, answers_RxN[r : r + 1]).chosen_NxP
     ]
     for r, asked in enumerate(case.of_no_relation())
@@ -325,12 +330,13 @@ def hops(case: Case) -> list[dict]:
   """Answers are places whose language the model knows: two hops in one prompt. Controls: the first hop alone in the same
   words; a prompt that names no relation; and facts told in the prompt."""
   relations = case.asked.relations
-  if not all(set(relation.answers) <= natural.COUNTRIES.keys() for relation in relations):
+  if not all(set(relation.answers) <= real_countries.COUNTRIES.keys() for relation in relations):
     return []
   answers_RxN, frame = case.tuples(), case.own.frames[0]
   texts = tuple(f'The official language of {text}' for text in FIRST_HOPS)
   languages = [
-    tuple(natural.COUNTRIES[answer][0] for answer in relation.answers) for relation in relations
+    tuple(real_countries.COUNTRIES[answer][0] for answer in relation.answers)
+    for relation in relations
   ]
   ask = lambda texts, answers: prompts.tokenize(case.model, [
     Relation(relation.name, own, (f'{frame} {text}',))
@@ -347,5 +353,5 @@ def hops(case: Case) -> list[dict]:
   for relation, fact, text, own in zip(relations, told, texts, languages, strict=False):
     for place in relation.answers:
       said = case.model.ask(f'{frame.replace("{}", NAME)} {fact} {place}. {text}', own)
-      right.append(said == natural.COUNTRIES[place][0])
+      right.append(said == real_countries.COUNTRIES[place][0])
   return [*found, record('candidates', right, control='told in the prompt', **about)]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from geomem.errors import InputError
-from geomem.pretrained import mapped
+from geomem.pretrained import mmap_files
 
 STRING, ARRAY = 8, 9
 NUMBERS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))  # their codes in `struct`
@@ -92,7 +92,7 @@ class GGUF:
   """An open file: `fields` and `tensors` by name; `array` reads the values of one tensor."""
 
   def __init__(self, path: str | os.PathLike):
-    self._bytes, found = mapped.opened(path, 'GGUF', lambda data: _header(_Reader(data)))
+    self._bytes, found = mmap_files.opened(path, 'GGUF', lambda data: _header(_Reader(data)))
     self.fields: dict[str, Any] = found[0]
     self.tensors: dict[str, Tensor] = found[1]
 

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from geomem.errors import InputError
-from geomem.pretrained import mapped
+from geomem.pretrained import mmap_files
 
 DTYPES = {
   'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'BF16': ml_dtypes.bfloat16,
@@ -28,7 +28,7 @@ INDEX = 'model.safetensors.index.json'
 
 
 def read_json(path: Path) -> dict:
-  return mapped.opened(path, 'JSON', _object)[1]
+  return mmap_files.opened(path, 'JSON', _object)[1]
 
 
 def _object(data: bytes | mmap.mmap) -> dict:
@@ -55,7 +55,7 @@ class Safetensors:
 
   def __init__(self, path: Path):
     self.path = path
-    self._bytes, (self._base, self.tensors) = mapped.opened(path, 'safetensors', _header)
+    self._bytes, (self._base, self.tensors) = mmap_files.opened(path, 'safetensors', _header)
 
   def array(self, name: str) -> np.ndarray:
     """A tensor in float32."""

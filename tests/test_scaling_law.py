@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from experiments.harness import curves
+from experiments.harness import scaling_law
 
 CELLS = (64, 2), (64, 8), (256, 6), (4096, 2), (4096, 4), (65536, 3)
 
@@ -23,7 +23,7 @@ def planted(half, width=0.15, seed=0, seeds=3):
 
 @pytest.mark.parametrize(('p', 'q'), [(1.0, 1.0), (0.7, 1.3)])
 def test_a_planted_law_is_found_again(p, q):
-  law = curves.fit(planted(lambda n, r: 2 + 0.2 * r**p * np.log2(n) ** q))
+  law = scaling_law.fit(planted(lambda n, r: 2 + 0.2 * r**p * np.log2(n) ** q))
   assert law.q == pytest.approx(q, abs=0.15) and law.p == pytest.approx(p, abs=0.15)
   assert law.half(256, 6) == pytest.approx(2 + 0.2 * 6**p * 8**q, rel=0.05)
 
@@ -31,7 +31,7 @@ def test_a_planted_law_is_found_again(p, q):
 def test_wide_models_that_fall_short_do_not_bend_the_law():
   """A tenth of what they know is lost in training: this is the lapse, and not the width of the curve or the exponents."""
   short = planted(lambda n, r: 2 + 0.2 * r * np.log2(n))
-  law = curves.fit(short.assign(accuracy=0.9 * short['accuracy']))
+  law = scaling_law.fit(short.assign(accuracy=0.9 * short['accuracy']))
   assert law.lapse == pytest.approx(0.1, abs=0.03)
   assert law.q == pytest.approx(1, abs=0.15) and law.p == pytest.approx(1, abs=0.15)
 
@@ -41,13 +41,13 @@ def test_laws_are_told_apart():
     planted(lambda n, r: 1 + r * np.log2(n) / 6),
     planted(lambda n, r: r * n**0.5 / 4),
   )
-  assert curves.fit(logarithmic).aic < curves.fit(logarithmic, 'power').aic
-  assert curves.fit(logarithmic).aic < curves.fit(logarithmic, 'power', q=0.5).aic - 50
-  assert curves.fit(root, 'power', q=0.5).aic < curves.fit(root).aic
+  assert scaling_law.fit(logarithmic).aic < scaling_law.fit(logarithmic, 'power').aic
+  assert scaling_law.fit(logarithmic).aic < scaling_law.fit(logarithmic, 'power', q=0.5).aic - 50
+  assert scaling_law.fit(root, 'power', q=0.5).aic < scaling_law.fit(root).aic
 
 
 def test_where_a_curve_passes_one_half():
-  assert curves.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
-  assert np.isnan(curves.half_size([1, 2], [0, 0.4])) and np.isnan(
-    curves.half_size([1, 2], [0.6, 1])
+  assert scaling_law.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
+  assert np.isnan(scaling_law.half_size([1, 2], [0, 0.4])) and np.isnan(
+    scaling_law.half_size([1, 2], [0.6, 1])
   )
