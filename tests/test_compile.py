@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from experiments import compile as compiling
-from experiments import laws
+from experiments import laws, pages, train
 from experiments.harness import cli, machine, programs, records, studies, targets
 from experiments.harness.programs import Program
 from geomem.config import Config
@@ -23,6 +24,7 @@ from geomem.training.batched import Task
 from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
 
+ROOT = Path(__file__).parents[1]
 jax.devices()  # JAX starts with two here, before a command that lowers for GPUs asks for as many as these may be
 PRESET = laws.Preset(cells=((8, 2),), passes=(1,), steps=4, seeds=1, dims=(2, 3))
 NAMES = 'start lazy', 'train_chunks lazy', 'map_models stored_bits._scores lazy'
@@ -53,6 +55,31 @@ def test_what_is_recorded_is_what_runs(monkeypatch):
   assert [one.name for one in recorded] == list(NAMES)
   for one, (real, args) in zip(recorded, called, strict=True):
     assert one.function is real and shapes(one.args) == shapes(args)
+
+
+def test_the_notebook_trains_on_a_tpu_what_was_compiled():
+  """Its two trainings, by the sizes that it has on a TPU, are among the commands of the committed record."""
+  lines = (ROOT / 'notebooks/tpu.ipynb').read_text(encoding='utf-8').splitlines()
+  on_tpu = [
+    re.findall(r'[\d*]+', following)
+    for line, following in itertools.pairwise(lines)
+    if 'if on_tpu' in line
+  ]
+  (models, subjects, relations, _), (many, more, dim, batch, _) = (
+    [10**6 if size == '10**6' else int(size) for size in sizes] for sizes in on_tpu
+  )
+  own = train.Options
+  expected = (
+    {'subjects': subjects, 'relations': relations, 'dim': 16, 'batch': None, 'models': models},
+    {'subjects': many, 'relations': more, 'dim': dim, 'batch': batch, 'models': None},
+  )
+  command = records.read(pages.RESULTS / 'compiled_tpu.json').about['command']
+  compiled = [dict(re.findall(r'--(\w+)=(\d+)', one)) for one in command.split('; ')]
+  fixed = {'relations': own.relations, 'dim': own.dim, 'batch': None, 'models': None}
+  for sizes in expected:
+    assert any(
+      {**fixed, **{k: int(v) for k, v in one.items() if k != 'target'}} == sizes for one in compiled
+    ), sizes
 
 
 def test_a_study_that_goes_on_with_what_it_trained_is_recorded_to_its_end():
