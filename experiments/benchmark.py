@@ -17,7 +17,7 @@ import math
 import operator
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -200,15 +200,25 @@ def scaling(subjects=64, relations=4, dim=16, models=16, steps=50, axes=AXES, se
   """Seconds per step of one model as one size grows, and the exponent of a power law fitted to them."""
   base = {'subjects': subjects, 'relations': relations, 'dim': dim, 'models': models}
   for axis, values in axes.items():
-    taken = []
-    for value in values:
+
+    def timed(value, axis=axis):
       n, r, d, models = (base | {axis: value}).values()
       run = sweep_of(ENDLESS, [task(n, r, d, seed + i) for i in range(models)])
-      taken.append(timing.least_seconds(partial(run, steps), 3) / steps / models)
-      sizes = about(N=n, R=r, d=d, models=models)
-      yield {'axis': axis, 'value': value, 'ours_seconds': taken[-1], **sizes}
-    exponent = statistics.linear_fit(np.log(values).tolist(), np.log(taken).tolist())[1]
-    yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
+      seconds = timing.least_seconds(partial(run, steps), 3) / steps / models
+      return seconds, about(N=n, R=r, d=d, models=models)
+
+    yield from growth(axis, values, timed)
+
+
+def growth(axis: str, values: Sequence[int], timed: Callable[[int], tuple[float, dict]]):
+  """The seconds and sizes at each value, and the exponent of a power law fitted to the seconds."""
+  taken = []
+  for value in values:
+    seconds, sizes = timed(value)
+    taken.append(seconds)
+    yield {'axis': axis, 'value': value, 'ours_seconds': seconds, **sizes}
+  exponent = statistics.linear_fit(np.log(values).tolist(), np.log(taken).tolist())[1]
+  yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 
 def vocabulary(
@@ -217,14 +227,13 @@ def vocabulary(
   """Seconds per step in batches of one size, with the softmax over some answers, as N grows; the exponent of a power law
   fitted to them is 0 if a step takes as long at every N."""
   recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True, negatives=negatives)
-  taken, axis = [], f'subjects, batch {batch}'
-  for n in subjects:
+
+  def timed(n):
     run = one_model(recipe, task(n, relations, dim, seed)).run
-    taken.append(timing.least_seconds(partial(run, steps), 3) / steps)
-    sizes = about(N=n, R=relations, d=dim, batch=batch, negatives=negatives)
-    yield {'axis': axis, 'value': n, 'ours_seconds': taken[-1], **sizes}
-  exponent = statistics.linear_fit(np.log(subjects).tolist(), np.log(taken).tolist())[1]
-  yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
+    seconds = timing.least_seconds(partial(run, steps), 3) / steps
+    return seconds, about(N=n, R=relations, d=dim, batch=batch, negatives=negatives)
+
+  yield from growth(f'subjects, batch {batch}', subjects, timed)
 
 
 def rows(batch=24, steps=2, rounds=5, seed=0):

@@ -298,7 +298,7 @@ def _compared(text: str, rows):
     stays = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
     what = f'answers kept with the residual of a donor that {localization.UNASKED} patched in at the {place}, lowest over layers'
     yield from over_seeds(f'{text}, {what}', stays.tolist())
-  for (place, control), own in groups(select_probes(rows), 'place', 'control'):
+  for (place, control), own in groups(select(rows, measurement='probe'), 'place', 'control'):
     by_layer = own.groupby(['seed', 'layer'])['value'].mean()
     what = 'the other relations’ attributes' if control else 'the attribute asked for'
     yield from over_seeds(
@@ -319,10 +319,6 @@ def _compared(text: str, rows):
         f"{text}, {end} block after which patching in a donor's residual at the {place} flips half of the answers",
         list(map(float, last)),
       )
-
-
-def select_probes(rows):
-  return rows[rows['measurement'] == 'probe']
 
 
 def plot(table):

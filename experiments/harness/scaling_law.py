@@ -1,8 +1,8 @@
 """A law fitted to whole accuracy curves: the size at which half of the facts are known, as a formula in N and R.
 
 The fraction of its N·R queries that a model with d dimensions answers right is beta-binomial, with mean
-(1 − λ)·σ((log d − log d₅₀)/w); the lapse λ allows for wide models that training leaves short of all facts. Queries to one model are not independent, so the seeds are the unit: the overdispersion is
-fitted together with the law.
+(1 − λ)·σ((log d − log d₅₀)/w); the lapse λ allows for wide models that training leaves short of all facts. Queries to one
+model are not independent, so the seeds are the unit: the overdispersion is fitted together with the law.
 """
 
 import dataclasses
@@ -18,9 +18,8 @@ from experiments.harness.statistics import groups
 SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'log2': np.log2,
   'power': np.asarray,
-  'bijections': lambda n: (
-    gammaln(np.asarray(n) + 1) / np.log(2) / n
-  ),  # the bits of a random one, per subject
+  # the bits of a random bijection, per subject
+  'bijections': lambda n: gammaln(np.asarray(n) + 1) / np.log(2) / n,
 }
 STARTS = 4
 SETTLED = 0.05  # largest relative change of a measured value when the training budget is doubled
