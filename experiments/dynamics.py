@@ -31,7 +31,7 @@ CONTROL = 'random weights'
 FRESH = 64  # subjects that the model never saw
 SCORES = {
   'accuracy': 'accuracy', 'fresh_accuracy': 'accuracy on fresh subjects', 'probe_accuracy': 'linear probe accuracy, fresh subjects',
-  'superposition_r2': 'superposition $R^2$, fresh subjects', 'swapped': 'swaps along fitted maps, lower of flipped and kept',
+  'superposition_r2': 'superposition $R^2$, fresh subjects', 'swapped': 'swaps, lower of flipped and kept',
 }  # fmt: skip
 STRUCTURE = 'probe_accuracy', 'superposition_r2', 'swapped'
 BY_RELATION = 'accuracy', 'probe_accuracy', 'swapped'
@@ -79,7 +79,7 @@ def scores(config: Config, recipe: Recipe, params, job, other_RxN, *_):
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per number and stop, and per relation where there is a number for each."""
-  first, stops = preset.recipe(), (*preset.stops, preset.steps)
+  first, stops = preset.geometric(), (*preset.stops, preset.steps)
   found = {
     kind.model: kind.evaluate(trainer, seeds, scores, stops)[1]
     for kind in (first, dataclasses.replace(first, model=CONTROL))

@@ -71,7 +71,7 @@ class Preset(Sizes):
 
   def kinds(self):
     """A geometric memory, a plain AdamW model, a memory in the MLP, and a constructed selector."""
-    first = self.recipe()
+    first = self.geometric()
     memory = dataclasses.replace(first, **ASSOCIATIVE)
     every = first, self.plain(), memory, dataclasses.replace(first, model='constructed')
     return [kind for kind in every if kind.model in self.models]

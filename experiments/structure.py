@@ -68,7 +68,7 @@ class Preset(Sizes):
 
   def kinds(self):
     """The kinds of model to analyse; the last is trained with plain AdamW."""
-    first = self.recipe()
+    first = self.geometric()
     every = [first, dataclasses.replace(first, unembedding='trained')]
     every += [
       dataclasses.replace(first, model=name)

@@ -17,7 +17,7 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 # The recipe with which gradient descent finds the predicted structure; experiments.transfer ablates it part by part.
-RECIPE: dict[str, Any] = {
+GEOMETRIC_RECIPE: dict[str, Any] = {
   'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
@@ -51,13 +51,13 @@ class Sizes:
   def own(self) -> dict[str, Any]:
     return {name: getattr(self, name) for name in SIZES}
 
-  def recipe(self) -> 'Kind':
+  def geometric(self) -> 'Kind':
     """A model of the recipe."""
-    return Kind(**self.own(), **RECIPE)
+    return Kind(**self.own(), **GEOMETRIC_RECIPE)
 
   def plain(self) -> 'Kind':
     """A model trained by plain AdamW, at the rates of the recipe: at others it often fails."""
-    same = {name: RECIPE[name] for name in ('weight_decay', 'learning_rate')}
+    same = {name: GEOMETRIC_RECIPE[name] for name in ('weight_decay', 'learning_rate')}
     return Kind(model='plain AdamW', **self.own(), **same)
 
 
