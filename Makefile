@@ -33,7 +33,7 @@ INSTALL = $(call install,.venv)
 SOURCES := $(shell find geomem constructions experiments -name '*.py' 2>/dev/null)
 TEST_FILES := $(shell find tests -type f -name '*.py' 2>/dev/null)
 NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
-PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/page experiments/data -type f 2>/dev/null)
+PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/web experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
 .PHONY: figures demo reproduce full test check interop tpu accelerator docs wheel matrix lock weights language-model clean

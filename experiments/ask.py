@@ -29,7 +29,7 @@ import pandas as pd
 
 import constructions
 from experiments.harness import cli, records, render
-from experiments.page import trace_figure
+from experiments.web import trace_figure
 from geomem import export
 from geomem.errors import InputError
 from geomem.inside import asking

@@ -24,7 +24,7 @@ from experiments import pages
 from experiments.harness import cli, machine, records, render, studies
 from experiments.harness.findings import verdict
 from experiments.harness.study import Scale, Study
-from experiments.page import explorer, trace_figure
+from experiments.web import explorer, trace_figure
 from experiments.pages import Result
 from geomem import Facts
 from geomem.errors import InputError

@@ -37,7 +37,7 @@ def check_files(checkout: Path) -> None:
       f'{folder}: not installed'
     )
   assert all((folder / 'py.typed').exists() for folder in folders[:2])
-  for path in [*checkout.glob('experiments/data/*.csv'), *checkout.glob('experiments/page/*.*')]:
+  for path in [*checkout.glob('experiments/data/*.csv'), *checkout.glob('experiments/web/*.*')]:
     there = folders[2].parent / path.relative_to(checkout)
     assert there.exists(), f'{path} is not in the wheel'
 

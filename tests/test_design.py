@@ -68,7 +68,7 @@ def test_every_module_is_on_the_map():
   """The page links all modules but constructions, binaries, figures and geomem/pretrained, and all folders."""
   text = (ROOT / 'docs/design.md').read_text(encoding='utf-8')
   shown = [*(ROOT / 'geomem').rglob('*.py'), *(ROOT / 'experiments/harness').glob('*.py'),
-           *ROOT.glob('experiments/page/*.py'), *ROOT.glob('experiments/language/*.py')]  # fmt: skip
+           *ROOT.glob('experiments/web/*.py'), *ROOT.glob('experiments/language/*.py')]  # fmt: skip
   modules = {path.relative_to(ROOT) for path in shown if path.name != '__init__.py'}
   assert len(modules) > 40
   for path in modules:

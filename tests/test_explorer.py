@@ -12,8 +12,8 @@ import pytest
 from constructions import registry
 from experiments import report
 from experiments.harness import machine
-from experiments.page import explorer
-from experiments.page.explorer_models import ExplorerModel, models
+from experiments.web import explorer
+from experiments.web.explorer_models import ExplorerModel, models
 from geomem import model, queries
 from geomem.facts import Facts
 from geomem.inside import trace

@@ -9,7 +9,7 @@ import pytest
 from test_trace import ask, build
 
 from constructions import registry
-from experiments.page import trace_figure
+from experiments.web import trace_figure
 from geomem.facts import Facts
 from geomem.inside import trace
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from experiments.harness import machine, records
-from experiments.page.entries import entries, label, stages
-from experiments.page.explorer_models import ExplorerModel, Probes, models
+from experiments.web.entries import entries, label, stages
+from experiments.web.explorer_models import ExplorerModel, Probes, models
 from geomem import queries
 from geomem.facade import FactModel
 from geomem.inside import trace as tracing

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from experiments.harness.plotting import BLACK, BLUE, GREY, ORANGE, STYLE
-from experiments.page.entries import entries, label, stages
+from experiments.web.entries import entries, label, stages
 from geomem.inside import trace as tracing
 from geomem.inside.trace import Trace
 
