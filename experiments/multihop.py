@@ -4,8 +4,9 @@
 
 Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in the same number of
 passes. They answer directly (without chain of thought), in one layer or more, or emit every
-intermediate subject (chain of thought). Every model enters with its accuracy; d₅₀ is the d at which
-half of the answers are right. Expected: for direct answers d₅₀ grows with k, fivefold or more from
+intermediate subject (chain of thought). Every model enters with its accuracy. A model that ignores
+the relations can be right about one of R^k paths, or one of R steps, which with R = 2 is half of
+them. So d₅₀ is the d at which half of what such a model cannot answer is known. Expected: for direct answers d₅₀ grows with k, fivefold or more from
 one hop to four; with chain of thought, a single teacher-forced step takes the d of one hop. The
 control for direct answers is one hop of R^k relations that have nothing to do with one another: a
 model that does not exploit the composition needs as much for k hops. Whole chains, of which every
@@ -20,6 +21,8 @@ rule, an angle for every hop, are defined there.
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,51 +36,89 @@ from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mode:
+  """How models answer, and are trained to. `batch`: subjects per step, each with all its paths. `learning_rate`: up to
+  d = 8; beyond, it falls as 1/d. `middle(n, r, hops)`: the d around which sizes lie.
+
+  Rates and sizes are from trials on one seed below 100, at N = 1,024 and k = 1 and 4. Higher rates leave models that
+  ignore the relations: with those of experiments.laws, direct models of d = 20 are right about .13 of the answers to four
+  hops, here about .27. Chains need many steps before they tell the relations of a prompt apart; smaller batches give more.
+  """
+
+  name: str
+  chain: bool = False
+  loss: str = 'answer'
+  batch: int = 64
+  learning_rate: float = 0.02
+  embedding_lr_multiplier: float = 3.0
+  middle: Callable[[int, int, int], float]
+  rule: bool = False  # positions are written, not learned
+
+
+paths = lambda n, r, hops: stored_bits.guess(n, r**hops) * (1.5 if hops > 1 else 1.2)
+chains = lambda n, r, hops: stored_bits.guess(n, r) * (0.7 + 0.5 * hops)
+CHAIN: Any = {
+  'chain': True, 'loss': 'chain', 'batch': 16, 'learning_rate': 0.01, 'embedding_lr_multiplier': 1.0, 'middle': chains,
+}  # fmt: skip
 UNRELATED = 'unrelated'
-MODES = {'direct': (False, 'answer'), 'chain': (True, 'chain'), UNRELATED: (False, 'answer')}
-NAMES = {'direct': 'direct', 'chain': 'chain of thought', UNRELATED: 'one hop of R^k relations'}
+MODES = {
+  'direct': Mode(name='direct', middle=paths),
+  'chain': Mode(name='chain of thought', **CHAIN),
+  'chain_by_rule': Mode(name='chain of thought, positions by rule', rule=True, **CHAIN),
+  UNRELATED: Mode(name='one hop of R^k relations', middle=paths),
+}
 TARGET = 0.99
+BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
+  ('direct', 1): {'at_least': 5.0},
+  ('chain', 1): {'at_most': 1.3},
+}
 LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would make d₅₀ look large
-STABLE_DIM, EMBEDDING_LR_MULTIPLIER = 8, 3.0  # as experiments.laws has found
+STABLE_DIM = 8
 STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
+RULE_DIM = 4  # dimensions that positions by rule take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
-  """`depths`: of the direct models; all others have one layer. `sizes`: number of values of d.
-
-  `batch`: subjects per step, each with all its paths. `steps`: budgets; d₅₀ is read at the last.
-  `learning_rate`: up to d = 8; beyond, it falls as 1/d. `longer_dim`: d of the models asked for one
-  hop more.
+  """`depths`: of the direct models; all others have one layer. `sizes`: number of values of d. `steps`: budgets, in steps
+  of 64 subjects; d₅₀ is read at the last. `longer_dim`: d of the models asked for one hop more.
   """
 
   subjects: int
   relations: int = 2
   hops: tuple[int, ...] = (1, 2, 3, 4)
-  depths: tuple[int, ...] = (1, 2)
+  depths: tuple[int, ...] = (1,)
   modes: tuple[str, ...] = tuple(MODES)
   sizes: int = 6
-  batch: int = 64
   steps: tuple[int, ...] = (2000,)
-  learning_rate: float = 0.06
   weight_decay: float = 0.03
   longer_dim: int = 32
   seeds: int
 
 
+def full(mode: str, **options) -> Preset:
+  return Preset(
+    subjects=1024, modes=(mode,), **{'steps': (8000,), 'hops': (1, 4), 'seeds': 3, **options}
+  )
+
+
 PRESETS = {
   'smoke': Preset(
-    subjects=16, hops=(1, 2), depths=(1,), modes=('direct', 'chain'), sizes=3, steps=(200,), seeds=1, batch=16,
+    subjects=16, hops=(1, 2), modes=('direct', 'chain'), sizes=3, steps=(100,), seeds=1
   ),
-  'laptop': Preset(subjects=64, hops=(1, 4), depths=(1,), sizes=4, seeds=2),
+  'laptop': Preset(subjects=64, hops=(1, 4), sizes=4, seeds=2),
   'full': {
-    f'{mode}_{depth}': Preset(subjects=1024, modes=(mode,), depths=(depth,), steps=steps, sizes=sizes, seeds=4)
-    for mode, depth, steps, sizes in (
-      ('chain', 1, (2000, 4000), 8), ('direct', 1, (2000, 4000), 6), ('direct', 2, (4000,), 6), (UNRELATED, 1, (4000,), 6),
-    )
+    # Direct models get twice the passes of chains: what they need more of cannot be for want of training.
+    'direct_1': full('direct', steps=(4000, 8000), hops=(1, 2, 3, 4), seeds=4),
+    'direct_2': full('direct', depths=(2,)),
+    'unrelated_1': full(UNRELATED),
+    'chain_1': full('chain', steps=(2000, 4000), hops=(1, 2, 4), sizes=5),
+    'chain_by_rule_1': full('chain_by_rule', steps=(2000, 4000), sizes=5),
   },
-}  # fmt: skip
+}
 
 
 def measure(trainer, preset, seeds):
@@ -87,8 +128,9 @@ def measure(trainer, preset, seeds):
   for mode, hops, steps in itertools.product(preset.modes, preset.hops, preset.steps):
     for depth in preset.depths if mode == 'direct' else (1,):
       records += trained(trainer, preset, mode, hops, depth, steps, seeds)
-  if 'chain' in preset.modes:
-    records += [row for rule in (False, True) for row in long_chains(trainer, preset, seeds, rule)]
+  for mode in preset.modes:
+    if MODES[mode].chain:
+      records += long_chains(trainer, preset, seeds, mode)
   if 'direct' not in preset.modes or 1 not in preset.depths:
     return records
   most = max(r.get('subject_bits', 0.0) for r in records)
@@ -101,27 +143,13 @@ def trained(
 ) -> list[dict]:
   """Models of several sizes; those that know nearly all facts with their internal bits and the bits
   in an embedding."""
-  n, r, (chain, loss) = preset.subjects, preset.relations, MODES[mode]
+  n, r, how = preset.subjects, preset.relations, MODES[mode]
   relations, asked = (r**hops, 1) if mode == UNRELATED else (r, hops)
-  recipe = Recipe.with_warmup(
-    steps,
-    hops=asked,
-    chain_of_thought=chain,
-    loss=loss,
-    batch=min(preset.batch, n),
-    passes=True,
-    target=None,
-    evaluate=False,
-    embedding_lr_multiplier=EMBEDDING_LR_MULTIPLIER,
-  )
-  middle = 1.3 * stored_bits.guess(n, r) if chain else stored_bits.guess(n, r**hops)
-  sizes = stored_bits.dims(middle, preset.sizes)
-  if hops == max(preset.hops):
-    sizes.append(round(3 * middle))  # so that one knows nearly all answers
-  config = lambda d: Config.trained(n, relations, d, depth=depth, length=recipe.length())
-  facts = functools.partial(instances.bijections, n, relations)
+  recipe = recipe_of(preset, how, asked, steps)
+  sizes = stored_bits.dims(how.middle(n, r, hops), preset.sizes)
+  sizes = [d for d in sizes if d >= RULE_DIM or not how.rule]
   tasks = [
-    Task(config(d), facts(seed), rate(preset, d), preset.weight_decay, seed)
+    task(preset, how, d, seed, recipe, relations=relations, depth=depth)
     for d, seed in itertools.product(sizes, seeds)
   ]
   about = {
@@ -137,43 +165,39 @@ def trained(
   return records
 
 
-def rate(preset: Preset, dim: int) -> float:
-  return preset.learning_rate * min(1.0, STABLE_DIM / dim)
+def recipe_of(preset: Preset, how: Mode, hops: int, steps: int) -> Recipe:
+  batch = min(how.batch, preset.subjects)
+  return Recipe.with_warmup(
+    steps * 64 // how.batch, hops=hops, chain_of_thought=how.chain, loss=how.loss, batch=batch, passes=True, target=None,
+    evaluate=False, embedding_lr_multiplier=how.embedding_lr_multiplier, frozen=(POSITIONS,) if how.rule else (),
+  )  # fmt: skip
 
 
-def long_chains(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
+def task(preset: Preset, how: Mode, dim: int, seed: int, recipe: Recipe, **options) -> Task:
+  """A model before training, with room for one chain of the recipe's hops, or of `length` tokens."""
+  sizes = {'relations': preset.relations, 'length': recipe.length()} | options
+  config = Config.trained(preset.subjects, dim=dim, **sizes)
+  facts = instances.bijections(preset.subjects, config.relations, seed)
+  rate = how.learning_rate * min(1.0, STABLE_DIM / dim)
+  one = Task(config, facts, rate, preset.weight_decay, seed)
+  if not how.rule:
+    return one
+  written = with_positions(batched.parameters(one, config), recipe.hops)
+  return dataclasses.replace(one, params=written)
+
+
+def long_chains(trainer, preset: Preset, seeds, mode: str) -> list[dict]:
   """Records of models trained on chains of one hop less than the most: accuracy of the steps of
   these chains and of chains of the most hops, each step by itself and all of a chain."""
-  n, r, most = preset.subjects, preset.relations, max(preset.hops)
+  n, r, most, how = preset.subjects, preset.relations, max(preset.hops), MODES[mode]
   learned = max(1, most - 1)
-  recipe = Recipe.with_warmup(
-    preset.steps[-1],
-    hops=learned,
-    chain_of_thought=True,
-    loss='chain',
-    batch=min(preset.batch, n),
-    passes=True,
-    target=None,
-    evaluate=False,
-    embedding_lr_multiplier=EMBEDDING_LR_MULTIPLIER,
-    frozen=(POSITIONS,) if rule else (),
-  )
-  config = Config.trained(n, r, dim=preset.longer_dim, length=2 * most)
-  tasks = [
-    Task(
-      config, instances.bijections(n, r, seed), rate(preset, config.dim), preset.weight_decay, seed
-    )
-    for seed in seeds
-  ]
-  if rule:
-    written = lambda task: batched.parameters(task, config)
-    tasks = [
-      dataclasses.replace(task, params=with_positions(written(task), learned)) for task in tasks
-    ]
+  recipe = recipe_of(preset, how, learned, preset.steps[-1])
+  tasks = [task(preset, how, preset.longer_dim, seed, recipe, length=2 * most) for seed in seeds]
+  config = tasks[0].config
 
   def answered(params, job):
     def of(hops, per_step):
-      own = with_positions(params, hops) if rule else params
+      own = with_positions(params, hops) if how.rule else params
       asked = dataclasses.replace(recipe, hops=hops)
       return optimization.accuracy(config, asked, job, own, per_step=per_step)
 
@@ -186,7 +210,7 @@ def long_chains(trainer, preset: Preset, seeds, rule: bool) -> list[dict]:
   return [
     {
       'kind': 'longer', 'measurement': what, 'model': 'chain', 'control': None, 'depth': 1, 'subjects': n,
-      'relations': r, 'hops': int(hops), 'trained_to': learned, 'positions': 'by rule' if rule else 'learned',
+      'relations': r, 'hops': int(hops), 'trained_to': learned, 'positions': 'by rule' if how.rule else 'learned',
       'dim': preset.longer_dim, 'seed': seed, 'value': float(value),
     } for key, values_S in found.items() for hops, _, what in [key.partition(' ')]
     for seed, value in zip(seeds, values_S, strict=True)
@@ -221,6 +245,16 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
   return rows[rows['steps'] == by.transform('max')]
 
 
+def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:
+  """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right."""
+  paths = rows['relations'] ** rows['hops']
+  steps = paths.mask(rows['model'].str.startswith('chain'), rows['relations'])
+  beyond = lambda score, choices: (score * choices - 1) / (choices - 1)
+  return rows.assign(
+    accuracy=beyond(rows['accuracy'], paths), each_step=beyond(rows['each_step'], steps)
+  )
+
+
 def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = None) -> list[float]:
   """d₅₀ at the most hops over that at one, for every seed. Where no model of the most hops knows half, d₅₀ is beyond all
   sizes: then it is `beyond`, or the largest of them, a lower bound."""
@@ -241,48 +275,8 @@ def expect(table):
   """d₅₀ at the most hops over that at one; whole chains; internal bits against those of
   the constructions; and chains of one hop more."""
   every = select(table, kind='trained')
-  rows, decides = longest(every), every['subjects'].max() >= 1024
-  unrelated = growth(select(rows, model=UNRELATED))
-  for (mode, depth), own in groups(rows, 'model', 'depth'):
-    n, most = int(own['subjects'].iloc[0]), own['hops'].max()
-    name = f'N = {n:,}, {NAMES[mode]}, depth {depth:.0f}'
-    scores = ('each_step', 'accuracy') if mode == 'chain' else ('accuracy',)
-    for score in scores:
-      text = name + {'each_step': ', per step (teacher-forced)'}.get(
-        score, ', whole chains' * (mode == 'chain')
-      )
-      size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
-      for hops, values in size.items():
-        yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
-      if most > 1 and 1 in size:
-        bounds: dict = {('direct', 1): {'at_least': 5.0}, ('chain', 1): {'at_most': 1.3}}.get(
-          (mode, depth), {}
-        )
-        bounds = bounds if score == scores[0] else {}
-        last = select(own, hops=most)
-        yield from over_seeds(
-          f'{text}: accuracy of the largest model at k = {most:.0f}', last[last['dim'] == last['dim'].max()][score], LEAST, check=True,
-        )  # fmt: skip
-        same = select(every, model=mode, depth=depth)
-        for hops in (1, most):
-          read = functools.partial(scaling_law.half_sizes, score=score)
-          changes = scaling_law.last_change(select(same, hops=hops), 'steps', read)
-          yield from over_seeds(
-            f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=scaling_law.SETTLED, check=True,
-          )  # fmt: skip
-        grown = growth(own, score, np.inf if 'at_most' in bounds else None)
-        controls: dict = {NAMES[UNRELATED]: unrelated} if mode == 'direct' else {}
-        yield from over_seeds(
-          f'{text}: d₅₀ at k = {most:.0f} / at k = 1', grown,
-          primary=bool(decides and bounds), **bounds, **controls,
-        )  # fmt: skip
-  built = select(table, kind='construction')
-  known = rows[rows['internal_bits'].notna()]
-  for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
-    least = some.loc[some.groupby('seed')['internal_bits'].idxmin(), 'internal_bits']
-    like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
-    text = f'{NAMES[mode]}, depth {depth:.0f}: fewest internal bits of a model with accuracy ≥ 0.99 / fewest of a construction'
-    yield from over_seeds(text, list(least / like.min()) if len(like) else [])
+  yield from expected_sizes(every)
+  yield from expected_bits(longest(every), select(table, kind='construction'))
   for (positions, hops, learned, what), own in groups(
     select(table, kind='longer'), 'positions', 'hops', 'trained_to', 'measurement'
   ):
@@ -291,6 +285,51 @@ def expect(table):
     yield from over_seeds(
       text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
     )
+
+
+def expected_sizes(every: pd.DataFrame):
+  """d₅₀, its growth from one hop to the most, and whether sizes and budgets were large enough to read it."""
+  decides, beyond = every['subjects'].max() >= 1024, beyond_blind(every)
+  unrelated = growth(select(longest(beyond), model=UNRELATED))
+  for (mode, depth), budgets in groups(beyond, 'model', 'depth'):
+    own = longest(budgets)
+    n, most = int(own['subjects'].iloc[0]), own['hops'].max()
+    name = f'N = {n:,}, {MODES[mode].name}, depth {depth:.0f}'
+    texts = {'accuracy': name + ', whole chains' * MODES[mode].chain}
+    if MODES[mode].chain:
+      texts = {'each_step': f'{name}, per step (teacher-forced)'} | texts
+    for i, (score, text) in enumerate(texts.items()):
+      size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
+      for hops, values in size.items():
+        yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
+      if most == 1 or 1 not in size:
+        continue
+      last = longest(select(every, model=mode, depth=depth, hops=most))
+      yield from over_seeds(
+        f'{text}: accuracy of the largest model at k = {most:.0f}', last[last['dim'] == last['dim'].max()][score], LEAST, check=True,
+      )  # fmt: skip
+      for hops in (1, most):
+        read = functools.partial(scaling_law.half_sizes, score=score)
+        changes = scaling_law.last_change(select(budgets, hops=hops), 'steps', read)
+        yield from over_seeds(
+          f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=scaling_law.SETTLED, check=True,
+        )  # fmt: skip
+      bounds: dict = {} if i else BOUNDS.get((mode, depth), {})
+      controls: dict = {MODES[UNRELATED].name: unrelated} if mode == 'direct' else {}
+      yield from over_seeds(
+        f'{text}: d₅₀ at k = {most:.0f} / at k = 1', growth(own, score, np.inf if 'at_most' in bounds else None),
+        primary=bool(decides and bounds), **bounds, **controls,
+      )  # fmt: skip
+
+
+def expected_bits(rows: pd.DataFrame, built: pd.DataFrame):
+  """The fewest internal bits at the most hops, over those of the smallest construction."""
+  known = rows[rows['internal_bits'].notna()]
+  for (mode, depth), some in groups(known[known['hops'] == rows['hops'].max()], 'model', 'depth'):
+    least = some.loc[some.groupby('seed')['internal_bits'].idxmin(), 'internal_bits']
+    like = select(built, chain_of_thought=mode != 'direct')['internal_bits']
+    text = f'{MODES[mode].name}, depth {depth:.0f}: fewest internal bits of a model with accuracy ≥ 0.99 / fewest of a construction'
+    yield from over_seeds(text, list(least / like.min()) if len(like) else [])
 
 
 def plot(table):
@@ -308,23 +347,25 @@ def plot(table):
 def _plot_curves(ax, table):
   rows = longest(select(table, kind='trained', depth=1))
   for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
-    score = 'each_step' if mode == 'chain' else 'accuracy'
-    plotting.spread(ax, own.assign(value=own[score]), 'dim', i, f'{NAMES[mode]}, k = {hops:.0f}')
+    score = 'each_step' if MODES[mode].chain else 'accuracy'
+    plotting.spread(
+      ax, own.assign(value=own[score]), 'dim', i, f'{MODES[mode].name}, k = {hops:.0f}'
+    )
   plotting.logarithmic(ax.xaxis)
   ax.set(xlabel='$d$', ylabel='accuracy (chains: per step)', ylim=(0, 1.03), title='one layer')
 
 
 def _plot_halves(ax, table):
-  rows = longest(select(table, kind='trained'))
+  rows = longest(beyond_blind(select(table, kind='trained')))
   for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
-    score = 'each_step' if mode == 'chain' else 'accuracy'
+    score = 'each_step' if MODES[mode].chain else 'accuracy'
     sizes = [
       (hops, half)
       for hops, some in own.groupby('hops')
       for half in scaling_law.half_sizes(some, score)
     ]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
-    label = NAMES[mode] + (', per step' if mode == 'chain' else f', depth {depth:.0f}')
+    label = MODES[mode].name + (', per step' if MODES[mode].chain else f', depth {depth:.0f}')
     if len(drawn):
       plotting.spread(ax, drawn, 'hops', i, label)
   ax.set(
@@ -345,7 +386,7 @@ def _plot_bits(ax, table):
   for mode, color in (('direct', plotting.RED), ('chain', plotting.PINK)):
     own = select(rows, model=mode, hops=most)
     ax.plot(own['subject_bits'], own['internal_bits'], 'o', color=color, alpha=0.7, markersize=4,
-            markerfacecolor=color if mode == 'direct' else 'white', label=f'trained, {NAMES[mode]}')  # fmt: skip
+            markerfacecolor=color if mode == 'direct' else 'white', label=f'trained, {MODES[mode].name}')  # fmt: skip
   ax.set(xscale='log', yscale='log', xlabel='$B_{emb}$', ylabel='$B_{int}$')
   ax.set_title(f'bits at $k$ = {most:.0f}')
 
@@ -357,7 +398,7 @@ STUDY = Study(
     Claim('Claim 7', 'Answering k hops directly, without chain of thought, takes a width that grows with k; with chain of thought it does not grow.',
           ('N = 1,024, direct', 'N = 1,024, chain of thought')),
   ),
-  terms='d₅₀: the d, at F = 4d, at which half of the answers are right; in the ratio of direct answers, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
+  terms='d₅₀: the d, at F = 4d, at which accuracy is half-way from what a model can know that ignores the relations, one of R^k answers or one of R steps, to everything; in the ratio of direct answers, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
   'thought: every intermediate subject is emitted and trained on; accuracy per step is teacher-forced (given the correct chain '
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
   'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',

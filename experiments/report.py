@@ -24,8 +24,8 @@ from experiments import pages
 from experiments.harness import cli, machine, records, render, studies
 from experiments.harness.findings import verdict
 from experiments.harness.study import Scale, Study
-from experiments.web import explorer, trace_figure
 from experiments.pages import Result
+from experiments.web import explorer, trace_figure
 from geomem import Facts
 from geomem.errors import InputError
 

@@ -297,7 +297,7 @@ def test_positions_by_rule_ask_for_the_next_relation_whatever_the_length():
 
 def test_unrelated_relations_are_as_many_as_there_are_paths():
   """The control of two direct hops is one hop of R² relations, whose facts are drawn independently."""
-  preset = multihop.Preset(subjects=8, relations=3, hops=(2, 3), sizes=1, batch=8, seeds=1)
+  preset = multihop.Preset(subjects=8, relations=3, hops=(2, 3), sizes=1, seeds=1)
   asked = []
 
   class Asked(Untrained):
@@ -333,6 +333,20 @@ def test_a_step_is_right_more_often_than_a_chain():
   assert 0 <= chain <= step < 1
 
 
+def test_a_model_that_ignores_the_relations_knows_nothing():
+  """With R = 2 it is right about half of all steps, whatever its d: that is no d₅₀, and no claim holds by it."""
+  rows = pd.DataFrame(
+    {'kind': 'trained', 'model': mode, 'depth': 1, 'hops': k, 'dim': d, 'seed': 0, 'steps': 100,
+     'subjects': 1024, 'relations': 2, 'accuracy': 2.0**-k, 'each_step': 0.5 if mode == 'chain' else 2.0**-k,
+     'internal_bits': np.nan}
+    for mode, k, d in itertools.product(('direct', 'chain'), (1, 4), (2, 4))
+  )  # fmt: skip
+  beyond = multihop.beyond_blind(rows)
+  assert (beyond['accuracy'] == 0).all() and (beyond['each_step'] == 0).all()
+  ratios = [one for one in multihop.expected_sizes(rows) if one.primary]
+  assert len(ratios) == 2 and not any(one.holds for one in ratios)
+
+
 def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_fails_decides_against_the_claim():
   rows = [
     {'kind': 'trained', 'model': 'direct', 'depth': 1, 'hops': k, 'dim': d, 'seed': 0, 'accuracy': a, 'each_step': a,
@@ -354,7 +368,7 @@ def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_
   ]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(rows))}
   growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
-  assert growth.value == pytest.approx(4 / 8**0.5) and growth.holds is False and growth.primary
+  assert growth.value == pytest.approx(4 / 2**1.8125) and growth.holds is False and growth.primary
   assert np.isnan(told['N = 1,024, direct, depth 1: d₅₀ at k = 4'].value)
   chain = [{**row, 'model': 'chain'} if row['kind'] == 'trained' else row for row in rows]
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(chain))}

@@ -85,9 +85,12 @@ class Program:
 
   @property
   def kind(self) -> tuple:
-    """The same for programs that differ only in sizes, rates and other numbers, unless one of these is 0."""
+    """The same for programs that differ only in sizes, rates and other numbers, unless one of these is 0. Those of
+    batches of models may also differ in the options of these and of their training, as far as the name does not tell
+    them: compiling such a program can take minutes."""
     leaves, tree = jax.tree.flatten((self.args, self.options))
-    return self.name, tree, *map(_kind, leaves)
+    of = functools.partial(_kind, options=not self.models)
+    return self.name, tree, *map(of, leaves)
 
   @property
   def digest(self) -> str:
@@ -110,11 +113,13 @@ def _parts(leaf: Any) -> tuple | None:
   return leaf if isinstance(leaf, tuple) else None
 
 
-def _kind(leaf: Any) -> Any:
+def _kind(leaf: Any, options: bool) -> Any:
+  if isinstance(leaf, Config | Recipe) and not options:
+    return type(leaf).__name__
   if isinstance(leaf, Config):
     return batched.unsized(leaf)
   if (parts := _parts(leaf)) is not None:
-    return tuple(map(_kind, parts))
+    return tuple(_kind(part, options) for part in parts)
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return str(leaf.dtype), len(leaf.shape)
   if isinstance(leaf, int | float):
