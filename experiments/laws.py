@@ -200,22 +200,35 @@ def expect(table):
     yield from _law(settled, decides=set(changes) >= CELLS)
   if len(changes) > max(len(read), FREE_PARAMETERS):
     yield from _exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
+  yield from _same_bits(last)
+  for (n, r), of_S in changes.items():
+    what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
+    yield from over_seeds(what, of_S, at_most=scaling_law.SETTLED, check=True)
+  yield from _bits_per_parameter(last)
+  yield from _dense(table)
+  yield from _largest_capacity(table)
+
+
+def _same_bits(last: pd.DataFrame):
+  """d₅₀ at the largest N over that at the smallest, among sizes with the same R·log₂N; and what other scalings predict."""
   halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
     some = list(cells)
-    if len(some) > 1:
-      (small, few), (large, more) = some[0], some[-1]
-      pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
-      controls: dict[str, Any] = {
-        f'if d₅₀ ∝ {name}': [size(large, more) / size(small, few)]
-        for name, size in OTHER_SCALINGS.items()
-      }
-      what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
-      yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
-  for (n, r), of_S in changes.items():
-    what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
-    yield from over_seeds(what, of_S, at_most=scaling_law.SETTLED, check=True)
+    if len(some) == 1:
+      continue
+    (small, few), (large, more) = some[0], some[-1]
+    pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
+    controls: dict[str, Any] = {
+      f'if d₅₀ ∝ {name}': [size(large, more) / size(small, few)]
+      for name, size in OTHER_SCALINGS.items()
+    }
+    what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
+    yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
+
+
+def _bits_per_parameter(last: pd.DataFrame):
+  """At d₅₀, for every size, and how they change with N."""
   held = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
   for (n, r), by_seed in held.items():
     yield from over_seeds(
@@ -229,6 +242,10 @@ def expect(table):
       for seed in sorted(shared)
     ]
     yield from over_seeds('bits of facts per parameter at d₅₀, change per doubling of N', slopes)
+
+
+def _dense(table: pd.DataFrame):
+  """Models whose every row is updated in every step, compared with those that update the rows that a step reads."""
   for (n, r, d, passes), rows in groups(select(table, model=DENSE), *CELL, 'dim', 'passes'):
     same = select(table, model='trained', subjects=n, relations=r, dim=d, passes=passes)
     more = rows.set_index('seed')['accuracy'] - same.set_index('seed')['accuracy']
@@ -236,6 +253,10 @@ def expect(table):
       f'N = {n:,}, R = {r}, d = {d}, {passes:.0f} passes: accuracy with all rows in every step less that with those it reads',
       more.dropna().tolist(), -MAX_DIFFERENCE, MAX_DIFFERENCE, check=True,
     )  # fmt: skip
+
+
+def _largest_capacity(table: pd.DataFrame):
+  """The most that a parameter, and a bit of a weight, holds at any d, compared with the constructions."""
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
       yield from over_seeds(

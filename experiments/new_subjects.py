@@ -222,7 +222,8 @@ def expect(table):
           f'{text}, on {on}, {words} by swaps at α = 1', own := of(control=None), SWAPPED, claim='Rows, swapped',
           primary=decides and bool(own), **random,
         )  # fmt: skip
-    yield from _compared(text, rows)
+    for part in (_compared, _ablated, _by_layer):
+      yield from part(text, rows)
 
 
 SCORES = {
@@ -246,7 +247,7 @@ COMPARED = {
 
 
 def _compared(text: str, rows):
-  """Noise, a neighbour, prompts of no relation, and other ways of training, compared; where in the model it happens."""
+  """Noise, a neighbour, prompts of no relation, and other ways of training, compared."""
   shown = rows[rows['measurement'].isin(COMPARED)]
   plain = shown['control'].isna() & shown['tuples'].notna()
   for (what, control, tuples, asked, alpha, sigma, place), own in groups(
@@ -268,6 +269,10 @@ def _compared(text: str, rows):
     ]
     about += [f'{name} = {size:g}' if size else None for name, size in (('α', alpha), ('σ', sigma))]
     yield from over_seeds(', '.join([text, *filter(None, about)]), own['value'].tolist())
+
+
+def _ablated(text: str, rows):
+  """Accuracy without MLPs, attention or heads, and the answers that are then another relation's."""
   for (place,), own in groups(select(rows, measurement='without', control=None), 'place'):
     worst = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed')
     name = place.replace('mlp', 'MLP')
@@ -292,6 +297,10 @@ def _compared(text: str, rows):
       f'{text}, heads without any one of which accuracy falls by more than {NEEDED}',
       needed.tolist(),
     )
+
+
+def _by_layer(text: str, rows):
+  """Where in the model residuals of donors decide the answers, and where attributes can be read."""
   for (place,), own in groups(
     select(rows, measurement='patched', control=localization.UNASKED), 'place'
   ):
