@@ -344,7 +344,7 @@ def one_compiled(r: dict[str, Any]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def mark(path: Path, stem: str, title: str):
+def add_place(path: Path, stem: str, title: str):
   """Mark the place of a study's table, if the page does not yet: after its other preset's, or at the end."""
   text = path.read_text(encoding='utf-8')
   if BEGIN.format(stem) in text:
@@ -411,7 +411,7 @@ def main(options: Options):
   for stem in stems():
     draw(stem)
     if stem != 'construct':
-      mark(page(stem), stem, studies.load(stem.removesuffix(FULL)).title)
+      add_place(page(stem), stem, studies.load(stem.removesuffix(FULL)).title)
       splice(page(stem), stem, section(stem))
   splice(PAGE, 'overview', overview())
   splice(PAGE, 'decisions', render.table(decide(), 'markdown'))

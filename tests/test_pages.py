@@ -36,9 +36,9 @@ def test_the_place_of_a_table_is_marked_once_after_the_other_preset_or_at_the_en
   page.write_text(f'above\n\n{pages.BEGIN.format("a")}old\n{pages.END}\nbelow\n')
   for _ in range(2):
     (
-      pages.mark(page, 'a', 'first'),
-      pages.mark(page, 'a_full', 'first'),
-      pages.mark(page, 'b', 'second'),
+      pages.add_place(page, 'a', 'first'),
+      pages.add_place(page, 'a_full', 'first'),
+      pages.add_place(page, 'b', 'second'),
     )
   pages.splice(page, 'a_full', 'new\n'), pages.splice(page, 'b', 'last\n')
   assert page.read_text() == (

@@ -36,9 +36,10 @@ def _gaps(config: Config, params: dict, x_NxRxD: Array, answers_RxN: Array) -> t
   u_AxD = model.apply(config, params, method='unembedding').astype(jnp.float32)
   logits = jnp.einsum('nrd,ad->nra', x_NxRxD, u_AxD, precision='highest')
   own_NxR = jnp.asarray(answers_RxN).T
-  take = lambda which: jnp.take_along_axis(logits, which[..., None], axis=2)[..., 0]
+  logit_of = lambda which: jnp.take_along_axis(logits, which[..., None], axis=2)[..., 0]
   wrong = jnp.where(jax.nn.one_hot(own_NxR, logits.shape[2], dtype=bool), -jnp.inf, logits)
-  return take(own_NxR) - wrong.max(axis=2), take(own_NxR) - take(jnp.roll(own_NxR, -1, axis=0))
+  own, next_own = logit_of(own_NxR), logit_of(jnp.roll(own_NxR, -1, axis=0))
+  return own - wrong.max(axis=2), own - next_own
 
 
 def _activations(config: Config, params: dict) -> tuple[Array, Array]:

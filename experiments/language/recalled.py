@@ -349,8 +349,8 @@ def hops(case: Case) -> list[dict]:
   found += scores(one_hop, rows_NxD, answers_RxN, **about, control='the first hop alone')
   no_hop = ask(['The official language is'] * len(relations), languages)
   found += scores(no_hop, rows_NxD, answers_RxN, **about, control='no relation named')
-  right, told = [], ('It lies in', 'Its rival is')
-  for relation, fact, text, own in zip(relations, told, texts, languages, strict=False):
+  right, openings = [], ('It lies in', 'Its rival is')
+  for relation, fact, text, own in zip(relations, openings, texts, languages, strict=False):
     for place in relation.answers:
       said = case.model.ask(f'{frame.replace("{}", NAME)} {fact} {place}. {text}', own)
       right.append(said == real_countries.COUNTRIES[place][0])

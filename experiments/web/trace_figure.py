@@ -90,7 +90,7 @@ class Picture:
     self.p, blocks, c = p, self.trace.blocks, self.trace.construction
     self.top = max(float(np.abs(block.written_LxD[p]).max()) for block in blocks)
     self.closed_D, self.token_y = np.zeros(c.config.dim, bool), {}
-    self._lay_out()
+    self._place_entries()
     self._header()
     weights_L = sum(block.attention_HxLxL[:, p].sum(axis=0) for block in blocks)
     for q in sorted({p, *np.flatnonzero(weights_L > 0.01).tolist()}):
@@ -100,7 +100,7 @@ class Picture:
       self._block(i)
     self._logits()
 
-  def _lay_out(self):
+  def _place_entries(self):
     """Choose the entries to show (if there are many, those that change here), and place every coordinate."""
     blocks, self.shown, gaps = range(len(self.trace.blocks)), {}, []
     rows = [label(self.trace, *stage) for i in blocks for stage in stages(self.trace, i, self.p)]

@@ -78,8 +78,8 @@ class FactEncoder:
   """Turns facts into embedding rows for one model, whose checksum it stores.
 
   >>> encoder = FactEncoder.fit(model, [Relation('language', ('French', 'Thai'), ('The language of {} is',))])
-  >>> told = model.with_rows(encoder({'Zorbla': {'language': 'Thai'}}))
-  >>> told.ask('The language of Zorbla is')
+  >>> extended = model.with_rows(encoder({'Zorbla': {'language': 'Thai'}}))
+  >>> extended.ask('The language of Zorbla is')
   'Thai'
   """
 

@@ -37,7 +37,7 @@ class _Reader:
   def __init__(self, data: Any):
     self.data, self.at = data, 0
 
-  def take(self, count: int) -> bytes:
+  def read_bytes(self, count: int) -> bytes:
     if count > len(self.data) - self.at:
       raise InputError(f'it ends at byte {len(self.data):,}, inside its header')
     self.at += count
@@ -45,7 +45,7 @@ class _Reader:
 
   def unpack(self, code: str, count: int = 1) -> list:
     """`count` values of one type, or one value of each of several types."""
-    data = self.take(count * struct.calcsize(f'<{code}'))
+    data = self.read_bytes(count * struct.calcsize(f'<{code}'))
     return list(struct.unpack(f'<{count}{code}', data))
 
   def text(self, most: float = math.inf) -> str:
@@ -53,7 +53,7 @@ class _Reader:
     if size > most:
       raise InputError(f'a name of {size:,} bytes')
     try:
-      return str(self.take(size), 'utf-8')
+      return str(self.read_bytes(size), 'utf-8')
     except UnicodeDecodeError as error:
       raise InputError(f'text that is not UTF-8 before byte {self.at:,}') from error
 
@@ -129,7 +129,7 @@ def _quantization(kind: int) -> tuple[int, int, Callable]:
 
 def _header(read: _Reader) -> tuple[dict, dict[str, Tensor]]:
   """The fields and the tensors, after checking that tensors lie inside the file and do not overlap."""
-  if (magic := bytes(read.take(4))) != b'GGUF':
+  if (magic := bytes(read.read_bytes(4))) != b'GGUF':
     raise InputError(f'it begins with {magic!r}, not GGUF')
   version, tensors, count = read.unpack('IQQ')
   if version not in VERSIONS:
