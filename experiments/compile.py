@@ -9,8 +9,9 @@ A TPU's compiler needs no TPU: pip install 'jax[tpu]' into a separate environmen
 study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The checks by
 certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
 per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
-products. The same command again resumes where it stopped. Of each kind of program in a study the largest is compiled;
-with --every, all are. For GPUs programs are only lowered, which shows that they can be lowered for one, and no more.
+products. The same command again resumes where it stopped. Of the programs in a study that differ only in sizes the
+largest is compiled, of those for batches of models also if the models differ in their options; with --every, all are.
+For GPUs programs are only lowered, which shows that they can be lowered for one, and no more.
 
 With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
 --models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pretrained_models as models
 import pytest
+from test_bad_input import contents
+from test_bad_input import run as run_binary
 
 from experiments import new_subjects
 from experiments.harness import programs, records, targets
@@ -155,6 +157,31 @@ def test_facts_are_read(tmp_path):
     path.write_text(f'subject,relation,answer\n{text}\n')
     with pytest.raises(InputError, match=message):
       wordings.read_facts(path)
+
+
+@pytest.mark.parametrize(
+  ('lines', 'message'),
+  [
+    ('letter,wording,an\n', 'digit has no wording'),
+    ('letter,wording,an\ndigit,wording,as\ndigit,answer,x\ndigit,answer,x\n', 'is there twice'),
+    ('letter,wording,an\ndigit,wording,as\n,frame,an\n', 'needs {} once'),
+    ('letter,wording,an\ndigit,wording,as\n,frame,the x{} has\n', 'no word of its own'),
+    (None, 'no such file'),
+  ],
+)
+def test_the_command_refuses_a_table_in_one_line(tmp_path, model, monkeypatch, lines, message):
+  monkeypatch.chdir(tmp_path)
+  if lines is not None:
+    rows = ''.join(line for line in TABLE.splitlines(True) if 'wording' not in line)
+    Path('mine.csv').write_text(rows + lines)
+  before = contents(tmp_path)
+  told = run_binary(
+    'new_subjects', '--scale=smoke', f'--model={model}', '--table=mine.csv', '--workdir=new'
+  )
+  status, _, err = told
+  assert status == 2 and err.startswith('error: ') and err.count('\n') == 1
+  assert message in err.lower() or message in err
+  assert contents(tmp_path) == before
 
 
 # --- the study ------------------------------------------------------------------------------------

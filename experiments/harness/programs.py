@@ -86,11 +86,13 @@ class Program:
   @property
   def kind(self) -> tuple:
     """The same for programs that differ only in sizes, rates and other numbers, unless one of these is 0. Those of
-    batches of models may also differ in the options of these and of their training, as far as the name does not tell
-    them: compiling such a program can take minutes."""
+    batches of models, which can take minutes to compile, may also differ in what arrays and options these models have,
+    beyond what the name tells."""
     leaves, tree = jax.tree.flatten((self.args, self.options))
-    of = functools.partial(_kind, options=not self.models)
-    return self.name, tree, *map(of, leaves)
+    if self.models:
+      rest = [leaf for leaf in leaves if not isinstance(leaf, jax.ShapeDtypeStruct)]
+      return self.name, *(_kind(leaf, options=False) for leaf in rest)
+    return self.name, tree, *(_kind(leaf, options=True) for leaf in leaves)
 
   @property
   def digest(self) -> str:
