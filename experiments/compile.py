@@ -133,7 +133,7 @@ def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[di
     record = {
       'target': target.name, 'study': one.study, 'part': one.part or None, 'program': one.program.name,
       'digest': one.program.digest, 'array_bytes': one.program.bytes, 'scale': None if options.subjects else options.scale,
-      'batch': options.batch if options.subjects else None,
+      'batch': options.batch if options.subjects else None, 'size': f'{one.size:,} {one.unit}' if options.subjects else None,
     }  # fmt: skip
     if same := [other for other in known if record.items() <= other.items()]:
       yield same[0]

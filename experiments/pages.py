@@ -335,7 +335,7 @@ def of_a_study(own: pd.DataFrame) -> dict[str, Any]:
 def one_compiled(r: dict[str, Any]) -> dict[str, Any]:
   number = lambda name: '–' if r.get(name) is None else f'{r[name]:.2g}'
   return {
-    'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale']))), 'program': f'`{r["program"]}`',
+    'chips': r['target'], 'run': ' '.join(filter(None, (r['study'], r['part'], r['scale'], r.get('size')))), 'program': f'`{r["program"]}`',
     'arguments, MiB': mebibytes(r['argument_bytes']), 'temporaries': mebibytes(r['temporary_bytes']),
     'peak': mebibytes(r['peak_bytes']), 'of the memory': f'{r["peak_bytes"] / r["available_bytes"]:.1%}',
     'elements stored / used': number('padding'), 'operations': number('flops'), 'cycles': number('cycles'),
