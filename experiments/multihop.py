@@ -110,7 +110,7 @@ PRESETS = {
   'smoke': Preset(
     subjects=16, hops=(1, 2), modes=('direct', 'chain'), sizes=3, steps=(100,), seeds=1
   ),
-  'laptop': Preset(subjects=64, hops=(1, 4), sizes=4, seeds=2),
+  'laptop': Preset(subjects=64, hops=(1, 4), sizes=5, steps=(1000,), seeds=2),
   'full': {
     # Direct models get twice the passes of chains: what they need more of cannot be for want of training.
     'direct_1': full('direct', steps=(4000, 8000), hops=(1, 2, 3, 4), seeds=4),
