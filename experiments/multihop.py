@@ -300,9 +300,11 @@ def expected_sizes(every: pd.DataFrame):
     if MODES[mode].chain:
       texts = {'each_step': f'{name}, per step (teacher-forced)'} | texts
     for i, (score, text) in enumerate(texts.items()):
+      bounds: dict = {} if i else BOUNDS.get((mode, depth), {})
       size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
-        yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
+        if bounds or np.isfinite(values).all():
+          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
       if most == 1 or 1 not in size:
         continue
       last = longest(select(every, model=mode, depth=depth, hops=most))
@@ -315,10 +317,12 @@ def expected_sizes(every: pd.DataFrame):
         yield from over_seeds(
           f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=scaling_law.SETTLED, check=True,
         )  # fmt: skip
-      bounds: dict = {} if i else BOUNDS.get((mode, depth), {})
+      grown = growth(own, score, np.inf if 'at_most' in bounds else None)
+      if not bounds and not np.isfinite(grown).all():
+        continue
       controls: dict = {MODES[UNRELATED].name: unrelated} if mode == 'direct' else {}
       yield from over_seeds(
-        f'{text}: d₅₀ at k = {most:.0f} / at k = 1', growth(own, score, np.inf if 'at_most' in bounds else None),
+        f'{text}: d₅₀ at k = {most:.0f} / at k = 1', grown,
         primary=bool(decides and bounds), **bounds, **controls,
       )  # fmt: skip
 
@@ -341,7 +345,8 @@ def plot(table):
     panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True
   ):
     draw(ax, table)
-    plotting.legend(ax, fontsize=size)
+    below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.16), 'ncols': 2}
+    plotting.legend(ax, fontsize=size, **(below if draw is _plot_curves else {}))
   return figure
 
 
@@ -404,7 +409,7 @@ STUDY = Study(
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
   'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=5.5, first_seed=FIRST_SEED + 500,
+  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=6.5, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 
 
