@@ -118,7 +118,7 @@ def inline(path: Path) -> str:
 def page(template: str, **values) -> str:
   """Render a page from its template; HTML is escaped."""
   environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent / 'page'),
+    loader=jinja2.FileSystemLoader(Path(__file__).parent / 'web'),
     autoescape=jinja2.select_autoescape(['html']),
     trim_blocks=True,
     lstrip_blocks=True,
