@@ -40,10 +40,6 @@ from geomem.training.recipe import Recipe
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 DENSE = 'trained, all rows in every step'
-# The learning rate is the preset's up to this d, and falls as 1/d beyond. In trials (seeds below
-# 100) the same rate at every d left wide models untrained: at d = 34 (N = 256, R = 12), with .06 they
-# learned .16 and .08 of the facts, with .03 all of them.
-STABLE_DIM = 8
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
 MAX_RATIO = 1.5
@@ -146,7 +142,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       Task(
         Config.trained(n, r, dim=d),
         instances.bijections(n, r, seed),
-        preset.learning_rate * min(1.0, STABLE_DIM / d),
+        stored_bits.learning_rate(preset.learning_rate, d),
         preset.weight_decay,
         seed,
       )

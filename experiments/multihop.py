@@ -2,16 +2,16 @@
 
   python -m experiments.multihop
 
-Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops in the same number of
-passes. They answer directly (without chain of thought), in one layer or more, or emit every
-intermediate subject (chain of thought). Every model enters with its accuracy. A model that ignores
-the relations can be right about one of R^k paths, or one of R steps, which with R = 2 is half of
-them. So d₅₀ is the d at which half of what such a model cannot answer is known. Expected: for direct answers d₅₀ grows with k, fivefold or more from
-one hop to four; with chain of thought, a single teacher-forced step takes the d of one hop. The
-control for direct answers is one hop of R^k relations that have nothing to do with one another: a
-model that does not exploit the composition needs as much for k hops. Whole chains, of which every
-step must be right, are shown as well. Models that know 0.99 appear, at the fewest bits per weight
-that preserve this, in the figure of the bounds, next to the constructions.
+Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops. They answer directly
+(without chain of thought), in one layer or more, or emit every intermediate subject (chain of
+thought). Every model enters with its accuracy. A model that ignores the relations can be right
+about one of R^k paths, or one of R steps, which with R = 2 is half of them. So d₅₀ is the d at
+which half of what such a model cannot answer is known. Expected: for direct answers d₅₀ grows with
+k, fivefold or more from one hop to four; with chain of thought, a single teacher-forced step takes
+the d of one hop. The control for direct answers is one hop of R^k relations that have nothing to do
+with one another: a model that does not exploit the composition needs as much for k hops. Whole
+chains, of which every step must be right, are shown as well. Models that know 0.99 appear, at the
+fewest bits per weight that preserve this, in the figure of the bounds, next to the constructions.
 
 Last, models learn chains of one hop less than the maximum and are asked for one hop more. Learned
 position embeddings are untrained at the positions that the extra hop adds; embeddings written by a
@@ -36,6 +36,8 @@ from geomem.training import batched, optimization
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
+BATCH = 64  # budgets are in steps of so many subjects
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mode:
@@ -50,8 +52,7 @@ class Mode:
 
   name: str
   chain: bool = False
-  loss: str = 'answer'
-  batch: int = 64
+  batch: int = BATCH
   embedding_lr_multiplier: float = 3.0
   middle: Callable[[int, int, int], float]
   rule: bool = False  # positions are written, not learned
@@ -60,7 +61,7 @@ class Mode:
 paths = lambda n, r, hops: stored_bits.guess(n, r**hops) * (1.5 if hops > 1 else 1.2)
 chains = lambda n, r, hops: stored_bits.guess(n, r) * (0.7 + 0.5 * hops)
 CHAIN: Any = {
-  'chain': True, 'loss': 'chain', 'batch': 16, 'embedding_lr_multiplier': 1.0, 'middle': chains,
+  'chain': True, 'batch': 16, 'embedding_lr_multiplier': 1.0, 'middle': chains,
 }  # fmt: skip
 UNRELATED = 'unrelated'
 MODES = {
@@ -75,7 +76,6 @@ BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
   ('chain', 1): {'at_most': 1.3},
 }
 LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would make d₅₀ look large
-STABLE_DIM = 8
 STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
 RULE_DIM = 4  # dimensions that positions by rule take
@@ -84,7 +84,8 @@ RULE_DIM = 4  # dimensions that positions by rule take
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Preset:
   """`depths`: of the direct models; all others have one layer. `sizes`: number of values of d. `steps`: budgets, in steps
-  of 64 subjects; d₅₀ is read at the last. `learning_rate`: up to d = 8; beyond, it falls as 1/d. `longer_dim`: d of the models asked for one hop more.
+  of 64 subjects; d₅₀ is read at the last. `learning_rate`: up to d = 8; beyond, it falls as 1/d.
+  `longer_dim`: d of the models asked for one hop more.
   """
 
   subjects: int
@@ -169,7 +170,7 @@ def trained(
 def recipe_of(preset: Preset, how: Mode, hops: int, steps: int) -> Recipe:
   batch = min(how.batch, preset.subjects)
   return Recipe.with_warmup(
-    steps * 64 // how.batch, hops=hops, chain_of_thought=how.chain, loss=how.loss, batch=batch, passes=True, target=None,
+    steps * BATCH // how.batch, hops=hops, chain_of_thought=how.chain, loss='chain' if how.chain else 'answer', batch=batch, passes=True, target=None,
     evaluate=False, embedding_lr_multiplier=how.embedding_lr_multiplier, frozen=(POSITIONS,) if how.rule else (),
   )  # fmt: skip
 
@@ -179,7 +180,7 @@ def task(preset: Preset, how: Mode, dim: int, seed: int, recipe: Recipe, **optio
   sizes = {'relations': preset.relations, 'length': recipe.length()} | options
   config = Config.trained(preset.subjects, dim=dim, **sizes)
   facts = instances.bijections(preset.subjects, config.relations, seed)
-  rate = preset.learning_rate * min(1.0, STABLE_DIM / dim)
+  rate = stored_bits.learning_rate(preset.learning_rate, dim)
   one = Task(config, facts, rate, preset.weight_decay, seed)
   if not how.rule:
     return one
@@ -249,7 +250,7 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:
   """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right."""
   paths = rows['relations'] ** rows['hops']
-  steps = paths.mask(rows['model'].str.startswith('chain'), rows['relations'])
+  steps = paths.mask(rows['model'].map(lambda mode: MODES[mode].chain), rows['relations'])
   beyond = lambda score, choices: (score * choices - 1) / (choices - 1)
   return rows.assign(
     accuracy=beyond(rows['accuracy'], paths), each_step=beyond(rows['each_step'], steps)
@@ -404,7 +405,8 @@ STUDY = Study(
     Claim('Claim 7', 'Answering k hops directly, without chain of thought, takes a width that grows with k; with chain of thought it does not grow.',
           ('N = 1,024, direct', 'N = 1,024, chain of thought')),
   ),
-  terms='d₅₀: the d, at F = 4d, at which accuracy is half-way from what a model can know that ignores the relations, one of R^k answers or one of R steps, to everything; in the ratio of direct answers, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
+  terms='d₅₀: the d, at F = 4d, at which accuracy is half-way from what a model can know that ignores the relations, one of R^k answers or one of R steps, to everything; '
+  'in the ratio of direct answers, the largest d that was tried if none reaches it. Direct: without chain of thought, the model emits only the answer. Chain of '
   'thought: every intermediate subject is emitted and trained on; accuracy per step is teacher-forced (given the correct chain '
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
   'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',
