@@ -248,10 +248,13 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:
-  """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right."""
+  """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right.
+
+  Where there is one relation, there is none to ignore, and scores stay as they are.
+  """
   paths = rows['relations'] ** rows['hops']
   steps = paths.mask(rows['model'].map(lambda mode: MODES[mode].chain), rows['relations'])
-  beyond = lambda score, choices: (score * choices - 1) / (choices - 1)
+  beyond = lambda score, choices: score.where(choices == 1, (score * choices - 1) / (choices - 1))
   return rows.assign(
     accuracy=beyond(rows['accuracy'], paths), each_step=beyond(rows['each_step'], steps)
   )

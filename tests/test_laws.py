@@ -343,6 +343,8 @@ def test_a_model_that_ignores_the_relations_knows_nothing():
   )  # fmt: skip
   beyond = multihop.beyond_blind(rows)
   assert (beyond['accuracy'] == 0).all() and (beyond['each_step'] == 0).all()
+  alone = rows.assign(relations=1)
+  pd.testing.assert_frame_equal(multihop.beyond_blind(alone), alone)  # there is none to ignore
   ratios = [one for one in multihop.expected_sizes(rows) if one.primary]
   assert len(ratios) == 2 and not any(one.holds for one in ratios)
 
