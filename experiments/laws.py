@@ -39,6 +39,7 @@ from geomem.training.recipe import Recipe
 
 CELL = 'subjects', 'relations'
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
+BEYOND = 'of what a model that ignores the relation, right about one of R, cannot know'
 DENSE = 'trained, all rows in every step'
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
@@ -196,6 +197,9 @@ def expect(table):
     yield from _law(settled, decides=set(changes) >= CELLS)
   if len(changes) > max(len(read), FREE_PARAMETERS):
     yield from _exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
+  if len(changes) > FREE_PARAMETERS:
+    known = scaling_law.beyond_blind(last['accuracy'], last['relations']).clip(lower=0)
+    yield from _exponents(last.assign(accuracy=known), f'{LAW}, {BEYOND}')
   yield from _same_bits(last)
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'

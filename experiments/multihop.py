@@ -78,6 +78,14 @@ BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
 LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would make d₅₀ look large
 STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
+NOT_IN_ALL_PARTS = (
+  'positions',
+  'trained_to',
+  'chain_of_thought',
+  'bound',
+  'subject_bits',
+  'internal_bits',
+)
 RULE_DIM = 4  # dimensions that positions by rule take
 
 
@@ -241,6 +249,11 @@ def _angles(count_L: np.ndarray) -> np.ndarray:
   return np.where(count_L[:, None] < 0, 0, both_Lx2)
 
 
+def with_all_columns(table: pd.DataFrame) -> pd.DataFrame:
+  """The table with columns of missing values for what a part of a preset does not measure."""
+  return table.reindex(columns=[*dict.fromkeys((*table, *NOT_IN_ALL_PARTS))])
+
+
 def longest(rows: pd.DataFrame) -> pd.DataFrame:
   """The models that were trained for the most steps."""
   by = rows.groupby(['model', 'depth', 'hops'])['steps']
@@ -248,15 +261,12 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:
-  """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right.
-
-  Where there is one relation, there is none to ignore, and scores stay as they are.
-  """
+  """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right."""
   paths = rows['relations'] ** rows['hops']
   steps = paths.mask(rows['model'].map(lambda mode: MODES[mode].chain), rows['relations'])
-  beyond = lambda score, choices: score.where(choices == 1, (score * choices - 1) / (choices - 1))
   return rows.assign(
-    accuracy=beyond(rows['accuracy'], paths), each_step=beyond(rows['each_step'], steps)
+    accuracy=scaling_law.beyond_blind(rows['accuracy'], paths),
+    each_step=scaling_law.beyond_blind(rows['each_step'], steps),
   )
 
 
@@ -279,17 +289,11 @@ def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = N
 def expect(table):
   """d₅₀ at the most hops over that at one; whole chains; internal bits against those of
   the constructions; and chains of one hop more."""
+  table = with_all_columns(table)
   every = select(table, kind='trained')
   yield from expected_sizes(every)
   yield from expected_bits(longest(every), select(table, kind='construction'))
-  for (positions, hops, learned, what), own in groups(
-    select(table, kind='longer'), 'positions', 'hops', 'trained_to', 'measurement'
-  ):
-    text = f'positions {positions}, trained on {learned:.0f} hops, asked {hops:.0f}: {what}'
-    chance = [1 / float(own['subjects'].iloc[0])]
-    yield from over_seeds(
-      text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
-    )
+  yield from expected_longer(select(table, kind='longer'))
 
 
 def expected_sizes(every: pd.DataFrame):
@@ -341,9 +345,22 @@ def expected_bits(rows: pd.DataFrame, built: pd.DataFrame):
     yield from over_seeds(text, list(least / like.min()) if len(like) else [])
 
 
+def expected_longer(rows: pd.DataFrame):
+  """Accuracy of chains that are as long as those learned, and of one hop more."""
+  for (positions, hops, learned, what), own in groups(
+    rows, 'positions', 'hops', 'trained_to', 'measurement'
+  ):
+    text = f'positions {positions}, trained on {learned:.0f} hops, asked {hops:.0f}: {what}'
+    chance = [1 / float(own['subjects'].iloc[0])]
+    yield from over_seeds(
+      text, own['value'], 0.99 if hops <= learned else None, check=True, chance=chance
+    )
+
+
 def plot(table):
   """Accuracy against d; d₅₀ against hops; the bounds with trained models at the most hops. A mark
   is a seed."""
+  table = with_all_columns(table)
   figure, panels = plotting.new(11.6, 3.2, 1, 3)
   for ax, draw, size in zip(
     panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True

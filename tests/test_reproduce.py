@@ -131,6 +131,7 @@ on = sorted(os.sched_getaffinity(0))
 """
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='there is only one core')
 def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):
   cores = sorted(os.sched_getaffinity(0))[:2]
   assert run(tmp_path, MEETS, MEETS, cores=[{core} for core in cores]) == [True] * 2

@@ -96,6 +96,14 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
   return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
 
 
+def beyond_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
+  """0 for a model that is right about one of so many choices, as one can be that ignores the relation, and 1 if all are right.
+
+  Where there is one choice, there is none to ignore, and scores stay as they are.
+  """
+  return score.where(choices == 1, (score * choices - 1) / (choices - 1))
+
+
 def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
   """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
   return [half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
