@@ -12,6 +12,7 @@
 #   make interop         the same models in TransformerLens and in PyTorch, in an environment on top of .venv;
 #                        PIP_EXTRA_INDEX_URL=… can name the index of PyTorch's CPU builds, which are smaller
 #   make tpu             compile for TPUs without having one
+#   make cuda            compile for NVIDIA's GPUs without having one; downloads 3 GB
 #   make accelerator     with JAX=cuda12 or JAX=tpu, on a machine that has one; see docs/accelerators.md
 #   make language-model  download a pretrained model (93 MB) and look for the superposition in it
 # Every target sets up its environment, with uv if it is installed and with pip otherwise, and takes seconds to repeat if
@@ -19,7 +20,6 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-TPU := .venv-tpu/bin
 UV := $(shell command -v uv 2>/dev/null)
 ifdef UV
 venv = uv venv --quiet --seed --allow-existing --python $(PYTHON) $(1)
@@ -36,7 +36,7 @@ NOTEBOOKS := $(shell find notebooks -type f 2>/dev/null)
 PAGES := $(wildcard *.md CITATION.cff) $(shell find docs experiments/web experiments/data -type f 2>/dev/null)
 SCALE ?= laptop
 
-.PHONY: figures demo reproduce full test check interop tpu accelerator docs wheel matrix lock weights language-model clean
+.PHONY: figures demo reproduce full test check interop tpu cuda accelerator docs wheel matrix lock weights language-model clean
 .DELETE_ON_ERROR:
 
 test: .venv/tests-passed
@@ -136,13 +136,21 @@ endef
 	.venv/interop/bin/python -m pytest tests/test_interop.py tests/test_peers.py
 	@touch $@
 
+# $(1): an environment with a compiler. $(2), $(3): one device, and eight.
+define compiled
+JAX_PLATFORMS=cpu $(1)/bin/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks or preset'
+JAX_PLATFORMS=cpu $(1)/bin/python -m experiments.compile --target=$(2) --target=$(3) --scale=smoke --study=from_constructed
+endef
+
 # Installs the TPU compiler, 0.7 GB.
 tpu: .venv-tpu/installed
-	JAX_PLATFORMS=cpu $(TPU)/python -m pytest -n0 tests/test_compile.py -k 'fit or chips or callbacks or preset'
-	JAX_PLATFORMS=cpu $(TPU)/python -m experiments.compile --target=v5e:1x1 --target=v5e:2x4 --scale=smoke --study=from_constructed
+	$(call compiled,.venv-tpu,v5e:1x1,v5e:2x4)
 
-.venv-tpu/installed: setup.cfg .venv/tools
-	$(call beside,.venv-tpu,tpu)
+cuda: .venv-cuda/installed
+	$(call compiled,.venv-cuda,t4,h100:8)
+
+.venv-%/installed: setup.cfg .venv/tools
+	$(call beside,.venv-$*,$*)
 	@touch $@
 
 accelerator: .venv/tools .venv/weights
@@ -177,4 +185,4 @@ runs/demo/results.json: .venv/installed $(SOURCES)
 	$(BIN)/python -m experiments.construct --construction=all --subjects=32 --relations=4 --hops=2 --workdir=runs/demo >runs/demo/table.txt
 
 clean:
-	rm -rf .venv .venv-tpu runs build *.egg-info
+	rm -rf .venv .venv-tpu .venv-cuda runs build *.egg-info

@@ -1,17 +1,18 @@
-"""Compile the programs of the experiments for TPUs without having one: do they fit, and what do they take?
+"""Compile the programs of the experiments for TPUs and GPUs without having one: do they fit, and what do they take?
 
   python -m experiments.compile --target=v5e:2x4 --target=v5e:1x1
   python -m experiments.compile --target=v6e:2x2 --study=structure --every
-  python -m experiments.compile --target=cuda --scale=smoke
+  python -m experiments.compile --target=t4 --target=h100:8
+  python -m experiments.compile --target=rocm --scale=smoke
   python -m experiments.compile --target=v5e:2x4 --subjects=1000000 --dim=64 --batch=4096
 
-A TPU's compiler needs no TPU: pip install 'jax[tpu]' into a separate environment (`make tpu`). The programs of every
-study's presets are collected, as they would run on the target's chips, and compiled; nothing is computed. The checks by
-certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
+A TPU's compiler needs no TPU, nor that of NVIDIA's GPUs a GPU: pip install 'jax[tpu]', or 'jax[cuda12]', into a separate
+environment (`make tpu`, `make cuda`). The programs of every study's presets are collected, as they would run on the
+target's chips, and compiled; nothing is computed. The checks by certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
 per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
 products. The same command again resumes where it stopped. Of the programs in a study that differ only in sizes the
 largest is compiled, of those for batches of models also if the models differ in their options; with --every, all are.
-For GPUs programs are only lowered, which shows that they can be lowered for one, and no more.
+For cuda and rocm programs are only lowered, which shows that they can be, and no more.
 
 With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
 --models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the
@@ -54,7 +55,9 @@ CHECKS = {  # more parts of the study construct: its own models are small, and c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  target: Annotated[tuple[str, ...], 'A TPU, as v5e:2x4 for eight chips, or cuda or rocm.'] = ()
+  target: Annotated[
+    tuple[str, ...], 'A TPU or a GPU, as v5e:2x4 or h100:8 for eight; or cuda or rocm.'
+  ] = ()
   scale: Scale = 'full'
   study: Annotated[tuple[str, ...], 'Only these studies.'] = ()
   part: Annotated[tuple[str, ...], 'Only these parts of a preset that has parts.'] = ()
@@ -168,12 +171,13 @@ def line(record: dict) -> str:
   ]
   if record.get('refused'):
     return f'{": ".join(words[:2])}: refused: {record["refused"]}'
+  operations = '–' if record.get('flops') is None else f'{record["flops"]:.3g}'
   if 'compile_seconds' not in record:
     return f'{": ".join(words)}: lowered in {record["lower_seconds"]:.1f} s'
   return (
     f'{": ".join(words)}: {record["lower_seconds"] + record["compile_seconds"]:.0f} s; peak {size("peak_bytes")} of '
     f'{size("available_bytes")} (arguments {size("argument_bytes")}, temporaries {size("temporary_bytes")}, outputs '
-    f'{size("output_bytes")}); {record["flops"] or 0:.3g} flops; {record["collectives"] or "no collectives"}; '
+    f'{size("output_bytes")}); {operations} flops; {record["collectives"] or "no collectives"}; '
     f'products: {record["products"] or "none"}'
   )
 

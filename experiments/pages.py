@@ -7,7 +7,7 @@ For every study with records in docs/results, NAME.json of the laptop preset or 
 and puts the table of its findings into docs/results.md, or the page that the study names, after the line that marks its
 place. The verdicts on all claims are in docs/results.md and the README; the README has the tables of
 the theorems, of the timings and of the versions that the tests ran with; docs/reproduce.md says which command and which
-records each figure and table is from; docs/accelerators.md has what was compiled for TPUs. --commit_records first copies
+records each figure and table is from; docs/accelerators.md has what was compiled for devices. --commit_records first copies
 a run's records there.
 """
 
@@ -291,25 +291,16 @@ def sources() -> str:
 
 
 def compiled() -> str:
-  """What a chip needs for the programs that were compiled for TPUs without one: trainings of the notebook, studies, and
-  every program of these."""
-  table = records.read(RESULTS / 'compiled_tpu.json').table
+  """What a chip needs for the programs that were compiled without one: the trainings of the notebook, and each study."""
+  table = records.read(RESULTS / 'compiled.json').table
   table = table.astype(object).where(table.notna(), None)
   train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
   totals = [of_a_study(own) for _, own in others.groupby(['target', 'study'], sort=False)]
   first = [
-    one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' else '–'}
+    one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' and r['cycles'] else '–'}
     for r in train.to_dict('records')
   ]  # fmt: skip
-  computes = lambda r: (
-    r['peak_bytes'] and r['flops']
-  )  # the others are refused or lowered, or copy and initialise
-  each = [one_compiled(r) for r in others.to_dict('records') if computes(r)]
-  summary = f'{len(each)} programs that compute; those of one name differ in their options'
-  tables = [render.table(rows, 'markdown') for rows in (first, totals, each)]
-  return (
-    f'{tables[0]}\n{tables[1]}\n<details><summary>{summary}</summary>\n\n{tables[2]}\n</details>\n'
-  )
+  return '\n'.join(render.table(rows, 'markdown') for rows in (first, totals))
 
 
 def mebibytes(count: float) -> str:

@@ -1,4 +1,5 @@
-"""Devices that programs are compiled for without having them: TPUs, by libtpu's compiler. For GPUs they are only lowered.
+"""Devices that programs are compiled for without having them: TPUs, by libtpu's compiler, and NVIDIA's GPUs, by that of
+JAX's plug-in for CUDA. For a GPU that is not named they are only lowered.
 
 A compiled program says what a chip needs for it. One that does not fit, or calls back to the host, is `Refused`.
 """
@@ -24,6 +25,29 @@ from geomem.training import device_memory
 from geomem.training.device_memory import Refused
 
 GPUS = 'cuda', 'rocm'
+KIB, MIB = 2**10, 2**20
+NVIDIA: dict[str, dict[str, Any]] = {  # what the compiler must be told of a GPU that is not here, by NVIDIA's data sheets
+  't4': {
+    'core_count': 40, 'fpus_per_core': 64, 'threads_per_core_limit': 1024, 'shared_memory_per_core': 64 * KIB,
+    'shared_memory_per_block_optin': 64 * KIB, 'l2_cache_size': 4 * MIB, 'memory_bandwidth': 320 * 10**9, 'clock_rate_ghz': 1.59,
+    'device_memory_size': 15095 * MIB, 'cuda_compute_capability': {'major': 7, 'minor': 5},
+  },
+  'h100': {
+    'core_count': 132, 'fpus_per_core': 128, 'threads_per_core_limit': 2048, 'shared_memory_per_core': 228 * KIB,
+    'shared_memory_per_block_optin': 227 * KIB, 'l2_cache_size': 50 * MIB, 'memory_bandwidth': 3352 * 10**9, 'clock_rate_ghz': 1.98,
+    'device_memory_size': 81090 * MIB, 'cuda_compute_capability': {'major': 9, 'minor': 0},
+  },
+}  # fmt: skip
+EVERY_NVIDIA = {
+  'threads_per_warp': 32, 'threads_per_block_limit': 1024, 'shared_memory_per_block': 48 * KIB, 'registers_per_core_limit': 64 * KIB,
+  'registers_per_block_limit': 64 * KIB, 'block_dim_limit_x': 2**31 - 1, 'block_dim_limit_y': 2**16 - 1, 'block_dim_limit_z': 2**16 - 1,
+}  # fmt: skip
+CUDA = {'runtime_version': {'major': 12, 'minor': 8}, 'dnn_version_info': {'major': 9, 'minor': 8}}
+# A product that XLA compiles itself, or that a library of CUDA computes.
+PRODUCT = re.compile(
+  r'= \(?(\w+)\[[^=]*? (?:convolution\(|dot\(|custom-call\([^=]*custom_call_target="__cublas)([^\n]*)'
+)
+ALLOCATED = 0.75  # of a GPU's memory, by JAX, unless it is told otherwise
 ESTIMATED = re.compile(r'estimated_cycles":"(\d+)"')
 COLLECTIVES = 'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'
 SETTINGS = {  # libtpu must not look up which TPU it is on, and two processes may compile at once
@@ -33,7 +57,7 @@ SETTINGS = {  # libtpu must not look up which TPU it is on, and two processes ma
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """`devices`: descriptions of a TPU's chips or, for GPUs, this machine's devices, which only set their number."""
+  """`devices`: their descriptions or, where programs are only lowered, this machine's devices, which only set their number."""
 
   name: str
   platform: str
@@ -41,9 +65,11 @@ class Target:
 
   @functools.cached_property
   def memory(self) -> float | None:
-    """The bytes that a chip has for a program, from the compiler's message about a program that needs more."""
+    """The bytes that a device has for a program, of a TPU from the compiler's message about a program that needs more; None
+    if there is no compiler."""
     if self.platform != 'tpu':
-      return None
+      gpu = NVIDIA.get(self.name.partition(':')[0])
+      return ALLOCATED * gpu['device_memory_size'] if gpu else None
     sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
     large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=sharding)
     try:
@@ -54,8 +80,10 @@ class Target:
 
 
 def find(name: str) -> Target:
-  """The target with this name: v5e:2x4 is eight chips of a TPU v5e, cuda:8 eight GPUs, cuda one."""
+  """The target with this name: v5e:2x4 is eight chips of a TPU v5e, h100:8 eight GPUs, h100 one, cuda one that is not named."""
   kind, _, shape = name.partition(':')
+  if kind in NVIDIA:
+    return Target(name, 'cuda', tuple(nvidia(name).devices))
   if kind in GPUS:
     count = int(shape or 1) if (shape or '1').isdigit() else 0
     devices = jax.devices('cpu')
@@ -63,7 +91,9 @@ def find(name: str) -> Target:
       raise InputError(f'--target={name}: 1 to {len(devices)} devices can be planned for here')
     return Target(name, kind, tuple(devices[:count]))
   if not re.fullmatch(r'v\d\w*', kind) or not re.fullmatch(r'\d+(x\d+)+', shape):
-    raise InputError(f'--target={name}: name a TPU, as v5e:2x4 or v6e:2x2, or {" or ".join(GPUS)}')
+    raise InputError(
+      f'--target={name}: name a TPU, as v5e:2x4 or v6e:2x2, or a GPU: {", ".join((*NVIDIA, *GPUS))}'
+    )
   if importlib.util.find_spec('libtpu') is None:
     raise InputError(
       f"--target={name} needs libtpu's compiler: pip install 'jax[tpu]', or make tpu"
@@ -78,6 +108,35 @@ def find(name: str) -> Target:
   return Target(name, 'tpu', tuple(found.devices))
 
 
+def nvidia(name: str) -> topologies.TopologyDescription:
+  """The description of GPUs that are not here."""
+  kind, _, count = name.partition(':')
+  if not (count or '1').isdigit():
+    raise InputError(f'--target={name}: {kind}:8 is eight of them')
+  if importlib.util.find_spec('jax_cuda12_plugin') is None:
+    raise InputError(
+      f"--target={name} needs the compiler of JAX's plug-in: pip install 'jax[cuda12]', or make cuda"
+    )
+  os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # it would ask for a GPU
+  told = {
+    'gpu_device_info': EVERY_NVIDIA | NVIDIA[kind],
+    'platform_name': '"CUDA"',
+    'device_description_str': f'"{kind}"',
+    **CUDA,
+  }
+  return topologies.get_topology_desc(
+    platform='cuda', target_config=_as_text(told), topology=f'1x1x{int(count or 1)}'
+  )
+
+
+def _as_text(message: dict[str, Any]) -> str:
+  """A message in the text format of protocol buffers."""
+  return ' '.join(
+    f'{name} {{ {_as_text(value)} }}' if isinstance(value, dict) else f'{name}: {value}'
+    for name, value in message.items()
+  )
+
+
 def build(program: Program, target: Target) -> dict[str, Any]:
   """Compile the program, or lower it if there is no compiler: a record of the time taken and the resources needed."""
   start = time.perf_counter()
@@ -86,7 +145,7 @@ def build(program: Program, target: Target) -> dict[str, Any]:
     raise Refused(
       f'{program.name}: it calls back to the host ({asked}), which {target.name} cannot'
     )
-  if target.platform != 'tpu':
+  if target.memory is None:
     lowered = traced.lower(lowering_platforms=(target.platform,))
     return {
       'lower_seconds': time.perf_counter() - start,
@@ -95,7 +154,7 @@ def build(program: Program, target: Target) -> dict[str, Any]:
   lowered = traced.lower()
   lowered_at = time.perf_counter()
   try:
-    compiled = device_memory.compiled(lowered)
+    compiled = device_memory.compiled(lowered, target.memory)
   except Refused as error:
     raise Refused(f'{program.name}: {error}', error.needed, error.available) from None
   seconds = {
@@ -113,7 +172,7 @@ def needs(compiled: Any) -> dict[str, Any]:
   return {
     'argument_bytes': memory.argument_size_in_bytes, 'output_bytes': memory.output_size_in_bytes,
     'temporary_bytes': memory.temp_size_in_bytes, 'peak_bytes': memory.peak_memory_in_bytes,
-    'flops': max(0, costs.get('flops', 0)),  # −1 or less: nothing to count
+    'flops': max(0, costs['flops']) if 'flops' in costs else None,  # −1 or less: nothing to count
     **cycles(text), 'padding': padding(text),
     'collectives': '; '.join(f'{count} {kind} of {device_memory.in_words(size)}' for kind, (count, size) in moved.items()),
     'collective_bytes': sum(size for _, size in moved.values()),
@@ -121,8 +180,9 @@ def needs(compiled: Any) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def cycles(text: str) -> dict[str, int]:
-  """The compiler's own estimate of the cycles of all operations in a compiled text, and of those with a product in them."""
+def cycles(text: str) -> dict[str, int | None]:
+  """The compiler's own estimate of the cycles of all operations in a compiled text, and of those with a product in them;
+  None if it makes none."""
   found = {'cycles': 0, 'product_cycles': 0}
   own, with_product = '', set()
   for line in text.splitlines():  # a computation follows those that it calls
@@ -136,7 +196,7 @@ def cycles(text: str) -> dict[str, int]:
     called = re.search(r'calls=(%[^,\s]+)', line)
     if (called and called[1] in with_product) or re.search(r'= .*? (?:convolution|dot)\(', line):
       found['product_cycles'] += count
-  return found
+  return {name: count or None for name, count in found.items()}
 
 
 def padding(text: str) -> float | None:
@@ -191,7 +251,7 @@ def _bytes(shapes: str) -> int:
 def precisions(text: str) -> dict[str, int]:
   """The number of matrix products in a compiled text, by type of the result and precision."""
   found: collections.Counter = collections.Counter()
-  for kind, rest in re.findall(r'= (\w+)\[[^=]*? (?:convolution|dot)\(([^\n]*)', text):
-    said = re.search(r'operand_precision=\{(\w+)', rest)
-    found[f'{kind} {said[1] if said else "default"}'] += 1
+  for kind, rest in PRODUCT.findall(text):
+    said = re.search(r'operand_precision"?[=:][{[]"?(\w+)', rest)
+    found[f'{kind} {said[1].lower() if said else "default"}'] += 1
   return dict(found)
