@@ -194,22 +194,22 @@ def expect(table):
   ]
   settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
   if len(read) > FREE_PARAMETERS:
-    yield from _law(settled, decides=set(changes) >= CELLS)
+    yield from law(settled, decides=set(changes) >= CELLS)
   if len(changes) > max(len(read), FREE_PARAMETERS):
-    yield from _exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
+    yield from exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
   if len(changes) > FREE_PARAMETERS:
     known = scaling_law.beyond_blind(last['accuracy'], last['relations']).clip(lower=0)
-    yield from _exponents(last.assign(accuracy=known), f'{LAW}, {BEYOND}')
-  yield from _same_bits(last)
+    yield from exponents(last.assign(accuracy=known), f'{LAW}, {BEYOND}')
+  yield from same_bits(last)
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
     yield from over_seeds(what, of_S, at_most=scaling_law.SETTLED, check=True)
-  yield from _bits_per_parameter(last)
-  yield from _dense(table)
-  yield from _largest_capacity(table)
+  yield from bits_per_parameter(last)
+  yield from dense_rows(table)
+  yield from largest_capacity(table)
 
 
-def _same_bits(last: pd.DataFrame):
+def same_bits(last: pd.DataFrame):
   """d₅₀ at the largest N over that at the smallest, among sizes with the same R·log₂N; and what other scalings predict."""
   halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
@@ -227,7 +227,7 @@ def _same_bits(last: pd.DataFrame):
     yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
 
 
-def _bits_per_parameter(last: pd.DataFrame):
+def bits_per_parameter(last: pd.DataFrame):
   """At d₅₀, for every size, and how they change with N."""
   held = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
   for (n, r), by_seed in held.items():
@@ -244,7 +244,7 @@ def _bits_per_parameter(last: pd.DataFrame):
     yield from over_seeds('bits of facts per parameter at d₅₀, change per doubling of N', slopes)
 
 
-def _dense(table: pd.DataFrame):
+def dense_rows(table: pd.DataFrame):
   """Models whose every row is updated in every step, compared with those that update the rows that a step reads."""
   for (n, r, d, passes), rows in groups(select(table, model=DENSE), *CELL, 'dim', 'passes'):
     same = select(table, model='trained', subjects=n, relations=r, dim=d, passes=passes)
@@ -255,7 +255,7 @@ def _dense(table: pd.DataFrame):
     )  # fmt: skip
 
 
-def _largest_capacity(table: pd.DataFrame):
+def largest_capacity(table: pd.DataFrame):
   """The most that a parameter, and a bit of a weight, holds at any d, compared with the constructions."""
   for (n, r), rows in groups(largest(table), *CELL):
     if rows['dim'].nunique() == 1:
@@ -273,11 +273,11 @@ def _largest_capacity(table: pd.DataFrame):
       )
 
 
-def _law(settled: pd.DataFrame, decides: bool):
+def law(settled: pd.DataFrame, decides: bool):
   """The law fitted to these models with all seeds and with each one left out; its alternatives with
   each left out."""
   sizes = settled.groupby(list(CELL)).ngroups
-  yield from _exponents(settled, f'{LAW}, fitted to {sizes} sizes', 0.8, 1.25, decides)
+  yield from exponents(settled, f'{LAW}, fitted to {sizes} sizes', 0.8, 1.25, decides)
   every, fits = tuple(sorted(settled['seed'].unique())), _fits(settled)
   rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
   for name, (size, q) in ALTERNATIVES.items():
@@ -295,7 +295,7 @@ def _fits(table: pd.DataFrame):
   )
 
 
-def _exponents(
+def exponents(
   table: pd.DataFrame, text: str, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
 ):  # fmt: skip
   """q and p of all seeds together, and q with the bits of a bijection in place of log₂N."""

@@ -212,21 +212,14 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
 def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half():
   some = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   dense = select(some, subjects=64, relations=8, passes=100).assign(model=laws.DENSE)
-  found = {
-    f.what: f
-    for f in laws.STUDY.findings(pd.concat([some, dense.assign(accuracy=dense['accuracy'] - 0.05)]))
-  }
-  less = [f for what, f in found.items() if 'with all rows in every step' in what]
+  worse = pd.concat([some, dense.assign(accuracy=dense['accuracy'] - 0.05)])
+  less = [*laws.dense_rows(worse)]
   assert len(less) == 6 and all(f.value == pytest.approx(-0.05) and f.holds is False for f in less)
-  assert all(
-    f.holds for f in laws.STUDY.findings(pd.concat([some, dense])) if 'with all rows' in f.what
-  )
-  assert found['N = 64, R = 8: bits of facts per parameter at d₅₀'].value == pytest.approx(
-    1, abs=0.02
-  )
-  assert found[
-    'bits of facts per parameter at d₅₀, change per doubling of N'
-  ].value == pytest.approx(0, abs=0.01)
+  assert all(f.holds for f in laws.dense_rows(pd.concat([some, dense])))
+  found = {f.what: f.value for f in laws.bits_per_parameter(laws.largest(some))}
+  what = 'bits of facts per parameter at d₅₀'
+  assert found[f'N = 64, R = 8: {what}'] == pytest.approx(1, abs=0.02)
+  assert found[f'{what}, change per doubling of N'] == pytest.approx(0, abs=0.01)
 
 
 # --- memories -------------------------------------------------------------------------------------

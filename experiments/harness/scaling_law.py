@@ -80,7 +80,7 @@ def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
   x[1], x[2:] = np.log(np.median(d)), rng.uniform(0.3, 1.5, free - 2)
   x[0], x[-3:] = rng.uniform(-1, 2), (-1.5, 3.0, -4.0)
   options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
-  found = scipy.optimize.minimize(loss, x, method='Nelder-Mead', options=options)
+  found = scipy.optimize.minimize(loss, x, method='L-BFGS-B')  # near to it; then to the last digits
   return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
 
 
