@@ -366,8 +366,8 @@ def plot(table):
     panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True
   ):
     draw(ax, table)
-    below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.16), 'ncols': 2}
-    plotting.legend(ax, fontsize=size, **(below if draw is _plot_curves else {}))
+    below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.21), 'ncols': 2}
+    plotting.legend(ax, fontsize=size, **({} if draw is _plot_halves else below))
   return figure
 
 

@@ -239,7 +239,7 @@ def test_a_model_of_the_train_binary_is_lowered_at_any_size(sizes):
 @pytest.mark.parametrize(
   ('flag', 'says'),
   [('', 'name what to compile for'), ('--target=v5e', 'name a TPU'), ('--target=cuda:9', r'1 to \d devices'),
-   ('--target=cuda:x', r'1 to \d devices'), ('--target=h100:x', 'h100:8 is eight'), ('--target=cuda --study=none', 'is no study')],
+   ('--target=cuda:x', r'1 to \d devices'), ('--target=h100:x', 'h100:8 is eight'), ('--target=h100:0', 'h100:8 is eight'), ('--target=cuda --study=none', 'is no study')],
 )  # fmt: skip
 def test_bad_input_is_one_line(flag, says, tmp_path):
   options = cli.parse(cli.flags_of(compiling.Options), ['compile', *flag.split()], '')

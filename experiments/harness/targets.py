@@ -111,7 +111,7 @@ def find(name: str) -> Target:
 def nvidia(name: str) -> topologies.TopologyDescription:
   """The description of GPUs that are not here."""
   kind, _, count = name.partition(':')
-  if not (count or '1').isdigit():
+  if not re.fullmatch(r'([1-9]\d*)?', count):
     raise InputError(f'--target={name}: {kind}:8 is eight of them')
   if importlib.util.find_spec('jax_cuda12_plugin') is None:
     raise InputError(
