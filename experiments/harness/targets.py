@@ -118,6 +118,8 @@ def nvidia(name: str) -> topologies.TopologyDescription:
       f"--target={name} needs the compiler of JAX's plug-in: pip install 'jax[cuda12]', or make cuda"
     )
   os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # it would ask for a GPU
+  # Without a GPU to try them out, XLA finds no tiles for some small products that Triton would compile.
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_triton_gemm=false'
   told = {
     'gpu_device_info': EVERY_NVIDIA | NVIDIA[kind],
     'platform_name': '"CUDA"',
