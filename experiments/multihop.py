@@ -319,8 +319,10 @@ def expected_sizes(every: pd.DataFrame):
       bounds: dict = {} if i else BOUNDS.get((mode, depth), {})
       size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
-        if bounds or np.isfinite(values).all():
-          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}', values)
+        crossed = bool(np.isfinite(values).all())
+        if bounds or crossed:
+          beyond_all = ', outside the sizes tried with some seeds' * (not crossed)
+          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}{beyond_all}', values)
       if most == 1 or 1 not in size:
         continue
       last = longest(select(every, model=mode, depth=depth, hops=most))
