@@ -295,7 +295,7 @@ def compiled() -> str:
   table = records.read(RESULTS / 'compiled.json').table
   table = table.astype(object).where(table.notna(), None)
   train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
-  totals = [of_a_study(own) for _, own in others.groupby(['target', 'study'], sort=False)]
+  totals = [of_a_study(study, own) for study, own in others.groupby('study', sort=False)]
   first = [
     one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' and r['cycles'] else '–'}
     for r in train.to_dict('records')
@@ -307,20 +307,24 @@ def mebibytes(count: float) -> str:
   return f'{count / 2**20:,.0f}'
 
 
-def of_a_study(own: pd.DataFrame) -> dict[str, Any]:
-  """What was compiled of a study for a target, and the program with the largest peak."""
-  target, study = own[['target', 'study']].iloc[0]
-  reasons = [reason for reason in own.get('refused', []) if reason]
-  found = {'chips': target, 'study': study, 'programs': len(own), 'refused': '; '.join(reasons) or 'none'}  # fmt: skip
-  if not (sizes := own[own['peak_bytes'].notna()]).empty:
-    most = sizes.loc[sizes['peak_bytes'].astype(float).idxmax()]
-    found |= {
-      'largest peak, MiB': mebibytes(most['peak_bytes']),
-      'of the memory': f'{most["peak_bytes"] / most["available_bytes"]:.1%}',
-      'program with it': f'`{most["program"]}`',
-      'between chips, all programs, MiB': mebibytes(sizes['collective_bytes'].sum()),
-    }
-  return found
+def of_a_study(study: str, own: pd.DataFrame) -> dict[str, Any]:
+  """What was compiled of a study, and for every target the largest peak of its programs."""
+  by_target = own.groupby('target', sort=False)
+  return {
+    'study': study,
+    'programs': by_target.size().max(),
+    **{target: largest_peak(rows) for target, rows in by_target},
+  }
+
+
+def largest_peak(rows: pd.DataFrame) -> str:
+  """In MiB, and as a fraction of a device's memory; or why a program was refused."""
+  if reasons := [reason for reason in rows.get('refused', []) if reason]:
+    return f'refused: {reasons[0]}'
+  if not rows['peak_bytes'].notna().any():
+    return 'lowered'
+  most = rows.loc[rows['peak_bytes'].astype(float).idxmax()]
+  return f'{mebibytes(most["peak_bytes"])} ({most["peak_bytes"] / most["available_bytes"]:.1%})'
 
 
 def one_compiled(r: dict[str, Any]) -> dict[str, Any]:

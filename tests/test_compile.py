@@ -87,6 +87,16 @@ def test_the_notebook_trains_on_a_tpu_what_was_compiled():
     ), sizes
 
 
+def test_every_study_was_compiled_for_one_device_and_for_eight():
+  """In the committed records, and nothing was refused."""
+  table = records.read(pages.RESULTS / 'compiled.json').table
+  own = table[table['study'].isin(studies.NAMES)]
+  expected = {*itertools.product(('v5e:1x1', 'v5e:2x4', 't4', 'h100:8', 'rocm'), studies.NAMES)}
+  assert {*zip(own['target'], own['study'], strict=True)} == expected
+  assert 'refused' not in table or not table['refused'].notna().any()
+  assert (own['peak_bytes'].notna() == (own['target'] != 'rocm')).all()
+
+
 def test_a_study_that_goes_on_with_what_it_trained_is_recorded_to_its_end():
   study = studies.load('leaderboard')
   found = programs.of_study(study, study.presets['smoke'], jax.devices()[:1], 'tpu')
