@@ -441,7 +441,7 @@ STUDY = Study(
   'before the step); a whole chain must be right at every step. One hop of R^k relations: bijections that have nothing to do with one '
   'another, as many as there are paths of k hops. Internal bits: those outside the subject’s embedding.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=6.5, first_seed=FIRST_SEED + 500,
+  by=('kind', 'measurement', 'model', 'positions', 'depth', 'hops', 'dim'), minutes=4, first_seed=FIRST_SEED + 500,
 )  # fmt: skip
 
 
