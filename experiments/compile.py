@@ -8,8 +8,8 @@
 
 A TPU's compiler needs no TPU, nor that of NVIDIA's GPUs a GPU: pip install 'jax[tpu]', or 'jax[cuda12]', into a separate
 environment (`make tpu`, `make cuda`). The programs of every study's presets are collected, as they would run on the
-target's chips, and compiled; nothing is computed. The checks by certificate and for all facts at once, which no preset chooses, are two more parts of construct. The output has one line
-per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
+target's chips, and compiled; nothing is computed. The checks by certificate and for all facts at once, which no preset
+chooses, are two more parts of construct. The output has one line per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
 products. The same command again resumes where it stopped. Of the programs in a study that differ only in sizes the
 largest is compiled, of those for batches of models also if the models differ in their options; with --every, all are.
 For cuda and rocm programs are only lowered, which shows that they can be, and no more.

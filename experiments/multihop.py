@@ -147,7 +147,9 @@ def measure(trainer, preset, seeds):
     for depth in preset.depths if mode == 'direct' else (1,):
       records += trained(trainer, preset, mode, hops, depth, steps, seeds)
   for mode in preset.modes:
-    if MODES[mode].chain and mode != 'chain_slow':
+    if (
+      MODES[mode].chain and mode != 'chain_slow'
+    ):  # longer chains are told apart by positions alone
       records += long_chains(trainer, preset, seeds, mode)
   if 'direct' not in preset.modes or 1 not in preset.depths:
     return records
@@ -321,8 +323,8 @@ def expected_sizes(every: pd.DataFrame):
       for hops, values in size.items():
         crossed = bool(np.isfinite(values).all())
         if bounds or crossed:
-          beyond_all = ', outside the sizes tried with some seeds' * (not crossed)
-          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}{beyond_all}', values)
+          outside = ', outside the sizes tried with some seeds' * (not crossed)
+          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}{outside}', values)
       if most == 1 or 1 not in size:
         continue
       last = longest(select(every, model=mode, depth=depth, hops=most))

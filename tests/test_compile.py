@@ -172,9 +172,12 @@ def test_host_callbacks_are_refused(name):
   assert not [*targets.callbacks(jax.make_jaxpr(jnp.cos)(1.0).jaxpr)]
 
 
-@pytest.mark.parametrize('name', [TPU, GPU])
+@pytest.mark.parametrize(
+  ('name', 'memory'),
+  [pytest.param('v5e:1x1', '15.8', marks=libtpu), pytest.param('t4', '11.1', marks=plugin)],
+)
 def test_what_does_not_fit_is_refused_with_the_largest_that_does(
-  name, tmp_path, monkeypatch, capsys
+  name, memory, tmp_path, monkeypatch, capsys
 ):
   """The refusal is one line with status 2; the size that it names compiles, and 1.2 times that size is refused again."""
   target = targets.find(name)
@@ -189,7 +192,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(
       cli.run(compiling.main, compiling.Options, ['', f'--target={name}', f'--workdir={tmp_path}'])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == 2 and re.search(
-      r'planted: refused: .*: needs .* of the (15.8|11.1) GiB', line
+      rf'planted: refused: .*: needs .* of the {memory} GiB', line
     )
     return int(re.search(r'; the most rows that fit: ([\d,]+)', line)[1].replace(',', ''))
 
@@ -207,11 +210,9 @@ def test_a_program_of_a_study_compiles_for_eight_chips(name):
   (train,) = (one for one in of_laws(target.devices, target.platform) if one.name == NAMES[1])
   found = targets.build(train, target)
   assert 0 < found['argument_bytes'] < found['peak_bytes'] < found['available_bytes']
-  assert (
-    (found['flops'] is None or found['flops'] > 0)
-    and 'f32' in found['products']
-    and not found['collectives']
-  )
+  assert 'f32' in found['products'] and not found['collectives']
+  if target.platform == 'tpu':  # for GPUs the compiler does not count them
+    assert found['flops'] > 0
 
 
 @pytest.mark.parametrize('name', ['cuda', 'cuda:2', 'rocm'])

@@ -209,17 +209,22 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   assert {'settled or not' in f.what for f in law if laws.BEYOND not in f.what} == {True}
 
 
-def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half():
+def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half(
+  monkeypatch,
+):
+  for name in ('law', 'exponents'):  # which take long, and which another test judges
+    monkeypatch.setattr(laws, name, lambda *_, **__: ())
   some = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   dense = select(some, subjects=64, relations=8, passes=100).assign(model=laws.DENSE)
   worse = pd.concat([some, dense.assign(accuracy=dense['accuracy'] - 0.05)])
-  less = [*laws.dense_rows(worse)]
+  found = {f.what: f for f in laws.STUDY.findings(worse)}
+  less = [f for what, f in found.items() if 'with all rows in every step' in what]
   assert len(less) == 6 and all(f.value == pytest.approx(-0.05) and f.holds is False for f in less)
-  assert all(f.holds for f in laws.dense_rows(pd.concat([some, dense])))
-  found = {f.what: f.value for f in laws.bits_per_parameter(laws.largest(some))}
+  same = laws.STUDY.findings(pd.concat([some, dense]))
+  assert all(f.holds for f in same if 'with all rows' in f.what)
   what = 'bits of facts per parameter at d₅₀'
-  assert found[f'N = 64, R = 8: {what}'] == pytest.approx(1, abs=0.02)
-  assert found[f'{what}, change per doubling of N'] == pytest.approx(0, abs=0.01)
+  assert found[f'N = 64, R = 8: {what}'].value == pytest.approx(1, abs=0.02)
+  assert found[f'{what}, change per doubling of N'].value == pytest.approx(0, abs=0.01)
 
 
 # --- memories -------------------------------------------------------------------------------------

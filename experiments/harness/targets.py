@@ -26,7 +26,7 @@ from geomem.training.device_memory import Refused
 
 GPUS = 'cuda', 'rocm'
 KIB, MIB = 2**10, 2**20
-NVIDIA: dict[str, dict[str, Any]] = {  # what the compiler must be told of a GPU that is not here, by NVIDIA's data sheets
+NVIDIA: dict[str, dict[str, Any]] = {  # what the compiler must know of a GPU that is not here, by NVIDIA's data sheets
   't4': {
     'core_count': 40, 'fpus_per_core': 64, 'threads_per_core_limit': 1024, 'shared_memory_per_core': 64 * KIB,
     'shared_memory_per_block_optin': 64 * KIB, 'l2_cache_size': 4 * MIB, 'memory_bandwidth': 320 * 10**9, 'clock_rate_ghz': 1.59,
@@ -42,6 +42,7 @@ EVERY_NVIDIA = {
   'threads_per_warp': 32, 'threads_per_block_limit': 1024, 'shared_memory_per_block': 48 * KIB, 'registers_per_core_limit': 64 * KIB,
   'registers_per_block_limit': 64 * KIB, 'block_dim_limit_x': 2**31 - 1, 'block_dim_limit_y': 2**16 - 1, 'block_dim_limit_z': 2**16 - 1,
 }  # fmt: skip
+NO_TRITON = '--xla_gpu_enable_triton_gemm=false'
 CUDA = {'runtime_version': {'major': 12, 'minor': 8}, 'dnn_version_info': {'major': 9, 'minor': 8}}
 # A product that XLA compiles itself, or that a library of CUDA computes.
 PRODUCT = re.compile(
@@ -83,7 +84,7 @@ def find(name: str) -> Target:
   """The target with this name: v5e:2x4 is eight chips of a TPU v5e, h100:8 eight GPUs, h100 one, cuda one that is not named."""
   kind, _, shape = name.partition(':')
   if kind in NVIDIA:
-    return Target(name, 'cuda', tuple(nvidia(name).devices))
+    return Target(name, 'cuda', nvidia(kind, shape))
   if kind in GPUS:
     count = int(shape or 1) if (shape or '1').isdigit() else 0
     devices = jax.devices('cpu')
@@ -108,27 +109,28 @@ def find(name: str) -> Target:
   return Target(name, 'tpu', tuple(found.devices))
 
 
-def nvidia(name: str) -> topologies.TopologyDescription:
-  """The description of GPUs that are not here."""
-  kind, _, count = name.partition(':')
+def nvidia(kind: str, count: str) -> tuple:
+  """Descriptions of GPUs of a kind that are not here, as many as `count` says, or one."""
   if not re.fullmatch(r'([1-9]\d*)?', count):
-    raise InputError(f'--target={name}: {kind}:8 is eight of them')
+    raise InputError(f'--target={kind}:{count}: {kind}:8 is eight of them')
   if importlib.util.find_spec('jax_cuda12_plugin') is None:
     raise InputError(
-      f"--target={name} needs the compiler of JAX's plug-in: pip install 'jax[cuda12]', or make cuda"
+      f"--target={kind} needs the compiler of JAX's plug-in: pip install 'jax[cuda12]', or make cuda"
     )
   os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # it would ask for a GPU
   # Without a GPU to try them out, XLA finds no tiles for some small products that Triton would compile.
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_triton_gemm=false'
-  told = {
+  if NO_TRITON not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {NO_TRITON}'
+  described = {
     'gpu_device_info': EVERY_NVIDIA | NVIDIA[kind],
     'platform_name': '"CUDA"',
     'device_description_str': f'"{kind}"',
     **CUDA,
   }
-  return topologies.get_topology_desc(
-    platform='cuda', target_config=_as_text(told), topology=f'1x1x{int(count or 1)}'
+  found = topologies.get_topology_desc(
+    platform='cuda', target_config=_as_text(described), topology=f'1x1x{count or 1}'
   )
+  return tuple(found.devices)
 
 
 def _as_text(message: dict[str, Any]) -> str:
