@@ -22,7 +22,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
 
 import numpy as np
 
@@ -30,9 +29,8 @@ from experiments.harness import instances, plotting, scaling_law, stored_bits
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, linear_fit, select
 from experiments.harness.study import FIRST_SEED, Study
-from geomem import model
 from geomem.config import Config
-from geomem.training import mlp_memory, optimization
+from geomem.training import mlp_memory
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
@@ -136,28 +134,20 @@ def transformers(trainer, preset: Preset, n: int, r: int, kind: str, seeds) -> l
   sizes = stored_bits.dims(stored_bits.guess(n, r), preset.points)
   configs = [Config.trained(n, r, dim=d) for d in sizes]
   if kind == 'fixed':
-    wanted = [trained_parameters(Recipe(), config) for config in configs]
+    wanted = [stored_bits.trained_parameters(Recipe(), config) for config in configs]
     configs = [config for p in wanted if (config := match_size(recipe, n, r, preset.fixed_dim, p))]
   tasks = [
     Task(config, instances.bijections(n, r, seed), 0.03 if kind == 'learned' else 0.01, 0.03, seed)
     for config, seed in itertools.product(configs, seeds)
   ]
-  about: dict[str, Any] = {
-    'kind': 'transformer', 'measurement': 'bits of facts per parameter', 'model': f'{kind} embeddings', 'control': None,
-    'subjects': n, 'relations': r,
-  }  # fmt: skip
-  each = [about | {'width': task.config.blocks[0].hidden[0]} for task in tasks]
-  return stored_bits.measure(trainer, recipe, tasks, each) if tasks else []
-
-
-def trained_parameters(recipe: Recipe, config: Config) -> int:
-  trained, _ = optimization.split(recipe, model.shapes(config))
-  return sum(math.prod(weight.shape) for weight in trained.values())
+  about = {'kind': 'transformer', 'model': f'{kind} embeddings'}
+  return stored_bits.measure(trainer, recipe, tasks, about) if tasks else []
 
 
 def match_size(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Config | None:
   """The model of this d whose F gives it about this many trained parameters, if there is one."""
-  one, two = (trained_parameters(recipe, Config.trained(n, r, dim, width)) for width in (1, 2))
+  of = lambda width: stored_bits.trained_parameters(recipe, Config.trained(n, r, dim, width))
+  one, two = of(1), of(2)
   width = 1 + round((parameters - one) / (two - one))
   return Config.trained(n, r, dim, width) if width >= 1 else None
 

@@ -150,11 +150,9 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       for d, seed in itertools.product(sizes, seeds)
     ]
     recipe = recipe_of(preset, n, passes)
-    about = {
-      'measurement': 'bits of facts per parameter', 'model': 'trained' if preset.lazy else DENSE, 'control': None,
-      'subjects': n, 'relations': r, 'passes': recipe.steps * (recipe.batch or n) / n,
-    }  # fmt: skip
-    records += stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks))
+    passed = recipe.steps * (recipe.batch or n) / n
+    about = {'model': 'trained' if preset.lazy else DENSE, 'passes': passed}
+    records += stored_bits.measure(trainer, recipe, tasks, about)
   return records
 
 

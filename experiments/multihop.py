@@ -170,10 +170,10 @@ def trained(
     for d, seed in itertools.product(sizes, seeds)
   ]
   about = {
-    'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'control': None, 'depth': depth,
-    'hops': hops, 'subjects': n, 'relations': r,
+    'kind': 'trained', 'measurement': 'accuracy', 'model': mode, 'depth': depth, 'hops': hops,
+    'relations': r,
   }  # fmt: skip
-  records = stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks))
+  records = stored_bits.measure(trainer, recipe, tasks, about)
   for own in records:
     own['value'] = own['accuracy']
     if own['accuracy'] >= TARGET and mode != UNRELATED:

@@ -72,16 +72,13 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       Task(Config.trained(n, r, dim=d), instances.bijections(n, r, seed), rate, 0.03, seed)
       for d, seed in itertools.product(preset.dims, seeds)
     ]
-    about = {
-      'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'optimizer': optimizer,
-      'learning_rate': rate, 'subjects': n, 'relations': r,
-    }  # fmt: skip
+    about = {'model': 'trained', 'optimizer': optimizer, 'learning_rate': rate}
     learn = None
     if optimizer in SOLVES:
       rounds, iterations, joint = SOLVES[optimizer]
       turns: Any = {'rounds': min(rounds, preset.steps), 'iterations': iterations, 'joint': joint}
       learn = functools.partial(alternating.learn, **turns)
-    records += stored_bits.measure(trainer, recipe, tasks, [about] * len(tasks), learn)
+    records += stored_bits.measure(trainer, recipe, tasks, about, learn)
   return records
 
 

@@ -114,7 +114,7 @@ def test_bits_of_facts_are_those_of_an_independent_count():
   task = Task(Config.trained(n, r, dim=d), Facts.bijections(n, r), seed=3)
   params = jax.tree.map(lambda a: 3 * a, model.draw(task.config, 3))
   (record,) = stored_bits.measure(
-    Untrained(), Recipe(), [Task(task.config, task.facts, seed=3, params=params)], [{}]
+    Untrained(), Recipe(), [Task(task.config, task.facts, seed=3, params=params)], {}
   )
   paths = np.arange(r)[:, None]
   x_NxRxD = model.apply(task.config, params, None, paths, method='all_pairs')
@@ -139,7 +139,7 @@ def test_what_is_known_is_held_and_rounded():
     pass
   params = sweep.state_of(states, 0).params
   (record,) = stored_bits.measure(
-    Untrained(), recipe, [Task(task.config, task.facts, params=params)], [{}]
+    Untrained(), recipe, [Task(task.config, task.facts, params=params)], {}
   )
   assert record['accuracy'] == 1 and 0.95 * r * n * 4 < record['bits'] <= r * n * 4
   assert 2 <= record['bits_per_weight'] <= 12
@@ -257,9 +257,9 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
 
 def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():
   recipe = Recipe(frozen=frozen_embeddings.FROZEN)
-  wanted = frozen_embeddings.trained_parameters(Recipe(), Config.trained(256, 4, dim=9))
+  wanted = stored_bits.trained_parameters(Recipe(), Config.trained(256, 4, dim=9))
   config = frozen_embeddings.match_size(recipe, 256, 4, 32, wanted)
-  assert frozen_embeddings.trained_parameters(recipe, config) == pytest.approx(wanted, abs=40)
+  assert stored_bits.trained_parameters(recipe, config) == pytest.approx(wanted, abs=40)
   assert frozen_embeddings.match_size(recipe, 256, 4, 32, 100) is None
 
 

@@ -49,9 +49,9 @@ def learning_rate(rate: float, dim: int) -> float:
 
 
 def measure(
-  trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: Sequence[dict], learn: Callable | None = None
+  trainer: Trainer, recipe: Recipe, tasks: Sequence[Task], about: dict, learn: Callable | None = None
 ) -> list[dict]:  # fmt: skip
-  """One record per model, with what it is `about`. Rounding weights takes a dozen evaluations, so large models skip it.
+  """One record per model, with what all are `about`. Rounding weights takes a dozen evaluations, so large models skip it.
 
   `learn(config, recipe, params, job)`: the parameters found in another way than by the steps of the recipe alone.
   """
@@ -60,9 +60,12 @@ def measure(
   scores = functools.partial(_scores, config, recipe, whole, learn)
   found = trainer.train_and_evaluate(recipe, tasks, scores, trained=learn is None)
   return [
-    {'seed': task.seed, 'dim': task.config.dim, 'steps': recipe.steps, **own, **_capacity(recipe, task.config, values)}
-    for i, (task, own) in enumerate(zip(tasks, about, strict=True))
-    for values in [{name: float(of_model[i]) for name, of_model in found.items()}]
+    {
+      'seed': task.seed, 'dim': task.config.dim, 'width': task.config.blocks[0].hidden[0], 'steps': recipe.steps,
+      'measurement': 'bits of facts per parameter', 'control': None, 'subjects': task.config.subjects,
+      'relations': task.config.relations, **about,
+      **_capacity(recipe, task.config, {name: float(of_model[i]) for name, of_model in found.items()}),
+    } for i, task in enumerate(tasks)
   ]  # fmt: skip
 
 
@@ -89,8 +92,7 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, learn: Callable | None
 
 def _capacity(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[str, float]:
   """Accuracy, and the bits of the facts: in total, per trained parameter, and per bit of those parameters."""
-  trained, _ = optimization.split(recipe, model.shapes(config))
-  parameters = sum(math.prod(weight.shape) for weight in trained.values())
+  parameters = trained_parameters(recipe, config)
   queries = config.subjects * config.relations**recipe.hops
   bits = max(0.0, queries * (math.log2(config.answers) - found['nats'] / math.log(2)))
   return {
@@ -98,3 +100,8 @@ def _capacity(recipe: Recipe, config: Config, found: dict[str, float]) -> dict[s
     'value': bits / parameters, 'bits_per_weight': found['bits_per_weight'],
     'bits_per_weight_bit': bits / parameters / found['bits_per_weight'],
   }  # fmt: skip
+
+
+def trained_parameters(recipe: Recipe, config: Config) -> int:
+  trained, _ = optimization.split(recipe, model.shapes(config))
+  return sum(math.prod(weight.shape) for weight in trained.values())
