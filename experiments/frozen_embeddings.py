@@ -166,17 +166,13 @@ def half_of_widths(memory) -> dict[float, np.ndarray]:
   return {width: np.array(half_counts(rows)) for (width,), rows in groups(shared, 'width')}
 
 
-def longest_trained(memory):
-  """The memories that were trained for the most steps."""
-  return memory[memory['steps'] == memory['steps'].max()]
-
-
 def _memory(memory):
   """What a parameter holds at n₅₀ by both laws, how much that changes with n, and what doubling the
   steps changes."""
   if not len(memory):
     return
-  half, dim = half_of_widths(longest_trained(memory)), memory['dim'].iloc[0]
+  longest = scaling_law.at_largest(memory, 'steps', 'width')
+  half, dim = half_of_widths(longest), memory['dim'].iloc[0]
   n_WxS = np.array(list(half.values()))
   range_of = f'F = {min(half):.0f} … {max(half):.0f}'
   for name, size in LAWS.items():
@@ -232,7 +228,7 @@ def plot(table):
   """Accuracy of memories against n, what a parameter holds at n₅₀ by both laws, and transformers
   against parameter count."""
   figure, panels = plotting.new(11, 3.2, 1, 3)
-  memory = longest_trained(select(table, kind='memory'))
+  memory = scaling_law.at_largest(select(table, kind='memory'), 'steps', 'width')
   for i, ((width,), rows) in enumerate(groups(memory, 'width')):
     plotting.spread(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
   panels[0].set(

@@ -174,8 +174,7 @@ def built(n: int, r: int, seed: int) -> list[dict]:
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:
   """The models of every N and R that were trained with the largest budget."""
-  table = select(table, model='trained')
-  return table[table['passes'] == table.groupby(list(CELL))['passes'].transform('max')]
+  return scaling_law.at_largest(select(table, model='trained'), 'passes', *CELL)
 
 
 def expect(table):

@@ -263,8 +263,7 @@ def with_all_columns(table: pd.DataFrame) -> pd.DataFrame:
 
 def longest(rows: pd.DataFrame) -> pd.DataFrame:
   """The models that were trained for the most steps."""
-  by = rows.groupby(['model', 'depth', 'hops'])['steps']
-  return rows[rows['steps'] == by.transform('max')]
+  return scaling_law.at_largest(rows, 'steps', 'model', 'depth', 'hops')
 
 
 def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:

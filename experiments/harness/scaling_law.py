@@ -84,6 +84,11 @@ def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
   return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
 
 
+def at_largest(rows: pd.DataFrame, budget: str, *by: str) -> pd.DataFrame:
+  """In every group by these columns, the rows with the largest budget."""
+  return rows[rows[budget] == rows.groupby(list(by))[budget].transform('max')]
+
+
 def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
   """The relative change of what `read` returns, for every seed, at the last doubling of a budget.
 
