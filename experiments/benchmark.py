@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from constructions import registry
 from experiments import peers
@@ -217,7 +218,7 @@ def growth(axis: str, values: Sequence[int], timed: Callable[[int], tuple[float,
     seconds, sizes = timed(value)
     taken.append(seconds)
     yield {'axis': axis, 'value': value, 'ours_seconds': seconds, **sizes}
-  exponent = statistics.linear_fit(np.log(values).tolist(), np.log(taken).tolist())[1]
+  exponent = float(scipy.stats.linregress(np.log(values), np.log(taken)).slope)
   yield {'measurement': 'scaling_exponent', 'axis': axis, 'exponent': exponent}
 
 

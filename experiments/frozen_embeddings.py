@@ -24,10 +24,11 @@ import itertools
 import math
 
 import numpy as np
+import scipy.stats
 
 from experiments.harness import instances, plotting, scaling_law, stored_bits
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, linear_fit, select
+from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
 from geomem.training import mlp_memory
@@ -180,9 +181,11 @@ def _memory(memory):
     for width, values in zip(half, held_WxS, strict=True):
       what = f'memory, d = {dim}, F = {width:.0f}: {name} per parameter at n₅₀'
       yield from over_seeds(what, list(values))
-    claimed = name == 'bits' and len(half) > 1
+    if len(half) == 1:
+      continue
+    claimed = name == 'bits'
     grows = [
-      linear_fit(np.log(n_W), np.log(held_W))[1] * np.log(n_W[-1] / n_W[0])
+      scipy.stats.linregress(np.log(n_W), np.log(held_W)).slope * np.log(n_W[-1] / n_W[0])
       for n_W, held_W in zip(n_WxS.T, held_WxS.T, strict=True)
     ]
     yield from over_seeds(

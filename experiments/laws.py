@@ -235,7 +235,7 @@ def bits_per_parameter(last: pd.DataFrame):
     log2_n = [math.log2(n) for n, _ in held]
     shared = set.intersection(*map(set, held.values()))
     slopes = [
-      statistics.linear_fit(log2_n, [by_seed[seed] for by_seed in held.values()])[1]
+      scipy.stats.linregress(log2_n, [by_seed[seed] for by_seed in held.values()]).slope
       for seed in sorted(shared)
     ]
     yield from over_seeds('bits of facts per parameter at d₅₀, change per doubling of N', slopes)

@@ -81,14 +81,6 @@ def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[fl
   return whole - (high - low) / 2, whole + (high - low) / 2
 
 
-def linear_fit(xs: Sequence[float], ys: Sequence[float]) -> tuple[float, float, float]:
-  """Least squares y = intercept + slope·x, and its R². No slope and R² (NaN) if all x agree, no R² if all y agree."""
-  if np.ptp(xs) == 0:
-    return float(np.mean(ys)), np.nan, np.nan
-  fit = scipy.stats.linregress(xs, ys)
-  return float(fit.intercept), float(fit.slope), float(fit.rvalue**2) if np.ptp(ys) else np.nan
-
-
 def summarize(table: pd.DataFrame, *by: str) -> pd.DataFrame:
   """Seeds, mean, interval and range of the value in every group; no mean if a seed found nothing."""
   rows = []
