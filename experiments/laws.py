@@ -342,8 +342,11 @@ def plot(table):
       color=plotting.cycle(i)[0],
       markersize=4,
     )
-  for bits, dashes in plotting.LANGUAGE_MODELS.items():
-    plotting.level(panels[2], bits, f'{bits:g} bits', dashes)
+  across = panels[2].get_yaxis_transform()
+  # Bits per parameter reported for language models: knowledge, memorised text.
+  for bits, dashes in ((2.0, '--'), (3.6, ':')):
+    panels[2].axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
+    panels[2].text(0.99, bits, f'{bits:g} bits', transform=across, ha='right', va='bottom')
   plotting.logarithmic(panels[0].xaxis)
   panels[2].set_xlim(0, 1.6)  # larger models hold next to nothing per parameter
   panels[0].set(xlabel='d', ylabel='accuracy', title='whole accuracy curves')

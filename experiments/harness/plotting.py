@@ -1,7 +1,5 @@
 """Figure style: colours that colour-blind readers can tell apart and that survive printing, consistent font sizes."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,8 +12,6 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
 GREY = '#6B6B6B'
-# Bits per parameter reported for language models: knowledge, memorised text.
-LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
 KINDS = '.png', '.pdf'
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # for the figures of all studies; other code draws under matplotlib.rc_context(plotting.STYLE)
@@ -47,12 +43,6 @@ def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
   ax.plot(means[x], means['value'], label=label, **options)
 
 
-def level(ax, y: float, text: str, dashes: str = '-'):
-  """A labelled grey line across at a y that others report or that nothing can exceed."""
-  ax.axhline(y, linestyle=dashes, color=GREY, linewidth=1)
-  ax.text(0.99, y, text, transform=ax.get_yaxis_transform(), ha='right', va='bottom')
-
-
 def logarithmic(*axes):
   """Use a log scale on x or y axes, with ticks such as 10k, 20k, 50k."""
   for axis in axes:
@@ -70,11 +60,3 @@ def legend(ax, **options):
 
 def legend_beside(ax):
   ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
-
-
-def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-  """Save STEM.png and STEM.pdf, or one of them, with the same bytes every time."""
-  paths = [Path(f'{stem}{kind}') for kind in kinds]
-  for path in paths:
-    figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
-  return paths

@@ -184,10 +184,15 @@ class Study:
   def draw(
     self, table: pd.DataFrame, folder: Path, kinds: Sequence[str] = plotting.KINDS
   ) -> list[Path]:
-    """Save the figure, as PNG and PDF; none if there is nothing to draw."""
+    """Save the figure, as PNG and PDF, with the same bytes every time; none if there is nothing to draw."""
     with matplotlib.rc_context(plotting.STYLE):
       figure = self.plot(table) if self.plot else None
-      return plotting.save(figure, Path(folder) / self.name, kinds) if figure else []
+      if not figure:
+        return []
+      paths = [Path(folder) / f'{self.name}{kind}' for kind in kinds]
+      for path in paths:
+        figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
+    return paths
 
   def _show(self, folder: Path, found: Records):
     """Write findings and figures next to the records, and print a summary."""
