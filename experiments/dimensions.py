@@ -115,12 +115,7 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models, one number per rank."""
   score, ranks = functools.partial(scores, preset), [{'rank': rank} for rank in preset.ranks]
-  control = lambda kind: kind.model if kind.model in CONTROLS else None
-  return [
-    record
-    for kind in preset.kinds()
-    for record in kind.records(trainer, seeds, score, ranks, control=control(kind))
-  ]
+  return [row for kind in preset.kinds() for row in kind.records(trainer, seeds, score, ranks)]
 
 
 def cases(table):

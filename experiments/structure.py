@@ -265,12 +265,8 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all models."""
   score, at = functools.partial(scores, preset.map_steps), [{'alpha': alpha} for alpha in ALPHAS]
-  own_seeds = lambda kind: seeds if kind.model == 'trained' else seeds[: preset.control_seeds]
-  return [
-    record
-    for kind in preset.kinds()
-    for record in kind.records(trainer, own_seeds(kind), score, at)
-  ]
+  some = lambda kind: seeds if kind.model == 'trained' else seeds[: preset.control_seeds]
+  return [row for kind in preset.kinds() for row in kind.records(trainer, some(kind), score, at)]
 
 
 LINEAR = OTHERS, SHARED, SHUFFLED

@@ -135,12 +135,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """Records of all cases."""
   score = functools.partial(scores, preset.map_steps)
-  control = lambda kind: kind.model if kind.model in CONTROLS else None
-  return [
-    record
-    for kind in preset.kinds()
-    for record in kind.records(trainer, seeds, score, control=control(kind))
-  ]
+  return [row for kind in preset.kinds() for row in kind.records(trainer, seeds, score)]
 
 
 def display(value):

@@ -25,7 +25,6 @@ GEOMETRIC_RECIPE: dict[str, Any] = {
 ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
-UNTRAINED = ('untrained', 'constructed')
 SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 
 
@@ -90,10 +89,6 @@ class Kind:
   unembedding: str = 'trained'
   attention: str = 'trained'
 
-  @property
-  def trained(self) -> bool:
-    return self.model not in UNTRAINED
-
   def recipe(self) -> Recipe:
     parts = {optimization.SUBJECTS: self.embeddings, 'unembed': self.unembedding}
     if self.answer_dim and self.model != 'constructed':
@@ -140,8 +135,9 @@ class Kind:
     more = np.stack([o.answers_RxN for o in others]), written
     if stops:
       return about, trainer.evaluate_at(stops, self.recipe(), tasks, own_scores, *more)
-    train = functools.partial(trainer.train_and_evaluate, trained=self.trained)
-    return about, train(self.recipe(), tasks, own_scores, *more)
+    trained = self.model not in ('untrained', 'constructed')
+    found = trainer.train_and_evaluate(self.recipe(), tasks, own_scores, *more, trained=trained)
+    return about, found
 
   def records(
     self, trainer: Trainer, seeds: Sequence[int], scores: Callable, points: Sequence[dict] = (), **more
