@@ -27,10 +27,10 @@ from experiments.harness.findings import Claim, Finding
 from experiments.harness.statistics import select
 from experiments.harness.study import Study
 from experiments.language import prompt_set, ridge, swapping
+from experiments.language.case import DATA, ModelFile, loaded
 from geomem.pretrained import load
 from geomem.pretrained.runner import Runner
 
-DATA = Path(__file__).parent / 'data'
 FOLDS = 5
 
 
@@ -50,9 +50,7 @@ class Preset:
   alpha_choices: tuple[float, ...]
   shuffles: int
   donor_pairs: int
-  model: Annotated[
-    str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
-  ] = None
+  model: ModelFile = None
   table: Annotated[
     str | None,
     'CSV of subject,relation,attribute, to use your own facts; several rows for several answers.',
@@ -75,7 +73,6 @@ PRESETS = {
     alpha_choices=(1.0, 2.0, 4.0), shuffles=3, donor_pairs=12,
   ),
 }  # fmt: skip
-loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
 def prepare(preset: Preset) -> Preset:

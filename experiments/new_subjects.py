@@ -25,7 +25,7 @@ from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import FIRST_SEED, Study
 from experiments.language import localization, real_countries, recalled
-from experiments.language.case import Case, new_prompts
+from experiments.language.case import Case, ModelFile, loaded, new_prompts
 from geomem.errors import InputError
 from geomem.pretrained import load
 
@@ -52,9 +52,7 @@ class Preset:
   what: tuple[str, ...] = ('recall',)
   seeds: int
   skip_seeds: int = 0
-  model: Annotated[
-    str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
-  ] = None
+  model: ModelFile = None
   table: Annotated[
     str | None, 'Your own relations instead, a CSV of relation,part,text: see the README.'
   ] = None
@@ -111,7 +109,6 @@ PRESETS = {
   },
 }  # fmt: skip
 TRAIN_ANEW = {'random weights', 'maps', 'adapters'}  # measurements without the vectors of the case
-loaded = functools.lru_cache(maxsize=1)(load.load)
 
 
 def prepare(preset: Preset) -> Preset:

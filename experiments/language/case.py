@@ -1,19 +1,24 @@
 """Relations as asked of a language model, the vectors learned for them, and subjects with random facts."""
 
 import dataclasses
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from geomem.errors import InputError
-from geomem.pretrained import fact_encoder, prompts, wordings
+from geomem.pretrained import fact_encoder, load, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder, Training
 from geomem.pretrained.load import Pretrained
 from geomem.pretrained.prompts import Prompts, Relation
 from geomem.pretrained.wordings import Wordings
 
 DATA = Path(__file__).parents[1] / 'data'
+ModelFile = Annotated[
+  str | None, 'Folder of safetensors, or GGUF file (default: the packaged SmolLM2-135M).'
+]
+loaded = functools.lru_cache(maxsize=1)(load.load)
 HELD_OUT = 0.25  # fraction of all answer tuples
 FRAMES = 3  # number of the trained frames in which subjects are asked
 
