@@ -268,20 +268,23 @@ def _compared(text: str, rows):
     yield from over_seeds(', '.join([text, *filter(None, about)]), own['value'].tolist())
 
 
+def over_layers(rows, which: str) -> list[float]:
+  """The 'min', 'max' or 'last' of the means of the layers, for every seed."""
+  return rows.groupby(['seed', 'layer'])['value'].mean().groupby('seed').agg(which).tolist()
+
+
 def _ablated(text: str, rows):
   """Accuracy without MLPs, attention or heads, and the answers that are then another relation's."""
   for (place,), own in groups(select(rows, measurement='without', control=None), 'place'):
-    worst = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed')
     name = place.replace('mlp', 'MLP')
     alone = 'all' not in place
     yield from over_seeds(
-      f'{text}, {"lowest " * alone}accuracy with {f"the {name} of one block" if alone else name} ablated', worst.min().tolist(),
+      f'{text}, {"lowest " * alone}accuracy with {f"the {name} of one block" if alone else name} ablated', over_layers(own, 'min'),
     )  # fmt: skip
     lost = select(rows, measurement='without', control="another relation's answer", place=place)
-    most = lost.groupby(['seed', 'layer'])['value'].mean().groupby('seed').max()
     yield from over_seeds(
       f"{text}, {'most ' * alone}answers that are another relation's with {f'the {name} of one block' if alone else name} ablated",
-      most.tolist(),
+      over_layers(lost, 'max'),
     )  # fmt: skip
   if len(own := select(rows, measurement='without a head', control=None)):
     lowest = own.groupby('seed')['value'].min()
@@ -301,19 +304,13 @@ def _by_layer(text: str, rows):
   for (place,), own in groups(
     select(rows, measurement='patched', control=localization.UNASKED), 'place'
   ):
-    stays = own.groupby(['seed', 'layer'])['value'].mean().groupby('seed').min()
     what = f'answers kept with the residual of a donor that {localization.UNASKED} patched in at the {place}, lowest over layers'
-    yield from over_seeds(f'{text}, {what}', stays.tolist())
+    yield from over_seeds(f'{text}, {what}', over_layers(own, 'min'))
   for (place, control), own in groups(select(rows, measurement='probe'), 'place', 'control'):
-    by_layer = own.groupby(['seed', 'layer'])['value'].mean()
     what = 'the other relations’ attributes' if control else 'the attribute asked for'
-    yield from over_seeds(
-      f'{text}, probe accuracy at the {place}, {what}, highest over layers', by_layer.groupby('seed').max().tolist()
-    )  # fmt: skip
-    last = by_layer.groupby('seed').last().tolist()
-    yield from over_seeds(
-      f'{text}, probe accuracy at the {place}, {what}, after the last block', last
-    )
+    for words, which in (('highest over layers', 'max'), ('after the last block', 'last')):
+      found = over_layers(own, which)
+      yield from over_seeds(f'{text}, probe accuracy at the {place}, {what}, {words}', found)
   for (place,), own in groups(select(rows, measurement='patched', control=None), 'place'):
     last = [
       some[some['value'] >= 0.5]['layer'].agg('max' if place == 'subject' else 'min')

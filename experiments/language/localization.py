@@ -129,18 +129,14 @@ def probes(case) -> list[dict]:
         for q, answers_N in enumerate(every_RxN):
           right = _probe(x_NxD, answers_N, counts_R[q], count)
           read.setdefault(('probe', name, None if q == r else 'not asked', t), []).append(right)
-    rows = case.encoder.rows(held_RxN), case.encoder.rows(wanted_RxN)
-    for name, own in flips(asked, p, *rows, wanted_RxN[r], layers).items():
-      for t, value in zip(layers, own, strict=True):
-        read.setdefault(('patched', name, None, t), []).append(value)
-    if len(held_RxN) > 1:
-      q = (r + 1) % len(held_RxN)
-      others_RxN = held_RxN.copy()
-      others_RxN[q] = (others_RxN[q] + 1) % counts_R[q]
-      rows = case.encoder.rows(held_RxN), case.encoder.rows(others_RxN)
-      for name, own in flips(asked, p, *rows, held_RxN[r], layers).items():
+    others_RxN, q = held_RxN.copy(), (r + 1) % len(held_RxN)
+    others_RxN[q] = (others_RxN[q] + 1) % counts_R[q]
+    donors = [(None, wanted_RxN, wanted_RxN[r]), (UNASKED, others_RxN, held_RxN[r])]
+    for control, donors_RxN, answer_N in donors[: len(held_RxN)]:  # one relation has no other
+      rows = case.encoder.rows(held_RxN), case.encoder.rows(donors_RxN)
+      for name, own in flips(asked, p, *rows, answer_N, layers).items():
         for t, value in zip(layers, own, strict=True):
-          read.setdefault(('patched', name, UNASKED, t), []).append(value)
+          read.setdefault(('patched', name, control, t), []).append(value)
   return [
     record(what, own, place=place, control=control, layer=t)
     for (what, place, control, t), own in read.items()

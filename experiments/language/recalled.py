@@ -3,8 +3,7 @@ neighbours, rows that are no sums, maps, two hops."""
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,27 +129,25 @@ def other_answers(case: Case, answers_RxN, number: int) -> np.ndarray:
   return wanted_RxN
 
 
-def swaps(case: Case) -> list[dict]:
+def swaps(case: Case, alphas=(1.0,)) -> list[dict]:
   """Sums of vectors for held-out tuples, one vector of which becomes another answer's: another sum."""
   answers_RxN = case.tuples()[:, :24]
-  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, (1.0,), random=True)
+  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, alphas)
 
 
 def doses(case: Case) -> list[dict]:
   """Such swaps α times the way."""
-  answers_RxN = case.tuples()[:, :24]
-  return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, DOSES)
+  return swaps(case, DOSES)
 
 
-def swapped(
-  case: Case, rows_NxD, answers_RxN, alphas: Iterable[float], random: bool = False, **about
-) -> list[dict]:
-  """How often the answer becomes the wanted one, and how often the others that were right stay right."""
+def swapped(case: Case, rows_NxD, answers_RxN, alphas=(1.0,), **about) -> list[dict]:
+  """How often the answer becomes the wanted one, and the others that were right stay right; at α = 1 also in a random direction."""
   asked, some_P = case.asked, case.some_P
   wanted_RxN, rng = other_answers(case, answers_RxN, 6), case.rng(7)
   before_NxP = prompts.recall(asked, rows_NxD, answers_RxN, some_P).right_NxP
   relation_P, found = asked.relation_P[some_P], []
-  for control, alpha in [*itertools.product([None], alphas), *[('random direction', 1.0)] * random]:
+  both = [(None, alpha) for alpha in alphas] + [('random direction', a) for a in alphas if a == 1]
+  for control, alpha in both:
     flipped, kept = [], []
     for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
       add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
@@ -269,7 +266,7 @@ def learned_rows(case: Case) -> list[dict]:
   for new in new_prompts(case.own):
     asked, some_P, text = in_new_prompts(case, new)
     found += scores(asked, *some, some_P, **about | {'prompts': text})
-  found += swapped(case, *some, (1.0,), random=True, place='rows of their own')
+  found += swapped(case, *some, place='rows of their own')
   encoder = FactEncoder.from_rows(case.model, case.asked, rows_NxD, trained_RxN)
   answers_RxN = case.tuples()
   about |= {'control': 'vectors fitted to rows', 'tuples': 'held out'}
