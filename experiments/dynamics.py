@@ -48,12 +48,14 @@ class Preset(Sizes):
 
 
 PRESETS = {
-  'smoke': Preset(**sizes(32, 2, 8, 30), stops=(10,), seeds=1),
+  'smoke': Preset(**sizes(subjects=32, relations=2, batch=8, steps=30), stops=(10,), seeds=1),
   'laptop': Preset(
-    **sizes(256, 2, 64, 1000), stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500), seeds=5,
+    **sizes(subjects=256, relations=2, batch=64, steps=1000), seeds=5,
+    stops=(20, 40, 60, 70, 80, 90, 100, 115, 130, 150, 170, 200, 250, 350, 500),
   ),
   'full': Preset(
-    **sizes(1024, 4, 256, 1000), stops=(40, 80, 110, 130, 150, 170, 190, 210, 240, 270, 310, 360, 430, 520, 700), seeds=5,
+    **sizes(subjects=1024, relations=4, batch=256, steps=1000), seeds=5,
+    stops=(40, 80, 110, 130, 150, 170, 190, 210, 240, 270, 310, 360, 430, 520, 700),
   ),
 }  # fmt: skip
 

@@ -79,13 +79,16 @@ class Preset(Sizes):
 
 PRESETS = {
   'smoke': Preset(
-    **sizes(32, 2, 8, 300), models=('trained', 'constructed'), fractions=(0.1,), in_turn=4, tried=2, edit_steps=10, seeds=1,
+    **sizes(subjects=32, relations=2, batch=8, steps=300), models=('trained', 'constructed'),
+    fractions=(0.1,), in_turn=4, tried=2, edit_steps=10, seeds=1,
   ),
-  'laptop': Preset(**(sizes(256, 2, 64, 1000) | {'width': 256}), fractions=(0.1,), in_turn=25, seeds=3),
+  'laptop': Preset(
+    **(sizes(subjects=256, relations=2, batch=64, steps=1000) | {'width': 256}), fractions=(0.1,), in_turn=25, seeds=3,
+  ),
   'full': {
     kind.replace(' ', '_'): Preset(
-      **(sizes(1024, 4, 128, 2000) | {'width': 512}), models=(kind,), fractions=(0.02, 0.05, 0.1), in_turn=1000,
-      tried=100, seeds=3,
+      **(sizes(subjects=1024, relations=4, batch=128, steps=2000) | {'width': 512}), models=(kind,),
+      fractions=(0.02, 0.05, 0.1), in_turn=1000, tried=100, seeds=3,
     )
     for kind in KINDS
   },
@@ -144,7 +147,8 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
       records += [{'measurement': what, **about, 'value': score} for what, score in found]
       if in_turn:
         one = functools.partial(edit, False, (value, stop), jax.tree.map(lambda a: a[:1], some))
-        records.append({'measurement': 'seconds', **about, 'edits': 1, 'value': seconds(one)})
+        seconds = timing.least_seconds(lambda one=one: jax.block_until_ready(one()), REPEATS)
+        records.append({'measurement': 'seconds', **about, 'edits': 1, 'value': seconds})
   return records
 
 
@@ -186,13 +190,6 @@ def scores(config: Config, known: dict, after: dict, some: Edits) -> tuple:
     fraction(same_SxR, now_SxR == before_SxR),
     fraction(~changed_SxR & ~same_SxR, now_SxR == before_SxR),
   )
-
-
-def seconds(function) -> float:
-  """The median time of a compiled call."""
-  run = lambda: jax.block_until_ready(function())
-  run()
-  return float(np.median([timing.seconds(run) for _ in range(REPEATS)]))
 
 
 def best(rows) -> pd.DataFrame:

@@ -51,15 +51,17 @@ class Preset:
         yield tuple(axes), Kind(**about | dict(zip(axes, cell, strict=True)))
 
 
-SMALL, LARGE = sizes(128, 2, 32, 1000), sizes(512, 4, 128, 1000)
+LARGE = sizes(subjects=512, relations=4, batch=128, steps=1000)
 DIMS = 16, 32, 64, 96, 128, 192
 WIDTHS = {'dim': DIMS, 'width': (16, 64, 256, 512)}
 DECAYS = 0.0, 0.1, 0.3, 1.0, 2.0
 PRESETS = {
   'smoke': Preset(
-    first=sizes(32, 2, 8, 60), maps=({'dim': (8, 16), 'width': (8, 16)},),
+    first=sizes(subjects=32, relations=2, batch=8, steps=60), maps=({'dim': (8, 16), 'width': (8, 16)},),
   ),
-  'laptop': Preset(first=SMALL, maps=({'dim': (8, 16, 32, 64), 'width': (8, 128)},), seeds=2),
+  'laptop': Preset(
+    first=sizes(subjects=128, relations=2, batch=32, steps=1000), maps=({'dim': (8, 16, 32, 64), 'width': (8, 128)},), seeds=2,
+  ),
   'full': {
     'widths': Preset(first=LARGE, maps=(WIDTHS,), seeds=2),
     'decay': Preset(

@@ -83,18 +83,20 @@ class Preset(Sizes):
     ]
 
 
-EIGHT: Any = sizes(2048, 8, 256, 4000) | {
+EIGHT: Any = sizes(subjects=2048, relations=8, batch=256, steps=4000) | {
   'memory_width': 4096, 'wide': 2, 'map_steps': 300, 'seeds': 5, 'control_seeds': 2,
 }  # fmt: skip
 PRESETS = {
-  'smoke': Preset(**sizes(32, 2, 8, 300), memory_width=64, wide=1, map_steps=10, seeds=1),
-  'laptop': Preset(**sizes(256, 2, 64, 1000), memory_width=256, wide=2, map_steps=200, seeds=5),
+  'smoke': Preset(**sizes(subjects=32, relations=2, batch=8, steps=300), memory_width=64, wide=1, map_steps=10, seeds=1),
+  'laptop': Preset(**sizes(subjects=256, relations=2, batch=64, steps=1000), memory_width=256, wide=2, map_steps=200, seeds=5),
   'full': {
     'R2': Preset(
-      **sizes(2048, 2, 256, 2000), memory_width=1024, wide=8, map_steps=300, seeds=10, control_seeds=4,
+      **sizes(subjects=2048, relations=2, batch=256, steps=2000),
+      memory_width=1024, wide=8, map_steps=300, seeds=10, control_seeds=4,
     ),
     'R4': Preset(
-      **sizes(2048, 4, 256, 2000), memory_width=2048, wide=4, map_steps=300, seeds=5, control_seeds=2,
+      **sizes(subjects=2048, relations=4, batch=256, steps=2000),
+      memory_width=2048, wide=4, map_steps=300, seeds=5, control_seeds=2,
     ),
     'R8': Preset(**EIGHT, only=('trained',)),
     'R8_controls': Preset(**EIGHT | {'memory_width': 1024}, only=('constructed', 'plain AdamW', *CONTROLS)),

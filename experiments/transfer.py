@@ -88,31 +88,32 @@ SIMPLER: dict[str, Any] = {'noise': 0.0, 'unembedding': 'trained'}
 REMAINING: dict[str, tuple] = {
   name: changes[:1] for name, changes in ABLATIONS.items() if name not in SIMPLER
 }
+EIGHT = sizes(subjects=1024, relations=8, batch=256, steps=1000)
 PRESETS = {
-  'smoke': Preset(first=sizes(32, 2, 8, 300), changes=CONTROL_KINDS, memory_width=64, map_steps=10, seeds=1),
+  'smoke': Preset(first=sizes(subjects=32, relations=2, batch=8, steps=300), changes=CONTROL_KINDS, memory_width=64, map_steps=10, seeds=1),
   'laptop': Preset(
-    first=sizes(256, 2, 64, 1000), changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | CONTROL_KINDS,
+    first=sizes(subjects=256, relations=2, batch=64, steps=1000),
+    changes={'answer_dim': (None,), 'unembedding': ('trained',), 'width': (16,)} | CONTROL_KINDS,
     memory_width=256, map_steps=200, seeds=5,
   ),
   'full': {  # at R = 8, where every part is expected to matter
-    'recipe': Preset(first=sizes(1024, 8, 256, 1000), changes=ABLATIONS, map_steps=300, seeds=4),
+    'recipe': Preset(first=EIGHT, changes=ABLATIONS, map_steps=300, seeds=4),
     'units': Preset(
-      first=sizes(1024, 8, 256, 1000), changes={'width': (64, 512)} | CONTROL_KINDS, combined=SIMPLER, memory_width=1024,
-      map_steps=300, seeds=4,
+      first=EIGHT, changes={'width': (64, 512)} | CONTROL_KINDS, combined=SIMPLER, memory_width=1024, map_steps=300, seeds=4,
     ),
     **{
-      f'R{relations}': Preset(first=sizes(1024, relations, 256, 1000), combined=SIMPLER, map_steps=300, seeds=4)
+      f'R{relations}': Preset(
+        first=sizes(subjects=1024, relations=relations, batch=256, steps=1000), combined=SIMPLER, map_steps=300, seeds=4,
+      )
       for relations in (2, 4)
     },
     # Is each part of the simpler recipe needed?
-    'simpler': Preset(first=sizes(1024, 8, 256, 1000) | SIMPLER, changes=REMAINING, map_steps=300, seeds=4),
+    'simpler': Preset(first=EIGHT | SIMPLER, changes=REMAINING, map_steps=300, seeds=4),
     'subjects': Preset(
-      first=sizes(512, 8, 256, 1000), changes={'batch': (128,), 'width': (64, 512)}, map_steps=300, seeds=4,
+      first=sizes(subjects=512, relations=8, batch=256, steps=1000), changes={'batch': (128,), 'width': (64, 512)}, map_steps=300, seeds=4,
     ),
     # Four seeds did not decide whether the simpler recipe needs fixed attention.
-    'attention': Preset(
-      first=sizes(1024, 8, 256, 1000) | SIMPLER, changes={'attention': ('trained',)}, map_steps=300, seeds=10,
-    ),
+    'attention': Preset(first=EIGHT | SIMPLER, changes={'attention': ('trained',)}, map_steps=300, seeds=10),
   },
 }  # fmt: skip
 
