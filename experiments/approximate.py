@@ -179,7 +179,7 @@ def plot(table):
   _plot_noise(third, select(table, measurement='noise'))
   table = select(table, measurement='accuracy')
   for i, ((name,), own) in enumerate(groups(table, 'construction')):
-    plotting.spread(ax, own, 'parameters', i, name)
+    plotting.draw_seeds(ax, own, 'parameters', i, name)
   first = table.iloc[0]
   plotting.logarithmic(ax.xaxis)
   ax.set(ylim=(0, 1.03), xlabel='parameters', ylabel='accuracy over all queries')
@@ -203,7 +203,7 @@ def _plot_noise(ax, rows):
   errors = np.linspace(0, 1 - 1 / n, 200)
   for i, ((noise,), own) in enumerate(groups(rows, 'noise')):
     color, label = plotting.cycle(i)[0], f'σ = {noise:g}'
-    plotting.spread(ax, select(own, what='learned'), 'dim', i, f'{label}, learned')
+    plotting.draw_seeds(ax, select(own, what='learned'), 'dim', i, f'{label}, learned')
     means = select(own, what='written').groupby('dim')['value'].mean()
     ax.plot(means.index, means, ':', color=color, label=f'{label}, written')
     least = [least_dim(n, r, noise, error) for error in errors]

@@ -35,12 +35,12 @@ from geomem.training.recipe import Recipe
 
 FRESH = 256  # subjects that the model never saw
 BATCH = 64  # pairs of subjects per step
-ARMS = {  # the names in the records, and in findings and the legend
+PROJECTORS = {  # the names in the records, and in findings and the legend
   'of fitted maps': 'projectors of fitted maps',
   'oblique, learned from these': 'learned oblique projectors',
   'orthogonal, learned from random ones': 'learned orthogonal projectors',
 }
-FITTED, _, ORTHOGONAL = ARMS
+FITTED, _, ORTHOGONAL = PROJECTORS
 CONTROLS = 'untrained', 'random weights'
 ENOUGH = 0.95
 
@@ -88,12 +88,12 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_RxN, constructed_NxD):
   """For every rank and every way to find projectors: the fraction of one relation's answers that
   change, and of the other answers that stay."""
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :FRESH]
-  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, new_RxS, written_NxD)
+  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, new_RxS, constructed_NxD)
   known = e_NxD, u_AxD, job.answers_RxN
   frames = projectors.from_maps(linear_maps.fit_best_maps(*known), *known)
   key, start_key = instances.eval_keys(job.seed, 2)
@@ -105,7 +105,7 @@ def scores(preset: Preset, config: Config, recipe: Recipe, params, job, other_Rx
     )  # fmt: skip
     found = projectors.truncate(frames, rank), learn(frames, False), learn(blind, True)
     judged = [projectors.interchange(config, params, f, e_SxD, new_RxS) for f in found]
-    names = [f'{what}, {arm}' for arm in ARMS for what in ('flipped', 'kept')]
+    names = [f'{what}, {which}' for which in PROJECTORS for what in ('flipped', 'kept')]
     return dict(zip(names, itertools.chain(*judged), strict=True))
 
   accuracy = intervene.accuracy(config, params, e_NxD, job.answers_RxN.T)
@@ -128,10 +128,10 @@ def cases(table):
     yield name, text, rows
 
 
-def by_rank(rows, arm: str):
+def by_rank(rows, which: str):
   """The lower of the fractions of answers that change and of other answers that stay: a row per
   rank, a column per seed."""
-  own = lambda what: select(rows, measurement=f'{what}, {arm}')
+  own = lambda what: select(rows, measurement=f'{what}, {which}')
   flipped, kept = (
     own(what).pivot(index='rank', columns='seed', values='value') for what in ('flipped', 'kept')
   )
@@ -144,11 +144,11 @@ def expect(table):
   for name, text, rows in cases(table):
     bits, built = max(1, (int(rows['subjects'].iloc[0]) - 1).bit_length()), name == 'constructed'
     rank = bits if built else int(rows['answer_dim'].iloc[0])
-    for arm, words in ARMS.items():
-      found, about = by_rank(rows, arm), f'{text}; {words}'
+    for which, words in PROJECTORS.items():
+      found, about = by_rank(rows, which), f'{text}; {words}'
       # Projectors from random directions may not converge in a few hundred steps.
-      exact = built and arm != ORTHOGONAL
-      least = 0.999 if exact else ENOUGH if name == 'trained' and arm != FITTED else None
+      exact = built and which != ORTHOGONAL
+      least = 0.999 if exact else ENOUGH if name == 'trained' and which != FITTED else None
       what = f'{about}: lower of changed and stayed at rank {rank}'
       yield from over_seeds(what, found.loc[rank].tolist(), least, check=exact)
       enough = found >= ENOUGH
@@ -166,10 +166,10 @@ def plot(table):
   for ax in panels.flat[len(every) :]:
     ax.set_axis_off()
   for ax, (_, text, rows) in zip(panels.flat, every, strict=False):
-    for i, (arm, words) in enumerate(ARMS.items()):
+    for i, (which, words) in enumerate(PROJECTORS.items()):
       for what, line, label in (('flipped', '-', words), ('kept', ':', None)):
-        some = select(rows, measurement=f'{what}, {arm}')
-        plotting.spread(ax, some, 'rank', i, label, linestyle=line)
+        some = select(rows, measurement=f'{what}, {which}')
+        plotting.draw_seeds(ax, some, 'rank', i, label, linestyle=line)
     ax.axvline(math.log2(rows['subjects'].iloc[0]), color=plotting.GREY, linewidth=1)
     ax.set(title=text.replace(', answer', ',\nanswer'), xlabel='rank', ylim=(-0.03, 1.03))
   panels[0][0].set(ylabel='changed (solid), stayed (dotted)')

@@ -155,7 +155,7 @@ def plot(table):
     for kind, line in (('trained', '-'), (CONTROL, ':')):
       rows = select(table, model=kind, measurement=name)
       mean = rows.groupby(['seed', 'step'], as_index=False)['value'].mean()
-      plotting.spread(left, mean, 'step', i, words if line == '-' else None, linestyle=line)
+      plotting.draw_seeds(left, mean, 'step', i, words if line == '-' else None, linestyle=line)
   seeds = list(table['seed'].unique())
   for name, line in (('accuracy', '-'), ('swapped', ':')):
     some = select(table, model='trained', measurement=name)

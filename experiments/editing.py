@@ -40,12 +40,12 @@ ROWS, SHUFFLED, LEARNED = 'row, closed form', 'row, shuffled maps', 'row, learne
 TUNED, REPLAY = 'fine-tuning', 'fine-tuning, replay'
 ROME, MEMIT = 'MLP, rank one', 'MLP, least squares'
 # The cross-entropy at which the search for the MLP's new output stops.
-STOPS = 3.0, 2.0, 1.5, 1.0, 0.1, 0.01
+STOP_LOSSES = 3.0, 2.0, 1.5, 1.0, 0.1, 0.01
 OPTIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # values, and stops if they are not the model's own
   ROWS: ((0.0,), ()), SHUFFLED: ((0.0,), ()),
   LEARNED: ((0.003, 0.03, 0.3), ()),  # learning rates
-  ROME: ((0.0,), STOPS),
-  MEMIT: ((3.0, 1.0, 0.3, 0.1, 0.03, 0.01), STOPS),  # weight of a fact to be kept, relative to one that is changed
+  ROME: ((0.0,), STOP_LOSSES),
+  MEMIT: ((3.0, 1.0, 0.3, 0.1, 0.03, 0.01), STOP_LOSSES),  # weight of a fact to be kept, relative to one that is changed
   TUNED: ((1e-5, 1e-4, 1e-3, 1e-2), ()), REPLAY: ((1e-4, 1e-3, 1e-2), ()),  # learning rates
 }  # fmt: skip
 KINDS = 'trained', 'plain AdamW', 'associative', 'constructed'

@@ -24,7 +24,7 @@ import numpy as np
 from constructions import registry
 from experiments.harness import instances, plotting, stages
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.statistics import groups, select, split_key, summarize, values
+from experiments.harness.statistics import groups, parse_score_name, select, summarize, values
 from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
@@ -138,7 +138,7 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
       'dim': config.dim, 'norm': config.norm, 'weight_decay': weight_decay,
     }  # fmt: skip
     records += [
-      {**split_key(key), **about, 'start': start, 'step': step, 'seed': task.seed, 'value': float(value)}
+      {**parse_score_name(key), **about, 'start': start, 'step': step, 'seed': task.seed, 'value': float(value)}
       for key, values_TxM in found.items()
       for step, values_M in zip((0, *preset.evaluation_steps), values_TxM, strict=True)
       for (start, task), value in zip(started, values_M, strict=True)
@@ -195,7 +195,7 @@ def plot(table):
     own = select(shown, construction=name, measurement=measurement)
     for (start, decay), rows in groups(own, 'start', 'weight_decay'):
       label, line = f'{start}, decay {decay:g}', '-' if decay == decays[0] else '--'
-      plotting.spread(ax, rows, 'step', starts.index(start), label, linestyle=line)
+      plotting.draw_seeds(ax, rows, 'step', starts.index(start), label, linestyle=line)
     ax.set(xlabel='step', ylabel=AXES.get(measurement, measurement), xscale='symlog')
     ax.set(title=name.replace('_', ' '), yscale='log' if measurement == 'loss' else 'linear')
   handles = panels[0][0].get_legend_handles_labels()

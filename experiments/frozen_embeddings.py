@@ -233,7 +233,7 @@ def plot(table):
   figure, panels = plotting.new(11, 3.2, 1, 3)
   memory = scaling_law.at_largest(select(table, kind='memory'), 'steps', 'width')
   for i, ((width,), rows) in enumerate(groups(memory, 'width')):
-    plotting.spread(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
+    plotting.draw_seeds(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
   panels[0].set(
     xlabel='facts $n$', ylabel='accuracy', ylim=(0, 1.03), title='MLP memory, fixed embeddings'
   )
@@ -261,7 +261,7 @@ def plot(table):
   for i, ((n, r, kind), rows) in enumerate(
     groups(select(table, kind='transformer'), 'subjects', 'relations', 'model')
   ):
-    plotting.spread(panels[2], rows, 'parameters', i, f'N = {n:,}, R = {r}, {kind}')
+    plotting.draw_seeds(panels[2], rows, 'parameters', i, f'N = {n:,}, R = {r}, {kind}')
   panels[2].set(
     xlabel='trained parameters',
     ylabel='bits of facts per parameter',

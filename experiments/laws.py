@@ -37,7 +37,7 @@ from geomem.config import Config
 from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
 
-CELL = 'subjects', 'relations'
+CELL = 'subjects', 'relations'  # the columns that name one of the preset's cells
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 BEYOND = 'of what a model that ignores the relation, right about one of R, cannot know'
 DENSE = 'trained, all rows in every step'
@@ -133,9 +133,8 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
   """One record per model and budget, and one per construction."""
-  records = [
-    row for n, r in preset.cells if n <= stored_bits.LARGE for row in built(n, r, seeds[0])
-  ]
+  small = [cell for cell in preset.cells if cell[0] <= stored_bits.MAX_SUBJECTS_ROUNDED]
+  records = [row for n, r in small for row in built(n, r, seeds[0])]
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
     middle = dict(zip(preset.cells, preset.middles, strict=False)).get((n, r))
     sizes = preset.dims or stored_bits.dims(middle or stored_bits.guess(n, r), preset.sizes)
@@ -195,7 +194,7 @@ def expect(table):
   if len(changes) > max(len(read), FREE_PARAMETERS):
     yield from exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
   if len(changes) > FREE_PARAMETERS:
-    known = scaling_law.beyond_blind(last['accuracy'], last['relations']).clip(lower=0)
+    known = scaling_law.above_relation_blind(last['accuracy'], last['relations']).clip(lower=0)
     yield from exponents(last.assign(accuracy=known), f'{LAW}, {BEYOND}')
   yield from same_bits(last)
   for (n, r), of_S in changes.items():
@@ -330,9 +329,9 @@ def plot(table):
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
     label, scaled = f'N = {n:,}, R = {r}', rows.assign(scaled=rows['dim'] / information((n, r)))
     curve = scaled.assign(value=scaled['accuracy'])
-    plotting.spread(panels[0], curve, 'dim', i, label)
-    plotting.spread(panels[1], curve, 'scaled', i)
-    plotting.spread(panels[2], scaled, 'scaled', i)
+    plotting.draw_seeds(panels[0], curve, 'dim', i, label)
+    plotting.draw_seeds(panels[1], curve, 'scaled', i)
+    plotting.draw_seeds(panels[2], scaled, 'scaled', i)
     same = select(table, subjects=n, relations=r)
     known = same[same['model'] != 'trained']
     panels[2].plot(

@@ -41,8 +41,8 @@ BATCH = 64  # budgets are in steps of so many subjects
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mode:
-  """How models answer, and are trained to. `batch`: subjects per step, each with all its paths. `middle(n, r, hops)`: the d
-  around which sizes lie.
+  """How models answer, and are trained to. `batch`: subjects per step, each with all its paths. `middle(n, r, hops)`: the
+  expected d₅₀, around which sizes lie.
 
   Rates and sizes are from trials on one seed below 100, at N = 1,024 and k = 1 and 4. Higher rates leave models that
   ignore some of the relations: direct models with d = 43 are right about .13 of the answers to four hops at a rate of
@@ -266,13 +266,13 @@ def longest(rows: pd.DataFrame) -> pd.DataFrame:
   return scaling_law.at_largest(rows, 'steps', 'model', 'depth', 'hops')
 
 
-def beyond_blind(rows: pd.DataFrame) -> pd.DataFrame:
+def above_relation_blind(rows: pd.DataFrame) -> pd.DataFrame:
   """The rows with scores that are 0 for a model that knows one of R^k paths, or one of R steps, and 1 if all are right."""
   paths = rows['relations'] ** rows['hops']
   steps = paths.mask(rows['model'].map(lambda mode: MODES[mode].chain), rows['relations'])
   return rows.assign(
-    accuracy=scaling_law.beyond_blind(rows['accuracy'], paths),
-    each_step=scaling_law.beyond_blind(rows['each_step'], steps),
+    accuracy=scaling_law.above_relation_blind(rows['accuracy'], paths),
+    each_step=scaling_law.above_relation_blind(rows['each_step'], steps),
   )
 
 
@@ -304,7 +304,7 @@ def expect(table):
 
 def expected_sizes(every: pd.DataFrame):
   """d₅₀, its growth from one hop to the most, and whether sizes and budgets were large enough to read it."""
-  decides, beyond = every['subjects'].max() >= 1024, beyond_blind(every)
+  decides, beyond = every['subjects'].max() >= 1024, above_relation_blind(every)
   unrelated = growth(select(longest(beyond), model=UNRELATED))
   for (mode, depth), budgets in groups(beyond, 'model', 'depth'):
     own = longest(budgets)
@@ -383,7 +383,7 @@ def _plot_curves(ax, table):
   rows = longest(select(table, kind='trained', depth=1))
   for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
     score = 'each_step' if MODES[mode].chain else 'accuracy'
-    plotting.spread(
+    plotting.draw_seeds(
       ax, own.assign(value=own[score]), 'dim', i, f'{MODES[mode].name}, k = {hops:.0f}'
     )
   plotting.logarithmic(ax.xaxis)
@@ -391,7 +391,7 @@ def _plot_curves(ax, table):
 
 
 def _plot_halves(ax, table):
-  rows = longest(beyond_blind(select(table, kind='trained')))
+  rows = longest(above_relation_blind(select(table, kind='trained')))
   for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
     score = 'each_step' if MODES[mode].chain else 'accuracy'
     sizes = [
@@ -402,7 +402,7 @@ def _plot_halves(ax, table):
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
     label = MODES[mode].name + (', per step' if MODES[mode].chain else f', depth {depth:.0f}')
     if len(drawn):
-      plotting.spread(ax, drawn, 'hops', i, label)
+      plotting.draw_seeds(ax, drawn, 'hops', i, label)
   ax.set(
     xlabel='hops, $k$', ylabel='$d_{50}$', ylim=(0, None), xticks=sorted(rows['hops'].unique())
   )

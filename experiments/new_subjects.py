@@ -377,7 +377,8 @@ def _plot_swaps(ax, table):
   for i, (about, rows) in enumerate(groups(own, *CASE)):
     for measurement, line in (('flipped', '-'), ('kept', ':')):
       label = about[0] if line == '-' else None
-      plotting.spread(ax, select(rows, measurement=measurement), 'alpha', i, label, linestyle=line)
+      some = select(rows, measurement=measurement)
+      plotting.draw_seeds(ax, some, 'alpha', i, label, linestyle=line)
   ax.set(
     xlabel='α', ylabel='flipped (solid), others kept (dotted)', ylim=(-0.03, 1.03), title='swaps'
   )
@@ -387,7 +388,7 @@ def _plot_swaps(ax, table):
 def _plot_noise(ax, table):
   """The bits read from a row, and those that it can hold: no constant is fitted."""
   for i, ((domain, r, a, _), rows) in enumerate(groups(select(table, control='noise'), *CASE)):
-    plotting.spread(ax, select(rows, measurement='bits'), 'sigma', i, f'{domain}, {r} × {a}')
+    plotting.draw_seeds(ax, select(rows, measurement='bits'), 'sigma', i, f'{domain}, {r} × {a}')
     bound = select(rows, measurement='bound').groupby('sigma')['value'].mean()
     ax.plot(
       bound.index, np.minimum(bound, r * np.log2(a)), ':', color=plotting.cycle(i)[0], linewidth=0.8
@@ -407,11 +408,11 @@ def _plot_places(ax, table):
     'last token', 'not asked', 'other attributes, at the last token',
   )  # fmt: skip
   for i, (place, control, label) in enumerate(names):
-    plotting.spread(ax, select(some, place=place, control=control), 'layer', i, label)
+    plotting.draw_seeds(ax, select(some, place=place, control=control), 'layer', i, label)
   for i, ((place,), rows) in enumerate(
     groups(select(table, measurement='patched', control=None), 'place'), 3
   ):
-    plotting.spread(ax, rows, 'layer', i, f'patched at the {place}', linestyle=':')
+    plotting.draw_seeds(ax, rows, 'layer', i, f'patched at the {place}', linestyle=':')
   ax.set(
     xlabel='after block',
     ylabel='probe accuracy (dotted: answers flipped)',

@@ -107,8 +107,8 @@ def plot(table):
   """Accuracy, and bits of facts per parameter, over d."""
   figure, panels = plotting.new(9, 3.2, 1, 2)
   for i, (optimizer, rows) in enumerate(best(table)):
-    plotting.spread(panels[0], rows.assign(value=rows['accuracy']), 'dim', i, optimizer)
-    plotting.spread(panels[1], rows, 'dim', i)
+    plotting.draw_seeds(panels[0], rows.assign(value=rows['accuracy']), 'dim', i, optimizer)
+    plotting.draw_seeds(panels[1], rows, 'dim', i)
   panels[0].set(xlabel='d', ylabel='accuracy')
   panels[1].set(xlabel='d', ylabel='bits of facts per parameter')
   plotting.legend(panels[0])

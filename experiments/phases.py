@@ -78,9 +78,9 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+def scores(config: Config, recipe: Recipe, params, job, other_RxN, constructed_NxD):
   """All that is measured of one model, by name."""
-  return fresh_subjects.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)[0]
+  return fresh_subjects.scores(config, recipe, params, job, other_RxN, constructed_NxD, NEW)[0]
 
 
 def random_directions(kind: Kind, seed: int) -> dict[str, float]:

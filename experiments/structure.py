@@ -104,12 +104,12 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, constructed_NxD):
   """All scores of one model, by name; 'score|control' is a control for a score."""
   keys = instances.eval_keys(job.seed, 5)
   u_AxD = model.apply(config, params, method='unembedding')
   table_RxS, e_NxD = other_RxN[:, :FRESH], params['embed']['subjects']
-  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, table_RxS, written_NxD)
+  e_SxD = fresh_subjects.embeddings(config, recipe, params, job, table_RxS, constructed_NxD)
   known = e_NxD, u_AxD, job.answers_RxN
   ridge = linear_maps.best_ridge(*known)
   maps = linear_maps.fit_maps(*known, ridge)
@@ -117,7 +117,7 @@ def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_Rx
     config, params, maps, keys[1], map_steps, recipe.batch or FRESH
   )
   all_maps = maps, linear_maps.calibrate(maps, *known, ridge), through
-  learned = _learned(config, recipe, params, job, known, table_RxS) if len(written_NxD) else {}
+  learned = _learned(config, recipe, params, job, known, table_RxS) if len(constructed_NxD) else {}
   return {
     'accuracy': intervene.accuracy(config, params, e_NxD, job.answers_RxN.T),
     **fresh_subjects.memorised(config, params, job), **learned,
@@ -153,31 +153,31 @@ def _linear(config, known, e_SxD, table_RxS, other_RxN) -> dict:
   n = config.subjects
   held, e_BxD = min(len(e_SxD), n // 2), jnp.concatenate([e_NxD, e_SxD])
 
-  def arm(table_RxN, fraction: float, first: int):
+  def comparison(table_RxN, fraction: float, first: int):
     # A smaller subset is repeated to n rows, so that all fits have one shape and share one program.
     fit_T = np.arange(n) * round(fraction * n) // n
     return jnp.concatenate([table_RxN, table_RxS], 1), fit_T, first + np.arange(held)
 
   half = len(e_SxD) // 2
   halves = n + np.arange(n) * half // n, n + half + np.arange(held) % half
-  arms = {
-    'fresh': arm(own_RxN, 1.0, n),
-    'own': arm(own_RxN, 0.5, n - held),
-    f'fresh|{SHUFFLED}': arm(other_RxN, 1.0, n),
-    f'own|{SHUFFLED}': arm(other_RxN, 0.5, n - held),
-    **{f'fresh of {part:g}': arm(own_RxN, part, n) for part in FRACTIONS},
+  comparisons = {
+    'fresh': comparison(own_RxN, 1.0, n),
+    'own': comparison(own_RxN, 0.5, n - held),
+    f'fresh|{SHUFFLED}': comparison(other_RxN, 1.0, n),
+    f'own|{SHUFFLED}': comparison(other_RxN, 0.5, n - held),
+    **{f'fresh of {part:g}': comparison(own_RxN, part, n) for part in FRACTIONS},
     f'fresh, {REFIT}': (jnp.concatenate([own_RxN, table_RxS], 1), *halves),
   }
-  stack = lambda arms: jax.tree.map(lambda *arrays: jnp.stack(arrays), *arms)
-  judge = lambda score, arms: jax.lax.map(lambda arm: score(e_BxD, u_AxD, *arm), stack(arms))
-  both = [arms['fresh'], arms['own']]
+  stack = lambda some: jax.tree.map(lambda *arrays: jnp.stack(arrays), *some)
+  judge = lambda score, some: jax.lax.map(lambda one: score(e_BxD, u_AxD, *one), stack(some))
+  both = [comparisons['fresh'], comparisons['own']]
   alone = judge(linear_maps.other_attributes_scores, both)
   found: dict = {}
   for name, score, shared, of_others in (
     ('superposition_r2', linear_maps.superposition_r2, linear_maps.shared_map_r2, alone[0]),
     ('probe_accuracy', linear_maps.probe_accuracy, linear_maps.shared_probe_accuracy, alone[1]),
   ):
-    for key, value in zip(arms, judge(score, list(arms.values())), strict=True):
+    for key, value in zip(comparisons, judge(score, list(comparisons.values())), strict=True):
       where, bar, control = key.partition('|')
       found[f'{where}_{name}{bar}{control}'] = value
     for control, pair in ((OTHERS, of_others), (SHARED, judge(shared, both))):
@@ -199,7 +199,7 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
   steer = lambda maps: intervene.steering_vectors(maps[0], u_AxD, targets_SxR, wanted_SxR)
   vectors = [steer(maps) for maps in all_maps]
   random = intervene.random_directions(keys[3], vectors[-1])
-  arms = [
+  comparisons = [
     (f', {maps}, {on}', e_BxD, own)
     for maps, e_hat_SxD, own in zip(MAPS, rebuilt, vectors, strict=True)
     for on, e_BxD in zip(EMBEDDING_KINDS, (e_SxD, e_hat_SxD), strict=True)
@@ -209,17 +209,17 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
     for alpha in ALPHAS
   ]
 
-  def swap(arm):
-    e_BxD, some_RxSxD = arm
+  def swap(one):
+    e_BxD, some_RxSxD = one
     swapped = config, params, e_BxD, some_RxSxD, wanted_SxR
     flipped, kept = intervene.swap_effects(*swapped, jnp.ones(1))
     return flipped.mean(), kept.mean(), intervene.joint_swap(*swapped)
 
-  arm_T, e_T, vectors_T = zip(*arms, strict=True)
+  name_T, e_T, vectors_T = zip(*comparisons, strict=True)
   effects = jax.lax.map(swap, (jnp.stack(e_T), jnp.stack(vectors_T)))
-  for name, values_T in zip(SWAPS, effects, strict=True):
-    for arm in dict.fromkeys(arm_T):
-      found[name + arm] = values_T[np.flatnonzero([own == arm for own in arm_T])]
+  for outcome, values_T in zip(SWAPS, effects, strict=True):
+    for name in dict.fromkeys(name_T):
+      found[outcome + name] = values_T[np.flatnonzero([own == name for own in name_T])]
   return found
 
 
@@ -256,11 +256,11 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
     'without_units': jnp.mean(floor_R),
     'patched_accuracy': patched[0], f'patched_accuracy|{DIRECTION}': patched[1],
   }  # fmt: skip
-  for i, arm in enumerate(('', '|random units')):
+  for i, control in enumerate(('', '|random units')):
     others_R = jnp.mean(ablated_TxRxR[i], axis=0, where=others_RxR)  # rows: the ablated relation
-    found[f'own_units_keep{arm}'] = mean(part(only_TxR[i]))
-    found[f'own_units_lose{arm}'] = mean(1 - part(jnp.diagonal(ablated_TxRxR[i])))
-    found[f'other_units_lose{arm}'] = mean(1 - part(others_R))
+    found[f'own_units_keep{control}'] = mean(part(only_TxR[i]))
+    found[f'own_units_lose{control}'] = mean(1 - part(jnp.diagonal(ablated_TxRxR[i])))
+    found[f'other_units_lose{control}'] = mean(1 - part(others_R))
   return found
 
 
@@ -442,10 +442,10 @@ def plot(table):
       rows = kinds.get(name, table[:0])
       for measurement, line in (('flipped', '-'), ('kept', ':')):
         some = select(rows, measurement=measurement, control=None)
-        plotting.spread(swaps, some, 'alpha', i, linestyle=line)
+        plotting.draw_seeds(swaps, some, 'alpha', i, linestyle=line)
       some = rows[rows['measurement'].str.match(r'fresh of \S+_superposition_r2$')]
       fraction = some['measurement'].str.extract(r'of ([\d.]+)_')[0].astype(float)
-      plotting.spread(fitted, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
+      plotting.draw_seeds(fitted, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
     swaps.set(title=f'claim 4, R = {relations}', xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$')
     swaps.set(ylabel='flipped (solid), others kept (dotted)')
     fitted.set(title=f'claim 2, R = {relations}', xlabel='subjects used to fit the maps')

@@ -34,7 +34,7 @@ from geomem.training.recipe import Recipe
 NEW = 256  # subjects with new facts
 FRACTIONS = (0.125, 0.25, 0.5, 1.0)  # fractions of the subjects to which the maps of (a) are fitted
 CONTROLS = ('untrained', 'random weights', 'associative')
-ARMS = {
+WAYS = {
   'old_maps': 'zero-shot accuracy on new facts (a), fitted maps',
   'fitted_maps': 'zero-shot accuracy on new facts (b), maps through the model',
   'learned_embeddings': 'accuracy on new facts (c), embeddings learned',
@@ -118,9 +118,9 @@ PRESETS = {
 }  # fmt: skip
 
 
-def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, written_NxD):
+def scores(map_steps: int, config: Config, recipe: Recipe, params, job, other_RxN, constructed_NxD):
   """All that is measured of one model, by name."""
-  found, maps = fresh_subjects.scores(config, recipe, params, job, other_RxN, written_NxD, NEW)
+  found, maps = fresh_subjects.scores(config, recipe, params, job, other_RxN, constructed_NxD, NEW)
   e_NxD, u_AxD = params['embed']['subjects'], model.apply(config, params, method='unembedding')
   new_RxS = other_RxN[:, :NEW]
   found[f'old_maps of {FRACTIONS[-1]:g}'] = found['old_maps']  # fitted to all of them
@@ -183,14 +183,14 @@ def expect(table):
     right = values(rows, measurement='accuracy')
     learned = 0.99 if first or built else None
     yield from over_seeds(f'{text}: accuracy', right, learned, check=True)
-    for name, arm in ARMS.items():
+    for name, way in WAYS.items():
       control_rows = select(
         table, measurement=name, relations=case['relations'], subjects=case['subjects']
       )
       controls: Any = {kind: values(control_rows, model=kind) for kind in CONTROLS} if first else {}
       exact = 0.999 if built and name != 'memorised' else None
       own = values(rows, measurement=name)
-      yield from over_seeds(f'{text}: {arm}', own, exact, check=built, **controls)
+      yield from over_seeds(f'{text}: {way}', own, exact, check=built, **controls)
     least = rows[rows['measurement'].isin(GEOMETRIC)].groupby('seed')['value'].min().to_dict()
     simpler = all(case[name] == value for name, value in SIMPLER.items())
     base = 'the simpler recipe' if simpler else 'the full recipe'
@@ -213,17 +213,17 @@ def plot(table):
     11, max(3.6, 0.8 + 0.24 * len(found)), 1, 2, width_ratios=(1.5, 1)
   )
   for row, (_, _, _, rows) in enumerate(found):
-    for i, (name, arm) in enumerate(ARMS.items()):
+    for i, (name, way) in enumerate(WAYS.items()):
       color, marker = plotting.cycle(i)
       own, y = values(rows, measurement=name), row + 0.2 * (i - 1.5)
       style: dict = {'alpha': 0.3, 'markersize': 3, 'markeredgewidth': 0}
       left.plot(own, [y] * len(own), marker, color=color, **style)
-      left.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else arm)
+      left.plot(np.mean(own), y, marker, color=color, markersize=4, label=None if row else way)
   firsts = [(text, rows) for _, differs, text, rows in found if not differs]
   for i, (text, rows) in enumerate(firsts):
     some = rows[rows['measurement'].str.startswith('old_maps of ')]
     fitted = some['measurement'].str.split().str[-1].astype(float) * some['subjects']
-    plotting.spread(right, some.assign(fitted=fitted), 'fitted', i, text)
+    plotting.draw_seeds(right, some.assign(fitted=fitted), 'fitted', i, text)
   left.set_yticks(range(len(found)), [text for _, _, text, _ in found], fontsize=6)
   left.set_ylim(len(found) - 0.4, -0.6)
   left.axvline(0.95, color=plotting.GREY, linestyle='--', linewidth=1)

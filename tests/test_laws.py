@@ -342,10 +342,10 @@ def test_a_model_that_ignores_the_relations_knows_nothing():
      'internal_bits': np.nan}
     for mode, k, d in itertools.product(('direct', 'chain'), (1, 4), (2, 4))
   )  # fmt: skip
-  beyond = multihop.beyond_blind(rows)
+  beyond = multihop.above_relation_blind(rows)
   assert (beyond['accuracy'] == 0).all() and (beyond['each_step'] == 0).all()
-  alone = rows.assign(relations=1)
-  pd.testing.assert_frame_equal(multihop.beyond_blind(alone), alone)  # there is none to ignore
+  alone = rows.assign(relations=1)  # there is none to ignore
+  pd.testing.assert_frame_equal(multihop.above_relation_blind(alone), alone)
   ratios = [one for one in multihop.STUDY.findings(rows) if one.primary]
   assert len(ratios) == 2 and not any(one.holds for one in ratios)
 

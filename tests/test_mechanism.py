@@ -214,7 +214,7 @@ def test_parts_of_the_recipe_are_taken_away_one_by_one_or_together():
   rows = [
     {**dataclasses.asdict(kind), 'measurement': measurement, 'control': None, 'seed': seed, 'value': 0.9}
     for kind in preset.kinds() for seed in (0, 1)
-    for measurement in ('accuracy', *transfer_study.ARMS, *transfer_study.GEOMETRIC)
+    for measurement in ('accuracy', *transfer_study.WAYS, *transfer_study.GEOMETRIC)
   ]  # fmt: skip
   table = pd.DataFrame(rows)
   texts = [text for _, _, text, _ in transfer_study.cases(table)]

@@ -12,7 +12,7 @@ from geomem.training.recipe import Recipe
 
 
 def scores(
-  config: Config, recipe: Recipe, params, job, other_RxN, written_NxD, count: int
+  config: Config, recipe: Recipe, params, job, other_RxN, constructed_NxD, count: int
 ) -> tuple[dict, Maps]:
   """Scores by name, and the maps fitted to the model's own subjects.
 
@@ -24,7 +24,7 @@ def scores(
   own_RxN, new_RxS = job.answers_RxN, other_RxN[:, :count]
   right = lambda e_BxD, table: intervene.accuracy(config, params, e_BxD, table.T)
   maps = linear_maps.fit_best_maps(e_NxD, u_AxD, own_RxN)
-  e_SxD = embeddings(config, recipe, params, job, new_RxS, written_NxD)
+  e_SxD = embeddings(config, recipe, params, job, new_RxS, constructed_NxD)
   data = fitted_and_fresh((e_NxD, u_AxD, own_RxN), e_SxD, new_RxS)
   swap_key = instances.eval_keys(job.seed, 2)[1]
   flipped_R, kept_R = swapped(config, params, maps, e_SxD, new_RxS, swap_key)
@@ -60,10 +60,10 @@ def zero_shot(config: Config, params, maps: Maps, new_RxS):
   return intervene.accuracy(config, params, e_SxD, new_RxS.T)
 
 
-def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, written_NxD):
+def embeddings(config: Config, recipe: Recipe, params, job, new_RxS, constructed_NxD):
   """Embeddings of subjects with these facts: written by the construction where there is one, else learned."""
-  if len(written_NxD):
-    return written_NxD[: new_RxS.shape[1]]
+  if len(constructed_NxD):
+    return constructed_NxD[: new_RxS.shape[1]]
   return new_facts.learn_embeddings(config, recipe, params, job, new_RxS)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from constructions import registry
 from experiments.harness import instances
-from experiments.harness.statistics import split_key
+from experiments.harness.statistics import parse_score_name
 from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
@@ -124,15 +124,15 @@ class Kind:
     tasks = [self.task(facts(seed), seed) for seed in seeds]
     others = [facts(seed, other=True) for seed in seeds]
     config = tasks[0].config
-    written = np.zeros((len(seeds), 0, config.dim), np.float32)
+    constructed = np.zeros((len(seeds), 0, config.dim), np.float32)
     if self.model == 'constructed':
-      written = np.stack(
+      constructed = np.stack(
         [registry.build('selector', o).params['embed']['subjects'] for o in others]
       )
     # Which parameters were frozen does not matter after training: without it, kinds of one size share a program.
     own_scores = functools.partial(scores, config, dataclasses.replace(self.recipe(), frozen=()))
     about = dataclasses.asdict(self) | {'dim': config.dim, 'width': config.blocks[0].hidden[0]}
-    more = np.stack([o.answers_RxN for o in others]), written
+    more = np.stack([o.answers_RxN for o in others]), constructed
     if stops:
       return about, trainer.evaluate_at(stops, self.recipe(), tasks, own_scores, *more)
     trained = self.model not in ('untrained', 'constructed')
@@ -146,7 +146,7 @@ class Kind:
     each, whose columns it gets. A score 'measurement|control' is a control for the measurement."""
     about, found = self.evaluate(trainer, seeds, scores)
     return [
-      {**split_key(key), **at, **about, **more, 'seed': seed, 'value': float(value)}
+      {**parse_score_name(key), **at, **about, **more, 'seed': seed, 'value': float(value)}
       for key, values in found.items()
       for seed, own in zip(seeds, values, strict=True)
       for at, value in zip(points if np.ndim(own) and np.size(own) == len(points) else ({},), np.ravel(own), strict=True)

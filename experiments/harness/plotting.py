@@ -34,7 +34,7 @@ def cycle(i: int) -> tuple[str, str]:
   return colors[i % len(colors)], MARKERS[i % len(MARKERS)]
 
 
-def spread(ax, rows, x: str, i: int, label: str | None = None, **options):
+def draw_seeds(ax, rows, x: str, i: int, label: str | None = None, **options):
   """Draw the i-th series against a column: a mark for every seed, and a line through their means."""
   color, marker = cycle(i)
   ax.plot(rows[x], rows['value'], marker, color=color, alpha=0.4, markersize=3, markeredgewidth=0)

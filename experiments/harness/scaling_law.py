@@ -101,7 +101,7 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
   return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
 
 
-def beyond_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
+def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
   """0 for a model that is right about one of so many choices, as one can be that ignores the relation, and 1 if all are right.
 
   Where there is one choice, there is none to ignore, and scores stay as they are.

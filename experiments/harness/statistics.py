@@ -24,7 +24,7 @@ def values(table: pd.DataFrame, **about) -> list[float]:
   return select(table, **about)['value'].tolist()
 
 
-def split_key(key: str) -> dict[str, str | None]:
+def parse_score_name(key: str) -> dict[str, str | None]:
   """The measurement and the control of a score named 'measurement|control', or only 'measurement'."""
   measurement, _, control = key.partition('|')
   return {'measurement': measurement, 'control': control or None}

@@ -20,9 +20,9 @@ from geomem.training.recipe import Recipe
 
 # Sizes as multiples of d₅₀, the d at which half of the facts are known, which a trial estimated.
 FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
-LARGE = 2**14
+MAX_SUBJECTS_ROUNDED = 2**14
 STABLE_DIM = 8
-KEPT = 0.99  # of what a model holds, when its weights are rounded
+PRESERVED = 0.99  # of what a model holds, when its weights are rounded
 
 
 def dims(middle: float, count: int) -> list[int]:
@@ -56,7 +56,7 @@ def measure(
   `learn(config, recipe, params, job)`: the parameters found in another way than by the steps of the recipe alone.
   """
   config = batched.common_config([task.config for task in tasks])
-  whole = config.subjects <= LARGE
+  whole = config.subjects <= MAX_SUBJECTS_ROUNDED
   scores = functools.partial(_scores, config, recipe, whole, learn)
   found = trainer.train_and_evaluate(recipe, tasks, scores, trained=learn is None)
   return [
@@ -86,7 +86,7 @@ def _scores(config: Config, recipe: Recipe, rounds: bool, learn: Callable | None
     own_nats, _ = optimization.cross_entropy(config, recipe, job, own)
     return (nothing - own_nats) / jnp.maximum(nothing - nats, 1e-9)
 
-  bits = rounding.bits_needed(kept, params, KEPT) if rounds else jnp.float32(jnp.nan)
+  bits = rounding.bits_needed(kept, params, PRESERVED) if rounds else jnp.float32(jnp.nan)
   return {'nats': nats, 'accuracy': whole, 'each_step': step, 'bits_per_weight': bits}
 
 

@@ -57,7 +57,7 @@ class Case:
     self.training = Training(steps=steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
     self.label += f', {preset.times} times the steps' if preset.times > 1 else ''
-    self.few_P = in_few_frames(self.asked, len(own.frames))
+    self.few_P = in_few_frames(self.asked, len(own.frames))  # the prompts in FRAMES frames
     self.shuffled = preset.shuffled
     if self.shuffled:
       self.label += ', shuffled'
@@ -66,7 +66,7 @@ class Case:
       self.training = dataclasses.replace(self.training, held_out=0.0)
     first = np.unique(self.asked.relation_P, return_index=True)[1]
     self.first_P = first  # the first prompt of every relation
-    self.some_P = np.concatenate([first + i for i in range(number)])  # in the first frame
+    self.some_P = np.concatenate([first + i for i in range(number)])  # those in the first frame
 
   def ask(self, **new: Any) -> Prompts:
     chosen: Any = self._chosen | ({'wordings': None} if new.get('new_wordings') else {})

@@ -56,7 +56,7 @@ def _said(asked: Prompts, rows_NxD) -> np.ndarray:
   return prompts.recall(asked, rows_NxD, np.tile(np.arange(len(rows_NxD)), (2, 1))).chosen_NxP
 
 
-def of_length(rng: np.random.Generator, vectors_NxD: np.ndarray) -> np.ndarray:
+def random_as_long(rng: np.random.Generator, vectors_NxD: np.ndarray) -> np.ndarray:
   """Random directions, as long as these vectors."""
   random_NxD = rng.standard_normal(vectors_NxD.shape, dtype=np.float32)
   scale_N = np.linalg.norm(vectors_NxD, axis=1) / np.linalg.norm(random_NxD, axis=1)
@@ -97,7 +97,7 @@ def countries(case) -> list[dict]:
       for shift in range(1, len(own_N)):
         add_NxD = np.roll(vectors_NxD, -shift, axis=0) - vectors_NxD
         if control == 'random direction':
-          add_NxD = of_length(rng, add_NxD)
+          add_NxD = random_as_long(rng, add_NxD)
         elif control:  # as long as the vectors' differences
           other_NxD = np.roll(some_NxD, -shift, axis=0) - some_NxD
           add_NxD = other_NxD / length_N(other_NxD) * length_N(add_NxD)

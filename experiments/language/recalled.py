@@ -53,7 +53,7 @@ def recall(case: Case) -> list[dict]:
         asked, some_P, text = in_new_prompts(case, new)
         found += scores(asked, rows_NxD, answers_RxN, some_P, prompts=text, **about)
   about |= {'prompts': 'trained'}
-  random = rows_NxD.mean(axis=0) + real_countries.of_length(
+  random = rows_NxD.mean(axis=0) + real_countries.random_as_long(
     case.rng(5), rows_NxD - rows_NxD.mean(axis=0)
   )
   found += scores(case.asked, random, answers_RxN, case.few_P, **about, control='random vectors')
@@ -151,7 +151,7 @@ def swapped(case: Case, rows_NxD, answers_RxN, alphas=(1.0,), **about) -> list[d
     flipped, kept = [], []
     for r, vectors_AxD in enumerate(case.encoder.vectors_RxAxD):
       add_NxD = vectors_AxD[wanted_RxN[r]] - vectors_AxD[answers_RxN[r]]
-      add_NxD = real_countries.of_length(rng, add_NxD) if control else add_NxD
+      add_NxD = real_countries.random_as_long(rng, add_NxD) if control else add_NxD
       changed_RxN = np.where(np.arange(len(answers_RxN))[:, None] == r, wanted_RxN, answers_RxN)
       right_NxP = prompts.recall(asked, rows_NxD + alpha * add_NxD, changed_RxN, some_P).right_NxP
       flipped.append(right_NxP[:, relation_P == r].ravel())
@@ -169,12 +169,12 @@ def noise(case: Case) -> list[dict]:
   reader can get from such a row: ½ log₂ det(1 + Σ / σ²), for vectors with this covariance."""
   answers_RxN = case.tuples()
   rows_NxD, vectors_RxAxD = case.encoder.rows(answers_RxN), case.encoder.vectors_RxAxD
-  spread_DxD = sum(
+  covariance_DxD = sum(
     own_AxD[:n].T @ own_AxD[:n] / n
     for own_AxD, n in zip(vectors_RxAxD, case.asked.counts_R, strict=True)
   )
-  size, found = float(np.sqrt(np.trace(spread_DxD) / len(spread_DxD))), []
-  power_D = np.maximum(np.linalg.eigvalsh(spread_DxD), 0)
+  size, found = float(np.sqrt(np.trace(covariance_DxD) / len(covariance_DxD))), []
+  power_D = np.maximum(np.linalg.eigvalsh(covariance_DxD), 0)
   for sigma in NOISES:
     noisy_NxD = rows_NxD + sigma * size * case.rng(8).standard_normal(
       rows_NxD.shape, dtype=np.float32
