@@ -3,10 +3,9 @@
   python -m experiments.approximate --subjects=256 --relations=4
   python -m experiments.approximate --redraw
 
-Random superposition has D = c·R·m dimensions of memory (m = ⌈log₂N⌉), an associative memory in
-attention D² = c·N·ln N per head, and one in an MLP F·d = c·N·R·ln N with F = 8d; c grows until
-hardly any answer is wrong. The exact selector and key-value memory are shown for comparison.
-Nothing is claimed.
+Random superposition and associative memories, in attention and in an MLP, have c times their natural
+size (`instances.memory_options`); c grows until hardly any answer is wrong. The exact selector and
+key-value memory are shown for comparison. Nothing is claimed.
 
 The second panel shows the dimensions D, per R·log₂N at R = 4, of a superposition in random
 subspaces that answers every query: with single signs and with words of a code, as proved (ε = ¼),

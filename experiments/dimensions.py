@@ -2,15 +2,14 @@
 
   python -m experiments.dimensions
 
-A projector for each relation picks out the part of an embedding that belongs to the relation: given
-that part of another subject, the model should answer this relation as for the other subject and all
-other relations as before. Projectors are learned on pairs of the model's own subjects and judged on
-pairs of fresh ones, which neither the model nor the projectors have seen. Expected: in a
-constructed selector, which writes every attribute in m = ⌈log₂N⌉ bits, projectors score 1 at rank m
-and less below it; a trained model needs as many dimensions as its answers' vectors have, and the
-dimensions of one relation carry nothing about another. The controls are projectors that follow from
-fitted maps and are not learned, orthogonal projectors that are learned from random directions, an
-untrained model, and random weights with learned embeddings.
+A projector for each relation picks out the part of an embedding that belongs to it. Projectors are
+learned on pairs of the model's own subjects, one of which is given this part of the other, and
+judged on pairs of fresh ones. Expected: in a constructed selector, which writes every attribute in
+m = ⌈log₂N⌉ bits, projectors score 1 at rank m and less below it; a trained model needs as many
+dimensions as its answers' vectors have, and the dimensions of one relation carry nothing about
+another. The controls are projectors that follow from fitted maps and are not learned, orthogonal
+projectors that are learned from random directions, an untrained model, and random weights with
+learned embeddings.
 """
 
 import dataclasses

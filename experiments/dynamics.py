@@ -6,10 +6,9 @@ Training is stopped at intermediate steps. At each stop, subjects that the model
 their embeddings through the model as it is then, frozen, in as many steps as a whole training
 takes; maps fitted to the model's own subjects are judged on them. The study compares the steps at
 which facts are answered, fresh subjects' attributes can be read by linear maps, their embeddings
-are a superposition, and swaps at α = 1 along fitted maps flip one answer and no other. Each is
-timed at the midpoint between the level of the control, random weights of which only the embeddings
-are trained, and the model's own final level. A fresh subject has had more steps than the model's own
-subjects at the same stop, so its structure is timed against the accuracy of both.
+are a superposition, and swaps at α = 1 along fitted maps flip one answer and no other. The control
+is random weights of which only the embeddings are trained. A fresh subject has had more steps than
+the model's own subjects at the same stop, so its structure is timed against the accuracy of both.
 """
 
 import dataclasses

@@ -14,8 +14,7 @@ bits of facts that each holds.
 
 Last the protocol of Nichani et al. (2025), d = F: the largest N, of a few that are tried, that
 their memory holds to 0.99. Their code, run by experiments.published on one seed, found 43, 78 and
-158 at d = 8, 11 and 16. Below 100 facts 0.99 means every fact, success is not monotone in N, and
-their search bisects, so that single seeds scatter.
+158 at d = 8, 11 and 16.
 """
 
 import dataclasses

@@ -4,14 +4,13 @@
 
 Models of several sizes d, with F = 4d, learn all N·R^k queries of k hops. They answer directly
 (without chain of thought), in one layer or more, or emit every intermediate subject (chain of
-thought). Every model enters with its accuracy. A model that ignores the relations can be right
-about one of R^k paths, or one of R steps, which with R = 2 is half of them. So d₅₀ is the d at
-which half of what such a model cannot answer is known. Expected: for direct answers d₅₀ grows with
-k, fivefold or more from one hop to four; with chain of thought, a single teacher-forced step takes
-the d of one hop. The control for direct answers is one hop of R^k relations that have nothing to do
-with one another: a model that does not exploit the composition needs as much for k hops. Whole
-chains, of which every step must be right, are shown as well. Models that know 0.99 appear, at the
-fewest bits per weight that preserve this, in the figure of the bounds, next to the constructions.
+thought). d₅₀ is the d at which half is known of what a model that ignores the relations cannot
+answer. Expected: for direct answers d₅₀ grows with k, fivefold or more from one hop to four; with
+chain of thought, a single teacher-forced step takes the d of one hop. The control for direct answers
+is one hop of R^k relations that have nothing to do with one another: a model that does not exploit
+the composition needs as much for k hops. Whole chains, of which every step must be right, are shown
+as well. Models that know 0.99 appear, at the fewest bits per weight that preserve this, in the
+figure of the bounds, next to the constructions.
 
 Last, models learn chains of one hop less than the maximum and are asked for one hop more. Learned
 position embeddings are untrained at the positions that the extra hop adds; embeddings written by a

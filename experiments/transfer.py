@@ -3,9 +3,8 @@
   python -m experiments.transfer
 
 A model is trained on R random bijections; then everything but the subjects' embeddings is frozen
-and new bijections are drawn. New embeddings are obtained in three ways. (a) Zero-shot: they are
-assembled from the maps that explain the old ones. (b) Zero-shot: from maps fitted through the
-frozen model to random attributes. (c) They are trained, and nothing else is. (a) is decisive: a
+and new bijections are drawn. New embeddings are assembled, zero-shot, from (a) the maps that explain
+the old ones or (b) maps fitted through the frozen model, or are (c) trained. (a) is decisive: a
 model that keeps facts in its weights answers old tuples, but fewer new tuples of the same
 attributes, and the difference is what it has memorised.
 Each part of the recipe is removed on its own; the number of subjects that maps are fitted to is
