@@ -101,13 +101,7 @@ FULL = {
 CELLS = {cell for part in FULL.values() if len(part.dims) != 1 for cell in part.cells}
 PRESETS = {
   'smoke': Preset(
-    cells=((16, 2), (32, 2)),
-    passes=(2,),
-    steps=20,
-    sampled_from=32,
-    negatives=8,
-    seeds=1,
-    sizes=3,
+    cells=((16, 2), (32, 2)), passes=(2,), steps=20, sampled_from=32, negatives=8, seeds=1, sizes=3
   ),
   'laptop': Preset(cells=((64, 6), (4096, 3)), passes=(100,), seeds=2, sizes=5),
   'full': FULL,

@@ -32,13 +32,7 @@ class Case:
   frames or wordings that no training prompt had."""
 
   def __init__(
-    self,
-    model: Pretrained,
-    table: str,
-    size: tuple[int, int],
-    number: int,
-    preset: Any,
-    seed: int,
+    self, model: Pretrained, table: str, size: tuple[int, int], number: int, preset: Any, seed: int
   ):
     packaged = DATA / f'{table}.csv'
     own = wordings.read(packaged if packaged.exists() else table)
