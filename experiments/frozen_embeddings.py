@@ -261,12 +261,8 @@ def plot(table):
     groups(select(table, kind='transformer'), 'subjects', 'relations', 'model')
   ):
     plotting.draw_seeds(panels[2], rows, 'parameters', i, f'N = {n:,}, R = {r}, {kind}')
-  panels[2].set(
-    xlabel='trained parameters',
-    ylabel='bits of facts per parameter',
-    ylim=(0, None),
-    title='transformers',
-  )
+  panels[2].set(xlabel='trained parameters', ylabel='bits of facts per parameter')
+  panels[2].set(ylim=(0, None), title='transformers')
   plotting.logarithmic(panels[2].xaxis)
   for panel in panels:
     plotting.legend(panel, fontsize=6)

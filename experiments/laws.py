@@ -114,15 +114,9 @@ def recipe_of(preset: Preset, subjects: int, passes: int) -> Recipe:
   steps = max(least, passes * -(-subjects // batch))
   negatives = preset.negatives if subjects >= preset.sampled_from else None
   return Recipe.with_warmup(
-    steps,
-    batch=batch,
-    passes=True,
-    lazy=preset.lazy,
-    negatives=negatives,
-    target=None,
-    evaluate=False,
+    steps, batch=batch, passes=True, lazy=preset.lazy, negatives=negatives, target=None, evaluate=False,
     embedding_lr_multiplier=preset.embedding_lr_multiplier,
-  )
+  )  # fmt: skip
 
 
 def measure(trainer, preset: Preset, seeds) -> list[dict]:
@@ -132,14 +126,10 @@ def measure(trainer, preset: Preset, seeds) -> list[dict]:
   for (n, r), passes in itertools.product(preset.cells, preset.passes):
     middle = dict(zip(preset.cells, preset.middles, strict=False)).get((n, r))
     sizes = preset.dims or stored_bits.dims(middle or stored_bits.guess(n, r), preset.sizes)
+    rate = functools.partial(stored_bits.learning_rate, preset.learning_rate)
+    facts = functools.partial(instances.bijections, n, r)
     tasks = [
-      Task(
-        Config.trained(n, r, dim=d),
-        instances.bijections(n, r, seed),
-        stored_bits.learning_rate(preset.learning_rate, d),
-        preset.weight_decay,
-        seed,
-      )
+      Task(Config.trained(n, r, dim=d), facts(seed), rate(d), preset.weight_decay, seed)
       for d, seed in itertools.product(sizes, seeds)
     ]
     recipe = recipe_of(preset, n, passes)
@@ -328,13 +318,8 @@ def plot(table):
     plotting.draw_seeds(panels[2], scaled, 'scaled', i)
     same = select(table, subjects=n, relations=r)
     known = same[same['model'] != 'trained']
-    panels[2].plot(
-      known['dim'] / information((n, r)),
-      known['value'],
-      'x',
-      color=plotting.cycle(i)[0],
-      markersize=4,
-    )
+    d_scaled, color = known['dim'] / information((n, r)), plotting.cycle(i)[0]
+    panels[2].plot(d_scaled, known['value'], 'x', color=color, markersize=4)
   across = panels[2].get_yaxis_transform()
   # Bits per parameter reported for language models: knowledge, memorised text.
   for bits, dashes in ((2.0, '--'), (3.6, ':')):

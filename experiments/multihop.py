@@ -84,13 +84,8 @@ LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would
 STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
 NOT_IN_ALL_PARTS = (
-  'positions',
-  'trained_to',
-  'chain_of_thought',
-  'bound',
-  'subject_bits',
-  'internal_bits',
-)
+  'positions', 'trained_to', 'chain_of_thought', 'bound', 'subject_bits', 'internal_bits',
+)  # fmt: skip
 RULE_DIM = 4  # dimensions that positions by rule take
 
 

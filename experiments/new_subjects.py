@@ -64,24 +64,11 @@ BOTH = 'recall', 'swaps'
 # Five seeds measure the primary outcomes, one seed everything else.
 DECIDE: Any = {'steps': 1200, 'what': (*BOTH, 'learned rows')}
 MORE = (
-  'dose',
-  'noise',
-  'no relation',
-  'told',
-  'neighbour',
-  'places',
-  'blocks',
-  'heads',
-  'transplants',
-)
+  'dose', 'noise', 'no relation', 'told', 'neighbour', 'places', 'blocks', 'heads', 'transplants',
+)  # fmt: skip
 NAMES: Any = {
-  'tables': ('names',),
-  'wordings': (1,),
-  'steps': 150,
-  'per_relation': True,
-  'seeds': 1,
-  'what': ('recall', 'noise'),
-}
+  'tables': ('names',), 'wordings': (1,), 'steps': 150, 'per_relation': True, 'seeds': 1, 'what': ('recall', 'noise'),
+}  # fmt: skip
 PRESETS = {
   'smoke': Preset(
     sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
@@ -250,20 +237,11 @@ def _compared(text: str, rows):
   for (what, control, tuples, asked, alpha, sigma, place), own in groups(
     shown[~plain], 'measurement', 'control', 'tuples', 'prompts', 'alpha', 'sigma', 'place'
   ):
-    if control in (
-      recalled.BLIND,
-      recalled.CUE,
-      recalled.NEAREST,
-      'random vectors',
-    ):  # shown as controls already
+    # These are shown as controls already.
+    if control in (recalled.BLIND, recalled.CUE, recalled.NEAREST, 'random vectors'):
       continue
-    about = [
-      COMPARED[what],
-      control or ("that relation's answer" if what == 'transplanted' else None),
-      TUPLES[tuples],
-      PROMPTS[asked],
-      place,
-    ]
+    control = control or ("that relation's answer" if what == 'transplanted' else None)
+    about = [COMPARED[what], control, TUPLES[tuples], PROMPTS[asked], place]
     about += [f'{name} = {size:g}' if size else None for name, size in (('α', alpha), ('σ', sigma))]
     yield from over_seeds(', '.join([text, *filter(None, about)]), own['value'].tolist())
 
@@ -352,15 +330,8 @@ def _plot_recall(ax, table):
     for x, (tuples, asked) in enumerate(COLUMNS):
       own = values(rows, tuples=tuples, prompts=asked, control=None)
       label = f'{domain}, {count} wordings' if not x else None
-      ax.plot(
-        [x + 0.6 * ((i + 0.5) / len(every) - 0.5)] * len(own),
-        own,
-        marker,
-        color=color,
-        markersize=4,
-        alpha=0.7,
-        label=label,
-      )
+      at = [x + 0.6 * ((i + 0.5) / len(every) - 0.5)] * len(own)
+      ax.plot(at, own, marker, color=color, markersize=4, alpha=0.7, label=label)
   for name, line in ((recalled.BLIND, ':'), (recalled.NEAREST, '--')):
     if own := values(some, control=name, domain='colours'):
       ax.axhline(
@@ -393,12 +364,8 @@ def _plot_noise(ax, table):
     ax.plot(
       bound.index, np.minimum(bound, r * np.log2(a)), ':', color=plotting.cycle(i)[0], linewidth=0.8
     )
-  ax.set(
-    xlabel='noise / RMS of the sums',
-    ylabel='bits read (dotted: upper bound)',
-    title='capacity of a row',
-    xscale='log',
-  )
+  ax.set(xlabel='noise / RMS of the sums', ylabel='bits read (dotted: upper bound)')
+  ax.set(title='capacity of a row', xscale='log')
   plotting.legend(ax)
 
 
@@ -413,12 +380,8 @@ def _plot_places(ax, table):
     groups(select(table, measurement='patched', control=None), 'place'), 3
   ):
     plotting.draw_seeds(ax, rows, 'layer', i, f'patched at the {place}', linestyle=':')
-  ax.set(
-    xlabel='after block',
-    ylabel='probe accuracy (dotted: answers flipped)',
-    ylim=(-0.03, 1.03),
-    title='where the attribute is selected',
-  )
+  ax.set(xlabel='after block', ylabel='probe accuracy (dotted: answers flipped)')
+  ax.set(ylim=(-0.03, 1.03), title='where the attribute is selected')
   plotting.legend(ax)
 
 

@@ -22,11 +22,8 @@ COUNTRIES = {  # language and capital of countries whose name is one token for m
   'Sweden': ('Swedish', 'Stockholm'),
 }  # fmt: skip
 ALPHAS = 0.5, 1.0, 2.0
-ADAPTED, RANK, RATES = (
-  10,
-  1,
-  (1e-3, 4e-3),
-)  # middle blocks, rank of their adapters, and rates, of which the better counts
+# Middle blocks, rank of their adapters, and rates, of which the better counts.
+ADAPTED, RANK, RATES = 10, 1, (1e-3, 4e-3)
 
 
 def known(model: Pretrained, languages: Collection[str] = ()) -> tuple[Prompts, np.ndarray] | None:
