@@ -219,11 +219,8 @@ def expect(table):
   for (dim,), rows in groups(select(table, kind='protocol'), 'dim'):
     held = [own.loc[own['value'] >= 0.99, 'subjects'].max() for _, own in groups(rows, 'seed')]
     published = [float(PUBLISHED[int(dim)])]
-    yield from over_seeds(
-      f'protocol of Nichani et al., d = F = {dim:.0f}: largest N with accuracy ≥ 0.99',
-      held,
-      their_code=published,
-    )
+    what = f'protocol of Nichani et al., d = F = {dim:.0f}: largest N with accuracy ≥ 0.99'
+    yield from over_seeds(what, held, their_code=published)
 
 
 def plot(table):

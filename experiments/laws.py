@@ -246,11 +246,8 @@ def largest_capacity(table: pd.DataFrame):
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().dropna().tolist()
       best = same.loc[same['model'] != 'trained', column].max()
-      yield from over_seeds(
-        f'N = {n:,}, R = {r}: largest bits of facts per {unit}, over all d',
-        most,
-        best_construction=[best],
-      )
+      what = f'N = {n:,}, R = {r}: largest bits of facts per {unit}, over all d'
+      yield from over_seeds(what, most, best_construction=[best])
 
 
 def law(settled: pd.DataFrame, decides: bool):
@@ -275,14 +272,12 @@ def _fits(table: pd.DataFrame):
   )
 
 
-def exponents(
-  table: pd.DataFrame, text: str, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
-):  # fmt: skip
-  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N."""
+def exponents(table: pd.DataFrame, text: str, *bounds):
+  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N. `bounds`: of q."""
   by_seed, fits = [rows for _, rows in groups(table, 'seed')], _fits(table)
   of = lambda some, *size: fits(tuple(rows['seed'].iloc[0] for rows in some), *size)
   joint = functools.partial(_of_all_seeds, by_seed)
-  yield joint(f'{text}: q', lambda some: of(some).q, at_least, at_most, primary)
+  yield joint(f'{text}: q', lambda some: of(some).q, *bounds)
   yield joint(f'{text}: p', lambda some: of(some).p)
   yield joint(f'{text}: q of log₂(N!)/N in place of log₂N', lambda some: of(some, 'bijections').q)
 
@@ -329,11 +324,8 @@ def plot(table):
   panels[2].set_xlim(0, 1.6)  # larger models hold next to nothing per parameter
   panels[0].set(xlabel='d', ylabel='accuracy', title='whole accuracy curves')
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, per bit of a subject')
-  panels[2].set(
-    xlabel='d / (R log₂ N)',
-    ylabel='bits of facts per parameter',
-    title='capacity per parameter (×: constructions)',
-  )
+  panels[2].set(xlabel='d / (R log₂ N)', ylabel='bits of facts per parameter')
+  panels[2].set_title('capacity per parameter (×: constructions)')
   plotting.legend(panels[0])
   return figure
 
