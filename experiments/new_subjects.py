@@ -46,7 +46,7 @@ class Preset:
   steps: int
   batch: int = 24
   per_relation: bool = False
-  times: int = 1
+  times: float = 1.0
   shuffled: bool = False
   asked: int = 48
   what: tuple[str, ...] = ('recall',)
@@ -62,7 +62,9 @@ class Preset:
 
 BOTH = 'recall', 'swaps'
 # Five seeds measure the primary outcomes, one seed everything else.
-DECIDE: Any = {'steps': 1200, 'what': (*BOTH, 'learned rows')}
+# With 1,152 steps a trial on another seed was right about .917 of held-out tuples, short of the .95 that is asked. So
+# the cases that decide, and their controls, have twice as many. Those with more wordings have half, as `shorter` does.
+DECIDE: Any = {'steps': 2400, 'seeds': 1}
 MORE = (
   'dose', 'noise', 'no relation', 'told', 'neighbour', 'places', 'blocks', 'heads', 'transplants',
 )  # fmt: skip
@@ -76,20 +78,19 @@ PRESETS = {
   ),
   'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=(*BOTH, 'dose')),
   'full': {
-    'shared_1': Preset(**DECIDE | {'what': (*BOTH, 'learned rows', *MORE)}, seeds=1),
-    'shared_2': Preset(**DECIDE, seeds=2, skip_seeds=1),
-    'shared_3': Preset(**DECIDE, seeds=2, skip_seeds=3),
-    'longer': Preset(steps=1200, times=2, seeds=1),
+    'shared_1': Preset(what=(*BOTH, 'learned rows', *MORE), **DECIDE),
+    **{f'shared_{i + 1}': Preset(what=(*BOTH, 'learned rows'), skip_seeds=i, **DECIDE) for i in range(1, 5)},
+    'shorter': Preset(times=0.5, **DECIDE),
     'disjoint': Preset(
       tables=('customs',), steps=600, seeds=5, what=(*BOTH, 'no relation', 'countries'),
     ),
     'wordings_8': Preset(tables=('colours', 'customs'), wordings=(8,), steps=1200, asked=24, seeds=1),
     'wordings_32': Preset(tables=('colours', 'customs'), wordings=(32,), steps=1200, asked=24, seeds=1),
-    'shuffled': Preset(steps=1200, seeds=1, shuffled=True),
+    'shuffled': Preset(shuffled=True, **DECIDE),
     'capacity': Preset(sizes=((1, 16), (4, 4), (4, 16), (4, 64), (8, 16)), **NAMES),
     'capacity_16': Preset(sizes=((16, 16),), **NAMES),
     'capacity_longer': Preset(sizes=((8, 16),), times=2, **NAMES),
-    'random_weights': Preset(steps=1200, seeds=1, what=('random weights',)),
+    'random_weights': Preset(what=('random weights',), **DECIDE),
     'maps': Preset(tables=('names',), sizes=((3, 64),), wordings=(1,), steps=900, seeds=1, what=('maps',)),
     'adapters': Preset(steps=300, seeds=1, what=('adapters',)),
     'hops': Preset(tables=('homes',), wordings=(4,), steps=600, seeds=1, what=('recall', 'hops')),

@@ -47,10 +47,11 @@ class Case:
       'wordings': number,
     }
     self.asked = self.ask()
-    steps = preset.steps * preset.times * (len(self.asked.relations) if preset.per_relation else 1)
+    per_relation = len(self.asked.relations) if preset.per_relation else 1
+    steps = round(preset.steps * preset.times * per_relation)
     self.training = Training(steps=steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
-    self.label += f', {preset.times} times the steps' if preset.times > 1 else ''
+    self.label += f', {preset.times:g} times the steps' if preset.times != 1 else ''
     self.few_P = in_few_frames(self.asked, len(own.frames))  # the prompts in FRAMES frames
     self.shuffled = preset.shuffled
     if self.shuffled:
