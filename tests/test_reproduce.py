@@ -140,6 +140,17 @@ def test_experiments_run_at_once_on_cores_of_their_own(tmp_path):
   assert max(start for _, start, _ in ran) < min(end for _, _, end in ran)
 
 
+def test_what_takes_too_long_is_interrupted_if_it_can_be_resumed(tmp_path, capsys):
+  asked = [fake(name, 'import time; time.sleep(4)', resumes=name == 'a') for name in 'ab']
+  measure = lambda minutes: reproduce.measure(asked, 'smoke', tmp_path, [None], minutes=minutes)
+  assert not measure(2 / 60)
+  told = capsys.readouterr().err
+  assert 'a: not finished: give the command again' in told and 'b: done (' in told
+  assert report.result_in(asked[0], tmp_path / 'a') is None
+  assert not measure(1) and 'a: done (' in capsys.readouterr().err
+  assert [counted(tmp_path / name) for name in 'ab'] == [2, 1]
+
+
 @pytest.mark.parametrize('end', [KeyboardInterrupt, SystemExit, OSError])
 def test_time_is_counted_over_interruptions(end, tmp_path, monkeypatch):
   def interrupt(seconds):

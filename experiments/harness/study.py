@@ -162,7 +162,8 @@ class Study:
       with trains or Progress(self.name, own) as at_work:
         table = pd.DataFrame(self.measure(at_work, preset, seeds))
         hosts.on_first_process(records.write)(own / records.FILE, Records(about, table))
-    return self._merged(folder, scale, presets)
+      merged = self._merged(folder, scale, presets)
+    return merged
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:
     """The records of all finished parts, concatenated if there are several."""
