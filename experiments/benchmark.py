@@ -29,8 +29,7 @@ import pandas as pd
 
 from constructions import registry
 from experiments import peers
-from experiments.harness import cli, plotting, records, statistics, timing
-from experiments.harness.findings import Finding
+from experiments.harness import cli, plotting, records, render, statistics, timing
 from experiments.harness.study import Study
 from geomem import model
 from geomem.checks import verify
@@ -336,18 +335,6 @@ def measure(progress, preset, seeds):
   return rows
 
 
-def expect(table):
-  """A finding for every record: a ratio, an exponent or seconds, with the other measurements as controls."""
-  for _, row in table.iterrows():
-    known = row.dropna()
-    kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
-    words = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
-    rest = {'ours_seconds', 'theirs_seconds', 'peak_gigabytes'} - {kind}
-    controls = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
-    what = f'{", ".join(words)}: {kind}'.replace('_', ' ')
-    yield Finding(what, known[kind], *statistics.NO_INTERVAL, seeds=1, controls=controls)
-
-
 def plot(table):
   """Seconds per step of one model against each size that grew, with the exponent of the fitted power law."""
   axes = table['axis'].dropna().unique() if 'axis' in table else []
@@ -373,7 +360,7 @@ STUDY = Study(
   name='benchmark',
   title='geomem beside what it must keep up with',
   presets={scale: Preset(sizes=sizes) for scale, sizes in SIZES.items()},
-  measure=measure, expect=expect, plot=plot, listed=listed,
+  measure=measure, expect=lambda table: [], more=render.measurements, plot=plot, listed=listed,
   minutes=30, first_seed=0, compile_quickly=False, resumes=False,
 )  # fmt: skip
 

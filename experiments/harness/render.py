@@ -18,6 +18,8 @@ COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'hol
 def cell(value) -> str:
   """A number in four digits, any other value in words."""
   value = value.item() if hasattr(value, 'item') else value
+  if isinstance(value, list):
+    return ', '.join(map(cell, value))
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if pd.api.types.is_scalar(value) and pd.isna(value):
@@ -69,6 +71,12 @@ def row(finding: Finding) -> tuple[str, ...]:
 def findings(found: Sequence[Finding], form: str) -> str:
   """A table of findings."""
   return table(pd.DataFrame([row(finding) for finding in found], columns=COLUMNS), form)
+
+
+def measurements(every: pd.DataFrame) -> str:
+  """A table for each measurement, of the columns that it has, for a terminal."""
+  some = [rows.dropna(axis=1, how='all') for _, rows in every.groupby('measurement', sort=False)]
+  return '\n\n'.join(map(table, some))
 
 
 def table(

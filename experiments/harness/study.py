@@ -196,7 +196,8 @@ class Study:
     records.write_findings(folder / records.FINDINGS, findings)
     if self.by:
       print(render.table(statistics.summarize(found.table, *self.by)) + '\n')
-    print(render.findings(findings, 'terminal'))
+    if findings:
+      print(render.findings(findings, 'terminal'))
     for path in self.draw(found.table, folder):
       print(f'figure: {path}')
     print(f'records: {folder / records.FILE}; findings: {folder / records.FINDINGS}')
