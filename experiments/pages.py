@@ -17,7 +17,6 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,16 +161,6 @@ def sizes(about: dict) -> str:
     if values := {value for some in lists for value in some if value}:
       words.append(text.format(', '.join(f'{value:,}' for value in sorted(values))))
   return f'{"; ".join(words)}.' if words else ''
-
-
-def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
-  """The verdict on every claim, with a link to the findings of its study."""
-  rows = []
-  for own in results:
-    for claim, some in own.claims:
-      link = f'[{verdict(some)[1]}]({address(own.study.name)})'
-      rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
-  return render.table(rows, 'markdown')
 
 
 def overview(folder: str = '') -> str:

@@ -1,11 +1,10 @@
-"""Write the report of a reproduction, report.html and report.md, from the records of its runs.
+"""Write the report of a reproduction, report.html, from the records of its runs.
 
   python -m experiments.report
   python -m experiments.report --scale=full
 
-Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes both pages.
-Studies that were not measured there are taken from docs/results, and marked as such. The explorer's data are cached in
-WORKDIR/SCALE/explorer.json until the code changes.
+Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes the page.
+Studies that were not measured there are taken from docs/results, and marked as such.
 """
 
 import base64
@@ -44,9 +43,7 @@ def result_in(study: Study, folder: Path) -> Result | None:
   if not path.exists():
     return None
   tries = json.loads(path.read_text(encoding='utf-8'))
-  if not tries.get('finished', True):  # an earlier version wrote the file only at the end
-    return None
-  return Result(study, records.read(folder), tries['seconds'])
+  return Result(study, records.read(folder), tries['seconds']) if tries['finished'] else None
 
 
 def gather(folder: Path, scale: str) -> list[Result]:
@@ -127,22 +124,20 @@ def page(template: str, **values) -> str:
   return environment.get_template(template).render(**functions, **values)
 
 
-def write(folder: Path, scale: str, results: list[Result]) -> list[Path]:
-  """Write the figures and both pages."""
+def write(folder: Path, scale: str, results: list[Result]) -> Path:
+  """Write the figures and the page, whose path is returned."""
   values = {
     'answer': answer(results),
     'agreed': agreement(results, scale),
-    'verdicts': pages.verdicts(results, '#{}'.format),
     'results': results,
     'drawn': figures(results, folder / 'figures'),
     'mechanism': mechanism(folder / 'figures' / 'mechanism.svg'),
-    'explorer': explorer.kept(folder / 'explorer.json'),
+    'explorer': explorer.data(explorer.models()),
     'versions': machine.versions(),
   }
-  paths = [folder / 'report.html', folder / 'report.md']
-  for path in paths:
-    records.write_text(path, page(path.name, **values))
-  return paths
+  path = folder / 'report.html'
+  records.write_text(path, page(path.name, **values))
+  return path
 
 
 def main(options: Options):
@@ -150,7 +145,7 @@ def main(options: Options):
   results = gather(folder, options.scale)
   if all(own.seconds is None for own in results):
     raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
-  print('\n'.join(map(str, write(folder, options.scale, results))))
+  print(write(folder, options.scale, results))
 
 
 if __name__ == '__main__':

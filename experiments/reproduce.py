@@ -9,7 +9,7 @@ Every study runs as by its own command, in WORKDIR/SCALE/NAME, with its output i
 at once, on separate cores. Finished studies are kept and skipped when the command is given again; interrupted ones are
 resumed, or restarted if the code has changed; --again measures finished ones anew. With --minutes a study that takes
 longer is interrupted, if it can be resumed. In the end experiments.report writes
-report.html and report.md into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
+report.html into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
 """
 
 import contextlib
@@ -233,8 +233,7 @@ def main(options: Options):
   minutes = math.inf if options.minutes is None else options.minutes
   cores = partition_cores(options.scale)
   failed = measure(asked, options.scale, folder, cores, options.again, minutes)
-  for path in report.write(folder, options.scale, report.gather(folder, options.scale)):
-    print(path)
+  print(report.write(folder, options.scale, report.gather(folder, options.scale)))
   if failed:
     raise SystemExit(f'FAILED: {", ".join(failed)}; the report says what it can without')
 
