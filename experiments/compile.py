@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import construct, train
-from experiments.harness import cli, machine, programs, records, studies, targets
+from experiments.harness import cli, machine, programs, records, render, studies, targets
 from experiments.harness.programs import Program
 from experiments.harness.records import Records
 from experiments.harness.study import Scale
@@ -43,6 +43,14 @@ from geomem.training import batched, device_memory, sharded
 from geomem.training.batched import Task
 from geomem.training.device_memory import Refused
 
+NAMED = (
+  'target',
+  'study',
+  'part',
+  'program',
+  'digest',
+  'scale',
+)  # a line has them in its own words, or not at all
 MAX_GPUS = 8  # the most that programs are lowered for
 CERTIFIED = construct.Preset(
   construction=('selector',), subjects=2**17, check='certificate', save=False
@@ -163,23 +171,12 @@ def earlier(folder: Path) -> tuple[list[dict], list[str]]:
 
 def line(record: dict) -> str:
   """A record as one line of output."""
-  size = lambda name: device_memory.in_words(record.get(name))
-  words = [
-    record['target'],
-    ' '.join(filter(None, (record['study'], record['part']))),
-    record['program'],
-  ]
+  place = ' '.join(filter(None, (record['study'], record['part'])))
   if record.get('refused'):
-    return f'{": ".join(words[:2])}: refused: {record["refused"]}'
-  operations = '–' if record.get('flops') is None else f'{record["flops"]:.3g}'
-  if 'compile_seconds' not in record:
-    return f'{": ".join(words)}: lowered in {record["lower_seconds"]:.1f} s'
-  return (
-    f'{": ".join(words)}: {record["lower_seconds"] + record["compile_seconds"]:.0f} s; peak {size("peak_bytes")} of '
-    f'{size("available_bytes")} (arguments {size("argument_bytes")}, temporaries {size("temporary_bytes")}, outputs '
-    f'{size("output_bytes")}); {operations} flops; {record["collectives"] or "no collectives"}; '
-    f'products: {record["products"] or "none"}'
-  )
+    return f'{record["target"]}: {place}: refused: {record["refused"]}'
+  known = {k: v for k, v in record.items() if k not in NAMED and v not in (None, '')}
+  words = ', '.join(f'{name.replace("_", " ")} {render.cell(v)}' for name, v in known.items())
+  return f'{record["target"]}: {place}: {record["program"]}: {words}'
 
 
 def command(options: Options) -> str:
