@@ -236,8 +236,8 @@ def vocabulary(
 
 
 def rows(batch=24, steps=2, rounds=5, seed=0):
-  """Steps that learn rows of new subjects through the frozen language model, compared with the matrix products that they
-  need: of every token with every matrix, and of the gradients with its transpose."""
+  """Steps of `fact_encoder`, which learn rows of new subjects through the frozen language model, compared with the
+  matrix products that they need: of every token with every matrix, and of the gradients with its transpose."""
   from experiments.language.case import DATA
   from geomem.pretrained import fact_encoder, load, prompts, wordings
 
@@ -252,9 +252,8 @@ def rows(batch=24, steps=2, rounds=5, seed=0):
   tokens = batch * max(map(len, asked.tokens_P))
   leaves = jax.tree_util.tree_leaves_with_path(language_model.params['blocks'])
   kernels = {str(path): leaf for path, leaf in leaves if path[-1].key == 'kernel'}
-  into = lambda name, a: (
-    len(a.shape) - 2 if 'output' in name else 1
-  )  # of its axes those that are multiplied
+  # Of a kernel's axes, the number that are multiplied.
+  into = lambda name, a: len(a.shape) - 2 if 'output' in name else 1
   matrices = [
     a.reshape(len(a), math.prod(a.shape[1 : 1 + into(name, a)]), -1) for name, a in kernels.items()
   ]

@@ -135,9 +135,8 @@ def section(stem: str) -> str:
   if own.plot:
     parts.append(f'![{stem}](results/{stem}.png)')
   expected = [f for f in rows if f.holds is not None]
-  if any(
-    f.primary for f in rows
-  ):  # they decide; what else was expected is shown if it fails or is unsure
+  # Primary outcomes decide; what else was expected is shown if it fails or is unsure.
+  if any(f.primary for f in rows):
     expected = [f for f in expected if f.primary or f.unsure or not f.holds]
   shown = expected if expected and len(rows) > LONG else rows
   parts.append(render.findings(shown, 'markdown').strip())
@@ -153,9 +152,8 @@ def sizes(about: dict) -> str:
   json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # the fields at all levels
   words = []
   for name, text in SIZES.items():
-    if name == 'steps' and 'passes' in dict(
-      fields
-    ):  # there the steps are the least at the first budget
+    # With passes, the steps are the least at the first budget.
+    if name == 'steps' and 'passes' in dict(fields):
       continue
     lists = [value if isinstance(value, list) else [value] for key, value in fields if key == name]
     if values := {value for some in lists for value in some if value}:
@@ -284,7 +282,14 @@ def compiled() -> str:
   table = records.read(RESULTS / 'compiled.json').table
   table = table.astype(object).where(table.notna(), None)
   train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
-  totals = [of_a_study(study, own) for study, own in others.groupby('study', sort=False)]
+  by = others.groupby(['study', 'target'], sort=False)
+  peaks = by[['peak_bytes', 'available_bytes']].agg(lambda sizes: sizes.astype(float).max())
+  peaks['text'] = [
+    'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'
+    for most, available in peaks.to_numpy()
+  ]
+  totals = peaks['text'].unstack(sort=False).reset_index()
+  totals.insert(1, 'programs', by.size().unstack(sort=False).max(axis=1).to_numpy())
   first = [
     one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' and r['cycles'] else '–'}
     for r in train.to_dict('records')
@@ -294,26 +299,6 @@ def compiled() -> str:
 
 def mebibytes(count: float) -> str:
   return f'{count / 2**20:,.0f}'
-
-
-def of_a_study(study: str, own: pd.DataFrame) -> dict[str, Any]:
-  """What was compiled of a study, and for every target the largest peak of its programs."""
-  by_target = own.groupby('target', sort=False)
-  return {
-    'study': study,
-    'programs': by_target.size().max(),
-    **{target: largest_peak(rows) for target, rows in by_target},
-  }
-
-
-def largest_peak(rows: pd.DataFrame) -> str:
-  """In MiB, and as a fraction of a device's memory; or why a program was refused."""
-  if reasons := [reason for reason in rows.get('refused', []) if reason]:
-    return f'refused: {reasons[0]}'
-  if not rows['peak_bytes'].notna().any():
-    return 'lowered'
-  most = rows.loc[rows['peak_bytes'].astype(float).idxmax()]
-  return f'{mebibytes(most["peak_bytes"])} ({most["peak_bytes"] / most["available_bytes"]:.1%})'
 
 
 def one_compiled(r: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ GREY = '#6B6B6B'
 # Bits per parameter reported for language models: knowledge, memorised text.
 LANGUAGE_MODELS = {2.0: '--', 3.6: ':'}
 KINDS = '.png', '.pdf'
+UNDATED: dict[str, Any] = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # for the figures of all studies; other code draws under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
@@ -73,8 +74,8 @@ def legend_beside(ax):
 
 
 def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
-  """Save STEM.png and STEM.pdf, or one of them, with the same bytes every time."""
+  """Save STEM.png and STEM.pdf, or the kinds given, with the same bytes every time."""
   paths = [Path(f'{stem}{kind}') for kind in kinds]
   for path in paths:
-    figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
+    figure.savefig(path, metadata=UNDATED.get(path.suffix.lower()))
   return paths
