@@ -26,7 +26,6 @@ ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
 UNTRAINED = ('untrained', 'constructed')
-SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 
 
 def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, An
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """The first fields of a preset with one size of model."""
+  """The sizes of a model: the first fields of a kind, and of a preset with one size."""
 
   subjects: int
   relations: int
@@ -49,7 +48,7 @@ class Sizes:
   steps: int
 
   def own(self) -> dict[str, Any]:
-    return {name: getattr(self, name) for name in SIZES}
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(Sizes)}
 
   def geometric(self) -> 'Kind':
     """A model of the recipe."""
@@ -62,7 +61,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class Kind(Sizes):
   """`model`: its name. An untrained one stays as initialised; a constructed one is a selector, at its own size.
   Of a model whose name starts with 'random weights', only the subjects' embeddings are trained.
 
@@ -73,12 +72,6 @@ class Kind:
   """
 
   model: str = 'trained'
-  subjects: int
-  relations: int
-  steps: int
-  dim: int
-  width: int
-  batch: int
   answer_dim: int | None = None
   label_smoothing: float = 0.0
   weight_decay: float = 0.0
