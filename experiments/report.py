@@ -28,7 +28,7 @@ from experiments.web import explorer, trace_figure
 from geomem import Facts
 from geomem.errors import InputError
 
-TRIES = 'reproduced.json'  # written by `experiments.reproduce`: the seconds of all tries, and whether it is finished
+RUN_STATUS = 'reproduced.json'  # written by `experiments.reproduce`: the seconds of all tries, and whether it is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Options:
 
 def result_in(study: Study, folder: Path) -> Result | None:
   """The result that a finished run has left in its folder."""
-  path = folder / TRIES
+  path = folder / RUN_STATUS
   if not path.exists():
     return None
   tries = json.loads(path.read_text(encoding='utf-8'))
@@ -50,9 +50,9 @@ def gather(folder: Path, scale: str) -> list[Result]:
   """The result of every study: from the run, else from the committed records, of this scale if there are both."""
   found = []
   for name, study in studies.load_all().items():
-    own, stems = result_in(study, folder / name), pages.stems(name)
-    if own is None and stems:
-      own = pages.committed(stems[-1 if scale == 'full' else 0])
+    own, names = result_in(study, folder / name), pages.result_names(name)
+    if own is None and names:
+      own = pages.committed(names[-1 if scale == 'full' else 0])
     found.append(own or Result(study))
   return found
 
@@ -62,10 +62,10 @@ def agreement(results: list[Result], scale: str) -> str:
   intervals, expectations = [], {}
   for own in results:
     name = own.study.name
-    stem = name + pages.FULL * (scale == 'full')
-    if own.seconds is None or scale == 'smoke' or stem not in pages.stems(name):
+    result_name = name + pages.FULL * (scale == 'full')
+    if own.seconds is None or scale == 'smoke' or result_name not in pages.result_names(name):
       continue
-    there = {f.what: f for f in pages.committed(stem).findings}
+    there = {f.what: f for f in pages.committed(result_name).findings}
     for f, g in [(f, there[f.what]) for f in own.findings if f.what in there]:
       if not math.isnan(f.low + g.low):  # allow a thousandth, for values that hardly vary
         apart = max(f.low, g.low) - min(f.high, g.high)

@@ -106,7 +106,7 @@ class RunningStudy:
   def stop(self) -> float:
     """Wait for its end; return the seconds of all tries, which are kept."""
     self.process.wait()
-    path = self.folder / report.TRIES
+    path = self.folder / report.RUN_STATUS
     before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else 0.0
     seconds = before + time.monotonic() - self.begun
     tries = {'seconds': seconds, 'finished': self.process.returncode == 0}

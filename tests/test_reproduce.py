@@ -109,7 +109,7 @@ def test_a_folder_in_which_a_run_is_at_work_is_not_removed(again, tmp_path):
   folder = tmp_path / 'fake0'
   with runs.Run(folder, {'code': 'other'}):
     if again:
-      records.write_text(folder / report.TRIES, json.dumps({'seconds': 1.0, 'finished': True}))
+      records.write_text(folder / report.RUN_STATUS, json.dumps({'seconds': 1.0, 'finished': True}))
       records.write(folder / records.FILE, Records({}, pd.DataFrame()))
     with pytest.raises(InputError, match='fake0: another process is at work there'):
       run(tmp_path, again=again)
@@ -162,7 +162,7 @@ def test_time_is_counted_over_interruptions(end, tmp_path, monkeypatch):
     (tmp_path / 'fake0').mkdir()
     (tmp_path / 'fake0' / 'counted.txt').touch()
     run(tmp_path, 'import time; time.sleep(60)')
-  first = json.loads((tmp_path / 'fake0' / report.TRIES).read_text())['seconds']
+  first = json.loads((tmp_path / 'fake0' / report.RUN_STATUS).read_text())['seconds']
   assert 0 < first < 30 and report.result_in(fake('fake0'), tmp_path / 'fake0') is None
   assert run(tmp_path) == [True]
   assert report.result_in(fake('fake0'), tmp_path / 'fake0').seconds > first
@@ -179,7 +179,7 @@ def test_told_to_end_it_ends_what_it_has_started(tmp_path):
   process.terminate()
   process.communicate()
   assert process.returncode == 128 + signal.SIGTERM and not processes.at_work(tmp_path)
-  assert json.loads((own / report.TRIES).read_text())['finished'] is False
+  assert json.loads((own / report.RUN_STATUS).read_text())['finished'] is False
 
 
 def test_a_signal_waits_until_what_is_being_started_is_known():
@@ -334,7 +334,7 @@ def write_report(folder, monkeypatch):
   own, committed = folder / 'construct', folder / 'committed'
   about = {'command': 'python -m experiments.construct <b>&', 'code': '', 'device': 'here'}
   records.write(own / records.FILE, Records(about, kept.table))
-  (own / report.TRIES).write_text(json.dumps({'finished': True, 'seconds': 61.0}))
+  (own / report.RUN_STATUS).write_text(json.dumps({'finished': True, 'seconds': 61.0}))
   committed.mkdir()
   for name in SMALLER:
     shutil.copy(pages.RESULTS / f'{name}.json', committed)

@@ -40,7 +40,8 @@ class Study:
   `plot(table)`: the figure, None if there is nothing to draw.
   `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
   in the findings. `page`: the one of docs/ that has its table.
-  `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: it runs in its own folder, from checkpoints.
+  `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: whether `measure` gets a `Trainer`, which
+  saves checkpoints in the run's folder, or only a progress line.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
   `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: an expectation that does not
   hold is an error in the code, and the binary fails.
