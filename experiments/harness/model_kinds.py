@@ -17,7 +17,7 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 # The recipe with which gradient descent finds the predicted structure; experiments.transfer ablates it part by part.
-GEOMETRIC_RECIPE: dict[str, Any] = {
+GEOMETRIC_OPTIONS: dict[str, Any] = {
   'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
@@ -52,11 +52,11 @@ class Sizes:
 
   def geometric(self) -> 'Kind':
     """A model of the recipe."""
-    return Kind(**self.own(), **GEOMETRIC_RECIPE)
+    return Kind(**self.own(), **GEOMETRIC_OPTIONS)
 
   def plain(self) -> 'Kind':
     """A model trained by plain AdamW, at the rates of the recipe: at others it often fails."""
-    same = {name: GEOMETRIC_RECIPE[name] for name in ('weight_decay', 'learning_rate')}
+    same = {name: GEOMETRIC_OPTIONS[name] for name in ('weight_decay', 'learning_rate')}
     return Kind(model='plain AdamW', **self.own(), **same)
 
 

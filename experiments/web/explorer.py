@@ -94,7 +94,7 @@ def models(steps: int = 800) -> list[ExplorerModel]:
     found.append(ExplorerModel(title, about, built, *shown))
   kind = model_kinds.Kind(
     subjects=192, relations=3, steps=steps, dim=48, width=48, batch=48,
-    **model_kinds.GEOMETRIC_RECIPE,
+    **model_kinds.GEOMETRIC_OPTIONS,
   )  # fmt: skip
   task = kind.task(Facts.bijections(kind.subjects, kind.relations), seed=0)
   (trained,) = geomem.sweep([task], **vars(kind.recipe()))
