@@ -155,7 +155,10 @@ cuda: .venv-cuda/installed
 
 accelerator: .venv/tools .venv/weights
 	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
-	$(BIN)/python -m experiments.accelerator
+	-JAX_PLATFORMS= $(BIN)/python -m pytest -n0 -m accelerator
+	-test -e runs/accelerator/benchmark/findings.json || \
+	  $(BIN)/python -m experiments.benchmark --scale=full --workdir=runs/accelerator/benchmark
+	$(BIN)/python -m experiments.reproduce --scale=full --minutes=10 --workdir=runs/accelerator
 
 # Builds the site and runs the notebooks, unless EXECUTE=off. A warning is an error.
 docs: build/docs-env/installed

@@ -12,14 +12,12 @@ WORKDIR/CONSTRUCTION; WORKDIR may also be a model itself. Exported models and th
 (--workdir=runs/zoo/models --construction=ID). The answers go to ask/results.json beside the model's folder, including
 those before a query that is refused. Bad input ends in one line and exit status 2.
 
-How to read a trace: `blocks[r0] = s5` says that this entry of the residual stream is the codeword of s5;
-`blocks[r0] ≈ s5 ×4.4 ±2.4` that its nearest codeword is that of s5, multiplied by 4.4, and that no coordinate is off by
-more than 2.4; `closed` that the relation has made it negative, so that no unit passes it on; `s2@0 0.5` that a head gives
-the token s2 at position 0 the weight 0.5.
+In a trace, `blocks[r0] = s5` says that this entry of the residual stream is the codeword of s5; `≈ s5 ×4.4 ±2.4` that it
+is within 2.4 of 4.4 times that codeword; `closed` that no unit passes it on; `s2@0 0.5` that a head gives the token s2 at
+position 0 the weight 0.5.
 """
 
 import dataclasses
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +31,6 @@ from experiments.web import trace_figure
 from geomem import export
 from geomem.errors import InputError
 from geomem.inside import asking
-from geomem.inside.trace import Trace
 from geomem.saved import atomic, models
 
 SHOWN = 30  # names of models in a message
@@ -53,10 +50,7 @@ class Options:
   trace: Annotated[bool, 'Print what tokens hold, heads attend to, units say, slots decode to.'] = (
     False
   )
-  figure: Annotated[
-    str | None,
-    'Draw what --trace prints as .png, .pdf or .svg, with the numbers next to it in .trace.json.',
-  ] = None
+  figure: Annotated[str | None, 'Draw what --trace prints as .png, .pdf or .svg.'] = None
   dtype: Literal['float32', 'bfloat16'] = 'float32'
   arguments: tuple[str, ...] = ()
 
@@ -93,24 +87,6 @@ def queries(arguments: Sequence[str]) -> Iterator[str]:
     raise InputError(f'standard input is not text in UTF-8: {error}') from error
 
 
-def draw(seen: Trace, figure: Path) -> None:
-  """The trace as a figure, with all the numbers that it shows in a file next to it."""
-  trace_figure.draw(seen, figure)
-  blocks = [
-    {
-      'attention': block.attention_HxLxL.tolist(), 'after_attention': block.read_LxD.tolist(),
-      'hidden': [hidden_LxF.tolist() for hidden_LxF in block.hidden], 'after_mlp': block.written_LxD.tolist(),
-    } for block in seen.blocks
-  ]  # fmt: skip
-  numbers = {
-    'construction': seen.construction.name, 'dtype': seen.dtype,
-    'tokens': [seen.token(p) for p in range(len(seen.tokens_L))], 'embedded': seen.embedded_LxD.tolist(),
-    'blocks': blocks, 'logits': {p: dict(seen.top(p)) for p in seen.positions},
-  }  # fmt: skip
-  # NAME.json may be a run's records, as for runs/construct/results.svg.
-  records.write_text(figure.with_suffix('.trace.json'), json.dumps(numbers) + '\n')
-
-
 def main(options: Options) -> None:
   """Answer all queries."""
   asked, figure = options.arguments, Path(options.figure) if options.figure else None
@@ -139,7 +115,7 @@ def main(options: Options) -> None:
       if seen and options.trace:
         print(f'\n{seen}\n', flush=True)
       if seen and figure:
-        draw(seen, figure)
+        trace_figure.draw(seen, figure)
   finally:
     if rows:
       about = {'construction': c.name, 'dtype': options.dtype}

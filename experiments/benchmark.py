@@ -30,8 +30,7 @@ import scipy.stats
 
 from constructions import registry
 from experiments import peers
-from experiments.harness import cli, plotting, records, statistics, timing
-from experiments.harness.findings import Finding
+from experiments.harness import cli, plotting, records, render, statistics, timing
 from experiments.harness.study import Study
 from geomem import model
 from geomem.checks import verify
@@ -238,8 +237,8 @@ def vocabulary(
 
 
 def rows(batch=24, steps=2, rounds=5, seed=0):
-  """Steps that learn rows of new subjects through the frozen language model, compared with the matrix products that they
-  need: of every token with every matrix, and of the gradients with its transpose."""
+  """Steps of `fact_encoder`, which learn rows of new subjects through the frozen language model, compared with the
+  matrix products that they need: of every token with every matrix, and of the gradients with its transpose."""
   from experiments.language.case import DATA
   from geomem.pretrained import fact_encoder, load, prompts, wordings
 
@@ -254,9 +253,8 @@ def rows(batch=24, steps=2, rounds=5, seed=0):
   tokens = batch * max(map(len, asked.tokens_P))
   leaves = jax.tree_util.tree_leaves_with_path(language_model.params['blocks'])
   kernels = {str(path): leaf for path, leaf in leaves if path[-1].key == 'kernel'}
-  into = lambda name, a: (
-    len(a.shape) - 2 if 'output' in name else 1
-  )  # of its axes those that are multiplied
+  # Of a kernel's axes, the number that are multiplied.
+  into = lambda name, a: len(a.shape) - 2 if 'output' in name else 1
   matrices = [
     a.reshape(len(a), math.prod(a.shape[1 : 1 + into(name, a)]), -1) for name, a in kernels.items()
   ]
@@ -337,18 +335,6 @@ def measure(progress, preset, seeds):
   return rows
 
 
-def expect(table):
-  """A finding for every record: a ratio, an exponent or seconds, with the other measurements as controls."""
-  for _, row in table.iterrows():
-    known = row.dropna()
-    kind = next(name for name in ('ratio', 'exponent', 'ours_seconds') if name in known)
-    words = [known[name] for name in ('measurement', 'peer', 'sizes', 'axis') if name in known]
-    rest = {'ours_seconds', 'theirs_seconds', 'peak_gigabytes'} - {kind}
-    controls = {name.replace('_', ' '): known[name] for name in sorted(rest & {*known.index})}
-    what = f'{", ".join(words)}: {kind}'.replace('_', ' ')
-    yield Finding(what, known[kind], *statistics.NO_INTERVAL, seeds=1, controls=controls)
-
-
 def plot(table):
   """Seconds per step of one model against each size that grew, with the exponent of the fitted power law."""
   axes = table['axis'].dropna().unique() if 'axis' in table else []
@@ -374,7 +360,7 @@ STUDY = Study(
   name='benchmark',
   title='geomem beside what it must keep up with',
   presets={scale: Preset(sizes=sizes) for scale, sizes in SIZES.items()},
-  measure=measure, expect=expect, plot=plot, listed=listed,
+  measure=measure, expect=lambda table: [], more=render.measurements, plot=plot, listed=listed,
   minutes=30, first_seed=0, compile_quickly=False, resumes=False,
 )  # fmt: skip
 

@@ -6,17 +6,12 @@
   python -m experiments.compile --target=rocm --scale=smoke
   python -m experiments.compile --target=v5e:2x4 --subjects=1000000 --dim=64 --batch=4096
 
-A TPU's compiler needs no TPU, nor that of NVIDIA's GPUs a GPU: pip install 'jax[tpu]', or 'jax[cuda12]', into a separate
-environment (`make tpu`, `make cuda`). The programs of every study's presets are collected, as they would run on the
-target's chips, and compiled; nothing is computed. The checks by certificate and for all facts at once, which no preset
-chooses, are two more parts of construct. The output has one line per program: seconds to compile, memory per chip, operations, communication between chips, and the precision of matrix
-products. The same command again resumes where it stopped. Of the programs in a study that differ only in sizes the
-largest is compiled, of those for batches of models also if the models differ in their options; with --every, all are.
-For cuda and rocm programs are only lowered, which shows that they can be, and no more.
-
-With --subjects the program is a model of experiments.train instead, sharded over all chips as with --shard or, with
---models, a sweep of that many. A program that does not fit, or calls back to the host, is refused in one line, with the
-largest size that fits.
+The compilers need no device: pip install 'jax[tpu]', or 'jax[cuda12]', into a separate environment (`make tpu`, `make
+cuda`). The programs of every study's presets are collected, as they would run on the target's chips, and compiled; for
+cuda and rocm they are only lowered. With --subjects the program is a model of experiments.train instead, sharded over all
+chips or, with --models, a sweep of that many. Of programs that differ only in sizes the largest is compiled, unless
+--every asks for all. What does not fit, or calls back to the host, is refused in one line, with the largest size that
+fits. The same command again resumes where it stopped. docs/accelerators.md says more.
 """
 
 import contextlib
@@ -31,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from experiments import construct, train
-from experiments.harness import cli, machine, programs, records, studies, targets
+from experiments.harness import cli, machine, programs, records, render, studies, targets
 from experiments.harness.programs import Program
 from experiments.harness.records import Records
 from experiments.harness.study import Scale
@@ -43,6 +38,14 @@ from geomem.training import batched, device_memory, sharded
 from geomem.training.batched import Task
 from geomem.training.device_memory import Refused
 
+NAMED = (
+  'target',
+  'study',
+  'part',
+  'program',
+  'digest',
+  'scale',
+)  # a line has them in its own words, or not at all
 MAX_GPUS = 8  # the most that programs are lowered for
 CERTIFIED = construct.Preset(
   construction=('selector',), subjects=2**17, check='certificate', save=False
@@ -73,7 +76,7 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class CompileJob:
   """A program and its origin; `of_size`: the same program at a smaller size, in `unit`s."""
 
   study: str
@@ -84,7 +87,7 @@ class Wanted:
   of_size: Callable[[int], Program]
 
 
-def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
+def of_studies(options: Options, target: Target) -> Iterator[CompileJob]:
   """The programs of all requested studies."""
   chips = len(target.devices)
   for name in options.study or studies.NAMES:
@@ -101,10 +104,10 @@ def of_studies(options: Options, target: Target) -> Iterator[Wanted]:
     ]
     for one, part in found if options.every else programs.largest(found):
       fewer = lambda count, one=one: one.with_models(count * chips)
-      yield Wanted(name, part, one, one.models // chips, 'models a chip', fewer)
+      yield CompileJob(name, part, one, one.models // chips, 'models a chip', fewer)
 
 
-def of_train(options: Options, target: Target) -> Wanted:
+def of_train(options: Options, target: Target) -> CompileJob:
   """A training step of the model that experiments.train trains with these sizes: one over all chips, or many."""
   own = train.Options(
     subjects=options.subjects or 0,
@@ -121,13 +124,13 @@ def of_train(options: Options, target: Target) -> Wanted:
   if not options.models:
     mesh = meshes.make_mesh(target.devices)
     of_size = lambda n: Program(*sharded.planned(recipe, task(n), mesh).program(), {})
-    return Wanted('train', 'shard', of_size(own.subjects), own.subjects, 'subjects', of_size)
+    return CompileJob('train', 'shard', of_size(own.subjects), own.subjects, 'subjects', of_size)
   one = task(own.subjects)
   place: Any = {'devices': target.devices, 'platform': target.platform}
   sweep = lambda count: Program(*batched.planned(recipe, [one] * count, **place).program(), {})
   chips, whole = len(target.devices), sweep(options.models)
   fewer = lambda count: sweep(count * chips)
-  return Wanted('train', 'sweep', whole, whole.models // chips, 'models a chip', fewer)
+  return CompileJob('train', 'sweep', whole, whole.models // chips, 'models a chip', fewer)
 
 
 def compiled(options: Options, target: Target, known: list[dict]) -> Iterator[dict]:
@@ -163,23 +166,12 @@ def earlier(folder: Path) -> tuple[list[dict], list[str]]:
 
 def line(record: dict) -> str:
   """A record as one line of output."""
-  size = lambda name: device_memory.in_words(record.get(name))
-  words = [
-    record['target'],
-    ' '.join(filter(None, (record['study'], record['part']))),
-    record['program'],
-  ]
+  place = ' '.join(filter(None, (record['study'], record['part'])))
   if record.get('refused'):
-    return f'{": ".join(words[:2])}: refused: {record["refused"]}'
-  operations = '–' if record.get('flops') is None else f'{record["flops"]:.3g}'
-  if 'compile_seconds' not in record:
-    return f'{": ".join(words)}: lowered in {record["lower_seconds"]:.1f} s'
-  return (
-    f'{": ".join(words)}: {record["lower_seconds"] + record["compile_seconds"]:.0f} s; peak {size("peak_bytes")} of '
-    f'{size("available_bytes")} (arguments {size("argument_bytes")}, temporaries {size("temporary_bytes")}, outputs '
-    f'{size("output_bytes")}); {operations} flops; {record["collectives"] or "no collectives"}; '
-    f'products: {record["products"] or "none"}'
-  )
+    return f'{record["target"]}: {place}: refused: {record["refused"]}'
+  known = {k: v for k, v in record.items() if k not in NAMED and v not in (None, '')}
+  words = ', '.join(f'{name.replace("_", " ")} {render.cell(v)}' for name, v in known.items())
+  return f'{record["target"]}: {place}: {record["program"]}: {words}'
 
 
 def command(options: Options) -> str:

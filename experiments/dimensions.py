@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import GEOMETRIC_RECIPE, Kind, sizes
+from experiments.harness.model_kinds import GEOMETRIC_OPTIONS, Kind, sizes
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import Study
 from geomem import model
@@ -62,7 +62,7 @@ class Preset:
     constructed selector, and the controls."""
     for subjects in self.subjects:
       own: Any = sizes(subjects, self.relations, min(256, subjects // 4), self.steps)
-      first = Kind(**own, **GEOMETRIC_RECIPE)
+      first = Kind(**own, **GEOMETRIC_OPTIONS)
       for answer_dim in self.answer_dims:
         yield dataclasses.replace(first, answer_dim=answer_dim)
       for name in ('constructed', *CONTROLS):

@@ -17,7 +17,6 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,10 +99,10 @@ class Result:
     return f'{device}, {render.duration(self.seconds)}{other}'
 
 
-def stems(*names: str) -> list[str]:
+def result_names(*names: str) -> list[str]:
   """The names of the committed records: NAME for the laptop preset, then NAME_full for the full one."""
   found = [name + suffix for name in names or studies.NAMES for suffix in ('', FULL)]
-  return [stem for stem in found if (RESULTS / f'{stem}.json').exists()]
+  return [result_name for result_name in found if (RESULTS / f'{result_name}.json').exists()]
 
 
 @functools.cache
@@ -111,22 +110,22 @@ def _read(path: Path) -> Result:
   return Result(studies.load(path.stem.removesuffix(FULL)), records.read(path))
 
 
-def committed(stem: str) -> Result:
+def committed(result_name: str) -> Result:
   """The committed result of this name, read once."""
-  return _read(RESULTS / f'{stem}.json')
+  return _read(RESULTS / f'{result_name}.json')
 
 
-def page(stem: str) -> Path:
+def page(result_name: str) -> Path:
   """The page with its table."""
-  return ROOT / 'docs' / studies.load(stem.removesuffix(FULL)).page
+  return ROOT / 'docs' / studies.load(result_name.removesuffix(FULL)).page
 
 
-def section(stem: str) -> str:
+def section(result_name: str) -> str:
   """The section of a study: its claims, how it was measured, and its findings."""
-  found = committed(stem)
+  found = committed(result_name)
   own, about, rows = found.study, found.records.about, found.findings
-  parts = [f'<a id="{stem}"></a>']
-  if not stem.endswith(FULL):  # once, not for each preset
+  parts = [f'<a id="{result_name}"></a>']
+  if not result_name.endswith(FULL):  # once, not for each preset
     claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
     parts.append(f'{"".join(claims)}> {own.terms}')
   runs = about.get('parts', {'': about}).values()
@@ -134,11 +133,10 @@ def section(stem: str) -> str:
   where = '; '.join(sorted(devices)) or 'any device'
   parts.append(f'`{about["command"]}`, {where}. {sizes(about)}'.strip())
   if own.plot:
-    parts.append(f'![{stem}](results/{stem}.png)')
+    parts.append(f'![{result_name}](results/{result_name}.png)')
   expected = [f for f in rows if f.holds is not None]
-  if any(
-    f.primary for f in rows
-  ):  # they decide; what else was expected is shown if it fails or is unsure
+  # Primary outcomes decide; what else was expected is shown if it fails or is unsure.
+  if any(f.primary for f in rows):
     expected = [f for f in expected if f.primary or f.unsure or not f.holds]
   shown = expected if expected and len(rows) > LONG else rows
   parts.append(render.findings(shown, 'markdown').strip())
@@ -154,9 +152,8 @@ def sizes(about: dict) -> str:
   json.loads(json.dumps(about), object_pairs_hook=fields.extend)  # the fields at all levels
   words = []
   for name, text in SIZES.items():
-    if name == 'steps' and 'passes' in dict(
-      fields
-    ):  # there the steps are the least at the first budget
+    # With passes, the steps are the least at the first budget.
+    if name == 'steps' and 'passes' in dict(fields):
       continue
     lists = [value if isinstance(value, list) else [value] for key, value in fields if key == name]
     if values := {value for some in lists for value in some if value}:
@@ -164,37 +161,27 @@ def sizes(about: dict) -> str:
   return f'{"; ".join(words)}.' if words else ''
 
 
-def verdicts(results: Iterable[Result], address: Callable[[str], str]) -> str:
-  """The verdict on every claim, with a link to the findings of its study."""
-  rows = []
-  for own in results:
-    for claim, some in own.claims:
-      link = f'[{verdict(some)[1]}]({address(own.study.name)})'
-      rows.append({'claim': claim.name, 'what it says': claim.says, 'verdict': link})
-  return render.table(rows, 'markdown')
-
-
 def overview(folder: str = '') -> str:
   """The verdicts on all claims at both presets, for a page from which `folder` leads to the others.
 
   Where a claim has primary outcomes, they alone decide at the full preset. Where both presets are the same, one is run.
   """
-  with_records, rows = stems(), []
+  with_records, rows = result_names(), []
   decisions = {
     row['claim']: 'open: not all primary outcomes are measured' if row['not measured']
     else f'{row["verdict"]}: {row["within bounds"]} of {row["primary outcomes"]} primary outcomes'
     for row in decide()
   }  # fmt: skip
 
-  def cell(stem: str, i: int, decision: str | None = None) -> str:
-    own = studies.load(stem.removesuffix(FULL))
-    if stem not in with_records:
+  def cell(result_name: str, i: int, decision: str | None = None) -> str:
+    own = studies.load(result_name.removesuffix(FULL))
+    if result_name not in with_records:
       return 'as laptop' if own.presets.get('full') == own.presets['laptop'] else 'not run'
-    text = decision or verdict(committed(stem).claims[i][1])[1]
-    run, planned = committed(stem).records.about.get('parts', ()), own.parts('full')
-    if stem.endswith(FULL) and not decision and len(run) < len(planned) > 1:
+    text = decision or verdict(committed(result_name).claims[i][1])[1]
+    run, planned = committed(result_name).records.about.get('parts', ()), own.parts('full')
+    if result_name.endswith(FULL) and not decision and len(run) < len(planned) > 1:
       text += f' ({len(run)} of {len(planned)} parts run)'
-    return f'[{text}]({folder}{page(stem).name}#{stem})'
+    return f'[{text}]({folder}{page(result_name).name}#{result_name})'
 
   for study in studies.load_all().values():
     for i, claim in enumerate(study.claims if study.name != 'construct' else ()):
@@ -207,7 +194,7 @@ def overview(folder: str = '') -> str:
 def decide() -> list[dict]:
   """The decisions on the claims by the primary outcomes of the full presets, which were named before the runs."""
   full = [name + FULL for name in studies.NAMES]
-  results = [committed(stem) for stem in full if stem in stems()]
+  results = [committed(result_name) for result_name in full if result_name in result_names()]
   claims = [claim for study in studies.load_all().values() for claim in study.claims]
   # The findings of a study with one claim do not name it.
   own = [
@@ -272,20 +259,20 @@ def sources() -> str:
   """The source of every figure and table, for docs/reproduce.md: the command, its study, the records."""
   rows = []
   for name, study in studies.load_all().items():
-    for stem in stems(name) or [name]:
-      about = committed(stem).records.about if stems(name) else {}
-      where = page(stem).name + f'#{stem}'
+    for result_name in result_names(name) or [name]:
+      about = committed(result_name).records.about if result_names(name) else {}
+      where = page(result_name).name + f'#{result_name}'
       if name == 'construct':
         where = '../README.md#all-constructions'
-      picture = f'results/{stem}.png'
+      picture = f'results/{result_name}.png'
       command = about.get('command') or shlex.join(study.command('laptop'))
       rows.append({
-        'table': f'[{stem}]({where})' if about else stem,
+        'table': f'[{result_name}]({where})' if about else result_name,
         'figure': f'[figure]({picture})' if (MAP.parent / picture).exists() else '',
         'shows': study.title,
         'command, and its study': f'[`{command}`](../experiments/{name}.py)',
-        'records': f'[records](results/{stem}.json)' if about else 'none yet',
-        'minutes, one core': None if stem.endswith(FULL) else study.minutes,
+        'records': f'[records](results/{result_name}.json)' if about else 'none yet',
+        'minutes, one core': None if result_name.endswith(FULL) else study.minutes,
       })  # fmt: skip
   return render.table(rows, 'markdown')
 
@@ -295,7 +282,14 @@ def compiled() -> str:
   table = records.read(RESULTS / 'compiled.json').table
   table = table.astype(object).where(table.notna(), None)
   train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
-  totals = [of_a_study(study, own) for study, own in others.groupby('study', sort=False)]
+  by = others.groupby(['study', 'target'], sort=False)
+  peaks = by[['peak_bytes', 'available_bytes']].agg(lambda sizes: sizes.astype(float).max())
+  peaks['text'] = [
+    'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'
+    for most, available in peaks.to_numpy()
+  ]
+  totals = peaks['text'].unstack(sort=False).reset_index()
+  totals.insert(1, 'programs', by.size().unstack(sort=False).max(axis=1).to_numpy())
   first = [
     one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' and r['cycles'] else '–'}
     for r in train.to_dict('records')
@@ -305,26 +299,6 @@ def compiled() -> str:
 
 def mebibytes(count: float) -> str:
   return f'{count / 2**20:,.0f}'
-
-
-def of_a_study(study: str, own: pd.DataFrame) -> dict[str, Any]:
-  """What was compiled of a study, and for every target the largest peak of its programs."""
-  by_target = own.groupby('target', sort=False)
-  return {
-    'study': study,
-    'programs': by_target.size().max(),
-    **{target: largest_peak(rows) for target, rows in by_target},
-  }
-
-
-def largest_peak(rows: pd.DataFrame) -> str:
-  """In MiB, and as a fraction of a device's memory; or why a program was refused."""
-  if reasons := [reason for reason in rows.get('refused', []) if reason]:
-    return f'refused: {reasons[0]}'
-  if not rows['peak_bytes'].notna().any():
-    return 'lowered'
-  most = rows.loc[rows['peak_bytes'].astype(float).idxmax()]
-  return f'{mebibytes(most["peak_bytes"])} ({most["peak_bytes"] / most["available_bytes"]:.1%})'
 
 
 def one_compiled(r: dict[str, Any]) -> dict[str, Any]:
@@ -339,17 +313,17 @@ def one_compiled(r: dict[str, Any]) -> dict[str, Any]:
   }  # fmt: skip
 
 
-def add_place(path: Path, stem: str, title: str):
+def add_place(path: Path, result_name: str, title: str):
   """Mark the place of a study's table, if the page does not yet: after its other preset's, or at the end."""
   text = path.read_text(encoding='utf-8')
-  if BEGIN.format(stem) in text:
+  if BEGIN.format(result_name) in text:
     return
-  before, there, rest = text.partition(BEGIN.format(stem.removesuffix(FULL)))
+  before, there, rest = text.partition(BEGIN.format(result_name.removesuffix(FULL)))
   if there:
     table, end, rest = rest.partition(END)
-    text = before + there + table + end + '\n' + BEGIN.format(stem) + END + rest
+    text = before + there + table + end + '\n' + BEGIN.format(result_name) + END + rest
   else:
-    text += f'\n## {title[0].upper()}{title[1:]}\n\n{BEGIN.format(stem)}{END}'
+    text += f'\n## {title[0].upper()}{title[1:]}\n\n{BEGIN.format(result_name)}{END}'
   records.write_text(path, text)
 
 
@@ -364,12 +338,12 @@ def splice(path: Path, name: str, table: str):
   records.write_text(path, before + begin + table + END + rest.split(END, 1)[1])
 
 
-def draw(stem: str):
+def draw(result_name: str):
   """Draw the figure that the page shows."""
-  found = committed(stem)
+  found = committed(result_name)
   with tempfile.TemporaryDirectory() as folder:
     for path in found.study.draw(found.records.table, Path(folder), ['.png']):
-      shutil.copyfile(path, RESULTS / f'{stem}.png')
+      shutil.copyfile(path, RESULTS / f'{result_name}.png')
 
 
 def commit_records(name: str, folder: Path):
@@ -403,11 +377,11 @@ def main(options: Options):
   if name := options.commit_records:
     studies.load(name)
     commit_records(name, Path(options.workdir or f'runs/{name}'))
-  for stem in stems():
-    draw(stem)
-    if stem != 'construct':
-      add_place(page(stem), stem, studies.load(stem.removesuffix(FULL)).title)
-      splice(page(stem), stem, section(stem))
+  for result_name in result_names():
+    draw(result_name)
+    if result_name != 'construct':
+      add_place(page(result_name), result_name, studies.load(result_name.removesuffix(FULL)).title)
+      splice(page(result_name), result_name, section(result_name))
   splice(PAGE, 'overview', overview())
   splice(PAGE, 'decisions', render.table(decide(), 'markdown'))
   splice(README, 'overview', overview('docs/'))
@@ -415,7 +389,11 @@ def main(options: Options):
     splice(README, table.__name__, table())
   splice(MAP, 'sources', sources())
   splice(ACCELERATORS, 'compiled', compiled())
-  print(', '.join(map(str, dict.fromkeys((README, PAGE, MAP, ACCELERATORS, *map(page, stems()))))))
+  print(
+    ', '.join(
+      map(str, dict.fromkeys((README, PAGE, MAP, ACCELERATORS, *map(page, result_names()))))
+    )
+  )
 
 
 if __name__ == '__main__':

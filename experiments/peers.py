@@ -7,6 +7,7 @@ the same as in `geomem.training.optimization`; a test compares the losses.
 
 import functools
 import importlib.util
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -134,21 +135,38 @@ def _in_torch(task: batched.Task):
   return jax.tree.unflatten(tree, weights), weights, tensor
 
 
-def _adamw(recipe: Recipe, task: batched.Task, weights):
-  """PyTorch's AdamW for these weights, with decay on matrices only, and a function that schedules an optimizer's rate."""
+def _optimizers(recipe: Recipe, task: batched.Task, params, weights):
+  """AdamW, with decay on matrices only; if the recipe draws negatives, SparseAdam for both tables; and their schedulers."""
   import torch
 
+  sparse = recipe.negatives is not None
+  tables = [params['embed']['subjects'], params['unembed']['answers']] if sparse else []
+  dense = [w for w in weights if not any(w is table for table in tables)]
   groups = [
-    {'params': [w for w in weights if (w.ndim > 1) == decays], 'weight_decay': decays * task.weight_decay}
+    {'params': [w for w in dense if (w.ndim > 1) == decays], 'weight_decay': decays * task.weight_decay}
     for decays in (True, False)
   ]  # fmt: skip
+  options = task.learning_rate, (recipe.b1, recipe.b2), recipe.eps
+  optimizers = [torch.optim.AdamW(groups, *options)]
+  if sparse:
+    optimizers.append(torch.optim.SparseAdam(tables, *options))
   rate_S = _rates(recipe)
-  scheduled = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-    optimizer, lambda step: rate_S[min(step, recipe.steps)].item()
-  )
-  return torch.optim.AdamW(
-    groups, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps
-  ), scheduled
+  rate = lambda step: rate_S[min(step, recipe.steps)].item()
+  return optimizers, [torch.optim.lr_scheduler.LambdaLR(own, rate) for own in optimizers]
+
+
+def _softmax_over(recipe: Recipe, targets, answers: int):
+  """The answers that a batch's softmax is over, and the places of the targets among them: None and the targets for all
+  answers; if the recipe draws negatives, those due and as many others as ours has, drawn uniformly.
+  """
+  import torch
+
+  if recipe.negatives is None:
+    return None, targets
+  drawn = recipe.negatives + len(targets)  # as many as ours has confusers
+  others = torch.randint(answers, (drawn,), device=targets.device)
+  rows, places = torch.unique(torch.cat([targets, others]), return_inverse=True)
+  return rows, places[: len(targets)]
 
 
 def _wait(_):
@@ -158,71 +176,24 @@ def _wait(_):
 
 
 def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
-  """PyTorch, eager or compiled: a tree of parameters, its own cross-entropy and AdamW."""
-  import torch
-
-  params, weights, tensor = _in_torch(task)
-  tokens, targets = (tensor(a).long() for a in prompts(task))
-  optimizer, scheduled = _adamw(recipe, task, weights)
-  schedule = scheduled(optimizer)
-
-  def logits(params, tokens):
-    embed = params['embed']
-    x = torch.cat([embed['subjects'], embed['relations']])[tokens]
-    return _residual(params, task.config, x) @ params['unembed']['answers'].T
-
-  def objective(params, tokens, targets):
-    return torch.nn.functional.cross_entropy(logits(params, tokens), targets)
-
-  objective = torch.compile(objective) if compiled else objective
-
-  def step(state):
-    optimizer.zero_grad()
-    loss = objective(params, tokens, targets)
-    loss.backward()
-    optimizer.step()
-    schedule.step()
-    return state, loss.detach()
-
-  @torch.no_grad()
-  def accuracy(_):
-    return (logits(params, tokens).argmax(-1) == targets).float().mean()
-
-  return Loop(step, accuracy, wait=_wait)
-
-
-def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
-  """PyTorch in batches of subjects, with all their relations. If the recipe draws negatives: sparse gradients of both
-  tables and SparseAdam, and a softmax over the batch's answers and as many others as ours has, drawn uniformly.
+  """PyTorch, eager or compiled, in batches of subjects with all their relations; gradients of both tables are sparse if
+  the recipe draws negatives.
   """
   import torch
   from torch.nn.functional import cross_entropy, embedding
 
   params, weights, tensor = _in_torch(task)
-  n, r, answers_RxN = (
-    task.config.subjects,
-    task.config.relations,
-    tensor(task.facts.answers_RxN).long(),
-  )
-  tables = params['embed']['subjects'], params['unembed']['answers']
-  assert recipe.batch
-  batch, sparse = recipe.batch, recipe.negatives is not None
-  queries = batch * r
-  drawn = (recipe.negatives or 0) + queries  # `queries` for the confusers of ours
-  dense = [w for w in weights if not (sparse and any(w is table for table in tables))]
-  optimizer, scheduled = _adamw(recipe, task, dense)
-  optimizers = [optimizer]
-  if sparse:
-    optimizers.append(
-      torch.optim.SparseAdam(tables, task.learning_rate, (recipe.b1, recipe.b2), recipe.eps)
-    )
-  schedules = [scheduled(own) for own in optimizers]
+  optimizers, schedulers = _optimizers(recipe, task, params, weights)
+  answers_NxR = tensor(np.transpose(task.facts.answers_RxN)).long()
+  n, r = answers_NxR.shape
+  batch, sparse = recipe.batch or n, recipe.negatives is not None
+  device, relations = answers_NxR.device, torch.arange(r)
+  prompts_BRx2 = torch.cartesian_prod(r + torch.arange(batch), relations).to(device)
 
   def residual(params, subjects):
     e = embedding(subjects, params['embed']['subjects'], sparse=sparse)
-    relations = params['embed']['relations']
-    x = torch.stack([e[:, None].expand(-1, r, -1), relations[None].expand(len(e), -1, -1)], 2)
-    return _residual(params, task.config, x.reshape(-1, 2, e.shape[1]))
+    x = torch.cat([params['embed']['relations'], e])[prompts_BRx2[: len(e) * r]]
+    return _residual(params, task.config, x)
 
   def objective(params, subjects, rows, targets):
     answers = params['unembed']['answers']
@@ -230,33 +201,33 @@ def pytorch_batches(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
     return cross_entropy(residual(params, subjects) @ answers.T, targets)
 
   objective = torch.compile(objective) if compiled else objective
-  order = torch.randperm(n)
+
+  def batches():
+    while True:
+      order = torch.randperm(n, device=device)
+      for subjects in order[: n // batch * batch].split(batch):
+        yield subjects, *_softmax_over(recipe, answers_NxR[subjects].reshape(-1), n)
+
+  drawn = batches()
+  if batch == n and not sparse:  # all steps read the same
+    drawn = itertools.repeat(next(drawn))
 
   def step(state):
-    nonlocal order
-    if len(order) < batch:
-      order = torch.randperm(n)
-    subjects, order = order[:batch].to(answers_RxN.device), order[batch:]
-    targets, rows = answers_RxN[:, subjects].T.reshape(-1), None
-    if sparse:
-      rows, place = torch.unique(
-        torch.cat([targets, torch.randint(n, (drawn,), device=targets.device)]), return_inverse=True
-      )
-      targets = place[:queries]
+    subjects, rows, targets = next(drawn)
     for own in optimizers:
       own.zero_grad()
     loss = objective(params, subjects, rows, targets)
     loss.backward()
-    for own in (*optimizers, *schedules):
+    for own in (*optimizers, *schedulers):
       own.step()
     return state, loss.detach()
 
   @torch.no_grad()
   def accuracy(_):
     right = 0
-    for subjects in torch.arange(n, device=answers_RxN.device).split(batch):
-      answered = (residual(params, subjects) @ tables[1].T).argmax(-1)
-      right += int((answered == answers_RxN[:, subjects].T.reshape(-1)).sum())
+    for subjects in torch.arange(n, device=device).split(batch):
+      logits = residual(params, subjects) @ params['unembed']['answers'].T
+      right += int((logits.argmax(-1) == answers_NxR[subjects].reshape(-1)).sum())
     return right / (n * r)
 
   return Loop(step, accuracy, wait=_wait)
@@ -266,4 +237,4 @@ def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:
   """A peer by name."""
   if name == 'jax':
     return plain_jax(recipe, task)
-  return (pytorch_batches if recipe.batch else pytorch)(recipe, task, name == 'torch_compile')
+  return pytorch(recipe, task, name == 'torch_compile')

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.harness import fresh_subjects, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import GEOMETRIC_RECIPE, Kind, sizes
+from experiments.harness.model_kinds import GEOMETRIC_OPTIONS, Kind, sizes
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
@@ -45,7 +45,7 @@ class Preset:
 
   def kinds(self):
     """Yields (names of the axes, kind of model) for every cell."""
-    about: dict[str, Any] = GEOMETRIC_RECIPE | self.first
+    about: dict[str, Any] = GEOMETRIC_OPTIONS | self.first
     for axes in self.maps:
       for cell in itertools.product(*axes.values()):
         yield tuple(axes), Kind(**about | dict(zip(axes, cell, strict=True)))

@@ -31,8 +31,7 @@ import jax
 import numpy as np
 
 from constructions import registry
-from experiments.harness import statistics
-from experiments.harness.findings import Finding
+from experiments.harness import render
 from experiments.harness.study import Study
 from geomem.errors import InputError
 from geomem.facts import Facts
@@ -275,23 +274,15 @@ def measure(progress, preset, seeds):
   return rows
 
 
-def expect(table):
-  """Bits per parameter, tables counted and not, and CPU seconds; the most subjects within a minute of CPU time."""
-  for row in table.to_dict('records'):
-    size = f'N={row["subjects"]:,.0f}, R={row["relations"]:.0f}'
-    controls = {'without tables': row['bits'] / row['parameters'], 'accuracy': row['accuracy'],
-              'parameters': row['parameters'] + row['tables'], 'CPU seconds': row['cpu_seconds']}  # fmt: skip
-    what = f'{row["measurement"]}, {row["side"]}: {row["model"]}, {size}: bits per parameter'
-    value = row['bits'] / (row['parameters'] + row['tables'])
-    yield Finding(what, value, *statistics.NO_INTERVAL, seeds=1, controls=controls)
-  tried = statistics.select(table, measurement='tracr')
-  for (side, model), rows in statistics.groups(tried, 'side', 'model'):
-    what = f'tracr, {side}: {model}: largest N tried that takes less than a minute'
-    yield Finding(what, float(rows['subjects'].max()), *statistics.NO_INTERVAL, seeds=1)
+def shown(table) -> str:
+  """A table for each peer, with the bits per parameter, tables counted."""
+  every = table['parameters'] + table['tables']
+  return render.measurements(table.assign(bits_per_parameter=table['bits'] / every))
 
 
 STUDY = Study(
-  name='published', title='geomem compared with published code', measure=measure, expect=expect,
+  name='published', title='geomem compared with published code', measure=measure,
+  expect=lambda table: [], more=shown,
   presets={
     'smoke': Preset(subjects=(8,), dim=16, facts=32, dims=(4,)), 'laptop': Preset(),
     'full': Preset(subjects=tuple(2**i for i in range(3, 17)), dims=(8, 11, 16)),

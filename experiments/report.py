@@ -1,11 +1,10 @@
-"""Write the report of a reproduction, report.html and report.md, from the records of its runs.
+"""Write the report of a reproduction, report.html, from the records of its runs.
 
   python -m experiments.report
   python -m experiments.report --scale=full
 
-Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes both pages.
-Studies that were not measured there are taken from docs/results, and marked as such. The explorer's data are cached in
-WORKDIR/SCALE/explorer.json until the code changes.
+Reads WORKDIR/SCALE/NAME/results.json of every study, draws the figures as PNG and PDF, and writes the page.
+Studies that were not measured there are taken from docs/results, and marked as such.
 """
 
 import base64
@@ -29,7 +28,7 @@ from experiments.web import explorer, trace_figure
 from geomem import Facts
 from geomem.errors import InputError
 
-TRIES = 'reproduced.json'  # written by `experiments.reproduce`: the seconds of all tries, and whether it is finished
+RUN_STATUS = 'reproduced.json'  # written by `experiments.reproduce`: the seconds of all tries, and whether it is finished
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,22 +39,20 @@ class Options:
 
 def result_in(study: Study, folder: Path) -> Result | None:
   """The result that a finished run has left in its folder."""
-  path = folder / TRIES
+  path = folder / RUN_STATUS
   if not path.exists():
     return None
   tries = json.loads(path.read_text(encoding='utf-8'))
-  if not tries.get('finished', True):  # an earlier version wrote the file only at the end
-    return None
-  return Result(study, records.read(folder), tries['seconds'])
+  return Result(study, records.read(folder), tries['seconds']) if tries['finished'] else None
 
 
 def gather(folder: Path, scale: str) -> list[Result]:
   """The result of every study: from the run, else from the committed records, of this scale if there are both."""
   found = []
   for name, study in studies.load_all().items():
-    own, stems = result_in(study, folder / name), pages.stems(name)
-    if own is None and stems:
-      own = pages.committed(stems[-1 if scale == 'full' else 0])
+    own, names = result_in(study, folder / name), pages.result_names(name)
+    if own is None and names:
+      own = pages.committed(names[-1 if scale == 'full' else 0])
     found.append(own or Result(study))
   return found
 
@@ -65,10 +62,10 @@ def agreement(results: list[Result], scale: str) -> str:
   intervals, expectations = [], {}
   for own in results:
     name = own.study.name
-    stem = name + pages.FULL * (scale == 'full')
-    if own.seconds is None or scale == 'smoke' or stem not in pages.stems(name):
+    result_name = name + pages.FULL * (scale == 'full')
+    if own.seconds is None or scale == 'smoke' or result_name not in pages.result_names(name):
       continue
-    there = {f.what: f for f in pages.committed(stem).findings}
+    there = {f.what: f for f in pages.committed(result_name).findings}
     for f, g in [(f, there[f.what]) for f in own.findings if f.what in there]:
       if not math.isnan(f.low + g.low):  # allow a thousandth, for values that hardly vary
         apart = max(f.low, g.low) - min(f.high, g.high)
@@ -127,22 +124,20 @@ def page(template: str, **values) -> str:
   return environment.get_template(template).render(**functions, **values)
 
 
-def write(folder: Path, scale: str, results: list[Result]) -> list[Path]:
-  """Write the figures and both pages."""
+def write(folder: Path, scale: str, results: list[Result]) -> Path:
+  """Write the figures and the page, whose path is returned."""
   values = {
     'answer': answer(results),
     'agreed': agreement(results, scale),
-    'verdicts': pages.verdicts(results, '#{}'.format),
     'results': results,
     'drawn': figures(results, folder / 'figures'),
     'mechanism': mechanism(folder / 'figures' / 'mechanism.svg'),
-    'explorer': explorer.kept(folder / 'explorer.json'),
+    'explorer': explorer.data(explorer.models()),
     'versions': machine.versions(),
   }
-  paths = [folder / 'report.html', folder / 'report.md']
-  for path in paths:
-    records.write_text(path, page(path.name, **values))
-  return paths
+  path = folder / 'report.html'
+  records.write_text(path, page(path.name, **values))
+  return path
 
 
 def main(options: Options):
@@ -150,7 +145,7 @@ def main(options: Options):
   results = gather(folder, options.scale)
   if all(own.seconds is None for own in results):
     raise InputError(f'{folder}: nothing was measured there; run experiments.reproduce first')
-  print('\n'.join(map(str, write(folder, options.scale, results))))
+  print(write(folder, options.scale, results))
 
 
 if __name__ == '__main__':

@@ -7,8 +7,9 @@
 
 Every study runs as by its own command, in WORKDIR/SCALE/NAME, with its output in log.txt there; on CPUs several run
 at once, on separate cores. Finished studies are kept and skipped when the command is given again; interrupted ones are
-resumed, or restarted if the code has changed; --again measures finished ones anew. In the end experiments.report writes
-report.html and report.md into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
+resumed, or restarted if the code has changed; --again measures finished ones anew. With --minutes a study that takes
+longer is interrupted, if it can be resumed. In the end experiments.report writes
+report.html into WORKDIR/SCALE; claims that were not measured here are filled in from docs/results.
 """
 
 import contextlib
@@ -42,6 +43,7 @@ Cores = set[int] | None  # None: all
 class Options(report.Options):
   only: Annotated[tuple[str, ...], 'Only this study, one of those that --list shows.'] = ()
   again: Annotated[bool, 'Measure finished studies anew.'] = False
+  minutes: Annotated[float | None, 'Most minutes for a study that can be resumed.', 0] = None
   list: bool = False
 
 
@@ -82,12 +84,19 @@ class RunningStudy:
 
   def __init__(self, study: Study, scale: str, folder: Path, cores: Cores):
     self.study, self.folder, self.cores, self.begun = study, folder, cores, time.monotonic()
+    self.cut_short = False
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / 'log.txt', 'a', encoding='utf-8') as log:
       command = [sys.executable, *study.command(scale)[1:], f'--workdir={folder}']
       self.process = subprocess.Popen(command, stdout=log, stderr=log)
     if cores:
       os.sched_setaffinity(self.process.pid, cores)  # before it has asked how many there are
+
+  def limit(self, minutes: float):
+    """End it, at any moment, once it has taken so many minutes, if it can be resumed."""
+    if self.study.resumes and time.monotonic() - self.begun > 60 * minutes:
+      self.cut_short = True
+      self.process.terminate()
 
   def minutes_left(self, pace: float) -> float:
     """The minutes left of its `minutes`, each of which takes `pace` here; never 0 until it ends, since it may take longer."""
@@ -97,7 +106,7 @@ class RunningStudy:
   def stop(self) -> float:
     """Wait for its end; return the seconds of all tries, which are kept."""
     self.process.wait()
-    path = self.folder / report.TRIES
+    path = self.folder / report.RUN_STATUS
     before = json.loads(path.read_text(encoding='utf-8'))['seconds'] if path.exists() else 0.0
     seconds = before + time.monotonic() - self.begun
     tries = {'seconds': seconds, 'finished': self.process.returncode == 0}
@@ -122,8 +131,9 @@ def partition_cores(scale: str) -> list[Cores]:
 
 
 def measure(
-  asked: Sequence[Study], scale: str, folder: Path, cores: Sequence[Cores], again: bool = False
-) -> list[str]:
+  asked: Sequence[Study], scale: str, folder: Path, cores: Sequence[Cores], again: bool = False,
+  minutes: float = math.inf,
+) -> list[str]:  # fmt: skip
   """Run what is not finished, the longest first; return the names of the studies that failed.
 
   A terminal shows in one line what runs, how much is done, the time taken and the time that may remain, by the pace of
@@ -162,12 +172,16 @@ def measure(
         names = ', '.join(run.study.name for run in running)
         shown.update(line, description=names, completed=total - left)
         time.sleep(0.2)
+        for run in running:
+          run.limit(minutes)
         for run in [run for run in running if run.process.poll() is not None]:
           with signals_put_off():
             running.remove(run)
             seconds, how = run.stop(), 'done'
           free.append(run.cores)
-          if run.process.returncode:
+          if run.process.returncode and run.cut_short:
+            how = 'not finished: give the command again'
+          elif run.process.returncode:
             failed.append(run.study.name)
             how = f'FAILED, see {run.folder / "log.txt"}'
           else:
@@ -216,9 +230,10 @@ def main(options: Options):
     return
   exit_on_signal()
   folder, asked = cli.writable(options.workdir) / options.scale, chosen(options.only)
-  failed = measure(asked, options.scale, folder, partition_cores(options.scale), options.again)
-  for path in report.write(folder, options.scale, report.gather(folder, options.scale)):
-    print(path)
+  minutes = math.inf if options.minutes is None else options.minutes
+  cores = partition_cores(options.scale)
+  failed = measure(asked, options.scale, folder, cores, options.again, minutes)
+  print(report.write(folder, options.scale, report.gather(folder, options.scale)))
   if failed:
     raise SystemExit(f'FAILED: {", ".join(failed)}; the report says what it can without')
 

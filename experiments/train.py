@@ -99,11 +99,6 @@ def configure(o: Options) -> tuple[Config, Recipe]:
   return config, recipe
 
 
-def outcome(sweep, states) -> dict:
-  """The models' final states, one row per task, in the order of the tasks."""
-  return flax.serialization.to_state_dict(jax.tree.map(sweep.of_tasks, states))
-
-
 def tabulate(sweep, found: dict) -> pd.DataFrame:
   """A row for every model."""
   c = sweep.tasks[0].config
@@ -153,8 +148,13 @@ def main(options: Options):
     'weight_decay': options.weight_decay, 'seeds': list(seeds), 'mesh': dict(sweep.mesh.shape), **machine.made_with(),
   }  # fmt: skip
   with training('train', folder, about, options.save_seconds, options.profile) as trainer:
-    train = lambda: trainer.run_to_end(batched.fit, sweep, states)
-    table = tabulate(sweep, trainer.cached(lambda: outcome(*train())))
+
+    def train() -> dict:
+      """The models' final states, one row per task, in the order of the tasks."""
+      done, ended = trainer.run_to_end(batched.fit, sweep, states)
+      return flax.serialization.to_state_dict(jax.tree.map(done.of_tasks, ended))
+
+    table = tabulate(sweep, trainer.cached(train))
     hosts.on_first_process(records.write)(folder / records.FILE, Records(about, table))
   if hosts.is_first():
     print(render.table(summary(table)))

@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.harness import fresh_subjects, instances, plotting
 from experiments.harness.findings import Claim, over_seeds
-from experiments.harness.model_kinds import ASSOCIATIVE, GEOMETRIC_RECIPE, Kind, sizes
+from experiments.harness.model_kinds import ASSOCIATIVE, GEOMETRIC_OPTIONS, Kind, sizes
 from experiments.harness.statistics import groups, select, values
 from experiments.harness.study import Study
 from geomem import model
@@ -67,7 +67,7 @@ class Preset:
 
   def kinds(self):
     """The kind of model of every case."""
-    first: Any = Kind(**GEOMETRIC_RECIPE | self.first)
+    first: Any = Kind(**GEOMETRIC_OPTIONS | self.first)
     yield first
     for name, others in self.changes.items():
       yield from (dataclasses.replace(first, **{name: other}) for other in others)

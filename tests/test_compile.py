@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_refused_with_the_largest_that_does(
     return on(target, lambda x: x @ x.T, rows, 2**10)
 
   def refused(rows):
-    planted = compiling.Wanted('planted', '', of_size(rows), rows, 'rows', of_size)
+    planted = compiling.CompileJob('planted', '', of_size(rows), rows, 'rows', of_size)
     monkeypatch.setattr(compiling, 'of_studies', lambda *_: [planted])
     with pytest.raises(SystemExit) as stop:
       cli.run(compiling.main, compiling.Options, ['', f'--target={name}', f'--workdir={tmp_path}'])
@@ -310,7 +310,7 @@ def test_what_this_code_has_compiled_is_not_compiled_again(tmp_path, monkeypatch
   """Two programs that differ in a static argument alone are two; other code starts anew; commands add up."""
   built = []
   found = lambda *rates: [
-    compiling.Wanted('laws', '', Program(jax.jit(asks_the_host), (rate,), {}), 1, 'models', lambda size: None)
+    compiling.CompileJob('laws', '', Program(jax.jit(asks_the_host), (rate,), {}), 1, 'models', lambda size: None)
     for rate in rates
   ]  # fmt: skip
   monkeypatch.setattr(

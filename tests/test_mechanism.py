@@ -12,7 +12,7 @@ from experiments import dynamics, phases
 from experiments import from_constructed as experiment
 from experiments import transfer as transfer_study
 from experiments.harness import records, studies
-from experiments.harness.model_kinds import GEOMETRIC_RECIPE, Kind, sizes
+from experiments.harness.model_kinds import GEOMETRIC_OPTIONS, Kind, sizes
 from experiments.harness.statistics import select, values
 from experiments.harness.study import Study
 from geomem.facts import Facts
@@ -178,7 +178,7 @@ def test_the_smallest_width_of_a_geometric_memory_is_found(axis, tmp_path):
 def test_random_directions_are_read_better_the_wider_they_are_and_alone_always():
   def right(relations, dim):
     own = sizes(64, relations, 8, 1) | {'dim': dim}
-    return phases.random_directions(Kind(**own, **GEOMETRIC_RECIPE), seed=0)
+    return phases.random_directions(Kind(**own, **GEOMETRIC_OPTIONS), seed=0)
 
   found = pd.DataFrame([right(4, dim) for dim in (8, 32, 64, 256)])
   assert (np.diff(found, axis=0)[:2] > 0).all() and found['random_directions'].iloc[3] > 0.95
@@ -198,7 +198,7 @@ def test_random_directions_are_read_better_the_wider_they_are_and_alone_always()
 def test_a_kind_trains_what_it_says(model, trained):
   """The last parts of the names of the trained parameters are those listed, and those of the MLP if it is trained."""
   kind = Kind(
-    model=model, subjects=8, relations=2, steps=1, dim=32, width=4, batch=4, **GEOMETRIC_RECIPE
+    model=model, subjects=8, relations=2, steps=1, dim=32, width=4, batch=4, **GEOMETRIC_OPTIONS
   )
   free, _ = optimization.split(kind.recipe(), draw(kind.task(Facts.bijections(8, 2), 0).config, 0))
   mlp = {'in', 'in_bias', 'out', 'out_bias'} if model == 'trained' else set()
@@ -231,7 +231,7 @@ def test_parts_of_the_recipe_are_taken_away_one_by_one_or_together():
 def test_a_case_that_two_parts_share_is_the_later_ones(monkeypatch):
   """With more seeds there; a drop is that of the seeds that both have, each from its own part's first case."""
   monkeypatch.setattr(transfer_study, 'GEOMETRIC', ('old_maps',))
-  kind = dataclasses.asdict(Kind(**GEOMETRIC_RECIPE | sizes(8, 8, 8, 1) | transfer_study.SIMPLER))
+  kind = dataclasses.asdict(Kind(**GEOMETRIC_OPTIONS | sizes(8, 8, 8, 1) | transfer_study.SIMPLER))
   row = lambda value, seed, **other: {
     **kind, 'attention': 'fixed', **other, 'measurement': 'old_maps', 'control': None, 'seed': seed, 'value': value,
   }  # fmt: skip

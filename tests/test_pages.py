@@ -57,7 +57,7 @@ def test_splice_replaces_one_table_and_refuses_a_page_without_its_mark(tmp_path)
     pages.splice(page, 'other', '')
 
 
-@pytest.mark.parametrize('stem', [stem for stem in pages.stems() if stem != 'construct'])
+@pytest.mark.parametrize('stem', [stem for stem in pages.result_names() if stem != 'construct'])
 def test_the_page_says_what_the_records_say(stem):
   assert pages.section(stem) in pages.page(stem).read_text(encoding='utf-8')
 
@@ -81,7 +81,7 @@ def test_the_map_names_every_study_and_what_there_is_of_it():
   assert pages.sources() in text
   for name in pages.studies.NAMES:
     assert f'](../experiments/{name}.py)' in text, name
-  for stem in pages.stems():
+  for stem in pages.result_names():
     assert (
       f'](results/{stem}.json)' in text and pages.committed(stem).records.about['command'] in text
     )

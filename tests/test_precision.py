@@ -15,7 +15,7 @@ import constructions
 import geomem
 from experiments import dimensions
 from experiments.harness import fresh_subjects, methods, programs, studies
-from experiments.harness.model_kinds import GEOMETRIC_RECIPE, Kind, sizes
+from experiments.harness.model_kinds import GEOMETRIC_OPTIONS, Kind, sizes
 from geomem import model
 from geomem.checks import verify
 from geomem.config import Config
@@ -158,7 +158,7 @@ def test_constructions_that_are_not_exact_answer_as_well(name):
   assert report.min_margin == pytest.approx(before.min_margin, rel=0.05)
 
 
-KIND = Kind(**sizes(24, 2, 12, 10), **GEOMETRIC_RECIPE)
+KIND = Kind(**sizes(24, 2, 12, 10), **GEOMETRIC_OPTIONS)
 
 
 @pytest.fixture(scope='module')

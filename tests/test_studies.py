@@ -231,6 +231,16 @@ def test_parts_run_apart_and_their_records_merge(tmp_path):
     study.run('full', tmp_path, part=('c',))
 
 
+def test_parts_that_are_done_have_records_though_a_later_one_fails(tmp_path):
+  study = counting([])
+  fails = lambda trainer, preset, seeds: (
+    1 / (preset.subjects - 4) and study.measure(trainer, preset, seeds)
+  )
+  with pytest.raises(ZeroDivisionError):
+    dataclasses.replace(study, measure=fails).run('full', tmp_path)
+  assert records.read(tmp_path).about['parts'].keys() == {'a'}
+
+
 def main(study, capsys, *arguments):
   study.main(['counting', *map(str, arguments)])
   return capsys.readouterr().out

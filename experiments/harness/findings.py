@@ -21,7 +21,7 @@ class Claim:
 class Finding:
   """The mean over `seeds`, its 95% interval (nan: none), the range in which it supports the claim, the controls.
 
-  `claim`: where a study has several claims, a string that starts with the name of each claim that this bears on.
+  `claim`: it bears on every claim whose name is a prefix of this; empty: on all claims of the study.
   `check`: a test of the measurement itself, for example on constructed models, or that the facts were learned first;
   it bears on no claim. `primary`: an outcome that decides the claim, named before the run. `p`: the probability of
   such values if the true mean were at the bound.

@@ -17,7 +17,7 @@ from geomem.training import batched, optimization
 from geomem.training.recipe import Recipe
 
 # The recipe with which gradient descent finds the predicted structure; experiments.transfer ablates it part by part.
-GEOMETRIC_RECIPE: dict[str, Any] = {
+GEOMETRIC_OPTIONS: dict[str, Any] = {
   'answer_dim': 16, 'label_smoothing': 0.5, 'weight_decay': 1.0, 'embedding_lr_multiplier': 6.0, 'noise': 0.25,
   'attention': 'fixed', 'unembedding': 'fixed', 'learning_rate': 5e-3,
 }  # fmt: skip
@@ -25,7 +25,6 @@ GEOMETRIC_RECIPE: dict[str, Any] = {
 ASSOCIATIVE: dict[str, Any] = {
   'model': 'associative', 'embeddings': 'fixed', 'weight_decay': 0.01, 'noise': 0.0, 'label_smoothing': 0.0,
 }  # fmt: skip
-SIZES = 'subjects', 'relations', 'dim', 'width', 'batch', 'steps'
 
 
 def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def sizes(subjects: int, relations: int, batch: int, steps: int) -> dict[str, An
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-  """The first fields of a preset with one size of model."""
+  """The sizes of a model: the first fields of a kind, and of a preset with one size."""
 
   subjects: int
   relations: int
@@ -48,20 +47,20 @@ class Sizes:
   steps: int
 
   def own(self) -> dict[str, Any]:
-    return {name: getattr(self, name) for name in SIZES}
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(Sizes)}
 
   def geometric(self) -> 'Kind':
     """A model of the recipe."""
-    return Kind(**self.own(), **GEOMETRIC_RECIPE)
+    return Kind(**self.own(), **GEOMETRIC_OPTIONS)
 
   def plain(self) -> 'Kind':
     """A model trained by plain AdamW, at the rates of the recipe: at others it often fails."""
-    same = {name: GEOMETRIC_RECIPE[name] for name in ('weight_decay', 'learning_rate')}
+    same = {name: GEOMETRIC_OPTIONS[name] for name in ('weight_decay', 'learning_rate')}
     return Kind(model='plain AdamW', **self.own(), **same)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kind:
+class Kind(Sizes):
   """`model`: its name. An untrained one stays as initialised; a constructed one is a selector, at its own size.
   Of a model whose name starts with 'random weights', only the subjects' embeddings are trained.
 
@@ -72,12 +71,6 @@ class Kind:
   """
 
   model: str = 'trained'
-  subjects: int
-  relations: int
-  steps: int
-  dim: int
-  width: int
-  batch: int
   answer_dim: int | None = None
   label_smoothing: float = 0.0
   weight_decay: float = 0.0

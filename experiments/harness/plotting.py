@@ -1,5 +1,7 @@
 """Figure style: colours that colour-blind readers can tell apart and that survive printing, consistent font sizes."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +15,7 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
 )  # fmt: skip
 GREY = '#6B6B6B'
 KINDS = '.png', '.pdf'
+UNDATED: dict[str, Any] = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
 MARKERS = 'osD^v<>P*Xph'
 STYLE: Any = {  # for the figures of all studies; other code draws under matplotlib.rc_context(plotting.STYLE)
   'font.family': 'DejaVu Sans', 'font.size': 8, 'axes.titlesize': 9, 'legend.fontsize': 7,
@@ -60,3 +63,11 @@ def legend(ax, **options):
 
 def legend_beside(ax):
   ax.legend(loc='center left', bbox_to_anchor=(1.01, 0.5))
+
+
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = KINDS) -> list[Path]:
+  """Save STEM.png and STEM.pdf, or the kinds given, with the same bytes every time."""
+  paths = [Path(f'{stem}{kind}') for kind in kinds]
+  for path in paths:
+    figure.savefig(path, metadata=UNDATED.get(path.suffix.lower()))
+  return paths

@@ -23,13 +23,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.harness import machine
 from experiments.harness.trainer import Trainer
 from geomem import hosts
 from geomem.config import Config
 from geomem.training import batched
 from geomem.training.recipe import Recipe
 
-PACKAGES = 'geomem', 'constructions', 'experiments'
 JITTED = type(jax.jit(abs))
 PLATFORMS = 'cpu', 'cuda', 'rocm', 'tpu'
 
@@ -140,7 +140,7 @@ def _in_words(leaf: Any) -> str:
 
 
 class Ones(np.ndarray):
-  """Stands for a result, and remembers its sharding."""
+  """What a recorded call returns: ones of the result's shape and sharding."""
 
   sharding: Any = None
 
@@ -225,7 +225,7 @@ def recording(device: jax.Device) -> Iterator[list[Program]]:
   with contextlib.ExitStack() as patches:
     patch = lambda owner, name, own: patches.enter_context(mock.patch.object(owner, name, own))
     for module in list(sys.modules.values()):
-      if module.__name__.partition('.')[0] in PACKAGES:
+      if module.__name__.partition('.')[0] in machine.PACKAGES:
         for name, own in vars(module).copy().items():
           if isinstance(own, JITTED):
             patch(module, name, Recorded(own, device, programs, None))

@@ -1,8 +1,7 @@
-"""Tables as Markdown, HTML and terminal text, with one format for numbers, findings and verdicts."""
+"""Tables as Markdown and terminal text, with one format for numbers, findings and verdicts."""
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import pandas as pd
 import rich.box
@@ -11,13 +10,14 @@ import rich.table
 
 from experiments.harness.findings import Finding
 
-UNSURE = '~: the bound lies within the interval'
 COLUMNS = ('what', 'mean', '95% interval', 'seeds', 'controls', 'expected', 'holds')
 
 
 def cell(value) -> str:
   """A number in four digits, any other value in words."""
   value = value.item() if hasattr(value, 'item') else value
+  if isinstance(value, list):
+    return ', '.join(map(cell, value))
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if pd.api.types.is_scalar(value) and pd.isna(value):
@@ -32,38 +32,17 @@ def duration(seconds: float) -> str:
   return f'{seconds / 60:.1f} min' if seconds >= 60 else f'{seconds:.0f} s'
 
 
-def mean(finding: Finding) -> str:
-  return f'{finding.value:.3g}'
-
-
-def interval(finding: Finding) -> str:
-  return '' if math.isnan(finding.low) else f'{finding.low:.3g} to {finding.high:.3g}'
-
-
-def expected(finding: Finding) -> str:
-  bounds = (('≥', finding.at_least), ('≤', finding.at_most))
-  return ' and '.join(f'{sign} {bound:.4g}' for sign, bound in bounds if bound is not None)
-
-
-def controls(finding: Finding) -> str:
-  return ', '.join(f'{name} {value:.3g}' for name, value in finding.controls.items())
-
-
-def beside(finding: Finding) -> str:
-  """The text in brackets after the mean: the interval, what was expected, the controls."""
-  bounds = expected(finding)
-  parts = interval(finding), bounds and f'expected {bounds}', controls(finding)
-  inside = '; '.join(filter(None, parts))
-  return f' ({inside})' if inside else ''
-
-
 def row(finding: Finding) -> tuple[str, ...]:
   """A finding as a row of `COLUMNS`."""
+  interval = '' if math.isnan(finding.low) else f'{finding.low:.3g} to {finding.high:.3g}'
+  controls = ', '.join(f'{name} {value:.3g}' for name, value in finding.controls.items())
+  bounds = (('≥', finding.at_least), ('≤', finding.at_most))
+  expected = ' and '.join(f'{sign} {bound:.4g}' for sign, bound in bounds if bound is not None)
   holds = {None: '', True: 'yes', False: 'no'}[finding.holds] + ' ~' * finding.unsure
   holds += ' (check)' * (finding.check and finding.holds is not None)
   holds += ' (primary)' * finding.primary
-  number = mean(finding), interval(finding), f'{finding.seeds}'
-  return finding.what, *number, controls(finding), expected(finding), holds
+  number = f'{finding.value:.3g}', interval, f'{finding.seeds}'
+  return finding.what, *number, controls, expected, holds
 
 
 def findings(found: Sequence[Finding], form: str) -> str:
@@ -71,30 +50,26 @@ def findings(found: Sequence[Finding], form: str) -> str:
   return table(pd.DataFrame([row(finding) for finding in found], columns=COLUMNS), form)
 
 
+def measurements(every: pd.DataFrame) -> str:
+  """A table for each measurement, of the columns that it has, for a terminal."""
+  some = [rows.dropna(axis=1, how='all') for _, rows in every.groupby('measurement', sort=False)]
+  return '\n\n'.join(map(table, some))
+
+
 def table(
   rows: pd.DataFrame | Sequence[dict], form: str = 'terminal', columns: Sequence[str] | None = None
 ) -> str:
-  """Any table as 'markdown', 'html' or for a 'terminal', with its values as `cell` writes them."""
+  """Any table as 'markdown' or for a 'terminal', with its values as `cell` writes them."""
   rows = pd.DataFrame(rows, columns=columns)
   heads = [str(name).replace('_', ' ') for name in rows.columns]
   lines = [list(map(cell, values)) for values in rows.astype(object).itertuples(index=False)]
-  return {'markdown': _markdown, 'html': _html, 'terminal': _terminal}[form](heads, lines)
+  return {'markdown': _markdown, 'terminal': _terminal}[form](heads, lines)
 
 
 def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   bold = lambda text: f'**no**{text[2:]}' if text == 'no' or text.startswith('no ') else text
   lines = [heads, ['---'] * len(heads), *([bold(text) for text in some] for some in rows)]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
-
-
-def _html(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Cells that begin with yes or no get that word as their class."""
-  kinds = {word: f' class="{word}"' for word in ('yes', 'no')}
-  cells = lambda texts: [(kinds.get(text.partition(' ')[0], ''), escape(text)) for text in texts]
-  head = ''.join(f'<th>{text}</th>' for _, text in cells(heads))
-  body = [''.join(f'<td{kind}>{text}</td>' for kind, text in cells(some)) for some in rows]
-  lines = ''.join(f'<tr>{line}</tr>\n' for line in body)
-  return f'<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n'
 
 
 def _terminal(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -64,11 +64,9 @@ def p_value(values: ArrayLike, at_least: float | None, at_most: float | None) ->
 
 def holm(ps: Sequence[float]) -> list[float]:
   """Holm's correction: each p, adjusted for the number of tests."""
-  order, found, most = np.argsort(ps), np.empty(len(ps)), 0.0
-  for rank, i in enumerate(order):
-    most = max(most, min(1.0, (len(ps) - rank) * ps[i]))
-    found[i] = most
-  return found.tolist()
+  order = np.argsort(ps)
+  raised = np.minimum(1.0, np.asarray(ps, float)[order] * np.arange(len(ps), 0, -1))
+  return np.maximum.accumulate(raised)[np.argsort(order)].tolist()
 
 
 def jackknife(samples: Sequence, statistic: Callable[[list], float]) -> tuple[float, float]:

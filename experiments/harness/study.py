@@ -40,7 +40,8 @@ class Study:
   `plot(table)`: the figure, None if there is nothing to draw.
   `by`: the columns that define the groups whose means over seeds the terminal shows. `terms`: definitions of the words
   in the findings. `page`: the one of docs/ that has its table.
-  `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: it runs in its own folder, from checkpoints.
+  `minutes`: the time of the laptop preset on one core, as `make reproduce` runs it. `resumes`: whether `measure` gets a `Trainer`, which
+  saves checkpoints in the run's folder, or only a progress line.
   `missing()`: what must be fetched first, if anything. `prepare(preset)`: the preset with what is read beforehand.
   `more(table)`: what else the terminal shows. `listed()`: what --list shows. `strict`: an expectation that does not
   hold is an error in the code, and the binary fails.
@@ -162,7 +163,8 @@ class Study:
       with trains or Progress(self.name, own) as at_work:
         table = pd.DataFrame(self.measure(at_work, preset, seeds))
         hosts.on_first_process(records.write)(own / records.FILE, Records(about, table))
-    return self._merged(folder, scale, presets)
+      merged = self._merged(folder, scale, presets)
+    return merged
 
   def _merged(self, folder: Path, scale: str, presets) -> Records:
     """The records of all finished parts, concatenated if there are several."""
@@ -187,12 +189,7 @@ class Study:
     """Save the figure, as PNG and PDF, with the same bytes every time; none if there is nothing to draw."""
     with matplotlib.rc_context(plotting.STYLE):
       figure = self.plot(table) if self.plot else None
-      if not figure:
-        return []
-      paths = [Path(folder) / f'{self.name}{kind}' for kind in kinds]
-      for path in paths:
-        figure.savefig(path, metadata={'CreationDate': None} if path.suffix == '.pdf' else None)
-    return paths
+      return plotting.save(figure, Path(folder) / self.name, kinds) if figure else []
 
   def _show(self, folder: Path, found: Records):
     """Write findings and figures next to the records, and print a summary."""
@@ -200,7 +197,8 @@ class Study:
     records.write_findings(folder / records.FINDINGS, findings)
     if self.by:
       print(render.table(statistics.summarize(found.table, *self.by)) + '\n')
-    print(render.findings(findings, 'terminal'))
+    if findings:
+      print(render.findings(findings, 'terminal'))
     for path in self.draw(found.table, folder):
       print(f'figure: {path}')
     print(f'records: {folder / records.FILE}; findings: {folder / records.FINDINGS}')

@@ -25,25 +25,20 @@ from geomem.training import device_memory
 from geomem.training.device_memory import Refused
 
 GPUS = 'cuda', 'rocm'
-KIB, MIB = 2**10, 2**20
-NVIDIA: dict[str, dict[str, Any]] = {  # what the compiler must know of a GPU that is not here, by NVIDIA's data sheets
-  't4': {
-    'core_count': 40, 'fpus_per_core': 64, 'threads_per_core_limit': 1024, 'shared_memory_per_core': 64 * KIB,
-    'shared_memory_per_block_optin': 64 * KIB, 'l2_cache_size': 4 * MIB, 'memory_bandwidth': 320 * 10**9, 'clock_rate_ghz': 1.59,
-    'device_memory_size': 15095 * MIB, 'cuda_compute_capability': {'major': 7, 'minor': 5},
-  },
-  'h100': {
-    'core_count': 132, 'fpus_per_core': 128, 'threads_per_core_limit': 2048, 'shared_memory_per_core': 228 * KIB,
-    'shared_memory_per_block_optin': 227 * KIB, 'l2_cache_size': 50 * MIB, 'memory_bandwidth': 3352 * 10**9, 'clock_rate_ghz': 1.98,
-    'device_memory_size': 81090 * MIB, 'cuda_compute_capability': {'major': 9, 'minor': 0},
-  },
+# By NVIDIA's data sheets: the MiB of a GPU's memory, and what else its compiler must know of one that is not here.
+NVIDIA = {
+  't4': (15095, 'core_count: 40 fpus_per_core: 64 threads_per_core_limit: 1024 shared_memory_per_core: 65536 '
+    'shared_memory_per_block_optin: 65536 l2_cache_size: 4194304 memory_bandwidth: 320000000000 clock_rate_ghz: 1.59 '
+    'cuda_compute_capability { major: 7 minor: 5 }'),
+  'h100': (81090, 'core_count: 132 fpus_per_core: 128 threads_per_core_limit: 2048 shared_memory_per_core: 233472 '
+    'shared_memory_per_block_optin: 232448 l2_cache_size: 52428800 memory_bandwidth: 3352000000000 clock_rate_ghz: 1.98 '
+    'cuda_compute_capability { major: 9 minor: 0 }'),
 }  # fmt: skip
-EVERY_NVIDIA = {
-  'threads_per_warp': 32, 'threads_per_block_limit': 1024, 'shared_memory_per_block': 48 * KIB, 'registers_per_core_limit': 64 * KIB,
-  'registers_per_block_limit': 64 * KIB, 'block_dim_limit_x': 2**31 - 1, 'block_dim_limit_y': 2**16 - 1, 'block_dim_limit_z': 2**16 - 1,
-}  # fmt: skip
+DESCRIBED = """platform_name: "CUDA" device_description_str: "%s" runtime_version { major: 12 minor: 8 }
+dnn_version_info { major: 9 minor: 8 } gpu_device_info { threads_per_warp: 32 threads_per_block_limit: 1024
+shared_memory_per_block: 49152 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 device_memory_size: %d %s }"""
 NO_TRITON = '--xla_gpu_enable_triton_gemm=false'
-CUDA = {'runtime_version': {'major': 12, 'minor': 8}, 'dnn_version_info': {'major': 9, 'minor': 8}}
 # A product that XLA compiles itself, or that a library of CUDA computes.
 PRODUCT = re.compile(
   r'= \(?(\w+)\[[^=]*? (?:convolution\(|dot\(|custom-call\([^=]*custom_call_target="__cublas)([^\n]*)'
@@ -70,7 +65,7 @@ class Target:
     if there is no compiler."""
     if self.platform != 'tpu':
       gpu = NVIDIA.get(self.name.partition(':')[0])
-      return ALLOCATED * gpu['device_memory_size'] if gpu else None
+      return ALLOCATED * 2**20 * gpu[0] if gpu else None
     sharding = jax.sharding.SingleDeviceSharding(self.devices[0])
     large = jax.ShapeDtypeStruct((2**40,), np.float32, sharding=sharding)
     try:
@@ -121,24 +116,12 @@ def nvidia(kind: str, count: str) -> tuple:
   # Without a GPU to try them out, XLA finds no tiles for some small products that Triton would compile.
   if NO_TRITON not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {NO_TRITON}'
-  described = {
-    'gpu_device_info': EVERY_NVIDIA | NVIDIA[kind],
-    'platform_name': '"CUDA"',
-    'device_description_str': f'"{kind}"',
-    **CUDA,
-  }
+  mebibytes, others = NVIDIA[kind]
+  described = DESCRIBED % (kind, 2**20 * mebibytes, others)
   found = topologies.get_topology_desc(
-    platform='cuda', target_config=_as_text(described), topology=f'1x1x{count or 1}'
+    platform='cuda', target_config=described, topology=f'1x1x{count or 1}'
   )
   return tuple(found.devices)
-
-
-def _as_text(message: dict[str, Any]) -> str:
-  """A message in the text format of protocol buffers."""
-  return ' '.join(
-    f'{name} {{ {_as_text(value)} }}' if isinstance(value, dict) else f'{name}: {value}'
-    for name, value in message.items()
-  )
 
 
 def build(program: Program, target: Target) -> dict[str, Any]:
@@ -190,16 +173,18 @@ def cycles(text: str) -> dict[str, int | None]:
   found = {'cycles': 0, 'product_cycles': 0}
   own, with_product = '', set()
   for line in text.splitlines():  # a computation follows those that it calls
-    called = re.search(r'calls=(%[^,\s]+)', line)
     if head := re.match(r'(?:ENTRY )?(%\S+) \(.*\{$', line):
       own = head[1]
-    elif re.search(r'= .*? (?:convolution|dot)\(', line) or (called and called[1] in with_product):
-      with_product.add(own)
-  for count, line in ((int(m[1]), m.string) for m in map(ESTIMATED.search, text.splitlines()) if m):
-    found['cycles'] += count
+      continue
     called = re.search(r'calls=(%[^,\s]+)', line)
-    if (called and called[1] in with_product) or re.search(r'= .*? (?:convolution|dot)\(', line):
-      found['product_cycles'] += count
+    product = (called and called[1] in with_product) or re.search(
+      r'= .*? (?:convolution|dot)\(', line
+    )
+    if product:
+      with_product.add(own)
+    if estimated := ESTIMATED.search(line):
+      found['cycles'] += int(estimated[1])
+      found['product_cycles'] += int(estimated[1]) if product else 0
   return {name: count or None for name, count in found.items()}
 
 

@@ -118,7 +118,8 @@ class Trainer:
     return self.cached(work)
 
   def cached(self, work: Callable):
-    """The result of `work`, an array or a tree of arrays, or the one saved before the run was killed."""
+    """The result of `work`, an array or a tree of arrays; or, in the order of the calls, those saved before the run was
+    killed."""
     self.asked += 1
     if self.asked > len(self.finished):
       self.finished.append(work())

@@ -9,6 +9,7 @@ import itertools
 import sys
 import unicodedata
 import warnings
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from experiments.harness import plotting
 from experiments.harness.plotting import BLACK, BLUE, GREY, ORANGE, STYLE
 from experiments.web.entries import entries, label, stages
 from geomem.inside import trace as tracing
@@ -34,16 +36,14 @@ FONTS = (  # a character is drawn in the first installed font that has it
 )  # fmt: skip
 
 
-def draw(trace: Trace, path) -> None:
+def draw(trace: Trace, path: Path) -> None:
   """Draw `trace` to a .png, .pdf or .svg file, with the same bytes every time."""
   installed = set(font_manager.get_font_names())
   style = {'font.family': [font for font in FONTS if font in installed], 'font.size': SIZE}
   style['text.parse_math'] = False  # a $ in a user's name does not start a formula
-  undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
   with matplotlib.rc_context(STYLE | style), warnings.catch_warnings(record=True) as missing:
     warnings.filterwarnings('always', 'Glyph')
-    figure = Picture(trace).figure
-    figure.savefig(path, metadata=undated.get(str(path)[-4:].lower()))
+    plotting.save(Picture(trace).figure, path.with_suffix(''), [path.suffix])
   if any('Glyph' in str(warning.message) for warning in missing):
     print(f'{path}: no font here has some of the characters; they are boxes', file=sys.stderr)
 
