@@ -29,15 +29,14 @@ import pandas as pd
 import scipy.stats
 
 from constructions import registry
-from experiments import peers
-from experiments.harness import cli, plotting, records, render, statistics, timing
+from experiments.harness import cli, peers, plotting, records, render, statistics, timing
 from experiments.harness.study import Study
 from geomem import model
 from geomem.checks import verify
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, optimization, scheduling
+from geomem.training import optimization, step_time, sweeps
 from geomem.training.recipe import Recipe
 
 ENDLESS = Recipe(steps=10**6, target=None)
@@ -53,13 +52,13 @@ def about(peer: str | None = None, **sizes) -> dict:
   return {'sizes': text} if peer is None else {'peer': peer, 'sizes': text}
 
 
-def task(subjects: int, relations: int, dim: int, seed: int = 0) -> batched.Task:
+def task(subjects: int, relations: int, dim: int, seed: int = 0) -> sweeps.Task:
   """The default model with F = 4d."""
   config = Config.trained(subjects, relations, dim)
-  return batched.Task(config, Facts.bijections(subjects, relations, seed), seed=seed)
+  return sweeps.Task(config, Facts.bijections(subjects, relations, seed), seed=seed)
 
 
-def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
+def one_model(recipe: Recipe, one: sweeps.Task) -> peers.Loop:
   """Ours, one jitted step per call."""
 
   def step(state, job):
@@ -68,17 +67,17 @@ def one_model(recipe: Recipe, one: batched.Task) -> peers.Loop:
 
   accuracy = lambda state, job: optimization.accuracy(one.config, recipe, job, state.params)
   state = optimization.copy(optimization.initial_state(recipe, model.draw(one.config, one.seed)))
-  data = (batched.job(one, one.config),)
+  data = (sweeps.job(one, one.config),)
   return peers.Loop(jax.jit(step, donate_argnums=0), jax.jit(accuracy), state, data)
 
 
-def sweep_of(recipe: Recipe, tasks: list[batched.Task]) -> Callable[[int], None]:
+def sweep_of(recipe: Recipe, tasks: list[sweeps.Task]) -> Callable[[int], None]:
   """Ours, many models trained together, `steps` steps per call."""
-  sweep, states = batched.set_up(recipe, tasks)
+  sweep, states = sweeps.set_up(recipe, tasks)
 
   def run(steps: int):
     nonlocal states
-    states = jax.block_until_ready(batched.advance(sweep, states, steps))
+    states = jax.block_until_ready(sweeps.advance(sweep, states, steps))
 
   return run
 
@@ -123,7 +122,7 @@ def step(models=1, steps=10, shapes=((1024, 4, 64),), names=peers.NAMES, rounds=
       yield about(name, N=n, R=r, d=d, models=models) | compare(name, ENDLESS, tasks, steps, rounds)
 
 
-def compare(name: str, recipe: Recipe, tasks: list[batched.Task], steps: int, rounds: int) -> dict:
+def compare(name: str, recipe: Recipe, tasks: list[sweeps.Task], steps: int, rounds: int) -> dict:
   """A step of a model: ours, with all of them trained together, compared with a peer's, one after another."""
   run = sweep_of(recipe, tasks) if len(tasks) > 1 else one_model(recipe, *tasks).run
   loops = [peers.make(name, recipe, one) for one in tasks]
@@ -158,7 +157,7 @@ def products(subjects=4096, relations=4, dim=64, batch=512, steps=16, shapes=Non
   multiplications in the matrix product, rows by inner by columns, that this machine does fastest."""
   one, cpu = task(subjects, relations, dim, seed), jax.default_backend() == 'cpu'
   recipe = dataclasses.replace(ENDLESS, batch=batch, passes=True, lazy=True)
-  own, needed = one_model(recipe, one), 6 * scheduling.multiplications(one.config, recipe)
+  own, needed = one_model(recipe, one), 6 * step_time.multiplications(one.config, recipe)
   product, speeds = jax.jit(jnp.matmul), []
   on_cpu = (1024, 1024, 1024), (2048, 2048, 2048), (4096, 64, 4096), (4096, 4096, 64)
   for m, k, n in shapes or (on_cpu if cpu else ((8192, 8192, 8192), (16384, 16384, 16384))):

@@ -34,9 +34,9 @@ from experiments.harness.targets import Target
 from geomem import mesh as meshes
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, device_memory, sharded
-from geomem.training.batched import Task
+from geomem.training import device_memory, sharded, sweeps
 from geomem.training.device_memory import Refused
+from geomem.training.sweeps import Task
 
 NAMED = (
   'target',
@@ -127,7 +127,7 @@ def of_train(options: Options, target: Target) -> CompileJob:
     return CompileJob('train', 'shard', of_size(own.subjects), own.subjects, 'subjects', of_size)
   one = task(own.subjects)
   place: Any = {'devices': target.devices, 'platform': target.platform}
-  sweep = lambda count: Program(*batched.planned(recipe, [one] * count, **place).program(), {})
+  sweep = lambda count: Program(*sweeps.planned(recipe, [one] * count, **place).program(), {})
   chips, whole = len(target.devices), sweep(options.models)
   fewer = lambda count: sweep(count * chips)
   return CompileJob('train', 'sweep', whole, whole.models // chips, 'models a chip', fewer)

@@ -29,7 +29,7 @@ from experiments.harness.study import Study
 from geomem import model
 from geomem.config import Config
 from geomem.inside import linear_maps
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 BUILT = ('selector_normed', 'selector', 'attention_only')
@@ -91,7 +91,7 @@ def starts(preset: Preset, name: str, weight_decay: float, seed: int):
   """Yields (name, task) for every start of a construction."""
   built, rng = build(preset, name, seed), np.random.default_rng((seed, 2))
   own = built.config, built.facts
-  task = functools.partial(batched.Task, *own, weight_decay=weight_decay, seed=seed)
+  task = functools.partial(sweeps.Task, *own, weight_decay=weight_decay, seed=seed)
   for noise in preset.noises:
     noised = stages.noised(built.config, built.params, noise, rng, seed)
     start = f'noise {noise:g}' if noise else 'exact'

@@ -31,8 +31,8 @@ from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
 from geomem.training import mlp_memory
-from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 FROZEN = ('embed/subjects', 'unembed')
 PUBLISHED = {8: 43, 11: 78, 16: 158}  # d = F: N by the code of Nichani et al., in published.json

@@ -34,8 +34,8 @@ from experiments.harness.findings import Claim, Finding, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
-from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 CELL = 'subjects', 'relations'  # the columns that name one of the preset's cells
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'

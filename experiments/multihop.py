@@ -31,9 +31,9 @@ from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
-from geomem.training import batched, optimization
-from geomem.training.batched import Task
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 BATCH = 64  # budgets are in steps of so many subjects
 
@@ -193,7 +193,7 @@ def task(preset: Preset, how: Mode, dim: int, seed: int, recipe: Recipe, **optio
   one = Task(config, facts, rate, preset.weight_decay, seed)
   if not how.rule:
     return one
-  written = with_positions(batched.parameters(one, config), recipe.hops)
+  written = with_positions(sweeps.parameters(one, config), recipe.hops)
   return dataclasses.replace(one, params=written)
 
 

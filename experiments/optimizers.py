@@ -21,8 +21,8 @@ from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
 from geomem.training import alternating
-from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 FIRST = 'AdamW'
 LONGER = 'AdamW, four times the steps'

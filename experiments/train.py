@@ -33,7 +33,7 @@ from geomem import hosts, model
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, optimization, sharded
+from geomem.training import optimization, sharded, sweeps
 from geomem.training.recipe import Recipe
 
 
@@ -131,7 +131,7 @@ def main(options: Options):
   seeds = cli.seeds(options.seed, options.seeds)
   facts = {s: Facts.bijections(config.subjects, config.relations, s) for s in seeds}
   tasks = [
-    batched.Task(config, facts[s], rate, decay, s)
+    sweeps.Task(config, facts[s], rate, decay, s)
     for rate, decay, s in itertools.product(options.learning_rate, options.weight_decay, seeds)
   ]
   machine.keep_compiled(folder.parent)
@@ -142,7 +142,7 @@ def main(options: Options):
       raise InputError(f'--shard trains one model, not a grid of {len(tasks)}; name one of each')
     sweep, states = sharded.set_up(recipe, tasks[0], memory=memory)
   else:
-    sweep, states = batched.set_up(recipe, tasks, memory=memory)
+    sweep, states = sweeps.set_up(recipe, tasks, memory=memory)
   about = {
     'config': dataclasses.asdict(config), 'recipe': vars(recipe), 'learning_rate': options.learning_rate,
     'weight_decay': options.weight_decay, 'seeds': list(seeds), 'mesh': dict(sweep.mesh.shape), **machine.made_with(),
@@ -151,7 +151,7 @@ def main(options: Options):
 
     def train() -> dict:
       """The models' final states, one row per task, in the order of the tasks."""
-      done, ended = trainer.run_to_end(batched.fit, sweep, states)
+      done, ended = trainer.run_to_end(sweeps.fit, sweep, states)
       return flax.serialization.to_state_dict(jax.tree.map(done.of_tasks, ended))
 
     table = tabulate(sweep, trainer.cached(train))

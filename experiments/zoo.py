@@ -35,7 +35,7 @@ from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.inside.truth import Truth
 from geomem.saved import atomic
-from geomem.training import batched
+from geomem.training import sweeps
 
 MANIFEST, FORMAT = 'manifest.json', 'geomem zoo'
 SIZES = (16, 2), (24, 3)  # subjects, relations
@@ -148,7 +148,7 @@ def write_variant(
   built = [variant.build(*one) for one in sized]
   groups: list[list[int]] = []
   for i, one in enumerate(built):  # one program trains models that differ only in size
-    same = (g for g in groups if batched.differ_only_in_size(built[g[0]].config, one.config))
+    same = (g for g in groups if sweeps.differ_only_in_size(built[g[0]].config, one.config))
     if (group := next(same, None)) is None:
       groups.append(group := [])
     group.append(i)

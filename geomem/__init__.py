@@ -13,8 +13,8 @@ from geomem.facade import FactModel, load
 from geomem.facts import Facts
 from geomem.inside.asking import Answer
 from geomem.inside.trace import Trace
-from geomem.training.batched import Task
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 from geomem.training.trained import Trained, sweep, train
 
 __version__ = '0.2.0'

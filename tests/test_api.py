@@ -21,7 +21,7 @@ from geomem import pretrained
 from geomem.errors import InputError
 from geomem.inside import intervene, linear_maps, truth
 from geomem.saved import atomic
-from geomem.training import batched
+from geomem.training import sweeps
 
 ROOT = Path(__file__).parents[1]
 FACTS = geomem.Facts.bijections(subjects=8, relations=3, seed=0)
@@ -190,8 +190,8 @@ def test_a_sweep_does_not_use_up_the_parameters_given():
   task = geomem.Task(CONFIG, FACTS, params=params)
   first, second = (geomem.sweep([task], steps=20)[0].params for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, first, second)
-  sweep, states = batched.set_up(geomem.Recipe(steps=20), [task])
-  ends = [list(batched.fit(sweep, states, 20))[-1][1].loss for _ in range(2)]
+  sweep, states = sweeps.set_up(geomem.Recipe(steps=20), [task])
+  ends = [list(sweeps.fit(sweep, states, 20))[-1][1].loss for _ in range(2)]
   np.testing.assert_array_equal(*ends)
 
 

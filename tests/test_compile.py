@@ -19,10 +19,10 @@ from experiments.harness.programs import Program
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, scheduling
-from geomem.training.batched import Task
+from geomem.training import step_time, sweeps
 from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 ROOT = Path(__file__).parents[1]
 jax.devices()  # JAX starts with two here, before a command that lowers for GPUs asks for as many as these may be
@@ -50,9 +50,9 @@ def test_what_is_recorded_is_what_runs(monkeypatch):
   """Recording finds the same functions and array shapes that the study calls when it really trains."""
   called = []
   for name in ('_start', '_train_chunks', '_map_models'):
-    real = getattr(batched, name)
+    real = getattr(sweeps, name)
     spy = lambda *args, real=real: called.append((real, args)) or real(*args)
-    monkeypatch.setattr(batched, name, spy)
+    monkeypatch.setattr(sweeps, name, spy)
   recorder = programs.Recorder(Path(), jax.devices(), 'cpu')
   laws.measure(recorder, PRESET, range(1))
   monkeypatch.undo()
@@ -105,14 +105,14 @@ def test_a_study_that_goes_on_with_what_it_trained_is_recorded_to_its_end():
 
 
 def test_nothing_is_left_of_recording():
-  before = batched._train_chunks, jax.jit
+  before = sweeps._train_chunks, jax.jit
   of_laws(jax.devices(), 'tpu')
-  assert (batched._train_chunks, jax.jit) == before
+  assert (sweeps._train_chunks, jax.jit) == before
 
 
 def test_of_each_kind_the_largest_is_chosen():
   small, large = (
-    Program(batched._start, (), {'a': jax.ShapeDtypeStruct((size,), np.float32)}) for size in (2, 3)
+    Program(sweeps._start, (), {'a': jax.ShapeDtypeStruct((size,), np.float32)}) for size in (2, 3)
   )
   assert programs.largest([(large, 'R8'), (small, 'R2')]) == [(large, 'R8')]
   assert large.bytes == 12
@@ -132,11 +132,11 @@ def test_the_platform_is_an_argument():
   """When planned for a TPU, all models of a device advance together; the library never asks the process for a platform."""
   config, facts = Config.trained(512, 4, dim=16), Facts.bijections(512, 4)
   tasks = [Task(config, facts, seed=seed) for seed in range(12)]
-  here, there = (batched.set_up(Recipe(), tasks, platform=name)[0] for name in ('cpu', 'tpu'))
+  here, there = (sweeps.set_up(Recipe(), tasks, platform=name)[0] for name in ('cpu', 'tpu'))
   assert here.vmap_size < there.vmap_size == 6
   large = lambda sweep: dataclasses.replace(sweep, config=Config.trained(2**14, 4, dim=64))
-  assert scheduling.chunk_steps(large(here)) < scheduling.chunk_steps(large(there))
-  root = Path(batched.__file__).parents[1]
+  assert step_time.chunk_steps(large(here)) < step_time.chunk_steps(large(there))
+  root = Path(sweeps.__file__).parents[1]
   for path in root.rglob('*.py'):
     text = path.read_text(encoding='utf-8')
     assert 'default_backend' not in text and 'device_count(' not in text, path

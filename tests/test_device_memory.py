@@ -18,19 +18,19 @@ from experiments.harness import cli, machine, trainer
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, device_memory, sharded
+from geomem.training import device_memory, sharded, sweeps
 from geomem.training.device_memory import Refused
 from geomem.training.recipe import Recipe
 
 CONFIG, FACTS = Config.trained(4, 1, dim=2, width=2), Facts.bijections(4, 1)
-TASKS = [batched.Task(CONFIG, FACTS, seed=seed) for seed in range(4)]
+TASKS = [sweeps.Task(CONFIG, FACTS, seed=seed) for seed in range(4)]
 RECIPE = Recipe(steps=2, target=None)
 MORE_THAN_ENOUGH = 2**40
 
 
 def sweep(memory, batch=None, count=4, devices=None):
   recipe = Recipe(steps=2, target=None, batch=batch)
-  return batched.set_up(recipe, TASKS[:count], devices, memory=memory)
+  return sweeps.set_up(recipe, TASKS[:count], devices, memory=memory)
 
 
 def alone(memory, batch=2):
@@ -74,7 +74,7 @@ def test_nothing_is_compiled_twice(set_up, caplog):
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
     own, states = set_up(MORE_THAN_ENOUGH, 6)
     checked = [one for one in caplog.messages if re.match(r'Compiling \S*_train_chunk', one)]
-    batched.advance(own, states, 1)
+    sweeps.advance(own, states, 1)
   trained = [one for one in caplog.messages if re.match(r'Compiling \S*_train_chunk', one)]
   assert len(checked) == len(trained) == 1
 
@@ -89,7 +89,7 @@ def test_an_evaluation_that_does_not_fit_is_refused_before_the_training(
   tmp_path, monkeypatch, evaluate
 ):
   monkeypatch.setattr(machine, 'memory', lambda: 2**19)
-  monkeypatch.setattr(batched.Sweep, 'train', lambda *_: pytest.fail('it trains'))
+  monkeypatch.setattr(sweeps.Sweep, 'train', lambda *_: pytest.fail('it trains'))
   run = trainer.training('study', tmp_path, {}, 30, False)
   stops = [(2,)] if evaluate == 'evaluate_at' else []
   text = r'the evaluation after training needs .* that a device has; the most models per device that fit: 0'
@@ -100,8 +100,8 @@ def test_an_evaluation_that_does_not_fit_is_refused_before_the_training(
 def test_an_evaluation_is_compiled_once(caplog):
   (own, states), evaluated = sweep(None), lambda params, job: many_numbers(params, job)
   with jax.log_compiles(), caplog.at_level(logging.WARNING):
-    batched.check_evaluation(own, states, evaluated, memory=MORE_THAN_ENOUGH)
-    batched.evaluate(own, states, evaluated)
+    sweeps.check_evaluation(own, states, evaluated, memory=MORE_THAN_ENOUGH)
+    sweeps.evaluate(own, states, evaluated)
   assert len([one for one in caplog.messages if re.match(r'Compiling \S*_map_models', one)]) == 1
 
 
@@ -143,9 +143,9 @@ def test_a_device_tells_its_memory_and_what_exceeds_it_is_refused():
   most = machine.memory()
   assert most > 2**30
   n = most // 2**8  # whose embeddings alone, of 64 numbers each, take as much
-  task = batched.Task(Config.trained(n, 1, dim=64), Facts(np.broadcast_to(np.int32(0), (1, n)), n))
+  task = sweeps.Task(Config.trained(n, 1, dim=64), Facts(np.broadcast_to(np.int32(0), (1, n)), n))
   with pytest.raises(InputError, match='that a device has'):
-    batched.set_up(Recipe(steps=2, target=None, batch=4), [task], memory=most)
+    sweeps.set_up(Recipe(steps=2, target=None, batch=4), [task], memory=most)
 
 
 @pytest.mark.parametrize('fixed', [0, 300, 1001])
@@ -178,7 +178,7 @@ def test_sizes_are_read_of_what_the_compiler_says():
 
 def test_a_sweep_of_several_sizes_is_planned_at_the_largest(monkeypatch):
   """Fewer models are not planned at the sizes of the first few."""
-  large = batched.Task(Config.trained(4, 1, dim=16, width=16), FACTS)
+  large = sweeps.Task(Config.trained(4, 1, dim=16, width=16), FACTS)
   limits = []
   for tasks in ([*TASKS, large], [large, *TASKS]):
     asked = {}
@@ -186,7 +186,7 @@ def test_a_sweep_of_several_sizes_is_planned_at_the_largest(monkeypatch):
       device_memory, 'check',
       lambda plan, smaller, size, unit, memory, own=asked: own.update(config=smaller(1).config, rows=smaller(2).row_count),
     )  # fmt: skip
-    batched.set_up(RECIPE, tasks, memory=MORE_THAN_ENOUGH)
+    sweeps.set_up(RECIPE, tasks, memory=MORE_THAN_ENOUGH)
     limits.append((asked['config'].dim, asked['rows']))
   assert limits == [(16, 2 * len(jax.devices()))] * 2
 

@@ -20,7 +20,7 @@ from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.mesh import AXES
-from geomem.training import batched, sharded
+from geomem.training import sharded, sweeps
 from geomem.training.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -30,13 +30,13 @@ RECIPE = Recipe(steps=6, warmup=2, check=3, target=None, block=16)
 def tasks():
   c = Config(10, 2, 10, 2, 6, (BlockConfig(1, 6, 6, (12,)),), norm='rms')
   table = Facts.bijections(10, 2)
-  return [batched.Task(c, table, seed=s) for s in range(3)]
+  return [sweeps.Task(c, table, seed=s) for s in range(3)]
 
 
 def trained() -> list:
   """Loss, accuracy and parameters of three models of a sweep, and of one sharded model on each of two meshes."""
-  sweep, states = batched.set_up(RECIPE, tasks())
-  states = batched.advance(sweep, states, RECIPE.steps)
+  sweep, states = sweeps.set_up(RECIPE, tasks())
+  states = sweeps.advance(sweep, states, RECIPE.steps)
   results = [sweep.state_of(states, i) for i in range(3)]
   for shape in ((1, 2), (2, 1)):
     mesh = Mesh(np.array(jax.devices()).reshape(shape), AXES)

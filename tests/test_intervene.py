@@ -15,7 +15,7 @@ from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.inside import intervene, linear_maps, new_facts
-from geomem.training import batched
+from geomem.training import sweeps
 from geomem.training.recipe import Recipe
 
 N, R = 48, 3
@@ -145,11 +145,11 @@ def test_subjects_that_a_model_never_saw_are_learned_as_its_own_were():
     Config.trained(N, R, 32),
     Recipe(300, warmup=20, batch=32, target=None, embedding_lr_multiplier=4),
   )
-  task = batched.Task(config, Facts.bijections(N, R))
-  sweep, states = batched.set_up(recipe, [task])
-  states = batched.advance(sweep, states, 300)
+  task = sweeps.Task(config, Facts.bijections(N, R))
+  sweep, states = sweeps.set_up(recipe, [task])
+  states = sweeps.advance(sweep, states, 300)
   params = jax.tree.map(jnp.asarray, sweep.state_of(states, 0).params)
-  job, other_RxN = batched.job(task, config), jnp.asarray(Facts.bijections(N, R, 7).answers_RxN)
+  job, other_RxN = sweeps.job(task, config), jnp.asarray(Facts.bijections(N, R, 7).answers_RxN)
   learn = functools.partial(new_facts.learn_embeddings, config, params=params, job=job)
   right = []
   for steps in (1, 300):
@@ -165,13 +165,13 @@ def test_subjects_that_a_model_never_saw_are_learned_as_its_own_were():
 def test_what_is_measured_of_a_sweep_is_that_of_each_model():
   configs = [Config.trained(6, 2, 4)] * 5
   tables = [Facts.bijections(6, 2, i) for i in range(5)]
-  tasks = [batched.Task(c, t, seed=i) for i, (c, t) in enumerate(zip(configs, tables, strict=True))]
-  sweep, states = batched.set_up(Recipe(steps=4), tasks)
+  tasks = [sweeps.Task(c, t, seed=i) for i, (c, t) in enumerate(zip(configs, tables, strict=True))]
+  sweep, states = sweeps.set_up(Recipe(steps=4), tasks)
 
   def function(params, job, more):
     return {'seed': job.seed, 'sum': jnp.sum(params['embed']['subjects']), 'more': 2 * more}
 
-  found = batched.evaluate(sweep, states, function, np.arange(5.0, dtype=np.float32))
+  found = sweeps.evaluate(sweep, states, function, np.arange(5.0, dtype=np.float32))
   assert found['seed'].tolist() == [0, 1, 2, 3, 4]
   np.testing.assert_allclose(found['more'], [0, 2, 4, 6, 8])
   sums = [sweep.state_of(states, i).params['embed']['subjects'].sum() for i in range(5)]
@@ -180,13 +180,13 @@ def test_what_is_measured_of_a_sweep_is_that_of_each_model():
 
 def test_equal_partials_share_a_program():
   config, traced = Config.trained(6, 2, 4), []
-  sweep, states = batched.set_up(Recipe(), [batched.Task(config, Facts.bijections(6, 2))])
+  sweep, states = sweeps.set_up(Recipe(), [sweeps.Task(config, Facts.bijections(6, 2))])
 
   def function(config, params, job, *, times):
     traced.append(times)
     return times * config.dim * jnp.sum(params['embed']['subjects'])
 
-  of = lambda dim, times: batched.evaluate(
+  of = lambda dim, times: sweeps.evaluate(
     sweep, states, functools.partial(function, Config.trained(6, 2, dim), times=times)
   )
   one = of(4, 1.0)

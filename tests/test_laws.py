@@ -21,9 +21,9 @@ from experiments.harness.statistics import select
 from geomem import model
 from geomem.config import Config
 from geomem.facts import Facts
-from geomem.training import batched, optimization
-from geomem.training.batched import Task
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 SMALL = '--scale=smoke', '--steps=300', '--save_seconds=0'
 STUDIES = [laws.STUDY, multihop.STUDY, frozen_embeddings.STUDY]
@@ -105,8 +105,8 @@ class Untrained:
   """A trainer that does not train: it evaluates models as they are initialised, or with given parameters."""
 
   def train_and_evaluate(self, recipe, tasks, function, trained=True):
-    sweep, states = batched.set_up(recipe, tasks)
-    return batched.evaluate(sweep, states, function)
+    sweep, states = sweeps.set_up(recipe, tasks)
+    return sweeps.evaluate(sweep, states, function)
 
 
 def test_bits_of_facts_are_those_of_an_independent_count():
@@ -134,8 +134,8 @@ def test_what_is_known_is_held_and_rounded():
   n, r = 16, 2
   recipe = Recipe.with_warmup(600, batch=16, target=None)
   task = Task(Config.trained(n, r, dim=12), Facts.bijections(n, r), 0.03, 0.01)
-  sweep, states = batched.set_up(recipe, [task])
-  for sweep, states in batched.fit(sweep, states, 600):  # noqa: B020
+  sweep, states = sweeps.set_up(recipe, [task])
+  for sweep, states in sweeps.fit(sweep, states, 600):  # noqa: B020
     pass
   params = sweep.state_of(states, 0).params
   (record,) = stored_bits.measure(
@@ -314,11 +314,11 @@ def test_a_step_is_right_more_often_than_a_chain():
   n, r, k = 8, 2, 3
   recipe = Recipe(hops=k, chain_of_thought=True, loss='chain')
   task = Task(Config.trained(n, r, dim=6, length=recipe.length()), Facts.bijections(n, r), seed=1)
-  sweep, states = batched.set_up(recipe, [task])
+  sweep, states = sweeps.set_up(recipe, [task])
   score = lambda each: (
     lambda params, job: optimization.accuracy(sweep.config, recipe, job, params, per_step=each)
   )
-  step, chain = (float(batched.evaluate(sweep, states, score(each))[0]) for each in (True, False))
+  step, chain = (float(sweeps.evaluate(sweep, states, score(each))[0]) for each in (True, False))
   params, right = sweep.state_of(states, 0).params, []
   for s, path in itertools.product(range(n), itertools.product(range(r), repeat=k)):
     tokens, now, own = [s, *(n + q for q in path)], s, []

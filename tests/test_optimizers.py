@@ -14,7 +14,7 @@ from test_sweep import RECIPE, close, task, trained
 from experiments import optimizers
 from experiments.harness import records
 from geomem import model
-from geomem.training import alternating, batched, optimization
+from geomem.training import alternating, optimization, sweeps
 
 MUON = dataclasses.replace(RECIPE, optimizer='muon')
 
@@ -60,8 +60,8 @@ def test_padding_changes_nothing():
 @functools.cache
 def half_trained():
   """A model whose facts are learned only in part, padded to more subjects and dimensions than it has."""
-  sweep, states = batched.set_up(dataclasses.replace(RECIPE, steps=30), [task(8, 5), task(9, 6)])
-  states = batched.advance(sweep, states, 30)
+  sweep, states = sweeps.set_up(dataclasses.replace(RECIPE, steps=30), [task(8, 5), task(9, 6)])
+  states = sweeps.advance(sweep, states, 30)
   row = sweep.rows[0]
   own = lambda tree: jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[row]), tree)
   return sweep.config, own(states.params), own(sweep.jobs)
@@ -119,8 +119,8 @@ def test_nothing_else_moves_and_padding_stays():
 @pytest.mark.parametrize('joint', [False, True])
 def test_steps_and_solves_in_turn_learn_the_facts(joint):
   one = task(8, 6)
-  job, recipe = batched.job(one, one.config), dataclasses.replace(RECIPE, steps=150)
-  params = batched.parameters(one, one.config)
+  job, recipe = sweeps.job(one, one.config), dataclasses.replace(RECIPE, steps=150)
+  params = sweeps.parameters(one, one.config)
   learn = functools.partial(
     alternating.learn, one.config, recipe, rounds=6, iterations=10, joint=joint
   )

@@ -21,7 +21,7 @@ from geomem.checks import verify
 from geomem.config import Config
 from geomem.facts import Facts
 from geomem.inside import edits, intervene, linear_maps, new_facts, projectors
-from geomem.training import alternating, batched, mlp_memory, optimization
+from geomem.training import alternating, mlp_memory, optimization, sweeps
 from geomem.training.recipe import Recipe
 
 RNG = np.random.default_rng(0)
@@ -167,7 +167,7 @@ def drawn():
   own, other = Facts.bijections(24, 2), Facts.bijections(24, 2, seed=1)
   task = KIND.task(own, 0)
   params = model.draw(task.config, 0)
-  return task.config, KIND.recipe(), params, batched.job(task, task.config), other.answers_RxN
+  return task.config, KIND.recipe(), params, sweeps.job(task, task.config), other.answers_RxN
 
 
 def asking(function, *arguments):
@@ -233,7 +233,7 @@ RECIPES = {
 @pytest.mark.parametrize('name', RECIPES)
 def test_training_says_what_it_wants(name):
   recipe, config = RECIPES[name], Config.trained(16, 2, dim=8)
-  job = batched.job(batched.Task(config, Facts.bijections(16, 2)), config)
+  job = sweeps.job(sweeps.Task(config, Facts.bijections(16, 2)), config)
   state = optimization.initial_state(recipe, model.draw(config, 0))
   train = functools.partial(optimization.train_chunk, config, recipe, 1)
   asked, inherited = asking(train, job, state)

@@ -17,7 +17,7 @@ from geomem.facts import Facts
 from geomem.inside import intervene, linear_maps, new_facts
 from geomem.pretrained import decoder
 from geomem.pretrained.config import DecoderConfig
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 N, R, D = 6, 2, 4
@@ -40,7 +40,7 @@ def swapped(vectors=(R, N, D), wanted=(N, R)):
 
 
 def loss(answers_RxN=G, valid=N, params=PARAMS):
-  job = batched.job(batched.Task(CONFIG, FACTS), CONFIG).replace(answers_RxN=answers_RxN)
+  job = sweeps.job(sweeps.Task(CONFIG, FACTS), CONFIG).replace(answers_RxN=answers_RxN)
   return optimization.loss(CONFIG, Recipe(), params, job, None, np.ones(valid, bool))
 
 
@@ -118,8 +118,8 @@ MISFITS = {
   'facts of fewer subjects': lambda: loss(G[:, :4]),
   'facts of fewer relations': lambda: loss(G[:1]),
   'one mark for all subjects': lambda: loss(valid=1),
-  'parameters of a smaller model': lambda: batched.parameters(
-    batched.Task(CONFIG, FACTS, params=model.draw(Config.trained(N, R, 2, 8), 0)), CONFIG
+  'parameters of a smaller model': lambda: sweeps.parameters(
+    sweeps.Task(CONFIG, FACTS, params=model.draw(Config.trained(N, R, 2, 8), 0)), CONFIG
   ),
   'a stream of width 1': lambda: stream(x=(3, 1)),
   'an addition of width 1': lambda: stream(add=(1, 1)),

@@ -23,7 +23,7 @@ from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
 from geomem.mesh import AXES
-from geomem.training import batched, optimization, sharded
+from geomem.training import optimization, sharded, sweeps
 from geomem.training.recipe import Recipe
 
 FOUR = len(jax.devices()) == 4
@@ -113,12 +113,12 @@ def test_a_tie_with_another_slice_is_wrong():
 def task(n, r=2, answers=None, depth=1, norm='rms', length=2, rate=1e-2, **changes):
   blocks = (BlockConfig(1, 6, 6, (12,)),) * depth
   c = Config(n, r, answers or n, length, 6, blocks, norm=norm).replace(**changes)
-  return batched.Task(c, Facts.bijections(n, r), rate)
+  return sweeps.Task(c, Facts.bijections(n, r), rate)
 
 
 def alone(recipe, t):
-  sweep, states = batched.set_up(recipe, [t], devices=jax.devices()[:1])
-  return sweep.state_of(batched.advance(sweep, states, recipe.steps), 0)
+  sweep, states = sweeps.set_up(recipe, [t], devices=jax.devices()[:1])
+  return sweep.state_of(sweeps.advance(sweep, states, recipe.steps), 0)
 
 
 def spread(recipe, t, shape):
@@ -202,9 +202,9 @@ def test_a_sweep_on_four_devices_is_that_of_one():
   recipe = Recipe(steps=8, warmup=2, target=None, check=4)
   ends = []
   for devices in (jax.devices(), jax.devices()[:1]):
-    sweep, states = batched.set_up(recipe, tasks, devices=devices)
+    sweep, states = sweeps.set_up(recipe, tasks, devices=devices)
     assert sweep.mesh.size == len(devices)
-    states = batched.advance(sweep, states, 8)
+    states = sweeps.advance(sweep, states, 8)
     ends.append([sweep.state_of(states, i).params for i in range(len(tasks))])
   for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-5)

@@ -12,7 +12,7 @@ from geomem import model
 from geomem.config import Config
 from geomem.facts import Facts
 from geomem.inside import linear_maps
-from geomem.training import batched
+from geomem.training import sweeps
 
 N, R, D = 400, 3, 9
 superposition_r2 = jax.jit(linear_maps.superposition_r2)
@@ -77,7 +77,7 @@ def test_a_leak_would_be_seen():
 def test_a_leak_planted_into_the_experiment_is_seen(leaks, monkeypatch):
   """With random embeddings wider than there are subjects, scores are high exactly if the fit sees the judged subjects."""
   config, table = Config.trained(60, 2, 64, 8), instances.bijections(60, 2, 0)
-  job = batched.job(batched.Task(config, table), config)
+  job = sweeps.job(sweeps.Task(config, table), config)
   if leaks:
     whole = lambda score: lambda e, u, answers, fit_T, held_S: score(e, u, answers, held_S, held_S)
     for name in ('superposition_r2', 'probe_accuracy'):

@@ -12,7 +12,7 @@ from geomem import model
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
@@ -20,12 +20,12 @@ RECIPE = Recipe(steps=8, warmup=2, target=None, check=4)
 
 def task(n, d, r=2, f=None, norm='rms', **options):
   c = Config(n, r, n, 2, d, (BlockConfig(1, d, d, (f or 2 * d,)),), norm=norm)
-  return batched.Task(c, Facts.bijections(n, r, n), **options)
+  return sweeps.Task(c, Facts.bijections(n, r, n), **options)
 
 
 def trained(tasks, recipe=RECIPE, **options):
-  sweep, states = batched.set_up(recipe, tasks, **options)
-  states = batched.advance(sweep, states, recipe.steps)
+  sweep, states = sweeps.set_up(recipe, tasks, **options)
+  states = sweeps.advance(sweep, states, recipe.steps)
   return [sweep.state_of(states, i) for i in range(len(tasks))]
 
 
@@ -51,10 +51,10 @@ def test_padded_models_train_as_alone(norm, together):
 
 def test_what_is_padded_stays_zero():
   tasks = [task(9, 6), task(4, 3)]
-  sweep, states = batched.set_up(RECIPE, tasks)
-  states = batched.advance(sweep, states, 8)
+  sweep, states = sweeps.set_up(RECIPE, tasks)
+  states = sweeps.advance(sweep, states, 8)
   whole = jax.tree.map(lambda a: np.asarray(a[sweep.rows[1]]), states.params)
-  inside = batched.pad(batched.crop(whole, tasks[1].config), sweep.config)
+  inside = sweeps.pad(sweeps.crop(whole, tasks[1].config), sweep.config)
   assert all(map(np.array_equal, jax.tree.leaves(whole), jax.tree.leaves(inside)))
 
 
@@ -82,13 +82,13 @@ def test_training_starts_from_given_parameters():
 
 def test_models_that_differ_in_more_than_size_share_no_program():
   with pytest.raises(InputError, match='sizes alone'):
-    batched.set_up(RECIPE, [task(5, 4), task(5, 4, norm='none')])
+    sweeps.set_up(RECIPE, [task(5, 4), task(5, 4, norm='none')])
 
 
 def test_facts_must_fit_the_model():
   c = task(5, 4).config
   with pytest.raises(InputError, match='do not fit'):
-    batched.Task(c, Facts.bijections(6, 2))
+    sweeps.Task(c, Facts.bijections(6, 2))
 
 
 @pytest.mark.parametrize('attributes, options, told', [
@@ -102,7 +102,7 @@ def test_attributes_that_are_no_subjects_are_not_chained(attributes, options, to
   open_facts = Facts.random_maps(5, 2, attributes)
   recipe = Recipe(steps=1, warmup=0, **options)
   with pytest.raises(InputError, match=told) if told else contextlib.nullcontext():
-    batched.check(recipe, (batched.Task(c, open_facts),), c)
+    sweeps.check(recipe, (sweeps.Task(c, open_facts),), c)
 
 
 @pytest.mark.parametrize('together', [1, 2])
@@ -112,16 +112,16 @@ def test_models_dealt_out_anew_end_as_alone(together):
   quick = lambda s: task(8, 16, f=64, seed=2 * s, weight_decay=0.0)
   slow = lambda s: task(8, 16, f=64, seed=s, learning_rate=1e-6 * (s + 1))
   tasks = [kind(s) for s in range(4) for kind in (quick, slow)]
-  sweep, states = batched.set_up(recipe, tasks, vmap_size=together)
+  sweep, states = sweeps.set_up(recipe, tasks, vmap_size=together)
   first = sweep.rows
-  for sweep, states in batched.fit(sweep, states, 100):  # noqa: B020
+  for sweep, states in sweeps.fit(sweep, states, 100):  # noqa: B020
     pass
   assert not np.array_equal(first, sweep.rows) and sorted(sweep.rows) == sorted(first)
   statuses = [int(sweep.state_of(states, i).status) for i in range(8)]
   assert statuses == [optimization.SOLVED, optimization.RUNNING] * 4
   for i in (1, 3, 4, 7):
-    alone, state = batched.set_up(recipe, [tasks[i]], devices=jax.devices()[:1])
-    for alone, state in batched.fit(alone, state, 100):  # noqa: B020
+    alone, state = sweeps.set_up(recipe, [tasks[i]], devices=jax.devices()[:1])
+    for alone, state in sweeps.fit(alone, state, 100):  # noqa: B020
       pass
     one, other = alone.state_of(state, 0), sweep.state_of(states, i)
     assert one.step == other.step
@@ -136,23 +136,23 @@ def test_rates_that_are_no_numbers_are_refused():
 
 
 def test_states_can_be_trained_from_twice():
-  sweep, states = batched.set_up(RECIPE, [task(6, 5), task(5, 4)])
+  sweep, states = sweeps.set_up(RECIPE, [task(6, 5), task(5, 4)])
 
   def ends():
-    for last, ended in batched.fit(sweep, states, 3):
+    for last, ended in sweeps.fit(sweep, states, 3):
       pass
     return [last.state_of(ended, i) for i in range(2)]
 
   first = ends()
   chex.assert_trees_all_equal(first, ends())
-  again = batched.advance(sweep, states, 8)
+  again = sweeps.advance(sweep, states, 8)
   chex.assert_trees_all_equal(first, [sweep.state_of(again, i) for i in range(2)])
   assert all(sweep.state_of(states, i).step == 0 for i in range(2))
 
 
 def test_a_program_is_compiled_once():
-  sweep, states = batched.set_up(RECIPE, [task(7, 5), task(6, 4)])
-  before = batched._train_chunks._cache_size()
+  sweep, states = sweeps.set_up(RECIPE, [task(7, 5), task(6, 4)])
+  before = sweeps._train_chunks._cache_size()
   for _ in range(3):
-    states = batched.advance(sweep, states, 2)
-  assert batched._train_chunks._cache_size() == before + 1
+    states = sweeps.advance(sweep, states, 2)
+  assert sweeps._train_chunks._cache_size() == before + 1

@@ -15,7 +15,7 @@ from geomem.checks import verify
 from geomem.config import BlockConfig, Config
 from geomem.errors import InputError
 from geomem.facts import Facts
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 
@@ -26,7 +26,7 @@ def config(n=7, r=3, d=6, f=10, **changes):
 
 def task(c, **options):
   facts = Facts.bijections(c.subjects, c.relations)
-  return batched.Task(c, facts, **options)
+  return sweeps.Task(c, facts, **options)
 
 
 def plain_step(c, facts, params, moments, rate, decay):
@@ -58,7 +58,7 @@ def test_a_step_is_adamw_on_the_plain_loss(changes):
   c = config(**changes)
   t = task(c, learning_rate=0.02, weight_decay=0.3)
   recipe = Recipe(steps=10, warmup=3)
-  job, state = batched.job(t, c), optimization.initial_state(recipe, model.draw(c, 0))
+  job, state = sweeps.job(t, c), optimization.initial_state(recipe, model.draw(c, 0))
   params = jax.tree.map(jnp.asarray, model.draw(c, 0))
   moments = adamw(0.1, 0.3).init(params)
   step = jax.jit(functools.partial(optimization.step, c, recipe, job))
@@ -88,7 +88,7 @@ def test_what_is_frozen_does_not_move(frozen):
   c, recipe = config(), Recipe(steps=5, warmup=0, target=None, frozen=frozen)
   before = model.draw(c, 0)
   after = optimization.train_chunk(
-    c, recipe, 5, batched.job(task(c), c), optimization.initial_state(recipe, before)
+    c, recipe, 5, sweeps.job(task(c), c), optimization.initial_state(recipe, before)
   ).params
   for path, old in jax.tree_util.tree_leaves_with_path(before):
     new = after
@@ -103,7 +103,7 @@ def test_learning_solves_and_then_stops():
   c = config(n=16, r=2, d=8, f=32)
   recipe = Recipe(steps=2000, check=20)
   t = task(c, weight_decay=0.0)
-  run = jax.jit(functools.partial(optimization.train_chunk, c, recipe, 2000, batched.job(t, c)))
+  run = jax.jit(functools.partial(optimization.train_chunk, c, recipe, 2000, sweeps.job(t, c)))
   state = run(optimization.initial_state(recipe, model.draw(c, 1)))
   assert state.status == optimization.SOLVED and 20 <= state.step < 2000 and state.step % 20 == 0
   assert verify.accuracy(c, state.params, t.facts).accuracy == state.accuracy >= 0.99
@@ -114,7 +114,7 @@ def test_learning_solves_and_then_stops():
 def test_stretches_add_up_to_one():
   c = config()
   recipe = Recipe(steps=30, check=10, target=1.0, batch=4)
-  job, first = batched.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
+  job, first = sweeps.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
   run = jax.jit(functools.partial(optimization.train_chunk, c, recipe))
   go = lambda steps, state: run(np.int32(steps), job, state)
   whole, parts = go(30, first), go(16, go(11, go(3, first)))
@@ -125,7 +125,7 @@ def test_stretches_add_up_to_one():
 
 def test_without_evaluation_the_parameters_are_the_same_and_the_accuracy_is_not_known():
   c, recipe = config(), Recipe(steps=6, target=None, batch=4, passes=True, lazy=True)
-  job, first = batched.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
+  job, first = sweeps.job(task(c), c), optimization.initial_state(recipe, model.draw(c, 0))
   run = lambda recipe: optimization.train_chunk(c, recipe, 6, job, first)
   known, unknown = run(recipe), run(dataclasses.replace(recipe, evaluate=False))
   assert np.isnan(unknown.accuracy) and unknown.status == known.status == optimization.RUNNING
@@ -134,7 +134,7 @@ def test_without_evaluation_the_parameters_are_the_same_and_the_accuracy_is_not_
 
 def test_divergence_is_marked():
   c, recipe = config(norm='none'), Recipe(steps=50, warmup=0, target=None)
-  job = batched.job(task(c, learning_rate=1e30), c)
+  job = sweeps.job(task(c, learning_rate=1e30), c)
   state = optimization.train_chunk(
     c, recipe, 50, job, optimization.initial_state(recipe, model.draw(c, 0))
   )
@@ -160,8 +160,8 @@ def test_every_loss_is_the_mean_over_the_tokens_it_asks_for(hops, cot, loss):
   n, r = 5, 2
   recipe = Recipe(hops=hops, chain_of_thought=cot, loss=loss)
   c = config(n=n, r=r, length=recipe.length(), answers=n + r if loss == 'every' else n)
-  t = batched.Task(c, Facts.bijections(n, r))
-  job, params, everyone = batched.job(t, c), model.draw(c, 0), jnp.arange(n)
+  t = sweeps.Task(c, Facts.bijections(n, r))
+  job, params, everyone = sweeps.job(t, c), model.draw(c, 0), jnp.arange(n)
   params['embed']['subjects'] *= 3  # or all answers are alike
   got = jax.jit(functools.partial(optimization.loss, c, recipe))(
     params, job, everyone, everyone < n
@@ -191,7 +191,7 @@ def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
   params = jax.tree.map(np.asarray, model.draw(c, 0))
   params['embed']['subjects'] *= 3  # or all answers are alike
   look = jax.jit(functools.partial(optimization.accuracy, c, recipe))
-  job = batched.job(t, c)
+  job = sweeps.job(t, c)
   assert look.lower(job, params).compile().memory_analysis().temp_size_in_bytes < 10 * 2**20
   right = verify.accuracy(c, params, t.facts, 2).accuracy
   assert right > 0 and look(job, params) == pytest.approx(right)
@@ -199,7 +199,7 @@ def test_accuracy_is_looked_at_block_by_block_however_many_paths_there_are():
 
 def test_accuracy_among_more_queries_than_an_integer_counts():
   c, recipe = config(), Recipe()
-  params, job = model.draw(c, 0), batched.job(task(c), c)
+  params, job = model.draw(c, 0), sweeps.job(task(c), c)
   more = job.replace(subjects=np.int32(2**30))  # times 3 relations
   right, among_more = (optimization.accuracy(c, recipe, j, params) for j in (job, more))
   assert among_more == pytest.approx(right * 7 / 2**30) and right > 0
@@ -208,7 +208,7 @@ def test_accuracy_among_more_queries_than_an_integer_counts():
 def test_shorter_chains_are_trained_alike():
   c = config(length=6)
   recipe = Recipe(hops=3, chain_of_thought=True, loss='chain', warmup=0)
-  job, params, everyone = batched.job(task(c), c), model.draw(c, 0), jnp.arange(7)
+  job, params, everyone = sweeps.job(task(c), c), model.draw(c, 0), jnp.arange(7)
   all_of_them = dataclasses.replace(recipe, shorter=True)
   state = jax.jit(functools.partial(optimization.step, c, all_of_them, job))(
     optimization.initial_state(recipe, params)
@@ -233,7 +233,7 @@ def test_recipes_that_make_no_sense_are_refused(options, told):
 
 def test_what_is_not_there_cannot_be_frozen():
   with pytest.raises(InputError, match='frozen names'):
-    batched.set_up(Recipe(frozen=('unembedding',)), [task(config())])
+    sweeps.set_up(Recipe(frozen=('unembedding',)), [task(config())])
 
 
 def test_the_lr_multiplier_applies_to_the_embeddings_of_subjects_alone():
@@ -244,7 +244,7 @@ def test_the_lr_multiplier_applies_to_the_embeddings_of_subjects_alone():
     recipe = Recipe(steps=10, warmup=0, embedding_lr_multiplier=multiplier)
     params = model.draw(c, 0)
     step = jax.jit(functools.partial(optimization.step, c, recipe))
-    state = step(batched.job(t, c), optimization.initial_state(recipe, params))
+    state = step(sweeps.job(t, c), optimization.initial_state(recipe, params))
     moved[multiplier] = jax.tree.map(lambda new, old: np.asarray(new - old), state.params, params)
   faster, slower = moved[4.0]['embed'].pop('subjects'), moved[1.0]['embed'].pop('subjects')
   np.testing.assert_allclose(faster, 4 * slower, atol=1e-6)
@@ -260,7 +260,7 @@ def test_the_decay_multiplier_applies_to_the_decay_of_the_embeddings_of_subjects
   def change(decay):
     recipe = Recipe(warmup=0, embedding_lr_multiplier=4.0, embedding_decay_multiplier=decay)
     run = jax.jit(functools.partial(optimization.step, c, recipe))
-    new = run(batched.job(t, c), optimization.initial_state(recipe, params)).params
+    new = run(sweeps.job(t, c), optimization.initial_state(recipe, params)).params
     return jax.tree.map(lambda new, old: np.asarray(new - old), new, params)
 
   plain, equal, none, thrice = map(change, (None, 4.0, 0.0, 3.0))
@@ -276,8 +276,8 @@ def test_noise_is_as_large_as_asked_new_at_every_step_and_leaves_padding_alone()
   c = config(n=60, d=40)
   t = task(c)
   wide = c.replace(subjects=64, dim=48)
-  job = batched.job(t, wide)
-  e_NxD = jnp.asarray(batched.pad(model.draw(c, 0), wide)['embed']['subjects'])
+  job = sweeps.job(t, wide)
+  e_NxD = jnp.asarray(sweeps.pad(model.draw(c, 0), wide)['embed']['subjects'])
   drawn = [
     np.asarray(optimization._noise(Recipe(noise=0.5), job, e_NxD, jax.random.key(s)))
     for s in (0, 1)

@@ -13,7 +13,7 @@ from experiments.harness.statistics import parse_score_name
 from experiments.harness.trainer import Trainer
 from geomem.config import Config
 from geomem.facts import Facts
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 # The recipe with which gradient descent finds the predicted structure; experiments.transfer ablates it part by part.
@@ -97,14 +97,14 @@ class Kind(Sizes):
       frozen=tuple(name for name, how in parts.items() if how == 'fixed'),
     )  # fmt: skip
 
-  def task(self, facts: Facts, seed: int) -> batched.Task:
+  def task(self, facts: Facts, seed: int) -> sweeps.Task:
     """A model of this kind before training."""
     if self.model == 'constructed':
       built = registry.build('selector', facts)
-      return batched.Task(built.config, facts, seed=seed, params=built.params)
+      return sweeps.Task(built.config, facts, seed=seed, params=built.params)
     size = facts.subjects, facts.relations, self.dim, self.width
     config = Config.trained(*size, answer_dim=self.answer_dim)
-    return batched.Task(config, facts, self.learning_rate, self.weight_decay, seed)
+    return sweeps.Task(config, facts, self.learning_rate, self.weight_decay, seed)
 
   def evaluate(
     self, trainer: Trainer, seeds: Sequence[int], scores: Callable, stops: Sequence[int] = ()

@@ -27,7 +27,7 @@ from experiments.harness import machine
 from experiments.harness.trainer import Trainer
 from geomem import hosts
 from geomem.config import Config
-from geomem.training import batched
+from geomem.training import sweeps
 from geomem.training.recipe import Recipe
 
 JITTED = type(jax.jit(abs))
@@ -119,7 +119,7 @@ def _kind(leaf: Any, options: bool) -> Any:
   if isinstance(leaf, Config | Recipe) and not options:
     return type(leaf).__name__
   if isinstance(leaf, Config):
-    return batched.unsized(leaf)
+    return sweeps.unsized(leaf)
   if (parts := _parts(leaf)) is not None:
     return tuple(_kind(part, options) for part in parts)
   if isinstance(leaf, jax.ShapeDtypeStruct):
@@ -263,7 +263,7 @@ class Recorder(Trainer):
 
   def run_to_end(self, fit: Callable, sweep, states):
     """Run one chunk, whatever the states are: they are ones, which would look as if all training were done."""
-    return sweep, batched.advance(sweep, states, 1)
+    return sweep, sweeps.advance(sweep, states, 1)
 
 
 def of_study(

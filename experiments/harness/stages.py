@@ -21,7 +21,7 @@ from geomem.facade import FactModel
 from geomem.inside import symmetry, truth
 from geomem.inside.truth import Truth
 from geomem.layout import Layout
-from geomem.training import batched, trained
+from geomem.training import sweeps, trained
 from geomem.training.recipe import Recipe
 
 STAGES = 'built', 'disguised', 'retrained', 'scratch'
@@ -59,7 +59,7 @@ def zoo_model(stage: str, model: FactModel, known: Truth | None, noise: float = 
   return ZooModel(stage, model, known, *truth.evaluate(model), found, noise)
 
 
-def train_with(trainer: Trainer, tasks: Sequence[batched.Task], **options) -> list[FactModel]:
+def train_with(trainer: Trainer, tasks: Sequence[sweeps.Task], **options) -> list[FactModel]:
   """`trained.sweep` of models of one size in a run that can be resumed."""
   recipe = Recipe(**options)
   found = trainer.train_and_evaluate(recipe, tasks, lambda params, job: {'params': params})
@@ -85,7 +85,7 @@ def at_all_stages(
   transformed = [k.transformed(by) for k, (_, by) in zip(truths, disguised, strict=True)]
   tasks = []
   for (one, _), seed in zip(disguised, seeds, strict=True):
-    task = functools.partial(batched.Task, one.config, one.facts, weight_decay=0.0, seed=seed)
+    task = functools.partial(sweeps.Task, one.config, one.facts, weight_decay=0.0, seed=seed)
     for noise in noises:
       params = noised(one.config, one.params, noise, np.random.default_rng((seed, 2)), seed)
       tasks.append(task(LEARNING_RATE, params=params))

@@ -14,9 +14,9 @@ from experiments.harness.trainer import Trainer
 from geomem import model
 from geomem.checks import rounding
 from geomem.config import Config
-from geomem.training import batched, optimization
-from geomem.training.batched import Task
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 # Sizes as multiples of d₅₀, the d at which half of the facts are known, which a trial estimated.
 FACTORS = 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0
@@ -55,7 +55,7 @@ def measure(
 
   `learn(config, recipe, params, job)`: the parameters found in another way than by the steps of the recipe alone.
   """
-  config = batched.common_config([task.config for task in tasks])
+  config = sweeps.common_config([task.config for task in tasks])
   whole = config.subjects <= MAX_SUBJECTS_ROUNDED
   scores = functools.partial(_scores, config, recipe, whole, learn)
   found = trainer.train_and_evaluate(recipe, tasks, scores, trained=learn is None)

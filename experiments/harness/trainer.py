@@ -23,7 +23,7 @@ import rich.progress
 from experiments.harness import cli, machine
 from geomem import hosts
 from geomem.saved import runs
-from geomem.training import batched, optimization, scheduling
+from geomem.training import optimization, step_time, sweeps
 from geomem.training.recipe import Recipe
 
 
@@ -79,40 +79,40 @@ class Trainer:
     self.resume_from = arrays.get('under_way')
     self.asked, self.saved, self.unsaved = 0, time.monotonic(), not self.finished
 
-  def set_up(self, recipe: Recipe, tasks, trained: bool = True) -> tuple[batched.Sweep, Any]:
+  def set_up(self, recipe: Recipe, tasks, trained: bool = True) -> tuple[sweeps.Sweep, Any]:
     """The tasks as a sweep, and its states before the first step; refused if it is to be trained and does not fit."""
     memory = self.memory if trained else None
-    return batched.set_up(recipe, tasks, memory=memory, **self.placement)
+    return sweeps.set_up(recipe, tasks, memory=memory, **self.placement)
 
-  def check(self, sweep: batched.Sweep, states, function, *more):
+  def check(self, sweep: sweeps.Sweep, states, function, *more):
     """Refuse an evaluation that does not fit, before its models are trained."""
     if self.memory:
-      batched.check_evaluation(sweep, states, function, *more, memory=self.memory)
+      sweeps.check_evaluation(sweep, states, function, *more, memory=self.memory)
 
   def train_and_evaluate(
     self, recipe: Recipe, tasks, function, *more, trained: bool = True
   ) -> dict:
-    """The results of `batched.evaluate` for the tasks once they are trained, or untrained."""
+    """The results of `sweeps.evaluate` for the tasks once they are trained, or untrained."""
 
     def work():
       sweep, states = self.set_up(recipe, tasks, trained)
       self.check(sweep, states, function, *more)
       if trained:
-        sweep, states = self.run_to_end(batched.fit, sweep, states)
-      return batched.evaluate(sweep, states, function, *more)
+        sweep, states = self.run_to_end(sweeps.fit, sweep, states)
+      return sweeps.evaluate(sweep, states, function, *more)
 
     return self.cached(work)
 
   def evaluate_at(self, stops, recipe: Recipe, tasks, function, *more) -> dict:
-    """The results of `batched.evaluate` before training and after each of `stops`, in steps: a row per stop."""
+    """The results of `sweeps.evaluate` before training and after each of `stops`, in steps: a row per stop."""
 
     def work():
       sweep, states = self.set_up(recipe, tasks)
       self.check(sweep, states, function, *more)
-      found = [batched.evaluate(sweep, states, function, *more)]
+      found = [sweeps.evaluate(sweep, states, function, *more)]
       for before, stop in itertools.pairwise((0, *stops)):
-        states = batched.advance(sweep, states, stop - before)
-        found.append(batched.evaluate(sweep, states, function, *more))
+        states = sweeps.advance(sweep, states, stop - before)
+        found.append(sweeps.evaluate(sweep, states, function, *more))
       return jax.tree.map(lambda *arrays: np.stack(arrays), *found)
 
     return self.cached(work)
@@ -150,7 +150,7 @@ class Trainer:
         flax.serialization.from_state_dict(states, self.resume_from['states']), shardings
       )
       self.resume_from = None
-    steps = scheduling.chunk_steps(sweep)
+    steps = step_time.chunk_steps(sweep)
     chunks = fit(sweep, states, steps)
     worth_tracing = steps >= sweep.recipe.steps  # the only chunk, or else one after compilation
     while chunk := self._next(chunks, worth_tracing):

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from chex import Array
 
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 
 ROWS = 32  # facts are padded to a multiple of this: recompiling costs more than rows of zeros
 
@@ -118,7 +118,7 @@ def learn_all(
   recipe: MemoryRecipe, sizes: Sequence[int], seeds: Sequence[int], devices: Sequence[jax.Device] | None = None,
   platform: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-  """`learn` for many (facts, seed) over all devices; `devices` and `platform` as in `batched.set_up`."""
+  """`learn` for many (facts, seed) over all devices; `devices` and `platform` as in `sweeps.set_up`."""
   used = np.array(jax.devices() if devices is None else devices)[: len(sizes)]
   rows, count = -(-max(sizes) // ROWS) * ROWS, -(-len(sizes) // used.size) * used.size
   models = [draw(recipe, n, s, rows) for n, s in zip(sizes, seeds, strict=True)]
@@ -129,6 +129,6 @@ def learn_all(
   memories = jax.tree.map(lambda *leaves: np.stack(leaves)[model_of_row], *models)
   mesh = jax.sharding.Mesh(used, ('models',))
   platform = platform or used[0].platform
-  learned = batched.map_models(functools.partial(learn, recipe), mesh, platform, memories)
+  learned = sweeps.map_models(functools.partial(learn, recipe), mesh, platform, memories)
   best, done = (np.asarray(values)[row_M] for values in learned)
   return best, done

@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from geomem import head, model, queries
 from geomem.config import Config
-from geomem.training import lazy
+from geomem.training import sparse_updates
 from geomem.training.recipe import Recipe
 
 SUBJECTS, ANSWERS = 'embed/subjects', 'unembed/answers'
@@ -85,12 +85,12 @@ def initial_state(recipe: Recipe, params: dict, as_tree: bool = False) -> State:
   zero, none = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
   opt_state = _adam(recipe).init(weights)
   if recipe.lazy:
-    rows = {name: lazy.Rows.of(table) for name, table in tables.items()}
+    rows = {name: sparse_updates.Rows.of(table) for name, table in tables.items()}
     shape = 1, 1  # no array may be empty
     if recipe.negatives is not None:
       embed = params['embed']
       shape = len(embed['relations']) ** recipe.hops, len(embed['subjects'])
-    confusers_CxN = jnp.full(shape, lazy.NONE)
+    confusers_CxN = jnp.full(shape, sparse_updates.NONE)
     opt_state = Lazy(opt_state, unflatten_dict(rows, sep='/'), confusers_CxN)
   return State(params, opt_state, none, zero, zero, none)
 
@@ -296,7 +296,7 @@ def _decay_ratio(recipe: Recipe) -> float:
 def _in_passes(recipe: Recipe, job: Job, step: Array) -> tuple[Array, Array]:
   key = jax.random.fold_in(jax.random.key(job.seed), 2**31)  # not the number of any step
   assert recipe.batch
-  return lazy.in_passes(key, step, job.subjects, recipe.batch)
+  return sparse_updates.in_passes(key, step, job.subjects, recipe.batch)
 
 
 def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> State:
@@ -312,10 +312,10 @@ def _step_lazily(config: Config, recipe: Recipe, job: Job, state: State) -> Stat
     key = jax.random.fold_in(jax.random.key(job.seed), state.step)
     confusers_Q = confusers_CxN[:, subjects_B].T.reshape(-1)
     about = recipe.negatives, job.attributes, config.answers
-    index[ANSWERS], targets_Q = lazy.candidates(key, targets_Q, confusers_Q, *about)
+    index[ANSWERS], targets_Q = sparse_updates.candidates(key, targets_Q, confusers_Q, *about)
     in_use_C = index[ANSWERS] < config.answers
   every, rows = {**trained, **frozen}, flatten_dict(state.opt_state.rows, sep='/')
-  values = {name: lazy.read(every[name], rows.get(name), index[name]) for name in index}
+  values = {name: sparse_updates.read(every[name], rows.get(name), index[name]) for name in index}
   small = config.replace(subjects=len(subjects_B), answers=len(in_use_C))
 
   def objective(free, values):
@@ -351,7 +351,7 @@ def _write(recipe, job, step, tables, rows, index, values, grads) -> tuple[dict,
     count = (job.subjects if name == SUBJECTS else job.attributes).astype(jnp.float32)
     rarely = jnp.sqrt(jnp.maximum(count / len(index[name]), 1.0))
     about = index[name], values[name], grads[name], rate * faster * rarely, rate * decay, betas
-    tables_after[name], rows_after[name] = lazy.write(tables[name], own, *about)
+    tables_after[name], rows_after[name] = sparse_updates.write(tables[name], own, *about)
   return tables_after, rows_after
 
 
@@ -361,7 +361,7 @@ def with_decay(recipe: Recipe, state: State) -> State:
     return state
   flat, rows = flatten_dict(state.params, sep='/'), {}
   for name, own in flatten_dict(state.opt_state.rows, sep='/').items():
-    flat[name], rows[name] = lazy.apply_decay(flat[name], own)
+    flat[name], rows[name] = sparse_updates.apply_decay(flat[name], own)
   return state.replace(
     params=unflatten_dict(flat, sep='/'),
     opt_state=state.opt_state.replace(rows=unflatten_dict(rows, sep='/')),

@@ -29,7 +29,7 @@ class Recipe:
   `label_smoothing`: weight of the uniform distribution over the answers in the label.
   `passes`: subjects come in passes over all of them, each in its own random order; otherwise every
   batch is drawn independently.
-  `lazy`: a step updates only the subject embeddings that it reads, as in `geomem.training.lazy`.
+  `lazy`: a step updates only the subject embeddings that it reads, as in `geomem.training.sparse_updates`.
   `negatives`: the softmax is over the batch's targets, this many uniformly drawn answers, and the
   confusers, and `lazy` then applies to the answer vectors too; None: over all answers.
   `optimizer`: 'adamw', or 'muon', by which the matrices of the blocks move along their momentum with all

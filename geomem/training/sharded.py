@@ -23,17 +23,17 @@ from geomem import mesh as meshes
 from geomem.config import Config
 from geomem.errors import InputError
 from geomem.mesh import AXES, SLICED, VOCABULARY
-from geomem.training import batched, device_memory, optimization
-from geomem.training.batched import Task
+from geomem.training import device_memory, optimization, sweeps
 from geomem.training.optimization import Job, State
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 WORDS = ('subjects', 'answers')  # parameters with one row per word
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sharded:
-  """A task set up on a mesh; used like a `batched.Sweep` of one model."""
+  """A task set up on a mesh; used like a `sweeps.Sweep` of one model."""
 
   recipe: Recipe
   tasks: tuple[Task]
@@ -72,7 +72,7 @@ class Sharded:
   def state_of(self, state: State, i: int = 0) -> State:
     """The state on this host, with parameters at their own size."""
     state = jax.tree.map(np.asarray, hosts.to_host(state))
-    return state.replace(params=batched.crop(state.params, self.tasks[i].config))
+    return state.replace(params=sweeps.crop(state.params, self.tasks[i].config))
 
 
 def set_up(
@@ -85,7 +85,7 @@ def set_up(
   own = planned(recipe, task, meshes.make_mesh() if mesh is None else mesh)
   if memory is not None:
     _check_memory(own, memory)
-  params = batched.parameters(task, own.config)
+  params = sweeps.parameters(task, own.config)
   params = hosts.put(params, _shardings(own.mesh, params))
   begin = functools.partial(optimization.initial_state, recipe, as_tree=True)
   shardings = _shardings(own.mesh, jax.eval_shape(begin, params))
@@ -101,9 +101,9 @@ def planned(recipe: Recipe, task: Task, mesh: Mesh) -> Sharded:
     raise InputError(
       'lazy training needs a model that is whole on a device: use a sweep of one model'
     )
-  batched.check(recipe, (task,), task.config)
+  sweeps.check(recipe, (task,), task.config)
   config = _padded(recipe, task.config, mesh)
-  return Sharded(recipe, (task,), config, mesh, batched.job(task, config))
+  return Sharded(recipe, (task,), config, mesh, sweeps.job(task, config))
 
 
 def _check_memory(own: Sharded, memory: int) -> None:
@@ -139,7 +139,7 @@ def _shardings(mesh: Mesh, tree):
   return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-fit, advance = batched.fit, batched.advance  # one model is trained like many
+fit, advance = sweeps.fit, sweeps.advance  # one model is trained like many
 
 
 @functools.partial(jax.jit, static_argnums=range(3), donate_argnums=5)

@@ -9,10 +9,10 @@ from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.facts import Facts
 from geomem.layout import Layout
-from geomem.training import batched, scheduling
-from geomem.training.batched import Task
+from geomem.training import step_time, sweeps
 from geomem.training.optimization import State
 from geomem.training.recipe import Recipe
+from geomem.training.sweeps import Task
 
 Progress = Callable[[int, int], None]
 
@@ -75,8 +75,8 @@ def sweep(
   recipe = Recipe(**{'warmup': min(100, steps // 10), **recipe_options}, steps=steps)
   if not (some := list(tasks)):
     return []
-  first = batched.set_up(recipe, some)
-  for batch, states in batched.fit(*first, scheduling.chunk_steps(first[0])):
+  first = sweeps.set_up(recipe, some)
+  for batch, states in sweeps.fit(*first, step_time.chunk_steps(first[0])):
     if on_progress:
       on_progress(int(batch.of_tasks(states.step).max()), steps)
   return [_trained(recipe, task, batch.state_of(states, i)) for i, task in enumerate(batch.tasks)]

@@ -17,7 +17,7 @@ import optax
 
 from geomem import model
 from geomem.config import Config
-from geomem.training import batched, optimization
+from geomem.training import optimization, sweeps
 from geomem.training.recipe import Recipe
 
 TORCH = bool(importlib.util.find_spec('torch'))
@@ -44,7 +44,7 @@ class Loop:
     return float(self._accuracy(self.state, *self.data))
 
 
-def prompts(task: batched.Task) -> tuple[np.ndarray, np.ndarray]:
+def prompts(task: sweeps.Task) -> tuple[np.ndarray, np.ndarray]:
   """All prompts (s, r) as tokens, with their answers."""
   f = task.facts
   s, r = np.indices((f.subjects, f.relations), np.int32).reshape(2, -1)
@@ -86,7 +86,7 @@ def compiled(config: Config, recipe: Recipe, learning_rate: float, weight_decay:
   return adamw, *_compile(lambda params, x: model.apply(config, params, x, last=1)[:, 0], adamw)
 
 
-def plain_jax(recipe: Recipe, task: batched.Task) -> Loop:
+def plain_jax(recipe: Recipe, task: sweeps.Task) -> Loop:
   """One jitted step, optax's loss and AdamW."""
   rates = task.learning_rate, task.weight_decay
   adamw, step, accuracy = compiled(task.config, recipe, *rates)
@@ -119,7 +119,7 @@ def _residual(params, config: Config, x):
   return norm(x[:, -1], params['norm_final'])
 
 
-def _in_torch(task: batched.Task):
+def _in_torch(task: sweeps.Task):
   """The parameter tree of a model in PyTorch, its weights, and a function that makes a tensor on the same device."""
   import torch
 
@@ -135,7 +135,7 @@ def _in_torch(task: batched.Task):
   return jax.tree.unflatten(tree, weights), weights, tensor
 
 
-def _optimizers(recipe: Recipe, task: batched.Task, params, weights):
+def _optimizers(recipe: Recipe, task: sweeps.Task, params, weights):
   """AdamW, with decay on matrices only; if the recipe draws negatives, SparseAdam for both tables; and their schedulers."""
   import torch
 
@@ -175,7 +175,7 @@ def _wait(_):
   return torch.cuda.synchronize() if torch.cuda.is_available() else None
 
 
-def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
+def pytorch(recipe: Recipe, task: sweeps.Task, compiled: bool) -> Loop:
   """PyTorch, eager or compiled, in batches of subjects with all their relations; gradients of both tables are sparse if
   the recipe draws negatives.
   """
@@ -233,7 +233,7 @@ def pytorch(recipe: Recipe, task: batched.Task, compiled: bool) -> Loop:
   return Loop(step, accuracy, wait=_wait)
 
 
-def make(name: str, recipe: Recipe, task: batched.Task) -> Loop:
+def make(name: str, recipe: Recipe, task: sweeps.Task) -> Loop:
   """A peer by name."""
   if name == 'jax':
     return plain_jax(recipe, task)
