@@ -155,10 +155,12 @@ cuda: .venv-cuda/installed
 
 accelerator: .venv/tools .venv/weights
 	$(INSTALL) 'jax[$(or $(JAX),$(error say which: make accelerator JAX=tpu, or JAX=cuda12))]'
-	-JAX_PLATFORMS= $(BIN)/python -m pytest -n0 -m accelerator
-	-test -e runs/accelerator/benchmark/findings.json || \
-	  $(BIN)/python -m experiments.benchmark --scale=full --workdir=runs/accelerator/benchmark
-	$(BIN)/python -m experiments.reproduce --scale=full --minutes=10 --workdir=runs/accelerator
+	@failed=0; \
+	JAX_PLATFORMS= $(BIN)/python -m pytest -n0 -m accelerator || failed=1; \
+	test -e runs/accelerator/benchmark/findings.json || \
+	  $(BIN)/python -m experiments.benchmark --scale=full --workdir=runs/accelerator/benchmark || failed=1; \
+	$(BIN)/python -m experiments.reproduce --scale=full --minutes=10 --workdir=runs/accelerator || failed=1; \
+	exit $$failed
 
 # Builds the site and runs the notebooks, unless EXECUTE=off. A warning is an error.
 docs: build/docs-env/installed

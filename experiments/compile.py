@@ -170,7 +170,8 @@ def line(record: dict) -> str:
   if record.get('refused'):
     return f'{record["target"]}: {place}: refused: {record["refused"]}'
   known = {k: v for k, v in record.items() if k not in NAMED and v not in (None, '')}
-  words = ', '.join(f'{name.replace("_", " ")} {render.cell(v)}' for name, v in known.items())
+  shown = lambda name, v: device_memory.in_words(v) if name.endswith('_bytes') else render.cell(v)
+  words = ', '.join(f'{name.replace("_", " ")} {shown(name, v)}' for name, v in known.items())
   return f'{record["target"]}: {place}: {record["program"]}: {words}'
 
 

@@ -147,8 +147,7 @@ def edited(preset: Preset, kind: Kind, seed: int, own: dict) -> list[dict]:
       records += [{'measurement': what, **about, 'value': score} for what, score in found]
       if in_turn:
         one = functools.partial(edit, False, (value, stop), jax.tree.map(lambda a: a[:1], some))
-        seconds = timing.least_seconds(lambda one=one: jax.block_until_ready(one()), REPEATS)
-        records.append({'measurement': 'seconds', **about, 'edits': 1, 'value': seconds})
+        records.append({'measurement': 'seconds', **about, 'edits': 1, 'value': seconds(one)})
   return records
 
 
@@ -190,6 +189,13 @@ def scores(config: Config, known: dict, after: dict, some: Edits) -> tuple:
     fraction(same_SxR, now_SxR == before_SxR),
     fraction(~changed_SxR & ~same_SxR, now_SxR == before_SxR),
   )
+
+
+def seconds(function) -> float:
+  """The median time of a compiled call."""
+  run = lambda: jax.block_until_ready(function())
+  run()
+  return float(np.median([timing.seconds(run) for _ in range(REPEATS)]))
 
 
 def best(rows) -> pd.DataFrame:

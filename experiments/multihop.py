@@ -416,7 +416,9 @@ def _plot_bits(ax, table):
     own = select(rows, model=mode, hops=most)
     ax.plot(own['subject_bits'], own['internal_bits'], 'o', color=color, alpha=0.7, markersize=4,
             markerfacecolor=color if mode == 'direct' else 'white', label=f'trained, {MODES[mode].name}')  # fmt: skip
-  ax.set(xscale='log', yscale='log', xlabel='$B_{emb}$', ylabel='$B_{int}$')
+  ax.set(xlabel='$B_{emb}$', ylabel='$B_{int}$')
+  if ax.dataLim.width > 0:  # a part without direct models has no bits to draw
+    ax.set(xscale='log', yscale='log')
   ax.set_title(f'bits at $k$ = {most:.0f}')
 
 

@@ -283,18 +283,22 @@ def compiled() -> str:
   table = table.astype(object).where(table.notna(), None)
   train, others = (table[(table['study'] == 'train') == own] for own in (True, False))
   by = others.groupby(['study', 'target'], sort=False)
-  peaks = by[['peak_bytes', 'available_bytes']].agg(lambda sizes: sizes.astype(float).max())
-  peaks['text'] = [
-    'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'
-    for most, available in peaks.to_numpy()
-  ]
-  totals = peaks['text'].unstack(sort=False).reset_index()
+  totals = by.apply(largest_peak).unstack(sort=False).reset_index()
   totals.insert(1, 'programs', by.size().unstack(sort=False).max(axis=1).to_numpy())
   first = [
     one_compiled(r) | {'steps a second, estimated': f'{CLOCK / r["cycles"]:.0f}' if r['part'] == 'sweep' and r['cycles'] else '–'}
     for r in train.to_dict('records')
   ]  # fmt: skip
   return '\n'.join(render.table(rows, 'markdown') for rows in (first, totals))
+
+
+def largest_peak(programs: pd.DataFrame) -> str:
+  """In MiB, and as a fraction of a device's memory; or why a program was refused."""
+  refused = programs['refused'].dropna() if 'refused' in programs else ()
+  if len(refused):
+    return f'refused: {refused.iloc[0]}'
+  most, available = programs[['peak_bytes', 'available_bytes']].astype(float).max()
+  return 'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'
 
 
 def mebibytes(count: float) -> str:

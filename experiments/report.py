@@ -43,7 +43,7 @@ def result_in(study: Study, folder: Path) -> Result | None:
   if not path.exists():
     return None
   tries = json.loads(path.read_text(encoding='utf-8'))
-  return Result(study, records.read(folder), tries['seconds']) if tries['finished'] else None
+  return Result(study, records.read(folder), tries['seconds']) if tries.get('finished') else None
 
 
 def gather(folder: Path, scale: str) -> list[Result]:
@@ -132,7 +132,7 @@ def write(folder: Path, scale: str, results: list[Result]) -> Path:
     'results': results,
     'drawn': figures(results, folder / 'figures'),
     'mechanism': mechanism(folder / 'figures' / 'mechanism.svg'),
-    'explorer': explorer.data(explorer.models()),
+    'explorer': explorer.kept(folder / 'explorer.json'),
     'versions': machine.versions(),
   }
   path = folder / 'report.html'

@@ -43,7 +43,11 @@ Cores = set[int] | None  # None: all
 class Options(report.Options):
   only: Annotated[tuple[str, ...], 'Only this study, one of those that --list shows.'] = ()
   again: Annotated[bool, 'Measure finished studies anew.'] = False
-  minutes: Annotated[float | None, 'Most minutes for a study that can be resumed.', 0] = None
+  minutes: Annotated[
+    float | None,
+    'Most minutes for a study that can be resumed; a step of it that takes longer never ends.',
+    0,
+  ] = None
   list: bool = False
 
 

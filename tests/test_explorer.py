@@ -9,7 +9,9 @@ import jax
 import numpy as np
 import pytest
 
+from constructions import registry
 from experiments import report
+from experiments.harness import machine
 from experiments.web import explorer
 from experiments.web.explorer import ExplorerModel, models
 from geomem import model, queries
@@ -100,6 +102,21 @@ def test_names_cannot_break_out(all_models):
   one = ExplorerModel('</script>', '<i>', c.replace(facts=facts), np.arange(8))
   section = page(explorer.data([one]))
   assert section.count('</script>') == 2 and '<!--' not in section and 'alert(1)<' not in section
+
+
+def test_what_is_shown_is_made_once_by_one_code(tmp_path, monkeypatch, capsys):
+  c = registry.build('selector', Facts.bijections(4, 2))
+  made, path = [ExplorerModel('selector', '', c, np.arange(4))], tmp_path / 'explorer.json'
+  monkeypatch.setattr(explorer, 'models', lambda: made)
+  first = explorer.kept(path)
+  assert first == explorer.data(made) and 'making' in capsys.readouterr().err
+  made *= 2
+  assert page(explorer.kept(path)) == page(first)
+  assert capsys.readouterr().err == ''
+  monkeypatch.setattr(machine, 'code_hash', lambda: 'other')
+  assert len(explorer.kept(path)['models']) == 2
+  path.write_text('{')
+  assert len(explorer.kept(path)['models']) == 2 and json.loads(path.read_text())['code'] == 'other'
 
 
 CHECK = """((number) => {

@@ -74,6 +74,13 @@ def test_the_overviews_and_the_tables_of_the_readme_say_what_the_records_say():
 def test_the_page_of_accelerators_says_what_was_compiled():
   assert pages.compiled().count('\n') > 4
   assert pages.compiled() in pages.ACCELERATORS.read_text(encoding='utf-8')
+  fits = pd.DataFrame(
+    {'peak_bytes': [2**20, 3 * 2**20], 'available_bytes': [2**30] * 2, 'refused': [None, None]}
+  )
+  assert (
+    pages.largest_peak(fits) == '3 (0.3%)' and pages.largest_peak(fits * float('nan')) == 'lowered'
+  )
+  assert pages.largest_peak(fits.assign(refused=[None, 'too large'])) == 'refused: too large'
 
 
 def test_the_map_names_every_study_and_what_there_is_of_it():

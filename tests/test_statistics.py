@@ -73,3 +73,6 @@ def test_how_likely_values_would_be_at_the_bound():
 def test_what_a_p_is_worth_among_several():
   assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
   assert statistics.holm([0.5, 0.9]) == [1.0, 1.0] and statistics.holm([]) == []
+  assert statistics.holm([0.01, float('nan'), 0.2]) == pytest.approx(
+    [0.03, 1.0, 0.4]
+  )  # undefined is no evidence

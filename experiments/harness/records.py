@@ -37,6 +37,8 @@ def split(records: Records) -> dict[str, Records]:
   """The parts that `merge` put together."""
   parts, first = {}, 0
   for name, about in records.about.get('parts', {}).items():
+    if 'rows' not in about:
+      raise InputError(f'part {name}: it does not say how many rows it has; run it again')
     own = records.table.iloc[first : (first := first + about['rows'])]
     parts[name] = Records({key: value for key, value in about.items() if key != 'rows'}, own)
   return parts

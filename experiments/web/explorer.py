@@ -7,8 +7,12 @@ Shapes as in `geomem.inside.trace`; N subjects, S of them shown, T that probes a
 asked for.
 """
 
+import contextlib
 import dataclasses
 import functools
+import json
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +20,7 @@ import numpy as np
 
 import geomem
 from constructions import registry
-from experiments.harness import instances, model_kinds
+from experiments.harness import instances, machine, model_kinds, records
 from experiments.web.entries import entries, label, stages
 from geomem import Config, Facts, model, queries
 from geomem.facade import FactModel
@@ -151,6 +155,18 @@ def _parts(embed, u_AxD, answers_RxN, fit_T, shown_S):
 def data(shown: list[ExplorerModel]) -> dict:
   """Everything that the page shows, in numbers and words."""
   return {'models': [_model(model) for model in shown]}
+
+
+def kept(path: Path) -> dict:
+  """The data of all `models()`: those that this code has saved at `path`, else computed and saved there."""
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    known = json.loads(path.read_text(encoding='utf-8'))
+    if known['code'] == machine.code_hash():
+      return known['data']
+  print('making the models of the explorer, once: about a minute', file=sys.stderr)
+  found = data(models())
+  records.write_text(path, json.dumps({'code': machine.code_hash(), 'data': found}))
+  return found
 
 
 def _model(shown: ExplorerModel) -> dict:
