@@ -247,7 +247,7 @@ def largest_capacity(table: pd.DataFrame):
     same = select(table, subjects=n, relations=r)
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().dropna().tolist()
-      best = same.loc[same['model'] != 'trained', column].max()
+      best = same.loc[~same['model'].isin(['trained', DENSE]), column].max()
       what = f'N = {n:,}, R = {r}: largest bits of facts per {unit}, over all d'
       yield from over_seeds(what, most, best_construction=[best])
 
