@@ -91,6 +91,7 @@ FULL = {
   'twelve_256': Preset(cells=((256, 12),), passes=(400,), steps=8000, seeds=5, dims=(7, 8, 9, 10, 12, 14)),
   'two_4096_500': Preset(cells=((4096, 2),), passes=(500,), seeds=5, dims=(3, 4, 5)),
   'two_4096_1000': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, dims=(3, 4, 5)),
+  'two_4096_1000_2': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, dims=(2,)),  # one seed knew half at d = 3 already
   'iso_4096_500': Preset(cells=((4096, 4),), passes=(500,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
   'iso_4096_1000': Preset(cells=((4096, 4),), passes=(1000,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
   'iso_65536_100': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 5, 6, 7, 9)),
