@@ -92,6 +92,7 @@ FULL = {
   'two_4096_500': Preset(cells=((4096, 2),), passes=(500,), seeds=5, dims=(3, 4, 5)),
   'two_4096_1000': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, dims=(3, 4, 5)),
   'two_4096_1000_2': Preset(cells=((4096, 2),), passes=(1000,), seeds=5, dims=(2,)),  # one seed knew half at d = 3 already
+  'two_4096_2000': Preset(cells=((4096, 2),), passes=(2000,), seeds=5, dims=(2, 3, 4)),  # d₅₀ had moved by 5.5 % before
   'iso_4096_500': Preset(cells=((4096, 4),), passes=(500,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
   'iso_4096_1000': Preset(cells=((4096, 4),), passes=(1000,), seeds=3, dims=(4, 5, 6, 7, 8, 11)),
   'iso_65536_100': Preset(cells=((65536, 3),), passes=(100,), seeds=2, dims=(4, 5, 6, 7, 9)),
