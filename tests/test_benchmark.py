@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from experiments import benchmark, peers
-from experiments.harness import plotting, records, timing
+from experiments import benchmark
+from experiments.harness import peers, plotting, records, timing
 
 ROOT = Path(__file__).parents[1]
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import benchmark, peers
+from experiments import benchmark
+from experiments.harness import peers
 from geomem.training.recipe import Recipe
 
 TORCH = pytest.mark.skipif(not peers.TORCH, reason='needs PyTorch: pip install torch==2.13.0')
