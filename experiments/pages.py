@@ -294,9 +294,8 @@ def compiled() -> str:
 
 def largest_peak(programs: pd.DataFrame) -> str:
   """In MiB, and as a fraction of a device's memory; or why a program was refused."""
-  refused = programs['refused'].dropna() if 'refused' in programs else ()
-  if len(refused):
-    return f'refused: {refused.iloc[0]}'
+  if reasons := [reason for reason in programs.get('refused', ()) if reason]:
+    return f'refused: {reasons[0]}'
   most, available = programs[['peak_bytes', 'available_bytes']].astype(float).max()
   return 'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'
 

@@ -64,9 +64,9 @@ def p_value(values: ArrayLike, at_least: float | None, at_most: float | None) ->
 
 def holm(ps: Sequence[float]) -> list[float]:
   """Holm's correction: each p, adjusted for the number of tests. One that is undefined counts as 1."""
-  ps = np.nan_to_num(np.asarray(ps, float), nan=1.0)
-  order = np.argsort(ps)
-  raised = np.minimum(1.0, ps[order] * np.arange(len(ps), 0, -1))
+  p_T = np.nan_to_num(np.asarray(ps, float), nan=1.0)
+  order = np.argsort(p_T)
+  raised = np.minimum(1.0, p_T[order] * np.arange(len(ps), 0, -1))
   return np.maximum.accumulate(raised)[np.argsort(order)].tolist()
 
 
