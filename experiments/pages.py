@@ -294,7 +294,7 @@ def compiled() -> str:
 
 def largest_peak(programs: pd.DataFrame) -> str:
   """In MiB, and as a fraction of a device's memory; or why a program was refused."""
-  if reasons := [reason for reason in programs.get('refused', ()) if reason]:
+  if reasons := [reason for reason in programs.get('refused', ()) if isinstance(reason, str)]:
     return f'refused: {reasons[0]}'
   most, available = programs[['peak_bytes', 'available_bytes']].astype(float).max()
   return 'lowered' if pd.isna(most) else f'{mebibytes(most)} ({most / available:.1%})'

@@ -77,10 +77,8 @@ def test_the_page_of_accelerators_says_what_was_compiled():
   fits = pd.DataFrame(
     {'peak_bytes': [2**20, 3 * 2**20], 'available_bytes': [2**30] * 2, 'refused': [None, None]}
   )
-  assert (
-    pages.largest_peak(fits) == '3 (0.3%)'
-    and pages.largest_peak(fits.assign(peak_bytes=float('nan'))) == 'lowered'
-  )
+  assert pages.largest_peak(fits) == '3 (0.3%)'
+  assert pages.largest_peak(fits.assign(peak_bytes=float('nan'))) == 'lowered'
   assert pages.largest_peak(fits.assign(refused=[None, 'too large'])) == 'refused: too large'
 
 
