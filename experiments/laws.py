@@ -312,8 +312,8 @@ def plot(table):
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
     label, scaled = f'N = {n:,}, R = {r}', rows.assign(scaled=rows['dim'] / information((n, r)))
     curve = scaled.assign(value=scaled['accuracy'])
-    plotting.draw_seeds(panels[0], curve, 'dim', i, label)
-    plotting.draw_seeds(panels[1], curve, 'scaled', i)
+    plotting.draw_seeds(panels[0], curve, 'dim', i)
+    plotting.draw_seeds(panels[1], curve, 'scaled', i, label)
     plotting.draw_seeds(panels[2], scaled, 'scaled', i)
     same = select(table, subjects=n, relations=r)
     known = same[same['model'] != 'trained']
@@ -330,7 +330,7 @@ def plot(table):
   panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, per bit of a subject')
   panels[2].set(xlabel='d / (R log₂ N)', ylabel='bits of facts per parameter')
   panels[2].set_title('capacity per parameter (×: constructions)')
-  plotting.legend(panels[0])
+  plotting.legend(panels[1], loc='lower right')
   return figure
 
 
