@@ -235,7 +235,7 @@ def vocabulary(
   yield from growth(f'subjects, batch {batch}', subjects, timed)
 
 
-def rows(batch=24, steps=2, rounds=5, seed=0):
+def rows(batch=24, steps=8, rounds=5, seed=0):
   """Steps of `fact_encoder`, which learn rows of new subjects through the frozen language model, compared with the
   matrix products that they need: of every token with every matrix, and of the gradients with its transpose."""
   from experiments.language.case import DATA
