@@ -103,5 +103,5 @@ def test_the_figure_has_the_exponents_of_the_committed_records(tmp_path):
   with matplotlib.rc_context(plotting.STYLE):
     figure = benchmark.plot(records.read(tmp_path).table)
   titles = [ax.get_title() for ax in figure.axes]
-  assert titles == [f'exponent {value}' for value in ('-0.09', '1.03', '0.80', '0.73')]
+  assert titles == [f'exponent {value}' for value in ('-0.09', '1.03', '0.80', '0.73', '0.04')]
   assert benchmark.plot(records.read(tmp_path).table[:9]) is None
