@@ -38,14 +38,8 @@ from geomem.training import device_memory, sharded, sweeps
 from geomem.training.device_memory import Refused
 from geomem.training.sweeps import Task
 
-NAMED = (
-  'target',
-  'study',
-  'part',
-  'program',
-  'digest',
-  'scale',
-)  # a line has them in its own words, or not at all
+# A line has these in its own words, or not at all.
+NAMED = 'target', 'study', 'part', 'program', 'digest', 'scale'
 MAX_GPUS = 8  # the most that programs are lowered for
 CERTIFIED = construct.Preset(
   construction=('selector',), subjects=2**17, check='certificate', save=False

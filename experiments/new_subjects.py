@@ -119,7 +119,7 @@ def prepare(preset: Preset) -> Preset:
 
 
 MEASURED: dict[str, Any] = {
-  'recall': recalled.recall, 'swaps': recalled.swaps, 'dose': recalled.doses, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
+  'recall': recalled.recall, 'swaps': recalled.swaps, 'dose': recalled.swaps_at_other_alphas, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
   'maps': recalled.maps, 'hops': recalled.hops, 'places': localization.probes, 'blocks': localization.blocks, 'heads': localization.heads, 'transplants': localization.transplants,
   'countries': real_countries.countries, 'adapters': real_countries.adapters,

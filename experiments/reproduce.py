@@ -98,7 +98,8 @@ class RunningStudy:
 
   def limit(self, minutes: float):
     """End it, at any moment, once it has taken so many minutes, if it can be resumed."""
-    if self.study.resumes and time.monotonic() - self.begun > 60 * minutes:
+    over = time.monotonic() - self.begun > 60 * minutes
+    if over and self.study.resumes and not self.cut_short:  # it is told once
       self.cut_short = True
       self.process.terminate()
 

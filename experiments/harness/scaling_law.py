@@ -22,7 +22,8 @@ SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'bijections': lambda n: gammaln(np.asarray(n) + 1) / np.log(2) / n,
 }
 STARTS = 4
-MOST = 14.0  # logarithm of the largest precision of the beta distribution
+# Of the beta distribution; beyond it, the differences of betaln are rounding errors.
+MAX_LOG_PRECISION = 14.0
 SETTLED = 0.05  # largest relative change of a measured value when the training budget is doubled
 
 
@@ -55,9 +56,7 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
     """Offset and scale are of the order of d; scale, width and precision are fitted as logarithms, so they are positive."""
     offset, scale, p, *rest = x
     power, width, precision, lapse = rest if given is None else (given, *rest)
-    precision = np.minimum(
-      precision, MOST
-    )  # beyond it, the differences of betaln are rounding errors
+    precision = np.minimum(precision, MAX_LOG_PRECISION)
     return offset, np.exp(scale), p, power, np.exp(width), np.exp(precision), expit(lapse)
 
   def loss(x):

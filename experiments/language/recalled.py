@@ -16,7 +16,7 @@ from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
 
-DOSES = 0.5, 1.5, 2.0  # multiples of a swap's vector
+OTHER_ALPHAS = 0.5, 1.5, 2.0  # multiples of a swap's vector
 NOISES = 0.5, 1.0, 2.0, 4.0, 8.0, 16.0  # multiples of a sum's root mean square per coordinate
 FIRST_HOPS = 'the country where it lies is', 'its rival is'
 NAME = 'Zorbla'  # the name of a subject whose facts are told in the prompt
@@ -135,9 +135,9 @@ def swaps(case: Case, alphas=(1.0,)) -> list[dict]:
   return swapped(case, case.encoder.rows(answers_RxN), answers_RxN, alphas)
 
 
-def doses(case: Case) -> list[dict]:
+def swaps_at_other_alphas(case: Case) -> list[dict]:
   """Such swaps α times the way."""
-  return swaps(case, DOSES)
+  return swaps(case, OTHER_ALPHAS)
 
 
 def swapped(case: Case, rows_NxD, answers_RxN, alphas=(1.0,), **about) -> list[dict]:
