@@ -177,7 +177,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='dimensions', title='projectors learned by interchange, rank by rank',
+  name='dimensions', title='projectors learned by interchange, rank by rank', page='geometry.md',
   claims=(
     Claim('Dimensions', 'A relation occupies as many dimensions of the embedding as its answers’ vectors have, no fewer, and they carry nothing of the other relations.'),
   ),

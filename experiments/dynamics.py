@@ -172,7 +172,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='dynamics', title='facts, superposition, linear probes and swaps in the course of training',
+  name='dynamics', title='facts, superposition, linear probes and swaps in the course of training', page='geometry.md',
   claims=(Claim('Dynamics', 'The structure appears with the facts, not after them.'),),
   terms='Fresh subjects: subjects that the model never saw; it is frozen as it is at that step, and they learn only their '
   'embeddings. Swaps: at α = 1 along fitted maps; for every relation the lower of two fractions: swaps that flip '

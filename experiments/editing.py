@@ -263,7 +263,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='editing', title='editing facts in a trained model, methods head to head',
+  name='editing', title='editing facts in a trained model, methods head to head', page='editing.md',
   claims=(
     Claim('Editing', 'In a geometric memory a closed-form edit of the subject’s row changes one fact and no other.'),
   ),

@@ -204,7 +204,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='from_constructed', title='gradient descent started at the constructions',
+  name='from_constructed', title='gradient descent started at the constructions', page='from_constructions.md',
   claims=(
     Claim('From built to learned', 'Gradient descent stays in the basin of a construction, also when its weights are perturbed a little.'),
   ),

@@ -268,7 +268,7 @@ def plot(table):
 
 STUDY = Study(
   name='frozen_embeddings',
-  title='facts stored in the weights when embeddings are fixed',
+  title='facts stored in the weights when embeddings are fixed', page='capacity.md',
   claims=(
     Claim('Claim 6', 'Without trained embeddings, the weights need parameters in proportion to the bits of all facts.', ('memory, d = 64',)),
   ),

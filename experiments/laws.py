@@ -336,7 +336,7 @@ def plot(table):
 
 STUDY = Study(
   name='laws',
-  title='accuracy against d at several N and R: the law of d, and bits of facts per parameter',
+  title='accuracy against d at several N and R: the law of d, and bits of facts per parameter', page='capacity.md',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
   terms='d₅₀: the d at which half of all facts are known. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '

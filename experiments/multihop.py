@@ -424,7 +424,7 @@ def _plot_bits(ax, table):
 
 STUDY = Study(
   name='multihop',
-  title='chains of relations, with and without chain of thought',
+  title='chains of relations, with and without chain of thought', page='hops.md',
   claims=(
     Claim('Claim 7', 'Answering k hops directly, without chain of thought, takes a width that grows with k; with chain of thought it does not grow.',
           ('N = 1,024, direct', 'N = 1,024, chain of thought')),

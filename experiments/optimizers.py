@@ -117,7 +117,7 @@ def plot(table):
 
 STUDY = Study(
   name='optimizers',
-  title='facts stored in models of several sizes by other ways of training than AdamW',
+  title='facts stored in models of several sizes by other ways of training than AdamW', page='capacity.md',
   claims=(Claim('Optimizers', 'No optimizer that was tried stores the facts in a much smaller d than AdamW does.'),),
   terms='d₅₀: the d at which half of all facts are known. Every optimizer has the better of the learning rates that were '
   'tried. Solves: L-BFGS on every subject’s own facts, with the rest of the model frozen.',

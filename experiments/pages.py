@@ -4,8 +4,8 @@
   python -m experiments.pages --commit_records=transfer --workdir=runs/transfer
 
 For every study with records in docs/results, NAME.json of the laptop preset or NAME_full.json, it draws NAME.png there
-and puts the table of its findings into docs/results.md, or the page that the study names, after the line that marks its
-place. The verdicts on all claims are in docs/results.md and the README; the README has the tables of
+and puts the table of its findings into the page that the study names, after the line that marks its place. The verdicts
+on all claims are in docs/results.md and the README, all primary outcomes in one figure; the README has the tables of
 the theorems, of the timings and of the versions that the tests ran with; docs/reproduce.md says which command and which
 records each figure and table is from; docs/accelerators.md has what was compiled for devices. --commit_records first copies
 a run's records there.
@@ -20,12 +20,14 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
+import matplotlib
 import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from constructions import registry
-from experiments.harness import cli, findings, machine, records, render, studies
+from experiments.harness import cli, findings, machine, plotting, records, render, studies
 from experiments.harness.findings import Claim, Finding, of_claim, verdict
+from experiments.harness.primary_figure import primary_outcomes
 from experiments.harness.records import Records
 from experiments.harness.study import Study
 from geomem.errors import InputError
@@ -191,15 +193,18 @@ def overview(folder: str = '') -> str:
   return render.table(rows, 'markdown')
 
 
+def at_full() -> list[Result]:
+  full = [name + FULL for name in studies.NAMES]
+  return [committed(result_name) for result_name in full if result_name in result_names()]
+
+
 def decide() -> list[dict]:
   """The decisions on the claims by the primary outcomes of the full presets, which were named before the runs."""
-  full = [name + FULL for name in studies.NAMES]
-  results = [committed(result_name) for result_name in full if result_name in result_names()]
   claims = [claim for study in studies.load_all().values() for claim in study.claims]
   # The findings of a study with one claim do not name it.
   own = [
     dataclasses.replace(f, claim=f.claim or found.study.claims[0].name)
-    for found in results if found.study.claims for f in found.findings
+    for found in at_full() if found.study.claims for f in found.findings
   ]  # fmt: skip
   return findings.decisions(claims, own)
 
@@ -385,6 +390,9 @@ def main(options: Options):
     if result_name != 'construct':
       add_place(page(result_name), result_name, studies.load(result_name.removesuffix(FULL)).title)
       splice(page(result_name), result_name, section(result_name))
+  of_claims = {claim.name: own for found in at_full() for claim, own in found.claims}
+  with matplotlib.rc_context(plotting.STYLE):
+    plotting.save(primary_outcomes(of_claims), RESULTS / 'primary_outcomes', ['.png'])
   splice(PAGE, 'overview', overview())
   splice(PAGE, 'decisions', render.table(decide(), 'markdown'))
   splice(README, 'overview', overview('docs/'))

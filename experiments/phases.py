@@ -208,7 +208,7 @@ def _plot_cells(ax, grid, accuracy):
 
 
 STUDY = Study(
-  name='phases', title='geometric against associative memory, by width, hidden units, weight decay, subjects and relations',
+  name='phases', title='geometric against associative memory, by width, hidden units, weight decay, subjects and relations', page='geometry.md',
   claims=(Claim('Phases', 'Facts are kept in the embedding where it is wide enough for the answers of all relations side by side; where it is narrow, a large MLP memorises them.'),),
   terms='Measured as for claim 5. In brackets: the facts themselves were not learned to 0.99. Random directions: '
   'superpositions of random vectors of 16 dimensions by random orthonormal maps (Gaussian ones where d is below '

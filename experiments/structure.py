@@ -472,7 +472,7 @@ def _plot_scores(ax, kinds: dict, measurement: str, controls: tuple):
 
 
 STUDY = Study(
-  name='structure', title='superposition, linear probes, swaps and transfer, judged on subjects that the model never saw',
+  name='structure', title='superposition, linear probes, swaps and transfer, judged on subjects that the model never saw', page='geometry.md',
   claims=(
     Claim('Claim 2', 'A trained subject embedding is the sum, over relations, of one linear map per relation applied to the attribute’s vector (unembedding fixed).', DECISIVE),
     Claim('Claim 3', 'Linear maps read a subject’s attributes out of its embedding (unembedding fixed, and trained).', DECISIVE),

@@ -235,7 +235,7 @@ def plot(table):
 
 
 STUDY = Study(
-  name='transfer', title='what it takes for a model to answer facts that it was never trained on',
+  name='transfer', title='what it takes for a model to answer facts that it was never trained on', page='geometry.md',
   claims=(
     Claim('Recipe', 'With this recipe gradient descent finds a geometric memory at R = 8; without most of its parts it does not.'),
   ),

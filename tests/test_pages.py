@@ -1,6 +1,7 @@
 """The measurements on the pages are those of the committed records."""
 
 import re
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 
 from experiments import pages
-from experiments.harness import records, render, statistics
+from experiments.harness import plotting, records, render, statistics
+from experiments.harness.findings import Finding
+from experiments.harness.primary_figure import primary_outcomes
 from experiments.harness.records import Records
 from geomem.errors import InputError
 
@@ -80,6 +83,24 @@ def test_the_page_of_accelerators_says_what_was_compiled():
   assert pages.largest_peak(fits) == '3 (0.3%)'
   assert pages.largest_peak(fits.assign(peak_bytes=float('nan'))) == 'lowered'
   assert pages.largest_peak(fits.assign(refused=[None, 'too large'])) == 'refused: too large'
+
+
+def test_the_figure_of_primary_outcomes_has_a_panel_for_each_claim_and_a_row_for_each_outcome():
+  one = Finding('within', 0.9, 0.8, 1.0, 3, at_least=0.75, primary=True, controls={'blind': 0.4})
+  two = Finding('outside', 2.0, nan, nan, 3, at_most=1.3, primary=True)
+  other = Finding('decides nothing', 5.0, 4.0, 6.0, 3, at_least=1.0)
+  figure = primary_outcomes({'A': [one, other], 'B': [two], 'C': [other]})
+  assert [ax.get_title(loc='left') for ax in figure.axes] == ['A', 'B']
+  assert [[label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes] == [
+    ['within'],
+    ['outside'],
+  ]
+  values = [ax.lines[-1] for ax in figure.axes]
+  assert [line.get_color() for line in values] == [plotting.BLUE, plotting.RED]
+  assert [line.get_xdata() for line in values] == [0.9, 2.0]
+  within, outside = (ax.patches[0] for ax in figure.axes)  # the ranges within the bounds
+  assert within.get_x() == 0.75 and within.get_x() + within.get_width() > 1
+  assert outside.get_x() < 0 and outside.get_x() + outside.get_width() == 1.3
 
 
 def test_the_map_names_every_study_and_what_there_is_of_it():
