@@ -8,7 +8,7 @@ shuffled facts, and the tokens of the country's own name)? Does moving the resid
 that answer, and which others (controls: shuffled facts, random directions, differences of class means, another country's
 whole residual)? At which depth does the fact leave the country's token? Nothing is expected of these numbers: the facts of
 a country are correlated, and its tokens already carry them, so that they cannot decide the claim; experiments.new_subjects
-asks the question of subjects whose facts are drawn independently. The results are in docs/language_model.md. It takes 2.1
+asks the question of subjects whose facts are drawn independently. The results are in docs/countries.md. It takes 2.1
 GB of memory; the full preset has more templates, seeds and layers.
 """
 
@@ -248,7 +248,7 @@ def _depth(ax, data: pd.DataFrame):
 
 
 STUDY = Study(
-  name='language_model', title='real countries in a pretrained language model: is there a superposition?', page='language_model.md',
+  name='language_model', title='real countries in a pretrained language model: is there a superposition?', page='countries.md',
   claims=(
     Claim('Claim 8', 'In a pretrained language model a subject’s representation is in part such a superposition, and the model uses it as one.'),
   ),

@@ -387,7 +387,7 @@ def _plot_places(ax, table):
 
 
 STUDY = Study(
-  name='new_subjects', title='new subjects for a frozen language model, as sums of attribute vectors', page='language_model.md',
+  name='new_subjects', title='new subjects for a frozen language model, as sums of attribute vectors', page='new_subjects.md',
   claims=(
     Claim('Rows', 'A frozen language model answers for subjects that it never saw, each given as one row: the sum of a vector for each of its facts.', DECISIVE),
     Claim('Rows, swapped', 'Swapping one such vector changes the answer to its relation and no other.', tuple(f'{size}, on {on}' for size in DECISIVE for on in ROW_KINDS)),

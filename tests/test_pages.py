@@ -165,7 +165,7 @@ def test_parts_that_are_run_one_by_one_are_committed_together(tmp_path, monkeypa
 
 def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
   """Every `value [low, high]` in the text is the mean of some group of records over its runs."""
-  text = (ROOT / 'docs/language_model.md').read_text(encoding='utf-8').replace('−', '-')
+  text = (ROOT / 'docs/countries.md').read_text(encoding='utf-8').replace('−', '-')
   quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)
   table = pages.committed('language_model_full').records.table
   table = table[table['low'].notna()]
