@@ -39,7 +39,7 @@ from geomem.training.sweeps import Task
 
 CELL = 'subjects', 'relations'  # the columns that name one of the preset's cells
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
-BEYOND = 'of what a model that ignores the relation, right about one of R, cannot know'
+BEYOND = 'the same law beyond relation-blind'
 DENSE = 'trained, all rows in every step'
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
@@ -52,6 +52,7 @@ OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
 ALTERNATIVES = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
+WITHOUT_Q = {'log₂N': ('log2', 1.0), 'log₂(N!)/N': ('bijections', 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +101,13 @@ FULL = {
   # budget has larger d, not the 5, 6 and 7 that were planned.
   'iso_65536_200': Preset(cells=((65536, 3),), passes=(200,), seeds=2, dims=(7, 9, 11)),
   'million': Preset(cells=((10**6, 2),), passes=(50,), seeds=1, dims=(24,)),
+  # Added when the law had been decided: of the sizes that settled, N = 64 has only R = 8 and N = 4,096 only R = 2, so
+  # that N and R are told apart by N = 256 alone. These do not decide.
+  'added': Preset(cells=((64, 4), (64, 16), (1024, 3), (1024, 6)), passes=(500, 1000), seeds=5),
 }  # fmt: skip
-# All of these must be measured for the law to be decided.
-CELLS = {cell for part in FULL.values() if len(part.dims) != 1 for cell in part.cells}
+# All others must be measured for the law to be decided, and only they decide it.
+ADDED = {*FULL['added'].cells}
+CELLS = {cell for part in FULL.values() if len(part.dims) != 1 for cell in part.cells} - ADDED
 PRESETS = {
   'smoke': Preset(
     cells=((16, 2), (32, 2)), passes=(2,), steps=20, sampled_from=32, negatives=8, seeds=1, sizes=3
@@ -173,21 +178,38 @@ def expect(table):
     cell: scaling_law.last_change(rows, 'passes', scaling_law.half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
   }
-  read = [
-    cell for cell, of_S in changes.items() if len(of_S) and np.nanmean(of_S) <= scaling_law.SETTLED
-  ]
-  settled = last[[cell in read for cell in zip(*(last[name] for name in CELL), strict=True)]]
-  if len(read) > FREE_PARAMETERS:
-    yield from law(settled, decides=set(changes) >= CELLS)
-  if len(changes) > max(len(read), FREE_PARAMETERS):
-    yield from exponents(last, f'{LAW}, fitted to all {len(changes)} sizes, settled or not')
-  if len(changes) > FREE_PARAMETERS:
-    known = scaling_law.above_relation_blind(last['accuracy'], last['relations']).clip(lower=0)
-    yield from exponents(last.assign(accuracy=known), f'{LAW}, {BEYOND}')
+  decides = set(changes) >= CELLS
+  of_rows = list(zip(last['subjects'], last['relations'], strict=True))
+  every = set(of_rows)
+  settled = {cell for cell in every if scaling_law.settled(changes[cell])}
+  fits = {
+    f'{len(settled - ADDED)} settled sizes': settled - ADDED,
+    f'{len(settled)} settled sizes, with those added later': settled,
+    f'all {len(every)} sizes, settled or not': every,
+  }
+  first, seen = None, []
+  for sizes, cells in fits.items():
+    if len(cells) <= FREE_PARAMETERS or cells in seen:
+      continue
+    rows = last[[cell in cells for cell in of_rows]]
+    seen.append(cells)
+    if cells == settled - ADDED:
+      first = scaling_law.fit(rows)
+      yield from law(rows, f'{LAW}, {sizes}', decides)
+    else:
+      yield from compared(rows, f'{LAW}, {sizes}')
+    known = scaling_law.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
+    yield from compared(rows.assign(accuracy=known), f'{BEYOND}, {sizes}')
   yield from same_bits(last)
+  for (n, r), rows in groups(last, *CELL):
+    reached = [half for half in scaling_law.half_sizes(rows) if np.isfinite(half)]
+    law_says: dict[str, Any] = (
+      {'by the law of the settled sizes': [first.half(n, r)]} if first else {}
+    )
+    yield from over_seeds(f'N = {n:,}, R = {r}: d₅₀', reached, **law_says)
   for (n, r), of_S in changes.items():
     what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
-    yield from over_seeds(what, of_S, at_most=scaling_law.SETTLED, check=True)
+    yield from over_seeds(what, of_S, -scaling_law.SETTLED, scaling_law.SETTLED, check=True)
   yield from bits_per_parameter(last)
   yield from dense_rows(table)
   yield from largest_capacity(table)
@@ -203,17 +225,21 @@ def same_bits(last: pd.DataFrame):
       continue
     (small, few), (large, more) = some[0], some[-1]
     pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
+    ratios = [a / b for a, b in pairs if np.isfinite(a / b)]
     controls: dict[str, Any] = {
       f'if d₅₀ ∝ {name}': [size(large, more) / size(small, few)]
       for name, size in OTHER_SCALINGS.items()
     }
     what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
-    yield from over_seeds(what, [a / b for a, b in pairs], 1 / MAX_RATIO, MAX_RATIO, **controls)
+    yield from over_seeds(what, ratios, 1 / MAX_RATIO, MAX_RATIO, **controls)
 
 
 def bits_per_parameter(last: pd.DataFrame):
-  """At d₅₀, for every size, and how they change with N."""
-  held = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
+  """At d₅₀, for every size whose curves reach it, and how they change with N."""
+  at_half = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
+  held = {
+    cell: by_seed for cell, by_seed in at_half.items() if np.isfinite([*by_seed.values()]).all()
+  }
   for (n, r), by_seed in held.items():
     yield from over_seeds(
       f'N = {n:,}, R = {r}: bits of facts per parameter at d₅₀', [*by_seed.values()]
@@ -254,17 +280,29 @@ def largest_capacity(table: pd.DataFrame):
       yield from over_seeds(what, most, best_construction=[best])
 
 
-def law(settled: pd.DataFrame, decides: bool):
-  """The law fitted to these models with all seeds and with each one left out; its alternatives with
-  each left out."""
-  sizes = settled.groupby(list(CELL)).ngroups
-  yield from exponents(settled, f'{LAW}, fitted to {sizes} sizes', 0.8, 1.25, decides)
+def law(settled: pd.DataFrame, text: str, decides: bool):
+  """The law fitted to the models that decide about it, and its alternatives with each seed left out."""
+  yield from exponents(settled, text, 0.8, 1.25, decides)
   every, fits = tuple(sorted(settled['seed'].unique())), _fits(settled)
   rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
   for name, (size, q) in ALTERNATIVES.items():
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
-    what = f'AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
+    what = f'{text}: AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
+  yield from aic_increases(settled, text, WITHOUT_Q)
+
+
+def compared(table: pd.DataFrame, text: str):
+  """The law and its alternatives, fitted to other sizes, or to another measure of what is known; nothing is expected."""
+  yield from exponents(table, text)
+  yield from aic_increases(table, text, ALTERNATIVES | WITHOUT_Q)
+
+
+def aic_increases(table: pd.DataFrame, text: str, alternatives: dict):
+  free = scaling_law.fit(table)
+  for name, (size, q) in alternatives.items():
+    more = scaling_law.fit(table, size=size, q=q).aic - free.aic
+    yield from over_seeds(f'{text}: AIC increase if {name} replaces (log₂N)^q', [more])
 
 
 def _fits(table: pd.DataFrame):
@@ -306,39 +344,66 @@ def information(cell: tuple[int, int]) -> float:
 
 
 def plot(table):
-  """Every accuracy curve, over d and over d/(R·log₂N); bits per parameter over the latter."""
+  """Every accuracy curve over d/(R·log₂N); d₅₀ where R·log₂N is the same, against N; the most that a parameter holds, against N."""
   last = largest(table)
   figure, panels = plotting.new(11, 3.2, 1, 3)
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
-    label, scaled = f'N = {n:,}, R = {r}', rows.assign(scaled=rows['dim'] / information((n, r)))
-    curve = scaled.assign(value=scaled['accuracy'])
-    plotting.draw_seeds(panels[0], curve, 'dim', i)
-    plotting.draw_seeds(panels[1], curve, 'scaled', i, label)
-    plotting.draw_seeds(panels[2], scaled, 'scaled', i)
+    scaled = rows.assign(value=rows['accuracy'], scaled=rows['dim'] / information((n, r)))
+    plotting.draw_seeds(panels[0], scaled, 'scaled', i, f'N = {n:,}, R = {r}')
+    most = rows.groupby('seed', as_index=False).agg(
+      subjects=('subjects', 'first'), value=('value', 'max')
+    )
+    plotting.draw_seeds(panels[2], most, 'subjects', i)
     same = select(table, subjects=n, relations=r)
-    known = same[same['model'] != 'trained']
-    d_scaled, color = known['dim'] / information((n, r)), plotting.cycle(i)[0]
-    panels[2].plot(d_scaled, known['value'], 'x', color=color, markersize=4)
+    known = same[~same['model'].isin(['trained', DENSE])]
+    color = plotting.cycle(i)[0]
+    panels[2].plot(known['subjects'], known['value'], 'x', color=color, markersize=4)
+  draw_same_bits(panels[1], last)
   across = panels[2].get_yaxis_transform()
   # Bits per parameter reported for language models: knowledge, memorised text.
   for bits, dashes in ((2.0, '--'), (3.6, ':')):
     panels[2].axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
     panels[2].text(0.99, bits, f'{bits:g} bits', transform=across, ha='right', va='bottom')
-  plotting.logarithmic(panels[0].xaxis)
-  panels[2].set_xlim(0, 1.6)  # larger models hold next to nothing per parameter
-  panels[0].set(xlabel='d', ylabel='accuracy', title='whole accuracy curves')
-  panels[1].set(xlabel='d / (R log₂ N)', ylabel='accuracy', title='the same, per bit of a subject')
-  panels[2].set(xlabel='d / (R log₂ N)', ylabel='bits of facts per parameter')
+  plotting.logarithmic(panels[1].xaxis, panels[1].yaxis, panels[2].xaxis)
+  panels[0].set(
+    xlabel='d / (R log₂ N)', ylabel='accuracy', title='accuracy, by d per bit of a subject'
+  )
+  panels[1].set(xlabel='N', ylabel='d₅₀', title='d₅₀ at equal R log₂ N (lines: if d₅₀ grew as …)')
+  panels[2].set(xlabel='N', ylabel='bits of facts per parameter', ylim=(0, 4))
   panels[2].set_title('capacity per parameter (×: constructions)')
-  plotting.legend(panels[1], loc='lower right')
+  for panel in panels[:2]:
+    plotting.legend(panel, loc='lower right' if panel is panels[0] else 'upper left')
   return figure
+
+
+def draw_same_bits(ax, last: pd.DataFrame):
+  """d₅₀ of the sizes with the same R·log₂N, and what other scalings say from the smallest of them on."""
+  by_bits = last.assign(
+    bits=[information(cell) for cell in zip(*(last[name] for name in CELL), strict=True)]
+  )
+  for i, ((bits,), rows) in enumerate(groups(by_bits.sort_values(['bits', 'subjects']), 'bits')):
+    halves = {cell: scaling_law.half_sizes(own) for cell, own in groups(rows, *CELL)}
+    if len(halves) == 1:
+      continue
+    points = [(n, half) for (n, _), of_S in halves.items() for half in of_S if np.isfinite(half)]
+    measured = pd.DataFrame(points, columns=['subjects', 'value'])
+    plotting.draw_seeds(ax, measured, 'subjects', i, f'R log₂ N = {bits:.0f}')
+    (first, start), *_ = ((cell, np.mean(of_S)) for cell, of_S in halves.items())
+    for (name, size), dashes in zip(
+      OTHER_SCALINGS.items(), ('-.', ':', '--', (0, (5, 5))), strict=True
+    ):
+      x, y = zip(*((n, start * size(n, r) / size(*first)) for n, r in halves), strict=True)
+      ax.plot(x, y, linestyle=dashes, color=plotting.cycle(i)[0], linewidth=0.8, alpha=0.6)
+      ax.text(x[-1], y[-1], f' {name}', fontsize=5, color=plotting.cycle(i)[0], va='center')
 
 
 STUDY = Study(
   name='laws',
   title='accuracy against d at several N and R: the law of d, and bits of facts per parameter', page='capacity.md',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
-  terms='d₅₀: the d at which half of all facts are known. A budget is a number of passes over all facts, and at least '
+  terms='d₅₀: the d at which half of all facts are known, over the seeds whose curve reaches it. A size is an N with an R; it '
+  'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Relation-blind: a model that ignores the '
+  'relation is right about one of R answers; beyond it, accuracy is counted from there. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
   'have been reported for language models.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3.5, first_seed=FIRST_SEED + 400,

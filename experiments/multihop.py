@@ -75,6 +75,8 @@ MODES = {
   ),
   UNRELATED: Mode(name='one hop of R^k relations', middle=paths),
 }
+COLORS = {mode: i for i, mode in enumerate(MODES)}
+LINES = '-', '--', '-.', ':'  # in figures, for one hop or layer, two, and so on
 TARGET = 0.99
 BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
   ('direct', 1): {'at_least': 5.0},
@@ -292,6 +294,7 @@ def expect(table):
   table = with_all_columns(table)
   every = select(table, kind='trained')
   yield from expected_sizes(every)
+  yield from expected_of_pairs(every)
   yield from expected_bits(longest(every), select(table, kind='construction'))
   yield from expected_longer(select(table, kind='longer'))
 
@@ -324,8 +327,10 @@ def expected_sizes(every: pd.DataFrame):
       for hops in (1, most):
         read = functools.partial(scaling_law.half_sizes, score=score)
         changes = scaling_law.last_change(select(budgets, hops=hops), 'steps', read)
+        changes = [change for change in changes if np.isfinite(change)]
         yield from over_seeds(
-          f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes, at_most=scaling_law.SETTLED, check=True,
+          f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes,
+          -scaling_law.SETTLED, scaling_law.SETTLED, check=True,
         )  # fmt: skip
       grown = growth(own, score, np.inf if 'at_most' in bounds else None)
       if not bounds and not np.isfinite(grown).all():
@@ -335,6 +340,30 @@ def expected_sizes(every: pd.DataFrame):
         f'{text}: d₅₀ at k = {most:.0f} / at k = 1', grown,
         primary=bool(decides and bounds), **bounds, **controls,
       )  # fmt: skip
+
+
+def expected_of_pairs(every: pd.DataFrame):
+  """d₅₀ of two modes compared seed by seed: direct answers with unrelated relations, and chains at the better of two rates."""
+  rows = longest(above_relation_blind(select(every, depth=1)))
+  halves = {
+    (mode, hops): np.array(
+      scaling_law.half_sizes(own, 'each_step' if MODES[mode].chain else 'accuracy')
+    )
+    for (mode, hops), own in groups(rows, 'model', 'hops')
+  }
+  most = rows['hops'].max()
+
+  def both(one, two, combine):
+    pairs = zip(halves.get(one, ()), halves.get(two, ()), strict=False)  # seeds that both have
+    return [combine(a, b) for a, b in pairs if np.isfinite(a + b)]
+
+  text = (
+    f'depth 1, k = {most:.0f}: d₅₀ of {MODES["direct"].name} answers / of {MODES[UNRELATED].name}'
+  )
+  yield from over_seeds(text, both(('direct', most), (UNRELATED, most), lambda a, b: a / b))
+  better = [both(('chain', hops), ('chain_slow', hops), min) for hops in (most, 1)]
+  text = f'{MODES["chain"].name}, depth 1, per step, at the better rate for each k: d₅₀ at k = {most:.0f} / at k = 1'
+  yield from over_seeds(text, [a / b for a, b in zip(*better, strict=False)])
 
 
 def expected_bits(rows: pd.DataFrame, built: pd.DataFrame):
@@ -363,30 +392,33 @@ def plot(table):
   """Accuracy against d; d₅₀ against hops; the bounds with trained models at the most hops. A mark
   is a seed."""
   table = with_all_columns(table)
-  figure, panels = plotting.new(11.6, 3.2, 1, 3)
-  for ax, draw, size in zip(
-    panels, (_plot_curves, _plot_halves, _plot_bits), (6, 6, 5), strict=True
-  ):
-    draw(ax, table)
-    below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.21), 'ncols': 2}
-    plotting.legend(ax, fontsize=size, **({} if draw is _plot_halves else below))
+  figure, panels = plotting.new(14.5, 3.2, 1, 4)
+  _plot_curves(panels[0], table, chain=False)
+  _plot_curves(panels[1], table, chain=True)
+  _plot_halves(panels[2], table)
+  _plot_bits(panels[3], table)
+  for ax, columns in zip(panels, (2, 2, 1, 2), strict=True):
+    plotting.legend(ax, fontsize=5, loc='upper center', bbox_to_anchor=(0.5, -0.18), ncols=columns)
   return figure
 
 
-def _plot_curves(ax, table):
+def _plot_curves(ax, table, chain: bool):
+  """The modes differ by colour, the numbers of hops by line."""
   rows = longest(select(table, kind='trained', depth=1))
-  for i, ((mode, hops), own) in enumerate(groups(rows, 'model', 'hops')):
-    score = 'each_step' if MODES[mode].chain else 'accuracy'
-    plotting.draw_seeds(
-      ax, own.assign(value=own[score]), 'dim', i, f'{MODES[mode].name}, k = {hops:.0f}'
-    )
+  for mode, i in COLORS.items():
+    for (hops,), own in groups(select(rows, model=mode), 'hops'):
+      if MODES[mode].chain == chain:
+        score, label = 'each_step' if chain else 'accuracy', f'{MODES[mode].name}, k = {hops:.0f}'
+        own = own.assign(value=own[score])
+        plotting.draw_seeds(ax, own, 'dim', i, label, linestyle=LINES[int(hops) - 1])
   plotting.logarithmic(ax.xaxis)
-  ax.set(xlabel='$d$', ylabel='accuracy (chains: per step)', ylim=(0, 1.03), title='one layer')
+  title = 'chain of thought, one layer' if chain else 'one forward pass, one layer'
+  ax.set(xlabel='$d$', ylabel='accuracy' + ' per step' * chain, ylim=(0, 1.03), title=title)
 
 
 def _plot_halves(ax, table):
   rows = longest(above_relation_blind(select(table, kind='trained')))
-  for i, ((mode, depth), own) in enumerate(groups(rows, 'model', 'depth')):
+  for (mode, depth), own in groups(rows, 'model', 'depth'):
     score = 'each_step' if MODES[mode].chain else 'accuracy'
     sizes = [
       (hops, half)
@@ -396,10 +428,14 @@ def _plot_halves(ax, table):
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
     label = MODES[mode].name + (', per step' if MODES[mode].chain else f', depth {depth:.0f}')
     if len(drawn):
-      plotting.draw_seeds(ax, drawn, 'hops', i, label)
+      plotting.draw_seeds(ax, drawn, 'hops', COLORS[mode], label, linestyle=LINES[int(depth) - 1])
   ax.set(
-    xlabel='hops, $k$', ylabel='$d_{50}$', ylim=(0, None), xticks=sorted(rows['hops'].unique())
+    xlabel='hops, $k$',
+    ylabel='$d_{50}$',
+    xticks=sorted(rows['hops'].unique()),
+    title='the $d$ that knows half',
   )
+  plotting.logarithmic(ax.yaxis)
 
 
 def _plot_bits(ax, table):
@@ -412,10 +448,12 @@ def _plot_bits(ax, table):
             markerfacecolor='white' if chain else plotting.BLACK, label=label)  # fmt: skip
   rows = longest(select(table, kind='trained'))
   most = rows['hops'].max()
-  for mode, color in (('direct', plotting.RED), ('chain', plotting.PINK)):
+  for mode, i in COLORS.items():
     own = select(rows, model=mode, hops=most)
-    ax.plot(own['subject_bits'], own['internal_bits'], 'o', color=color, alpha=0.7, markersize=4,
-            markerfacecolor=color if mode == 'direct' else 'white', label=f'trained, {MODES[mode].name}')  # fmt: skip
+    color, marker = plotting.cycle(i)
+    if own['internal_bits'].notna().any():
+      ax.plot(own['subject_bits'], own['internal_bits'], marker, color=color, alpha=0.7, markersize=4,
+              markerfacecolor='white' if MODES[mode].chain else color, label=f'trained, {MODES[mode].name}')  # fmt: skip
   ax.set(xlabel='$B_{emb}$', ylabel='$B_{int}$')
   if ax.dataLim.width > 0:  # a part without direct models has no bits to draw
     ax.set(xscale='log', yscale='log')

@@ -180,17 +180,26 @@ def test_the_law_is_told_from_its_alternatives(monkeypatch):
   cells = set(zip(right['subjects'], right['relations'], strict=True))
   monkeypatch.setattr(laws, 'CELLS', cells)
   found = {f.what: f for f in laws.STUDY.findings(right)}
-  q, beside = f'{laws.LAW}, fitted to 5 sizes: q', 'replaces (log₂N)^q, minimum over left-out seeds'
+  q = f'{laws.LAW}, 5 settled sizes: q'
+  beside = f'{laws.LAW}, 5 settled sizes: AIC increase if {{}} replaces (log₂N)^q'
+  minimum = f'{beside}, minimum over left-out seeds'
   exponent = found[q]
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
-  beyond = found[f'{laws.LAW}, {laws.BEYOND}: q']
+  beyond = found[f'{laws.BEYOND}, 5 settled sizes: q']
   assert beyond.holds is None and beyond.value == pytest.approx(1, abs=0.15)
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
   assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
   assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
-  assert all(f.holds for what, f in found.items() if what.startswith('AIC'))
+  assert all(found[minimum.format(name)].holds for name in laws.ALTERNATIVES)
+  assert found[beside.format('log₂N')].value < 2  # which q = 1 takes away
+  law_says = found['N = 256, R = 6: d₅₀'].controls['by the law of the settled sizes']
+  assert (
+    law_says
+    == pytest.approx(found['N = 256, R = 6: d₅₀'].value, rel=0.02)
+    == pytest.approx(9, rel=0.05)
+  )
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
-  assert not wrong[q].holds and not wrong[f'AIC increase if √N {beside}'].holds
+  assert not wrong[q].holds and not wrong[minimum.format('√N')].holds
   assert not next(f for what, f in wrong.items() if what.startswith('R·log₂N = 48')).holds
   monkeypatch.setattr(laws, 'CELLS', {*cells, (65536, 3)})
   assert not any(f.primary for f in laws.STUDY.findings(right))  # one size is not measured yet
@@ -203,16 +212,48 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
   found = laws.STUDY.findings(table)
   told = [f for f in found if 'relative change of d₅₀' in f.what]
-  assert len(told) == 5 and not any(f.holds for f in told)
-  law = [f for f in found if f.what.startswith(laws.LAW)]
-  assert law and all(f.holds is None for f in law)
-  assert {'settled or not' in f.what for f in law if laws.BEYOND not in f.what} == {True}
+  assert len(told) == 5 and not any(f.holds for f in told) and all(f.value < -0.05 for f in told)
+  law = [f for f in found if f.what.startswith((laws.LAW, laws.BEYOND))]
+  assert law and all(f.holds is None and 'all 5 sizes, settled or not' in f.what for f in law)
+
+
+def test_sizes_that_were_added_later_do_not_decide(monkeypatch):
+  monkeypatch.setattr(scaling_law, 'STARTS', 1)
+  right = planted(lambda n, r: 1 + r * math.log2(n) / 6)
+  sizes = (1024, 3), (1024, 6)
+  more = [
+    right[(right['subjects'] == 64) & (right['relations'] == 8)].assign(
+      subjects=n, relations=r, dim=lambda t: t['dim'] * 2
+    )
+    for n, r in sizes
+  ]
+  table = pd.concat([right, *more])
+  monkeypatch.setattr(laws, 'CELLS', set(zip(right['subjects'], right['relations'], strict=True)))
+  monkeypatch.setattr(laws, 'ADDED', {*sizes})
+  (primary,) = (f for f in laws.STUDY.findings(table) if f.primary)
+  (alone,) = (f for f in laws.STUDY.findings(right) if f.primary)
+  assert primary == alone and '5 settled sizes' in primary.what
+  (every,) = (
+    f
+    for f in laws.STUDY.findings(table)
+    if f.what.startswith(laws.LAW) and f.what.endswith('added later: q')
+  )
+  assert (
+    '7 settled sizes' in every.what
+    and every.holds is None
+    and every.value != pytest.approx(alone.value, abs=0.02)
+  )
+
+
+def test_a_seed_whose_curve_does_not_reach_one_half_has_not_settled():
+  assert scaling_law.settled([0.04, -0.05]) and not scaling_law.settled([0.04, -0.07])
+  assert not scaling_law.settled([0.01, float('nan')]) and not scaling_law.settled([])
 
 
 def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half(
   monkeypatch,
 ):
-  for name in ('law', 'exponents'):  # which take long, and which another test judges
+  for name in ('law', 'compared'):  # which take long, and which another test judges
     monkeypatch.setattr(laws, name, lambda *_, **__: ())
   some = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   dense = select(some, subjects=64, relations=8, passes=100).assign(model=laws.DENSE)
@@ -246,11 +287,12 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   told = [
     f
     for f in frozen_embeddings.STUDY.findings(pd.DataFrame(rows))
-    if 'at the largest n₅₀ / at the smallest' in f.what
+    if 'at the largest F / at the smallest' in f.what
   ]
   (primary,) = (f for f in told if f.primary)
-  assert 'bits per parameter' in primary.what and primary.holds == (law == 'bits')
-  (own,) = (f for f in told if f'{law} per parameter' in f.what)
+  name = {'bits': 'n₅₀·log₂n₅₀', 'facts': 'n₅₀'}
+  assert f'{name["bits"]} per parameter' in primary.what and primary.holds == (law == 'bits')
+  (own,) = (f for f in told if f': {name[law]} per parameter' in f.what)
   assert own.value == pytest.approx(1, abs=0.02) and own.seeds == 2
   assert max(abs(math.log(f.value)) for f in told) > math.log(1.15)
 

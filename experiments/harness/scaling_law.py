@@ -6,7 +6,7 @@ model are not independent, so the seeds are the unit: the overdispersion is fitt
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -69,22 +69,22 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
     return -float(np.sum(betaln(right + a, queries - right + b) - betaln(a, b)))
 
   free = 7 - (given is not None)
-  best = min(
-    (_minimized(loss, free, d, start) for start in range(STARTS)), key=lambda found: found.fun
-  )
+  near = min((_near(loss, free, d, start) for start in range(STARTS)), key=lambda found: found.fun)
+  options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
+  best = scipy.optimize.minimize(
+    loss, near.x, method='Nelder-Mead', options=options
+  )  # to the last digits
   offset, scale, p, q, width, _, lapse = unpacked(best.x)
   scale = scale / r.max() ** p / sizes.max() ** q
   return Law(size, *map(float, (offset, scale, p, q, width, lapse, 2 * best.fun + 2 * free)))
 
 
-def _minimized(loss: Callable, free: int, d: np.ndarray, start: int):
+def _near(loss: Callable, free: int, d: np.ndarray, start: int):
   rng = np.random.default_rng(start)
   x = np.zeros(free)
   x[1], x[2:] = np.log(np.median(d)), rng.uniform(0.3, 1.5, free - 2)
   x[0], x[-3:] = rng.uniform(-1, 2), (-1.5, 3.0, -4.0)
-  options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
-  found = scipy.optimize.minimize(loss, x, method='L-BFGS-B')  # near to it; then to the last digits
-  return scipy.optimize.minimize(loss, found.x, method='Nelder-Mead', options=options)
+  return scipy.optimize.minimize(loss, x, method='L-BFGS-B')
 
 
 def at_largest(rows: pd.DataFrame, budget: str, *by: str) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def at_largest(rows: pd.DataFrame, budget: str, *by: str) -> pd.DataFrame:
 
 
 def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
-  """The relative change of what `read` returns, for every seed, at the last doubling of a budget.
+  """The relative change of what `read` returns, for every seed, at the last doubling of a budget; negative if it falls.
 
   `budget` names a column; the list is empty if it has only one value.
   """
@@ -101,7 +101,12 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
   if len(budgets) < 2:
     return []
   before, after = (read(rows[rows[budget] == one]) for one in budgets)
-  return [abs(1 - b / a) for a, b in zip(before, after, strict=True)]
+  return [b / a - 1 for a, b in zip(before, after, strict=True)]
+
+
+def settled(changes: Sequence[float]) -> bool:
+  """Whether these changes at the last doubling of a budget are small, on average over the seeds, and known for each."""
+  return len(changes) > 0 and bool(np.mean(np.abs(changes)) <= SETTLED)
 
 
 def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
