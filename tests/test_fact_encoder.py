@@ -4,6 +4,7 @@ Tested on tiny random models of two families, one with learned positions, agains
 """
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pretrained_models as models
 import pytest
 
 from geomem.errors import InputError
-from geomem.pretrained import answering, load, prompts
+from geomem.pretrained import answering, fact_encoder, load, prompts
 from geomem.pretrained.fact_encoder import (
   FactEncoder,
   Training,
@@ -296,6 +297,34 @@ def test_the_same_training_gives_the_same_vectors(fitted):
   model, asked, _, _ = fitted
   one, two = (FactEncoder.fit(model, asked, Training(steps=3)).vectors_RxAxD for _ in range(2))
   np.testing.assert_array_equal(one, two)
+
+
+def test_a_training_is_taken_up_where_it_was_stopped_to_the_last_bit(fitted, monkeypatch):
+  model, asked, _, _ = fitted
+  training, kept = Training(steps=8), []
+  at_once = FactEncoder.fit(model, asked, training)
+  monkeypatch.setattr(fact_encoder, 'CHUNK', 3)
+
+  def tried(most):
+    """Killed when more than `most` chunks would be done."""
+    calls = itertools.count()
+
+    def cached(work):
+      if (call := next(calls)) == len(kept):
+        if call == most:
+          raise KeyboardInterrupt
+        kept.append(work())
+      return kept[call]
+
+    return FactEncoder.fit(model, asked, training, cached=cached)
+
+  for most in (1, 2):
+    with pytest.raises(KeyboardInterrupt):
+      tried(most)
+  again = tried(3)
+  assert len(kept) == 3
+  np.testing.assert_array_equal(again.vectors_RxAxD, at_once.vectors_RxAxD)
+  np.testing.assert_array_equal(again.bias_D, at_once.bias_D)
 
 
 def test_maps_are_of_the_answers_own_token_embeddings(fitted):

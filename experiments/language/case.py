@@ -20,7 +20,7 @@ ModelFile = Annotated[
 ]
 loaded = functools.lru_cache(maxsize=1)(load.load)
 HELD_OUT = 0.25  # fraction of all answer tuples
-FRAMES = 3  # number of the trained frames in which subjects are asked
+FRAMES, WORDINGS = 3, 8  # at most so many of each in which subjects are asked
 
 
 def record(measurement: str, value: Any, **about: Any) -> dict:
@@ -39,7 +39,7 @@ class Case:
     relations, answers = size
     if relations > len(own.answers):
       raise InputError(f'{table}: {len(own.answers)} relations; {relations} are asked for')
-    number = min(number, (1 + len(own.leads)) * min(map(len, own.wordings.values())))
+    number = min(number, *map(len, own.wordings.values()))
     self.model, self.own, self.subjects, self.wordings = model, own, preset.asked, number
     self._chosen = {
       'names': tuple(own.answers)[: relations or None],
@@ -52,7 +52,7 @@ class Case:
     self.training = Training(steps=steps, batch=preset.batch, held_out=HELD_OUT, seed=seed)
     self.label = table if packaged.exists() else f'{Path(table).stem} (own)'
     self.label += f', {preset.times:g} times the steps' if preset.times != 1 else ''
-    self.few_P = in_few_frames(self.asked, len(own.frames))  # the prompts in FRAMES frames
+    self.few_P = few_prompts(self.asked, len(own.frames))
     self.shuffled = preset.shuffled
     if self.shuffled:
       self.label += ', shuffled'
@@ -75,16 +75,11 @@ class Case:
     return [prompts.tokenize(self.model, [relation]) for relation in own]
 
   def learn(self, trainer, label: str):
-    """Learn the vectors, or restore those learned before the run was interrupted."""
+    """Learn the vectors, from where the run was interrupted if it was."""
     report = lambda done, total, loss: trainer.on_progress(done, total, label)
 
-    def fit():
-      encoder = FactEncoder.fit(self.model, self.asked, self.training, report)
-      return {'bias': encoder.bias_D, 'vectors': encoder.vectors_RxAxD}
-
-    found = trainer.cached(fit)
-    about = self.model.checksum(), self.asked.relations
-    self.encoder = FactEncoder(*about, found['bias'], found['vectors'])
+    about = self.model, self.asked, self.training, report
+    self.encoder = FactEncoder.fit(*about, cached=trainer.cached)
 
   def rng(self, *number: int) -> np.random.Generator:
     return np.random.default_rng((self.training.seed, 4, *number))
@@ -103,11 +98,15 @@ def reassigned(asked: Prompts) -> Prompts:
   return dataclasses.replace(asked, relation_P=(asked.relation_P + position_P) % count)
 
 
-def in_few_frames(asked: Prompts, frames: int) -> np.ndarray:
-  """The prompts in the first `FRAMES` of `frames` frames; a relation's prompts are consecutive, one frame after another."""
-  of_relation = np.bincount(asked.relation_P)
-  position_P = np.concatenate([np.arange(count) // (count // frames) for count in of_relation])
-  return np.flatnonzero(position_P < FRAMES)
+def few_prompts(asked: Prompts, frames: int) -> np.ndarray:
+  """The prompts in the first of `frames` frames, and in wordings from the first to the last; a relation's prompts are
+  consecutive, one frame after another."""
+  kept = []
+  for count in np.bincount(asked.relation_P):
+    wordings = count // frames
+    asked_W = np.linspace(0, wordings - 1, min(wordings, WORDINGS)).round()
+    kept += [i // wordings < FRAMES and i % wordings in asked_W for i in range(count)]
+  return np.flatnonzero(kept)
 
 
 def new_prompts(own: Wordings) -> list[tuple[str, ...]]:

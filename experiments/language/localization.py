@@ -28,6 +28,7 @@ LAYERS = 16  # at most this many are patched
 CHUNK = 128  # subjects in the model at once
 SOME = 24  # subjects, where there are many ablations
 UNASKED = 'differs in another relation'
+INTACT = 'nothing'  # is ablated
 
 
 class Stream:
@@ -155,7 +156,8 @@ def _probe(x_NxD: np.ndarray, answers_N: np.ndarray, answers: int, count: int) -
 def blocks(case) -> list[dict]:
   """Ablate one block's attention or MLP, from the subject on: how often the answer is right among its relation's, or
   the same subject's answer to another relation (so that the selection is lost, not the content)."""
-  found, depth = [], case.model.config.depth
+  depth = case.model.config.depth
+  found = ablated(case, place=INTACT)
   for part, kernel in (('attention', 'output'), ('mlp', 'down')):
     for layer in range(depth):
       found += ablated(case, part, kernel, (layer,), place=part, layer=layer)
@@ -165,21 +167,26 @@ def blocks(case) -> list[dict]:
 
 def heads(case) -> list[dict]:
   """The same without one attention head."""
-  config, found = case.model.config, []
+  config, name = case.model.config, 'without a head'
+  found = ablated(case, count=SOME, measurement=name, place=INTACT)
   for layer, head in itertools.product(range(config.depth), range(config.heads)):
     about = {'place': f'head {head}', 'layer': layer}
-    at, name = (layer, head), 'without a head'
-    found += ablated(case, 'attention', 'output', at, SOME, name, **about)
+    found += ablated(case, 'attention', 'output', (layer, head), SOME, name, **about)
   return found
 
 
-def ablated(case, part: str, kernel: str, at: tuple, count: int | None = None, measurement: str = 'without', **about):  # fmt: skip
-  """Records of the answers, from the subject on, when these weights write nothing into the residual stream."""
-  held_RxN, blocks = case.tuples()[:, :count], case.model.params['blocks']
-  written = blocks[part][kernel] | {'kernel': blocks[part][kernel]['kernel'].at[at].set(0.0)}
-  if 'bias' in written and len(at) == 1:
-    written['bias'] = written['bias'].at[at].set(0.0)
-  params = case.model.params | {'blocks': blocks | {part: blocks[part] | {kernel: written}}}
+def ablated(
+  case, part: str | None = None, kernel: str = '', at: tuple = (), count: int | None = None, measurement: str = 'without', **about
+):  # fmt: skip
+  """Records of the answers, from the subject on, when these weights write nothing into the residual stream; or, without
+  a part, those of the intact model."""
+  held_RxN, params = case.tuples()[:, :count], case.model.params
+  if part:
+    blocks = params['blocks']
+    written = blocks[part][kernel] | {'kernel': blocks[part][kernel]['kernel'].at[at].set(0.0)}
+    if 'bias' in written and len(at) == 1:
+      written['bias'] = written['bias'].at[at].set(0.0)
+    params = params | {'blocks': blocks | {part: blocks[part] | {kernel: written}}}
   asked = dataclasses.replace(case.asked, model=dataclasses.replace(case.model, params=params))
   rows_NxD = case.encoder.rows(held_RxN)
   chosen_NxR = prompts.recall(asked, rows_NxD, held_RxN, case.first_P).chosen_NxP

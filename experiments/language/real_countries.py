@@ -128,7 +128,10 @@ def adapters(case) -> list[dict]:
   best = max(tuned, key=lambda own: own['candidates'])
   for control, own in (('before fine-tuning', scores(model)), ('fine-tuned', best)):
     about = {'tuples': 'allowed', 'prompts': 'trained', 'control': control}
-    found += [record(name, value, **about) for name, value in own.items()]
+    found += [
+      record(name, value, **({'control': control} if name == 'known' else about))
+      for name, value in own.items()
+    ]
   return found
 
 
@@ -144,7 +147,7 @@ def _of_adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray, model: Pret
 
 
 def _adapted(case, rows_NxD: np.ndarray, answers_RxN: np.ndarray, rate: float) -> Pretrained:
-  """The model after as many steps as the vectors had; in training, the frozen model computes what precedes the subject."""
+  """The model after the case's steps; in training, the frozen model computes what precedes the subject."""
   asked, training, rng = case.asked, case.training, case.rng(41)
   config, count = asked.model.config, min(ADAPTED, asked.model.config.depth)
   out = rng.standard_normal((count, RANK, config.dim), dtype=np.float32) / math.sqrt(config.dim)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.language import localization, real_countries
-from experiments.language.case import Case, in_few_frames, new_prompts, record
+from experiments.language.case import Case, few_prompts, new_prompts, record
 from geomem.pretrained import answering, fact_encoder, prompts, wordings
 from geomem.pretrained.fact_encoder import FactEncoder
 from geomem.pretrained.prompts import Prompts, Relation
@@ -22,6 +22,8 @@ FIRST_HOPS = 'the country where it lies is', 'its rival is'
 NAME = 'Zorbla'  # the name of a subject whose facts are told in the prompt
 NEIGHBOUR, TRIP = 'Quax', 'We went from {} to the sea.'
 TUPLES = 10**5  # with more tuples than this, the nearest trained one is not sought
+BATCH = 24  # prompts
+OWN_AT_RANDOM = 'one of the own answers at random'
 BLIND, CUE, NEAREST = 'blind to the relation', 'type of the answer', 'nearest trained tuple'
 
 
@@ -67,7 +69,7 @@ def in_new_prompts(case: Case, new: tuple[str, ...]) -> tuple[Prompts, np.ndarra
   """Prompts that no training had, those of them in few frames, and their name."""
   asked = case.ask(**dict.fromkeys(new, True))
   frames = case.own.new_frames if 'new_frames' in new else case.own.frames
-  return asked, in_few_frames(asked, len(frames)), ' and '.join(new).replace('_', ' ')
+  return asked, few_prompts(asked, len(frames)), ' and '.join(new).replace('_', ' ')
 
 
 def blind(asked: Prompts, answers_RxN) -> list[dict]:
@@ -88,17 +90,19 @@ def blind(asked: Prompts, answers_RxN) -> list[dict]:
 
 def type_cue(case: Case, answers_RxN) -> list[dict]:
   """Baseline: the subject's own answer that fits the prompt best, according to the model when the row is b alone."""
-  asked, count = case.asked, len(case.asked.relation_P)
+  asked, some_P = case.asked, case.few_P
   tokens = asked.answers_RxAxK[:, :, 0]
   if len(np.unique(tokens)) < len(np.unique(localization.answer_ids(asked))):
     return []  # the first token does not distinguish an answer from all others
-  rows_PxD = jnp.asarray(np.tile(case.encoder.bias_D, (count, 1)))
-  examples = asked.examples(np.arange(count), np.zeros(count, int))
-  about = case.model.config, case.model.params, asked.prefixes, rows_PxD, examples
-  own_RxN = np.take_along_axis(tokens, answers_RxN, axis=1)
-  best_PxN = np.argmax(np.asarray(_first_logits(*about))[:, own_RxN], axis=1)
-  right = np.take_along_axis(own_RxN, best_PxN, axis=0) == own_RxN[asked.relation_P]
-  return [record('top-1', right, control=CUE)]
+  own_RxN, rights = np.take_along_axis(tokens, answers_RxN, axis=1), []
+  for chunk_P in np.array_split(some_P, -(-len(some_P) // BATCH)):
+    rows_PxD = jnp.asarray(np.tile(case.encoder.bias_D, (len(chunk_P), 1)))
+    examples = asked.examples(chunk_P, np.zeros(len(chunk_P), int))
+    about = case.model.config, case.model.params, asked.prefixes, rows_PxD, examples
+    best_PxN = np.argmax(np.asarray(_first_logits(*about))[:, own_RxN], axis=1)
+    best = np.take_along_axis(own_RxN, best_PxN, axis=0)
+    rights.append((best == own_RxN[asked.relation_P[chunk_P]]).ravel())
+  return [record('top-1', np.concatenate(rights), control=CUE)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -290,7 +294,7 @@ def random_weights(case: Case) -> list[dict]:
     if len(relations) == 1:
       training = dataclasses.replace(training, held_out=0.0, steps=-(-training.steps // 4))
       control = f'{control}, one relation'
-    few_P = in_few_frames(asked, len(case.own.frames))
+    few_P = few_prompts(asked, len(case.own.frames))
     encoder = FactEncoder.fit(model, asked, training)
     for held_out in (False, True)[: 1 + (training.held_out > 0)]:
       answers_RxN = case.tuples(held_out)[: len(relations)]
@@ -310,6 +314,10 @@ def maps(case: Case) -> list[dict]:
     asked, training, case.subjects, case.rng(11), held_out=True
   )
   found = scores(asked, encoder.rows(answers_RxN), answers_RxN, tuples='held out', **about)
+  found += [{'tuples': 'held out', 'prompts': 'trained'} | own for own in blind(asked, answers_RxN)]
+  # A reader of the row that does not know which relation is asked.
+  guess: Any = {'tuples': 'answers never trained', 'prompts': 'trained', 'control': OWN_AT_RANDOM}
+  found.append(record('top-1', 1 / len(answers_RxN), **guess))
   never: list[list[dict]] = []
   for r, apart in enumerate(fact_encoder.untrained_answers(asked, training)):
     if len(apart):
@@ -347,8 +355,10 @@ def hops(case: Case) -> list[dict]:
   no_hop = ask(['The official language is'] * len(relations), languages)
   found += scores(no_hop, rows_NxD, answers_RxN, **about, control='no relation named')
   right, openings = [], ('It lies in', 'Its rival is')
-  for relation, fact, text, own in zip(relations, openings, texts, languages, strict=False):
-    for place in relation.answers:
-      said = case.model.ask(f'{frame.replace("{}", NAME)} {fact} {place}. {text}', own)
-      right.append(said == real_countries.COUNTRIES[place][0])
+  for own_R in answers_RxN.T[:12]:  # a row holds both facts, so the prompt tells both
+    pairs = zip(openings, relations, own_R, strict=False)
+    told = ' '.join(f'{fact} {relation.answers[a]}.' for fact, relation, a in pairs)
+    for relation, a, text, own in zip(relations, own_R, texts, languages, strict=False):
+      said = case.model.ask(f'{frame.replace("{}", NAME)} {told} {text}', own)
+      right.append(said == real_countries.COUNTRIES[relation.answers[a]][0])
   return [*found, record('candidates', right, control='told in the prompt', **about)]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import chex
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,10 +36,18 @@ from geomem.training import optimization
 FORMAT, VERSION = 'geomem fact encoder', 1
 ADAM = optax.scale_by_adam()
 OnProgress = Callable[[int, int, float], None]  # steps done, total steps, loss
+# Called with work that returns a tree of arrays; may return instead what it returned before the program was killed.
+Cached = Callable[[Callable[[], Any]], Any]
+CHUNK = 200  # steps of such work
 
 
 def silent(done: int, total: int, loss: float) -> None:
   """The default `on_progress`: ignores progress."""
+
+
+def run(work: Callable[[], Any]) -> Any:
+  """The default `cached`: keeps nothing."""
+  return work()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +127,7 @@ class FactEncoder:
   @classmethod
   def fit(
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress = silent, cached: Cached = run,
   ) -> 'FactEncoder':  # fmt: skip
     """Learn the vectors through the frozen model; the vector of an answer that no training subject has is 0."""
     asked, training = _tokenized(model, relations), training or Training()
@@ -127,7 +136,7 @@ class FactEncoder:
       'bias': jnp.asarray(np.mean(np.asarray(model.params['embed']['tokens']), axis=0)),
       'vectors': spread(model) * jax.random.normal(_keys(training)[0], shape),
     }
-    learned = learn(asked, start, sum_rows, training, on_progress)
+    learned = learn(asked, start, sum_rows, training, on_progress, cached=cached)
     return cls._of(asked, learned, untrained_answers(asked, training))
 
   @classmethod
@@ -327,7 +336,8 @@ def draw_subjects(
 
 
 def learn(
-  asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = silent, *more: Any
+  asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = silent, *more: Any,
+  cached: Cached = run,
 ) -> Any:  # fmt: skip
   """Learn parameters, from `start`, whose rows make the frozen model answer.
 
@@ -342,7 +352,7 @@ def learn(
     own_B = answers_RxB[asked.relation_P[prompt_B], np.arange(training.batch)]
     return answers_RxB, asked.examples(prompt_B, own_B)
 
-  return descend(asked, start, rows_of, training, batch, on_progress, *more)
+  return descend(asked, start, rows_of, training, batch, on_progress, *more, cached=cached)
 
 
 def learn_rows(
@@ -376,7 +386,7 @@ def unchanged(params: dict, free: Any) -> dict:
 
 def descend(
   asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = silent,
-  *more: Any, params_of: Callable = unchanged,
+  *more: Any, params_of: Callable = unchanged, cached: Cached = run,
 ) -> Any:  # fmt: skip
   """Minimize the mean loss of batches from `start`, by Adam with a cosine decay of the rate to 0.
 
@@ -385,17 +395,24 @@ def descend(
   """
   std, model = spread(asked.model), asked.model
   noise_key, state = _keys(training)[1], (start, ADAM.init(start))
-  for number in range(training.steps):
-    about, examples = batch()
-    rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
-    scales = np.array([std * rate, std * training.noise], np.float32)
-    key = jax.random.fold_in(noise_key, number)
-    functions = model.config, rows_of, params_of
-    arrays = model.params, asked.prefixes, state, scales, key, about, examples, more
-    state, loss = _step(*functions, *arrays)
-    if not math.isfinite(loss := float(loss)):
-      raise InputError(f'the loss is {loss} after {number} steps: choose a lower rate')
-    on_progress(number + 1, training.steps, loss)
+
+  def chunk(state, first: int, batches: list):
+    for number, (about, examples) in enumerate(batches, first):
+      rate = training.rate * (1 + math.cos(math.pi * number / training.steps)) / 2
+      scales = np.array([std * rate, std * training.noise], np.float32)
+      key = jax.random.fold_in(noise_key, number)
+      functions = model.config, rows_of, params_of
+      arrays = model.params, asked.prefixes, state, scales, key, about, examples, more
+      state, loss = _step(*functions, *arrays)
+      if not math.isfinite(loss := float(loss)):
+        raise InputError(f'the loss is {loss} after {number} steps: choose a lower rate')
+      on_progress(number + 1, training.steps, loss)
+    return flax.serialization.to_state_dict(jax.device_get(state))
+
+  for first in range(0, training.steps, CHUNK):
+    batches = [batch() for _ in range(min(CHUNK, training.steps - first))]
+    found = cached(functools.partial(chunk, state, first, batches))
+    state = flax.serialization.from_state_dict(state, found)
   return jax.device_get(state[0])
 
 

@@ -14,20 +14,18 @@ from geomem.errors import InputError
 from geomem.pretrained.prompts import Relation
 
 COLUMNS = ['relation', 'part', 'text']
-COMMON = 'frame', 'new frame', 'lead', 'no relation'  # parts that belong to no relation
+COMMON = 'frame', 'new frame', 'no relation'  # parts that belong to no relation
 PARTS = *COMMON, 'wording', 'new wording', 'answer'
 FACT = ['subject', 'relation', 'answer']
 
 
 @dataclasses.dataclass(frozen=True)
 class Wordings:
-  """`frames`, `new_frames`, `leads` (optional beginnings of a wording) and `no_relation` (wordings
-  that ask for none) are shared by all relations; `wordings`, `new_wordings` and `answers` are per
-  relation."""
+  """`frames`, `new_frames` and `no_relation` (wordings that ask for none) are shared by all relations; `wordings`,
+  `new_wordings` and `answers` are per relation."""
 
   frames: tuple[str, ...]
   new_frames: tuple[str, ...]
-  leads: tuple[str, ...]
   no_relation: tuple[str, ...]
   wordings: dict[str, tuple[str, ...]]
   new_wordings: dict[str, tuple[str, ...]]
@@ -37,24 +35,17 @@ class Wordings:
     self, wordings: int | None = None, answers: int | None = None, names: Sequence[str] = (),
     new_frames: bool = False, new_wordings: bool = False,
   ) -> list[Relation]:  # fmt: skip
-    """Every wording in every frame. `wordings`: the number of wordings per relation, those with
-    leads last (default: all without a lead); `answers`: the number of answers per relation, the
-    first ones; `names`: only these relations. `new_frames`, `new_wordings`: use the new ones
-    instead."""
+    """Every wording in every frame. `wordings`, `answers`: how many of each per relation, the first ones (default: all);
+    `names`: only these relations. `new_frames`, `new_wordings`: use the new ones instead."""
     frames = self.new_frames if new_frames else self.frames
     own = self.new_wordings if new_wordings else self.wordings
     return [
       Relation(
         name, self.answers[name][:answers],
-        tuple(f'{frame} {text}' for frame in frames for text in self._expand(own[name], wordings)),
+        tuple(f'{frame} {sentence(text)}' for frame in frames for text in own[name][:wordings]),
       )
       for name in names or self.answers
     ]  # fmt: skip
-
-  def _expand(self, wordings: Sequence[str], count: int | None) -> list[str]:
-    """The first `count` sentences: every wording without a lead, then with each of the leads."""
-    every = [f'{lead} {text}' for lead in ('', *self.leads) for text in wordings]
-    return [sentence(text.strip()) for text in every[: count or len(wordings)]]
 
 
 def sentence(text: str) -> str:
@@ -62,9 +53,8 @@ def sentence(text: str) -> str:
 
 
 def read(path: str | os.PathLike) -> Wordings:
-  """Read a CSV file with the columns relation, part and text. The parts `frame`, `new frame`,
-  `lead` and `no relation` have no relation; `wording`, `new wording` and `answer` have one, but an
-  answer without a relation belongs to all relations."""
+  """Read a CSV file with the columns relation, part and text. The parts `frame`, `new frame` and `no relation` have no
+  relation; `wording`, `new wording` and `answer` have one, but an answer without a relation belongs to all relations."""
   rows = _rows(path, COLUMNS)
   found: dict[str, dict[str, list[str]]] = {part: {} for part in PARTS}
   for relation, part, text in rows:
@@ -83,9 +73,9 @@ def read(path: str | os.PathLike) -> Wordings:
       raise InputError(f'{path}: {name} has no wording')
   common = lambda part: tuple(found[part].get('', ()))
   of_each = lambda part: {name: (*common(part), *found[part].get(name, ())) for name in names}
-  frames, new_frames, leads, of_none = map(common, COMMON)
+  frames, new_frames, of_none = map(common, COMMON)
   asked, new, answers = map(of_each, PARTS[len(COMMON) :])
-  own = Wordings(frames, new_frames, leads, of_none, asked, new, answers)
+  own = Wordings(frames, new_frames, of_none, asked, new, answers)
   if not own.frames or not names:
     raise InputError(f'{path}: needs a frame with {{}} for the subject, and relations')
   own.relations()  # raises if one is invalid
