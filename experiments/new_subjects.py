@@ -66,7 +66,7 @@ BOTH = 'recall', 'swaps'
 # the cases that decide, and their controls, have twice as many.
 DECIDE: Any = {'steps': 2400, 'seeds': 1}
 MORE = (
-  'dose', 'noise', 'no relation', 'told', 'neighbour', 'places', 'blocks', 'heads', 'transplants',
+  'alphas', 'noise', 'no relation', 'in context', 'neighbour', 'probes', 'blocks', 'heads', 'transplants',
 )  # fmt: skip
 NAMES: Any = {
   'tables': ('names',), 'wordings': (1,), 'steps': 150, 'per_relation': True, 'seeds': 1, 'what': ('recall', 'noise'),
@@ -76,7 +76,7 @@ PRESETS = {
     sizes=((2, 5),), wordings=(1,), steps=2, batch=4, asked=2, seeds=1,
     what=('recall', 'swaps', 'noise', 'no relation', 'neighbour'),
   ),
-  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=(*BOTH, 'dose')),
+  'laptop': Preset(sizes=((2, 6),), wordings=(1,), steps=300, batch=8, asked=24, seeds=1, what=(*BOTH, 'alphas')),
   'full': {
     'shared_1': Preset(what=(*BOTH, 'learned rows', *MORE), **DECIDE),
     **{f'shared_{i + 1}': Preset(what=(*BOTH, 'learned rows'), skip_seeds=i, **DECIDE) for i in range(1, 5)},
@@ -122,9 +122,9 @@ def prepare(preset: Preset) -> Preset:
 
 
 MEASURED: dict[str, Any] = {
-  'recall': recalled.recall, 'swaps': recalled.swaps, 'dose': recalled.swaps_at_other_alphas, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'told': recalled.in_context,
+  'recall': recalled.recall, 'swaps': recalled.swaps, 'alphas': recalled.swaps_at_other_alphas, 'noise': recalled.noise, 'no relation': recalled.no_relation, 'in context': recalled.in_context,
   'neighbour': recalled.neighbour, 'learned rows': recalled.learned_rows, 'random weights': recalled.random_weights,
-  'maps': recalled.maps, 'hops': recalled.hops, 'places': localization.probes, 'blocks': localization.blocks, 'heads': localization.heads, 'transplants': localization.transplants,
+  'maps': recalled.maps, 'hops': recalled.hops, 'probes': localization.probes, 'blocks': localization.blocks, 'heads': localization.heads, 'transplants': localization.transplants,
   'countries': real_countries.countries, 'adapters': real_countries.adapters,
 }  # fmt: skip
 BLANK = dict.fromkeys(('control', 'tuples', 'prompts', 'alpha', 'sigma', 'layer', 'place'))
