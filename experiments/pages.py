@@ -25,7 +25,16 @@ import pandas as pd
 from matplotlib.ticker import EngFormatter
 
 from constructions import registry
-from experiments.harness import cli, findings, machine, plotting, records, render, studies
+from experiments.harness import (
+  cli,
+  findings,
+  machine,
+  plotting,
+  records,
+  render,
+  statistics,
+  studies,
+)
 from experiments.harness.findings import Claim, Finding, of_claim, verdict
 from experiments.harness.primary_figure import primary_outcomes
 from experiments.harness.records import Records
@@ -240,6 +249,24 @@ def timings() -> str:
   return render.table(rows, 'markdown')
 
 
+def models() -> str:
+  """The means of what decides claims 2 to 5, for every kind of model; three numbers are for three numbers of relations."""
+  table, rows = committed('structure_full').records.table, []
+  of_maps = 'maps through the model, embedding'
+  shown = {
+    'own facts': 'accuracy', 'R²': 'fresh_superposition_r2', 'linear probe': 'fresh_probe_accuracy',
+    'flipped': f'flipped, {of_maps}', 'others kept': f'kept, {of_maps}', 'new facts (a)': 'reconstruction answered, fitted maps',
+  }  # fmt: skip
+  table = table[table['control'].isna() & table['alpha'].isin([1.0, None, float('nan')])]
+  for (kind, unembedding), own in statistics.groups(table, 'model', 'unembedding'):
+    row = {'model': f'{kind}, unembedding {unembedding}' if kind == 'trained' else kind}
+    for name, measurement in shown.items():
+      some = own[own['measurement'] == measurement].groupby('relations')['value'].mean()
+      row[name] = ', '.join(f'{value:.2f}' for value in some)
+    rows.append(row)
+  return render.table(rows, 'markdown')
+
+
 def published() -> str:
   """Published models compared with ours, one row per model."""
   rows = []
@@ -398,6 +425,7 @@ def main(options: Options):
   splice(README, 'overview', overview('docs/'))
   for table in (theorems, timings, published, tested):
     splice(README, table.__name__, table())
+  splice(page('structure_full'), 'models', models())
   splice(MAP, 'sources', sources())
   splice(ACCELERATORS, 'compiled', compiled())
   print(

@@ -85,6 +85,23 @@ def test_the_page_of_accelerators_says_what_was_compiled():
   assert pages.largest_peak(fits.assign(refused=[None, 'too large'])) == 'refused: too large'
 
 
+def test_the_table_of_models_says_what_the_findings_say():
+  table = pages.models()
+  assert pages.BEGIN.format('models') + table + pages.END in pages.page('structure_full').read_text(
+    encoding='utf-8'
+  )
+  (trained,) = (
+    line for line in table.splitlines() if line.startswith('| trained, unembedding fixed')
+  )
+  (probe,) = (line for line in table.splitlines() if line.startswith('| random weights |'))
+  of = lambda what: [
+    f for f in pages.committed('structure_full').findings if f'unembedding fixed: {what}' in f.what
+  ]
+  r2 = [f for f in of('superposition R²') if f.what.endswith('fresh subjects')]
+  assert ', '.join(f'{f.value:.2f}' for f in r2) in trained
+  assert ', '.join(f'{f.controls["random weights"]:.2f}' for f in r2) in probe
+
+
 def test_the_figure_of_primary_outcomes_has_a_panel_for_each_claim_and_a_row_for_each_outcome():
   one = Finding('within', 0.9, 0.8, 1.0, 3, at_least=0.75, primary=True, controls={'blind': 0.4})
   two = Finding('outside', 2.0, nan, nan, 3, at_most=1.3, primary=True)
