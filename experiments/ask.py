@@ -67,7 +67,9 @@ def find_model(folder: Path, name: str | None) -> Path:
   every = atomic.names(folder) if folder.is_dir() else []
   names = [one for one in every if is_model(folder / one)]
   if not names:
-    raise InputError(f'--workdir={folder}: no models there; experiments.construct saves them')
+    raise InputError(
+      f'--workdir={folder}: no models there; python -m experiments.construct --construction=selector saves one'
+    )
   if name is None and len(names) == 1:
     return folder / names[0]
   # A damaged model is reported when it is loaded.

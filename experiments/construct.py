@@ -109,7 +109,8 @@ def measure(progress, preset, seeds):
 
   records = [build(name) for name in names] if named else instances.build_each(names, build)
   if preset.save:
-    print(f'models: {progress.folder}/CONSTRUCTION, ask them with experiments.ask')
+    saved = progress.folder / (names[0] if len(names) == 1 else '…')
+    print(f'models: {saved}; python -m experiments.ask --workdir={progress.folder} asks them')
   return records
 
 

@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ CELL = 'subjects', 'relations'  # the columns that name one of the preset's cell
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 BEYOND = 'the same law beyond relation-blind'
 DENSE = 'trained, all rows in every step'
+DASHES = '-.', ':', '--', '-'  # of OTHER_SCALINGS, in the figure
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
 MIN_AIC_GAP = 10.0  # by which the AIC of an alternative must be larger
 MAX_RATIO = 1.5
@@ -52,7 +54,7 @@ OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
 ALTERNATIVES = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
-WITHOUT_Q = {'log₂N': ('log2', 1.0), 'log₂(N!)/N': ('bijections', 1.0)}
+FIXED_Q = {'log₂N': ('log2', 1.0), 'log₂(N!)/N': ('bijections', 1.0)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,17 +176,14 @@ def expect(table):
   change, and bits per parameter."""
   last = largest(table)
   last = last[last.groupby(list(CELL))['dim'].transform('nunique') > 2]  # whole curves
-  changes = {
-    cell: scaling_law.last_change(rows, 'passes', scaling_law.half_sizes)
-    for cell, rows in groups(select(table, model='trained'), *CELL)
-  }
-  decides = set(changes) >= CELLS
+  changed = changes(table)
+  decides = set(changed) >= CELLS
   of_rows = list(zip(last['subjects'], last['relations'], strict=True))
   every = set(of_rows)
-  settled = {cell for cell in every if scaling_law.settled(changes[cell])}
+  read = settled(table) & every
   fits = {
-    f'{len(settled - ADDED)} settled sizes': settled - ADDED,
-    f'{len(settled)} settled sizes, with those added later': settled,
+    f'{len(read - ADDED)} settled sizes': read - ADDED,
+    f'{len(read)} settled sizes, with those added later': read,
     f'all {len(every)} sizes, settled or not': every,
   }
   first, seen = None, []
@@ -193,45 +192,69 @@ def expect(table):
       continue
     rows = last[[cell in cells for cell in of_rows]]
     seen.append(cells)
-    if cells == settled - ADDED:
+    if cells == read - ADDED:
       first = scaling_law.fit(rows)
       yield from law(rows, f'{LAW}, {sizes}', decides)
     else:
       yield from compared(rows, f'{LAW}, {sizes}')
     known = scaling_law.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
     yield from compared(rows.assign(accuracy=known), f'{BEYOND}, {sizes}')
-  yield from same_bits(last)
+  yield from same_bits(last[[cell not in ADDED for cell in of_rows]])
   for (n, r), rows in groups(last, *CELL):
-    reached = [half for half in scaling_law.half_sizes(rows) if np.isfinite(half)]
+    halves = [*scaling_law.half_sizes(rows).values()]
+    outside = ', outside the sizes tried with some seeds' * (not np.isfinite(halves).all())
     law_says: dict[str, Any] = (
       {'by the law of the settled sizes': [first.half(n, r)]} if first else {}
     )
-    yield from over_seeds(f'N = {n:,}, R = {r}: d₅₀', reached, **law_says)
-  for (n, r), of_S in changes.items():
-    what = f'N = {n:,}, R = {r}: relative change of d₅₀ at the last doubling of passes'
-    yield from over_seeds(what, of_S, -scaling_law.SETTLED, scaling_law.SETTLED, check=True)
+    yield from over_seeds(f'N = {n:,}, R = {r}: d₅₀{outside}', halves, **law_says)
+  for (n, r), of_S in changed.items():
+    what = f'N = {n:,}, R = {r}: d₅₀ at the last doubling of passes'
+    yield from scaling_law.expected_change(what, of_S)
   yield from bits_per_parameter(last)
   yield from dense_rows(table)
   yield from largest_capacity(table)
 
 
+def settled(table: pd.DataFrame) -> set[tuple[int, int]]:
+  """The sizes whose d₅₀ the last doubling of the passes changes little."""
+  return {cell for cell, of_S in changes(table).items() if scaling_law.settled(of_S)}
+
+
+def changes(table: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
+  """The relative change of every size's d₅₀ at the last doubling of passes."""
+  return {
+    cell: scaling_law.last_change(rows, 'passes', scaling_law.half_sizes)
+    for cell, rows in groups(select(table, model='trained'), *CELL)
+  }
+
+
+def equal_bits(last: pd.DataFrame) -> Iterator[tuple[float, dict]]:
+  """Every R·log₂N that several sizes have, with d₅₀ by seed of those whose every seed reaches it, by increasing N."""
+  halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
+  known = [cell for cell, by_seed in halves.items() if np.isfinite([*by_seed.values()]).all()]
+  by_bits = sorted(known, key=lambda cell: (information(cell), cell))
+  for bits, cells in itertools.groupby(by_bits, key=information):
+    if len(some := list(cells)) > 1:
+      yield bits, {cell: halves[cell] for cell in some}
+
+
 def same_bits(last: pd.DataFrame):
   """d₅₀ at the largest N over that at the smallest, among sizes with the same R·log₂N; and what other scalings predict."""
-  halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
-  by_bits = sorted(halves, key=lambda cell: (information(cell), cell))
-  for bits, cells in itertools.groupby(by_bits, key=information):
-    some = list(cells)
-    if len(some) == 1:
-      continue
+  for bits, halves in equal_bits(last):
+    some = list(halves)
     (small, few), (large, more) = some[0], some[-1]
-    pairs = zip(halves[large, more], halves[small, few], strict=False)  # seeds that both have
-    ratios = [a / b for a, b in pairs if np.isfinite(a / b)]
     controls: dict[str, Any] = {
       f'if d₅₀ ∝ {name}': [size(large, more) / size(small, few)]
       for name, size in OTHER_SCALINGS.items()
     }
     what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
-    yield from over_seeds(what, ratios, 1 / MAX_RATIO, MAX_RATIO, **controls)
+    yield from over_seeds(
+      what,
+      scaling_law.ratios(halves[large, more], halves[small, few]),
+      1 / MAX_RATIO,
+      MAX_RATIO,
+      **controls,
+    )
 
 
 def bits_per_parameter(last: pd.DataFrame):
@@ -289,13 +312,13 @@ def law(settled: pd.DataFrame, text: str, decides: bool):
     worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
     what = f'{text}: AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
-  yield from aic_increases(settled, text, WITHOUT_Q)
+  yield from aic_increases(settled, text, FIXED_Q)
 
 
 def compared(table: pd.DataFrame, text: str):
   """The law and its alternatives, fitted to other sizes, or to another measure of what is known; nothing is expected."""
   yield from exponents(table, text)
-  yield from aic_increases(table, text, ALTERNATIVES | WITHOUT_Q)
+  yield from aic_increases(table, text, ALTERNATIVES | FIXED_Q)
 
 
 def aic_increases(table: pd.DataFrame, text: str, alternatives: dict):
@@ -345,11 +368,13 @@ def information(cell: tuple[int, int]) -> float:
 
 def plot(table):
   """Every accuracy curve over d/(R·log₂N); d₅₀ where R·log₂N is the same, against N; the most that a parameter holds, against N."""
-  last = largest(table)
+  last, read = largest(table).sort_values([*CELL, 'dim']), settled(table)
   figure, panels = plotting.new(11, 3.2, 1, 3)
+  panels[0].axhline(0.5, color=plotting.GREY, linewidth=0.8, linestyle=':')  # where d₅₀ is read
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
     scaled = rows.assign(value=rows['accuracy'], scaled=rows['dim'] / information((n, r)))
-    plotting.draw_seeds(panels[0], scaled, 'scaled', i, f'N = {n:,}, R = {r}')
+    hollow = {} if (n, r) in read else {'markerfacecolor': 'white'}
+    plotting.draw_seeds(panels[0], scaled, 'scaled', i, f'N = {n:,}, R = {r}', **hollow)
     most = rows.groupby('seed', as_index=False).agg(
       subjects=('subjects', 'first'), value=('value', 'max')
     )
@@ -363,45 +388,45 @@ def plot(table):
   # Bits per parameter reported for language models: knowledge, memorised text.
   for bits, dashes in ((2.0, '--'), (3.6, ':')):
     panels[2].axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    panels[2].text(0.99, bits, f'{bits:g} bits', transform=across, ha='right', va='bottom')
+    panels[2].text(0.3, bits, f'{bits:g} bits', transform=across, va='bottom')
   plotting.logarithmic(panels[1].xaxis, panels[1].yaxis, panels[2].xaxis)
   panels[0].set(
-    xlabel='d / (R log₂ N)', ylabel='accuracy', title='accuracy, by d per bit of a subject'
+    xlabel='d / (R log₂ N)', ylabel='accuracy', title='accuracy (hollow: not known to have settled)'
   )
   panels[1].set(xlabel='N', ylabel='d₅₀', title='d₅₀ at equal R log₂ N (lines: if d₅₀ grew as …)')
   panels[2].set(xlabel='N', ylabel='bits of facts per parameter', ylim=(0, 4))
   panels[2].set_title('capacity per parameter (×: constructions)')
-  for panel in panels[:2]:
-    plotting.legend(panel, loc='lower right' if panel is panels[0] else 'upper left')
+  plotting.legend(panels[0], loc='lower right')
+  plotting.legend(panels[1], loc='upper left')
   return figure
 
 
 def draw_same_bits(ax, last: pd.DataFrame):
   """d₅₀ of the sizes with the same R·log₂N, and what other scalings say from the smallest of them on."""
-  by_bits = last.assign(
-    bits=[information(cell) for cell in zip(*(last[name] for name in CELL), strict=True)]
-  )
-  for i, ((bits,), rows) in enumerate(groups(by_bits.sort_values(['bits', 'subjects']), 'bits')):
-    halves = {cell: scaling_law.half_sizes(own) for cell, own in groups(rows, *CELL)}
-    if len(halves) == 1:
-      continue
-    points = [(n, half) for (n, _), of_S in halves.items() for half in of_S if np.isfinite(half)]
+  for i, (bits, halves) in enumerate(equal_bits(last)):
+    points = [(n, half) for (n, _), by_seed in halves.items() for half in by_seed.values()]
     measured = pd.DataFrame(points, columns=['subjects', 'value'])
     plotting.draw_seeds(ax, measured, 'subjects', i, f'R log₂ N = {bits:.0f}')
-    (first, start), *_ = ((cell, np.mean(of_S)) for cell, of_S in halves.items())
-    for (name, size), dashes in zip(
-      OTHER_SCALINGS.items(), ('-.', ':', '--', (0, (5, 5))), strict=True
-    ):
+    first, by_seed = next(iter(halves.items()))
+    start, color = np.mean([*by_seed.values()]), plotting.cycle(i)[0]
+    for (name, size), dashes in zip(OTHER_SCALINGS.items(), DASHES, strict=True):
       x, y = zip(*((n, start * size(n, r) / size(*first)) for n, r in halves), strict=True)
-      ax.plot(x, y, linestyle=dashes, color=plotting.cycle(i)[0], linewidth=0.8, alpha=0.6)
-      ax.text(x[-1], y[-1], f' {name}', fontsize=5, color=plotting.cycle(i)[0], va='center')
+      ax.plot(
+        x,
+        y,
+        linestyle=dashes,
+        color=color,
+        linewidth=0.8,
+        alpha=0.6,
+        label=None if i else f'if ∝ {name}',
+      )
 
 
 STUDY = Study(
   name='laws',
   title='accuracy against d at several N and R: the law of d, and bits of facts per parameter', page='capacity.md',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
-  terms='d₅₀: the d at which half of all facts are known, over the seeds whose curve reaches it. A size is an N with an R; it '
+  terms='d₅₀: the d at which half of all facts are known. A size is an N with an R; it '
   'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Relation-blind: a model that ignores the '
   'relation is right about one of R answers; beyond it, accuracy is counted from there. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '

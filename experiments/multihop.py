@@ -75,7 +75,7 @@ MODES = {
   ),
   UNRELATED: Mode(name='one hop of R^k relations', middle=paths),
 }
-COLORS = {mode: i for i, mode in enumerate(MODES)}
+SERIES = {mode: i for i, mode in enumerate(MODES)}  # whose colours and marks they have
 LINES = '-', '--', '-.', ':'  # in figures, for one hop or layer, two, and so on
 TARGET = 0.99
 BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
@@ -278,14 +278,17 @@ def growth(rows: pd.DataFrame, score: str = 'accuracy', beyond: float | None = N
   if not len(rows):
     return []
   one = scaling_law.half_sizes(select(rows, hops=1), score)
-  of_most = select(rows, hops=rows['hops'].max())
-  most = [
-    scaling_law.half_size(own['dim'], own[score])
+  return scaling_law.ratios(reached(select(rows, hops=rows['hops'].max()), score, beyond), one)
+
+
+def reached(rows: pd.DataFrame, score: str, beyond: float | None) -> dict[Any, float]:
+  """d₅₀ of every seed; where no model knows half, `beyond` or the largest d."""
+  return {
+    seed: scaling_law.half_size(own['dim'], own[score])
     if own[score].max() >= 0.5
     else beyond or own['dim'].max()
-    for _, own in groups(of_most, 'seed')
-  ]
-  return [a / b for a, b in zip(most, one, strict=True)]
+    for (seed,), own in groups(rows, 'seed')
+  }
 
 
 def expect(table):
@@ -314,10 +317,10 @@ def expected_sizes(every: pd.DataFrame):
       bounds: dict = {} if i else BOUNDS.get((mode, depth), {})
       size = {hops: scaling_law.half_sizes(some, score) for hops, some in own.groupby('hops')}
       for hops, values in size.items():
-        crossed = bool(np.isfinite(values).all())
+        crossed = bool(np.isfinite([*values.values()]).all())
         if bounds or crossed:
           outside = ', outside the sizes tried with some seeds' * (not crossed)
-          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}{outside}', values)
+          yield from over_seeds(f'{text}: d₅₀ at k = {hops:.0f}{outside}', [*values.values()])
       if most == 1 or 1 not in size:
         continue
       last = longest(select(every, model=mode, depth=depth, hops=most))
@@ -327,11 +330,8 @@ def expected_sizes(every: pd.DataFrame):
       for hops in (1, most):
         read = functools.partial(scaling_law.half_sizes, score=score)
         changes = scaling_law.last_change(select(budgets, hops=hops), 'steps', read)
-        changes = [change for change in changes if np.isfinite(change)]
-        yield from over_seeds(
-          f'{text}, k = {hops:.0f}: relative change of d₅₀ at the last doubling of steps', changes,
-          -scaling_law.SETTLED, scaling_law.SETTLED, check=True,
-        )  # fmt: skip
+        what = f'{text}, k = {hops:.0f}: d₅₀ at the last doubling of steps'
+        yield from scaling_law.expected_change(what, changes)
       grown = growth(own, score, np.inf if 'at_most' in bounds else None)
       if not bounds and not np.isfinite(grown).all():
         continue
@@ -345,25 +345,25 @@ def expected_sizes(every: pd.DataFrame):
 def expected_of_pairs(every: pd.DataFrame):
   """d₅₀ of two modes compared seed by seed: direct answers with unrelated relations, and chains at the better of two rates."""
   rows = longest(above_relation_blind(select(every, depth=1)))
-  halves = {
-    (mode, hops): np.array(
-      scaling_law.half_sizes(own, 'each_step' if MODES[mode].chain else 'accuracy')
-    )
-    for (mode, hops), own in groups(rows, 'model', 'hops')
-  }
   most = rows['hops'].max()
 
-  def both(one, two, combine):
-    pairs = zip(halves.get(one, ()), halves.get(two, ()), strict=False)  # seeds that both have
-    return [combine(a, b) for a, b in pairs if np.isfinite(a + b)]
+  def of(mode: str, hops: int) -> dict[Any, float]:
+    score = 'each_step' if MODES[mode].chain else 'accuracy'
+    return reached(select(rows, model=mode, hops=hops), score, np.inf)
 
   text = (
     f'depth 1, k = {most:.0f}: d₅₀ of {MODES["direct"].name} answers / of {MODES[UNRELATED].name}'
   )
-  yield from over_seeds(text, both(('direct', most), (UNRELATED, most), lambda a, b: a / b))
-  better = [both(('chain', hops), ('chain_slow', hops), min) for hops in (most, 1)]
-  text = f'{MODES["chain"].name}, depth 1, per step, at the better rate for each k: d₅₀ at k = {most:.0f} / at k = 1'
-  yield from over_seeds(text, [a / b for a, b in zip(*better, strict=False)])
+  yield from over_seeds(text, scaling_law.ratios(of('direct', most), of(UNRELATED, most)))
+  if of('chain', most) and of('chain_slow', most):
+    at_most, at_one = (better(of('chain', hops), of('chain_slow', hops)) for hops in (most, 1))
+    text = f'{MODES["chain"].name}, depth 1, per step, at the better rate for each k: d₅₀ at k = {most:.0f} / at k = 1'
+    yield from over_seeds(text, scaling_law.ratios(at_most, at_one))
+
+
+def better(one: dict[Any, float], two: dict[Any, float]) -> dict[Any, float]:
+  """The smaller d₅₀ of every seed that both have."""
+  return {seed: min(one[seed], two[seed]) for seed in one if seed in two}
 
 
 def expected_bits(rows: pd.DataFrame, built: pd.DataFrame):
@@ -405,12 +405,12 @@ def plot(table):
 def _plot_curves(ax, table, chain: bool):
   """The modes differ by colour, the numbers of hops by line."""
   rows = longest(select(table, kind='trained', depth=1))
-  for mode, i in COLORS.items():
+  for mode, i in SERIES.items():
     for (hops,), own in groups(select(rows, model=mode), 'hops'):
       if MODES[mode].chain == chain:
         score, label = 'each_step' if chain else 'accuracy', f'{MODES[mode].name}, k = {hops:.0f}'
         own = own.assign(value=own[score])
-        plotting.draw_seeds(ax, own, 'dim', i, label, linestyle=LINES[int(hops) - 1])
+        plotting.draw_seeds(ax, own, 'dim', i, label, linestyle=LINES[int(hops - 1) % len(LINES)])
   plotting.logarithmic(ax.xaxis)
   title = 'chain of thought, one layer' if chain else 'one forward pass, one layer'
   ax.set(xlabel='$d$', ylabel='accuracy' + ' per step' * chain, ylim=(0, 1.03), title=title)
@@ -423,12 +423,14 @@ def _plot_halves(ax, table):
     sizes = [
       (hops, half)
       for hops, some in own.groupby('hops')
-      for half in scaling_law.half_sizes(some, score)
+      for half in scaling_law.half_sizes(some, score).values()
     ]
     drawn = pd.DataFrame(sizes, columns=['hops', 'value']).dropna()
     label = MODES[mode].name + (', per step' if MODES[mode].chain else f', depth {depth:.0f}')
     if len(drawn):
-      plotting.draw_seeds(ax, drawn, 'hops', COLORS[mode], label, linestyle=LINES[int(depth) - 1])
+      plotting.draw_seeds(
+        ax, drawn, 'hops', SERIES[mode], label, linestyle=LINES[int(depth - 1) % len(LINES)]
+      )
   ax.set(
     xlabel='hops, $k$',
     ylabel='$d_{50}$',
@@ -448,13 +450,13 @@ def _plot_bits(ax, table):
             markerfacecolor='white' if chain else plotting.BLACK, label=label)  # fmt: skip
   rows = longest(select(table, kind='trained'))
   most = rows['hops'].max()
-  for mode, i in COLORS.items():
+  for mode, i in SERIES.items():
     own = select(rows, model=mode, hops=most)
     color, marker = plotting.cycle(i)
     if own['internal_bits'].notna().any():
       ax.plot(own['subject_bits'], own['internal_bits'], marker, color=color, alpha=0.7, markersize=4,
               markerfacecolor='white' if MODES[mode].chain else color, label=f'trained, {MODES[mode].name}')  # fmt: skip
-  ax.set(xlabel='$B_{emb}$', ylabel='$B_{int}$')
+  ax.set(xlabel='bits in an embedding', ylabel='bits inside the network')
   if ax.dataLim.width > 0:  # a part without direct models has no bits to draw
     ax.set(xscale='log', yscale='log')
   ax.set_title(f'bits at $k$ = {most:.0f}')

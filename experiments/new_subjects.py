@@ -63,7 +63,8 @@ class Preset:
 BOTH = 'recall', 'swaps'
 # Five seeds measure the primary outcomes, one seed everything else.
 # With 1,152 steps a trial on another seed was right about .917 of held-out tuples, short of the .95 that is asked. So
-# the cases that decide, and their controls, have twice as many.
+# the cases that decide have twice as many, and so has the model with random weights. Prompts reassigned across relations
+# have half, and stand beside the case `shorter`.
 DECIDE: Any = {'steps': 2400, 'seeds': 1}
 MORE = (
   'alphas', 'noise', 'no relation', 'in context', 'neighbour', 'probes', 'blocks', 'heads', 'transplants',
@@ -270,8 +271,9 @@ def _ablated(text: str, rows):
       f"{text}, {'most ' * alone}answers that are another relation's with {f'the {name} of one block' if alone else name} ablated",
       over_layers(lost, 'max'),
     )  # fmt: skip
-  if len(own := select(rows, measurement='without a head', control=None)):
-    intact_S = select(own, place=localization.INTACT).set_index('seed')['value']
+  own = select(rows, measurement='without a head', control=None)
+  intact_S = select(own, place=localization.INTACT).set_index('seed')['value']
+  if len(intact_S):
     own = own[own['place'] != localization.INTACT]
     lowest = own.groupby('seed')['value'].min()
     yield from over_seeds(
@@ -334,7 +336,7 @@ COLUMNS = ('allowed', 'trained'), ('held out', 'trained'), ('held out', 'new fra
 
 
 def _plot_recall(ax, table):
-  others = table['domain'].str.startswith(('names', 'homes'))
+  others = table['domain'].str.fullmatch('(names|homes)(, .*)?')
   some = table[(table['measurement'] == 'top-1') & ~others]
   every = [(about, rows) for about, rows in groups(some, *CASE) if len(select(rows, control=None))]
   for i, ((domain, _, _, count), rows) in enumerate(every):

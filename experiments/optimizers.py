@@ -94,9 +94,9 @@ def expect(table):
   found = dict(best(table))
   for optimizer, rows in found.items():
     halves = scaling_law.half_sizes(rows)
-    yield from over_seeds(f'{optimizer}: d₅₀', halves)
+    yield from over_seeds(f'{optimizer}: d₅₀', [*halves.values()])
     if optimizer != FIRST and FIRST in found:
-      ratios = [a / b for a, b in zip(halves, scaling_law.half_sizes(found[FIRST]), strict=True)]
+      ratios = scaling_law.ratios(halves, scaling_law.half_sizes(found[FIRST]))
       yield from over_seeds(f'{optimizer}: d₅₀ / that of AdamW', ratios, LEAST, claim='Optimizers')
     for unit, column in (('parameter', 'value'), ('bit of weight', 'bits_per_weight_bit')):
       most = rows.groupby('seed')[column].max().tolist()

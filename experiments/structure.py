@@ -448,7 +448,9 @@ def plot(table):
       plotting.draw_seeds(fitted, some.assign(fitted=fraction * some['subjects']), 'fitted', i)
     swaps.set(title=f'claim 4, R = {relations}', xlabel=r'$\alpha$ of $M_r(u_{a^\prime} - u_a)$')
     swaps.set(ylabel='flipped (solid), others kept (dotted)')
-    fitted.set(title=f'claim 2, R = {relations}', xlabel='subjects used to fit the maps')
+    fitted.set(
+      title=f'claim 2, R = {relations}: how many subjects?', xlabel='subjects used to fit the maps'
+    )
     fitted.set(ylabel=SHOWN[2][1], ylim=(-0.3, 1.05))
   marks = [ax.get_legend_handles_labels() for ax in panels[:, 0]]
   shown = {label: mark for pair in marks for mark, label in zip(*pair, strict=True)}

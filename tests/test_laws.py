@@ -192,12 +192,9 @@ def test_the_law_is_told_from_its_alternatives(monkeypatch):
   assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25
   assert all(found[minimum.format(name)].holds for name in laws.ALTERNATIVES)
   assert found[beside.format('log₂N')].value < 2  # which q = 1 takes away
-  law_says = found['N = 256, R = 6: d₅₀'].controls['by the law of the settled sizes']
-  assert (
-    law_says
-    == pytest.approx(found['N = 256, R = 6: d₅₀'].value, rel=0.02)
-    == pytest.approx(9, rel=0.05)
-  )
+  half = found['N = 256, R = 6: d₅₀']
+  assert half.value == pytest.approx(9, rel=0.05)
+  assert half.controls['by the law of the settled sizes'] == pytest.approx(half.value, rel=0.02)
   monkeypatch.setattr(laws, 'compared', lambda *_: ())  # from here on only what decides
   wrong = {f.what: f for f in laws.STUDY.findings(planted(lambda n, r: 0.3 * r * n**0.5))}
   assert not wrong[q].holds and not wrong[minimum.format('√N')].holds
@@ -212,15 +209,19 @@ def test_training_that_would_have_gone_on_is_told(monkeypatch):
   late = table['passes'] == 200
   table.loc[late, 'accuracy'] = 1 / (1 + (1 / table.loc[late, 'accuracy'] - 1) / 4)
   found = laws.STUDY.findings(table)
-  told = [f for f in found if 'relative change of d₅₀' in f.what]
-  assert len(told) == 5 and not any(f.holds for f in told) and all(f.value < -0.05 for f in told)
+  told = [f for f in found if f.what.endswith(', relative change')]
+  sizes = [f for f in found if f.what.endswith(', size of the relative change')]
+  assert len(told) == 5 and all(f.value < -0.05 for f in told) and not any(f.holds for f in sizes)
   law = [f for f in found if f.what.startswith((laws.LAW, laws.BEYOND))]
   assert law and all(f.holds is None and 'all 5 sizes, settled or not' in f.what for f in law)
 
 
 def test_sizes_that_were_added_later_do_not_decide(monkeypatch):
   right = planted(lambda n, r: 1 + r * math.log2(n) / 6)
-  added, some = (1024, 3), select(right, subjects=64, relations=8)
+  added, some = (
+    (16, 12),
+    select(right, subjects=64, relations=8),
+  )  # as many bits as at N = 64, R = 8
   table = pd.concat([right, some.assign(subjects=added[0], relations=added[1])])
 
   def count(rows, size='log2', q=None):
@@ -232,10 +233,50 @@ def test_sizes_that_were_added_later_do_not_decide(monkeypatch):
   monkeypatch.setattr(scaling_law, 'fit', count)
   monkeypatch.setattr(laws, 'CELLS', set(zip(right['subjects'], right['relations'], strict=True)))
   monkeypatch.setattr(laws, 'ADDED', {added})
-  found = [f for f in laws.STUDY.findings(table) if f.what.endswith(': q')]
+  every = laws.STUDY.findings(table)
+  ratios = [
+    [f.what for f in own if f.what.startswith('R·log₂N')]
+    for own in (every, laws.STUDY.findings(right))
+  ]
+  assert ratios[0] == ratios[1]
+  found = [f for f in every if f.what.endswith(': q')]
   assert [f.value for f in found if f.primary] == [5]
   assert {f.value for f in found if not f.primary and f.what.startswith(laws.LAW)} == {6}
   assert all(f.holds is None for f in found if not f.primary)
+
+
+def test_seeds_are_paired_by_their_numbers():
+  assert scaling_law.ratios({500: 2.0, 501: 9.0}, {501: 3.0, 502: 1.0}) == [3.0]
+
+
+def test_chains_at_the_better_rate_count_where_one_of_the_rates_fails():
+  def curves(mode, hops, halves):
+    return [
+      {'model': mode, 'depth': 1, 'hops': hops, 'relations': 2, 'seed': seed, 'dim': d, 'steps': 100, 'accuracy': step, 'each_step': step}
+      for seed, half in enumerate(halves) for d in (2, 4, 8, 16)
+      for step in [0.5 + 0.5 * (d >= half) if half else 0.5]
+    ]  # fmt: skip
+
+  # d₅₀ of three seeds; None: no size knows half.
+  rows = (
+    curves('chain', 1, (4, 4, 4))
+    + curves('chain', 4, (None, 16, 8))
+    + curves('chain_slow', 1, (8, 8, 8))
+    + curves('chain_slow', 4, (8, 8, None))
+  )
+  (found,) = (f for f in multihop.expected_of_pairs(pd.DataFrame(rows)) if 'better rate' in f.what)
+  assert found.seeds == 3 and found.value == pytest.approx(2, abs=0.01)
+
+
+def test_sizes_that_know_equally_much_are_drawn_beside_other_scalings():
+  table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
+  (bits, halves), *more = laws.equal_bits(laws.largest(table))
+  assert bits == 48 and not more and list(halves) == [(64, 8), (256, 6), (4096, 4)]
+  assert [np.mean([*of_S.values()]) for of_S in halves.values()] == pytest.approx(
+    [9, 9, 9], rel=0.03
+  )
+  labels = laws.plot(table).axes[1].get_legend_handles_labels()[1]
+  assert labels == ['R log₂ N = 48', *(f'if ∝ {name}' for name in laws.OTHER_SCALINGS)]
 
 
 def test_a_seed_whose_curve_does_not_reach_one_half_has_not_settled():

@@ -231,14 +231,15 @@ def test_every_other_measurement_runs(case):
 
 def test_subjects_are_asked_in_few_of_many_frames_and_wordings(case, monkeypatch):
   monkeypatch.setattr(cases, 'FRAMES', 1)
-  assert cases.few_prompts(case.asked, 2).tolist() == [
+  monkeypatch.setattr(cases, 'WORDINGS', 2)
+  two_frames, three_wordings = 2, 3
+  asked = dataclasses.replace(case.asked, relation_P=np.repeat([0, 1], two_frames * three_wordings))
+  assert cases.few_prompts(asked, two_frames).tolist() == [
     0,
-    1,
-    4,
-    5,
-  ]  # two relations, frames and wordings
-  monkeypatch.setattr(cases, 'WORDINGS', 1)
-  assert cases.few_prompts(case.asked, 2).tolist() == [0, 4]
+    2,
+    6,
+    8,
+  ]  # the first wording and the last
 
 
 def test_ablations_are_held_against_the_intact_model_on_the_same_prompts(case):

@@ -1,5 +1,6 @@
 """The measurements on the pages are those of the committed records."""
 
+import dataclasses
 import re
 from math import nan
 from pathlib import Path
@@ -103,18 +104,33 @@ def test_the_table_of_models_says_what_the_findings_say():
 
 
 def test_the_figure_of_primary_outcomes_has_a_panel_for_each_claim_and_a_row_for_each_outcome():
-  one = Finding('within', 0.9, 0.8, 1.0, 3, at_least=0.75, primary=True, controls={'blind': 0.4})
+  one = Finding(
+    'N = 8, R = 2: within', 0.9, 0.8, 1.0, 3, at_least=0.75, primary=True, controls={'blind': 0.4}
+  )
+  four = dataclasses.replace(one, what='N = 8, R = 4: within')
   two = Finding('outside', 2.0, nan, nan, 3, at_most=1.3, primary=True)
   other = Finding('decides nothing', 5.0, 4.0, 6.0, 3, at_least=1.0)
-  figure = primary_outcomes({'A': [one, other], 'B': [two], 'C': [other]})
-  assert [ax.get_title(loc='left') for ax in figure.axes] == ['A', 'B']
+  figure = primary_outcomes({'A': [one, four, other], 'B': [two], 'C': [other]})
+  assert [ax.get_title(loc='left') for ax in figure.axes] == ['A, N = 8', 'B']
   assert [[label.get_text() for label in ax.get_yticklabels()] for ax in figure.axes] == [
-    ['within'],
+    ['R = 2: within', 'R = 4: within'],
     ['outside'],
   ]
-  values = [ax.lines[-1] for ax in figure.axes]
-  assert [line.get_color() for line in values] == [plotting.BLUE, plotting.RED]
-  assert [line.get_xdata() for line in values] == [0.9, 2.0]
+  drawn = [
+    [line for line in ax.lines if line.get_marker() == 'o' and line.get_color() != plotting.GREY]
+    for ax in figure.axes
+  ]
+  assert [[line.get_xdata()[0] for line in lines] for lines in drawn] == [[0.9, 0.9], [2.0]]
+  assert [[line.get_color() for line in lines] for lines in drawn] == [
+    [plotting.BLUE] * 2,
+    [plotting.RED],
+  ]
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == ['blind']
+  beyond = dataclasses.replace(two, value=np.inf)
+  (ax,) = primary_outcomes({'B': [beyond]}).axes
+  assert '>' in {line.get_marker() for line in ax.lines} and ax.get_xlim()[1] < 2
+  assert not primary_outcomes({'C': [other]}).axes[0].lines
   within, outside = (ax.patches[0] for ax in figure.axes)  # the ranges within the bounds
   assert within.get_x() == 0.75 and within.get_x() + within.get_width() > 1
   assert outside.get_x() < 0 and outside.get_x() + outside.get_width() == 1.3
@@ -180,7 +196,7 @@ def test_parts_that_are_run_one_by_one_are_committed_together(tmp_path, monkeypa
   assert commit(sizes=4) == {'widths': [2] * 3, 'decay': [3] * 3, 'sizes': [4] * 3}
 
 
-def test_what_the_page_of_the_language_model_quotes_is_in_the_records():
+def test_what_the_page_of_countries_quotes_is_in_the_records():
   """Every `value [low, high]` in the text is the mean of some group of records over its runs."""
   text = (ROOT / 'docs/countries.md').read_text(encoding='utf-8').replace('−', '-')
   quoted = re.findall(r'(-?\d\.\d+)\s+\[(-?\d\.\d+),\s+(-?\d\.\d+)\]', text)

@@ -148,7 +148,9 @@ def test_primary_outcomes_decide_claims_and_the_worst_of_them_counts():
   ]
   one, two, three = decisions(claims, found)
   assert (one['primary outcomes'], one['within bounds'], one['verdict']) == (2, 2, 'stands')
-  assert one['by Holm'] == pytest.approx(3 * one['largest p']) and one['largest p'] == found[0].p
+  assert (
+    one['p after Holm'] == pytest.approx(3 * one['largest p']) and one['largest p'] == found[0].p
+  )
   assert (two['within bounds'], two['verdict']) == (1, 'falls short') and two['largest p'] > 0.8
   assert (three['not measured'], three['verdict'], three['largest p']) == ('R = 4', 'open', 1)
   spread = own('R = 2, within its bound by chance', [0.85, 0.99, 0.95], claim='Claim 2')

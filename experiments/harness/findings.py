@@ -90,7 +90,7 @@ def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict
     decided = 'falls short'
     if row['within bounds'] == row['primary outcomes']:
       decided = 'stands' if p < 0.05 else 'unsure'
-    row |= {'by Holm': p, 'verdict': 'open' if row['not measured'] else decided}
+    row |= {'p after Holm': p, 'verdict': 'open' if row['not measured'] else decided}
   return rows
 
 

@@ -6,13 +6,15 @@ model are not independent, so the seeds are the unit: the overdispersion is fitt
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.optimize
 from scipy.special import betaln, expit, gammaln
 
+from experiments.harness.findings import Finding, over_seeds
 from experiments.harness.statistics import groups
 
 SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
@@ -69,17 +71,17 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
     return -float(np.sum(betaln(right + a, queries - right + b) - betaln(a, b)))
 
   free = 7 - (given is not None)
-  near = min((_near(loss, free, d, start) for start in range(STARTS)), key=lambda found: found.fun)
+  rough = min((_rough(loss, free, d, i) for i in range(STARTS)), key=lambda found: found.fun)
+  # Simplex steps find the last digits.
   options = {'maxiter': 20_000, 'maxfev': 20_000, 'xatol': 1e-6, 'fatol': 1e-8, 'adaptive': True}
-  best = scipy.optimize.minimize(
-    loss, near.x, method='Nelder-Mead', options=options
-  )  # to the last digits
+  best = scipy.optimize.minimize(loss, rough.x, method='Nelder-Mead', options=options)
   offset, scale, p, q, width, _, lapse = unpacked(best.x)
   scale = scale / r.max() ** p / sizes.max() ** q
   return Law(size, *map(float, (offset, scale, p, q, width, lapse, 2 * best.fun + 2 * free)))
 
 
-def _near(loss: Callable, free: int, d: np.ndarray, start: int):
+def _rough(loss: Callable, free: int, d: np.ndarray, start: int):
+  """Near to a minimum, from one of several random starts."""
   rng = np.random.default_rng(start)
   x = np.zeros(free)
   x[1], x[2:] = np.log(np.median(d)), rng.uniform(0.3, 1.5, free - 2)
@@ -101,12 +103,19 @@ def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
   if len(budgets) < 2:
     return []
   before, after = (read(rows[rows[budget] == one]) for one in budgets)
-  return [b / a - 1 for a, b in zip(before, after, strict=True)]
+  return [ratio - 1 for ratio in ratios(after, before)]
 
 
 def settled(changes: Sequence[float]) -> bool:
   """Whether these changes at the last doubling of a budget are small, on average over the seeds, and known for each."""
   return len(changes) > 0 and bool(np.mean(np.abs(changes)) <= SETTLED)
+
+
+def expected_change(text: str, changes: Sequence[float]) -> Iterator[Finding]:
+  """The change of what `text` names at the last doubling of a budget, and the check that it is small in every seed."""
+  yield from over_seeds(f'{text}, relative change', changes)
+  size = np.abs(changes).tolist()
+  yield from over_seeds(f'{text}, size of the relative change', size, at_most=SETTLED, check=True)
 
 
 def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
@@ -117,9 +126,14 @@ def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
   return score.where(choices == 1, (score * choices - 1) / (choices - 1))
 
 
-def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> list[float]:
+def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> dict[Any, float]:
   """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
-  return [half_size(own['dim'], own[score]) for _, own in groups(rows, 'seed')]
+  return {seed: half_size(own['dim'], own[score]) for (seed,), own in groups(rows, 'seed')}
+
+
+def ratios(over: Mapping[Any, float], under: Mapping[Any, float]) -> list[float]:
+  """One for every seed that both have."""
+  return [over[seed] / under[seed] for seed in over if seed in under]
 
 
 def at_half_sizes(rows: pd.DataFrame, what: str) -> dict:

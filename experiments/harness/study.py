@@ -95,7 +95,14 @@ class Study:
       flags['list'] = bool, False
     if not self.resumes:
       del flags['save_seconds'], flags['profile']
-    if not any(isinstance(preset, Mapping) for preset in self.presets.values()):
+    parts = [
+      f'{", ".join(p)} (--scale={scale})'
+      for scale, p in self.presets.items()
+      if isinstance(p, Mapping)
+    ]
+    if parts:
+      flags['part'] = Annotated[tuple[str, ...], f'Only this part: {"; ".join(parts)}.'], ()
+    else:
       del flags['part']
     preset = next(iter(self.parts(next(iter(self.presets))).values()))
     for name, (kind, _) in cli.flags_of(type(preset)).items():
@@ -126,7 +133,7 @@ class Study:
     scale: Scale = 'laptop',
     workdir: Annotated[str | Path | None, 'Folder of the run (default: runs/NAME).'] = None,
     *,
-    part: Annotated[tuple[str, ...], 'Only this part of a preset that has parts.'] = (),
+    part: tuple[str, ...] = (),
     seed: Annotated[int | None, 'The first seed, for parameters and facts.'] = None,
     save_seconds: int = 30,
     profile: bool = False,

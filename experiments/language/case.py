@@ -77,9 +77,7 @@ class Case:
   def learn(self, trainer, label: str):
     """Learn the vectors, from where the run was interrupted if it was."""
     report = lambda done, total, loss: trainer.on_progress(done, total, label)
-
-    about = self.model, self.asked, self.training, report
-    self.encoder = FactEncoder.fit(*about, cached=trainer.cached)
+    self.encoder = FactEncoder.fit(self.model, self.asked, self.training, report, trainer.cached)
 
   def rng(self, *number: int) -> np.random.Generator:
     return np.random.default_rng((self.training.seed, 4, *number))
@@ -103,9 +101,9 @@ def few_prompts(asked: Prompts, frames: int) -> np.ndarray:
   consecutive, one frame after another."""
   kept = []
   for count in np.bincount(asked.relation_P):
-    wordings = count // frames
-    asked_W = np.linspace(0, wordings - 1, min(wordings, WORDINGS)).round()
-    kept += [i // wordings < FRAMES and i % wordings in asked_W for i in range(count)]
+    own = count // frames  # wordings
+    asked_W = np.linspace(0, own - 1, min(own, WORDINGS)).round()
+    kept += [i // own < FRAMES and i % own in asked_W for i in range(count)]
   return np.flatnonzero(kept)
 
 

@@ -127,11 +127,10 @@ def adapters(case) -> list[dict]:
   tuned = [scores(_adapted(case, rows_NxD, answers_RxN, rate)) for rate in RATES]
   best = max(tuned, key=lambda own: own['candidates'])
   for control, own in (('before fine-tuning', scores(model)), ('fine-tuned', best)):
+    if 'known' in own:
+      found.append(record('known', own.pop('known'), control=control))
     about = {'tuples': 'allowed', 'prompts': 'trained', 'control': control}
-    found += [
-      record(name, value, **({'control': control} if name == 'known' else about))
-      for name, value in own.items()
-    ]
+    found += [record(name, value, **about) for name, value in own.items()]
   return found
 
 

@@ -45,7 +45,7 @@ def silent(done: int, total: int, loss: float) -> None:
   """The default `on_progress`: ignores progress."""
 
 
-def run(work: Callable[[], Any]) -> Any:
+def uncached(work: Callable[[], Any]) -> Any:
   """The default `cached`: keeps nothing."""
   return work()
 
@@ -127,7 +127,7 @@ class FactEncoder:
   @classmethod
   def fit(
     cls, model: Pretrained, relations: Sequence[Relation] | Prompts, training: Training | None = None,
-    on_progress: OnProgress = silent, cached: Cached = run,
+    on_progress: OnProgress = silent, cached: Cached = uncached,
   ) -> 'FactEncoder':  # fmt: skip
     """Learn the vectors through the frozen model; the vector of an answer that no training subject has is 0."""
     asked, training = _tokenized(model, relations), training or Training()
@@ -337,7 +337,7 @@ def draw_subjects(
 
 def learn(
   asked: Prompts, start: Any, rows_of: Callable, training: Training, on_progress: OnProgress = silent, *more: Any,
-  cached: Cached = run,
+  cached: Cached = uncached,
 ) -> Any:  # fmt: skip
   """Learn parameters, from `start`, whose rows make the frozen model answer.
 
@@ -386,7 +386,7 @@ def unchanged(params: dict, free: Any) -> dict:
 
 def descend(
   asked: Prompts, start: Any, rows_of: Callable, training: Training, batch: Callable, on_progress: OnProgress = silent,
-  *more: Any, params_of: Callable = unchanged, cached: Cached = run,
+  *more: Any, params_of: Callable = unchanged, cached: Cached = uncached,
 ) -> Any:  # fmt: skip
   """Minimize the mean loss of batches from `start`, by Adam with a cosine decay of the rate to 0.
 
