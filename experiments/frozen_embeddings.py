@@ -243,7 +243,7 @@ def plot(table):
   halves = [
     (width, n)
     for (width,), rows in groups(memory, 'width')
-    for n in half_counts(rows)
+    for n in half_counts(rows).values()
     if np.isfinite(n)
   ]
   for i, (name, size) in enumerate(LAWS.items()):

@@ -329,6 +329,11 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   (own,) = (f for f in told if f': {name[law]} per parameter' in f.what)
   assert own.value == pytest.approx(1, abs=0.02) and own.seeds == 2
   assert max(abs(math.log(f.value)) for f in told) > math.log(1.15)
+  of_bits, of_facts = frozen_embeddings.plot(pd.DataFrame(rows)).axes[1].lines
+  constant, falling = (of_bits, of_facts) if law == 'bits' else (of_facts, of_bits)
+  assert constant.get_xdata().min() > 50 and np.ptp(constant.get_ydata()) < 0.05 < np.ptp(
+    falling.get_ydata()
+  )
 
 
 def test_fixed_embeddings_get_as_many_parameters_as_learned_ones():
