@@ -172,7 +172,7 @@ CONSTRUCT = [
 MODELS = '--workdir=models --construction=selector'
 ASK = [
   # models
-  ('"s0 r0"', '--workdir=runs/construct: no models there; experiments.construct saves them'),
+  ('"s0 r0"', '--workdir=runs/construct: no models there; python -m experiments.construct --construction=selector saves one'),
   ('--workdir=nowhere "s0 r0"', '--workdir=nowhere: no models there'),
   ('--workdir=none "s0 r0"', '--workdir=none: no models there'),
   ('--workdir=foreign "s0 r0"', '--workdir=foreign: no models there'),
