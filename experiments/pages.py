@@ -14,6 +14,7 @@ a run's records there.
 import dataclasses
 import functools
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -137,8 +138,11 @@ def section(result_name: str) -> str:
   own, about, rows = found.study, found.records.about, found.findings
   parts = [f'<a id="{result_name}"></a>']
   if not result_name.endswith(FULL):  # once, not for each preset
-    claims = [f'> **{claim.name}.** {claim.says}\n>\n' for claim in own.claims]
-    parts.append(f'{"".join(claims)}> {own.terms}')
+    parts += [f'> **{claim.name}.** {claim.says}' for claim in own.claims]
+    sentences = re.split(r'(?<=\.) (?=[^a-z])', own.terms)
+    listed = '\n'.join(f'* {sentence}' for sentence in sentences)
+    if own.terms:
+      parts.append(f'<details><summary>Terms</summary>\n\n{listed}\n\n</details>')
   runs = about.get('parts', {'': about}).values()
   devices = {f'{run["device"]}, jax {run["versions"]["jax"]}' for run in runs if 'device' in run}
   where = '; '.join(sorted(devices)) or 'any device'
