@@ -300,7 +300,7 @@ def largest_capacity(table: pd.DataFrame):
       most = rows.groupby('seed')[column].max().dropna().tolist()
       best = same.loc[~same['model'].isin(['trained', DENSE]), column].max()
       what = f'N = {n:,}, R = {r}: largest bits of facts per {unit}, over all d'
-      yield from over_seeds(what, most, best_construction=[best])
+      yield from over_seeds(what, most, best_construction=[best] if np.isfinite(best) else [])
 
 
 def law(settled: pd.DataFrame, text: str, decides: bool):
