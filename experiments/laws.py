@@ -411,15 +411,8 @@ def draw_same_bits(ax, last: pd.DataFrame):
     start, color = np.mean([*by_seed.values()]), plotting.cycle(i)[0]
     for (name, size), dashes in zip(OTHER_SCALINGS.items(), DASHES, strict=True):
       x, y = zip(*((n, start * size(n, r) / size(*first)) for n, r in halves), strict=True)
-      ax.plot(
-        x,
-        y,
-        linestyle=dashes,
-        color=color,
-        linewidth=0.8,
-        alpha=0.6,
-        label=None if i else f'if ∝ {name}',
-      )
+      thin = {'linestyle': dashes, 'color': color, 'linewidth': 0.8, 'alpha': 0.6}
+      ax.plot(x, y, label=None if i else f'if ∝ {name}', **thin)
 
 
 STUDY = Study(

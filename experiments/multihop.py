@@ -58,6 +58,11 @@ class Mode:
   rule: bool = False  # positions are written, not learned
   one_hop_more: bool = False  # also asked for one hop more than it was trained on
 
+  @property
+  def score(self) -> str:
+    """The column with what is known of a step."""
+    return 'each_step' if self.chain else 'accuracy'
+
 
 paths = lambda n, r, hops: stored_bits.guess(n, r**hops) * (1.5 if hops > 1 else 1.2)
 chains = lambda n, r, hops: stored_bits.guess(n, r) * (0.7 + 0.5 * hops)
@@ -348,7 +353,7 @@ def expected_of_pairs(every: pd.DataFrame):
   most = rows['hops'].max()
 
   def of(mode: str, hops: int) -> dict[Any, float]:
-    score = 'each_step' if MODES[mode].chain else 'accuracy'
+    score = MODES[mode].score
     return reached(select(rows, model=mode, hops=hops), score, np.inf)
 
   text = (
@@ -408,8 +413,7 @@ def _plot_curves(ax, table, chain: bool):
   for mode, i in SERIES.items():
     for (hops,), own in groups(select(rows, model=mode), 'hops'):
       if MODES[mode].chain == chain:
-        score, label = 'each_step' if chain else 'accuracy', f'{MODES[mode].name}, k = {hops:.0f}'
-        own = own.assign(value=own[score])
+        label, own = f'{MODES[mode].name}, k = {hops:.0f}', own.assign(value=own[MODES[mode].score])
         plotting.draw_seeds(ax, own, 'dim', i, label, linestyle=LINES[int(hops - 1) % len(LINES)])
   plotting.logarithmic(ax.xaxis)
   title = 'chain of thought, one layer' if chain else 'one forward pass, one layer'
@@ -419,7 +423,7 @@ def _plot_curves(ax, table, chain: bool):
 def _plot_halves(ax, table):
   rows = longest(above_relation_blind(select(table, kind='trained')))
   for (mode, depth), own in groups(rows, 'model', 'depth'):
-    score = 'each_step' if MODES[mode].chain else 'accuracy'
+    score = MODES[mode].score
     sizes = [
       (hops, half)
       for hops, some in own.groupby('hops')
