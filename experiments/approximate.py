@@ -218,7 +218,7 @@ STUDY = Study(
   'smallest d that it allows at the measured error.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
   by=('measurement', 'construction', 'what', 'noise', 'constant', 'subjects', 'dim', 'width', 'parameters'),
-  minutes=2.5, first_seed=0, resumes=False,
+  minutes=1.3, first_seed=0, resumes=False,
 )  # fmt: skip
 
 

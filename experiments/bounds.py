@@ -138,7 +138,7 @@ STUDY = Study(
           'construction lies below the bound. Our bounds are the sharper ones, and one construction runs along the line of this trade-off (in bits that depend on the facts, at large N).'),
   ),
   terms='B_emb: bits in a subject’s embedding. B_int: bits in everything else.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.4, first_seed=0,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.2, first_seed=0,
   resumes=False,
   more=lambda table: render.table(select(table, kind='construction')[COLUMNS]),
 )  # fmt: skip

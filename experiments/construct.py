@@ -164,7 +164,7 @@ STUDY = Study(
   ),
   terms='Margin: the logit of the right answer less the highest other logit. Facts of others: the accuracy on facts that '
   'the model was not built for.',
-  presets=PRESETS, measure=measure, expect=expect, minutes=0.5, first_seed=0, resumes=False, strict=True,
+  presets=PRESETS, measure=measure, expect=expect, minutes=0.3, first_seed=0, resumes=False, strict=True,
   more=lambda table: render.table(table[COLUMNS]),
   listed=lambda: render.table([
     {'construction': name, 'proves': known.theorem, 'how': known.summary, 'size': known.size}

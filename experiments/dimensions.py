@@ -189,7 +189,7 @@ STUDY = Study(
   f'directions of the maps’ images, whose rank is at most that of the answers’ vectors. Sufficient: both fractions are at least {ENOUGH}. '
   'The bound tests that the rank of the answers’ vectors is sufficient; the smallest sufficient rank tried shows whether a lower one is. '
   'Grey line: log₂N.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.8,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -179,7 +179,7 @@ STUDY = Study(
   'its answer, and other answers that are kept. Midpoint step: the step at which a score first reaches the mean of its '
   'own final value and that of random weights (at least 0). Last relation / first: the largest of '
   'the relations’ steps over the smallest, at least 1 by construction.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.6,
 )  # fmt: skip
 
 if __name__ == '__main__':

@@ -213,7 +213,7 @@ STUDY = Study(
   'accuracy: over all evaluations during training. Decay: weight decay. Halfway: the weights are the mean of those found and '
   'those built. Weights found from scratch would first have to be matched to the built ones, unit by unit and up to '
   'the maps that change no answer; that is not tried.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=2.5,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1.4,
 )  # fmt: skip
 
 if __name__ == '__main__':

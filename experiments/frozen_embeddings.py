@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from experiments.harness import instances, plotting, scaling_law, stored_bits
+from experiments.harness import curves, instances, plotting, stored_bits
 from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
@@ -157,7 +157,7 @@ def match_size(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Con
 def half_counts(rows) -> dict[Any, float]:
   """n₅₀ of every seed."""
   return {
-    seed: 1 / scaling_law.half_size(1 / own['subjects'], own['value'])
+    seed: 1 / curves.half_size(1 / own['subjects'], own['value'])
     for (seed,), own in groups(rows, 'seed')
   }
 
@@ -175,7 +175,7 @@ def _memory(memory):
   """What a parameter holds at n₅₀ by both laws, how that grows with F, and what doubling the steps changes."""
   if not len(memory):
     return
-  longest = scaling_law.at_largest(memory, 'steps', 'width')
+  longest = curves.at_largest(memory, 'steps', 'width')
   half, dim = half_of_widths(longest), memory['dim'].iloc[0]
   n_WxS = np.array(list(half.values()))
   range_of = f'F = {min(half):.0f} … {max(half):.0f}'
@@ -200,9 +200,9 @@ def _memory(memory):
       1 / MAX_CHANGE if claimed else None, MAX_CHANGE if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
   for (width,), rows in groups(memory, 'width'):
-    found = scaling_law.last_change(rows, 'steps', half_counts)
+    found = curves.last_change(rows, 'steps', half_counts)
     what = f'memory, d = {dim}, F = {width:.0f}: n₅₀ at the last doubling of steps'
-    yield from scaling_law.expected_change(what, found)
+    yield from curves.expected_change(what, found)
 
 
 def expect(table):
@@ -233,7 +233,7 @@ def plot(table):
   """Accuracy of memories against n, what a parameter holds at n₅₀ by both laws, and transformers
   against parameter count."""
   figure, panels = plotting.new(11, 3.2, 1, 3)
-  memory = scaling_law.at_largest(select(table, kind='memory'), 'steps', 'width')
+  memory = curves.at_largest(select(table, kind='memory'), 'steps', 'width')
   for i, ((width,), rows) in enumerate(groups(memory, 'width')):
     plotting.draw_seeds(panels[0], rows, 'subjects', i, f'F = {width:.0f}')
   panels[0].set(
@@ -281,7 +281,7 @@ STUDY = Study(
   terms='n₅₀: the number of facts of which half are known. Trained parameters of a memory: 2·F·d. Bits of facts: '
   'N·R·log₂N less the cross-entropy over all answers.',
   presets=PRESETS, measure=measure, expect=expect, plot=plot,
-  by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=3, first_seed=FIRST_SEED + 600,
+  by=('kind', 'measurement', 'model', 'subjects', 'relations', 'dim', 'width'), minutes=1.2, first_seed=FIRST_SEED + 600,
 )  # fmt: skip
 
 

@@ -256,7 +256,7 @@ STUDY = Study(
   'name. A swap moves the residual from the own attribute’s fitted vector to another’s, at the block and with the α (the '
   'multiple of that difference) that were best on subjects set aside for it; flipped and kept are measured on the facts '
   'that the model knows.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1.8, compile_quickly=False, first_seed=0, missing=load.missing,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1.3, compile_quickly=False, first_seed=0, missing=load.missing,
   prepare=prepare,
 )  # fmt: skip
 

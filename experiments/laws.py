@@ -30,8 +30,8 @@ import pandas as pd
 import scipy.stats
 
 from constructions import registry
-from experiments.harness import instances, plotting, scaling_law, statistics, stored_bits
-from experiments.harness.findings import Claim, Finding, over_seeds
+from experiments.harness import curves, instances, plotting, scaling_law, stored_bits
+from experiments.harness.findings import Claim, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
@@ -168,7 +168,7 @@ def built(n: int, r: int, seed: int) -> list[dict]:
 
 def largest(table: pd.DataFrame) -> pd.DataFrame:
   """The models of every N and R that were trained with the largest budget."""
-  return scaling_law.at_largest(select(table, model='trained'), 'passes', *CELL)
+  return curves.at_largest(select(table, model='trained'), 'passes', *CELL)
 
 
 def expect(table):
@@ -181,35 +181,34 @@ def expect(table):
   of_rows = list(zip(last['subjects'], last['relations'], strict=True))
   every = set(of_rows)
   read = settled(table) & every
-  fits = {
+  read_from = {
     f'{len(read - ADDED)} settled sizes': read - ADDED,
     f'{len(read)} settled sizes, with those added later': read,
     f'all {len(every)} sizes, settled or not': every,
   }
   first, seen = None, []
-  for sizes, cells in fits.items():
+  for sizes, cells in read_from.items():
     if len(cells) <= FREE_PARAMETERS or cells in seen:
       continue
     rows = last[[cell in cells for cell in of_rows]]
+    fits = scaling_law.Fits(rows)
     seen.append(cells)
     if cells == read - ADDED:
-      first = scaling_law.fit(rows)
-      yield from law(rows, f'{LAW}, {sizes}', decides)
+      first = fits()
+      yield from law(fits, f'{LAW}, {sizes}', decides)
     else:
-      yield from compared(rows, f'{LAW}, {sizes}')
-    known = scaling_law.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
-    yield from compared(rows.assign(accuracy=known), f'{BEYOND}, {sizes}')
+      yield from compared(fits, f'{LAW}, {sizes}')
+    known = curves.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
+    yield from compared(scaling_law.Fits(rows.assign(accuracy=known)), f'{BEYOND}, {sizes}')
   yield from same_bits(last[[cell not in ADDED for cell in of_rows]])
   for (n, r), rows in groups(last, *CELL):
-    halves = [*scaling_law.half_sizes(rows).values()]
-    outside = ', outside the sizes tried with some seeds' * (not np.isfinite(halves).all())
-    law_says: dict[str, Any] = (
-      {'by the law of the settled sizes': [first.half(n, r)]} if first else {}
+    by_law = {'by the law of the settled sizes': [first.half(n, r)]} if first else {}
+    yield from curves.expected_half_sizes(
+      f'N = {n:,}, R = {r}: d₅₀', curves.half_sizes(rows), **by_law
     )
-    yield from over_seeds(f'N = {n:,}, R = {r}: d₅₀{outside}', halves, **law_says)
   for (n, r), of_S in changed.items():
     what = f'N = {n:,}, R = {r}: d₅₀ at the last doubling of passes'
-    yield from scaling_law.expected_change(what, of_S)
+    yield from curves.expected_change(what, of_S)
   yield from bits_per_parameter(last)
   yield from dense_rows(table)
   yield from largest_capacity(table)
@@ -217,20 +216,20 @@ def expect(table):
 
 def settled(table: pd.DataFrame) -> set[tuple[int, int]]:
   """The sizes whose d₅₀ the last doubling of the passes changes little."""
-  return {cell for cell, of_S in changes(table).items() if scaling_law.settled(of_S)}
+  return {cell for cell, of_S in changes(table).items() if curves.settled(of_S)}
 
 
 def changes(table: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
   """The relative change of every size's d₅₀ at the last doubling of passes."""
   return {
-    cell: scaling_law.last_change(rows, 'passes', scaling_law.half_sizes)
+    cell: curves.last_change(rows, 'passes', curves.half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
   }
 
 
 def equal_bits(last: pd.DataFrame) -> Iterator[tuple[float, dict]]:
   """Every R·log₂N that several sizes have, with d₅₀ by seed of those whose every seed reaches it, by increasing N."""
-  halves = {cell: scaling_law.half_sizes(rows) for cell, rows in groups(last, *CELL)}
+  halves = {cell: curves.half_sizes(rows) for cell, rows in groups(last, *CELL)}
   known = [cell for cell, by_seed in halves.items() if np.isfinite([*by_seed.values()]).all()]
   by_bits = sorted(known, key=lambda cell: (information(cell), cell))
   for bits, cells in itertools.groupby(by_bits, key=information):
@@ -250,7 +249,7 @@ def same_bits(last: pd.DataFrame):
     what = f'R·log₂N = {bits:.0f}: d₅₀ at N = {large:,} / at N = {small:,}'
     yield from over_seeds(
       what,
-      scaling_law.ratios(halves[large, more], halves[small, few]),
+      curves.ratios(halves[large, more], halves[small, few]),
       1 / MAX_RATIO,
       MAX_RATIO,
       **controls,
@@ -259,7 +258,7 @@ def same_bits(last: pd.DataFrame):
 
 def bits_per_parameter(last: pd.DataFrame):
   """At d₅₀, for every size whose curves reach it, and how they change with N."""
-  at_half = {cell: scaling_law.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
+  at_half = {cell: curves.at_half_sizes(rows, 'value') for cell, rows in groups(last, *CELL)}
   held = {
     cell: by_seed for cell, by_seed in at_half.items() if np.isfinite([*by_seed.values()]).all()
   }
@@ -303,62 +302,21 @@ def largest_capacity(table: pd.DataFrame):
       yield from over_seeds(what, most, best_construction=[best] if np.isfinite(best) else [])
 
 
-def law(settled: pd.DataFrame, text: str, decides: bool):
-  """The law fitted to the models that decide about it, and its alternatives with each seed left out."""
-  yield from exponents(settled, text, 0.8, 1.25, decides)
-  every, fits = tuple(sorted(settled['seed'].unique())), _fits(settled)
-  rest = [tuple(s for s in every if s != one) for one in every] if len(every) > 1 else [every]
+def law(fits: scaling_law.Fits, text: str, decides: bool):
+  """The law of the models that decide about it, and its alternatives with each seed left out."""
+  yield from scaling_law.exponents(fits, text, 0.8, 1.25, decides)
+  rest = [[seed for seed in fits.seeds if seed != one] for one in fits.seeds]
   for name, (size, q) in ALTERNATIVES.items():
-    worse = [fits(some, size, q).aic - fits(some).aic for some in rest]
+    worse = [fits(size, q, some).aic - fits(seeds=some).aic for some in rest]
     what = f'{text}: AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
-  yield from aic_increases(settled, text, FIXED_Q)
+  yield from scaling_law.aic_increases(fits, text, FIXED_Q)
 
 
-def compared(table: pd.DataFrame, text: str):
-  """The law and its alternatives, fitted to other sizes, or to another measure of what is known; nothing is expected."""
-  yield from exponents(table, text)
-  yield from aic_increases(table, text, ALTERNATIVES | FIXED_Q)
-
-
-def aic_increases(table: pd.DataFrame, text: str, alternatives: dict):
-  free = scaling_law.fit(table)
-  for name, (size, q) in alternatives.items():
-    more = scaling_law.fit(table, size=size, q=q).aic - free.aic
-    yield from over_seeds(f'{text}: AIC increase if {name} replaces (log₂N)^q', [more])
-
-
-def _fits(table: pd.DataFrame):
-  """The law fitted to the models of some seeds; each fit is made once."""
-  return functools.cache(
-    lambda seeds, size='log2', q=None: scaling_law.fit(
-      table[table['seed'].isin(seeds)], size=size, q=q
-    )
-  )
-
-
-def exponents(table: pd.DataFrame, text: str, *bounds):
-  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N. `bounds`: of q."""
-  by_seed, fits = [rows for _, rows in groups(table, 'seed')], _fits(table)
-  of = lambda some, *size: fits(tuple(rows['seed'].iloc[0] for rows in some), *size)
-  joint = functools.partial(_of_all_seeds, by_seed)
-  yield joint(f'{text}: q', lambda some: of(some).q, *bounds)
-  yield joint(f'{text}: p', lambda some: of(some).p)
-  yield joint(f'{text}: q of log₂(N!)/N in place of log₂N', lambda some: of(some, 'bijections').q)
-
-
-def _of_all_seeds(
-  by_seed, what: str, statistic, at_least: float | None = None, at_most: float | None = None, primary: bool = False,
-) -> Finding:  # fmt: skip
-  """A statistic of all seeds together, with a jackknife over them; p is below .05 if the 95%
-  interval is within the bounds."""
-  value, (low, high) = statistic(by_seed), statistics.jackknife(by_seed, statistic)
-  t, p = scipy.stats.t(max(1, len(by_seed) - 1)), float('nan')
-  if at_least is not None and at_most is not None:
-    error = (high - low) / 2 / t.ppf(0.975)
-    sides = [t.sf(side / error) for side in (value - at_least, at_most - value)]
-    p = min(1.0, 2 * float(np.max(sides))) if np.isfinite(error) else 1.0
-  return Finding(what, value, low, high, len(by_seed), at_least, at_most, p=p, primary=primary)
+def compared(fits: scaling_law.Fits, text: str):
+  """The law and its alternatives for other sizes, or for another measure of what is known; nothing is expected."""
+  yield from scaling_law.exponents(fits, text)
+  yield from scaling_law.aic_increases(fits, text, ALTERNATIVES | FIXED_Q)
 
 
 def information(cell: tuple[int, int]) -> float:
@@ -424,7 +382,7 @@ STUDY = Study(
   'relation is right about one of R answers; beyond it, accuracy is counted from there. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
   'have been reported for language models.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=3.5, first_seed=FIRST_SEED + 400,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, by=('model', 'subjects', 'relations', 'passes', 'dim'), minutes=2, first_seed=FIRST_SEED + 400,
 )  # fmt: skip
 
 if __name__ == '__main__':

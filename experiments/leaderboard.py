@@ -223,7 +223,7 @@ STUDY = Study(
   'answers that become that subject’s and of other answers that stay. A mean is over the constructions of a seed. The truth is '
   'tested too, by its worst relation. Specificity of ablation: the logit change in queries with the relation whose units are '
   'ablated minus that in other queries, over their sum; interchange accuracy: as the effect of subspaces, with the true ones.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=1.5,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=0.6,
 )  # fmt: skip
 
 if __name__ == '__main__':

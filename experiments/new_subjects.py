@@ -325,8 +325,7 @@ def plot(table):
   figure, axes = plotting.new(3.8 * len(panels), 3.4, 1, len(panels), squeeze=False)
   for ax, draw in zip(axes[0], panels, strict=True):
     draw(ax, table)
-    below = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -0.24), 'ncols': 2}
-    plotting.legend(ax, fontsize=5, **below)
+    plotting.legend(ax, below=0.24, ncols=2)
   return figure
 
 
@@ -409,7 +408,7 @@ STUDY = Study(
   'the subject’s answer that fits the prompt best before anything is known of the subject. Nearest trained tuple: the largest '
   'fraction of answers in common with a training tuple. A swap adds the difference of two answers’ vectors to a row. '
   'Bits: R·log₂A minus the cross-entropy among the candidates.',
-  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=5.5, compile_quickly=False, missing=load.missing, prepare=prepare,
+  presets=PRESETS, measure=measure, expect=expect, plot=plot, minutes=3.9, compile_quickly=False, missing=load.missing, prepare=prepare,
   first_seed=FIRST_SEED + 200,
 )  # fmt: skip
 

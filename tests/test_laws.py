@@ -16,7 +16,7 @@ import pytest
 
 from constructions import registry
 from experiments import frozen_embeddings, laws, multihop, pages
-from experiments.harness import records, scaling_law, stored_bits
+from experiments.harness import curves, records, scaling_law, stored_bits
 from experiments.harness.statistics import select
 from geomem import model
 from geomem.config import Config
@@ -246,7 +246,7 @@ def test_sizes_that_were_added_later_do_not_decide(monkeypatch):
 
 
 def test_seeds_are_paired_by_their_numbers():
-  assert scaling_law.ratios({500: 2.0, 501: 9.0}, {501: 3.0, 502: 1.0}) == [3.0]
+  assert curves.ratios({500: 2.0, 501: 9.0}, {501: 3.0, 502: 1.0}) == [3.0]
 
 
 def test_chains_at_the_better_rate_count_where_one_of_the_rates_fails():
@@ -280,8 +280,8 @@ def test_sizes_that_know_equally_much_are_drawn_beside_other_scalings():
 
 
 def test_a_seed_whose_curve_does_not_reach_one_half_has_not_settled():
-  assert scaling_law.settled([0.04, -0.05]) and not scaling_law.settled([0.04, -0.07])
-  assert not scaling_law.settled([0.01, float('nan')]) and not scaling_law.settled([])
+  assert curves.settled([0.04, -0.05]) and not curves.settled([0.04, -0.07])
+  assert not curves.settled([0.01, float('nan')]) and not curves.settled([])
 
 
 def test_dense_and_row_sparse_state_are_compared_at_equal_passes_and_capacity_is_read_at_half(

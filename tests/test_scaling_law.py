@@ -6,7 +6,7 @@ import pytest
 from scipy.special import expit
 
 from experiments import laws, pages
-from experiments.harness import records, scaling_law
+from experiments.harness import curves, records, scaling_law
 
 CELLS = (64, 2), (64, 8), (256, 6), (4096, 2), (4096, 4), (65536, 3)
 
@@ -48,9 +48,9 @@ def test_laws_are_told_apart():
 
 
 def test_where_a_curve_passes_one_half():
-  assert scaling_law.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
-  assert np.isnan(scaling_law.half_size([1, 2], [0, 0.4])) and np.isnan(
-    scaling_law.half_size([1, 2], [0.6, 1])
+  assert curves.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
+  assert np.isnan(curves.half_size([1, 2], [0, 0.4])) and np.isnan(
+    curves.half_size([1, 2], [0.6, 1])
   )
 
 

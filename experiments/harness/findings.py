@@ -1,9 +1,10 @@
 """Findings: a number with its interval over seeds, its controls, and the range in which it supports a claim."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import scipy.stats
 
 from experiments.harness import statistics
 
@@ -70,6 +71,21 @@ def over_seeds(
   low, high = statistics.mean_interval(values)
   return [Finding(what, float(np.mean(values)), low, high, len(values), at_least, at_most,
                   claim, check, primary, statistics.p_value(values, at_least, at_most), means)]  # fmt: skip
+
+
+def of_all_seeds(
+  what: str, seeds: Sequence, statistic: Callable[[Sequence], float],
+  at_least: float | None = None, at_most: float | None = None, primary: bool = False,
+) -> Finding:  # fmt: skip
+  """The finding for a statistic of all seeds together, with a jackknife over them; p is below .05 if the 95% interval
+  is within the bounds."""
+  value, (low, high) = statistic(seeds), statistics.jackknife(seeds, statistic)
+  t, p = scipy.stats.t(max(1, len(seeds) - 1)), float('nan')
+  if at_least is not None and at_most is not None:
+    error = (high - low) / 2 / t.ppf(0.975)
+    sides = [t.sf(side / error) for side in (value - at_least, at_most - value)]
+    p = min(1.0, 2 * float(np.max(sides))) if np.isfinite(error) else 1.0
+  return Finding(what, value, low, high, len(seeds), at_least, at_most, p=p, primary=primary)
 
 
 def decisions(claims: Sequence[Claim], findings: Sequence[Finding]) -> list[dict]:

@@ -55,8 +55,10 @@ def logarithmic(*axes):
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(ax, **options):
-  """A small legend, if there is anything to label."""
+def legend(ax, below: float | None = None, **options):
+  """A small legend, if there is anything to label; or one that is this many heights of the panel below it."""
+  if below is not None:
+    options = {'loc': 'upper center', 'bbox_to_anchor': (0.5, -below), 'fontsize': 5, **options}
   if ax.get_legend_handles_labels()[0]:
     ax.legend(**{'fontsize': 6, **options})
 

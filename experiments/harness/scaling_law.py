@@ -6,16 +6,15 @@ model are not independent, so the seeds are the unit: the overdispersion is fitt
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.optimize
 from scipy.special import betaln, expit, gammaln
 
-from experiments.harness.findings import Finding, over_seeds
-from experiments.harness.statistics import groups
+from experiments.harness.findings import Finding, of_all_seeds, over_seeds
 
 SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
   'log2': np.log2,
@@ -26,7 +25,6 @@ SIZES: dict[str, Callable] = {  # size(N), which a law raises to the power q
 STARTS = 4
 # Of the beta distribution; beyond it, the differences of betaln are rounding errors.
 MAX_LOG_PRECISION = 14.0
-SETTLED = 0.05  # largest relative change of a measured value when the training budget is doubled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,69 +87,31 @@ def _rough(loss: Callable, free: int, d: np.ndarray, start: int):
   return scipy.optimize.minimize(loss, x, method='L-BFGS-B')
 
 
-def at_largest(rows: pd.DataFrame, budget: str, *by: str) -> pd.DataFrame:
-  """In every group by these columns, the rows with the largest budget."""
-  return rows[rows[budget] == rows.groupby(list(by))[budget].transform('max')]
+class Fits:
+  """Laws fitted to the models of all seeds, or of some; each fit is made once."""
+
+  def __init__(self, table: pd.DataFrame):
+    self.seeds = table['seed'].unique().tolist()
+    of_seeds = lambda seeds: table[table['seed'].isin(seeds)]
+    self._fit = functools.cache(lambda seeds, size, q: fit(of_seeds(seeds), size, q))
+
+  def __call__(
+    self, size: str = 'log2', q: float | None = None, seeds: Sequence | None = None
+  ) -> Law:
+    return self._fit(tuple(sorted(seeds or self.seeds)), size, q)
 
 
-def last_change(rows: pd.DataFrame, budget: str, read: Callable) -> list[float]:
-  """The relative change of what `read` returns, for every seed, at the last doubling of a budget; negative if it falls.
-
-  `budget` names a column; the list is empty if it has only one value.
-  """
-  budgets = sorted(rows[budget].unique())[-2:]
-  if len(budgets) < 2:
-    return []
-  before, after = (read(rows[rows[budget] == one]) for one in budgets)
-  return [ratio - 1 for ratio in ratios(after, before)]
+def exponents(fits: Fits, text: str, *bounds) -> Iterator[Finding]:
+  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N. `bounds`: of q."""
+  seeds, size = fits.seeds, 'bijections'
+  yield of_all_seeds(f'{text}: q', seeds, lambda some: fits(seeds=some).q, *bounds)
+  yield of_all_seeds(f'{text}: p', seeds, lambda some: fits(seeds=some).p)
+  of_bits = lambda some: fits(size, seeds=some).q
+  yield of_all_seeds(f'{text}: q of log₂(N!)/N in place of log₂N', seeds, of_bits)
 
 
-def settled(changes: Sequence[float]) -> bool:
-  """Whether these changes at the last doubling of a budget are small, on average over the seeds, and known for each."""
-  return len(changes) > 0 and bool(np.mean(np.abs(changes)) <= SETTLED)
-
-
-def expected_change(text: str, changes: Sequence[float]) -> Iterator[Finding]:
-  """The change of what `text` names at the last doubling of a budget, and the check that it is small in every seed."""
-  yield from over_seeds(f'{text}, relative change', changes)
-  size = np.abs(changes).tolist()
-  yield from over_seeds(f'{text}, size of the relative change', size, at_most=SETTLED, check=True)
-
-
-def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
-  """0 for a model that is right about one of so many choices, as one can be that ignores the relation, and 1 if all are right.
-
-  Where there is one choice, there is none to ignore, and scores stay as they are.
-  """
-  return score.where(choices == 1, (score * choices - 1) / (choices - 1))
-
-
-def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> dict[Any, float]:
-  """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
-  return {seed: half_size(own['dim'], own[score]) for (seed,), own in groups(rows, 'seed')}
-
-
-def ratios(over: Mapping[Any, float], under: Mapping[Any, float]) -> list[float]:
-  """One for every seed that both have."""
-  return [over[seed] / under[seed] for seed in over if seed in under]
-
-
-def at_half_sizes(rows: pd.DataFrame, what: str) -> dict:
-  """For every seed what another curve of the same models is at d₅₀."""
-  found = {}
-  for (seed,), own in groups(rows, 'seed'):
-    mean = own.groupby('dim')[what].mean()
-    half = half_size(own['dim'], own['accuracy'])
-    found[seed] = float(np.interp(np.log(half), np.log(mean.index.to_numpy(float)), mean))
-  return found
-
-
-def half_size(dims, accuracy) -> float:
-  """The d at which a single curve crosses one half, log-linear between its points; nan if it does not cross."""
-  mean = pd.Series(np.asarray(accuracy, float)).groupby(np.asarray(dims, float)).mean()
-  x, y = np.log(mean.index.to_numpy()), mean.to_numpy()
-  over = np.flatnonzero(y >= 0.5)
-  if not len(over) or not over[0]:
-    return np.nan
-  i = over[0]
-  return float(np.exp(np.interp(0.5, y[i - 1 : i + 1], x[i - 1 : i + 1])))
+def aic_increases(fits: Fits, text: str, alternatives: Mapping) -> Iterator[Finding]:
+  """By how much alternatives to (log₂N)^q, each a size and its q, fit worse."""
+  for name, (size, q) in alternatives.items():
+    more = fits(size, q).aic - fits().aic
+    yield from over_seeds(f'{text}: AIC increase if {name} replaces (log₂N)^q', [more])
