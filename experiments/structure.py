@@ -211,9 +211,11 @@ def _swaps(config, params, u_AxD, e_SxD, table_RxS, all_maps, keys) -> dict:
 
   def swap(one):
     e_BxD, some_RxSxD = one
-    swapped = config, params, e_BxD, some_RxSxD, wanted_SxR
-    flipped, kept = intervene.swap_effects(*swapped, jnp.ones(1))
-    return flipped.mean(), kept.mean(), intervene.joint_swap(*swapped)
+    flipped, kept = intervene.swap_effects(
+      config, params, e_BxD, some_RxSxD, wanted_SxR, jnp.ones(1)
+    )
+    at_once = intervene.accuracy(config, params, e_BxD + jnp.sum(some_RxSxD, axis=0), wanted_SxR)
+    return flipped.mean(), kept.mean(), at_once
 
   name_T, e_T, vectors_T = zip(*comparisons, strict=True)
   effects = jax.lax.map(swap, (jnp.stack(e_T), jnp.stack(vectors_T)))
@@ -234,7 +236,7 @@ def _units(config, params, e_NxD, e_SxD, targets_SxR, key) -> dict:
   units = intervene.unit_selectivity(hidden_NxRxF)
   own_F, held = units['own'], (config, params, e_SxD, targets_SxR)
   cut = lambda owner_F: intervene.ablated_accuracy(*held, owner_F)
-  keep = lambda owner_F: intervene.accuracy_with_own_units_only(*held, owner_F)
+  keep = lambda owner_F: jnp.diagonal(intervene.ablated_accuracy(*held, owner_F, others=True))
   shuffled_F, nobody_F = jax.random.permutation(key, own_F), jnp.full_like(own_F, config.relations)
   owners = jnp.stack([own_F, shuffled_F, nobody_F])
   ablated_TxRxR, only_TxR = jax.lax.map(cut, owners), jax.lax.map(keep, owners)

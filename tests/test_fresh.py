@@ -77,13 +77,12 @@ def test_a_relation_s_own_units_are_enough_in_a_selector_and_all_attributes_swap
   targets = jnp.asarray(answers[:, N:].T)
   _, hidden = intervene.mlp_activations(config, params, e[:N])
   own = intervene.unit_selectivity(hidden)['own']
-  np.testing.assert_array_equal(
-    intervene.accuracy_with_own_units_only(config, params, e[N:], targets, own), 1.0
-  )
-  nothing = jnp.full_like(own, -1)
-  without = intervene.accuracy_with_own_units_only(config, params, e[N:], targets, nothing)
+  held = config, params, e[N:], targets
+  kept = intervene.ablated_accuracy(*held, own, others=True)
+  np.testing.assert_array_equal(jnp.diagonal(kept), 1.0)
+  without = intervene.ablated_accuracy(*held, jnp.full_like(own, -1), others=True)
   assert without.max() < 0.1
   maps, _ = linear_maps.fit_maps(e[:N], u, answers[:, :N])
   wanted = intervene.other_attributes(jax.random.key(0), config.answers, targets)
   vectors = intervene.steering_vectors(maps, u, targets, wanted)
-  assert intervene.joint_swap(config, params, e[N:], vectors, wanted) == 1
+  assert intervene.accuracy(config, params, e[N:] + vectors.sum(0), wanted) == 1

@@ -25,7 +25,6 @@ import functools
 from collections.abc import Callable
 
 import chex
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -148,7 +147,7 @@ def _target_change(config: Config, nats, params: dict, e_P, hidden_F, r, attribu
   rate = 0.1 * (_rms(e_P) + _rms(hidden_F @ params['blocks_0']['mlp']['out']))
 
   def loss(change_P):
-    with nn.intercept_methods(_add_to_mlp(change_P)):
+    with intervene.around_mlp(after=lambda x: x + jnp.broadcast_to(change_P, x.shape)):
       x_1x1xD = model.apply(config, params, e_P[None], r[None, None], method='from_embeddings')
     logits_A = u_AxD @ x_1x1xD[0, 0].astype(jnp.float32)
     return jax.nn.logsumexp(logits_A) - logits_A[attribute]
@@ -167,15 +166,6 @@ def _target_change(config: Config, nats, params: dict, e_P, hidden_F, r, attribu
 
 def _rms(x: Array) -> Array:
   return jnp.sqrt(jnp.mean(x**2))
-
-
-def _add_to_mlp(change_P):
-  def intercept(call, args, kwargs, context):
-    out = call(*args, **kwargs)
-    inside = isinstance(context.module, model.MLP) and context.method_name == '__call__'
-    return out + jnp.broadcast_to(change_P, out.shape) if inside else out
-
-  return intercept
 
 
 @jax.default_matmul_precision('highest')

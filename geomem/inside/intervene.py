@@ -29,9 +29,7 @@ def final_residuals(
   if add_RxD is not None:
     chex.assert_shape(add_RxD, (config.relations, config.dim))
   paths_Rx1 = jnp.arange(config.relations)[:, None]
-  with nn.intercept_methods(
-    _intercept_mlp_input(lambda x: x if add_RxD is None else x + add_RxD[None])
-  ):
+  with around_mlp(before=lambda x: x if add_RxD is None else x + add_RxD[None]):
     return model.apply(config, params, e_SxD, paths_Rx1, method='from_embeddings')
 
 
@@ -63,15 +61,15 @@ def accuracy(config: Config, params: dict, e_SxD: Array, targets_SxR: Array) -> 
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
 
 
-def _intercept_mlp_input(change):
-  """Replaces the MLP's input x by `change(x)`."""
+def around_mlp(before: Callable = lambda x: x, after: Callable = lambda x: x):
+  """A context in which every MLP reads `before` of its input, and writes `after` of its output."""
 
   def intercept(call, args, kwargs, context):
     if isinstance(context.module, model.MLP) and context.method_name == '__call__':
-      args = (change(args[0]),)
+      return after(call(before(args[0])))
     return call(*args, **kwargs)
 
-  return intercept
+  return nn.intercept_methods(intercept)
 
 
 @jax.default_matmul_precision('highest')
@@ -84,7 +82,7 @@ def mlp_activations(config: Config, params: dict, e_SxD: Array) -> tuple[Array, 
     return x
 
   paths_Rx1 = jnp.arange(config.relations)[:, None]
-  with nn.intercept_methods(_intercept_mlp_input(record)):
+  with around_mlp(before=record):
     _, sown = model.apply(
       config, params, e_SxD, paths_Rx1, method='from_embeddings', mutable=['trace']
     )
@@ -127,27 +125,14 @@ def ablate_units(params: dict, ablated_F: Array) -> dict:
 
 
 def ablated_accuracy(
-  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
-) -> Array:
-  """RxR: the accuracy on every relation (column) with the units of one relation (row) ablated."""
+  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array, others: bool = False
+) -> Array:  # fmt: skip
+  """RxR: the accuracy on every relation (column) with the units of one relation (row), or all `others`, ablated."""
   chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
 
   def one(r):
-    answers_SxR = answers(config, ablate_units(params, own_F == r), e_SxD)
+    answers_SxR = answers(config, ablate_units(params, (own_F == r) != others), e_SxD)
     return jnp.mean(answers_SxR == targets_SxR, axis=0, dtype=jnp.float32)
-
-  return jax.lax.map(one, jnp.arange(config.relations))
-
-
-def accuracy_with_own_units_only(
-  config: Config, params: dict, e_SxD: Array, targets_SxR: Array, own_F: Array
-) -> Array:
-  """The accuracy on every relation with all hidden units but its own ablated."""
-  chex.assert_shape(targets_SxR, (len(e_SxD), config.relations))
-
-  def one(r):
-    answers_SxR = answers(config, ablate_units(params, own_F != r), e_SxD)
-    return jnp.mean(answers_SxR[:, r] == targets_SxR[:, r], dtype=jnp.float32)
 
   return jax.lax.map(one, jnp.arange(config.relations))
 
@@ -183,13 +168,6 @@ def swap_effects(
   pairs = jnp.repeat(alphas_T, count[1]), jnp.tile(jnp.arange(count[1]), count[0])
   flipped, kept = jax.lax.map(one, pairs)
   return flipped.reshape(count), kept.reshape(count)
-
-
-def joint_swap(
-  config: Config, params: dict, e_SxD: Array, vectors_RxSxD: Array, wanted_SxR: Array
-) -> Array:
-  """Swap the attributes of all relations at once: the fraction of answers that become the wanted ones."""
-  return accuracy(config, params, e_SxD + jnp.sum(vectors_RxSxD, axis=0), wanted_SxR)
 
 
 @jax.default_matmul_precision('highest')

@@ -19,6 +19,7 @@ import numpy as np
 
 from geomem.errors import InputError
 from geomem.pretrained import decoder
+from geomem.pretrained.answering import answer_tokens
 from geomem.pretrained.config import DecoderConfig
 from geomem.pretrained.decoder import Patch, Prefix
 from geomem.pretrained.load import Pretrained
@@ -71,18 +72,9 @@ def relations(
     attributes = tuple(dict.fromkeys(value for s in subjects for value in column.get(s, ())))
     correct_SxA = np.array([[a in column.get(s, ()) for a in attributes] for s in subjects], bool)
     prompt = template.before + subjects[0] + template.after[name]
-    token_A = np.array([_first_token(model, prompt, value) for value in attributes])
+    token_A = np.array([answer_tokens(model, prompt, [value])[0][0] for value in attributes])
     found.append(RelationTable(name, attributes, correct_SxA, token_A))
   return found
-
-
-def _first_token(model: Pretrained, prompt: str, value: str) -> int:
-  before, whole = (model.tokenizer.encode(text).ids for text in (prompt, f'{prompt} {value}'))
-  if whole[: len(before)] != before:
-    raise InputError(f'{prompt!r} is tokenized differently when {value!r} follows it')
-  if len(whole) == len(before):
-    raise InputError(f'{value!r} adds no token to {prompt!r}')
-  return whole[len(before)]
 
 
 def tokenize(

@@ -1,6 +1,5 @@
 """Estimates of a step's duration, from sizes alone, and of the steps between two returns to the host."""
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -12,28 +11,18 @@ CHUNK_EVALUATIONS = 4  # maximum evaluations of all queries between two returns 
 CHUNK_SECONDS = 10.0  # approximate time between two returns to the host
 
 
-@dataclasses.dataclass(frozen=True)
-class Costs:
-  """What an estimate needs; orders of magnitude suffice.
-
-  `model`: overhead in seconds of one model's step; `products`: multiplications per second.
-  """
-
-  model: float = 8e-5
-  products: float = 2e10
-
-
-CPU = Costs()
-# A TPU v5e's compiler expects 16 thousand cycles, 10 µs, for one of the small models in docs/accelerators.md. `products` is
-# a tenth of that chip's peak.
-ACCELERATOR = Costs(model=1e-5, products=1e13)
+# The overhead of one model's step in seconds, and multiplications per second: orders of magnitude suffice. A TPU v5e's
+# compiler expects 16 thousand cycles, 10 µs, for one of the small models in docs/accelerators.md; 10¹³ is a tenth of that
+# chip's peak.
+CPU, ACCELERATOR = (8e-5, 2e10), (1e-5, 1e13)
 
 
 def chunk_steps(sweep: Any) -> int:
   """Steps between two returns to the host: some seconds of work, estimated from sizes alone."""
   models = -(-len(sweep.tasks) // sweep.mesh.size)
-  costs = CPU if sweep.platform == 'cpu' else ACCELERATOR
-  step = models * seconds(sweep.config, sweep.recipe, costs)
+  overhead, speed = CPU if sweep.platform == 'cpu' else ACCELERATOR
+  # A forward pass, and twice that for backward.
+  step = models * (overhead + 3 * multiplications(sweep.config, sweep.recipe) / speed)
   return max(1, min(CHUNK_EVALUATIONS * sweep.recipe.check, round(CHUNK_SECONDS / step)))
 
 
@@ -55,8 +44,3 @@ def multiplications(config: Config, recipe: Recipe) -> int:
     total += (prompts if shared else tokens) * sum(x * y for x, y in itertools.pairwise(widths))
     total += tokens * b.heads * d * (b.key_dim + 2 * b.head_dim)
   return total
-
-
-def seconds(config: Config, recipe: Recipe, costs: Costs) -> float:
-  """Estimated time of one model's step on one device: a forward pass, and twice that for backward."""
-  return costs.model + 3 * multiplications(config, recipe) / costs.products
