@@ -13,7 +13,9 @@ makes a difference at small N; q with these bits in place of log₂N is reported
 d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and √R·log₂N. The law is
 read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when the budget was last
 doubled.
-Expected: the 95% interval of q lies within 0.8 and 1.25; with any one seed left out, the AIC of
+Intervals over seeds leave out what the law itself gets wrong at some size, which all seeds of a size
+share: so d₅₀ = c·R^p·(log₂N)^q is fitted to the sizes as well, one point each, with intervals over sizes.
+Expected: the 95% interval of q over seeds lies within 0.8 and 1.25; with any one seed left out, the AIC of
 every alternative is larger by 10. What a parameter holds is reported at every d, with the fewest
 bits a weight can be rounded to, next to the exact constructions.
 """
@@ -41,6 +43,7 @@ from geomem.training.sweeps import Task
 CELL = 'subjects', 'relations'  # the columns that name one of the preset's cells
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 BEYOND = 'the same law beyond relation-blind'
+OVER_SIZES = 'd₅₀ = c·R^p·(log₂N)^q over sizes'
 DENSE = 'trained, all rows in every step'
 DASHES = '-.', ':', '--', '-'  # of OTHER_SCALINGS, in the figure
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
@@ -54,7 +57,7 @@ OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
 ALTERNATIVES = {'N^q': ('power', None), '√N': ('power', 0.5), 'N': ('power', 1.0)}
-FIXED_Q = {'log₂N': ('log2', 1.0), 'log₂(N!)/N': ('bijections', 1.0)}
+FIXED_Q = {'log₂N': ('log2', 1.0), 'log₂(N!)/N': ('bijections', 1.0), 'N^¼': ('power', 0.25)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,25 +189,33 @@ def expect(table):
     f'{len(read)} settled sizes, with those added later': read,
     f'all {len(every)} sizes, settled or not': every,
   }
-  first, seen = None, []
+  seen: list[set] = []
+  by_law: dict[str, scaling_law.Law] = {}
   for sizes, cells in read_from.items():
     if len(cells) <= FREE_PARAMETERS or cells in seen:
       continue
     rows = last[[cell in cells for cell in of_rows]]
-    fits = scaling_law.Fits(rows)
+    fits = scaling_law.Fits(rows, scaling_law.fit)
     seen.append(cells)
     if cells == read - ADDED:
-      first = fits()
+      by_law['by the law of the settled sizes'] = fits()
       yield from law(fits, f'{LAW}, {sizes}', decides)
     else:
       yield from compared(fits, f'{LAW}, {sizes}')
     known = curves.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
-    yield from compared(scaling_law.Fits(rows.assign(accuracy=known)), f'{BEYOND}, {sizes}')
+    yield from compared(
+      scaling_law.Fits(rows.assign(accuracy=known), scaling_law.fit), f'{BEYOND}, {sizes}'
+    )
+    if cells <= read:
+      yield from without_one_size(rows, f'{LAW}, {sizes}')
+      fits = scaling_law.Fits(half_sizes(rows), scaling_law.fit_power, 'size')
+      by_law.setdefault('by that over sizes', fits())
+      yield from compared(fits, f'{OVER_SIZES}, {sizes}')
   yield from same_bits(last[[cell not in ADDED for cell in of_rows]])
   for (n, r), rows in groups(last, *CELL):
-    by_law = {'by the law of the settled sizes': [first.half(n, r)]} if first else {}
+    says = {name: [law.half(n, r)] for name, law in by_law.items()}
     yield from curves.expected_half_sizes(
-      f'N = {n:,}, R = {r}: d₅₀', curves.half_sizes(rows), **by_law
+      f'N = {n:,}, R = {r}: d₅₀', curves.half_sizes(rows), **says
     )
   for (n, r), of_S in changed.items():
     what = f'N = {n:,}, R = {r}: d₅₀ at the last doubling of passes'
@@ -225,6 +236,24 @@ def changes(table: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
     cell: curves.last_change(rows, 'passes', curves.half_sizes)
     for cell, rows in groups(select(table, model='trained'), *CELL)
   }
+
+
+def half_sizes(rows: pd.DataFrame) -> pd.DataFrame:
+  """The d₅₀ of every size, the geometric mean over its seeds."""
+  found = [
+    {'subjects': n, 'relations': r, 'size': (n, r), 'half_size': scipy.stats.gmean([*curves.half_sizes(own).values()])}
+    for (n, r), own in groups(rows, *CELL)
+  ]  # fmt: skip
+  return pd.DataFrame(found)
+
+
+def without_one_size(rows: pd.DataFrame, text: str):
+  """How far q moves if a size is left out: sizes share what a law gets wrong, and seeds of one size share it too."""
+  sizes = list(zip(rows['subjects'], rows['relations'], strict=True))
+  fits = scaling_law.Fits(rows.assign(size=sizes), scaling_law.fit, 'size')
+  q = [fits(units=some).q for some in fits.left_out()]
+  yield from over_seeds(f'{text}: smallest q with one size left out', [min(q)])
+  yield from over_seeds(f'{text}: largest q with one size left out', [max(q)])
 
 
 def equal_bits(last: pd.DataFrame) -> Iterator[tuple[float, dict]]:
@@ -305,9 +334,8 @@ def largest_capacity(table: pd.DataFrame):
 def law(fits: scaling_law.Fits, text: str, decides: bool):
   """The law of the models that decide about it, and its alternatives with each seed left out."""
   yield from scaling_law.exponents(fits, text, 0.8, 1.25, decides)
-  rest = [[seed for seed in fits.seeds if seed != one] for one in fits.seeds]
   for name, (size, q) in ALTERNATIVES.items():
-    worse = [fits(size, q, some).aic - fits(seeds=some).aic for some in rest]
+    worse = [fits(size, q, some).aic - fits(units=some).aic for some in fits.left_out()]
     what = f'{text}: AIC increase if {name} replaces (log₂N)^q, minimum over left-out seeds'
     yield from over_seeds(what, [min(worse)], MIN_AIC_GAP)
   yield from scaling_law.aic_increases(fits, text, FIXED_Q)
@@ -378,7 +406,7 @@ STUDY = Study(
   title='accuracy against d at several N and R: the law of d, and bits of facts per parameter', page='capacity.md',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
   terms='d₅₀: the d at which half of all facts are known. A size is an N with an R; it '
-  'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Relation-blind: a model that ignores the '
+  'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Over sizes: every size is one point, the mean d₅₀ of its seeds, and intervals are over the sizes, which the column of seeds then counts. Relation-blind: a model that ignores the '
   'relation is right about one of R answers; beyond it, accuracy is counted from there. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
   'have been reported for language models.',

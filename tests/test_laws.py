@@ -187,6 +187,17 @@ def test_the_law_is_told_from_its_alternatives(monkeypatch):
   assert exponent.holds and exponent.primary and exponent.value == pytest.approx(1, abs=0.1)
   beyond = found[f'{laws.BEYOND}, 5 settled sizes: q']
   assert beyond.holds is None and beyond.value == pytest.approx(1, abs=0.15)
+  over_sizes = found[
+    f'{laws.OVER_SIZES}, 5 settled sizes: q'
+  ]  # without the offset, it is less than 1
+  assert (
+    over_sizes.holds is None and over_sizes.seeds == 5 and over_sizes.low < 0.9 < over_sizes.high
+  )
+  left = [
+    found[f'{laws.LAW}, 5 settled sizes: {end} q with one size left out'].value
+    for end in ('smallest', 'largest')
+  ]
+  assert left[0] <= 1.1 and left[1] >= 0.9
   (iso,) = (f for what, f in found.items() if what.startswith('R·log₂N = 48'))
   assert iso.holds and iso.value == pytest.approx(1, abs=0.1) and max(iso.controls.values()) > 10
   assert exponent.p < 0.05 and 0.8 < exponent.low < exponent.high < 1.25

@@ -47,6 +47,37 @@ def test_laws_are_told_apart():
   assert scaling_law.fit(root, 'power', q=0.5).aic < scaling_law.fit(root).aic
 
 
+@pytest.mark.parametrize('size', scaling_law.SIZES)
+def test_a_power_law_of_sizes_is_found_exactly(size):
+  sizes = pd.DataFrame(CELLS, columns=['subjects', 'relations'])
+  law = scaling_law.Law(size, 0.0, 0.3, 0.8, 1.4, np.nan, np.nan, np.nan)
+  sizes['half_size'] = law.half(sizes['subjects'], sizes['relations'])
+  found = scaling_law.fit_power(sizes, size)
+  assert [found.scale, found.p, found.q] == pytest.approx([0.3, 0.8, 1.4])
+  sizes['half_size'] *= np.exp(np.random.default_rng(0).normal(0, 0.05, len(sizes)))
+  free, fixed = scaling_law.fit_power(sizes, size), scaling_law.fit_power(sizes, size, q=1.4)
+  assert fixed.q == 1.4 and free.aic < fixed.aic + 2  # a free q fits no worse
+
+
+def test_an_interval_over_sizes_is_wider_where_all_seeds_share_an_error():
+  sizes = pd.DataFrame(CELLS, columns=['subjects', 'relations'])
+  law = scaling_law.Law('log2', 0.0, 0.3, 0.8, 1.4, np.nan, np.nan, np.nan)
+  shared = np.random.default_rng(0).normal(0, 0.1, len(sizes))
+  sizes['half_size'] = law.half(sizes['subjects'], sizes['relations']) * np.exp(shared)
+  sizes['size'] = list(zip(sizes['subjects'], sizes['relations'], strict=True))
+  own = np.random.default_rng(1).normal(0, 0.01, (5, len(sizes)))
+  seeds = pd.concat(
+    [sizes.assign(seed=i, half_size=sizes['half_size'] * np.exp(own[i])) for i in range(5)]
+  )
+  widths = []
+  for table, unit in ((seeds, 'seed'), (sizes, 'size')):
+    fits = scaling_law.Fits(table, scaling_law.fit_power, unit)
+    q = next(iter(scaling_law.exponents(fits, 'law')))
+    widths.append(q.high - q.low)
+    assert unit == 'seed' or q.low < 1.4 < q.high
+  assert widths[1] > 5 * widths[0]
+
+
 def test_where_a_curve_passes_one_half():
   assert curves.half_size([1, 2, 4, 8], [0, 0.25, 0.75, 1]) == pytest.approx(2 * 2**0.5)
   assert np.isnan(curves.half_size([1, 2], [0, 0.4])) and np.isnan(

@@ -78,6 +78,22 @@ def fit(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
   return Law(size, *map(float, (offset, scale, p, q, width, lapse, 2 * best.fun + 2 * free)))
 
 
+def fit_power(table: pd.DataFrame, size: str = 'log2', q: float | None = None) -> Law:
+  """The law without an offset for the `half_size` of every row, by least squares of its logarithm."""
+  n, r, half = (
+    np.log(table[name].to_numpy(float)) for name in ('subjects', 'relations', 'half_size')
+  )
+  sizes = np.log(SIZES[size](np.exp(n)))
+  terms = [np.ones(len(r)), r, *([sizes] if q is None else [])]
+  wanted = half if q is None else half - q * sizes
+  found, *_ = np.linalg.lstsq(np.stack(terms, axis=1), wanted)
+  error = wanted - found @ np.stack(terms)
+  aic = len(half) * np.log(np.mean(error**2)) + 2 * len(terms)
+  power = found[2] if q is None else q
+  fitted = np.exp(found[0]), found[1], power, np.nan, np.nan, aic
+  return Law(size, 0.0, *map(float, fitted))
+
+
 def _rough(loss: Callable, free: int, d: np.ndarray, start: int):
   """Near to a minimum, from one of several random starts."""
   rng = np.random.default_rng(start)
@@ -88,26 +104,31 @@ def _rough(loss: Callable, free: int, d: np.ndarray, start: int):
 
 
 class Fits:
-  """Laws fitted to the models of all seeds, or of some; each fit is made once."""
+  """Laws fitted to the rows of all units, or of some; each fit is made once. `unit`: the column that names what is
+  drawn independently, a seed or a size."""
 
-  def __init__(self, table: pd.DataFrame):
-    self.seeds = table['seed'].unique().tolist()
-    of_seeds = lambda seeds: table[table['seed'].isin(seeds)]
-    self._fit = functools.cache(lambda seeds, size, q: fit(of_seeds(seeds), size, q))
+  def __init__(self, table: pd.DataFrame, fit: Callable[..., Law], unit: str = 'seed'):
+    self.units = table[unit].unique().tolist()
+    of_units = lambda units: table[table[unit].isin(units)]
+    self._fit = functools.cache(lambda units, size, q: fit(of_units(units), size, q))
 
   def __call__(
-    self, size: str = 'log2', q: float | None = None, seeds: Sequence | None = None
+    self, size: str = 'log2', q: float | None = None, units: Sequence | None = None
   ) -> Law:
-    return self._fit(tuple(sorted(seeds or self.seeds)), size, q)
+    return self._fit(tuple(sorted(units or self.units)), size, q)
+
+  def left_out(self) -> list[list]:
+    """All units but one, for each."""
+    return [[unit for unit in self.units if unit != one] for one in self.units]
 
 
 def exponents(fits: Fits, text: str, *bounds) -> Iterator[Finding]:
-  """q and p of all seeds together, and q with the bits of a bijection in place of log₂N. `bounds`: of q."""
-  seeds, size = fits.seeds, 'bijections'
-  yield of_all_seeds(f'{text}: q', seeds, lambda some: fits(seeds=some).q, *bounds)
-  yield of_all_seeds(f'{text}: p', seeds, lambda some: fits(seeds=some).p)
-  of_bits = lambda some: fits(size, seeds=some).q
-  yield of_all_seeds(f'{text}: q of log₂(N!)/N in place of log₂N', seeds, of_bits)
+  """q and p of all units together, and q with the bits of a bijection in place of log₂N. `bounds`: of q."""
+  units, size = fits.units, 'bijections'
+  yield of_all_seeds(f'{text}: q', units, lambda some: fits(units=some).q, *bounds)
+  yield of_all_seeds(f'{text}: p', units, lambda some: fits(units=some).p)
+  of_bits = lambda some: fits(size, units=some).q
+  yield of_all_seeds(f'{text}: q of log₂(N!)/N in place of log₂N', units, of_bits)
 
 
 def aic_increases(fits: Fits, text: str, alternatives: Mapping) -> Iterator[Finding]:
