@@ -2,22 +2,23 @@
 
   python -m experiments.laws
 
-For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F = 4d,
-are trained on all facts for a fixed number of passes. The learning rate that is given holds up to
-d = 8 and falls as 1/d beyond, because wider models stay untrained at the same rate. Every model
+For every N and R, that is, R facts about each of N subjects, models of several sizes d, with F =
+4d, are trained on all facts for a fixed number of passes. The learning rate that is given holds up
+to d = 8 and falls as 1/d beyond, because wider models stay untrained at the same rate. Every model
 enters with its accuracy over all answers and with the bits of its facts that it holds, N·R·log₂N
 less the cross-entropy; there is no search for a smallest model. A law d₅₀ = d₀ + c·R^p·(log₂N)^q is
 fitted to all curves together, and so are the alternatives, with N^q, √N and N in place of
 (log₂N)^q. R random bijections contain log₂N!/N bits per subject and relation and not log₂N, which
-makes a difference at small N; q with these bits in place of log₂N is reported as well. One test needs no fit: sizes with the same R·log₂N, from N = 64 up, should have the same
-d₅₀, although they differ many times in R·√N and R·N, and less in R·N^¼ and √R·log₂N. The law is
-read at the largest budget, from sizes whose d₅₀ moved by no more than 5 % when the budget was last
-doubled.
-Intervals over seeds leave out what the law itself gets wrong at some size, which all seeds of a size
-share: so d₅₀ = c·R^p·(log₂N)^q is fitted to the sizes as well, one point each, with intervals over sizes.
-Expected: the 95% interval of q over seeds lies within 0.8 and 1.25; with any one seed left out, the AIC of
-every alternative is larger by 10. What a parameter holds is reported at every d, with the fewest
-bits a weight can be rounded to, next to the exact constructions.
+makes a difference at small N; q with these bits in place of log₂N is reported as well. One test
+needs no fit: sizes with the same R·log₂N, from N = 64 up, should have the same d₅₀, although they
+differ many times in R·√N and R·N, and less in R·N^¼ and √R·log₂N. The law is read at the largest
+budget, from sizes whose d₅₀ moved by no more than 5 % when the budget was last doubled.
+Intervals over seeds leave out what the law itself gets wrong at some size, which all seeds of a
+size share: so d₅₀ = c·R^p·(log₂N)^q is fitted to the sizes as well, one point each, with intervals
+over sizes.
+Expected: the 95% interval of q over seeds lies within 0.8 and 1.25; with any one seed left out, the
+AIC of every alternative is larger by 10. What a parameter holds is reported at every d, with the
+fewest bits a weight can be rounded to, next to the exact constructions.
 """
 
 import dataclasses

@@ -16,8 +16,6 @@ import functools
 import json
 import re
 import shlex
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -388,9 +386,7 @@ def splice(path: Path, name: str, table: str):
 def draw(result_name: str):
   """Draw the figure that the page shows."""
   found = committed(result_name)
-  with tempfile.TemporaryDirectory() as folder:
-    for path in found.study.draw(found.records.table, Path(folder), ['.png']):
-      shutil.copyfile(path, RESULTS / f'{result_name}.png')
+  found.study.draw(found.records.table, RESULTS, result_name, ['.png'])
 
 
 def commit_records(name: str, folder: Path):

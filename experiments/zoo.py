@@ -31,6 +31,7 @@ from experiments.harness import cli, instances, machine, records, render, stages
 from experiments.harness.stages import STAGES, ZooModel
 from experiments.harness.trainer import Progress
 from geomem import export
+from geomem.config import Config
 from geomem.errors import InputError
 from geomem.facade import FactModel
 from geomem.inside.truth import Truth
@@ -146,13 +147,10 @@ def write_variant(
 ) -> Iterator[tuple[dict, bool]]:
   """Write every model of a variant and yield its manifest entry; models that fall short are left out."""
   built = [variant.build(*one) for one in sized]
-  groups: list[list[int]] = []
+  groups: dict[Config, list[int]] = {}
   for i, one in enumerate(built):  # one program trains models that differ only in size
-    same = (g for g in groups if sweeps.differ_only_in_size(built[g[0]].config, one.config))
-    if (group := next(same, None)) is None:
-      groups.append(group := [])
-    group.append(i)
-  for group in groups:
+    groups.setdefault(sweeps.unsized(one.config), []).append(i)
+  for group in groups.values():
     own, seeds = [built[i] for i in group], [sized[i][1] for i in group]
     for i, row in zip(group, stages.at_all_stages(own, seeds, NOISES, STEPS), strict=True):
       size, seed = sized[i]

@@ -191,12 +191,17 @@ class Study:
     return merged
 
   def draw(
-    self, table: pd.DataFrame, folder: Path, kinds: Sequence[str] = plotting.KINDS
+    self,
+    table: pd.DataFrame,
+    folder: Path,
+    name: str | None = None,
+    kinds: Sequence[str] = plotting.KINDS,
   ) -> list[Path]:
-    """Save the figure, as PNG and PDF, with the same bytes every time; none if there is nothing to draw."""
+    """Save the figure as FOLDER/NAME, the study's name by default, as PNG and PDF, with the same bytes every time;
+    none if there is nothing to draw."""
     with matplotlib.rc_context(plotting.STYLE):
       figure = self.plot(table) if self.plot else None
-      return plotting.save(figure, Path(folder) / self.name, kinds) if figure else []
+      return plotting.save(figure, Path(folder) / (name or self.name), kinds) if figure else []
 
   def _show(self, folder: Path, found: Records):
     """Write findings and figures next to the records, and print a summary."""

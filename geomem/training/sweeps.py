@@ -64,15 +64,10 @@ def unsized(config: Config) -> Config:
   return config.replace(**dict.fromkeys(SIZES, 1), blocks=tuple(map(block, config.blocks)))
 
 
-def differ_only_in_size(one: Config, other: Config) -> bool:
-  """Whether the two configs differ only in their sizes."""
-  return unsized(one) == unsized(other)
-
-
 def common_config(configs: Sequence[Config]) -> Config:
   """The smallest config that all of these can be padded to; refuses any difference but in size."""
   first = configs[0]
-  if not all(differ_only_in_size(first, c) for c in configs):
+  if len(set(map(unsized, configs))) > 1:
     raise InputError('the models of a sweep may differ in their sizes alone')
 
   def largest(*blocks):
