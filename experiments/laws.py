@@ -25,16 +25,17 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.optimize
 import scipy.stats
 
 from constructions import registry
 from experiments.harness import curves, instances, plotting, scaling_law, stored_bits
-from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.findings import Claim, of_all_seeds, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
@@ -45,6 +46,7 @@ CELL = 'subjects', 'relations'  # the columns that name one of the preset's cell
 LAW = 'd₅₀ = d₀ + c·R^p·(log₂N)^q'
 BEYOND = 'the same law beyond relation-blind'
 OVER_SIZES = 'd₅₀ = c·R^p·(log₂N)^q over sizes'
+CAPACITY = 'd₅₀ at a parameter for every κ bits of all facts, over sizes'
 DENSE = 'trained, all rows in every step'
 DASHES = '-.', ':', '--', '-'  # of OTHER_SCALINGS, in the figure
 FREE_PARAMETERS = 4  # this few sizes do not determine a law of four numbers
@@ -53,7 +55,7 @@ MAX_RATIO = 1.5
 MAX_DIFFERENCE = (
   0.03  # of accuracies with optimizer state of all rows, and of those that a step reads
 )
-OTHER_SCALINGS = {  # what d₅₀ might be proportional to instead
+OTHER_SCALINGS: dict[str, Callable] = {  # what d₅₀ might be proportional to instead
   'R·N^¼': lambda n, r: r * n**0.25, '√R·log₂N': lambda n, r: r**0.5 * math.log2(n),
   'R·√N': lambda n, r: r * n**0.5, 'R·N': lambda n, r: r * n,
 }  # fmt: skip
@@ -192,6 +194,7 @@ def expect(table):
   }
   seen: list[set] = []
   by_law: dict[str, scaling_law.Law] = {}
+  kappa = 0.0
   for sizes, cells in read_from.items():
     if len(cells) <= FREE_PARAMETERS or cells in seen:
       continue
@@ -204,17 +207,20 @@ def expect(table):
     else:
       yield from compared(fits, f'{LAW}, {sizes}')
     known = curves.above_relation_blind(rows['accuracy'], rows['relations']).clip(lower=0)
-    yield from compared(
-      scaling_law.Fits(rows.assign(accuracy=known), scaling_law.fit), f'{BEYOND}, {sizes}'
-    )
+    beyond = rows.assign(accuracy=known)
+    yield from compared(scaling_law.Fits(beyond, scaling_law.fit), f'{BEYOND}, {sizes}')
     if cells <= read:
       yield from without_one_size(rows, f'{LAW}, {sizes}')
-      fits = scaling_law.Fits(half_sizes(rows), scaling_law.fit_power, 'size')
-      by_law.setdefault('by that over sizes', fits())
-      yield from compared(fits, f'{OVER_SIZES}, {sizes}')
+      by_law.setdefault('by that over sizes', scaling_law.fit_power(half_sizes(rows)))
+      yield from over_sizes(half_sizes(rows), f'{OVER_SIZES}, {sizes}')
+      yield from over_sizes(half_sizes(beyond), f'{OVER_SIZES}, beyond relation-blind, {sizes}')
+      kappa = kappa or fit_capacity(half_sizes(rows))
+      yield from constant_capacity(half_sizes(rows), f'{CAPACITY}, {sizes}')
   yield from same_bits(last[[cell not in ADDED for cell in of_rows]])
   for (n, r), rows in groups(last, *CELL):
     says = {name: [law.half(n, r)] for name, law in by_law.items()}
+    if kappa:
+      says['at constant capacity'] = at_capacity(half_sizes(rows), kappa).tolist()
     yield from curves.expected_half_sizes(
       f'N = {n:,}, R = {r}: d₅₀', curves.half_sizes(rows), **says
     )
@@ -240,12 +246,64 @@ def changes(table: pd.DataFrame) -> dict[tuple[int, int], list[float]]:
 
 
 def half_sizes(rows: pd.DataFrame) -> pd.DataFrame:
-  """The d₅₀ of every size, the geometric mean over its seeds."""
+  """The d₅₀ of every size, the geometric mean over its seeds; and `count`, a polynomial in d: the number of parameters."""
   found = [
-    {'subjects': n, 'relations': r, 'size': (n, r), 'half_size': scipy.stats.gmean([*curves.half_sizes(own).values()])}
-    for (n, r), own in groups(rows, *CELL)
+    {
+      'subjects': n, 'relations': r, 'size': (n, r), 'half_size': scipy.stats.gmean([*curves.half_sizes(own).values()]),
+      'count': np.polynomial.Polynomial.fit(own['dim'], own['parameters'], 2),
+    } for (n, r), own in groups(rows, *CELL)
   ]  # fmt: skip
   return pd.DataFrame(found)
+
+
+def over_sizes(halves: pd.DataFrame, text: str):
+  """The law without an offset, every size one point; a power of N in its place; and laws with a single free number."""
+  fits = scaling_law.Fits(halves, scaling_law.fit_power, 'size')
+  yield from compared(fits, text)
+  of_n = lambda units: fits('power', units=units).q
+  yield of_all_seeds(f'{text}: power of N in place of (log₂N)^q', fits.units, of_n)
+  for name, size in ({'R·log₂N': lambda n, r: r * math.log2(n)} | OTHER_SCALINGS).items():
+    ratio = halves['half_size'] / [size(n, r) for n, r in halves['size']]
+    yield from over_seeds(
+      f'{text}: AIC increase if {name} replaces R^p·(log₂N)^q', [aic(np.log(ratio)) - fits().aic]
+    )
+
+
+def aic(logs: np.ndarray) -> float:
+  """Of a law with one free number, the factor of d₅₀, given the logarithms of what is measured over what it says."""
+  return len(logs) * float(np.log(np.var(logs))) + 2
+
+
+def at_capacity(halves: pd.DataFrame, kappa: float) -> np.ndarray:
+  """The d at which every size has a parameter for every κ bits of all its facts."""
+  wanted = [information((n, r)) * n / kappa for n, r in halves['size']]
+  return np.array(
+    [(count - own).roots().real.max() for count, own in zip(halves['count'], wanted, strict=True)]
+  )
+
+
+def fit_capacity(halves: pd.DataFrame) -> float:
+  """κ, by least squares of the logarithm of d₅₀."""
+  half = halves['half_size'].to_numpy(float)
+  squares = lambda x: float(np.mean(np.log(half / at_capacity(halves, np.exp(x))) ** 2))
+  return float(np.exp(scipy.optimize.minimize_scalar(squares, bounds=(-2, 4), method='bounded').x))
+
+
+def constant_capacity(halves: pd.DataFrame, text: str):
+  """κ, how well d₅₀ at this capacity fits, and what the power law makes of it."""
+  kappa = of_all_seeds(
+    f'{text}: κ', halves['size'].tolist(),
+    lambda some: fit_capacity(halves[halves['size'].isin(some)]),
+  )  # fmt: skip
+  says = at_capacity(halves, kappa.value)
+  error = np.log(halves['half_size'].to_numpy(float) / says)
+  more = len(halves) * np.log(np.mean(error**2)) + 2 - scaling_law.fit_power(halves).aic
+  yield kappa
+  yield from over_seeds(f'{text}: AIC increase if it replaces c·R^p·(log₂N)^q', [float(more)])
+  largest = float(np.exp(np.abs(error).max()))
+  yield from over_seeds(f'{text}: largest ratio of a measured d₅₀ and its own', [largest])
+  own = scaling_law.fit_power(halves.assign(half_size=says))
+  yield from over_seeds(f'{text}: q of c·R^p·(log₂N)^q fitted to its own d₅₀', [own.q])
 
 
 def without_one_size(rows: pd.DataFrame, text: str):
@@ -407,7 +465,7 @@ STUDY = Study(
   title='accuracy against d at several N and R: the law of d, and bits of facts per parameter', page='capacity.md',
   claims=(Claim('Claim 1', 'The d that gradient descent needs grows as R·log₂N.', (LAW,)),),
   terms='d₅₀: the d at which half of all facts are known. A size is an N with an R; it '
-  'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Over sizes: every size is one point, the mean d₅₀ of its seeds, and intervals are over the sizes, which the column of seeds then counts. Relation-blind: a model that ignores the '
+  'has settled if the last doubling of the passes changes its d₅₀ by at most 5 %. Over sizes: every size is one point, the geometric mean of the d₅₀ of its seeds, and intervals are over the sizes, which the column of seeds then counts. Relation-blind: a model that ignores the '
   'relation is right about one of R answers; beyond it, accuracy is counted from there. A budget is a number of passes over all facts, and at least '
   '2,000 steps. Bits of facts: N·R·log₂N less the cross-entropy over all N answers. 2 and 3.6 bits per parameter '
   'have been reported for language models.',

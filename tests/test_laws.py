@@ -169,7 +169,7 @@ def planted(half):
       accuracy = 1 / (1 + (half(n, r) * (1 + rng.normal(0, 0.01)) / d) ** 6)
       rows.append({
         'measurement': 'bits of facts per parameter', 'model': 'trained', 'control': None, 'subjects': n, 'relations': r,
-        'dim': d, 'seed': seed, 'passes': passes, 'accuracy': accuracy, 'value': 2 * accuracy, 'bits_per_weight_bit': 0.3,
+        'dim': d, 'parameters': 12 * d**2 + 2 * n * d, 'seed': seed, 'passes': passes, 'accuracy': accuracy, 'value': 2 * accuracy, 'bits_per_weight_bit': 0.3,
       })  # fmt: skip
   return pd.DataFrame(rows)
 
@@ -487,3 +487,26 @@ def test_where_no_size_knows_half_the_largest_is_a_lower_bound_and_a_model_that_
   told = {f.what: f for f in multihop.STUDY.findings(pd.DataFrame(above))}
   growth = told['N = 1,024, direct, depth 1: d₅₀ at k = 4 / at k = 1']
   assert np.isnan(growth.value) and growth.holds is False
+
+
+def test_constant_capacity_is_told_from_a_power_law():
+  """Models that know half where they have a parameter for every 3 bits, at sizes of which the MLP is a part."""
+  cells = (64, 4), (64, 8), (256, 3), (256, 6), (1024, 3), (4096, 2), (4096, 4)
+  count = lambda n: np.polynomial.Polynomial([0, 2 * n, 12])
+  halves = pd.DataFrame([
+    {'subjects': n, 'relations': r, 'size': (n, r), 'half_size': 1.0, 'count': count(n)} for n, r in cells
+  ])  # fmt: skip
+  halves['half_size'] = laws.at_capacity(halves, 3.0)
+  for (n, r), half in zip(cells, halves['half_size'], strict=True):
+    assert n * r * math.log2(n) / count(n)(half) == pytest.approx(3)
+  halves['half_size'] *= np.exp(np.random.default_rng(0).normal(0, 0.01, len(cells)))
+  found = {f.what.split(': ')[1]: f for f in laws.constant_capacity(halves, 'capacity')}
+  assert found['κ'].value == pytest.approx(3, rel=0.02) and found['κ'].low < 3 < found['κ'].high
+  assert found['AIC increase if it replaces c·R^p·(log₂N)^q'].value < -10
+  assert found['largest ratio of a measured d₅₀ and its own'].value < 1.03
+  assert (
+    found['q of c·R^p·(log₂N)^q fitted to its own d₅₀'].value > 1.1
+  )  # the MLP's part falls with N
+  law = halves.assign(half_size=0.4 * halves['relations'] * np.log2(halves['subjects']) ** 1.5)
+  worse = {f.what.split(': ')[1]: f for f in laws.constant_capacity(law, 'capacity')}
+  assert worse['AIC increase if it replaces c·R^p·(log₂N)^q'].value > 10
