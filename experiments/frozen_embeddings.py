@@ -21,13 +21,14 @@ import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
 from experiments.harness import curves, instances, plotting, stored_bits
-from experiments.harness.findings import Claim, over_seeds
+from experiments.harness.findings import Claim, of_all_seeds, over_seeds
 from experiments.harness.statistics import groups, select
 from experiments.harness.study import FIRST_SEED, Study
 from geomem.config import Config
@@ -43,6 +44,12 @@ RATIOS = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # values of N, relative to the
 CLAIMED = 'n₅₀·log₂n₅₀'
 LAWS = {CLAIMED: lambda n: n * np.log2(n), 'n₅₀': lambda n: n}
 MAX_CHANGE = 1.15
+OTHER_LEVELS = (
+  0.7,
+  0.8,
+  0.9,
+  0.95,
+)  # curves are steeper at a larger F: half of the facts is one place to read them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,21 +161,34 @@ def match_size(recipe: Recipe, n: int, r: int, dim: int, parameters: int) -> Con
   return Config.trained(n, r, dim, width) if width >= 1 else None
 
 
-def half_counts(rows) -> dict[Any, float]:
-  """n₅₀ of every seed."""
+def half_counts(rows, level: float = 0.5) -> dict[Any, float]:
+  """n₅₀ of every seed, or the n at which another fraction of the facts is known."""
   return {
-    seed: 1 / curves.half_size(1 / own['subjects'], own['value'])
+    seed: 1 / curves.half_size(1 / own['subjects'], own['value'], level)
     for (seed,), own in groups(rows, 'seed')
   }
 
 
-def half_of_widths(memory) -> dict[float, np.ndarray]:
-  """n₅₀ by F, for the seeds that all widths have."""
+def half_of_widths(memory, level: float = 0.5) -> dict[float, np.ndarray]:
+  """n₅₀ by F, or the n at another fraction, for the seeds that all widths have."""
   seeds = set.intersection(*(set(rows['seed']) for _, rows in groups(memory, 'width')))
   shared = memory[memory['seed'].isin(seeds)].sort_values(['width', 'seed'], kind='stable')
   return {
-    width: np.array([*half_counts(rows).values()]) for (width,), rows in groups(shared, 'width')
+    width: np.array([*half_counts(rows, level).values()])
+    for (width,), rows in groups(shared, 'width')
   }
+
+
+def change_of_held(half: dict[float, np.ndarray], dim: int, size: Callable) -> list[float]:
+  """What a parameter holds at the largest F over that at the smallest, by the power fitted to all, for every seed."""
+  n_WxS = np.array([*half.values()])
+  held_WxS = size(n_WxS) / (2 * dim * np.array([*half])[:, None])
+  return [
+    float(
+      np.exp(scipy.stats.linregress(np.log(n_W), np.log(held_W)).slope * np.log(n_W[-1] / n_W[0]))
+    )
+    for n_W, held_W in zip(n_WxS.T, held_WxS.T, strict=True)
+  ]
 
 
 def _memory(memory):
@@ -191,18 +211,31 @@ def _memory(memory):
       f'memory, d = {dim}, {range_of}: power of F with which {name} grows', power
     )
     claimed = name == CLAIMED
-    grows = [
-      scipy.stats.linregress(np.log(n_W), np.log(held_W)).slope * np.log(n_W[-1] / n_W[0])
-      for n_W, held_W in zip(n_WxS.T, held_WxS.T, strict=True)
-    ]
     yield from over_seeds(
-      f'memory, d = {dim}, {range_of}: {name} per parameter, at the largest F / at the smallest (fitted power)', list(np.exp(grows)),
+      f'memory, d = {dim}, {range_of}: {name} per parameter, at the largest F / at the smallest (fitted power)', change_of_held(half, dim, size),
       1 / MAX_CHANGE if claimed else None, MAX_CHANGE if claimed else None, primary=max(half) >= 8 * min(half) and claimed,
     )  # fmt: skip
+    if claimed:
+      yield from read_elsewhere(longest, f'memory, d = {dim}, {range_of}')
   for (width,), rows in groups(memory, 'width'):
     found = curves.last_change(rows, 'steps', half_counts)
     what = f'memory, d = {dim}, F = {width:.0f}: n₅₀ at the last doubling of steps'
     yield from curves.expected_change(what, found)
+
+
+def read_elsewhere(memory, text: str):
+  """The claimed law with an interval over widths, and read where more of the facts are known."""
+  size, dim = LAWS[CLAIMED], memory['dim'].iloc[0]
+  held = {width: np.log(size(n_S)).mean() for width, n_S in half_of_widths(memory).items()}
+  power = lambda some: scipy.stats.linregress(np.log(some), [held[width] for width in some]).slope
+  if len(held) > 3:
+    what = f'{text}: power of F with which {CLAIMED} grows, interval over widths'
+    yield of_all_seeds(what, [*held], power)
+  for level in OTHER_LEVELS:
+    known = half_of_widths(memory, level)
+    what = f'{text}: n·log₂n per parameter where {level:g} of the facts are known, at the largest F / at the smallest (fitted power)'
+    if np.isfinite([*known.values()]).all():
+      yield from over_seeds(what, change_of_held(known, dim, size))
 
 
 def expect(table):

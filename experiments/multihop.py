@@ -87,6 +87,7 @@ BOUNDS = {  # of d₅₀ at the most hops over d₅₀ at one hop
   ('direct', 1): {'at_least': 5.0},
   ('chain', 1): {'at_most': 1.3},
 }
+WELL_KNOWN = 0.9
 LEAST = 0.9  # accuracy of the largest model: sizes that are all too small would make d₅₀ look large
 STEPS, CHAINS = 'steps answered', 'chains answered'
 POSITIONS = 'embed/positions'
@@ -358,10 +359,26 @@ def expected_of_pairs(every: pd.DataFrame):
     f'depth 1, k = {most:.0f}: d₅₀ of {MODES["direct"].name} answers / of {MODES[UNRELATED].name}'
   )
   yield from over_seeds(text, curves.ratios(of('direct', most), of(UNRELATED, most)))
+  yield from composition(select(rows, hops=most))
   if of('chain', most) and of('chain_slow', most):
     at_most, at_one = (better(of('chain', hops), of('chain_slow', hops)) for hops in (most, 1))
     text = f'{MODES["chain"].name}, depth 1, per step, at the better rate for each k: d₅₀ at k = {most:.0f} / at k = 1'
     yield from over_seeds(text, curves.ratios(at_most, at_one))
+
+
+def composition(rows: pd.DataFrame):
+  """What direct answers gain over unrelated relations, where most facts are known and in bits: half of the answers need not show it."""
+  names = f'{MODES["direct"].name} answers / of {MODES[UNRELATED].name}'
+  direct, unrelated = (select(rows, model=mode) for mode in ('direct', UNRELATED))
+  known = [
+    {seed: curves.half_size(own['dim'], own['accuracy'], WELL_KNOWN) for (seed,), own in groups(some, 'seed')}
+    for some in (direct, unrelated)
+  ]  # fmt: skip
+  ratios = [ratio for ratio in curves.ratios(*known) if np.isfinite(ratio)]
+  yield from over_seeds(f'depth 1: d at which {WELL_KNOWN:g} is known of {names}', ratios)
+  for (d,), own in groups(direct.sort_values('dim'), 'dim'):
+    bits = (some.set_index('seed')['bits'].to_dict() for some in (own, select(unrelated, dim=d)))
+    yield from over_seeds(f'depth 1, d = {d:.0f}: bits of {names}', curves.ratios(*bits))
 
 
 def better(one: dict[Any, float], two: dict[Any, float]) -> dict[Any, float]:

@@ -279,6 +279,22 @@ def test_chains_at_the_better_rate_count_where_one_of_the_rates_fails():
   assert found.seeds == 3 and found.value == pytest.approx(2, abs=0.01)
 
 
+def test_composition_is_seen_where_half_of_the_answers_does_not_show_it():
+  """Direct curves that start as late and end earlier."""
+  known = {'direct': (0.0, 0.5, 0.9, 1.0), multihop.UNRELATED: (0.0, 0.5, 0.7, 1.0)}
+  rows = [
+    {'model': mode, 'seed': seed, 'dim': d, 'accuracy': accuracy, 'bits': 1000 * accuracy + 1}
+    for mode, of_D in known.items() for seed in (0, 1) for d, accuracy in zip((2, 4, 8, 16), of_D, strict=True)
+  ]  # fmt: skip
+  found = {f.what: f.value for f in multihop.composition(pd.DataFrame(rows))}
+  names = 'direct answers / of one hop of R^k relations'
+  assert found[f'depth 1: d at which 0.9 is known of {names}'] == pytest.approx(
+    8 / (8 * 2 ** (2 / 3))
+  )
+  assert found[f'depth 1, d = 8: bits of {names}'] == pytest.approx(901 / 701)
+  assert found[f'depth 1, d = 4: bits of {names}'] == pytest.approx(1)
+
+
 def test_sizes_that_know_equally_much_are_drawn_beside_other_scalings():
   table = planted(lambda n, r: 1 + r * math.log2(n) / 6)
   (bits, halves), *more = laws.equal_bits(laws.largest(table))
@@ -340,6 +356,10 @@ def test_a_memory_of_bits_is_told_from_one_of_facts(law):
   (own,) = (f for f in told if f': {name[law]} per parameter' in f.what)
   assert own.value == pytest.approx(1, abs=0.02) and own.seeds == 2
   assert max(abs(math.log(f.value)) for f in told) > math.log(1.15)
+  elsewhere = [
+    f.value for f in told if '0.7 of the facts are known' in f.what
+  ]  # curves differ in their scale alone
+  assert elsewhere == pytest.approx([primary.value], rel=0.1)
   of_bits, of_facts = frozen_embeddings.plot(pd.DataFrame(rows)).axes[1].lines
   constant, falling = (of_bits, of_facts) if law == 'bits' else (of_facts, of_bits)
   assert constant.get_xdata().min() > 50 and np.ptp(constant.get_ydata()) < 0.05 < np.ptp(

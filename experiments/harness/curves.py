@@ -69,15 +69,15 @@ def at_half_sizes(rows: pd.DataFrame, what: str) -> dict:
   return found
 
 
-def half_size(dims, accuracy) -> float:
-  """The d at which a single curve crosses one half, log-linear between its points; nan if it does not cross."""
+def half_size(dims, accuracy, level: float = 0.5) -> float:
+  """The d at which a single curve crosses one half, or another level, log-linear between its points; nan if it does not."""
   mean = pd.Series(np.asarray(accuracy, float)).groupby(np.asarray(dims, float)).mean()
   x, y = np.log(mean.index.to_numpy()), mean.to_numpy()
-  over = np.flatnonzero(y >= 0.5)
+  over = np.flatnonzero(y >= level)
   if not len(over) or not over[0]:
     return np.nan
   i = over[0]
-  return float(np.exp(np.interp(0.5, y[i - 1 : i + 1], x[i - 1 : i + 1])))
+  return float(np.exp(np.interp(level, y[i - 1 : i + 1], x[i - 1 : i + 1])))
 
 
 def expected_half_sizes(text: str, halves: Mapping[Any, float], **controls) -> Iterator[Finding]:
