@@ -412,37 +412,42 @@ def information(cell: tuple[int, int]) -> float:
 
 
 def plot(table):
-  """Every accuracy curve over d/(R·log₂N); d₅₀ where R·log₂N is the same, against N; the most that a parameter holds, against N."""
+  """Every accuracy curve over d/(R·log₂N) and over parameters per bit of all facts; d₅₀ where R·log₂N is the same, against N;
+  the most that a parameter holds, against N."""
   last, read = largest(table).sort_values([*CELL, 'dim']), settled(table)
-  figure, panels = plotting.new(11, 3.2, 1, 3)
-  panels[0].axhline(0.5, color=plotting.GREY, linewidth=0.8, linestyle=':')  # where d₅₀ is read
+  figure, (*collapse, iso, capacity) = plotting.new(14.5, 3.2, 1, 4)
+  for ax in collapse:
+    ax.axhline(0.5, color=plotting.GREY, linewidth=0.8, linestyle=':')  # where d₅₀ is read
   for i, ((n, r), rows) in enumerate(groups(last, *CELL)):
-    scaled = rows.assign(value=rows['accuracy'], scaled=rows['dim'] / information((n, r)))
     hollow = {} if (n, r) in read else {'markerfacecolor': 'white'}
-    plotting.draw_seeds(panels[0], scaled, 'scaled', i, f'N = {n:,}, R = {r}', **hollow)
+    per_bit = rows['dim'] / information((n, r)), rows['parameters'] / information((n, r)) / n
+    for ax, scaled in zip(collapse, per_bit, strict=True):
+      own = rows.assign(value=rows['accuracy'], scaled=scaled)
+      plotting.draw_seeds(ax, own, 'scaled', i, f'N = {n:,}, R = {r}', **hollow)
     most = rows.groupby('seed', as_index=False).agg(
       subjects=('subjects', 'first'), value=('value', 'max')
     )
-    plotting.draw_seeds(panels[2], most, 'subjects', i)
+    plotting.draw_seeds(capacity, most, 'subjects', i)
     same = select(table, subjects=n, relations=r)
     known = same[~same['model'].isin(['trained', DENSE])]
     color = plotting.cycle(i)[0]
-    panels[2].plot(known['subjects'], known['value'], 'x', color=color, markersize=4)
-  draw_same_bits(panels[1], last)
-  across = panels[2].get_yaxis_transform()
+    capacity.plot(known['subjects'], known['value'], 'x', color=color, markersize=4)
+  draw_same_bits(iso, last)
+  across = capacity.get_yaxis_transform()
   # Bits per parameter reported for language models: knowledge, memorised text.
   for bits, dashes in ((2.0, '--'), (3.6, ':')):
-    panels[2].axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
-    panels[2].text(0.3, bits, f'{bits:g} bits', transform=across, va='bottom')
-  plotting.logarithmic(panels[1].xaxis, panels[1].yaxis, panels[2].xaxis)
-  panels[0].set(
-    xlabel='d / (R log₂ N)', ylabel='accuracy', title='accuracy (hollow: not known to have settled)'
-  )
-  panels[1].set(xlabel='N', ylabel='d₅₀', title='d₅₀ at equal R log₂ N (lines: if d₅₀ grew as …)')
-  panels[2].set(xlabel='N', ylabel='bits of facts per parameter', ylim=(0, 4))
-  panels[2].set_title('capacity per parameter (×: constructions)')
-  plotting.legend(panels[0], loc='lower right')
-  plotting.legend(panels[1], loc='upper left')
+    capacity.axhline(bits, linestyle=dashes, color=plotting.GREY, linewidth=1)
+    capacity.text(0.3, bits, f'{bits:g} bits', transform=across, va='bottom')
+  plotting.logarithmic(iso.xaxis, iso.yaxis, capacity.xaxis)
+  collapse[0].set(xlabel='d / (R log₂ N)', ylabel='accuracy')
+  collapse[0].set_title('accuracy (hollow: not known to have settled)')
+  collapse[1].set(xlabel='parameters / (N R log₂ N)', xlim=(0, 1.3))
+  collapse[1].set_title('the same by parameters per bit of all facts')
+  iso.set(xlabel='N', ylabel='d₅₀', title='d₅₀ at equal R log₂ N (lines: if d₅₀ grew as …)')
+  capacity.set(xlabel='N', ylabel='bits of facts per parameter', ylim=(0, 4))
+  capacity.set_title('capacity per parameter (×: constructions)')
+  plotting.legend(collapse[0], loc='lower right')
+  plotting.legend(iso, loc='upper left')
   return figure
 
 

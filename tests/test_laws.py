@@ -302,7 +302,7 @@ def test_sizes_that_know_equally_much_are_drawn_beside_other_scalings():
   assert [np.mean([*of_S.values()]) for of_S in halves.values()] == pytest.approx(
     [9, 9, 9], rel=0.03
   )
-  labels = laws.plot(table).axes[1].get_legend_handles_labels()[1]
+  labels = laws.plot(table).axes[2].get_legend_handles_labels()[1]
   assert labels == ['R log₂ N = 48', *(f'if ∝ {name}' for name in laws.OTHER_SCALINGS)]
 
 

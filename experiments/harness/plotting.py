@@ -13,6 +13,7 @@ from experiments.harness import statistics
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = (
   '#000000', '#E69F00', '#56B4E9', '#009E73', '#0072B2', '#D55E00', '#CC79A7',
 )  # fmt: skip
+WIDE = 1e4  # a range of this many times its start
 GREY = '#6B6B6B'
 KINDS = '.png', '.pdf'
 UNDATED: dict[str, Any] = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}
@@ -47,10 +48,11 @@ def draw_seeds(ax, rows, x: str, i: int, label: str | None = None, **options):
 
 
 def logarithmic(*axes):
-  """Use a log scale on x or y axes, with ticks such as 10k, 20k, 50k."""
+  """Use a log scale on x or y axes, with ticks such as 10k, 20k, 50k, or at powers of ten alone if the range is wide."""
   for axis in axes:
     axis.axes.set(**{f'{axis.axis_name}scale': 'log'})
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < WIDE * low else (1,)))
     axis.set_major_formatter(EngFormatter(sep=''))
     axis.set_minor_formatter(NullFormatter())
 
