@@ -249,7 +249,7 @@ def main(study, capsys, *arguments):
 
 
 def test_the_binary_says_what_it_found_and_redraws_it(tmp_path, capsys):
-  study = counting([], by=('subjects',))
+  study = counting([], by=('subjects', 'of another part'))
   told = main(study, capsys, '--scale=smoke', f'--workdir={tmp_path}', '--seeds=3', '--subjects=7')
   assert 'mean' in told and '≥ 100' in told and 'records: ' in told
   found = records.read(tmp_path)

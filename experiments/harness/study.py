@@ -208,7 +208,8 @@ class Study:
     findings = self.findings(found.table)
     records.write_findings(folder / records.FINDINGS, findings)
     if self.by:
-      print(render.table(statistics.summarize(found.table, *self.by)) + '\n')
+      by = [name for name in self.by if name in found.table]  # a part may not have all columns
+      print(render.table(statistics.summarize(found.table, *by)) + '\n')
     if findings:
       print(render.findings(findings, 'terminal'))
     for path in self.draw(found.table, folder):
