@@ -376,7 +376,7 @@ def composition(rows: pd.DataFrame):
   ]  # fmt: skip
   ratios = [ratio for ratio in curves.ratios(*known) if np.isfinite(ratio)]
   yield from over_seeds(f'depth 1: d at which {WELL_KNOWN:g} is known of {names}', ratios)
-  for (d,), own in groups(direct.sort_values('dim'), 'dim'):
+  for (d,), own in groups(direct.sort_values('dim'), 'dim') if len(unrelated) else ():
     bits = (some.set_index('seed')['bits'].to_dict() for some in (own, select(unrelated, dim=d)))
     yield from over_seeds(f'depth 1, d = {d:.0f}: bits of {names}', curves.ratios(*bits))
 

@@ -6,6 +6,7 @@ are passed as embeddings, which may be learned, superposed or changed.
 Shapes: N subjects, R relations, D width, F hidden units, A answers; S subjects passed in, T scale factors.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -61,7 +62,9 @@ def accuracy(config: Config, params: dict, e_SxD: Array, targets_SxR: Array) -> 
   return jnp.mean(answers(config, params, e_SxD) == targets_SxR, dtype=jnp.float32)
 
 
-def around_mlp(before: Callable = lambda x: x, after: Callable = lambda x: x):
+def around_mlp(
+  before: Callable[[Array], Array] = lambda x: x, after: Callable[[Array], Array] = lambda x: x
+) -> contextlib.AbstractContextManager:
   """A context in which every MLP reads `before` of its input, and writes `after` of its output."""
 
   def intercept(call, args, kwargs, context):
