@@ -44,12 +44,8 @@ RATIOS = 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5  # values of N, relative to the
 CLAIMED = 'n₅₀·log₂n₅₀'
 LAWS = {CLAIMED: lambda n: n * np.log2(n), 'n₅₀': lambda n: n}
 MAX_CHANGE = 1.15
-OTHER_LEVELS = (
-  0.7,
-  0.8,
-  0.9,
-  0.95,
-)  # curves are steeper at a larger F: half of the facts is one place to read them
+# Curves are steeper at a larger F: half of the facts is one place to read them.
+OTHER_LEVELS = 0.7, 0.8, 0.9, 0.95
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -211,11 +211,12 @@ def expect(table):
     yield from compared(scaling_law.Fits(beyond, scaling_law.fit), f'{BEYOND}, {sizes}')
     if cells <= read:
       yield from without_one_size(rows, f'{LAW}, {sizes}')
-      by_law.setdefault('by that over sizes', scaling_law.fit_power(half_sizes(rows)))
-      yield from over_sizes(half_sizes(rows), f'{OVER_SIZES}, {sizes}')
+      halves = half_sizes(rows)
+      by_law.setdefault('by that over sizes', scaling_law.fit_power(halves))
+      yield from over_sizes(halves, f'{OVER_SIZES}, {sizes}')
       yield from over_sizes(half_sizes(beyond), f'{OVER_SIZES}, beyond relation-blind, {sizes}')
-      kappa = kappa or fit_capacity(half_sizes(rows))
-      yield from constant_capacity(half_sizes(rows), f'{CAPACITY}, {sizes}')
+      kappa = kappa or fit_capacity(halves)
+      yield from constant_capacity(halves, f'{CAPACITY}, {sizes}')
   yield from same_bits(last[[cell not in ADDED for cell in of_rows]])
   for (n, r), rows in groups(last, *CELL):
     says = {name: [law.half(n, r)] for name, law in by_law.items()}

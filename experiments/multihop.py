@@ -370,10 +370,7 @@ def composition(rows: pd.DataFrame):
   """What direct answers gain over unrelated relations, where most facts are known and in bits: half of the answers need not show it."""
   names = f'{MODES["direct"].name} answers / of {MODES[UNRELATED].name}'
   direct, unrelated = (select(rows, model=mode) for mode in ('direct', UNRELATED))
-  known = [
-    {seed: curves.half_size(own['dim'], own['accuracy'], WELL_KNOWN) for (seed,), own in groups(some, 'seed')}
-    for some in (direct, unrelated)
-  ]  # fmt: skip
+  known = [curves.half_sizes(some, level=WELL_KNOWN) for some in (direct, unrelated)]
   ratios = [ratio for ratio in curves.ratios(*known) if np.isfinite(ratio)]
   yield from over_seeds(f'depth 1: d at which {WELL_KNOWN:g} is known of {names}', ratios)
   for (d,), own in groups(direct.sort_values('dim'), 'dim') if len(unrelated) else ():

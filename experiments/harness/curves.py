@@ -49,9 +49,9 @@ def above_relation_blind(score: pd.Series, choices: pd.Series) -> pd.Series:
   return score.where(choices == 1, (score * choices - 1) / (choices - 1))
 
 
-def half_sizes(rows: pd.DataFrame, score: str = 'accuracy') -> dict[Any, float]:
-  """d₅₀ of the curve of every seed; NaN where its sizes do not reach it."""
-  return {seed: half_size(own['dim'], own[score]) for (seed,), own in groups(rows, 'seed')}
+def half_sizes(rows: pd.DataFrame, score: str = 'accuracy', level: float = 0.5) -> dict[Any, float]:
+  """d₅₀ of the curve of every seed, or the d at another level; NaN where its sizes do not reach it."""
+  return {seed: half_size(own['dim'], own[score], level) for (seed,), own in groups(rows, 'seed')}
 
 
 def ratios(over: Mapping[Any, float], under: Mapping[Any, float]) -> list[float]:
